@@ -1,0 +1,2 @@
+//! Benchmarks of dogsled.
+fn main() {}
