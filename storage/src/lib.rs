@@ -1,1 +1,8 @@
-pub mod ivec;
+//! The storage engine of dogsled.
+
+pub mod disk;
+mod error;
+mod ivec;
+
+pub use error::{Corruption, Error, Result};
+pub use ivec::IVec;
