@@ -287,6 +287,23 @@ impl fmt::Debug for IVec {
     }
 }
 
+/// Encoded as `&[u8]` is: a length and the bytes.
+impl bincode::Encode for IVec {
+    fn encode<E: bincode::enc::Encoder>(&self, encoder: &mut E) -> Result<(), bincode::error::EncodeError> {
+        self[..].encode(encoder)
+    }
+}
+
+impl<Context> bincode::Decode<Context> for IVec {
+    fn decode<D: bincode::de::Decoder<Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<IVec, bincode::error::DecodeError> {
+        Vec::<u8>::decode(decoder).map(IVec::from)
+    }
+}
+
+bincode::impl_borrow_decode!(IVec);
+
 #[cfg(test)]
 mod tests {
     use super::*;
