@@ -75,7 +75,11 @@ impl Error {
     }
 
     /// Damage in `file` at `offset`.
-    pub fn corrupt(file: impl Into<PathBuf>, offset: impl Into<Option<u64>>, what: impl Into<String>) -> Error {
+    pub fn corrupt(
+        file: impl Into<PathBuf>,
+        offset: impl Into<Option<u64>>,
+        what: impl Into<String>,
+    ) -> Error {
         Error::Corrupt(Corruption { file: file.into(), offset: offset.into(), what: what.into() })
     }
 }
