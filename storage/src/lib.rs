@@ -3,6 +3,7 @@
 pub mod disk;
 mod error;
 mod ivec;
+pub mod leaf_cache;
 
 pub use error::{Corruption, Error, Result};
 pub use ivec::IVec;
