@@ -1,5 +1,6 @@
 //! The storage engine of dogsled.
 
+pub mod codec;
 pub mod command;
 pub mod counter;
 pub mod disk;
