@@ -8,6 +8,7 @@ mod error;
 pub mod evaluate;
 mod ivec;
 pub mod lock;
+pub mod lock_wait;
 pub mod model;
 
 pub use command::{Command, Reply, TreeId, Write};
