@@ -1,5 +1,6 @@
 //! The storage engine of dogsled.
 
+pub mod codec;
 pub mod command;
 pub mod counter;
 pub mod disk;
@@ -8,6 +9,8 @@ pub mod evaluate;
 mod ivec;
 pub mod lock;
 pub mod leaf_cache;
+pub mod lock_wait;
+pub mod model;
 
 pub use command::{Command, Reply, TreeId, Write};
 pub use error::{Corruption, Error, Result};
