@@ -11,6 +11,7 @@ pub mod lock;
 pub mod leaf_cache;
 pub mod lock_wait;
 pub mod model;
+pub mod watch;
 
 pub use command::{Command, Reply, TreeId, Write};
 pub use error::{Corruption, Error, Result};
