@@ -56,7 +56,8 @@ impl Base {
         mut caches: HashMap<TreeId, Arc<LeafCache>>,
         budget: &Arc<CacheBudget>,
     ) -> Result<Base> {
-        let transaction = Arc::new(database.begin_read().map_err(|error| map_redb_error(path, error))?);
+        let transaction =
+            Arc::new(database.begin_read().map_err(|error| map_redb_error(path, "reading", error))?);
         let mut trees = HashMap::new();
         for (id, length) in lengths {
             let cache = match caches.remove(&id) {
@@ -120,7 +121,7 @@ impl BaseTree {
         let table = match self.transaction.open_table(TableDefinition::new(&name)) {
             Ok(table) => Some(table),
             Err(TableError::TableDoesNotExist(_)) => None,
-            Err(error) => return Err(map_redb_error(&self.path, error)),
+            Err(error) => return Err(map_redb_error(&self.path, "reading", error)),
         };
         Ok(self.table.get_or_init(|| table).as_ref())
     }
@@ -160,7 +161,8 @@ impl BaseTree {
             self.cache.insert(block);
             return Ok(found);
         }
-        let Some(found) = table.get(key).map_err(|error| map_redb_error(&self.path, error))? else {
+        let Some(found) = table.get(key).map_err(|error| map_redb_error(&self.path, "reading", error))?
+        else {
             return Ok(None);
         };
         let (version, value) = self.split(found.value())?;
@@ -192,31 +194,22 @@ impl BaseTree {
             return Ok(Arc::new(BlockBuilder::new(IVec::new()).finish(None)));
         };
         let block = self.load_backward(table, key)?;
-        // What another block already tells is cut off by the cache's refusal: then this one is
-        // used once and dropped.
+        // If it reaches over what another block tells, the cache refuses it and it is used once.
         Ok(self.offer(block))
     }
 
     fn offer(&self, block: Block) -> Arc<Block> {
-        if self.cache.budget().should_admit() {
-            let low = block.low().clone();
-            let copy = Arc::new(block);
-            // The cache takes blocks by value; a clone shares the bytes.
-            self.cache.insert((*copy).clone());
-            let _ = low;
-            return copy;
-        }
-        Arc::new(block)
+        if self.cache.budget().should_admit() { self.cache.offer(block).0 } else { Arc::new(block) }
     }
 
     fn load_around(&self, table: &Table, key: &[u8], gap: &Gap) -> Result<Block> {
         let before = table
             .range::<&[u8]>((Bound::Included(&gap.low[..]), Bound::Excluded(key)))
-            .map_err(|error| map_redb_error(&self.path, error))?;
+            .map_err(|error| map_redb_error(&self.path, "reading", error))?;
         let mut entries = Vec::with_capacity(ENTRIES_BEFORE);
         let mut low = gap.low.clone();
         for entry in before.rev() {
-            let entry = entry.map_err(|error| map_redb_error(&self.path, error))?;
+            let entry = entry.map_err(|error| map_redb_error(&self.path, "reading", error))?;
             let full = entries.len() + 1 >= ENTRIES_BEFORE;
             if full {
                 low = IVec::from(entry.0.value());
@@ -249,9 +242,9 @@ impl BaseTree {
         let end = high.as_ref().map_or(Bound::Unbounded, |high| Bound::Excluded(&high[..]));
         let entries = table
             .range::<&[u8]>((Bound::Included(from), end))
-            .map_err(|error| map_redb_error(&self.path, error))?;
+            .map_err(|error| map_redb_error(&self.path, "reading", error))?;
         for entry in entries {
-            let (key, stored) = entry.map_err(|error| map_redb_error(&self.path, error))?;
+            let (key, stored) = entry.map_err(|error| map_redb_error(&self.path, "reading", error))?;
             let key = key.value();
             if builder.is_full() {
                 return Ok(builder.finish(Some(IVec::from(key))));
@@ -266,12 +259,12 @@ impl BaseTree {
         let end = high.map_or(Bound::Unbounded, Bound::Excluded);
         let range = table
             .range::<&[u8]>((Bound::Unbounded, end))
-            .map_err(|error| map_redb_error(&self.path, error))?;
+            .map_err(|error| map_redb_error(&self.path, "reading", error))?;
         let mut entries = Vec::new();
         let mut bytes = 0;
         let mut low = IVec::new();
         for entry in range.rev() {
-            let entry = entry.map_err(|error| map_redb_error(&self.path, error))?;
+            let entry = entry.map_err(|error| map_redb_error(&self.path, "reading", error))?;
             bytes += entry.0.value().len() + entry.1.value().len();
             let full = entries.len() >= 47 || bytes >= 6 << 10;
             if full {
@@ -297,7 +290,11 @@ impl BaseTree {
             None => Err(Error::corrupt(
                 &**self.path,
                 None,
-                format!("a value of {} bytes in table {} is shorter than its version", stored.len(), table_name(self.id)),
+                format!(
+                    "a value of {} bytes in table {} is shorter than its version",
+                    stored.len(),
+                    table_name(self.id)
+                ),
             )),
         }
     }

@@ -63,8 +63,7 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                 if progress.wanted > progress.finished && progress.failed.is_none() {
                     break progress.wanted;
                 }
-                let timed_out =
-                    shared.progressed.wait_for(&mut progress, IDLE / 3).timed_out();
+                let timed_out = shared.progressed.wait_for(&mut progress, IDLE / 3).timed_out();
                 if timed_out && progress.failed.is_none() {
                     let state = shared.state.load();
                     let sequence = state.active.sequence();
@@ -133,9 +132,8 @@ fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> 
             None => return Ok(()),
         },
     };
-    let frozen = Arc::clone(
-        shared.state.load().frozen.as_ref().expect("a record exists only with a frozen overlay"),
-    );
+    let frozen =
+        Arc::clone(shared.state.load().frozen.as_ref().expect("a record exists only with a frozen overlay"));
     *freezing = Some(record);
     let record = freezing.as_ref().expect("set above");
     shared.wal.sync()?;
@@ -172,6 +170,7 @@ fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> 
     let applied = record.applied;
     *freezing = None;
     drop(freezing);
+    shared.set_checkpointed(applied);
     shared.checkpoints.fetch_add(1, Ordering::Relaxed);
     purge_wal(shared, applied)
 }
@@ -212,7 +211,8 @@ fn freeze(shared: &Shared) -> Option<Checkpoint> {
 /// Lets WAL segments go that nobody needs any more.
 fn purge_wal(shared: &Shared, applied: u64) -> Result<()> {
     let keep = shared.options.retain_changes_bytes;
-    let purge_to = if keep == 0 { applied } else { shared.wal.index_before(EMBEDDED_STREAM, keep).min(applied) };
+    let purge_to =
+        if keep == 0 { applied } else { shared.wal.index_before(EMBEDDED_STREAM, keep).min(applied) };
     if purge_to > 0 {
         shared.wal.purge_to(EMBEDDED_STREAM, purge_to)?;
     }
@@ -257,7 +257,7 @@ impl SliceWriter<'_> {
     fn write(&mut self, slice: Slice, last: bool) -> Result<()> {
         let base = Arc::clone(&self.shared.state.load().base);
         let path = Arc::clone(base.path());
-        let failed = |error: redb::Error| map_redb_error(&path, error);
+        let failed = |error: redb::Error| map_redb_error(&path, "checkpointing into", error);
         let database = &self.shared.database;
         let mut transaction = database.begin_write().map_err(|error| failed(error.into()))?;
         transaction.set_quick_repair(true);
@@ -323,8 +323,7 @@ impl SliceWriter<'_> {
                 lengths.entry(*id).or_insert(0);
             }
         }
-        let base =
-            Base::hold(&self.shared.database, old.path(), lengths.into_iter(), caches, old.budget())?;
+        let base = Base::hold(&self.shared.database, old.path(), lengths.into_iter(), caches, old.budget())?;
         for (_, tree) in base.trees() {
             if tree.cache.budget().excess() > 0 {
                 tree.cache.evict_to_budget();

@@ -73,7 +73,8 @@ impl Directory {
         if exists(&*disk, path)? {
             refuse_foreign(&*disk, path)?;
         } else {
-            disk.create_directories(path).map_err(|error| Error::io(format!("creating {}", path.display()), error))?;
+            disk.create_directories(path)
+                .map_err(|error| Error::io(format!("creating {}", path.display()), error))?;
         }
         let lock_path = path.join(LOCK);
         let lock = disk
@@ -242,8 +243,7 @@ fn refuse_plain_file(disk: &dyn Disk, path: &Path) -> Result<()> {
 
 /// Refuses a directory that is somebody else's, before a lock file is put into it.
 fn refuse_foreign(disk: &dyn Disk, path: &Path) -> Result<()> {
-    let names =
-        disk.list(path).map_err(|error| Error::io(format!("listing {}", path.display()), error))?;
+    let names = disk.list(path).map_err(|error| Error::io(format!("listing {}", path.display()), error))?;
     let has = |name: &str| names.iter().any(|found| found == name);
     let refuse = |what: &str| Err(Error::NotADatabase { path: path.to_owned(), what: what.to_owned() });
     if has(MANIFEST) || has(CREATING) || has(LOCK) {
@@ -267,7 +267,9 @@ fn refuse_foreign(disk: &dyn Disk, path: &Path) -> Result<()> {
         }
     }
     if !names.is_empty() && !has(TREE) && !has(WAL) {
-        return refuse("the directory holds other files and no dogsled database; give dogsled a directory of its own");
+        return refuse(
+            "the directory holds other files and no dogsled database; give dogsled a directory of its own",
+        );
     }
     Ok(())
 }

@@ -43,7 +43,7 @@ use crate::snapshot::Snapshot;
 use crate::state::{LatestView, Prefetched, State};
 use crate::tree_file::{map_redb_error, open_redb};
 use crate::wal::{StreamId, Ticket, Wal, WalOptions};
-use crate::watch::{Subscription, Watchers};
+use crate::watch::{Subscription, Wakeups, Watchers};
 use crate::{Command, Error, IVec, Reply, Result, TreeId};
 
 /// The WAL stream of an embedded database.
@@ -102,7 +102,7 @@ impl Options {
             retain_changes_bytes: 0,
             background_checkpoints: true,
             clock: Arc::new(SystemClock),
-            disk: Arc::new(RealDisk::new()),
+            disk: Arc::new(RealDisk),
             database_id: None,
         }
     }
@@ -142,6 +142,7 @@ pub(crate) struct Shared {
     pub(crate) freezing: Mutex<Option<Checkpoint>>,
     pub(crate) overlay_limit: usize,
     durable_sequence: AtomicU64,
+    checkpointed: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
     pub(crate) stalls: AtomicUsize,
     closed: AtomicBool,
@@ -189,7 +190,7 @@ impl Engine {
                 id.unwrap_or_else(random_id)
             })?;
         let tree_path = Arc::new(directory.tree_path());
-        let database = open_redb(&directory.disk, &tree_path, directory.database_id, redb_cache)?;
+        let database = open_redb(&*directory.disk, &tree_path, directory.database_id, redb_cache as u64)?;
         let checkpoint = read_checkpoint(&database, &tree_path)?;
         let wal = Wal::open(
             Arc::clone(&directory.disk),
@@ -205,6 +206,7 @@ impl Engine {
 
         let lengths = checkpoint.lengths.iter().map(|(id, length)| (*id, *length));
         let base = Base::hold(&database, &tree_path, lengths, Default::default(), &budget)?;
+        let checkpointed = checkpoint.applied;
         let recovered = recover(&wal, checkpoint, base, &directory.wal_path())?;
         let sequence = recovered.committer.sequence;
         let shared = Arc::new(Shared {
@@ -220,6 +222,7 @@ impl Engine {
             freezing: Mutex::new(None),
             overlay_limit,
             durable_sequence: AtomicU64::new(sequence),
+            checkpointed: AtomicU64::new(checkpointed),
             checkpoints: AtomicU64::new(0),
             stalls: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -290,7 +293,14 @@ impl Engine {
                     if outcome.effects.is_empty() {
                         return Ok(reply);
                     }
-                    let ticket = shared.commit(&mut committer, &state, &context, &outcome.effects)?;
+                    let (ticket, wakeups) =
+                        shared.commit(&mut committer, &state, &context, &outcome.effects)?;
+                    drop(committer);
+                    // Subscribers and waiters run without the mutex.
+                    drop(wakeups);
+                    if touches_locks(&outcome.effects) {
+                        shared.lock_waiters.effects_applied(&outcome.effects);
+                    }
                     break (reply, ticket, context.sequence);
                 }
             }
@@ -390,7 +400,12 @@ impl Engine {
     }
 
     /// A snapshot, and the events of exactly the commits after it.
-    pub fn snapshot_and_watch(&self, tree: TreeId, prefix: &[u8], capacity: usize) -> (Snapshot, Subscription) {
+    pub fn snapshot_and_watch(
+        &self,
+        tree: TreeId,
+        prefix: &[u8],
+        capacity: usize,
+    ) -> (Snapshot, Subscription) {
         let _committer = self.shared.commit.lock();
         (self.snapshot(), self.shared.watchers.subscribe(tree, prefix, capacity))
     }
@@ -434,7 +449,7 @@ impl Engine {
             let _ = thread.join();
         }
         self.shared.watchers.close();
-        self.shared.lock_waiters.close();
+        self.shared.lock_waiters.notify_all();
         self.shared.wal.close()
     }
 }
@@ -454,7 +469,7 @@ impl Shared {
         state: &Arc<State>,
         context: &Context,
         effects: &[Effect],
-    ) -> Result<Ticket> {
+    ) -> Result<(Ticket, Wakeups)> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::InvalidRequest("the database is closed".to_owned()));
         }
@@ -466,24 +481,21 @@ impl Shared {
         committer.sequence = context.sequence;
         committer.time_ms = context.time_ms;
         state.active.apply(context.sequence, effects, &self.readers, |tree| state.length_below_active(tree));
-        let mut touches_locks = false;
         for effect in effects {
             match effect {
-                Effect::CreateTree { id, name } => self.change_catalog(|catalog| catalog.insert(*id, name.clone())),
+                Effect::CreateTree { id, name } => {
+                    self.change_catalog(|catalog| catalog.insert(*id, name.clone()))
+                }
                 Effect::DropTree { id } => self.change_catalog(|catalog| catalog.remove(*id)),
                 Effect::SetNextId { next } => committer.next_id = *next,
-                Effect::Put { tree, .. } | Effect::Remove { tree, .. } => touches_locks |= *tree == TreeId::LOCKS,
-                Effect::Clear { .. } => {}
+                Effect::Put { .. } | Effect::Remove { .. } | Effect::Clear { .. } => {}
             }
         }
-        self.watchers.publish(context.sequence, effects);
-        if touches_locks {
-            self.lock_waiters.effects_applied(effects);
-        }
+        let wakeups = self.watchers.publish(context.sequence, effects);
         if state.active.bytes() > self.freeze_at() {
             self.want_checkpoint();
         }
-        Ok(ticket)
+        Ok((ticket, wakeups))
     }
 
     /// Call with the commit mutex held.
@@ -491,6 +503,15 @@ impl Shared {
         let mut state = State::clone(&self.state.load());
         change(Arc::make_mut(&mut state.catalog));
         self.state.store(Arc::new(state));
+    }
+
+    /// The commit up to which the B-tree on disk is complete.
+    pub(crate) fn checkpointed(&self) -> u64 {
+        self.checkpointed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_checkpointed(&self, sequence: u64) {
+        self.checkpointed.store(sequence, Ordering::Release);
     }
 
     pub(crate) fn freeze_at(&self) -> usize {
@@ -533,6 +554,13 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+fn touches_locks(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| {
+        matches!(effect, Effect::Put { tree, .. } | Effect::Remove { tree, .. } | Effect::Clear { tree }
+            if *tree == TreeId::LOCKS)
+    })
 }
 
 /// Reads from the B-tree what a command will look at, without the commit mutex.
@@ -580,13 +608,13 @@ struct Recovered {
 /// The checkpoint record, or the default if there never was one.
 pub(crate) fn read_checkpoint(database: &redb::Database, path: &Path) -> Result<Checkpoint> {
     use redb::ReadableDatabase;
-    let transaction = database.begin_read().map_err(|error| map_redb_error(path, error))?;
+    let transaction = database.begin_read().map_err(|error| map_redb_error(path, "reading", error))?;
     let table = match transaction.open_table(META_TABLE) {
         Ok(table) => table,
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Checkpoint::default()),
-        Err(error) => return Err(map_redb_error(path, error)),
+        Err(error) => return Err(map_redb_error(path, "reading", error)),
     };
-    match table.get(CHECKPOINT_ROW).map_err(|error| map_redb_error(path, error))? {
+    match table.get(CHECKPOINT_ROW).map_err(|error| map_redb_error(path, "reading", error))? {
         Some(row) => Checkpoint::decode(row.value(), path),
         None => Ok(Checkpoint::default()),
     }
@@ -609,7 +637,10 @@ fn recover(wal: &Wal, checkpoint: Checkpoint, base: Base, wal_path: &Path) -> Re
         return Err(Error::corrupt(
             wal_path,
             None,
-            format!("the WAL begins with commit {first} but the B-tree ends with commit {}; commits between are missing", from - 1),
+            format!(
+                "the WAL begins with commit {first} but the B-tree ends with commit {}; commits between are missing",
+                from - 1
+            ),
         ));
     }
     let readers = Readers::default();
@@ -637,12 +668,8 @@ fn recover(wal: &Wal, checkpoint: Checkpoint, base: Base, wal_path: &Path) -> Re
         committer.time_ms = committer.time_ms.max(time_ms);
         Ok(())
     })?;
-    let state = State {
-        active: Arc::new(overlay),
-        frozen: None,
-        base: Arc::new(base),
-        catalog: Arc::new(catalog),
-    };
+    let state =
+        State { active: Arc::new(overlay), frozen: None, base: Arc::new(base), catalog: Arc::new(catalog) };
     Ok(Recovered { state, committer })
 }
 

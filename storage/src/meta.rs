@@ -45,8 +45,7 @@ const LOCKS_NAME: &[u8] = b"__dogsled__locks";
 
 impl Default for Catalog {
     fn default() -> Self {
-        let mut catalog =
-            Catalog { names: BTreeMap::new(), ids: BTreeMap::new(), next: TreeId::FIRST_USER };
+        let mut catalog = Catalog { names: BTreeMap::new(), ids: BTreeMap::new(), next: TreeId::FIRST_USER };
         catalog.insert(TreeId::DEFAULT, IVec::from(DEFAULT_TREE_NAME));
         catalog.insert(TreeId::COUNTERS, IVec::from(COUNTERS_NAME));
         catalog.insert(TreeId::LOCKS, IVec::from(LOCKS_NAME));
@@ -129,7 +128,9 @@ impl Checkpoint {
         };
         match read() {
             Some(Ok(checkpoint)) => Ok(checkpoint),
-            Some(Err(version)) => Err(damaged(&format!("has version {version}, newer than this program reads"))),
+            Some(Err(version)) => {
+                Err(damaged(&format!("has version {version}, newer than this program reads")))
+            }
             None => Err(damaged("ends in the middle")),
         }
     }
@@ -161,8 +162,7 @@ mod tests {
     fn a_checkpoint_record_round_trips_and_every_flip_of_it_is_seen() {
         let mut checkpoint = Checkpoint { applied: 77, time_ms: 5, next_id: 9, ..Checkpoint::default() };
         checkpoint.catalog.insert(TreeId(20), IVec::from("users"));
-        checkpoint.lengths =
-            checkpoint.catalog.ids.keys().map(|id| (*id, u64::from(id.0) * 3)).collect();
+        checkpoint.lengths = checkpoint.catalog.ids.keys().map(|id| (*id, u64::from(id.0) * 3)).collect();
         let file = Path::new("tree.redb");
         let bytes = checkpoint.encode();
         assert_eq!(Checkpoint::decode(&bytes, file).expect("sound"), checkpoint);

@@ -210,8 +210,4 @@ impl View for ModelState {
     fn next_id(&self) -> u64 {
         self.next_id
     }
-
-    fn is_unchanged_since(&self, sequence: u64) -> bool {
-        self.sequence <= sequence
-    }
 }

@@ -376,10 +376,9 @@ pub(crate) fn is_empty_range(range: (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
     match range {
         (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
         (Bound::Included(low), Bound::Included(high)) => low > high,
-        (
-            Bound::Included(low) | Bound::Excluded(low),
-            Bound::Included(high) | Bound::Excluded(high),
-        ) => low >= high,
+        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => {
+            low >= high
+        }
     }
 }
 
@@ -453,7 +452,8 @@ impl TreeOverlay {
                 self.lengths.set(sequence, 0, bounds);
                 self.cleared.get_or_insert(sequence);
                 if bounds.newest == 0 {
-                    let bytes: usize = self.entries.iter().map(|(key, version)| entry_size(key, version)).sum();
+                    let bytes: usize =
+                        self.entries.iter().map(|(key, version)| entry_size(key, version)).sum();
                     self.entries = BTreeMap::new();
                     return -(bytes as isize);
                 }
@@ -488,11 +488,8 @@ impl Version {
         let before = self.heap_size() as isize;
         let mut grown = 0;
         if self.sequence != sequence && bounds.need(self.sequence, sequence) {
-            let older = Version {
-                sequence: self.sequence,
-                value: self.value.take(),
-                older: self.older.take(),
-            };
+            let older =
+                Version { sequence: self.sequence, value: self.value.take(), older: self.older.take() };
             grown += before + std::mem::size_of::<Version>() as isize;
             self.older = Some(Box::new(older));
         }

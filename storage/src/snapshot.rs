@@ -67,8 +67,7 @@ impl Snapshot {
 
     /// The entries of a range in key order, from both ends.
     pub fn range(&self, tree: TreeId, low: Bound<IVec>, high: Bound<IVec>) -> RangeIter {
-        let mut iter =
-            RangeIter::over(Arc::clone(&self.0.state), self.0.sequence, tree, (low, high));
+        let mut iter = RangeIter::over(Arc::clone(&self.0.state), self.0.sequence, tree, (low, high));
         iter.snapshot = Some(self.clone());
         iter
     }
@@ -223,9 +222,7 @@ impl RangeIter {
                 (as_slice(&low), as_slice(edge.as_ref().unwrap_or(&high)))
             };
             let hidden = overlay.hides_below(self.tree, self.sequence);
-            if let Some(last) =
-                overlay.collect(self.tree, range, self.sequence, reverse, limit, &mut found)
-            {
+            if let Some(last) = overlay.collect(self.tree, range, self.sequence, reverse, limit, &mut found) {
                 edge = Some(Bound::Included(last));
             }
             layers.push(found);

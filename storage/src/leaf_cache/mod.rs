@@ -282,27 +282,33 @@ impl LeafCache {
     /// Adds a block read from the B-tree at this cache's version. If any of its interval is
     /// covered already (another reader was faster), it is dropped and the answer is `false`.
     /// Then evicts, if the budget is exceeded, a few blocks.
-    pub fn insert(&self, mut block: Block) -> bool {
+    pub fn insert(&self, block: Block) -> bool {
+        self.offer(block).1
+    }
+
+    /// As [`LeafCache::insert`], and returns the block for use by whoever read it.
+    pub fn offer(&self, mut block: Block) -> (Arc<Block>, bool) {
         let mut hand = self.hand.lock();
         let index = self.index.load_full();
         let predecessor = index.place(block.low());
         if predecessor.is_some_and(|place| index.at(place).ends_above(block.low())) {
-            return false;
+            return (Arc::new(block), false);
         }
         let successor = index.next(predecessor).map(|place| index.at(place).low());
         if successor.is_some_and(|low| block.ends_above(low)) {
-            return false;
+            return (Arc::new(block), false);
         }
         block.charge(&self.budget);
         let bytes = block.charged();
-        self.index.store(Arc::new(index.with(predecessor, Arc::new(block))));
+        let block = Arc::new(block);
+        self.index.store(Arc::new(index.with(predecessor, Arc::clone(&block))));
         // Not all of the excess: some of it may be held by versions about to be dropped, while a
         // checkpoint replaces them.
         let excess = self.budget.excess().min(bytes.saturating_mul(2));
         if excess > 0 {
             self.evict(excess, &mut hand);
         }
-        true
+        (block, true)
     }
 
     /// The cache of the next version: this one's blocks with `changes` merged in, which are sorted
