@@ -1,6 +1,9 @@
 //! The storage engine of dogsled.
 
+mod backup;
 mod base;
+mod bulk;
+mod changes;
 mod checkpoint;
 pub mod clock;
 pub mod codec;
@@ -25,6 +28,8 @@ pub mod tree_file;
 pub mod wal;
 pub mod watch;
 
+pub use backup::BackupReport;
+pub use changes::{Changes, Commit};
 pub use clock::{Clock, SystemClock};
 pub use command::{Command, Reply, TreeId, Write};
 pub use directory::FORMAT_VERSION;

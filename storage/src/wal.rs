@@ -44,3 +44,8 @@ impl Wal {
         unimplemented!()
     }
 }
+impl Wal {
+    pub fn read(&self, _: StreamId, _: u64, _: u64, _: usize) -> Result<Vec<(u64, crate::IVec)>> {
+        unimplemented!()
+    }
+}
