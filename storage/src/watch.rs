@@ -266,7 +266,10 @@ impl Queue {
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue").field("tree", &self.tree).field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("Queue")
+            .field("tree", &self.tree)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
     }
 }
 
