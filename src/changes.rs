@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use dogsled_storage::engine;
+use dogsled_storage as engine;
 use dogsled_storage::{Effect, TreeId};
 
 use crate::db::Database;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use dogsled_storage::engine::Durability;
-use dogsled_storage::engine::{Clock, Engine, Options};
+pub use dogsled_storage::Durability;
+use dogsled_storage::{Clock, Engine, Options};
 
 use crate::db::TemporaryDirectory;
 use crate::{Db, Error, Result};
@@ -52,7 +52,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Config {
-        let options = Options::default();
+        let options = Options::new(DEFAULT_PATH);
         Config {
             path: None,
             temporary: false,
@@ -232,14 +232,13 @@ impl Config {
             (None, false) => PathBuf::from(DEFAULT_PATH),
         };
         let mut options = Options {
-            directory: directory.clone(),
             cache_capacity: self.cache_capacity,
             durability: self.durability,
             flush_every_ms: self.flush_every_ms,
             segment_size: self.segment_size,
             create_new: self.create_new,
             retain_changes_bytes: self.retain_changes_bytes,
-            ..Options::default()
+            ..Options::new(&directory)
         };
         if let Some(clock) = &self.clock {
             options.clock = Arc::clone(clock);
@@ -259,8 +258,9 @@ fn temporary_path() -> PathBuf {
     } else {
         std::env::temp_dir()
     };
-    let nanoseconds =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let nanoseconds = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     base.join(format!("dogsled.tmp.{}.{nanoseconds}.{number}", std::process::id()))
 }

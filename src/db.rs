@@ -6,8 +6,8 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dogsled_storage::engine::{Durability, Engine};
 use dogsled_storage::{Command, Reply, TreeId};
+use dogsled_storage::{Durability, Engine};
 use parking_lot::{Mutex, RwLock};
 
 use crate::flush::Flusher;
@@ -127,10 +127,8 @@ impl fmt::Debug for Db {
 
 impl Db {
     pub(crate) fn start(engine: Arc<Engine>, temporary: Option<TemporaryDirectory>) -> Db {
-        let state = Arc::new(TreeState {
-            name: IVec::from(DEFAULT_TREE_NAME),
-            merge_operator: RwLock::new(None),
-        });
+        let state =
+            Arc::new(TreeState { name: IVec::from(DEFAULT_TREE_NAME), merge_operator: RwLock::new(None) });
         let database = Arc::new(Database {
             flusher: Flusher::default(),
             engine,

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 
-use dogsled_storage::engine::Engine;
+use dogsled_storage::Engine;
 use parking_lot::Mutex;
 
 use crate::Result;

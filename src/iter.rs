@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use dogsled_storage::engine::RangeIter;
+use dogsled_storage::RangeIter;
 
 use crate::{IVec, Result, Tree};
 

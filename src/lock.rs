@@ -200,10 +200,7 @@ impl Lock {
 
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lock")
-            .field("name", &self.name)
-            .field("owner", &self.owner)
-            .finish_non_exhaustive()
+        f.debug_struct("Lock").field("name", &self.name).field("owner", &self.owner).finish_non_exhaustive()
     }
 }
 
@@ -327,7 +324,10 @@ impl Drop for LockGuard {
 
 impl fmt::Debug for LockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LockGuard").field("lock", &self.lock).field("token", &self.token).finish_non_exhaustive()
+        f.debug_struct("LockGuard")
+            .field("lock", &self.lock)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
     }
 }
 
@@ -340,8 +340,9 @@ pub(crate) fn milliseconds(lease: Duration) -> u64 {
 /// can make something of.
 fn default_owner() -> IVec {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let nanoseconds =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let nanoseconds = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     IVec::from(format!("process {} handle {number} of {nanoseconds:x}", std::process::id()))
 }

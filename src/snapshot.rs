@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::RangeBounds;
 use std::sync::Arc;
 
-use dogsled_storage::engine;
+use dogsled_storage as engine;
 
 use crate::db::Database;
 use crate::tree::{owned_bounds, prefix_bounds};
@@ -134,10 +134,6 @@ impl Snapshot {
     /// on from there.
     pub fn sequence(&self) -> u64 {
         self.inner.sequence()
-    }
-
-    pub(crate) fn inner(&self) -> &engine::Snapshot {
-        &self.inner
     }
 }
 

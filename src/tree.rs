@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
-use dogsled_storage::engine::Durability;
+use dogsled_storage::Durability;
 use dogsled_storage::{Command, Error as StorageError, Reply, TreeId};
 use parking_lot::RwLock;
 
@@ -356,7 +356,9 @@ impl Tree {
     {
         // Cloned, so that an operator may itself use the tree.
         let operator = self.state.merge_operator.read().clone().ok_or_else(|| {
-            Error::Unsupported("set a merge operator on this tree by set_merge_operator before merging".to_owned())
+            Error::Unsupported(
+                "set a merge operator on this tree by set_merge_operator before merging".to_owned(),
+            )
         })?;
         let (key, value) = (key.as_ref(), value.as_ref());
         self.update_and_fetch(key, |old| operator(key, old, value))

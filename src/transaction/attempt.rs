@@ -15,10 +15,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
-use dogsled_storage::engine::{Durability, Snapshot};
 use dogsled_storage::evaluate::{self, Context, Effect, Entry, Versioned, View};
 use dogsled_storage::lock::PENDING_SEQUENCE;
 use dogsled_storage::{Command, Error as StorageError, Reply, Result as StorageResult, TreeId, Write};
+use dogsled_storage::{Durability, Snapshot};
 
 use super::UnabortableTransactionResult;
 use crate::db::Database;

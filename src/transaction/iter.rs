@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Bound;
 use std::rc::Rc;
 
-use dogsled_storage::engine::RangeIter;
+use dogsled_storage::RangeIter;
 use dogsled_storage::evaluate::{Entry, Versioned};
 use dogsled_storage::lock::PENDING_SEQUENCE;
 use dogsled_storage::{Result as StorageResult, TreeId};
@@ -28,12 +28,7 @@ pub(super) struct MergedIter {
 }
 
 impl MergedIter {
-    pub(super) fn new(
-        attempt: Rc<Attempt>,
-        tree: TreeId,
-        low: Bound<IVec>,
-        high: Bound<IVec>,
-    ) -> MergedIter {
+    pub(super) fn new(attempt: Rc<Attempt>, tree: TreeId, low: Bound<IVec>, high: Bound<IVec>) -> MergedIter {
         let low = match low {
             Bound::Unbounded => IVec::new(),
             Bound::Included(key) => key,
@@ -67,7 +62,11 @@ impl MergedIter {
                 (_, None) => false,
                 (None, Some(_)) => true,
                 (Some((base, _)), Some((own, _))) => {
-                    if from_back { own >= base } else { own <= base }
+                    if from_back {
+                        own >= base
+                    } else {
+                        own <= base
+                    }
                 }
             };
             let (key, value) = if own_is_next {

@@ -169,7 +169,11 @@ impl TransactionalLock {
     ///
     /// # Errors
     /// Those of reading.
-    pub fn is_held(&self, owner: impl AsRef<[u8]>, token: FencingToken) -> UnabortableTransactionResult<bool> {
+    pub fn is_held(
+        &self,
+        owner: impl AsRef<[u8]>,
+        token: FencingToken,
+    ) -> UnabortableTransactionResult<bool> {
         Ok(self.holder()?.is_some_and(|holder| holder.owner == owner.as_ref() && holder.token == token))
     }
 
@@ -203,7 +207,11 @@ impl TransactionalLock {
     ///
     /// # Errors
     /// Those of reading.
-    pub fn release(&self, owner: impl AsRef<[u8]>, token: FencingToken) -> UnabortableTransactionResult<bool> {
+    pub fn release(
+        &self,
+        owner: impl AsRef<[u8]>,
+        token: FencingToken,
+    ) -> UnabortableTransactionResult<bool> {
         let (name, owner) = (self.name.clone(), IVec::from(owner.as_ref()));
         match self.evaluate(LockCommand::Release { name, owner, token })? {
             LockReply::Released => Ok(true),
@@ -221,6 +229,8 @@ impl std::fmt::Debug for TransactionalLock {
 
 impl Attempt {
     fn lock_holder(self: &Rc<Self>, name: &[u8]) -> UnabortableTransactionResult<Option<crate::Holder>> {
-        Ok(self.with_view(|view, time_ms| dogsled_storage::lock::holder(view, time_ms, name)).map_err(Error::from)?)
+        Ok(self
+            .with_view(|view, time_ms| dogsled_storage::lock::holder(view, time_ms, name))
+            .map_err(Error::from)?)
     }
 }

@@ -324,8 +324,7 @@ impl<T: KeyDecode, const N: usize> KeyDecode for [T; N] {
     }
 
     fn decode_last(mut input: &[u8]) -> Result<[T; N], MalformedKey> {
-        let mut elements: Vec<T> =
-            (1..N).map(|_| T::decode(&mut input)).collect::<Result<_, _>>()?;
+        let mut elements: Vec<T> = (1..N).map(|_| T::decode(&mut input)).collect::<Result<_, _>>()?;
         if N > 0 {
             elements.push(T::decode_last(input)?);
         } else if !input.is_empty() {

@@ -20,8 +20,11 @@ use crate::{Error, Result};
 
 const VERSION: u8 = 1;
 
-type Configuration =
-    bincode::config::Configuration<bincode::config::LittleEndian, bincode::config::Varint, Limit<MAX_VALUE_LENGTH>>;
+type Configuration = bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    Limit<MAX_VALUE_LENGTH>,
+>;
 
 fn configuration() -> Configuration {
     bincode::config::standard().with_limit::<MAX_VALUE_LENGTH>()
@@ -92,9 +95,7 @@ mod tests {
     #[test]
     fn the_encoding_does_not_change() {
         let value = (300u16, -1i64, "né", Some(true), [7u8, 8], vec![1u32, 70_000]);
-        let golden = [
-            1, 251, 44, 1, 1, 3, b'n', 0xc3, 0xa9, 1, 1, 7, 8, 2, 1, 252, 112, 17, 1, 0,
-        ];
+        let golden = [1, 251, 44, 1, 1, 3, b'n', 0xc3, 0xa9, 1, 1, 7, 8, 2, 1, 252, 112, 17, 1, 0];
         assert_eq!(encode(&value).unwrap(), golden);
         type Value = (u16, i64, String, Option<bool>, [u8; 2], Vec<u32>);
         let decoded: Value = decode(&golden).unwrap();
