@@ -14,6 +14,12 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+mod real;
+mod simulated;
+
+pub use real::RealDisk;
+pub use simulated::{Fault, Operation, SimulatedDisk};
+
 /// Size in bytes of the unit in which disks are assumed to write without harming neighbours.
 pub const BLOCK_SIZE: usize = 4096;
 
