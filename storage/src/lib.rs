@@ -7,6 +7,7 @@ mod error;
 pub mod evaluate;
 mod ivec;
 pub mod lock;
+pub mod tree_file;
 
 pub use command::{Command, Reply, TreeId, Write};
 pub use error::{Corruption, Error, Result};
