@@ -64,11 +64,6 @@ pub trait View {
     fn next_tree_id(&self) -> TreeId;
     /// The first number that was never reserved by [`Command::ReserveIds`].
     fn next_id(&self) -> u64;
-    /// Whether nothing at all was committed after `sequence`.
-    fn is_unchanged_since(&self, sequence: u64) -> bool {
-        let _ = sequence;
-        false
-    }
 }
 
 /// One change of the state.

@@ -294,11 +294,30 @@ impl bincode::Encode for IVec {
     }
 }
 
+/// Allocates nothing before the bytes are known to be there, whatever length is claimed.
 impl<Context> bincode::Decode<Context> for IVec {
     fn decode<D: bincode::de::Decoder<Context = Context>>(
         decoder: &mut D,
     ) -> Result<IVec, bincode::error::DecodeError> {
-        Vec::<u8>::decode(decoder).map(IVec::from)
+        use bincode::de::read::Reader;
+
+        let claimed = u64::decode(decoder)?;
+        let length =
+            usize::try_from(claimed).map_err(|_| bincode::error::DecodeError::OutsideUsizeRange(claimed))?;
+        decoder.claim_container_read::<u8>(length)?;
+        if let Some(bytes) = decoder.reader().peek_read(length) {
+            let value = IVec::from(bytes);
+            decoder.reader().consume(length);
+            return Ok(value);
+        }
+        // The input ends too early, or comes from a stream that cannot look ahead: read in steps.
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            let start = bytes.len();
+            bytes.resize(length.min(start + (64 << 10)), 0);
+            decoder.reader().read(&mut bytes[start..])?;
+        }
+        Ok(IVec::from(bytes))
     }
 }
 
