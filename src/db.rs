@@ -6,16 +6,12 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dogsled_storage::{Command, Reply, TreeId};
-use dogsled_storage::{Durability, Engine};
-use parking_lot::{Mutex, RwLock};
+use dogsled_storage::{Command, DEFAULT_TREE_NAME, Durability, Engine, Reply, TreeId};
+use parking_lot::Mutex;
 
 use crate::flush::Flusher;
 use crate::tree::TreeState;
-use crate::{Config, Counter, Error, IVec, Lock, Result, Snapshot, Tree, TypedTree};
-
-/// The name of the tree that a [`Db`] derefs to; the same as in sled.
-pub(crate) const DEFAULT_TREE_NAME: &[u8] = b"__sled__default";
+use crate::{Config, Counter, Error, IVec, Iter, Lock, Result, Snapshot, Tree, TypedTree};
 
 /// How many numbers [`Db::generate_id`] reserves at a time. Each reservation waits for a sync,
 /// and what is left of it is lost when the database is closed.
@@ -89,6 +85,13 @@ impl Database {
         &self.flusher
     }
 
+    /// A handle of a tree that was seen under that name and number.
+    pub(crate) fn tree(self: &Arc<Database>, name: IVec, id: TreeId) -> Tree {
+        let known = self.trees.lock().get(&name).filter(|state| state.id == id).cloned();
+        let state = known.unwrap_or_else(|| Arc::new(TreeState::new(id, name)));
+        Tree::new(state, Arc::clone(self))
+    }
+
     pub(crate) fn generate_id(&self) -> Result<u64> {
         let mut ids = self.ids.lock();
         if ids.0 == ids.1 {
@@ -114,6 +117,15 @@ impl Deref for Db {
     }
 }
 
+impl IntoIterator for &'_ Db {
+    type Item = Result<(IVec, IVec)>;
+    type IntoIter = Iter;
+
+    fn into_iter(self) -> Iter {
+        self.iter()
+    }
+}
+
 impl fmt::Debug for Db {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut map = f.debug_map();
@@ -127,8 +139,7 @@ impl fmt::Debug for Db {
 
 impl Db {
     pub(crate) fn start(engine: Arc<Engine>, temporary: Option<TemporaryDirectory>) -> Db {
-        let state =
-            Arc::new(TreeState { name: IVec::from(DEFAULT_TREE_NAME), merge_operator: RwLock::new(None) });
+        let state = Arc::new(TreeState::new(TreeId::DEFAULT, IVec::from(DEFAULT_TREE_NAME)));
         let database = Arc::new(Database {
             flusher: Flusher::default(),
             engine,
@@ -136,7 +147,7 @@ impl Db {
             ids: Mutex::new((0, 0)),
             _temporary: temporary,
         });
-        Db { default: Tree::new(TreeId::DEFAULT, state, database) }
+        Db { default: Tree::new(state, database) }
     }
 
     #[doc(hidden)]
@@ -181,10 +192,8 @@ impl Db {
                 other => unreachable!("opening a tree was answered with {other:?}"),
             },
         };
-        let state = trees
-            .entry(name.clone())
-            .or_insert_with(|| Arc::new(TreeState { name, merge_operator: RwLock::new(None) }));
-        Ok(Tree::new(id, Arc::clone(state), Arc::clone(database)))
+        let state = trees.entry(name.clone()).or_insert_with(|| Arc::new(TreeState::new(id, name)));
+        Ok(Tree::new(Arc::clone(state), Arc::clone(database)))
     }
 
     /// Drops the tree of that name with all its keys; whether there was one. Handles that are
@@ -317,7 +326,7 @@ impl Db {
     ///
     /// # Errors
     /// Those of `reader`.
-    pub fn read<T, E>(&self, reader: impl FnOnce(&Snapshot) -> Result<T, E>) -> Result<T, E> {
+    pub fn read<T>(&self, reader: impl FnOnce(&Snapshot) -> Result<T>) -> Result<T> {
         reader(&self.snapshot())
     }
 

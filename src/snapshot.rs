@@ -130,6 +130,24 @@ impl Snapshot {
         self.inner.trees().into_iter().map(|(name, _)| name).collect()
     }
 
+    /// Handles of the trees that were there, sorted by name; of those that were dropped since,
+    /// only the snapshot can be read.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.open_tree("users")?.insert("ann", "admin")?;
+    /// let snapshot = db.snapshot();
+    /// db.drop_tree("users")?;
+    /// let users = snapshot.trees().pop().unwrap();
+    /// assert_eq!(snapshot.get(&users, "ann")?.unwrap(), "admin");
+    /// # Ok(()) }
+    /// ```
+    pub fn trees(&self) -> Vec<Tree> {
+        let handle = |(name, id)| Database::tree(&self.database, name, id);
+        self.inner.trees().into_iter().map(handle).collect()
+    }
+
     /// The sequence of the last commit in it; [`Db::changes_since`](crate::Db::changes_since) goes
     /// on from there.
     pub fn sequence(&self) -> u64 {

@@ -59,8 +59,15 @@ impl<F> MergeOperator for F where F: Fn(&[u8], Option<&[u8]>, &[u8]) -> Option<V
 
 /// What all handles of one tree share.
 pub(crate) struct TreeState {
+    pub(crate) id: TreeId,
     pub(crate) name: IVec,
-    pub(crate) merge_operator: RwLock<Option<Arc<dyn MergeOperator + Send + Sync>>>,
+    merge_operator: RwLock<Option<Arc<dyn MergeOperator + Send + Sync>>>,
+}
+
+impl TreeState {
+    pub(crate) fn new(id: TreeId, name: IVec) -> TreeState {
+        TreeState { id, name, merge_operator: RwLock::new(None) }
+    }
 }
 
 /// A named ordered keyspace within a [`Db`](crate::Db): a handle that is cheap to clone and to
@@ -95,8 +102,8 @@ impl IntoIterator for &'_ Tree {
 
 /// Reading and writing single keys.
 impl Tree {
-    pub(crate) fn new(id: TreeId, state: Arc<TreeState>, database: Arc<Database>) -> Tree {
-        Tree { id, state, database }
+    pub(crate) fn new(state: Arc<TreeState>, database: Arc<Database>) -> Tree {
+        Tree { id: state.id, state, database }
     }
 
     #[cold]
@@ -694,7 +701,7 @@ impl Tree {
     /// # let tree = dogsled::Config::new().temporary(true).open()?;
     /// let mut subscriber = tree.watch_prefix("user/");
     /// tree.insert("user/ann", "1")?;
-    /// assert_eq!(subscriber.next().unwrap().key(), "user/ann");
+    /// assert_eq!(*subscriber.next().unwrap().key(), "user/ann");
     /// # Ok(()) }
     /// ```
     pub fn watch_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Subscriber {
@@ -717,7 +724,7 @@ impl Tree {
     /// tree.insert("user/bob", "2")?;
     /// let known: Vec<_> = snapshot.scan_prefix(&tree, "user/").keys().collect::<Result<_, _>>()?;
     /// assert_eq!(known, ["user/ann"]);
-    /// assert_eq!(subscriber.next().unwrap().key(), "user/bob");
+    /// assert_eq!(*subscriber.next().unwrap().key(), "user/bob");
     /// # Ok(()) }
     /// ```
     pub fn snapshot_and_watch<P: AsRef<[u8]>>(&self, prefix: P) -> (Snapshot, Subscriber) {
