@@ -211,8 +211,7 @@ fn freeze(shared: &Shared) -> Option<Checkpoint> {
 /// Lets WAL segments go that nobody needs any more.
 fn purge_wal(shared: &Shared, applied: u64) -> Result<()> {
     let keep = shared.options.retain_changes_bytes;
-    let purge_to =
-        if keep == 0 { applied } else { shared.wal.index_before(EMBEDDED_STREAM, keep).min(applied) };
+    let purge_to = if keep == 0 { applied } else { shared.commit.lock().sequence_before(keep).min(applied) };
     if purge_to > 0 {
         shared.wal.purge_to(EMBEDDED_STREAM, purge_to)?;
     }

@@ -20,6 +20,7 @@
 //! to the leaf cache. The active overlay is frozen at a quarter of the overlays' share; writers
 //! wait when both together reach it.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -115,6 +116,39 @@ pub(crate) struct Committer {
     pub(crate) time_ms: u64,
     pub(crate) next_id: u64,
     scratch: Vec<u8>,
+    /// Bytes given to the WAL since opening, and what they were at some commits, oldest first.
+    logged: u64,
+    marks: VecDeque<(u64, u64)>,
+}
+
+/// Between two marks of [`Committer`].
+const MARK_BYTES: u64 = 1 << 20;
+
+impl Committer {
+    fn new(sequence: u64, time_ms: u64, next_id: u64) -> Committer {
+        Committer { sequence, time_ms, next_id, scratch: Vec::new(), logged: 0, marks: VecDeque::new() }
+    }
+
+    fn mark(&mut self, bytes: usize) {
+        self.logged += bytes as u64;
+        if self.marks.back().is_none_or(|(_, logged)| self.logged - logged >= MARK_BYTES) {
+            self.marks.push_back((self.sequence, self.logged));
+        }
+    }
+
+    /// The last commit behind which at least `keep` bytes were logged; 0 if there is none. What was
+    /// in the WAL before opening is not counted, so rather too much is kept than too little.
+    pub(crate) fn sequence_before(&mut self, keep: u64) -> u64 {
+        while let Some((_, logged)) = self.marks.get(1)
+            && self.logged - logged >= keep
+        {
+            self.marks.pop_front();
+        }
+        match self.marks.front() {
+            Some((sequence, logged)) if self.logged - logged >= keep => *sequence,
+            _ => 0,
+        }
+    }
 }
 
 /// How far checkpoints have come; guarded by its own mutex, signalled on every change.
@@ -423,6 +457,19 @@ impl Engine {
         crate::checkpoint::request_and_wait(&self.shared)
     }
 
+    /// Panics if something does not hold that always does. For tests; takes time in proportion to
+    /// what is in memory.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) {
+        let state = self.shared.state.load_full();
+        for overlay in std::iter::once(&state.active).chain(&state.frozen) {
+            overlay.check_invariants();
+        }
+        for (_, tree) in state.base.trees() {
+            tree.cache.check_invariants();
+        }
+    }
+
     /// Bytes that the directory takes: B-tree, live WAL and spare segments.
     ///
     /// # Errors
@@ -476,9 +523,11 @@ impl Shared {
         committer.scratch.clear();
         encode_effects(context.time_ms, effects, &mut committer.scratch);
         let ticket = self.wal.append(EMBEDDED_STREAM, context.sequence, &[&committer.scratch])?;
+        let bytes = committer.scratch.len();
         // A commit of many megabytes must not stay allocated for ever.
         committer.scratch.shrink_to(1 << 20);
         committer.sequence = context.sequence;
+        committer.mark(bytes);
         committer.time_ms = context.time_ms;
         state.active.apply(context.sequence, effects, &self.readers, |tree| state.length_below_active(tree));
         for effect in effects {
@@ -622,12 +671,7 @@ pub(crate) fn read_checkpoint(database: &redb::Database, path: &Path) -> Result<
 
 /// Replays the WAL behind the checkpoint into a fresh overlay.
 fn recover(wal: &Wal, checkpoint: Checkpoint, base: Base, wal_path: &Path) -> Result<Recovered> {
-    let mut committer = Committer {
-        sequence: checkpoint.applied,
-        time_ms: checkpoint.time_ms,
-        next_id: checkpoint.next_id,
-        scratch: Vec::new(),
-    };
+    let mut committer = Committer::new(checkpoint.applied, checkpoint.time_ms, checkpoint.next_id);
     let from = checkpoint.applied + 1;
     let mut catalog = checkpoint.catalog;
     let overlay = Overlay::new(checkpoint.applied);
