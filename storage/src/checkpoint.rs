@@ -97,7 +97,7 @@ pub(crate) fn run(shared: &Arc<Shared>) {
 
 /// [`crate::Engine::checkpoint`].
 pub(crate) fn request_and_wait(shared: &Arc<Shared>) -> Result<()> {
-    if !shared.options.background_checkpoints {
+    if !shared.options.background_threads {
         let result = checkpoint(shared, || false);
         if let Err(error) = &result {
             shared.wal.poison(&format!("a checkpoint failed: {error}"));

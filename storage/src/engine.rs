@@ -79,14 +79,15 @@ pub struct Options {
     /// Commits whose WAL bytes together stay below this are kept for [`Engine::changes_since`]
     /// after they were folded into the B-tree.
     pub retain_changes_bytes: u64,
-    /// Fold into the B-tree in the background. Without it only [`Engine::checkpoint`] does; for
-    /// tests that need to know when the disk is written.
-    pub background_checkpoints: bool,
+    /// Run the threads that write out, sync and fold into the B-tree. Without them only calls do:
+    /// for tests that need to know when the disk is written, and for simulation.
+    pub background_threads: bool,
     /// What tells the time.
     pub clock: Arc<dyn Clock>,
     /// What stores the bytes.
     pub disk: Arc<dyn Disk>,
-    /// The id of a database that is made; `None`: drawn at random.
+    /// The id of a database that is made, and the seed of all else that is random; `None`: drawn
+    /// from the system's entropy.
     pub database_id: Option<u128>,
 }
 
@@ -101,7 +102,7 @@ impl Options {
             segment_size: 64 << 20,
             create_new: false,
             retain_changes_bytes: 0,
-            background_checkpoints: true,
+            background_threads: true,
             clock: Arc::new(SystemClock),
             disk: Arc::new(RealDisk),
             database_id: None,
@@ -229,11 +230,11 @@ impl Engine {
         let wal = Wal::open(
             Arc::clone(&directory.disk),
             WalOptions {
-                directory: directory.wal_path(),
                 segment_size: options.segment_size,
-                database_id: directory.database_id,
                 flush_every: options.flush_every_ms.map(Duration::from_millis),
-                ..WalOptions::default()
+                threads: options.background_threads,
+                seed: id.map(|id| id as u64),
+                ..WalOptions::new(directory.wal_path(), directory.database_id)
             },
         )?;
         directory.finish_creation()?;
@@ -265,7 +266,7 @@ impl Engine {
             options,
         });
         let engine = Engine { shared: Arc::clone(&shared), checkpointer: Mutex::new(None) };
-        if shared.options.background_checkpoints {
+        if shared.options.background_threads {
             let thread = std::thread::Builder::new()
                 .name("dogsled-checkpoint".to_owned())
                 .spawn(move || crate::checkpoint::run(&shared))
@@ -583,7 +584,7 @@ impl Shared {
 
     /// Back-pressure: waits while the overlays are over their share of memory.
     fn wait_for_room(&self) -> Result<()> {
-        if self.overlay_bytes() < self.overlay_limit || !self.options.background_checkpoints {
+        if self.overlay_bytes() < self.overlay_limit || !self.options.background_threads {
             return Ok(());
         }
         self.stalls.fetch_add(1, Ordering::Relaxed);
