@@ -3,6 +3,7 @@
 pub mod disk;
 mod error;
 mod ivec;
+pub mod wal;
 
 pub use error::{Corruption, Error, Result};
 pub use ivec::IVec;
