@@ -29,7 +29,6 @@ const ENTRIES_BEFORE: usize = 16;
 
 /// The B-tree at one version; see the [module](self).
 pub(crate) struct Base {
-    transaction: Arc<ReadTransaction>,
     path: Arc<PathBuf>,
     trees: HashMap<TreeId, Arc<BaseTree>>,
     budget: Arc<CacheBudget>,
@@ -75,7 +74,7 @@ impl Base {
             };
             trees.insert(id, Arc::new(tree));
         }
-        Ok(Base { transaction, path: Arc::clone(path), trees, budget: Arc::clone(budget) })
+        Ok(Base { path: Arc::clone(path), trees, budget: Arc::clone(budget) })
     }
 
     #[inline]
@@ -89,11 +88,6 @@ impl Base {
 
     pub(crate) fn length(&self, id: TreeId) -> u64 {
         self.trees.get(&id).map_or(0, |tree| tree.length)
-    }
-
-    /// The redb transaction that is held.
-    pub(crate) fn transaction(&self) -> &ReadTransaction {
-        &self.transaction
     }
 
     pub(crate) fn path(&self) -> &Arc<PathBuf> {
@@ -133,16 +127,6 @@ impl BaseTree {
             Lookup::Found { version, value } => Ok(Some(Versioned { version, value })),
             Lookup::Absent => Ok(None),
             Lookup::Unknown => self.get_uncached(key),
-        }
-    }
-
-    /// The version of a key.
-    #[inline]
-    pub(crate) fn version(&self, key: &[u8]) -> Result<Option<u64>> {
-        match self.cache.get_version(key) {
-            Lookup::Found { version, .. } => Ok(Some(version)),
-            Lookup::Absent => Ok(None),
-            Lookup::Unknown => Ok(self.get_uncached(key)?.map(|found| found.version)),
         }
     }
 

@@ -171,7 +171,6 @@ pub(crate) struct SortedMap<V> {
     index: PrefixIndex,
     lows: Vec<IVec>,
     groups: Vec<Group<V>>,
-    length: usize,
 }
 
 /// A place between or at entries: group, leaf, position in the leaf.
@@ -180,11 +179,7 @@ type Place = (usize, usize, usize);
 impl<V> SortedMap<V> {
     pub(crate) const fn new() -> SortedMap<V> {
         let index = PrefixIndex { skip: 0, prefixes: Vec::new() };
-        SortedMap { index, lows: Vec::new(), groups: Vec::new(), length: 0 }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.length
+        SortedMap { index, lows: Vec::new(), groups: Vec::new() }
     }
 
     /// The leaf that has `key` or would get it.
@@ -228,7 +223,6 @@ impl<V> SortedMap<V> {
             self.lows.push(IVec::new());
             self.groups.push(Group::new(vec![IVec::new()], vec![Box::new(leaf)]));
             self.index = PrefixIndex::build(1, |_| &[]);
-            self.length = 1;
             return result;
         };
         let node = &mut self.groups[group].leaves[leaf];
@@ -241,7 +235,6 @@ impl<V> SortedMap<V> {
         };
         let (value, result) = new();
         node.insert(position, key.clone(), value);
-        self.length += 1;
         if node.entries.len() >= LEAF_LIMIT {
             self.split_leaf(group, leaf, position);
         }
@@ -433,7 +426,6 @@ mod tests {
                     }
                 }
             }
-            assert_eq!(map.len(), model.len());
             assert!(map.iter().eq(model.iter()));
             assert!(map.iter().rev().eq(model.iter().rev()));
         }
