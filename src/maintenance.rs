@@ -1,10 +1,11 @@
 //! Looking after a database: statistics, checkpoints, backup, verification.
 
 use std::path::Path;
+use std::sync::Arc;
 
 pub use dogsled_storage::{BackupReport, Stats};
 
-use crate::{Db, Result};
+use crate::{Db, Error, IVec, Result, Snapshot, Tree};
 
 impl Db {
     /// Figures for operators.
@@ -72,5 +73,46 @@ impl Db {
         progress: impl FnMut(u64, u64),
     ) -> Result<BackupReport> {
         Ok(self.database().engine.backup_with(target.as_ref(), progress)?)
+    }
+}
+
+impl Tree {
+    /// Reads the whole tree and checks that it holds together: every block it touches against its
+    /// checksum, the order of the keys, and their number.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let tree = dogsled::Config::new().temporary(true).open()?;
+    /// tree.insert("key", "value")?;
+    /// tree.verify_integrity()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Corruption`] with the place if bytes are damaged, and [`Error::ReportableBug`] if
+    /// they are sound but do not belong together.
+    pub fn verify_integrity(&self) -> Result<()> {
+        let snapshot = Snapshot::new(self.database.engine.snapshot(), Arc::clone(&self.database));
+        let wrong =
+            |what: String| Error::ReportableBug(format!("tree \"{}\": {what}", self.name().escape_ascii()));
+        let mut count = 0;
+        let mut previous: Option<IVec> = None;
+        for key in snapshot.iter(self).keys() {
+            let key = key?;
+            if let Some(previous) = previous.filter(|previous| *previous >= key) {
+                return Err(wrong(format!(
+                    "key \"{}\" comes after key \"{}\"",
+                    key.escape_ascii(),
+                    previous.escape_ascii()
+                )));
+            }
+            previous = Some(key);
+            count += 1;
+        }
+        let length = snapshot.len(self)?;
+        if count != length {
+            return Err(wrong(format!("it has {count} keys and counts {length}")));
+        }
+        Ok(())
     }
 }
