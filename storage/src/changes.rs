@@ -1,0 +1,108 @@
+//! [`Changes`]: the history of commits, read back from the WAL.
+//!
+//! Together with [`Engine::snapshot`] it is how a copy is made and kept: take a snapshot, copy it,
+//! then apply the commits after [`Snapshot::sequence`](crate::Snapshot::sequence), again and again.
+//! Commits that a checkpoint has folded into the B-tree leave the WAL, except for the last
+//! [`Options::retain_changes_bytes`](crate::Options::retain_changes_bytes); who comes too late is
+//! told so.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::codec::decode_effects;
+use crate::engine::{EMBEDDED_STREAM, Shared};
+use crate::{Effects, Engine, Error, Result};
+
+/// Bytes of the WAL that are read at a time.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// One commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Its place in the history.
+    pub sequence: u64,
+    /// The log's time at which it was made, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// What it changed.
+    pub effects: Effects,
+}
+
+/// Commits in order; see [`Engine::changes_since`]. Ends at the newest commit, and continues if
+/// asked again after more were made.
+#[derive(Debug)]
+pub struct Changes {
+    shared: Arc<Shared>,
+    next: u64,
+    fetched: VecDeque<Commit>,
+}
+
+impl Engine {
+    /// The commits after `sequence`.
+    ///
+    /// # Errors
+    /// [`Error::Compacted`] if some of them are no longer in the WAL, [`Error::InvalidRequest`] if
+    /// `sequence` is in the future.
+    pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
+        let newest = self.sequence();
+        if sequence > newest {
+            return Err(Error::InvalidRequest(format!(
+                "sequence {sequence} is not reached yet; the newest commit is {newest}"
+            )));
+        }
+        let changes =
+            Changes { shared: Arc::clone(&self.shared), next: sequence + 1, fetched: VecDeque::new() };
+        changes.check_kept(newest)?;
+        Ok(changes)
+    }
+}
+
+impl Changes {
+    /// The sequence of the last commit that was handed out, or the one that was asked for: where to
+    /// go on later.
+    pub fn sequence(&self) -> u64 {
+        self.fetched.front().map_or(self.next, |commit| commit.sequence) - 1
+    }
+
+    fn check_kept(&self, newest: u64) -> Result<()> {
+        let oldest = self.shared.wal.first_index(EMBEDDED_STREAM).unwrap_or(newest + 1);
+        if self.next <= newest && self.next < oldest {
+            return Err(Error::Compacted { oldest });
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self) -> Result<()> {
+        let newest = self.shared.commit.lock().sequence;
+        if self.next > newest {
+            return Ok(());
+        }
+        self.check_kept(newest)?;
+        let wal_path = self.shared.directory.wal_path();
+        let records = self.shared.wal.read(EMBEDDED_STREAM, self.next, newest + 1, BATCH_BYTES)?;
+        if records.is_empty() {
+            // Purged between the check and the read.
+            self.check_kept(newest)?;
+        }
+        for (sequence, record) in records {
+            let malformed = |error: crate::codec::Malformed| error.in_file(&wal_path, 0);
+            let (time_ms, effects) = decode_effects(&record).map_err(malformed)?;
+            let effects = effects.to_owned().map_err(malformed)?;
+            self.next = sequence + 1;
+            self.fetched.push_back(Commit { sequence, time_ms, effects });
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Changes {
+    type Item = Result<Commit>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.fetched.is_empty()
+            && let Err(error) = self.fetch()
+        {
+            return Some(Err(error));
+        }
+        self.fetched.pop_front().map(Ok)
+    }
+}

@@ -1,0 +1,343 @@
+//! Checkpoints: folding the overlay into the B-tree, in the background.
+//!
+//! # Steps
+//! 1. **Freeze** (commit mutex): the active overlay becomes the frozen one, an empty one takes its
+//!    place. Writers go on at once.
+//! 2. **Sync the WAL** up to the frozen overlay's last commit. The B-tree must never hold more
+//!    than the WAL has durably: what follows would be a hole in the history.
+//! 3. **Slices**: the frozen overlay's newest state is written in key order, some ten thousand keys
+//!    to a redb transaction (durable, two-phase, with quick repair). After each the new B-tree is
+//!    published under the same frozen overlay, which shadows every key that is half-way, so each
+//!    such state reads the same. That is why slices exist: with one large transaction the held
+//!    B-tree pins every old page until the end, and the file grows to twice its size.
+//! 4. The **last slice** also records the applied sequence, the catalog and the lengths.
+//! 5. The frozen overlay goes, and the WAL's prefix with it.
+//!
+//! # Crashes
+//! Before step 4 is durable the record still names the old sequence, so recovery replays the whole
+//! WAL behind it over a B-tree that holds some of it already. Effects are absolute and replayed in
+//! order, so the result is the same. After step 4 the replay starts behind it.
+//!
+//! # Errors
+//! An error of redb latches it: the checkpoint's failure is kept, writers that need room get it,
+//! and the WAL is poisoned so that nothing more is acknowledged. Everything acknowledged is in the
+//! WAL; reopening recovers it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use redb::TableDefinition;
+
+use crate::base::Base;
+use crate::engine::{EMBEDDED_STREAM, Shared};
+use crate::evaluate::Versioned;
+use crate::leaf_cache::{LeafCache, ValueRef};
+use crate::meta::{CHECKPOINT_ROW, Checkpoint, META_TABLE, table_name};
+use crate::overlay::Overlay;
+use crate::state::State;
+use crate::tree_file::map_redb_error;
+use crate::{IVec, Result, TreeId};
+
+/// Keys and bytes of one slice.
+const SLICE_KEYS: usize = 32 << 10;
+const SLICE_BYTES: usize = 16 << 20;
+
+/// An overlay of at least this size is folded when nothing was committed for [`IDLE`], so that
+/// reads find everything in one place and a reopening finds little to replay.
+const IDLE_BYTES: usize = 1 << 20;
+const IDLE: Duration = Duration::from_millis(1500);
+
+/// The background thread.
+pub(crate) fn run(shared: &Arc<Shared>) {
+    let mut last_sequence = 0;
+    let mut quiet_since = Instant::now();
+    loop {
+        let target = {
+            let mut progress = shared.progress.lock();
+            loop {
+                if progress.closing {
+                    return;
+                }
+                if progress.wanted > progress.finished && progress.failed.is_none() {
+                    break progress.wanted;
+                }
+                let timed_out = shared.progressed.wait_for(&mut progress, IDLE / 3).timed_out();
+                if timed_out && progress.failed.is_none() {
+                    let state = shared.state.load();
+                    let sequence = state.active.sequence();
+                    if sequence != last_sequence {
+                        last_sequence = sequence;
+                        quiet_since = Instant::now();
+                    } else if state.active.bytes() >= IDLE_BYTES && quiet_since.elapsed() >= IDLE {
+                        progress.wanted = progress.wanted.max(progress.finished + 1);
+                    }
+                }
+            }
+        };
+        let result = checkpoint(shared, || shared.progress.lock().closing);
+        let mut progress = shared.progress.lock();
+        match result {
+            Ok(()) => {
+                progress.finished = target;
+                // One may not have been enough.
+                if shared.state.load().active.bytes() > shared.freeze_at() && progress.wanted == target {
+                    progress.wanted += 1;
+                }
+            }
+            Err(error) => {
+                shared.wal.poison(&format!("a checkpoint failed: {error}"));
+                progress.failed = Some(error);
+            }
+        }
+        shared.progressed.notify_all();
+    }
+}
+
+/// [`crate::Engine::checkpoint`].
+pub(crate) fn request_and_wait(shared: &Arc<Shared>) -> Result<()> {
+    if !shared.options.background_checkpoints {
+        let result = checkpoint(shared, || false);
+        if let Err(error) = &result {
+            shared.wal.poison(&format!("a checkpoint failed: {error}"));
+        }
+        return result;
+    }
+    let mut progress = shared.progress.lock();
+    // One that is under way may have frozen before the caller's last commit: wait for the next.
+    progress.wanted = progress.wanted.max(progress.finished + 1) + 1;
+    let target = progress.wanted;
+    shared.progressed.notify_all();
+    while progress.finished < target {
+        if let Some(error) = &progress.failed {
+            return Err(error.clone());
+        }
+        if progress.closing {
+            return Err(crate::Error::InvalidRequest("the database is closed".to_owned()));
+        }
+        shared.progressed.wait(&mut progress);
+    }
+    Ok(())
+}
+
+/// One checkpoint; see the [module](self). Stops between slices if `cancelled` says so: the state
+/// in between is as good as any.
+fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> {
+    let mut freezing = shared.freezing.lock();
+    let record = match freezing.take() {
+        Some(record) => record,
+        None => match freeze(shared) {
+            Some(record) => record,
+            None => return Ok(()),
+        },
+    };
+    let frozen =
+        Arc::clone(shared.state.load().frozen.as_ref().expect("a record exists only with a frozen overlay"));
+    *freezing = Some(record);
+    let record = freezing.as_ref().expect("set above");
+    shared.wal.sync()?;
+
+    let mut writer = SliceWriter { shared, frozen: &frozen, record, started: Vec::new() };
+    let mut trees = Vec::new();
+    frozen.for_each_tree(|id, cleared, _| trees.push((id, cleared)));
+    let mut slice = Slice::default();
+    for (id, cleared) in trees {
+        let dropped = !record.catalog.ids.contains_key(&id);
+        if cleared || dropped {
+            slice.cleared.push(id);
+        }
+        if dropped {
+            continue;
+        }
+        let mut after: Option<IVec> = None;
+        loop {
+            let mut changes = Vec::new();
+            let room = SLICE_KEYS - slice.keys;
+            frozen.slice(id, after.as_ref(), room.min(4096), &mut changes);
+            let Some((last, _)) = changes.last() else { break };
+            after = Some(last.clone());
+            slice.add(id, changes);
+            if slice.keys >= SLICE_KEYS || slice.bytes >= SLICE_BYTES {
+                writer.write(std::mem::take(&mut slice), false)?;
+                if cancelled() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    writer.write(slice, true)?;
+    let applied = record.applied;
+    *freezing = None;
+    drop(freezing);
+    shared.set_checkpointed(applied);
+    shared.checkpoints.fetch_add(1, Ordering::Relaxed);
+    purge_wal(shared, applied)
+}
+
+/// Step 1; `None` if there is nothing to fold.
+fn freeze(shared: &Shared) -> Option<Checkpoint> {
+    let committer = shared.commit.lock();
+    let state = shared.state.load();
+    assert!(state.frozen.is_none(), "the overlay before is still being folded");
+    if state.active.is_empty() {
+        return None;
+    }
+    let mut lengths: std::collections::BTreeMap<TreeId, u64> =
+        state.base.trees().map(|(id, tree)| (id, tree.length)).collect();
+    state.active.for_each_tree(|id, _, length| {
+        lengths.insert(id, length);
+    });
+    lengths.retain(|id, _| state.catalog.ids.contains_key(id));
+    for id in state.catalog.ids.keys() {
+        lengths.entry(*id).or_insert(0);
+    }
+    let record = Checkpoint {
+        applied: committer.sequence,
+        time_ms: committer.time_ms,
+        next_id: committer.next_id,
+        catalog: (*state.catalog).clone(),
+        lengths,
+    };
+    shared.state.store(Arc::new(State {
+        active: Arc::new(Overlay::new(committer.sequence)),
+        frozen: Some(Arc::clone(&state.active)),
+        base: Arc::clone(&state.base),
+        catalog: Arc::clone(&state.catalog),
+    }));
+    Some(record)
+}
+
+/// Lets WAL segments go that nobody needs any more.
+fn purge_wal(shared: &Shared, applied: u64) -> Result<()> {
+    let keep = shared.options.retain_changes_bytes;
+    let purge_to =
+        if keep == 0 { applied } else { shared.wal.index_before(EMBEDDED_STREAM, keep).min(applied) };
+    if purge_to > 0 {
+        shared.wal.purge_to(EMBEDDED_STREAM, purge_to)?;
+    }
+    Ok(())
+}
+
+type Change = (IVec, Option<Versioned>);
+
+/// What one redb transaction writes.
+#[derive(Default)]
+struct Slice {
+    /// Trees whose table is dropped first.
+    cleared: Vec<TreeId>,
+    changes: Vec<(TreeId, Vec<Change>)>,
+    keys: usize,
+    bytes: usize,
+}
+
+impl Slice {
+    fn add(&mut self, tree: TreeId, changes: Vec<Change>) {
+        self.keys += changes.len();
+        self.bytes += changes
+            .iter()
+            .map(|(key, value)| key.len() + value.as_ref().map_or(0, |found| found.value.len()))
+            .sum::<usize>();
+        match self.changes.last_mut() {
+            Some((id, list)) if *id == tree => list.extend(changes),
+            _ => self.changes.push((tree, changes)),
+        }
+    }
+}
+
+struct SliceWriter<'a> {
+    shared: &'a Arc<Shared>,
+    frozen: &'a Arc<Overlay>,
+    record: &'a Checkpoint,
+    /// Trees whose old contents are gone from the B-tree already.
+    started: Vec<TreeId>,
+}
+
+impl SliceWriter<'_> {
+    fn write(&mut self, slice: Slice, last: bool) -> Result<()> {
+        let base = Arc::clone(&self.shared.state.load().base);
+        let path = Arc::clone(base.path());
+        let failed = |error: redb::Error| map_redb_error(&path, "checkpointing into", error);
+        let database = &self.shared.database;
+        let mut transaction = database.begin_write().map_err(|error| failed(error.into()))?;
+        transaction.set_quick_repair(true);
+        for id in &slice.cleared {
+            let name = table_name(*id);
+            let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(&name);
+            transaction.delete_table(definition).map_err(|error| failed(error.into()))?;
+        }
+        let mut stored = Vec::new();
+        for (id, changes) in &slice.changes {
+            let name = table_name(*id);
+            let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(&name);
+            let mut table = transaction.open_table(definition).map_err(|error| failed(error.into()))?;
+            for (key, value) in changes {
+                match value {
+                    Some(found) => {
+                        stored.clear();
+                        stored.extend_from_slice(&found.version.to_le_bytes());
+                        stored.extend_from_slice(&found.value);
+                        table.insert(&key[..], &stored[..]).map_err(|error| failed(error.into()))?;
+                    }
+                    None => {
+                        table.remove(&key[..]).map_err(|error| failed(error.into()))?;
+                    }
+                }
+            }
+        }
+        if last {
+            let mut meta = transaction.open_table(META_TABLE).map_err(|error| failed(error.into()))?;
+            let row = self.record.encode();
+            meta.insert(CHECKPOINT_ROW, &row[..]).map_err(|error| failed(error.into()))?;
+        }
+        transaction.commit().map_err(|error| failed(error.into()))?;
+        self.publish(&base, &slice, last)
+    }
+
+    /// Makes the B-tree as just committed the one that is read.
+    fn publish(&mut self, old: &Arc<Base>, slice: &Slice, last: bool) -> Result<()> {
+        self.started.extend(&slice.cleared);
+        let mut caches: HashMap<TreeId, Arc<LeafCache>> =
+            old.trees().map(|(id, tree)| (id, Arc::clone(&tree.cache))).collect();
+        for id in &slice.cleared {
+            caches.insert(*id, Arc::new(LeafCache::new_empty_tree(Arc::clone(old.budget()))));
+        }
+        for (id, changes) in &slice.changes {
+            let cache = caches
+                .entry(*id)
+                .or_insert_with(|| Arc::new(LeafCache::new_empty_tree(Arc::clone(old.budget()))));
+            let changes = changes.iter().map(|(key, value)| {
+                (&key[..], value.as_ref().map(|found| (found.version, ValueRef::Shared(&found.value))))
+            });
+            *cache = Arc::new(cache.apply(changes));
+        }
+        let mut lengths: HashMap<TreeId, u64> = if last {
+            self.record.lengths.iter().map(|(id, length)| (*id, *length)).collect()
+        } else {
+            old.trees().map(|(id, tree)| (id, tree.length)).collect()
+        };
+        if !last {
+            // New trees are in the B-tree before the record that names them; their length is told
+            // by the frozen overlay until then.
+            for (id, _) in &slice.changes {
+                lengths.entry(*id).or_insert(0);
+            }
+        }
+        let base = Base::hold(&self.shared.database, old.path(), lengths.into_iter(), caches, old.budget())?;
+        for (_, tree) in base.trees() {
+            if tree.cache.budget().excess() > 0 {
+                tree.cache.evict_to_budget();
+            }
+        }
+        let _committer = self.shared.commit.lock();
+        let state = self.shared.state.load();
+        debug_assert!(state.frozen.as_ref().is_some_and(|frozen| Arc::ptr_eq(frozen, self.frozen)));
+        self.shared.state.store(Arc::new(State {
+            active: Arc::clone(&state.active),
+            frozen: if last { None } else { state.frozen.clone() },
+            base: Arc::new(base),
+            catalog: Arc::clone(&state.catalog),
+        }));
+        Ok(())
+    }
+}

@@ -1,0 +1,42 @@
+//! Commands, records and effects as bytes, and back from bytes that nobody vouches for.
+//!
+//! Two encodings, for two needs:
+//!
+//! - **Commands and records** ([`encode_command`], [`decode_command`]) change with the features of
+//!   the database, and are decoded from peers and clients. They use bincode 2, and this module
+//!   and the `derive`s on their types are all that knows of it.
+//! - **Effects** ([`encode_effects`], [`decode_effects`]) are the payload of the embedded
+//!   database's WAL, the hot path of every write. They are laid out by hand; see
+//!   [`effects`] for the format byte by byte.
+//!
+//! # Commands
+//!
+//! | bytes | meaning |
+//! |---|---|
+//! | 1 | format version, 1 |
+//! | rest | the [`Command`](crate::Command) in bincode's standard configuration: little-endian, enum variants and lengths and integers above 8 bits as varints, signed ones zigzag |
+//!
+//! bincode's varint: below 251, the byte itself; otherwise 251, 252 or 253 followed by 2, 4 or 8
+//! bytes, little-endian. Options and results are one byte 0 or 1 before their contents.
+//!
+//! # Hostile bytes
+//!
+//! Every decoder here holds to these rules, and `commands_codec.rs` and the fuzz targets test them:
+//!
+//! - The length of the input is checked against a cap before anything is decoded.
+//! - Nothing is allocated because the input claims a length; only bytes that are there are copied,
+//!   and lists grow as their elements arrive. The memory needed is at most a small multiple
+//!   (25) of the input's length. bincode's own limit stands behind that.
+//! - All of the input must be used; bytes left over are an error.
+//! - No type here refers to itself, so nesting cannot exhaust the stack, and no list has elements
+//!   of size zero.
+//! - The first byte is a version, and an unknown one is an error that names it.
+//!
+//! None of them panics on any input.
+
+mod bincoded;
+pub mod effects;
+
+pub use bincoded::{MAX_ENCODED_COMMAND_LENGTH, decode_command, encode_command};
+pub(crate) use bincoded::{decode_record, encode_record};
+pub use effects::{EffectRef, EffectRefs, Malformed, decode_effects, encode_effects};

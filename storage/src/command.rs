@@ -1,0 +1,275 @@
+//! [`Command`]: everything a caller can ask to be changed, and [`Reply`]: what it is told.
+//!
+//! A command is data. The same value is evaluated at once by the embedded database and, on a
+//! cluster, carried in a Raft entry and evaluated by every replica; see [`crate::evaluate`].
+
+use bincode::{Decode, Encode};
+
+use crate::counter::{CounterCommand, CounterReply};
+use crate::lock::{LockCommand, LockReply};
+use crate::{Error, IVec, Result};
+
+/// The longest key in bytes.
+pub const MAX_KEY_LENGTH: usize = 64 << 10;
+/// The longest value in bytes (512 MiB).
+pub const MAX_VALUE_LENGTH: usize = 512 << 20;
+/// The most bytes of keys and values that one command may carry (1 GiB).
+pub const MAX_COMMAND_LENGTH: usize = 1 << 30;
+/// The longest name of a tree, counter or lock in bytes.
+pub const MAX_NAME_LENGTH: usize = 4 << 10;
+
+/// The number of a tree, never reused within a database.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode)]
+pub struct TreeId(pub u32);
+
+impl TreeId {
+    /// The tree that a database derefs to, `__sled__default`.
+    pub const DEFAULT: TreeId = TreeId(0);
+    /// Holds the counters; see [`crate::counter`].
+    pub const COUNTERS: TreeId = TreeId(1);
+    /// Holds the locks; see [`crate::lock`].
+    pub const LOCKS: TreeId = TreeId(2);
+    /// Numbers below this are the database's own trees.
+    pub const FIRST_USER: TreeId = TreeId(16);
+
+    /// Whether the tree is one of the database's own, not made by `open_tree`.
+    pub fn is_system(self) -> bool {
+        self == TreeId::COUNTERS || self == TreeId::LOCKS
+    }
+}
+
+/// One put (`Some`) or remove (`None`) within a batch or transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Write {
+    /// Where.
+    pub tree: TreeId,
+    /// Which key.
+    pub key: IVec,
+    /// The new value, or `None` to remove the key.
+    pub value: Option<IVec>,
+}
+
+/// A key that a transaction read, and what it saw there.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct KeyRead {
+    /// Where.
+    pub tree: TreeId,
+    /// Which key.
+    pub key: IVec,
+    /// The version seen (the sequence of the commit that wrote it); 0: the key was absent.
+    pub version: u64,
+}
+
+/// A range that a transaction read, and what it saw there.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RangeRead {
+    /// Where.
+    pub tree: TreeId,
+    /// The first key that was looked at, inclusive.
+    pub low: IVec,
+    /// Where the look ended, exclusive; `None`: the end of the tree.
+    pub high: Option<IVec>,
+    /// How many keys were seen.
+    pub count: u64,
+    /// [`RangeFingerprint`] of the keys and versions seen.
+    pub fingerprint: u64,
+}
+
+/// Digest of the (key, version) pairs of a range, in key order.
+///
+/// Versions never repeat, so two equal sets of versions are the same state of the range; the
+/// digest is an FNV-style fold of the versions, and [`RangeRead::count`] guards it.
+#[derive(Clone, Copy, Debug)]
+pub struct RangeFingerprint(u64);
+
+impl Default for RangeFingerprint {
+    fn default() -> Self {
+        RangeFingerprint(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl RangeFingerprint {
+    /// Adds the next key's version.
+    pub fn add(&mut self, version: u64) {
+        // Multiply-rotate keeps order and mixes all bits; a version is a whole u64, so unlike
+        // FNV on bytes one round per word suffices.
+        self.0 = (self.0 ^ version).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+
+    /// The digest.
+    pub fn finish(self) -> u64 {
+        self.0
+    }
+}
+
+/// What a caller asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Command {
+    /// Opens a tree by name, creating it if missing. Reply: [`Reply::Tree`].
+    CreateTree {
+        /// Its name.
+        name: IVec,
+    },
+    /// Drops a tree with all its keys. Reply: [`Reply::Dropped`].
+    DropTree {
+        /// Its name.
+        name: IVec,
+    },
+    /// Removes all keys of a tree. Reply: [`Reply::Done`].
+    ClearTree {
+        /// Which.
+        tree: TreeId,
+    },
+    /// Sets a key. Reply: [`Reply::Previous`].
+    Insert {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+        /// Its new value.
+        value: IVec,
+    },
+    /// Removes a key. Reply: [`Reply::Previous`].
+    Remove {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+    },
+    /// Sets or removes a key only if its value is `old`. Reply: [`Reply::Swapped`].
+    CompareAndSwap {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+        /// What must be there; `None`: nothing.
+        old: Option<IVec>,
+        /// What shall be there; `None`: nothing.
+        new: Option<IVec>,
+    },
+    /// Applies all writes, or none; a later write to a key overrules an earlier one. Reply:
+    /// [`Reply::Done`].
+    Batch {
+        /// In order.
+        writes: Vec<Write>,
+    },
+    /// Removes the first or last key of a tree. Reply: [`Reply::Popped`].
+    Pop {
+        /// Where.
+        tree: TreeId,
+        /// Whether the last key instead of the first.
+        last: bool,
+    },
+    /// Applies `writes` only if all that was read is still so. Reply: [`Reply::Done`] or
+    /// [`Reply::Conflict`].
+    Transact {
+        /// Keys that were read.
+        reads: Vec<KeyRead>,
+        /// Ranges that were read.
+        ranges: Vec<RangeRead>,
+        /// What to write.
+        writes: Vec<Write>,
+    },
+    /// Reserves numbers that are never given again. Reply: [`Reply::Ids`].
+    ReserveIds {
+        /// How many.
+        count: u64,
+    },
+    /// An operation of a counter. Reply: [`Reply::Counter`].
+    Counter(CounterCommand),
+    /// An operation of a lock. Reply: [`Reply::Lock`].
+    Lock(LockCommand),
+}
+
+/// What the caller of a [`Command`] is told.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// The tree.
+    Tree {
+        /// Its number.
+        id: TreeId,
+        /// Whether it was made by this command.
+        created: bool,
+    },
+    /// Whether there was such a tree.
+    Dropped(bool),
+    /// The value that was there before.
+    Previous(Option<IVec>),
+    /// Whether it was swapped; if not, what is there.
+    Swapped(Result<(), Option<IVec>>),
+    /// What was removed.
+    Popped(Option<(IVec, IVec)>),
+    /// Something that was read has changed since; read again.
+    Conflict,
+    /// The first of the reserved numbers.
+    Ids {
+        /// It and the `count - 1` after it are the caller's.
+        first: u64,
+    },
+    /// Of a counter.
+    Counter(CounterReply),
+    /// Of a lock.
+    Lock(LockReply),
+}
+
+impl Command {
+    /// Refuses what is over a limit, before anything is looked up or written.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] with the limit and the size found.
+    pub fn check_limits(&self) -> Result<()> {
+        match self {
+            Command::CreateTree { name } | Command::DropTree { name } => check_name("tree", name),
+            Command::Insert { key, value, .. } => {
+                check_key(key)?;
+                check_value(value)
+            }
+            Command::Remove { key, .. } => check_key(key),
+            Command::CompareAndSwap { key, new, .. } => {
+                check_key(key)?;
+                new.as_ref().map_or(Ok(()), |value| check_value(value))
+            }
+            Command::Batch { writes } | Command::Transact { writes, .. } => {
+                let mut total = 0;
+                for write in writes {
+                    check_key(&write.key)?;
+                    total += write.key.len();
+                    if let Some(value) = &write.value {
+                        check_value(value)?;
+                        total += value.len();
+                    }
+                }
+                if total > MAX_COMMAND_LENGTH {
+                    return Err(Error::InvalidRequest(format!(
+                        "a batch or transaction of {total} bytes is over the limit of {MAX_COMMAND_LENGTH}; split it"
+                    )));
+                }
+                Ok(())
+            }
+            Command::Counter(counter) => check_name("counter", counter.name()),
+            Command::Lock(lock) => check_name("lock", lock.name()),
+            Command::ClearTree { .. } | Command::Pop { .. } | Command::ReserveIds { .. } => Ok(()),
+        }
+    }
+}
+
+fn check_key(key: &[u8]) -> Result<()> {
+    check_length("a key", key.len(), MAX_KEY_LENGTH)
+}
+
+fn check_value(value: &[u8]) -> Result<()> {
+    check_length("a value", value.len(), MAX_VALUE_LENGTH)
+}
+
+fn check_name(of: &str, name: &[u8]) -> Result<()> {
+    check_length(&format!("the name of a {of}"), name.len(), MAX_NAME_LENGTH)
+}
+
+fn check_length(what: &str, found: usize, limit: usize) -> Result<()> {
+    if found > limit {
+        return Err(Error::InvalidRequest(format!("{what} of {found} bytes is over the limit of {limit}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,689 @@
+//! [`Engine`]: the database. Commits, reads, opening and closing.
+//!
+//! # One write
+//! ```text
+//! execute ─► evaluate(newest view) ─► encode effects ─► WAL's pending group ─► overlay ─► watchers
+//!            └──────────────────── under the commit mutex, no I/O ──────────────────────┘
+//!         ─► Synced: wait until the group is durable ─► reply
+//! ```
+//! The commit mutex orders commits: the order of sequences is the order of the WAL, of the
+//! overlay, and of the events that watchers see. Nothing is written to disk under it. A commit is
+//! visible to readers before it is durable; what depends on it is behind it in the WAL, so no
+//! acknowledged commit can survive without those it built on.
+//!
+//! # Reads
+//! load one pointer ([`State`](crate::state::State)) and take no mutex that a writer holds for
+//! longer than applying one commit.
+//!
+//! # Memory
+//! `cache_capacity` is divided: one eighth to redb's page cache, one half to the overlays, the rest
+//! to the leaf cache. The active overlay is frozen at a quarter of the overlays' share; writers
+//! wait when both together reach it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::{Condvar, Mutex};
+
+use crate::base::Base;
+use crate::clock::{Clock, SystemClock};
+use crate::codec::{decode_effects, encode_effects};
+use crate::directory::Directory;
+use crate::disk::{Disk, RealDisk};
+use crate::evaluate::{Context, Effect, Outcome, evaluate};
+use crate::leaf_cache::CacheBudget;
+use crate::lock_wait::LockWaiters;
+use crate::meta::{CHECKPOINT_ROW, Catalog, Checkpoint, META_TABLE};
+use crate::overlay::{Overlay, Readers};
+use crate::snapshot::Snapshot;
+use crate::state::{LatestView, Prefetched, State};
+use crate::tree_file::{map_redb_error, open_redb};
+use crate::wal::{StreamId, Ticket, Wal, WalOptions};
+use crate::watch::{Subscription, Wakeups, Watchers};
+use crate::{Command, Error, IVec, Reply, Result, TreeId};
+
+/// The WAL stream of an embedded database.
+pub const EMBEDDED_STREAM: StreamId = StreamId(0);
+
+/// When a write counts as done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// When it would survive power loss.
+    Synced,
+    /// When it is visible; it survives power loss after at most `flush_every_ms`.
+    #[default]
+    Buffered,
+}
+
+/// How to open an [`Engine`].
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where; made if missing.
+    pub directory: PathBuf,
+    /// Bytes of memory for redb's cache, overlays and leaf cache together. At least 8 MiB are used.
+    pub cache_capacity: u64,
+    /// What writes get that do not say otherwise.
+    pub durability: Durability,
+    /// How long a buffered write may stay unsynced, in milliseconds; `None`: until
+    /// [`Engine::sync`].
+    pub flush_every_ms: Option<u64>,
+    /// Bytes of a WAL segment; a multiple of 4096.
+    pub segment_size: u64,
+    /// Refuse to open a database that exists.
+    pub create_new: bool,
+    /// Commits whose WAL bytes together stay below this are kept for [`Engine::changes_since`]
+    /// after they were folded into the B-tree.
+    pub retain_changes_bytes: u64,
+    /// Fold into the B-tree in the background. Without it only [`Engine::checkpoint`] does; for
+    /// tests that need to know when the disk is written.
+    pub background_checkpoints: bool,
+    /// What tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// What stores the bytes.
+    pub disk: Arc<dyn Disk>,
+    /// The id of a database that is made; `None`: drawn at random.
+    pub database_id: Option<u128>,
+}
+
+impl Options {
+    /// The defaults, for `directory` on the operating system's disk.
+    pub fn new(directory: impl Into<PathBuf>) -> Options {
+        Options {
+            directory: directory.into(),
+            cache_capacity: 1 << 30,
+            durability: Durability::Buffered,
+            flush_every_ms: Some(500),
+            segment_size: 64 << 20,
+            create_new: false,
+            retain_changes_bytes: 0,
+            background_checkpoints: true,
+            clock: Arc::new(SystemClock),
+            disk: Arc::new(RealDisk),
+            database_id: None,
+        }
+    }
+}
+
+/// What the commit mutex guards.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    pub(crate) sequence: u64,
+    pub(crate) time_ms: u64,
+    pub(crate) next_id: u64,
+    scratch: Vec<u8>,
+}
+
+/// How far checkpoints have come; guarded by its own mutex, signalled on every change.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Somebody wants one, or the overlay is large.
+    pub(crate) wanted: u64,
+    pub(crate) finished: u64,
+    pub(crate) closing: bool,
+    pub(crate) failed: Option<Error>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) state: ArcSwap<State>,
+    pub(crate) commit: Mutex<Committer>,
+    pub(crate) wal: Wal,
+    pub(crate) database: redb::Database,
+    pub(crate) readers: Arc<Readers>,
+    pub(crate) watchers: Watchers,
+    pub(crate) lock_waiters: LockWaiters,
+    pub(crate) progress: Mutex<Progress>,
+    pub(crate) progressed: Condvar,
+    /// The checkpoint record of the frozen overlay.
+    pub(crate) freezing: Mutex<Option<Checkpoint>>,
+    pub(crate) overlay_limit: usize,
+    durable_sequence: AtomicU64,
+    checkpointed: AtomicU64,
+    pub(crate) checkpoints: AtomicU64,
+    pub(crate) stalls: AtomicUsize,
+    closed: AtomicBool,
+    pub(crate) redb_cache: usize,
+    /// Last: the lock on the directory is released when all else is gone.
+    pub(crate) directory: Directory,
+}
+
+/// An open database. Use it through an [`Arc`]; dropping it closes it, and the directory's lock is
+/// released before the drop returns unless a [`Snapshot`] still lives.
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+    checkpointer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("directory", &self.shared.directory.path).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("directory", &self.directory.path).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens the database in a directory, making one if there is none, and recovers what was
+    /// acknowledged.
+    ///
+    /// # Errors
+    /// [`Error::InUse`], [`Error::NotADatabase`] (another program's directory, a newer format),
+    /// [`Error::Corrupt`] with the place, [`Error::Io`]. None of them changes anything that was
+    /// there.
+    pub fn open(options: Options) -> Result<Arc<Engine>> {
+        let capacity = usize::try_from(options.cache_capacity).unwrap_or(usize::MAX).max(8 << 20);
+        let redb_cache = capacity / 8;
+        let overlay_limit = capacity / 2;
+        let budget = CacheBudget::new(capacity - redb_cache - overlay_limit);
+
+        let id = options.database_id;
+        let directory =
+            Directory::open(Arc::clone(&options.disk), &options.directory, options.create_new, || {
+                id.unwrap_or_else(random_id)
+            })?;
+        let tree_path = Arc::new(directory.tree_path());
+        let database = open_redb(&*directory.disk, &tree_path, directory.database_id, redb_cache as u64)?;
+        let checkpoint = read_checkpoint(&database, &tree_path)?;
+        let wal = Wal::open(
+            Arc::clone(&directory.disk),
+            WalOptions {
+                directory: directory.wal_path(),
+                segment_size: options.segment_size,
+                database_id: directory.database_id,
+                flush_every: options.flush_every_ms.map(Duration::from_millis),
+                ..WalOptions::default()
+            },
+        )?;
+        directory.finish_creation()?;
+
+        let lengths = checkpoint.lengths.iter().map(|(id, length)| (*id, *length));
+        let base = Base::hold(&database, &tree_path, lengths, Default::default(), &budget)?;
+        let checkpointed = checkpoint.applied;
+        let recovered = recover(&wal, checkpoint, base, &directory.wal_path())?;
+        let sequence = recovered.committer.sequence;
+        let shared = Arc::new(Shared {
+            state: ArcSwap::from_pointee(recovered.state),
+            commit: Mutex::new(recovered.committer),
+            wal,
+            database,
+            readers: Arc::new(Readers::default()),
+            watchers: Watchers::new(),
+            lock_waiters: LockWaiters::new(),
+            progress: Mutex::new(Progress::default()),
+            progressed: Condvar::new(),
+            freezing: Mutex::new(None),
+            overlay_limit,
+            durable_sequence: AtomicU64::new(sequence),
+            checkpointed: AtomicU64::new(checkpointed),
+            checkpoints: AtomicU64::new(0),
+            stalls: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            redb_cache,
+            directory,
+            options,
+        });
+        let engine = Engine { shared: Arc::clone(&shared), checkpointer: Mutex::new(None) };
+        if shared.options.background_checkpoints {
+            let thread = std::thread::Builder::new()
+                .name("dogsled-checkpoint".to_owned())
+                .spawn(move || crate::checkpoint::run(&shared))
+                .map_err(|error| Error::io("starting the checkpoint thread", error))?;
+            *engine.checkpointer.lock() = Some(thread);
+        }
+        Ok(Arc::new(engine))
+    }
+
+    /// Whether the directory held a database before it was opened.
+    pub fn was_recovered(&self) -> bool {
+        self.shared.directory.existed
+    }
+
+    /// Where the database is.
+    pub fn directory(&self) -> &Path {
+        &self.shared.directory.path
+    }
+
+    /// What writes get that do not say otherwise.
+    pub fn durability(&self) -> Durability {
+        self.shared.options.durability
+    }
+
+    /// Carries out a command: all of its effects or none.
+    ///
+    /// # Errors
+    /// Errors of [`evaluate`] and [`Error::Io`] mean that nothing was changed. [`Error::Poisoned`]
+    /// means that the disk is in doubt; whether this command survives is known after reopening.
+    pub fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
+        command.check_limits()?;
+        let shared = &*self.shared;
+        shared.wait_for_room()?;
+        let mut prefetched: Option<Prefetched> = None;
+        let (reply, ticket, sequence) = loop {
+            let mut committer = shared.commit.lock();
+            let state = shared.state.load();
+            let view = LatestView {
+                state: &state,
+                sequence: committer.sequence,
+                next_id: committer.next_id,
+                prefetched: prefetched.as_ref(),
+                may_read_disk: prefetched.is_some(),
+                needs_disk: false.into(),
+            };
+            let context = Context {
+                sequence: committer.sequence + 1,
+                time_ms: committer.time_ms.max(shared.options.clock.now_ms()),
+            };
+            match evaluate(&view, &context, &command) {
+                Err(_) if view.needs_disk.get() => {
+                    let state = Arc::clone(&state);
+                    drop(committer);
+                    prefetched = Some(prefetch(&state, &command)?);
+                }
+                Err(error) => return Err(error),
+                Ok(outcome) => {
+                    let reply = outcome.reply;
+                    if outcome.effects.is_empty() {
+                        return Ok(reply);
+                    }
+                    let (ticket, wakeups) =
+                        shared.commit(&mut committer, &state, &context, &outcome.effects)?;
+                    drop(committer);
+                    // Subscribers and waiters run without the mutex.
+                    drop(wakeups);
+                    if touches_locks(&outcome.effects) {
+                        shared.lock_waiters.effects_applied(&outcome.effects);
+                    }
+                    break (reply, ticket, context.sequence);
+                }
+            }
+        };
+        if durability == Durability::Synced {
+            shared.wal.wait_durable(ticket)?;
+            shared.durable_sequence.fetch_max(sequence, Ordering::Relaxed);
+        }
+        Ok(reply)
+    }
+
+    /// The newest value of a key.
+    ///
+    /// # Errors
+    /// [`Error::TreeNotFound`], and damage or I/O errors met while reading.
+    #[inline]
+    pub fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<IVec>> {
+        let state = self.shared.state.load();
+        state.require_tree(tree)?;
+        Ok(state.get_latest(tree, key)?.map(|found| found.value))
+    }
+
+    /// Whether a key is there.
+    ///
+    /// # Errors
+    /// As [`Engine::get`].
+    pub fn contains_key(&self, tree: TreeId, key: &[u8]) -> Result<bool> {
+        Ok(self.get(tree, key)?.is_some())
+    }
+
+    /// How many keys a tree has. O(1).
+    ///
+    /// # Errors
+    /// [`Error::TreeNotFound`].
+    pub fn len(&self, tree: TreeId) -> Result<u64> {
+        let state = self.shared.state.load();
+        state.require_tree(tree)?;
+        Ok(state.length_at(tree, u64::MAX))
+    }
+
+    /// The number of a tree.
+    pub fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
+        self.shared.state.load().catalog.names.get(name).copied()
+    }
+
+    /// The trees, sorted by name; the database's own ones only if they hold something.
+    pub fn trees(&self) -> Vec<(IVec, TreeId)> {
+        self.snapshot().trees()
+    }
+
+    /// A consistent state of all trees, as of the newest commit.
+    pub fn snapshot(&self) -> Snapshot {
+        loop {
+            let state = self.shared.state.load_full();
+            let sequence = state.active.register_reader(&self.shared.readers);
+            // Frozen in between: commits may have gone to the next overlay already.
+            if Arc::ptr_eq(&state.active, &self.shared.state.load().active) {
+                let keep: Arc<Shared> = Arc::clone(&self.shared);
+                return Snapshot::registered(state, sequence, Arc::clone(&self.shared.readers), keep);
+            }
+            self.shared.readers.unregister(sequence);
+        }
+    }
+
+    /// Makes everything committed so far durable.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] if the disk fails.
+    pub fn sync(&self) -> Result<()> {
+        let sequence = self.sequence();
+        self.shared.wal.sync()?;
+        self.shared.durable_sequence.fetch_max(sequence, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The sequence of the newest commit; 0 before the first.
+    pub fn sequence(&self) -> u64 {
+        self.shared.commit.lock().sequence
+    }
+
+    /// A sequence up to which everything is known to be durable. Syncs that the background makes
+    /// are not counted before the next [`Engine::sync`] or synced write.
+    pub fn durable_sequence(&self) -> u64 {
+        self.shared.durable_sequence.load(Ordering::Relaxed)
+    }
+
+    /// The log's time in milliseconds since 1970: the clock's, but never running backwards.
+    pub fn now_ms(&self) -> u64 {
+        self.shared.commit.lock().time_ms.max(self.shared.options.clock.now_ms())
+    }
+
+    /// Events of the keys of `tree` that begin with `prefix`, from now on. A subscriber that falls
+    /// `capacity` events behind is told how many it missed; it never slows a writer.
+    pub fn watch(&self, tree: TreeId, prefix: &[u8], capacity: usize) -> Subscription {
+        let _committer = self.shared.commit.lock();
+        self.shared.watchers.subscribe(tree, prefix, capacity)
+    }
+
+    /// A snapshot, and the events of exactly the commits after it.
+    pub fn snapshot_and_watch(
+        &self,
+        tree: TreeId,
+        prefix: &[u8],
+        capacity: usize,
+    ) -> (Snapshot, Subscription) {
+        let _committer = self.shared.commit.lock();
+        (self.snapshot(), self.shared.watchers.subscribe(tree, prefix, capacity))
+    }
+
+    /// Where to wait for locks.
+    pub fn lock_waiters(&self) -> &LockWaiters {
+        &self.shared.lock_waiters
+    }
+
+    /// Folds everything committed so far into the B-tree.
+    ///
+    /// # Errors
+    /// What stopped it; the commits stay in the WAL.
+    pub fn checkpoint(&self) -> Result<()> {
+        crate::checkpoint::request_and_wait(&self.shared)
+    }
+
+    /// Bytes that the directory takes: B-tree, live WAL and spare segments.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn size_on_disk(&self) -> Result<u64> {
+        crate::stats::size_on_disk(&self.shared)
+    }
+
+    /// Stops the background, syncs the WAL. Called by drop, which cannot report an error.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] if the last sync failed.
+    pub fn close(&self) -> Result<()> {
+        if self.shared.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        {
+            let mut progress = self.shared.progress.lock();
+            progress.closing = true;
+            self.shared.progressed.notify_all();
+        }
+        if let Some(thread) = self.checkpointer.lock().take() {
+            // Its panic, if any, was printed by the runtime; the WAL holds everything.
+            let _ = thread.join();
+        }
+        self.shared.watchers.close();
+        self.shared.lock_waiters.notify_all();
+        self.shared.wal.close()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Drop cannot report; whoever needs to know calls `close` or `sync` before.
+        let _ = self.close();
+    }
+}
+
+impl Shared {
+    /// Logs, applies and publishes effects. On an error nothing was changed.
+    fn commit(
+        &self,
+        committer: &mut Committer,
+        state: &Arc<State>,
+        context: &Context,
+        effects: &[Effect],
+    ) -> Result<(Ticket, Wakeups)> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::InvalidRequest("the database is closed".to_owned()));
+        }
+        committer.scratch.clear();
+        encode_effects(context.time_ms, effects, &mut committer.scratch);
+        let ticket = self.wal.append(EMBEDDED_STREAM, context.sequence, &[&committer.scratch])?;
+        // A commit of many megabytes must not stay allocated for ever.
+        committer.scratch.shrink_to(1 << 20);
+        committer.sequence = context.sequence;
+        committer.time_ms = context.time_ms;
+        state.active.apply(context.sequence, effects, &self.readers, |tree| state.length_below_active(tree));
+        for effect in effects {
+            match effect {
+                Effect::CreateTree { id, name } => {
+                    self.change_catalog(|catalog| catalog.insert(*id, name.clone()))
+                }
+                Effect::DropTree { id } => self.change_catalog(|catalog| catalog.remove(*id)),
+                Effect::SetNextId { next } => committer.next_id = *next,
+                Effect::Put { .. } | Effect::Remove { .. } | Effect::Clear { .. } => {}
+            }
+        }
+        let wakeups = self.watchers.publish(context.sequence, effects);
+        if state.active.bytes() > self.freeze_at() {
+            self.want_checkpoint();
+        }
+        Ok((ticket, wakeups))
+    }
+
+    /// Call with the commit mutex held.
+    fn change_catalog(&self, change: impl FnOnce(&mut Catalog)) {
+        let mut state = State::clone(&self.state.load());
+        change(Arc::make_mut(&mut state.catalog));
+        self.state.store(Arc::new(state));
+    }
+
+    /// The commit up to which the B-tree on disk is complete.
+    pub(crate) fn checkpointed(&self) -> u64 {
+        self.checkpointed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_checkpointed(&self, sequence: u64) {
+        self.checkpointed.store(sequence, Ordering::Release);
+    }
+
+    pub(crate) fn freeze_at(&self) -> usize {
+        self.overlay_limit / 4
+    }
+
+    fn want_checkpoint(&self) {
+        // Only the first to cross the line takes the mutex: `frozen` is set soon after.
+        let mut progress = self.progress.lock();
+        if progress.wanted == progress.finished {
+            progress.wanted += 1;
+            self.progressed.notify_all();
+        }
+    }
+
+    fn overlay_bytes(&self) -> usize {
+        let state = self.state.load();
+        state.active.bytes() + state.frozen.as_ref().map_or(0, |frozen| frozen.bytes())
+    }
+
+    /// Back-pressure: waits while the overlays are over their share of memory.
+    fn wait_for_room(&self) -> Result<()> {
+        if self.overlay_bytes() < self.overlay_limit || !self.options.background_checkpoints {
+            return Ok(());
+        }
+        self.stalls.fetch_add(1, Ordering::Relaxed);
+        let mut progress = self.progress.lock();
+        while self.overlay_bytes() >= self.overlay_limit {
+            if let Some(error) = &progress.failed {
+                return Err(error.clone());
+            }
+            if progress.closing {
+                return Err(Error::InvalidRequest("the database is closed".to_owned()));
+            }
+            if progress.wanted == progress.finished {
+                progress.wanted += 1;
+                self.progressed.notify_all();
+            }
+            self.progressed.wait_for(&mut progress, Duration::from_millis(100));
+        }
+        Ok(())
+    }
+}
+
+fn touches_locks(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| {
+        matches!(effect, Effect::Put { tree, .. } | Effect::Remove { tree, .. } | Effect::Clear { tree }
+            if *tree == TreeId::LOCKS)
+    })
+}
+
+/// Reads from the B-tree what a command will look at, without the commit mutex.
+fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetched> {
+    let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
+    let mut read = |tree: TreeId, key: &IVec| -> Result<()> {
+        if let Some(base) = state.base.tree(tree) {
+            prefetched.found.insert((tree, key.clone()), base.get(key)?);
+        }
+        Ok(())
+    };
+    match command {
+        Command::Insert { tree, key, .. }
+        | Command::Remove { tree, key }
+        | Command::CompareAndSwap { tree, key, .. } => read(*tree, key)?,
+        Command::Batch { writes } => {
+            for write in writes {
+                read(write.tree, &write.key)?;
+            }
+        }
+        Command::Transact { reads, writes, .. } => {
+            for key in reads {
+                read(key.tree, &key.key)?;
+            }
+            for write in writes {
+                read(write.tree, &write.key)?;
+            }
+        }
+        Command::Counter(counter) => read(TreeId::COUNTERS, counter.name())?,
+        Command::Lock(lock) => read(TreeId::LOCKS, lock.name())?,
+        Command::CreateTree { .. }
+        | Command::DropTree { .. }
+        | Command::ClearTree { .. }
+        | Command::Pop { .. }
+        | Command::ReserveIds { .. } => {}
+    }
+    Ok(prefetched)
+}
+
+struct Recovered {
+    state: State,
+    committer: Committer,
+}
+
+/// The checkpoint record, or the default if there never was one.
+pub(crate) fn read_checkpoint(database: &redb::Database, path: &Path) -> Result<Checkpoint> {
+    use redb::ReadableDatabase;
+    let transaction = database.begin_read().map_err(|error| map_redb_error(path, "reading", error))?;
+    let table = match transaction.open_table(META_TABLE) {
+        Ok(table) => table,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Checkpoint::default()),
+        Err(error) => return Err(map_redb_error(path, "reading", error)),
+    };
+    match table.get(CHECKPOINT_ROW).map_err(|error| map_redb_error(path, "reading", error))? {
+        Some(row) => Checkpoint::decode(row.value(), path),
+        None => Ok(Checkpoint::default()),
+    }
+}
+
+/// Replays the WAL behind the checkpoint into a fresh overlay.
+fn recover(wal: &Wal, checkpoint: Checkpoint, base: Base, wal_path: &Path) -> Result<Recovered> {
+    let mut committer = Committer {
+        sequence: checkpoint.applied,
+        time_ms: checkpoint.time_ms,
+        next_id: checkpoint.next_id,
+        scratch: Vec::new(),
+    };
+    let from = checkpoint.applied + 1;
+    let mut catalog = checkpoint.catalog;
+    let overlay = Overlay::new(checkpoint.applied);
+    if let Some(first) = wal.first_index(EMBEDDED_STREAM)
+        && first > from
+    {
+        return Err(Error::corrupt(
+            wal_path,
+            None,
+            format!(
+                "the WAL begins with commit {first} but the B-tree ends with commit {}; commits between are missing",
+                from - 1
+            ),
+        ));
+    }
+    let readers = Readers::default();
+    wal.replay(EMBEDDED_STREAM, from, &mut |sequence, record| {
+        let malformed = |error: crate::codec::Malformed| error.in_file(wal_path, 0);
+        let (time_ms, effects) = decode_effects(record).map_err(malformed)?;
+        let effects = effects.to_owned().map_err(malformed)?;
+        if sequence != committer.sequence + 1 {
+            return Err(Error::corrupt(
+                wal_path,
+                None,
+                format!("commit {sequence} follows commit {}", committer.sequence),
+            ));
+        }
+        overlay.apply(sequence, &effects, &readers, |tree| base.length(tree));
+        for effect in &effects {
+            match effect {
+                Effect::CreateTree { id, name } => catalog.insert(*id, name.clone()),
+                Effect::DropTree { id } => catalog.remove(*id),
+                Effect::SetNextId { next } => committer.next_id = *next,
+                Effect::Put { .. } | Effect::Remove { .. } | Effect::Clear { .. } => {}
+            }
+        }
+        committer.sequence = sequence;
+        committer.time_ms = committer.time_ms.max(time_ms);
+        Ok(())
+    })?;
+    let state =
+        State { active: Arc::new(overlay), frozen: None, base: Arc::new(base), catalog: Arc::new(catalog) };
+    Ok(Recovered { state, committer })
+}
+
+/// 128 bits that differ between any two databases.
+fn random_id() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    // `RandomState` is keyed from the system's entropy, anew for each value.
+    let draw = || u128::from(RandomState::new().hash_one(std::process::id()));
+    (draw() << 64) | draw()
+}
+
+impl Outcome {
+    /// Whether nothing changes.
+    pub fn is_read_only(&self) -> bool {
+        self.effects.is_empty()
+    }
+}

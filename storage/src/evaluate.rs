@@ -1,0 +1,310 @@
+//! What a command means: the only way that state changes.
+//!
+//! [`evaluate`] takes a [`View`] of the state, the [`Context`] (position and time in the log) and
+//! a [`Command`], and returns the [`Outcome`]: effects to apply together or not at all, and the
+//! reply. It owns no clock, randomness, file or thread, so every replica that evaluates the same
+//! command at the same position computes the same effects. The embedded database logs the
+//! effects; a cluster logs the command and evaluates on every replica.
+//!
+//! Effects are absolute (what a key becomes, never by how much it changes), and say of each put
+//! whether the key is new, so that replaying a WAL over a B-tree that already holds a part of it
+//! gives the same contents and the same number of keys.
+
+use std::ops::Bound;
+
+use smallvec::SmallVec;
+
+use crate::command::{Command, KeyRead, RangeFingerprint, RangeRead, Reply, TreeId, Write};
+use crate::{Error, IVec, Result, counter, lock};
+
+/// Position and time in the log of the command that is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// The sequence its effects get.
+    pub sequence: u64,
+    /// Milliseconds since 1970 by the log's clock, which never runs backwards.
+    pub time_ms: u64,
+}
+
+/// A value with the sequence of the commit that wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Versioned {
+    /// The sequence of the commit that wrote it; never 0.
+    pub version: u64,
+    /// The bytes.
+    pub value: IVec,
+}
+
+/// A key and its [`Versioned`] value.
+pub type Entry = (IVec, Versioned);
+
+/// A consistent state that commands are evaluated against.
+pub trait View {
+    /// The value of a key.
+    fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>>;
+    /// Whether a key is there, and by which commit; cheaper than [`View::get`] for large values.
+    fn version(&self, tree: TreeId, key: &[u8]) -> Result<Option<u64>> {
+        Ok(self.get(tree, key)?.map(|found| found.version))
+    }
+    /// The first (or last) entry of a tree.
+    fn end(&self, tree: TreeId, last: bool) -> Result<Option<Entry>>;
+    /// Calls `each` with the keys and versions in `low..high` in order until it returns false.
+    fn scan(
+        &self,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+        each: &mut dyn FnMut(&[u8], u64) -> bool,
+    ) -> Result<()>;
+    /// The number of a tree.
+    fn tree_id(&self, name: &[u8]) -> Option<TreeId>;
+    /// Whether a tree of this number is there.
+    fn has_tree(&self, tree: TreeId) -> bool;
+    /// The number that the next tree gets.
+    fn next_tree_id(&self) -> TreeId;
+    /// The first number that was never reserved by [`Command::ReserveIds`].
+    fn next_id(&self) -> u64;
+}
+
+/// One change of the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// A key gets a value.
+    Put {
+        /// Where.
+        tree: TreeId,
+        /// Which.
+        key: IVec,
+        /// The new value.
+        value: IVec,
+        /// Whether the key was absent.
+        fresh: bool,
+    },
+    /// A key that was there goes.
+    Remove {
+        /// Where.
+        tree: TreeId,
+        /// Which.
+        key: IVec,
+    },
+    /// All keys of a tree go.
+    Clear {
+        /// Which.
+        tree: TreeId,
+    },
+    /// A tree comes to be.
+    CreateTree {
+        /// Its number.
+        id: TreeId,
+        /// Its name.
+        name: IVec,
+    },
+    /// A tree goes, with all keys.
+    DropTree {
+        /// Its number.
+        id: TreeId,
+    },
+    /// Numbers below this one are given away.
+    SetNextId {
+        /// The first that is free.
+        next: u64,
+    },
+}
+
+/// Changes that are applied together or not at all, in order.
+pub type Effects = SmallVec<[Effect; 1]>;
+
+/// What a command comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Applied together or not at all; empty if nothing changes.
+    pub effects: Effects,
+    /// What the caller is told, once the effects are visible.
+    pub reply: Reply,
+}
+
+impl Outcome {
+    /// A reply without effects.
+    pub fn reply(reply: Reply) -> Outcome {
+        Outcome { effects: Effects::new(), reply }
+    }
+}
+
+/// Evaluates one command; see the [module](self).
+///
+/// # Errors
+/// [`Error::TreeNotFound`] for a tree that was dropped, [`Error::InvalidRequest`] for what no
+/// state allows, and errors of reading the view. No error leaves anything half done.
+pub fn evaluate(view: &impl View, context: &Context, command: &Command) -> Result<Outcome> {
+    match command {
+        Command::Insert { tree, key, value } => {
+            require_tree(view, *tree)?;
+            let previous = view.get(*tree, key)?;
+            let mut effects = Effects::new();
+            effects.push(Effect::Put {
+                tree: *tree,
+                key: key.clone(),
+                value: value.clone(),
+                fresh: previous.is_none(),
+            });
+            Ok(Outcome { effects, reply: Reply::Previous(previous.map(|found| found.value)) })
+        }
+        Command::Remove { tree, key } => {
+            require_tree(view, *tree)?;
+            let previous = view.get(*tree, key)?;
+            let mut effects = Effects::new();
+            if previous.is_some() {
+                effects.push(Effect::Remove { tree: *tree, key: key.clone() });
+            }
+            Ok(Outcome { effects, reply: Reply::Previous(previous.map(|found| found.value)) })
+        }
+        Command::CompareAndSwap { tree, key, old, new } => {
+            require_tree(view, *tree)?;
+            let current = view.get(*tree, key)?.map(|found| found.value);
+            if current != *old {
+                return Ok(Outcome::reply(Reply::Swapped(Err(current))));
+            }
+            let mut effects = Effects::new();
+            match new {
+                Some(value) => effects.push(Effect::Put {
+                    tree: *tree,
+                    key: key.clone(),
+                    value: value.clone(),
+                    fresh: current.is_none(),
+                }),
+                None if current.is_some() => effects.push(Effect::Remove { tree: *tree, key: key.clone() }),
+                None => {}
+            }
+            Ok(Outcome { effects, reply: Reply::Swapped(Ok(())) })
+        }
+        Command::Batch { writes } => {
+            Ok(Outcome { effects: effects_of_writes(view, writes)?, reply: Reply::Done })
+        }
+        Command::Pop { tree, last } => {
+            require_tree(view, *tree)?;
+            let mut effects = Effects::new();
+            let found = view.end(*tree, *last)?;
+            if let Some((key, _)) = &found {
+                effects.push(Effect::Remove { tree: *tree, key: key.clone() });
+            }
+            Ok(Outcome { effects, reply: Reply::Popped(found.map(|(key, entry)| (key, entry.value))) })
+        }
+        Command::Transact { reads, ranges, writes } => {
+            for read in reads {
+                if !is_current(view, read)? {
+                    return Ok(Outcome::reply(Reply::Conflict));
+                }
+            }
+            for range in ranges {
+                if !is_range_current(view, range)? {
+                    return Ok(Outcome::reply(Reply::Conflict));
+                }
+            }
+            Ok(Outcome { effects: effects_of_writes(view, writes)?, reply: Reply::Done })
+        }
+        Command::CreateTree { name } => {
+            if let Some(id) = view.tree_id(name) {
+                return Ok(Outcome::reply(Reply::Tree { id, created: false }));
+            }
+            let id = view.next_tree_id();
+            let mut effects = Effects::new();
+            effects.push(Effect::CreateTree { id, name: name.clone() });
+            Ok(Outcome { effects, reply: Reply::Tree { id, created: true } })
+        }
+        Command::DropTree { name } => {
+            let Some(id) = view.tree_id(name) else {
+                return Ok(Outcome::reply(Reply::Dropped(false)));
+            };
+            if id < TreeId::FIRST_USER {
+                return Err(Error::InvalidRequest(
+                    "the default tree and the database's own cannot be dropped".to_owned(),
+                ));
+            }
+            let mut effects = Effects::new();
+            effects.push(Effect::DropTree { id });
+            Ok(Outcome { effects, reply: Reply::Dropped(true) })
+        }
+        Command::ClearTree { tree } => {
+            require_tree(view, *tree)?;
+            let mut effects = Effects::new();
+            if view.end(*tree, false)?.is_some() {
+                effects.push(Effect::Clear { tree: *tree });
+            }
+            Ok(Outcome { effects, reply: Reply::Done })
+        }
+        Command::ReserveIds { count } => {
+            let first = view.next_id();
+            let next = first.checked_add(*count).ok_or_else(|| {
+                Error::InvalidRequest(format!("{count} more numbers after {first} do not fit 64 bits"))
+            })?;
+            let mut effects = Effects::new();
+            effects.push(Effect::SetNextId { next });
+            Ok(Outcome { effects, reply: Reply::Ids { first } })
+        }
+        Command::Counter(command) => counter::evaluate(view, context, command),
+        Command::Lock(command) => lock::evaluate(view, context, command),
+    }
+}
+
+fn require_tree(view: &impl View, tree: TreeId) -> Result<()> {
+    if view.has_tree(tree) {
+        return Ok(());
+    }
+    Err(Error::TreeNotFound(IVec::from(format!("#{}", tree.0))))
+}
+
+fn is_current(view: &impl View, read: &KeyRead) -> Result<bool> {
+    require_tree(view, read.tree)?;
+    Ok(view.version(read.tree, &read.key)?.unwrap_or(0) == read.version)
+}
+
+fn is_range_current(view: &impl View, range: &RangeRead) -> Result<bool> {
+    require_tree(view, range.tree)?;
+    let mut count = 0;
+    let mut fingerprint = RangeFingerprint::default();
+    let high = range.high.as_ref().map_or(Bound::Unbounded, |high| Bound::Excluded(&high[..]));
+    view.scan(range.tree, Bound::Included(&range.low), high, &mut |_, version| {
+        count += 1;
+        fingerprint.add(version);
+        count <= range.count
+    })?;
+    Ok(count == range.count && fingerprint.finish() == range.fingerprint)
+}
+
+/// Turns writes into effects: the last write to a key wins, and each effect says whether its key
+/// is new.
+fn effects_of_writes(view: &impl View, writes: &[Write]) -> Result<Effects> {
+    // Indices in (tree, key) order with the last write of each key last; for a handful of writes
+    // the sort is cheaper than any map.
+    let mut order: Vec<usize> = (0..writes.len()).collect();
+    order.sort_by(|&a, &b| {
+        (writes[a].tree, &writes[a].key).cmp(&(writes[b].tree, &writes[b].key)).then(a.cmp(&b))
+    });
+    let mut effects = Effects::with_capacity(writes.len());
+    let mut known_tree = None;
+    for (position, &index) in order.iter().enumerate() {
+        let write = &writes[index];
+        if let Some(&next) = order.get(position + 1)
+            && writes[next].tree == write.tree
+            && writes[next].key == write.key
+        {
+            continue;
+        }
+        if known_tree != Some(write.tree) {
+            require_tree(view, write.tree)?;
+            known_tree = Some(write.tree);
+        }
+        let exists = view.version(write.tree, &write.key)?.is_some();
+        match &write.value {
+            Some(value) => effects.push(Effect::Put {
+                tree: write.tree,
+                key: write.key.clone(),
+                value: value.clone(),
+                fresh: !exists,
+            }),
+            None if exists => effects.push(Effect::Remove { tree: write.tree, key: write.key.clone() }),
+            None => {}
+        }
+    }
+    Ok(effects)
+}

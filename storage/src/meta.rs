@@ -1,0 +1,178 @@
+//! What a checkpoint records beside the trees: how far it goes, and the catalog.
+//!
+//! One row, `checkpoint`, of redb's table `meta`, written in the transaction that completes a
+//! checkpoint. All numbers little-endian:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 1 | record version, 1 |
+//! | 8 | applied sequence: every commit up to it is in the trees |
+//! | 8 | the log's time in milliseconds at that commit |
+//! | 8 | next id of `generate_id` |
+//! | 4 | number of the next new tree |
+//! | 4 | count of trees, and for each: |
+//! | 4, 8, 4, n | number, length in keys, length of the name, the name |
+//! | 4 | CRC-32 of all before |
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::{Error, IVec, Result, TreeId};
+
+/// redb's table of the checkpoint record.
+pub(crate) const META_TABLE: redb::TableDefinition<'static, &'static str, &'static [u8]> =
+    redb::TableDefinition::new("meta");
+/// Its only row.
+pub(crate) const CHECKPOINT_ROW: &str = "checkpoint";
+
+/// redb's name for a tree.
+pub(crate) fn table_name(tree: TreeId) -> String {
+    format!("t{:08x}", tree.0)
+}
+
+/// Which trees there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Catalog {
+    pub(crate) names: BTreeMap<IVec, TreeId>,
+    pub(crate) ids: BTreeMap<TreeId, IVec>,
+    pub(crate) next: TreeId,
+}
+
+/// The name of the tree that a database derefs to; sled's, so that exports agree.
+pub const DEFAULT_TREE_NAME: &[u8] = b"__sled__default";
+const COUNTERS_NAME: &[u8] = b"__dogsled__counters";
+const LOCKS_NAME: &[u8] = b"__dogsled__locks";
+
+impl Default for Catalog {
+    fn default() -> Self {
+        let mut catalog = Catalog { names: BTreeMap::new(), ids: BTreeMap::new(), next: TreeId::FIRST_USER };
+        catalog.insert(TreeId::DEFAULT, IVec::from(DEFAULT_TREE_NAME));
+        catalog.insert(TreeId::COUNTERS, IVec::from(COUNTERS_NAME));
+        catalog.insert(TreeId::LOCKS, IVec::from(LOCKS_NAME));
+        catalog
+    }
+}
+
+impl Catalog {
+    pub(crate) fn insert(&mut self, id: TreeId, name: IVec) {
+        self.names.insert(name.clone(), id);
+        self.ids.insert(id, name);
+        self.next = self.next.max(TreeId(id.0 + 1));
+    }
+
+    pub(crate) fn remove(&mut self, id: TreeId) {
+        if let Some(name) = self.ids.remove(&id) {
+            self.names.remove(&name);
+        }
+    }
+}
+
+/// What a checkpoint records; see the [module](self).
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Checkpoint {
+    pub(crate) applied: u64,
+    pub(crate) time_ms: u64,
+    pub(crate) next_id: u64,
+    pub(crate) catalog: Catalog,
+    pub(crate) lengths: BTreeMap<TreeId, u64>,
+}
+
+impl Checkpoint {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![1];
+        out.extend_from_slice(&self.applied.to_le_bytes());
+        out.extend_from_slice(&self.time_ms.to_le_bytes());
+        out.extend_from_slice(&self.next_id.to_le_bytes());
+        out.extend_from_slice(&self.catalog.next.0.to_le_bytes());
+        out.extend_from_slice(&(self.catalog.ids.len() as u32).to_le_bytes());
+        for (id, name) in &self.catalog.ids {
+            out.extend_from_slice(&id.0.to_le_bytes());
+            out.extend_from_slice(&self.length(*id).to_le_bytes());
+            out.extend_from_slice(&(name.len() as u32).to_le_bytes());
+            out.extend_from_slice(name);
+        }
+        let crc = crc32fast::hash(&out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8], file: &Path) -> Result<Checkpoint> {
+        let damaged = |what: &str| Error::corrupt(file, None, format!("the checkpoint record {what}"));
+        let Some((body, crc)) = bytes.split_last_chunk::<4>() else {
+            return Err(damaged("is too short"));
+        };
+        if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
+            return Err(damaged("does not match its checksum"));
+        }
+        let mut reader = Reader(body);
+        let mut read = || -> Option<Result<Checkpoint, u8>> {
+            let version = reader.take::<1>()?[0];
+            if version != 1 {
+                return Some(Err(version));
+            }
+            let applied = u64::from_le_bytes(reader.take()?);
+            let time_ms = u64::from_le_bytes(reader.take()?);
+            let next_id = u64::from_le_bytes(reader.take()?);
+            let next = TreeId(u32::from_le_bytes(reader.take()?));
+            let count = u32::from_le_bytes(reader.take()?);
+            let mut catalog = Catalog { names: BTreeMap::new(), ids: BTreeMap::new(), next };
+            let mut lengths = BTreeMap::new();
+            for _ in 0..count {
+                let id = TreeId(u32::from_le_bytes(reader.take()?));
+                lengths.insert(id, u64::from_le_bytes(reader.take()?));
+                let length = u32::from_le_bytes(reader.take()?) as usize;
+                catalog.insert(id, IVec::from(reader.bytes(length)?));
+            }
+            catalog.next = next;
+            reader.0.is_empty().then_some(Ok(Checkpoint { applied, time_ms, next_id, catalog, lengths }))
+        };
+        match read() {
+            Some(Ok(checkpoint)) => Ok(checkpoint),
+            Some(Err(version)) => {
+                Err(damaged(&format!("has version {version}, newer than this program reads")))
+            }
+            None => Err(damaged("ends in the middle")),
+        }
+    }
+
+    pub(crate) fn length(&self, tree: TreeId) -> u64 {
+        self.lengths.get(&tree).copied().unwrap_or(0)
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(length)?;
+        self.0 = tail;
+        Some(head)
+    }
+
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.bytes(N)?.try_into().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_record_round_trips_and_every_flip_of_it_is_seen() {
+        let mut checkpoint = Checkpoint { applied: 77, time_ms: 5, next_id: 9, ..Checkpoint::default() };
+        checkpoint.catalog.insert(TreeId(20), IVec::from("users"));
+        checkpoint.lengths = checkpoint.catalog.ids.keys().map(|id| (*id, u64::from(id.0) * 3)).collect();
+        let file = Path::new("tree.redb");
+        let bytes = checkpoint.encode();
+        assert_eq!(Checkpoint::decode(&bytes, file).expect("sound"), checkpoint);
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Checkpoint::decode(&flipped, file).is_err(), "bit {bit}");
+        }
+        for length in 0..bytes.len() {
+            assert!(Checkpoint::decode(&bytes[..length], file).is_err());
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! The overlay: writes since the last checkpoint, in memory, in several versions.
+//!
+//! # Promise
+//! A reader at sequence `S` sees exactly the commits up to `S`, however many follow while it
+//! reads. Readers that do not care for a fixed sequence see the newest commit.
+//!
+//! # Idea
+//! One ordered map per tree, all behind one reader-writer lock: a commit takes the lock once and
+//! applies all its effects, so no reader meets half a commit, across trees either. Each key has
+//! its newest version in the map; an older one is kept in a chain behind it only while some
+//! registered snapshot needs it ([`Readers`]), so without snapshots a key overwritten a million
+//! times costs what one costs.
+//!
+//! An overlay is *active* (the newest, changed by commits) or *frozen* (immutable, being written
+//! into the B-tree by a checkpoint). Both are this type; a frozen one is no longer written.
+//!
+//! # Why not a persistent map, or a skip list
+//! `imbl::OrdMap` makes snapshots free and each insert 3.5 times as dear; skip lists scan an
+//! order of magnitude slower. Snapshots are rarer than writes here, so they pay (a registration
+//! under a mutex), not the writes.
+//!
+//! # Clearing a tree
+//! is O(1) for what lies below: the tree's overlay remembers the sequence of its first clear, and
+//! readers at or after it do not look further down. A tree made in this overlay starts cleared.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::evaluate::{Effect, Versioned};
+use crate::{IVec, TreeId};
+
+/// What an entry costs beyond its bytes: its place in a three-quarters full node of the map, and
+/// its share of inner nodes.
+const ENTRY_OVERHEAD: usize = 120;
+
+/// What a layer knows of a key.
+#[derive(Debug)]
+pub(crate) enum Found<T> {
+    /// It has this value.
+    Value(T),
+    /// It is absent, whatever lower layers hold.
+    Absent,
+    /// Nothing: ask the layer below.
+    Unknown,
+}
+
+/// One version of one key, newest first in a chain.
+#[derive(Debug)]
+struct Version {
+    sequence: u64,
+    /// `None`: removed.
+    value: Option<IVec>,
+    older: Option<Box<Version>>,
+}
+
+/// The number of keys of a tree, for each sequence at which a snapshot may ask.
+#[derive(Debug)]
+struct Lengths(Vec<(u64, u64)>);
+
+impl Lengths {
+    fn current(&self) -> u64 {
+        self.0.last().expect("a tree's length is set when its overlay is made").1
+    }
+
+    fn at(&self, sequence: u64) -> Option<u64> {
+        self.0.iter().rev().find(|(from, _)| *from <= sequence).map(|(_, length)| *length)
+    }
+
+    fn set(&mut self, sequence: u64, length: u64, bounds: &ReaderBounds) {
+        let last = self.0.last_mut().expect("a tree's length is set when its overlay is made");
+        if last.0 == sequence || !bounds.need(last.0, sequence) {
+            *last = (sequence, length);
+        } else {
+            self.0.push((sequence, length));
+        }
+        if self.0.len() > 1 && bounds.newest == 0 {
+            let last = self.0.len() - 1;
+            self.0.drain(..last);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct TreeOverlay {
+    /// The first sequence at which all that is below was cleared away.
+    cleared: Option<u64>,
+    lengths: Lengths,
+    entries: BTreeMap<IVec, Version>,
+}
+
+/// Registered readers: which sequences must stay readable.
+///
+/// The newest and oldest are kept in atomics, which a commit reads under the overlay's write
+/// lock; registration happens under its read lock, so a commit never misses one.
+#[derive(Debug, Default)]
+pub(crate) struct Readers {
+    open: Mutex<BTreeMap<u64, usize>>,
+    newest: AtomicU64,
+    oldest: AtomicU64,
+}
+
+/// The oldest and newest registered sequence; 0: none.
+#[derive(Clone, Copy, Debug)]
+struct ReaderBounds {
+    oldest: u64,
+    newest: u64,
+}
+
+impl ReaderBounds {
+    /// Whether a reader may need a version of `sequence` that `superseded_by` replaced.
+    fn need(&self, sequence: u64, superseded_by: u64) -> bool {
+        self.newest != 0 && self.newest >= sequence && self.oldest < superseded_by
+    }
+}
+
+impl Readers {
+    fn bounds(&self) -> ReaderBounds {
+        ReaderBounds {
+            oldest: self.oldest.load(Ordering::Acquire),
+            newest: self.newest.load(Ordering::Acquire),
+        }
+    }
+
+    /// Registers a reader; call with the active overlay's lock held for reading.
+    ///
+    /// Sequence 0 (nothing committed) needs no older versions: everything is newer, and reading
+    /// at 0 is answered by the sequence on each version, so it is registered as 1.
+    fn register(&self, sequence: u64) {
+        let mut open = self.open.lock();
+        *open.entry(sequence.max(1)).or_insert(0) += 1;
+        self.publish(&open);
+    }
+
+    /// Takes back one registration.
+    pub(crate) fn unregister(&self, sequence: u64) {
+        let sequence = sequence.max(1);
+        let mut open = self.open.lock();
+        let count = open.get_mut(&sequence).expect("a reader that leaves was registered");
+        *count -= 1;
+        if *count == 0 {
+            open.remove(&sequence);
+        }
+        self.publish(&open);
+    }
+
+    /// How many readers are registered, and the oldest sequence among them.
+    pub(crate) fn summary(&self) -> (usize, Option<u64>) {
+        let open = self.open.lock();
+        (open.values().sum(), open.keys().next().copied())
+    }
+
+    fn publish(&self, open: &BTreeMap<u64, usize>) {
+        let oldest = open.first_key_value().map_or(0, |(sequence, _)| *sequence);
+        let newest = open.last_key_value().map_or(0, |(sequence, _)| *sequence);
+        self.oldest.store(oldest, Ordering::Release);
+        self.newest.store(newest, Ordering::Release);
+    }
+}
+
+/// Writes since a checkpoint; see the [module](self).
+#[derive(Debug, Default)]
+pub(crate) struct Overlay {
+    trees: RwLock<BTreeMap<TreeId, TreeOverlay>>,
+    bytes: AtomicUsize,
+    /// The last sequence applied.
+    sequence: AtomicU64,
+}
+
+impl Overlay {
+    /// An empty overlay on top of all commits up to `sequence`.
+    pub(crate) fn new(sequence: u64) -> Overlay {
+        Overlay { sequence: AtomicU64::new(sequence), ..Overlay::default() }
+    }
+
+    /// Estimated memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing was ever applied.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes() == 0
+    }
+
+    /// The last sequence applied.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence.load(Ordering::Acquire)
+    }
+
+    /// Registers a reader of the newest commit and returns its sequence.
+    pub(crate) fn register_reader(&self, readers: &Readers) -> u64 {
+        let _guard = self.trees.read();
+        let sequence = self.sequence();
+        readers.register(sequence);
+        sequence
+    }
+
+    /// Applies the effects of one commit, visible at once and together.
+    ///
+    /// `length_below` gives the number of keys of a tree as the layers below hold it.
+    pub(crate) fn apply(
+        &self,
+        sequence: u64,
+        effects: &[Effect],
+        readers: &Readers,
+        length_below: impl Fn(TreeId) -> u64,
+    ) {
+        let mut trees = self.trees.write();
+        let bounds = readers.bounds();
+        let mut bytes = 0isize;
+        let mut current: Option<(TreeId, &mut TreeOverlay)> = None;
+        for effect in effects {
+            let (Effect::Put { tree, .. }
+            | Effect::Remove { tree, .. }
+            | Effect::Clear { tree }
+            | Effect::CreateTree { id: tree, .. }
+            | Effect::DropTree { id: tree }) = effect
+            else {
+                continue;
+            };
+            if current.as_ref().is_none_or(|(id, _)| id != tree) {
+                let overlay = trees.entry(*tree).or_insert_with(|| {
+                    bytes += 256;
+                    TreeOverlay {
+                        cleared: None,
+                        lengths: Lengths(vec![(0, length_below(*tree))]),
+                        entries: BTreeMap::new(),
+                    }
+                });
+                current = Some((*tree, overlay));
+            }
+            let (_, tree) = current.as_mut().expect("set above");
+            bytes += tree.apply(sequence, effect, &bounds);
+        }
+        // Never reported empty once something was applied.
+        let before = self.bytes.load(Ordering::Relaxed) as isize;
+        self.bytes.store((before + bytes).max(1) as usize, Ordering::Relaxed);
+        self.sequence.store(sequence, Ordering::Release);
+    }
+
+    /// The newest value of a key.
+    #[inline]
+    pub(crate) fn get_latest(&self, tree: TreeId, key: &[u8]) -> Found<Versioned> {
+        if self.is_empty() {
+            return Found::Unknown;
+        }
+        let trees = self.trees.read();
+        let Some(tree) = trees.get(&tree) else { return Found::Unknown };
+        match tree.entries.get(key) {
+            Some(Version { sequence, value: Some(value), .. }) => {
+                Found::Value(Versioned { version: *sequence, value: value.clone() })
+            }
+            Some(_) => Found::Absent,
+            None if tree.cleared.is_some() => Found::Absent,
+            None => Found::Unknown,
+        }
+    }
+
+    /// The value of a key as of `sequence`.
+    pub(crate) fn get_at(&self, tree: TreeId, key: &[u8], sequence: u64) -> Found<Versioned> {
+        if self.is_empty() {
+            return Found::Unknown;
+        }
+        let trees = self.trees.read();
+        let Some(tree) = trees.get(&tree) else { return Found::Unknown };
+        match tree.entries.get(key).and_then(|version| version.at(sequence)) {
+            Some(Version { sequence, value: Some(value), .. }) => {
+                Found::Value(Versioned { version: *sequence, value: value.clone() })
+            }
+            Some(_) => Found::Absent,
+            None if tree.cleared_at(sequence) => Found::Absent,
+            None => Found::Unknown,
+        }
+    }
+
+    /// The number of keys of a tree as of `sequence`; `None` if this overlay does not know.
+    pub(crate) fn length_at(&self, tree: TreeId, sequence: u64) -> Option<u64> {
+        if self.is_empty() {
+            return None;
+        }
+        let trees = self.trees.read();
+        let tree = trees.get(&tree)?;
+        // The first entry, of sequence 0, is what lies below.
+        tree.lengths.at(sequence)
+    }
+
+    /// Whether the layers below hold nothing for `tree` that a reader at `sequence` may see.
+    pub(crate) fn hides_below(&self, tree: TreeId, sequence: u64) -> bool {
+        !self.is_empty() && self.trees.read().get(&tree).is_some_and(|tree| tree.cleared_at(sequence))
+    }
+
+    /// Looks at up to `limit` keys of the range in order (or in reverse) and appends those that a
+    /// reader at `sequence` can see to `out` (`None`: removed). Returns the last key looked at, or
+    /// `None` if the range is exhausted.
+    ///
+    /// The limit is on keys looked at, not on keys found: a long run of versions that are too new
+    /// must not hold the lock for ever either.
+    pub(crate) fn collect(
+        &self,
+        tree: TreeId,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        sequence: u64,
+        reverse: bool,
+        limit: usize,
+        out: &mut Vec<(IVec, Option<Versioned>)>,
+    ) -> Option<IVec> {
+        if self.is_empty() || is_empty_range(range) {
+            return None;
+        }
+        let trees = self.trees.read();
+        let mut entries = trees.get(&tree)?.entries.range::<[u8], _>(range);
+        let mut last = None;
+        for _ in 0..limit {
+            let next = if reverse { entries.next_back() } else { entries.next() };
+            let (key, version) = next?;
+            if let Some(version) = version.at(sequence) {
+                let value = version
+                    .value
+                    .as_ref()
+                    .map(|value| Versioned { version: version.sequence, value: value.clone() });
+                out.push((key.clone(), value));
+            }
+            last = Some(key);
+        }
+        last.cloned()
+    }
+
+    /// Calls `each` with every tree that was touched: its number, whether what is below it was
+    /// cleared away, and its newest length.
+    pub(crate) fn for_each_tree(&self, mut each: impl FnMut(TreeId, bool, u64)) {
+        for (id, tree) in &*self.trees.read() {
+            each(*id, tree.cleared.is_some(), tree.lengths.current());
+        }
+    }
+
+    /// The newest state of up to `limit` keys of `tree` after `after`, in order. For a frozen
+    /// overlay, whose newest state is its only future.
+    pub(crate) fn slice(
+        &self,
+        tree: TreeId,
+        after: Option<&IVec>,
+        limit: usize,
+        out: &mut Vec<(IVec, Option<Versioned>)>,
+    ) {
+        let low = after.map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..]));
+        self.collect(tree, (low, Bound::Unbounded), u64::MAX, false, limit, out);
+    }
+
+    /// Panics if something that always holds does not.
+    pub(crate) fn check_invariants(&self) {
+        let sequence = self.sequence();
+        for (id, tree) in &*self.trees.read() {
+            for (key, version) in &tree.entries {
+                let mut newer = sequence + 1;
+                let mut next = Some(version);
+                while let Some(version) = next {
+                    assert!(
+                        version.sequence < newer,
+                        "versions of {key:?} in tree {id:?} are out of order: {} before {newer}",
+                        version.sequence
+                    );
+                    newer = version.sequence;
+                    next = version.older.as_deref();
+                }
+            }
+            assert!(tree.lengths.0.is_sorted_by_key(|(from, _)| *from), "lengths of {id:?} are out of order");
+        }
+    }
+}
+
+/// Whether no key can be in the range; [`BTreeMap::range`] panics on some of these.
+pub(crate) fn is_empty_range(range: (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
+    match range {
+        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+        (Bound::Included(low), Bound::Included(high)) => low > high,
+        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => {
+            low >= high
+        }
+    }
+}
+
+impl Version {
+    /// The newest version that a reader at `sequence` sees.
+    fn at(&self, sequence: u64) -> Option<&Version> {
+        let mut version = self;
+        while version.sequence > sequence {
+            version = version.older.as_deref()?;
+        }
+        Some(version)
+    }
+
+    fn heap_size(&self) -> usize {
+        self.value.as_ref().map_or(0, IVec::heap_size)
+    }
+
+    /// Drops the versions of the chain that no reader needs; returns the bytes freed.
+    fn prune(&mut self, bounds: &ReaderBounds) -> usize {
+        let mut freed = 0;
+        let mut newer = self.sequence;
+        let mut slot = &mut self.older;
+        while slot.is_some() {
+            let version = slot.as_ref().expect("checked by the loop");
+            if bounds.need(version.sequence, newer) {
+                let version = slot.as_mut().expect("checked by the loop");
+                newer = version.sequence;
+                slot = &mut version.older;
+            } else {
+                let mut gone = slot.take().expect("checked by the loop");
+                freed += gone.heap_size() + std::mem::size_of::<Version>();
+                *slot = gone.older.take();
+            }
+        }
+        freed
+    }
+}
+
+impl Drop for Version {
+    fn drop(&mut self) {
+        // One by one: dropping a long chain recursively would overflow the stack.
+        let mut next = self.older.take();
+        while let Some(mut version) = next {
+            next = version.older.take();
+        }
+    }
+}
+
+impl TreeOverlay {
+    fn cleared_at(&self, sequence: u64) -> bool {
+        self.cleared.is_some_and(|cleared| cleared <= sequence)
+    }
+
+    /// Applies one effect and returns by how much the memory grew.
+    fn apply(&mut self, sequence: u64, effect: &Effect, bounds: &ReaderBounds) -> isize {
+        match effect {
+            Effect::Put { key, value, fresh, .. } => {
+                if *fresh {
+                    let length = self.lengths.current() + 1;
+                    self.lengths.set(sequence, length, bounds);
+                }
+                self.set(sequence, key, Some(value.clone()), bounds)
+            }
+            Effect::Remove { key, .. } => {
+                let length = self.lengths.current();
+                assert!(length > 0, "key {key:?} is removed from a tree of length 0");
+                self.lengths.set(sequence, length - 1, bounds);
+                self.set(sequence, key, None, bounds)
+            }
+            Effect::Clear { .. } | Effect::CreateTree { .. } | Effect::DropTree { .. } => {
+                self.lengths.set(sequence, 0, bounds);
+                self.cleared.get_or_insert(sequence);
+                if bounds.newest == 0 {
+                    let bytes: usize =
+                        self.entries.iter().map(|(key, version)| entry_size(key, version)).sum();
+                    self.entries = BTreeMap::new();
+                    return -(bytes as isize);
+                }
+                let mut bytes = 0;
+                for version in self.entries.values_mut() {
+                    bytes += version.replace(sequence, None, bounds);
+                }
+                bytes
+            }
+            Effect::SetNextId { .. } => 0,
+        }
+    }
+
+    #[inline]
+    fn set(&mut self, sequence: u64, key: &IVec, value: Option<IVec>, bounds: &ReaderBounds) -> isize {
+        use std::collections::btree_map::Entry;
+        match self.entries.entry(key.clone()) {
+            Entry::Vacant(vacant) => {
+                let version = Version { sequence, value, older: None };
+                let bytes = entry_size(vacant.key(), &version);
+                vacant.insert(version);
+                bytes as isize
+            }
+            Entry::Occupied(mut occupied) => occupied.get_mut().replace(sequence, value, bounds),
+        }
+    }
+}
+
+impl Version {
+    /// Puts a newer version in front; returns by how much the memory grew.
+    fn replace(&mut self, sequence: u64, value: Option<IVec>, bounds: &ReaderBounds) -> isize {
+        let before = self.heap_size() as isize;
+        let mut grown = 0;
+        if self.sequence != sequence && bounds.need(self.sequence, sequence) {
+            let older =
+                Version { sequence: self.sequence, value: self.value.take(), older: self.older.take() };
+            grown += before + std::mem::size_of::<Version>() as isize;
+            self.older = Some(Box::new(older));
+        }
+        self.sequence = sequence;
+        self.value = value;
+        grown += self.heap_size() as isize - before;
+        if self.older.is_some() {
+            grown -= self.prune(bounds) as isize;
+        }
+        grown
+    }
+}
+
+fn entry_size(key: &IVec, version: &Version) -> usize {
+    ENTRY_OVERHEAD + key.heap_size() + version.heap_size()
+}

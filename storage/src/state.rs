@@ -1,0 +1,210 @@
+//! The state that readers load: one pointer, one consistent view of everything.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::base::Base;
+use crate::evaluate::{Entry, Versioned, View};
+use crate::leaf_cache::Lookup;
+use crate::meta::Catalog;
+use crate::overlay::{Found, Overlay};
+use crate::snapshot::RangeIter;
+use crate::{Error, IVec, Result, TreeId};
+
+/// Active overlay, frozen overlay, held B-tree and catalog. Replaced as a whole by freezing, by
+/// each slice of a checkpoint, and by making or dropping a tree.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    pub(crate) active: Arc<Overlay>,
+    pub(crate) frozen: Option<Arc<Overlay>>,
+    pub(crate) base: Arc<Base>,
+    pub(crate) catalog: Arc<Catalog>,
+}
+
+impl State {
+    /// The newest value of a key in a tree that exists.
+    #[inline]
+    pub(crate) fn get_latest(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
+        match self.overlays_latest(tree, key) {
+            Found::Value(found) => Ok(Some(found)),
+            Found::Absent => Ok(None),
+            Found::Unknown => match self.base.tree(tree) {
+                Some(base) => base.get(key),
+                None => Ok(None),
+            },
+        }
+    }
+
+    #[inline]
+    fn overlays_latest(&self, tree: TreeId, key: &[u8]) -> Found<Versioned> {
+        match self.active.get_latest(tree, key) {
+            Found::Unknown => {}
+            found => return found,
+        }
+        match &self.frozen {
+            Some(frozen) => frozen.get_latest(tree, key),
+            None => Found::Unknown,
+        }
+    }
+
+    /// The value of a key as of `sequence`.
+    pub(crate) fn get_at(&self, tree: TreeId, key: &[u8], sequence: u64) -> Result<Option<Versioned>> {
+        for overlay in std::iter::once(&self.active).chain(&self.frozen) {
+            match overlay.get_at(tree, key, sequence) {
+                Found::Value(found) => return Ok(Some(found)),
+                Found::Absent => return Ok(None),
+                Found::Unknown => {}
+            }
+        }
+        match self.base.tree(tree) {
+            Some(base) => base.get(key),
+            None => Ok(None),
+        }
+    }
+
+    /// The number of keys of a tree as of `sequence`.
+    pub(crate) fn length_at(&self, tree: TreeId, sequence: u64) -> u64 {
+        std::iter::once(&self.active)
+            .chain(&self.frozen)
+            .find_map(|overlay| overlay.length_at(tree, sequence))
+            .unwrap_or_else(|| self.base.length(tree))
+    }
+
+    /// What is below the active overlay.
+    pub(crate) fn length_below_active(&self, tree: TreeId) -> u64 {
+        self.frozen
+            .as_ref()
+            .and_then(|frozen| frozen.length_at(tree, u64::MAX))
+            .unwrap_or_else(|| self.base.length(tree))
+    }
+
+    pub(crate) fn require_tree(&self, tree: TreeId) -> Result<()> {
+        if self.catalog.ids.contains_key(&tree) {
+            return Ok(());
+        }
+        Err(Error::TreeNotFound(IVec::from(format!("#{}", tree.0))))
+    }
+}
+
+/// Keys of the B-tree that were read before the commit mutex was taken.
+#[derive(Debug, Default)]
+pub(crate) struct Prefetched {
+    pub(crate) base: Option<Arc<Base>>,
+    pub(crate) found: HashMap<(TreeId, IVec), Option<Versioned>>,
+}
+
+/// The newest state, as commands are evaluated against it under the commit mutex.
+///
+/// The first attempt may not read from disk: if the leaf cache does not know a key, evaluation
+/// stops with [`LatestView::needs_disk`] set, the engine releases the mutex, reads, and tries
+/// again with what it read. Nobody waits for somebody else's disk read.
+pub(crate) struct LatestView<'a> {
+    pub(crate) state: &'a Arc<State>,
+    pub(crate) sequence: u64,
+    pub(crate) next_id: u64,
+    pub(crate) prefetched: Option<&'a Prefetched>,
+    pub(crate) may_read_disk: bool,
+    pub(crate) needs_disk: Cell<bool>,
+}
+
+impl LatestView<'_> {
+    fn prefetched(&self, tree: TreeId, key: &[u8]) -> Option<&Option<Versioned>> {
+        let prefetched = self.prefetched?;
+        if !prefetched.base.as_ref().is_some_and(|base| Arc::ptr_eq(base, &self.state.base)) {
+            return None;
+        }
+        prefetched.found.get(&(tree, IVec::from(key)))
+    }
+
+    /// Called when the cache does not know; an error if the disk may not be read.
+    fn from_disk(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
+        if let Some(found) = self.prefetched(tree, key) {
+            return Ok(found.clone());
+        }
+        if !self.may_read_disk {
+            self.needs_disk.set(true);
+            return Err(Error::InvalidRequest("a key must be read from disk first".to_owned()));
+        }
+        match self.state.base.tree(tree) {
+            Some(base) => base.get(key),
+            None => Ok(None),
+        }
+    }
+}
+
+impl View for LatestView<'_> {
+    #[inline]
+    fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
+        match self.state.overlays_latest(tree, key) {
+            Found::Value(found) => return Ok(Some(found)),
+            Found::Absent => return Ok(None),
+            Found::Unknown => {}
+        }
+        let Some(base) = self.state.base.tree(tree) else { return Ok(None) };
+        match base.cache.get(key) {
+            Lookup::Found { version, value } => Ok(Some(Versioned { version, value })),
+            Lookup::Absent => Ok(None),
+            Lookup::Unknown => self.from_disk(tree, key),
+        }
+    }
+
+    #[inline]
+    fn version(&self, tree: TreeId, key: &[u8]) -> Result<Option<u64>> {
+        match self.state.overlays_latest(tree, key) {
+            Found::Value(found) => return Ok(Some(found.version)),
+            Found::Absent => return Ok(None),
+            Found::Unknown => {}
+        }
+        let Some(base) = self.state.base.tree(tree) else { return Ok(None) };
+        match base.cache.get_version(key) {
+            Lookup::Found { version, .. } => Ok(Some(version)),
+            Lookup::Absent => Ok(None),
+            Lookup::Unknown => Ok(self.from_disk(tree, key)?.map(|found| found.version)),
+        }
+    }
+
+    fn end(&self, tree: TreeId, last: bool) -> Result<Option<Entry>> {
+        let mut all = RangeIter::over(
+            Arc::clone(self.state),
+            self.sequence,
+            tree,
+            (Bound::Unbounded, Bound::Unbounded),
+        );
+        if last { all.next_back() } else { all.next() }.transpose()
+    }
+
+    fn scan(
+        &self,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+        each: &mut dyn FnMut(&[u8], u64) -> bool,
+    ) -> Result<()> {
+        let range = (low.map(IVec::from), high.map(IVec::from));
+        for entry in RangeIter::over(Arc::clone(self.state), self.sequence, tree, range) {
+            let (key, found) = entry?;
+            if !each(&key, found.version) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
+        self.state.catalog.names.get(name).copied()
+    }
+
+    fn has_tree(&self, tree: TreeId) -> bool {
+        self.state.catalog.ids.contains_key(&tree)
+    }
+
+    fn next_tree_id(&self) -> TreeId {
+        self.state.catalog.next
+    }
+
+    fn next_id(&self) -> u64 {
+        self.next_id
+    }
+}

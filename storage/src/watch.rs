@@ -1,0 +1,477 @@
+//! Watching a tree: every change under a prefix, in the order of commits.
+//!
+//! Promise: a subscription sees each change committed after it was made exactly once and in commit
+//! order, or is told how many it missed ([`Event::Overflowed`]) at the place where they are
+//! missing. A writer never waits for a subscriber.
+//!
+//! How: the engine calls [`Watchers::publish`] under its commit mutex, which is what gives events
+//! the order of commits. When nobody watches, that is one atomic load. Otherwise the events are
+//! pushed into a bounded queue per subscription; the only thing a subscriber does under the same
+//! mutex is to take one event out. Waking is left to the [`Wakeups`] that `publish` returns, so
+//! that the engine can do it after it has released the commit mutex: a waker is a stranger's
+//! code, and may do anything, even write to this database.
+//!
+//! A full queue drops new events and counts them in one marker, which stands in the queue where
+//! they would have been. When the subscriber catches up, later events follow the marker. What
+//! was lost can be read again from a snapshot or from the engine's changes.
+//!
+//! `Clear` is one event however many keys it removes, and dropping the tree ends its
+//! subscriptions.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::{Effect, IVec, TreeId};
+
+/// How many events a subscription holds unless told otherwise.
+pub const DEFAULT_CAPACITY: usize = 64 << 10;
+/// How many bytes of keys and values a subscription holds at most. A single event may be larger:
+/// an empty queue takes any.
+pub const MAX_QUEUED_BYTES: usize = 64 << 20;
+
+/// What happened to a key that is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It got a value.
+    Put {
+        /// Of the commit.
+        sequence: u64,
+        /// The key.
+        key: IVec,
+        /// Its new value.
+        value: IVec,
+    },
+    /// It was removed.
+    Remove {
+        /// Of the commit.
+        sequence: u64,
+        /// The key.
+        key: IVec,
+    },
+    /// All keys of the tree were removed.
+    Cleared {
+        /// Of the commit.
+        sequence: u64,
+    },
+    /// The subscriber was too slow, and events are missing here.
+    Overflowed {
+        /// Of the commit of the last one that is missing.
+        sequence: u64,
+        /// How many.
+        lost: u64,
+    },
+}
+
+impl Event {
+    /// The sequence of the commit it belongs to; for [`Event::Overflowed`], of the last one lost.
+    pub fn sequence(&self) -> u64 {
+        match self {
+            Event::Put { sequence, .. }
+            | Event::Remove { sequence, .. }
+            | Event::Cleared { sequence }
+            | Event::Overflowed { sequence, .. } => *sequence,
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Event::Put { key, value, .. } => key.len() + value.len(),
+            Event::Remove { key, .. } => key.len(),
+            Event::Cleared { .. } | Event::Overflowed { .. } => 0,
+        }
+    }
+}
+
+/// All subscriptions of a database. Dropping it closes them.
+#[derive(Debug, Default)]
+pub struct Watchers {
+    registry: Arc<Registry>,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    /// How many queues there are, readable without the mutex.
+    count: AtomicUsize,
+    state: Mutex<RegistryState>,
+}
+
+#[derive(Debug, Default)]
+struct RegistryState {
+    queues: BTreeMap<TreeId, Vec<Arc<Queue>>>,
+    closed: bool,
+}
+
+/// Subscribers to be woken, on drop. Keep it until the commit mutex is released.
+#[derive(Debug, Default)]
+#[must_use = "drop it after the commit mutex is released"]
+pub struct Wakeups(Vec<Arc<Queue>>);
+
+impl Drop for Wakeups {
+    fn drop(&mut self) {
+        for queue in &self.0 {
+            queue.wake();
+        }
+    }
+}
+
+impl Watchers {
+    /// Without subscriptions.
+    pub fn new() -> Watchers {
+        Watchers::default()
+    }
+
+    /// Watches the keys of `tree` that begin with `prefix`, holding up to `capacity` events.
+    /// Call it under the commit mutex to know which commit is the first to be seen.
+    pub fn subscribe(&self, tree: TreeId, prefix: &[u8], capacity: usize) -> Subscription {
+        let queue = Arc::new(Queue {
+            tree,
+            prefix: IVec::from(prefix),
+            capacity: capacity.max(1),
+            state: Mutex::new(QueueState::default()),
+            arrived: Condvar::new(),
+        });
+        let mut state = self.registry.state.lock();
+        if state.closed {
+            queue.state.lock().closed = true;
+        } else {
+            state.queues.entry(tree).or_default().push(Arc::clone(&queue));
+            self.registry.count.fetch_add(1, Ordering::Release);
+        }
+        drop(state);
+        Subscription { queue, registry: Arc::clone(&self.registry) }
+    }
+
+    /// Tells subscribers of a commit. Call it under the commit mutex, in commit order, and drop
+    /// what it returns after that mutex is released.
+    #[inline]
+    pub fn publish(&self, sequence: u64, effects: &[Effect]) -> Wakeups {
+        // Whoever subscribed before this commit did so in this thread, under the commit mutex, or
+        // before some synchronisation with this thread: each makes the count visible here.
+        if self.registry.count.load(Ordering::Acquire) == 0 {
+            return Wakeups(Vec::new());
+        }
+        self.publish_to_queues(sequence, effects)
+    }
+
+    #[cold]
+    fn publish_to_queues(&self, sequence: u64, effects: &[Effect]) -> Wakeups {
+        let mut wakeups = Vec::new();
+        let mut state = self.registry.state.lock();
+        for effect in effects {
+            let tree = match effect {
+                Effect::Put { tree, .. } | Effect::Remove { tree, .. } | Effect::Clear { tree } => *tree,
+                Effect::DropTree { id } => {
+                    for queue in state.queues.remove(id).unwrap_or_default() {
+                        self.registry.count.fetch_sub(1, Ordering::Release);
+                        queue.state.lock().closed = true;
+                        wakeups.push(queue);
+                    }
+                    continue;
+                }
+                Effect::CreateTree { .. } | Effect::SetNextId { .. } => continue,
+            };
+            for queue in state.queues.get(&tree).map_or(&[][..], Vec::as_slice) {
+                if queue.offer(sequence, effect) && !wakeups.iter().any(|known| Arc::ptr_eq(known, queue)) {
+                    wakeups.push(Arc::clone(queue));
+                }
+            }
+        }
+        Wakeups(wakeups)
+    }
+
+    /// Ends all subscriptions, once they have delivered what they hold, and those to come.
+    pub fn close(&self) {
+        let mut state = self.registry.state.lock();
+        state.closed = true;
+        let queues = std::mem::take(&mut state.queues);
+        self.registry.count.store(0, Ordering::Release);
+        drop(state);
+        for queue in queues.into_values().flatten() {
+            queue.state.lock().closed = true;
+            queue.wake();
+        }
+    }
+}
+
+impl Drop for Watchers {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+struct Queue {
+    tree: TreeId,
+    prefix: IVec,
+    capacity: usize,
+    state: Mutex<QueueState>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct QueueState {
+    events: VecDeque<Event>,
+    /// Of keys and values in `events`.
+    bytes: usize,
+    waker: Option<Waker>,
+    /// Threads in a blocking call.
+    waiting: usize,
+    closed: bool,
+}
+
+impl Queue {
+    /// Queues the event if it is watched; whether somebody has to be woken.
+    fn offer(&self, sequence: u64, effect: &Effect) -> bool {
+        let event = match effect {
+            Effect::Put { key, value, .. } if key.starts_with(&self.prefix) => {
+                Event::Put { sequence, key: key.clone(), value: value.clone() }
+            }
+            Effect::Remove { key, .. } if key.starts_with(&self.prefix) => {
+                Event::Remove { sequence, key: key.clone() }
+            }
+            Effect::Clear { .. } => Event::Cleared { sequence },
+            _ => return false,
+        };
+        let mut state = self.state.lock();
+        let size = event.size();
+        let is_full = state.events.len() >= self.capacity || state.bytes + size > MAX_QUEUED_BYTES;
+        if is_full && !state.events.is_empty() {
+            if let Some(Event::Overflowed { sequence: last, lost }) = state.events.back_mut() {
+                *last = sequence;
+                *lost += 1;
+            } else {
+                state.events.push_back(Event::Overflowed { sequence, lost: 1 });
+            }
+        } else {
+            state.bytes += size;
+            state.events.push_back(event);
+        }
+        state.waiting > 0 || state.waker.is_some()
+    }
+
+    fn wake(&self) {
+        let waker = self.state.lock().waker.take();
+        self.arrived.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("tree", &self.tree)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+impl QueueState {
+    fn take(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        self.bytes -= event.size();
+        Some(event)
+    }
+}
+
+/// One subscriber's end of [`Watchers`]; dropping it ends the watching.
+#[derive(Debug)]
+pub struct Subscription {
+    queue: Arc<Queue>,
+    registry: Arc<Registry>,
+}
+
+impl Subscription {
+    /// Waits for the next event; `None` once the database or the tree is gone and all that was
+    /// queued was delivered.
+    #[expect(clippy::should_implement_trait, reason = "takes &self, so that threads can share it")]
+    pub fn next(&self) -> Option<Event> {
+        self.wait_until(None).ok()
+    }
+
+    /// As [`Subscription::next`], for at most `timeout`.
+    ///
+    /// # Errors
+    /// `Timeout` when nothing came in time, `Disconnected` when nothing can come any more.
+    pub fn next_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
+        // A timeout beyond what the clock can express is for ever.
+        self.wait_until(Instant::now().checked_add(timeout))
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Result<Event, RecvTimeoutError> {
+        let mut state = self.queue.state.lock();
+        loop {
+            if let Some(event) = state.take() {
+                return Ok(event);
+            }
+            if state.closed {
+                return Err(RecvTimeoutError::Disconnected);
+            }
+            state.waiting += 1;
+            let timed_out = match deadline {
+                Some(deadline) => self.queue.arrived.wait_until(&mut state, deadline).timed_out(),
+                None => {
+                    self.queue.arrived.wait(&mut state);
+                    false
+                }
+            };
+            state.waiting -= 1;
+            if timed_out && state.events.is_empty() {
+                return Err(RecvTimeoutError::Timeout);
+            }
+        }
+    }
+
+    /// The next event if one is queued.
+    pub fn try_next(&self) -> Option<Event> {
+        self.queue.state.lock().take()
+    }
+
+    /// The next event, or `Pending` and the task will be woken when there is one.
+    pub fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        let mut state = self.queue.state.lock();
+        if let Some(event) = state.take() {
+            return Poll::Ready(Some(event));
+        }
+        if state.closed {
+            return Poll::Ready(None);
+        }
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut state = self.registry.state.lock();
+        let Some(queues) = state.queues.get_mut(&self.queue.tree) else { return };
+        let Some(position) = queues.iter().position(|queue| Arc::ptr_eq(queue, &self.queue)) else { return };
+        queues.swap_remove(position);
+        if queues.is_empty() {
+            state.queues.remove(&self.queue.tree);
+        }
+        self.registry.count.fetch_sub(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TREE: TreeId = TreeId(20);
+
+    fn put(key: &str, value: &str) -> Effect {
+        Effect::Put { tree: TREE, key: key.into(), value: value.into(), fresh: true }
+    }
+
+    #[test]
+    fn a_subscription_sees_its_tree_and_prefix_in_commit_order() {
+        let watchers = Watchers::new();
+        let all = watchers.subscribe(TREE, b"", 10);
+        let some = watchers.subscribe(TREE, b"a", 10);
+        let other = watchers.subscribe(TreeId(21), b"", 10);
+        drop(watchers.publish(1, &[put("a1", "x"), put("b1", "y")]));
+        drop(watchers.publish(2, &[Effect::Remove { tree: TREE, key: "a1".into() }]));
+        drop(watchers.publish(3, &[Effect::Clear { tree: TREE }]));
+        let seen: Vec<u64> = std::iter::from_fn(|| all.try_next()).map(|event| event.sequence()).collect();
+        assert_eq!(seen, [1, 1, 2, 3]);
+        assert_eq!(some.try_next(), Some(Event::Put { sequence: 1, key: "a1".into(), value: "x".into() }));
+        assert_eq!(some.try_next(), Some(Event::Remove { sequence: 2, key: "a1".into() }));
+        assert_eq!(some.try_next(), Some(Event::Cleared { sequence: 3 }));
+        assert_eq!(some.try_next(), None);
+        assert_eq!(other.try_next(), None);
+    }
+
+    #[test]
+    fn a_slow_subscriber_is_told_how_many_it_lost_and_goes_on() {
+        let watchers = Watchers::new();
+        let slow = watchers.subscribe(TREE, b"", 3);
+        for sequence in 1..=10 {
+            drop(watchers.publish(sequence, &[put("k", "v")]));
+        }
+        let sequences: Vec<u64> = (0..3).map(|_| slow.try_next().unwrap().sequence()).collect();
+        assert_eq!(sequences, [1, 2, 3]);
+        drop(watchers.publish(11, &[put("k", "v")]));
+        assert_eq!(slow.try_next(), Some(Event::Overflowed { sequence: 10, lost: 7 }));
+        assert_eq!(slow.try_next().unwrap().sequence(), 11);
+        assert_eq!(slow.try_next(), None);
+    }
+
+    #[test]
+    fn values_that_are_too_large_to_hold_are_counted_as_lost() {
+        let watchers = Watchers::new();
+        let slow = watchers.subscribe(TREE, b"", 100);
+        let large = IVec::from(vec![7; MAX_QUEUED_BYTES / 2 + 1]);
+        for sequence in 1..=3 {
+            let effect = Effect::Put { tree: TREE, key: "k".into(), value: large.clone(), fresh: false };
+            drop(watchers.publish(sequence, &[effect]));
+        }
+        assert_eq!(slow.try_next().unwrap().sequence(), 1);
+        assert_eq!(slow.try_next(), Some(Event::Overflowed { sequence: 3, lost: 2 }));
+    }
+
+    #[test]
+    fn closing_delivers_what_is_queued_and_then_ends() {
+        let watchers = Watchers::new();
+        let subscription = watchers.subscribe(TREE, b"", 10);
+        drop(watchers.publish(1, &[put("k", "v")]));
+        drop(watchers);
+        assert!(subscription.next().is_some());
+        assert!(subscription.next().is_none());
+        assert_eq!(subscription.next_timeout(Duration::from_secs(9)), Err(RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn dropping_the_tree_ends_its_subscriptions_and_no_others() {
+        let watchers = Watchers::new();
+        let gone = watchers.subscribe(TREE, b"", 10);
+        let stays = watchers.subscribe(TreeId(21), b"", 10);
+        drop(watchers.publish(1, &[Effect::DropTree { id: TREE }]));
+        assert!(gone.next().is_none());
+        assert_eq!(stays.next_timeout(Duration::ZERO), Err(RecvTimeoutError::Timeout));
+        assert_eq!(watchers.registry.count.load(Ordering::Relaxed), 1);
+        drop((gone, stays));
+        assert_eq!(watchers.registry.count.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_waiting_thread_and_a_waiting_task_are_woken() {
+        let watchers = Watchers::new();
+        let blocking = watchers.subscribe(TREE, b"", 10);
+        let polled = watchers.subscribe(TREE, b"", 10);
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(Arc::clone(&flag));
+        assert_eq!(polled.poll_next(&mut Context::from_waker(&waker)), Poll::Pending);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| blocking.next());
+            while blocking.queue.state.lock().waiting == 0 {
+                std::thread::yield_now();
+            }
+            let wakeups = watchers.publish(1, &[put("k", "v")]);
+            assert_eq!(flag.0.load(Ordering::SeqCst), 0, "not woken while the commit mutex is held");
+            drop(wakeups);
+            assert_eq!(thread.join().unwrap().unwrap().sequence(), 1);
+        });
+        assert_eq!(flag.0.load(Ordering::SeqCst), 1);
+        assert!(polled.poll_next(&mut Context::from_waker(&waker)).is_ready());
+    }
+
+    #[derive(Default)]
+    struct Flag(AtomicUsize);
+
+    impl std::task::Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
