@@ -299,6 +299,9 @@ impl Engine {
     pub fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
         command.check_limits()?;
         let shared = &*self.shared;
+        // Before the reply of a command without effects, too: whoever waits for a lock must hear
+        // that it will never be released.
+        shared.check_open()?;
         shared.wait_for_room()?;
         let mut prefetched: Option<Prefetched> = None;
         let (reply, ticket, sequence) = loop {
@@ -341,7 +344,10 @@ impl Engine {
             }
         };
         if durability == Durability::Synced {
-            shared.wal.wait_durable(ticket)?;
+            if let Err(error) = shared.wal.wait_durable(ticket) {
+                shared.lock_waiters.notify_all();
+                return Err(error);
+            }
             shared.durable_sequence.fetch_max(sequence, Ordering::Relaxed);
         }
         Ok(reply)
@@ -518,9 +524,7 @@ impl Shared {
         context: &Context,
         effects: &[Effect],
     ) -> Result<(Ticket, Wakeups)> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::InvalidRequest("the database is closed".to_owned()));
-        }
+        self.check_open()?;
         committer.scratch.clear();
         encode_effects(context.time_ms, effects, &mut committer.scratch);
         let ticket = self.wal.append(EMBEDDED_STREAM, context.sequence, &[&committer.scratch])?;
@@ -546,6 +550,22 @@ impl Shared {
             self.want_checkpoint();
         }
         Ok((ticket, wakeups))
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::InvalidRequest("the database is closed".to_owned()));
+        }
+        match self.wal.poisoned() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Nothing is acknowledged from here on; whoever waits is told.
+    pub(crate) fn poison(&self, why: &str) {
+        self.wal.poison(why);
+        self.lock_waiters.notify_all();
     }
 
     /// Call with the commit mutex held.
