@@ -119,7 +119,7 @@ impl LatestView<'_> {
     }
 
     /// Called when the cache does not know; an error if the disk may not be read.
-    fn from_disk(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
+    fn read_through(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
         if let Some(found) = self.prefetched(tree, key) {
             return Ok(found.clone());
         }
@@ -146,7 +146,7 @@ impl View for LatestView<'_> {
         match base.cache.get(key) {
             Lookup::Found { version, value } => Ok(Some(Versioned { version, value })),
             Lookup::Absent => Ok(None),
-            Lookup::Unknown => self.from_disk(tree, key),
+            Lookup::Unknown => self.read_through(tree, key),
         }
     }
 
@@ -161,7 +161,7 @@ impl View for LatestView<'_> {
         match base.cache.get_version(key) {
             Lookup::Found { version, .. } => Ok(Some(version)),
             Lookup::Absent => Ok(None),
-            Lookup::Unknown => Ok(self.from_disk(tree, key)?.map(|found| found.version)),
+            Lookup::Unknown => Ok(self.read_through(tree, key)?.map(|found| found.version)),
         }
     }
 
