@@ -1,6 +1,7 @@
 //! [`Block`]: the complete content of one key interval, laid out for searching.
 
 use std::cmp::Ordering;
+use std::hint::black_box;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -205,11 +206,21 @@ impl Block {
         if position == slots.len() || self.slot_prefix(position) != wanted {
             return (position, false);
         }
+        self.fetch(position);
         match self.key(position).cmp(key) {
             Ordering::Less => self.search_ties(position + 1, wanted, key),
             Ordering::Equal => (position, true),
             Ordering::Greater => (position, false),
         }
+    }
+
+    /// Has the processor fetch the cache lines of an entry all at once. Otherwise it would ask for
+    /// the value only when the key has come, whose length says where the value is.
+    #[inline]
+    fn fetch(&self, position: usize) {
+        let (start, end) = (self.offset(position), self.end(position));
+        black_box(self.bytes[end - 1]);
+        black_box(self.bytes[(start + 64).min(end - 1)]);
     }
 
     /// Goes on at `from` among the keys that do not differ in their slots.
