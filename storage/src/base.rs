@@ -29,7 +29,6 @@ const ENTRIES_BEFORE: usize = 16;
 
 /// The B-tree at one version; see the [module](self).
 pub(crate) struct Base {
-    transaction: Arc<ReadTransaction>,
     path: Arc<PathBuf>,
     trees: HashMap<TreeId, Arc<BaseTree>>,
     budget: Arc<CacheBudget>,
@@ -75,7 +74,7 @@ impl Base {
             };
             trees.insert(id, Arc::new(tree));
         }
-        Ok(Base { transaction, path: Arc::clone(path), trees, budget: Arc::clone(budget) })
+        Ok(Base { path: Arc::clone(path), trees, budget: Arc::clone(budget) })
     }
 
     #[inline]
@@ -89,11 +88,6 @@ impl Base {
 
     pub(crate) fn length(&self, id: TreeId) -> u64 {
         self.trees.get(&id).map_or(0, |tree| tree.length)
-    }
-
-    /// The redb transaction that is held.
-    pub(crate) fn transaction(&self) -> &ReadTransaction {
-        &self.transaction
     }
 
     pub(crate) fn path(&self) -> &Arc<PathBuf> {
@@ -136,16 +130,6 @@ impl BaseTree {
         }
     }
 
-    /// The version of a key.
-    #[inline]
-    pub(crate) fn version(&self, key: &[u8]) -> Result<Option<u64>> {
-        match self.cache.get_version(key) {
-            Lookup::Found { version, .. } => Ok(Some(version)),
-            Lookup::Absent => Ok(None),
-            Lookup::Unknown => Ok(self.get_uncached(key)?.map(|found| found.version)),
-        }
-    }
-
     #[cold]
     fn get_uncached(&self, key: &[u8]) -> Result<Option<Versioned>> {
         let Some(table) = self.table()? else { return Ok(None) };
@@ -170,7 +154,7 @@ impl BaseTree {
     }
 
     /// The block that tells of `key` and what follows it, for scans.
-    pub(crate) fn block_at(&self, key: &[u8]) -> Result<Arc<Block>> {
+    pub(crate) fn block_at(&self, key: &[u8]) -> Result<Block> {
         loop {
             if let Some(block) = self.cache.block_at(key) {
                 return Ok(block);
@@ -186,20 +170,23 @@ impl BaseTree {
     }
 
     /// The block that tells of the keys just below `key` (`None`: the end of the key space).
-    pub(crate) fn block_before(&self, key: Option<&[u8]>) -> Result<Arc<Block>> {
+    pub(crate) fn block_before(&self, key: Option<&[u8]>) -> Result<Block> {
         if let Some(block) = self.cache.block_before(key) {
             return Ok(block);
         }
         let Some(table) = self.table()? else {
-            return Ok(Arc::new(BlockBuilder::new(IVec::new()).finish(None)));
+            return Ok(BlockBuilder::new(IVec::new()).finish(None));
         };
         let block = self.load_backward(table, key)?;
         // If it reaches over what another block tells, the cache refuses it and it is used once.
         Ok(self.offer(block))
     }
 
-    fn offer(&self, block: Block) -> Arc<Block> {
-        if self.cache.budget().should_admit() { self.cache.offer(block).0 } else { Arc::new(block) }
+    fn offer(&self, block: Block) -> Block {
+        if self.cache.budget().should_admit() {
+            self.cache.insert(block.clone());
+        }
+        block
     }
 
     fn load_around(&self, table: &Table, key: &[u8], gap: &Gap) -> Result<Block> {

@@ -61,10 +61,9 @@ impl BulkBuilder {
         let wal = Wal::open(
             Arc::clone(&self.directory.disk),
             WalOptions {
-                directory: self.directory.wal_path(),
                 segment_size: self.segment_size,
-                database_id: self.directory.database_id,
-                ..WalOptions::default()
+                threads: false,
+                ..WalOptions::new(self.directory.wal_path(), self.directory.database_id)
             },
         )?;
         wal.close()?;

@@ -87,7 +87,7 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                 }
             }
             Err(error) => {
-                shared.wal.poison(&format!("a checkpoint failed: {error}"));
+                shared.poison(&format!("a checkpoint failed: {error}"));
                 progress.failed = Some(error);
             }
         }
@@ -97,10 +97,10 @@ pub(crate) fn run(shared: &Arc<Shared>) {
 
 /// [`crate::Engine::checkpoint`].
 pub(crate) fn request_and_wait(shared: &Arc<Shared>) -> Result<()> {
-    if !shared.options.background_checkpoints {
+    if !shared.options.background_threads {
         let result = checkpoint(shared, || false);
         if let Err(error) = &result {
-            shared.wal.poison(&format!("a checkpoint failed: {error}"));
+            shared.poison(&format!("a checkpoint failed: {error}"));
         }
         return result;
     }
@@ -211,8 +211,7 @@ fn freeze(shared: &Shared) -> Option<Checkpoint> {
 /// Lets WAL segments go that nobody needs any more.
 fn purge_wal(shared: &Shared, applied: u64) -> Result<()> {
     let keep = shared.options.retain_changes_bytes;
-    let purge_to =
-        if keep == 0 { applied } else { shared.wal.index_before(EMBEDDED_STREAM, keep).min(applied) };
+    let purge_to = if keep == 0 { applied } else { shared.commit.lock().sequence_before(keep).min(applied) };
     if purge_to > 0 {
         shared.wal.purge_to(EMBEDDED_STREAM, purge_to)?;
     }

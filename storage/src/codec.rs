@@ -26,7 +26,7 @@
 //! - The length of the input is checked against a cap before anything is decoded.
 //! - Nothing is allocated because the input claims a length; only bytes that are there are copied,
 //!   and lists grow as their elements arrive. The memory needed is at most a small multiple
-//!   (25) of the input's length. bincode's own limit stands behind that.
+//!   (75) of the input's length. bincode's own limit stands behind that.
 //! - All of the input must be used; bytes left over are an error.
 //! - No type here refers to itself, so nesting cannot exhaust the stack, and no list has elements
 //!   of size zero.

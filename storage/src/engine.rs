@@ -20,6 +20,7 @@
 //! to the leaf cache. The active overlay is frozen at a quarter of the overlays' share; writers
 //! wait when both together reach it.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -78,14 +79,15 @@ pub struct Options {
     /// Commits whose WAL bytes together stay below this are kept for [`Engine::changes_since`]
     /// after they were folded into the B-tree.
     pub retain_changes_bytes: u64,
-    /// Fold into the B-tree in the background. Without it only [`Engine::checkpoint`] does; for
-    /// tests that need to know when the disk is written.
-    pub background_checkpoints: bool,
+    /// Run the threads that write out, sync and fold into the B-tree. Without them only calls do:
+    /// for tests that need to know when the disk is written, and for simulation.
+    pub background_threads: bool,
     /// What tells the time.
     pub clock: Arc<dyn Clock>,
     /// What stores the bytes.
     pub disk: Arc<dyn Disk>,
-    /// The id of a database that is made; `None`: drawn at random.
+    /// The id of a database that is made, and the seed of all else that is random; `None`: drawn
+    /// from the system's entropy.
     pub database_id: Option<u128>,
 }
 
@@ -100,7 +102,7 @@ impl Options {
             segment_size: 64 << 20,
             create_new: false,
             retain_changes_bytes: 0,
-            background_checkpoints: true,
+            background_threads: true,
             clock: Arc::new(SystemClock),
             disk: Arc::new(RealDisk),
             database_id: None,
@@ -115,6 +117,39 @@ pub(crate) struct Committer {
     pub(crate) time_ms: u64,
     pub(crate) next_id: u64,
     scratch: Vec<u8>,
+    /// Bytes given to the WAL since opening, and what they were at some commits, oldest first.
+    logged: u64,
+    marks: VecDeque<(u64, u64)>,
+}
+
+/// Between two marks of [`Committer`].
+const MARK_BYTES: u64 = 1 << 20;
+
+impl Committer {
+    fn new(sequence: u64, time_ms: u64, next_id: u64) -> Committer {
+        Committer { sequence, time_ms, next_id, scratch: Vec::new(), logged: 0, marks: VecDeque::new() }
+    }
+
+    fn mark(&mut self, bytes: usize) {
+        self.logged += bytes as u64;
+        if self.marks.back().is_none_or(|(_, logged)| self.logged - logged >= MARK_BYTES) {
+            self.marks.push_back((self.sequence, self.logged));
+        }
+    }
+
+    /// The last commit behind which at least `keep` bytes were logged; 0 if there is none. What was
+    /// in the WAL before opening is not counted, so rather too much is kept than too little.
+    pub(crate) fn sequence_before(&mut self, keep: u64) -> u64 {
+        while let Some((_, logged)) = self.marks.get(1)
+            && self.logged - logged >= keep
+        {
+            self.marks.pop_front();
+        }
+        match self.marks.front() {
+            Some((sequence, logged)) if self.logged - logged >= keep => *sequence,
+            _ => 0,
+        }
+    }
 }
 
 /// How far checkpoints have come; guarded by its own mutex, signalled on every change.
@@ -195,11 +230,11 @@ impl Engine {
         let wal = Wal::open(
             Arc::clone(&directory.disk),
             WalOptions {
-                directory: directory.wal_path(),
                 segment_size: options.segment_size,
-                database_id: directory.database_id,
                 flush_every: options.flush_every_ms.map(Duration::from_millis),
-                ..WalOptions::default()
+                threads: options.background_threads,
+                seed: id.map(|id| id as u64),
+                ..WalOptions::new(directory.wal_path(), directory.database_id)
             },
         )?;
         directory.finish_creation()?;
@@ -231,7 +266,7 @@ impl Engine {
             options,
         });
         let engine = Engine { shared: Arc::clone(&shared), checkpointer: Mutex::new(None) };
-        if shared.options.background_checkpoints {
+        if shared.options.background_threads {
             let thread = std::thread::Builder::new()
                 .name("dogsled-checkpoint".to_owned())
                 .spawn(move || crate::checkpoint::run(&shared))
@@ -264,6 +299,9 @@ impl Engine {
     pub fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
         command.check_limits()?;
         let shared = &*self.shared;
+        // Before the reply of a command without effects, too: whoever waits for a lock must hear
+        // that it will never be released.
+        shared.check_open()?;
         shared.wait_for_room()?;
         let mut prefetched: Option<Prefetched> = None;
         let (reply, ticket, sequence) = loop {
@@ -306,7 +344,10 @@ impl Engine {
             }
         };
         if durability == Durability::Synced {
-            shared.wal.wait_durable(ticket)?;
+            if let Err(error) = shared.wal.wait_durable(ticket) {
+                shared.lock_waiters.notify_all();
+                return Err(error);
+            }
             shared.durable_sequence.fetch_max(sequence, Ordering::Relaxed);
         }
         Ok(reply)
@@ -423,6 +464,19 @@ impl Engine {
         crate::checkpoint::request_and_wait(&self.shared)
     }
 
+    /// Panics if something does not hold that always does. For tests; takes time in proportion to
+    /// what is in memory.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) {
+        let state = self.shared.state.load_full();
+        for overlay in std::iter::once(&state.active).chain(&state.frozen) {
+            overlay.check_invariants();
+        }
+        for (_, tree) in state.base.trees() {
+            tree.cache.check_invariants();
+        }
+    }
+
     /// Bytes that the directory takes: B-tree, live WAL and spare segments.
     ///
     /// # Errors
@@ -470,15 +524,15 @@ impl Shared {
         context: &Context,
         effects: &[Effect],
     ) -> Result<(Ticket, Wakeups)> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::InvalidRequest("the database is closed".to_owned()));
-        }
+        self.check_open()?;
         committer.scratch.clear();
         encode_effects(context.time_ms, effects, &mut committer.scratch);
         let ticket = self.wal.append(EMBEDDED_STREAM, context.sequence, &[&committer.scratch])?;
+        let bytes = committer.scratch.len();
         // A commit of many megabytes must not stay allocated for ever.
         committer.scratch.shrink_to(1 << 20);
         committer.sequence = context.sequence;
+        committer.mark(bytes);
         committer.time_ms = context.time_ms;
         state.active.apply(context.sequence, effects, &self.readers, |tree| state.length_below_active(tree));
         for effect in effects {
@@ -496,6 +550,22 @@ impl Shared {
             self.want_checkpoint();
         }
         Ok((ticket, wakeups))
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::InvalidRequest("the database is closed".to_owned()));
+        }
+        match self.wal.poisoned() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Nothing is acknowledged from here on; whoever waits is told.
+    pub(crate) fn poison(&self, why: &str) {
+        self.wal.poison(why);
+        self.lock_waiters.notify_all();
     }
 
     /// Call with the commit mutex held.
@@ -534,7 +604,7 @@ impl Shared {
 
     /// Back-pressure: waits while the overlays are over their share of memory.
     fn wait_for_room(&self) -> Result<()> {
-        if self.overlay_bytes() < self.overlay_limit || !self.options.background_checkpoints {
+        if self.overlay_bytes() < self.overlay_limit || !self.options.background_threads {
             return Ok(());
         }
         self.stalls.fetch_add(1, Ordering::Relaxed);
@@ -622,12 +692,7 @@ pub(crate) fn read_checkpoint(database: &redb::Database, path: &Path) -> Result<
 
 /// Replays the WAL behind the checkpoint into a fresh overlay.
 fn recover(wal: &Wal, checkpoint: Checkpoint, base: Base, wal_path: &Path) -> Result<Recovered> {
-    let mut committer = Committer {
-        sequence: checkpoint.applied,
-        time_ms: checkpoint.time_ms,
-        next_id: checkpoint.next_id,
-        scratch: Vec::new(),
-    };
+    let mut committer = Committer::new(checkpoint.applied, checkpoint.time_ms, checkpoint.next_id);
     let from = checkpoint.applied + 1;
     let mut catalog = checkpoint.catalog;
     let overlay = Overlay::new(checkpoint.applied);

@@ -314,7 +314,7 @@ impl<Context> bincode::Decode<Context> for IVec {
         let mut bytes = Vec::new();
         while bytes.len() < length {
             let start = bytes.len();
-            bytes.resize(length.min(start + (64 << 10)), 0);
+            bytes.resize(length.min(start + (4 << 10)), 0);
             decoder.reader().read(&mut bytes[start..])?;
         }
         Ok(IVec::from(bytes))

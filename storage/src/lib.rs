@@ -22,6 +22,7 @@ mod meta;
 pub mod model;
 mod overlay;
 mod snapshot;
+mod sorted_map;
 mod state;
 mod stats;
 pub mod tree_file;

@@ -30,11 +30,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use crate::evaluate::{Effect, Versioned};
+use crate::sorted_map::SortedMap;
 use crate::{IVec, TreeId};
 
-/// What an entry costs beyond its bytes: its place in a three-quarters full node of the map, and
-/// its share of inner nodes.
-const ENTRY_OVERHEAD: usize = 120;
+/// What an entry costs beyond its bytes: its 90-byte place in a three-quarters full leaf of the map,
+/// and its share of inner nodes.
+const ENTRY_OVERHEAD: usize = 124;
 
 /// What a layer knows of a key.
 #[derive(Debug)]
@@ -88,7 +89,7 @@ struct TreeOverlay {
     /// The first sequence at which all that is below was cleared away.
     cleared: Option<u64>,
     lengths: Lengths,
-    entries: BTreeMap<IVec, Version>,
+    entries: SortedMap<Version>,
 }
 
 /// Registered readers: which sequences must stay readable.
@@ -227,7 +228,7 @@ impl Overlay {
                     TreeOverlay {
                         cleared: None,
                         lengths: Lengths(vec![(0, length_below(*tree))]),
-                        entries: BTreeMap::new(),
+                        entries: SortedMap::new(),
                     }
                 });
                 current = Some((*tree, overlay));
@@ -311,7 +312,7 @@ impl Overlay {
             return None;
         }
         let trees = self.trees.read();
-        let mut entries = trees.get(&tree)?.entries.range::<[u8], _>(range);
+        let mut entries = trees.get(&tree)?.entries.range(range);
         let mut last = None;
         for _ in 0..limit {
             let next = if reverse { entries.next_back() } else { entries.next() };
@@ -353,7 +354,7 @@ impl Overlay {
     pub(crate) fn check_invariants(&self) {
         let sequence = self.sequence();
         for (id, tree) in &*self.trees.read() {
-            for (key, version) in &tree.entries {
+            for (key, version) in tree.entries.iter() {
                 let mut newer = sequence + 1;
                 let mut next = Some(version);
                 while let Some(version) = next {
@@ -371,7 +372,7 @@ impl Overlay {
     }
 }
 
-/// Whether no key can be in the range; [`BTreeMap::range`] panics on some of these.
+/// Whether no key can be in the range.
 pub(crate) fn is_empty_range(range: (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
     match range {
         (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
@@ -454,7 +455,7 @@ impl TreeOverlay {
                 if bounds.newest == 0 {
                     let bytes: usize =
                         self.entries.iter().map(|(key, version)| entry_size(key, version)).sum();
-                    self.entries = BTreeMap::new();
+                    self.entries = SortedMap::new();
                     return -(bytes as isize);
                 }
                 let mut bytes = 0;
@@ -469,16 +470,17 @@ impl TreeOverlay {
 
     #[inline]
     fn set(&mut self, sequence: u64, key: &IVec, value: Option<IVec>, bounds: &ReaderBounds) -> isize {
-        use std::collections::btree_map::Entry;
-        match self.entries.entry(key.clone()) {
-            Entry::Vacant(vacant) => {
-                let version = Version { sequence, value, older: None };
-                let bytes = entry_size(vacant.key(), &version);
-                vacant.insert(version);
-                bytes as isize
-            }
-            Entry::Occupied(mut occupied) => occupied.get_mut().replace(sequence, value, bounds),
-        }
+        // The closures share the value: only one of them runs.
+        let value = std::cell::Cell::new(value);
+        self.entries.upsert(
+            key,
+            |version| version.replace(sequence, value.take(), bounds),
+            || {
+                let version = Version { sequence, value: value.take(), older: None };
+                let bytes = entry_size(key, &version);
+                (version, bytes as isize)
+            },
+        )
     }
 }
 

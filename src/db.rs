@@ -1,0 +1,379 @@
+//! [`Db`]: an open database.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dogsled_storage::{Command, DEFAULT_TREE_NAME, Durability, Engine, Reply, TreeId};
+use parking_lot::Mutex;
+
+use crate::flush::Flusher;
+use crate::tree::TreeState;
+use crate::{Config, Counter, Error, IVec, Iter, Lock, Result, Snapshot, Tree, TypedTree};
+
+/// How many numbers [`Db::generate_id`] reserves at a time. Each reservation waits for a sync,
+/// and what is left of it is lost when the database is closed.
+const ID_BLOCK: u64 = 1 << 16;
+
+/// Opens the database in directory `path` with the defaults of [`Config`], creating it if it does
+/// not exist.
+///
+/// ```
+/// # fn main() -> dogsled::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("my_db");
+/// let db = dogsled::open(path)?;
+/// db.insert("key", "value")?;
+/// assert_eq!(db.get("key")?.unwrap(), "value");
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`Config::open`].
+pub fn open<P: AsRef<Path>>(path: P) -> Result<Db> {
+    Config::new().path(path).open()
+}
+
+/// An open database: a handle that is cheap to clone and to share between threads.
+///
+/// It derefs to its default [`Tree`]. The database is closed, synced and unlocked by the time the
+/// drop of the last handle returns; trees, iterators and snapshots are handles too.
+///
+/// ```
+/// # fn main() -> dogsled::Result<()> {
+/// let db = dogsled::Config::new().temporary(true).open()?;
+/// db.insert("in", "the default tree")?;
+/// let users = db.open_tree("users")?;
+/// users.insert("in", "a tree of its own")?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Db {
+    default: Tree,
+}
+
+/// What the handles of an open database share. Fields are dropped in this order: the flusher's
+/// thread ends before the engine closes, and the directory is deleted after.
+pub(crate) struct Database {
+    flusher: Flusher,
+    pub(crate) engine: Arc<Engine>,
+    /// What the handles of a tree share, while it is open; dropped trees are not in it.
+    trees: Mutex<HashMap<IVec, Arc<TreeState>>>,
+    /// Numbers reserved and not yet given: next and end.
+    ids: Mutex<(u64, u64)>,
+    _temporary: Option<TemporaryDirectory>,
+}
+
+/// Deleted on drop.
+pub(crate) struct TemporaryDirectory(pub(crate) PathBuf);
+
+impl Drop for TemporaryDirectory {
+    fn drop(&mut self) {
+        // A directory that cannot be deleted now is left to whoever cleans temporary files.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Database {
+    pub(crate) fn durability(&self) -> Durability {
+        self.engine.durability()
+    }
+
+    pub(crate) fn flusher(&self) -> &Flusher {
+        &self.flusher
+    }
+
+    /// A handle of a tree that was seen under that name and number.
+    pub(crate) fn tree(self: &Arc<Database>, name: IVec, id: TreeId) -> Tree {
+        let known = self.trees.lock().get(&name).filter(|state| state.id == id).cloned();
+        let state = known.unwrap_or_else(|| Arc::new(TreeState::new(id, name)));
+        Tree::new(state, Arc::clone(self))
+    }
+
+    pub(crate) fn generate_id(&self) -> Result<u64> {
+        let mut ids = self.ids.lock();
+        if ids.0 == ids.1 {
+            // Synced even in a buffered database: a number that was given, and perhaps sent
+            // elsewhere, must not be given again after power loss.
+            let reserve = Command::ReserveIds { count: ID_BLOCK };
+            match self.engine.execute(reserve, Durability::Synced)? {
+                Reply::Ids { first } => *ids = (first, first + ID_BLOCK),
+                other => unreachable!("reserving numbers was answered with {other:?}"),
+            }
+        }
+        ids.0 += 1;
+        Ok(ids.0 - 1)
+    }
+}
+
+impl Deref for Db {
+    type Target = Tree;
+
+    #[inline]
+    fn deref(&self) -> &Tree {
+        &self.default
+    }
+}
+
+impl IntoIterator for &'_ Db {
+    type Item = Result<(IVec, IVec)>;
+    type IntoIter = Iter;
+
+    fn into_iter(self) -> Iter {
+        self.iter()
+    }
+}
+
+impl fmt::Debug for Db {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut map = f.debug_map();
+        for (name, id) in self.database().engine.trees() {
+            let length = self.database().engine.len(id).unwrap_or(0);
+            map.entry(&String::from_utf8_lossy(&name), &format_args!("{length} keys"));
+        }
+        map.finish()
+    }
+}
+
+impl Db {
+    pub(crate) fn start(engine: Arc<Engine>, temporary: Option<TemporaryDirectory>) -> Db {
+        let state = Arc::new(TreeState::new(TreeId::DEFAULT, IVec::from(DEFAULT_TREE_NAME)));
+        let database = Arc::new(Database {
+            flusher: Flusher::default(),
+            engine,
+            trees: Mutex::new(HashMap::from([(state.name.clone(), Arc::clone(&state))])),
+            ids: Mutex::new((0, 0)),
+            _temporary: temporary,
+        });
+        Db { default: Tree::new(state, database) }
+    }
+
+    #[doc(hidden)]
+    #[deprecated(note = "replaced by `dogsled::open`, in sled too")]
+    pub fn open<P: AsRef<Path>>(path: P) -> Result<Db> {
+        open(path)
+    }
+
+    pub(crate) fn database(&self) -> &Arc<Database> {
+        &self.default.database
+    }
+
+    /// The engine below, for tools.
+    #[doc(hidden)]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.database().engine
+    }
+
+    /// Opens the tree of that name, creating it if it does not exist.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let users = db.open_tree("users")?;
+    /// users.insert("ann", "admin")?;
+    /// assert_eq!(db.get("ann")?, None); // another keyspace
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a name that is too long, and those of writing.
+    pub fn open_tree<V: AsRef<[u8]>>(&self, name: V) -> Result<Tree> {
+        let name = IVec::from(name.as_ref());
+        let database = self.database();
+        // Held throughout, so that no handle is made of a tree that is being dropped.
+        let mut trees = database.trees.lock();
+        let command = Command::CreateTree { name: name.clone() };
+        let id = match database.engine.tree_id(&name) {
+            Some(id) => id,
+            None => match database.engine.execute(command, database.durability())? {
+                Reply::Tree { id, .. } => id,
+                other => unreachable!("opening a tree was answered with {other:?}"),
+            },
+        };
+        let state = trees.entry(name.clone()).or_insert_with(|| Arc::new(TreeState::new(id, name)));
+        Ok(Tree::new(Arc::clone(state), Arc::clone(database)))
+    }
+
+    /// Drops the tree of that name with all its keys; whether there was one. Handles that are
+    /// still open then return [`Error::CollectionNotFound`].
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use dogsled::Error;
+    /// let users = db.open_tree("users")?;
+    /// users.insert("ann", "admin")?;
+    /// assert!(db.drop_tree("users")?);
+    /// assert_eq!(users.get("ann"), Err(Error::CollectionNotFound("users".into())));
+    /// assert!(db.open_tree("users")?.is_empty());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for the default tree, and those of writing.
+    pub fn drop_tree<V: AsRef<[u8]>>(&self, name: V) -> Result<bool> {
+        let name = IVec::from(name.as_ref());
+        if name == DEFAULT_TREE_NAME {
+            return Err(Error::Unsupported("the default tree cannot be dropped".to_owned()));
+        }
+        let database = self.database();
+        let mut trees = database.trees.lock();
+        let command = Command::DropTree { name: name.clone() };
+        match database.engine.execute(command, database.durability())? {
+            Reply::Dropped(existed) => {
+                trees.remove(&name);
+                Ok(existed)
+            }
+            other => unreachable!("dropping a tree was answered with {other:?}"),
+        }
+    }
+
+    /// The names of all trees, the default tree's among them.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.open_tree("users")?;
+    /// assert_eq!(db.tree_names(), ["__sled__default", "users"]);
+    /// # Ok(()) }
+    /// ```
+    pub fn tree_names(&self) -> Vec<IVec> {
+        self.database().engine.trees().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Whether the database existed before it was opened.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let path = directory.path().join("my_db");
+    /// let db = dogsled::open(&path)?;
+    /// assert!(!db.was_recovered());
+    /// drop(db);
+    /// assert!(dogsled::open(&path)?.was_recovered());
+    /// # Ok(()) }
+    /// ```
+    pub fn was_recovered(&self) -> bool {
+        self.database().engine.was_recovered()
+    }
+
+    /// A number that this database has never given before, and larger than those given before;
+    /// not without gaps.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// assert!(db.generate_id()? < db.generate_id()?);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn generate_id(&self) -> Result<u64> {
+        self.database().generate_id()
+    }
+
+    /// Bytes that the database's files take on disk.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// assert!(db.size_on_disk()? > 0);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of asking the operating system.
+    pub fn size_on_disk(&self) -> Result<u64> {
+        Ok(self.database().engine.size_on_disk()?)
+    }
+
+    /// The whole database as it is now, across all trees, unmoved by later writes.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let users = db.open_tree("users")?;
+    /// db.insert("count", "1")?;
+    /// users.insert("ann", "admin")?;
+    ///
+    /// let snapshot = db.snapshot();
+    /// users.clear()?;
+    /// db.remove("count")?;
+    ///
+    /// assert_eq!(snapshot.get(&db, "count")?.unwrap(), "1");
+    /// assert_eq!(snapshot.iter(&users).count(), 1);
+    /// # Ok(()) }
+    /// ```
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.database().engine.snapshot(), Arc::clone(self.database()))
+    }
+
+    /// A read-only transaction: gives `reader` a [`Snapshot`], so that everything it reads, of
+    /// whatever tree, belongs together. Never conflicts, never waits, never retries.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let (from, to) = (db.open_tree("from")?, db.open_tree("to")?);
+    /// from.insert("item", "1")?;
+    /// let total = db.read(|snapshot| Ok(snapshot.len(&from)? + snapshot.len(&to)?))?;
+    /// assert_eq!(total, 1);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `reader`.
+    pub fn read<T>(&self, reader: impl FnOnce(&Snapshot) -> Result<T>) -> Result<T> {
+        reader(&self.snapshot())
+    }
+
+    /// A tree whose keys and values are Rust types; see [`TypedTree`].
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("ann", &42)?;
+    /// assert_eq!(ages.get("ann")?, Some(42));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Db::open_tree`].
+    pub fn open_typed_tree<K, V>(&self, name: impl AsRef<[u8]>) -> Result<TypedTree<K, V>> {
+        Ok(TypedTree::new(self.open_tree(name)?))
+    }
+
+    /// The atomic counter of that name; see [`Counter`].
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let visits = db.counter("visits");
+    /// assert_eq!(visits.add(1)?, 1);
+    /// assert_eq!(visits.add(2)?, 3);
+    /// # Ok(()) }
+    /// ```
+    pub fn counter(&self, name: impl AsRef<[u8]>) -> Counter {
+        Counter::new(IVec::from(name.as_ref()), Arc::clone(self.database()))
+    }
+
+    /// The lock of that name; see [`Lock`].
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let lock = db.lock("nightly job");
+    /// let guard = lock.try_acquire(Duration::from_secs(10))?.expect("nobody else holds it");
+    /// assert!(lock.try_acquire(Duration::from_secs(10))?.is_none());
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
+    pub fn lock(&self, name: impl AsRef<[u8]>) -> Lock {
+        Lock::new(IVec::from(name.as_ref()), Arc::clone(self.database()))
+    }
+}

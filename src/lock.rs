@@ -1,0 +1,348 @@
+//! [`Lock`]: exclusion among threads and processes that outlive each other.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use dogsled_storage::lock::{self, LockCommand, LockReply};
+pub use dogsled_storage::lock::{FencingToken, Holder};
+use dogsled_storage::{Command, Reply, TreeId};
+
+use crate::db::Database;
+use crate::{Durability, IVec, Result};
+
+/// A named lock that is held for the time of a lease; made by [`Db::lock`](crate::Db::lock).
+///
+/// A mutex is held by a thread and forgotten with its process. A lock is held by whoever its
+/// owner's name says, survives the process, and ends by itself when its lease runs out without
+/// renewal, so that a holder that died does not stand in the way for ever.
+///
+/// A holder that was merely slow may go on believing that it holds the lock. Every grant
+/// therefore carries a [`FencingToken`], larger than those before: hand it on with all that is
+/// done under the lock, and refuse what comes with a smaller one than was seen already.
+///
+/// Taking a lock is always synced, so that no token is given twice.
+///
+/// ```
+/// # fn main() -> dogsled::Result<()> {
+/// # let db = dogsled::Config::new().temporary(true).open()?;
+/// use std::time::Duration;
+/// let lock = db.lock("nightly job");
+/// let first = lock.acquire(Duration::from_secs(10))?;
+/// first.renew(Duration::from_secs(20))?;
+/// let token = first.token();
+/// first.release()?;
+/// let second = lock.acquire(Duration::from_secs(10))?;
+/// assert!(second.token() > token);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Lock {
+    name: IVec,
+    owner: IVec,
+    database: Arc<Database>,
+}
+
+impl Lock {
+    pub(crate) fn new(name: IVec, database: Arc<Database>) -> Lock {
+        Lock { name, owner: default_owner(), database }
+    }
+
+    /// Who asks for the lock, in bytes that nobody else uses; the default is made up for each
+    /// handle. It is what [`Lock::holder`] shows to others, and what [`Lock::resume`] goes by.
+    #[must_use]
+    pub fn owner(mut self, owner: impl AsRef<[u8]>) -> Lock {
+        self.owner = IVec::from(owner.as_ref());
+        self
+    }
+
+    /// The lock's name.
+    pub fn name(&self) -> &IVec {
+        &self.name
+    }
+
+    fn execute(&self, command: LockCommand, durability: Durability) -> dogsled_storage::Result<LockReply> {
+        match self.database.engine.execute(Command::Lock(command), durability)? {
+            Reply::Lock(reply) => Ok(reply),
+            other => unreachable!("a lock's command was answered with {other:?}"),
+        }
+    }
+
+    fn try_acquire_once(&self, lease: Duration) -> dogsled_storage::Result<LockReply> {
+        let (name, owner) = (self.name.clone(), self.owner.clone());
+        let command = LockCommand::TryAcquire { name, owner, lease_ms: milliseconds(lease) };
+        // Synced, so that after power loss no grant can be made with this token again.
+        self.execute(command, Durability::Synced)
+    }
+
+    fn guard(&self, token: FencingToken, expires_ms: u64) -> LockGuard {
+        LockGuard { lock: self.clone(), token, expires_ms: AtomicU64::new(expires_ms), is_released: false }
+    }
+
+    /// Takes the lock if it is free.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let lock = db.lock("nightly job");
+    /// let guard = lock.try_acquire(Duration::from_secs(10))?.expect("it is free");
+    /// assert!(lock.try_acquire(Duration::from_secs(10))?.is_none());
+    /// drop(guard);
+    /// assert!(lock.try_acquire(Duration::from_secs(10))?.is_some());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported) for a lease below a millisecond, and
+    /// those of writing.
+    pub fn try_acquire(&self, lease: Duration) -> Result<Option<LockGuard>> {
+        match self.try_acquire_once(lease)? {
+            LockReply::Acquired { token, expires_ms } => Ok(Some(self.guard(token, expires_ms))),
+            LockReply::Held { .. } => Ok(None),
+            other => unreachable!("acquiring was answered with {other:?}"),
+        }
+    }
+
+    /// Takes the lock, waiting until it is free. Waiters of this process sleep, and are served in
+    /// the order in which they came.
+    ///
+    /// # Errors
+    /// As [`Lock::try_acquire`].
+    pub fn acquire(&self, lease: Duration) -> Result<LockGuard> {
+        let granted = self.acquire_before(lease, None)?;
+        Ok(granted.expect("without a deadline there is no end but a grant or an error"))
+    }
+
+    /// As [`Lock::acquire`], but gives up after `timeout`.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let (lock, lease) = (db.lock("nightly job"), Duration::from_secs(10));
+    /// let guard = lock.acquire(lease)?;
+    /// assert!(lock.acquire_timeout(lease, Duration::from_millis(5))?.is_none());
+    ///
+    /// let waiter = std::thread::spawn({
+    ///     let lock = lock.clone();
+    ///     move || lock.acquire_timeout(lease, Duration::from_secs(60)).map(|guard| guard.is_some())
+    /// });
+    /// guard.release()?;
+    /// assert!(waiter.join().unwrap()?);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Lock::try_acquire`].
+    pub fn acquire_timeout(&self, lease: Duration, timeout: Duration) -> Result<Option<LockGuard>> {
+        // A timeout beyond what the clock can express is for ever.
+        self.acquire_before(lease, Instant::now().checked_add(timeout))
+    }
+
+    fn acquire_before(&self, lease: Duration, deadline: Option<Instant>) -> Result<Option<LockGuard>> {
+        let engine = &self.database.engine;
+        let granted = engine.lock_waiters().acquire(
+            &self.name,
+            deadline,
+            || engine.now_ms(),
+            || self.try_acquire_once(lease),
+        )?;
+        Ok(granted.map(|granted| self.guard(granted.token, granted.expires_ms)))
+    }
+
+    /// Takes up the lock if this owner holds it already: after a restart of the process, or if a
+    /// transaction took it.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let lock = db.lock("nightly job").owner("worker 7");
+    /// let guard = lock.acquire(Duration::from_secs(10))?;
+    /// let token = guard.token();
+    /// guard.keep(); // as if the process ended here
+    /// assert_eq!(lock.resume()?.unwrap().token(), token);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn resume(&self) -> Result<Option<LockGuard>> {
+        let holder = self.holder()?.filter(|holder| holder.owner == self.owner);
+        Ok(holder.map(|holder| self.guard(holder.token, holder.expires_ms)))
+    }
+
+    /// Who holds the lock; `None`: nobody, or nobody any more.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let guard = db.lock("nightly job").owner("worker 7").acquire(Duration::from_secs(10))?;
+    /// let holder = db.lock("nightly job").holder()?.unwrap();
+    /// assert_eq!(holder.owner, "worker 7");
+    /// assert_eq!(holder.token, guard.token());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn holder(&self) -> Result<Option<Holder>> {
+        let engine = &self.database.engine;
+        // A snapshot, for the version of the record: it may be the token.
+        let Some(stored) = engine.snapshot().get(TreeId::LOCKS, &self.name)? else { return Ok(None) };
+        let holder = lock::decode_holder(&self.name, &stored)?;
+        Ok(Some(holder).filter(|holder| !holder.has_expired(engine.now_ms())))
+    }
+}
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock").field("name", &self.name).field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+/// A lock that is held, until its lease ends or this is dropped.
+///
+/// Dropping releases without telling whether the lock was still held;
+/// [`LockGuard::release`] tells.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct LockGuard {
+    lock: Lock,
+    token: FencingToken,
+    expires_ms: AtomicU64,
+    is_released: bool,
+}
+
+/// The lock is not held any more: its lease ended, and perhaps someone else holds it now. What is
+/// done under it must stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotHeld;
+
+impl fmt::Display for NotHeld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the lock is not held any more")
+    }
+}
+
+impl std::error::Error for NotHeld {}
+
+impl LockGuard {
+    /// The number of this grant, larger than those of all earlier grants of this lock.
+    pub fn token(&self) -> FencingToken {
+        self.token
+    }
+
+    /// Who holds it.
+    pub fn owner(&self) -> &IVec {
+        &self.lock.owner
+    }
+
+    /// When the lease ends, in milliseconds since 1970 by the database's clock.
+    pub fn expires_ms(&self) -> u64 {
+        self.expires_ms.load(Ordering::Relaxed)
+    }
+
+    /// What is left of the lease, by the database's clock.
+    pub fn remaining(&self) -> Duration {
+        Duration::from_millis(self.expires_ms().saturating_sub(self.lock.database.engine.now_ms()))
+    }
+
+    /// Starts the lease anew, from now.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let guard = db.lock("nightly job").acquire(Duration::from_secs(1))?;
+    /// guard.renew(Duration::from_secs(60))?.expect("it is still held");
+    /// assert!(guard.remaining() > Duration::from_secs(50));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Outer: those of writing. Inner: [`NotHeld`].
+    pub fn renew(&self, lease: Duration) -> Result<Result<(), NotHeld>> {
+        let (name, owner) = (self.lock.name.clone(), self.lock.owner.clone());
+        let command = LockCommand::Renew { name, owner, token: self.token, lease_ms: milliseconds(lease) };
+        match self.lock.execute(command, self.lock.database.durability())? {
+            LockReply::Renewed { expires_ms } => {
+                self.expires_ms.store(expires_ms, Ordering::Relaxed);
+                Ok(Ok(()))
+            }
+            LockReply::NotHeld => Ok(Err(NotHeld)),
+            other => unreachable!("renewing was answered with {other:?}"),
+        }
+    }
+
+    /// Gives the lock back.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let guard = db.lock("nightly job").acquire(Duration::from_secs(10))?;
+    /// guard.release()?.expect("it was still held");
+    /// assert_eq!(db.lock("nightly job").holder()?, None);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Outer: those of writing. Inner: [`NotHeld`], if the lease had ended before.
+    pub fn release(mut self) -> Result<Result<(), NotHeld>> {
+        self.release_now()
+    }
+
+    fn release_now(&mut self) -> Result<Result<(), NotHeld>> {
+        self.is_released = true;
+        let (name, owner) = (self.lock.name.clone(), self.lock.owner.clone());
+        let command = LockCommand::Release { name, owner, token: self.token };
+        match self.lock.execute(command, self.lock.database.durability())? {
+            LockReply::Released => Ok(Ok(())),
+            LockReply::NotHeld => Ok(Err(NotHeld)),
+            other => unreachable!("releasing was answered with {other:?}"),
+        }
+    }
+
+    /// Forgets the guard without giving the lock back: it is held until its lease ends, or until
+    /// it is taken up by [`Lock::resume`].
+    pub fn keep(mut self) {
+        self.is_released = true;
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if !self.is_released {
+            // If this fails, the end of the lease releases the lock.
+            let _ = self.release_now();
+        }
+    }
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockGuard")
+            .field("lock", &self.lock)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Rounded up: a lease must not end before the time that was asked for.
+pub(crate) fn milliseconds(lease: Duration) -> u64 {
+    u64::try_from(lease.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// Bytes that no other handle uses, in this process or another on this machine, and that a person
+/// can make something of.
+fn default_owner() -> IVec {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let nanoseconds = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    IVec::from(format!("process {} handle {number} of {nanoseconds:x}", std::process::id()))
+}

@@ -1,0 +1,236 @@
+//! Counters and locks as parts of a transaction.
+
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dogsled_storage::counter::{CounterCommand, CounterReply};
+use dogsled_storage::lock::{FencingToken, LockCommand, LockReply};
+use dogsled_storage::{Command, Reply};
+
+use super::UnabortableTransactionResult;
+use super::attempt::Attempt;
+use crate::counter::{OutOfBounds, overflow};
+use crate::lock::milliseconds;
+use crate::{Error, IVec};
+
+/// An atomic counter as a part of a transaction; see [`Counter`](crate::Counter).
+///
+/// Two transactions that add to one counter conflict, as any two that read and write one key do.
+pub struct TransactionalCounter {
+    name: IVec,
+    attempt: Rc<Attempt>,
+}
+
+impl TransactionalCounter {
+    pub(super) fn new(name: IVec, attempt: Rc<Attempt>) -> TransactionalCounter {
+        TransactionalCounter { name, attempt }
+    }
+
+    fn evaluate(&self, command: CounterCommand) -> UnabortableTransactionResult<CounterReply> {
+        match self.attempt.evaluate(&Command::Counter(command))? {
+            Reply::Counter(reply) => Ok(reply),
+            other => unreachable!("a counter's command was answered with {other:?}"),
+        }
+    }
+
+    /// Adds, negative numbers too; the sum.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the sum does not fit, and those of reading.
+    pub fn add(&self, delta: i64) -> UnabortableTransactionResult<i64> {
+        match self.evaluate(CounterCommand::Add { name: self.name.clone(), delta })? {
+            CounterReply::Added { value } => Ok(value),
+            CounterReply::Overflow { current } => Err(overflow(current, delta).into()),
+            other => unreachable!("adding was answered with {other:?}"),
+        }
+    }
+
+    /// Adds if the sum is within `bounds`; the sum.
+    ///
+    /// # Errors
+    /// Outer: those of reading. Inner: [`OutOfBounds`].
+    pub fn add_within(
+        &self,
+        delta: i64,
+        bounds: RangeInclusive<i64>,
+    ) -> UnabortableTransactionResult<Result<i64, OutOfBounds>> {
+        let (min, max) = bounds.into_inner();
+        match self.evaluate(CounterCommand::AddWithin { name: self.name.clone(), delta, min, max })? {
+            CounterReply::Added { value } => Ok(Ok(value)),
+            CounterReply::OutOfBounds { current } => Ok(Err(OutOfBounds { current })),
+            other => unreachable!("adding was answered with {other:?}"),
+        }
+    }
+
+    /// The value; 0 if it was never set.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn get(&self) -> UnabortableTransactionResult<i64> {
+        match self.evaluate(CounterCommand::Get { name: self.name.clone() })? {
+            CounterReply::Value(value) => Ok(value.unwrap_or(0)),
+            other => unreachable!("reading was answered with {other:?}"),
+        }
+    }
+
+    /// Sets the value; the one before.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn set(&self, value: i64) -> UnabortableTransactionResult<i64> {
+        match self.evaluate(CounterCommand::Set { name: self.name.clone(), value })? {
+            CounterReply::Previous(previous) => Ok(previous.unwrap_or(0)),
+            other => unreachable!("setting was answered with {other:?}"),
+        }
+    }
+
+    /// Sets the value to 0 and forgets the counter; the value before.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn reset(&self) -> UnabortableTransactionResult<i64> {
+        match self.evaluate(CounterCommand::Remove { name: self.name.clone() })? {
+            CounterReply::Previous(previous) => Ok(previous.unwrap_or(0)),
+            other => unreachable!("resetting was answered with {other:?}"),
+        }
+    }
+}
+
+impl std::fmt::Debug for TransactionalCounter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TransactionalCounter").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A lock as a part of a transaction: taken, checked or released together with what it guards.
+///
+/// A lock that a transaction takes is held once the transaction has committed; the fencing token
+/// is the position of that commit, so it is not known before. Take the lock up afterwards by
+/// [`Lock::resume`](crate::Lock::resume).
+///
+/// ```
+/// # fn main() -> dogsled::transaction::TransactionResult<()> {
+/// # let db = dogsled::Config::new().temporary(true).open()?;
+/// use std::time::Duration;
+/// let lease = Duration::from_secs(10);
+/// let taken = db.transaction(|jobs| {
+///     if !jobs.lock("job 1").try_acquire("worker 7", lease)? {
+///         return Ok(false);
+///     }
+///     jobs.insert("job 1", "started by worker 7")?;
+///     Ok(true)
+/// })?;
+/// assert!(taken);
+/// let guard = db.lock("job 1").owner("worker 7").resume()?.expect("it is held");
+/// assert!(guard.token().0 > 0);
+/// # Ok(()) }
+/// ```
+pub struct TransactionalLock {
+    name: IVec,
+    attempt: Rc<Attempt>,
+}
+
+impl TransactionalLock {
+    pub(super) fn new(name: IVec, attempt: Rc<Attempt>) -> TransactionalLock {
+        TransactionalLock { name, attempt }
+    }
+
+    fn evaluate(&self, command: LockCommand) -> UnabortableTransactionResult<LockReply> {
+        match self.attempt.evaluate(&Command::Lock(command))? {
+            Reply::Lock(reply) => Ok(reply),
+            other => unreachable!("a lock's command was answered with {other:?}"),
+        }
+    }
+
+    /// Takes the lock for `owner` if it is free; whether it was. A transaction that takes a lock
+    /// is always synced.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn try_acquire(
+        &self,
+        owner: impl AsRef<[u8]>,
+        lease: Duration,
+    ) -> UnabortableTransactionResult<bool> {
+        let (name, owner) = (self.name.clone(), IVec::from(owner.as_ref()));
+        match self.evaluate(LockCommand::TryAcquire { name, owner, lease_ms: milliseconds(lease) })? {
+            LockReply::Acquired { .. } => {
+                self.attempt.require_sync();
+                Ok(true)
+            }
+            LockReply::Held { .. } => Ok(false),
+            other => unreachable!("acquiring was answered with {other:?}"),
+        }
+    }
+
+    /// Whether `owner` holds the lock with that token. Within a transaction that also writes what
+    /// the lock guards, this is the check that a fencing token is for.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn is_held(
+        &self,
+        owner: impl AsRef<[u8]>,
+        token: FencingToken,
+    ) -> UnabortableTransactionResult<bool> {
+        Ok(self.holder()?.is_some_and(|holder| holder.owner == owner.as_ref() && holder.token == token))
+    }
+
+    /// Who holds the lock.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn holder(&self) -> UnabortableTransactionResult<Option<crate::Holder>> {
+        self.attempt.lock_holder(&self.name)
+    }
+
+    /// Starts the lease anew; whether the lock was still held.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn renew(
+        &self,
+        owner: impl AsRef<[u8]>,
+        token: FencingToken,
+        lease: Duration,
+    ) -> UnabortableTransactionResult<bool> {
+        let (name, owner) = (self.name.clone(), IVec::from(owner.as_ref()));
+        match self.evaluate(LockCommand::Renew { name, owner, token, lease_ms: milliseconds(lease) })? {
+            LockReply::Renewed { .. } => Ok(true),
+            LockReply::NotHeld => Ok(false),
+            other => unreachable!("renewing was answered with {other:?}"),
+        }
+    }
+
+    /// Gives the lock back; whether it was still held.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn release(
+        &self,
+        owner: impl AsRef<[u8]>,
+        token: FencingToken,
+    ) -> UnabortableTransactionResult<bool> {
+        let (name, owner) = (self.name.clone(), IVec::from(owner.as_ref()));
+        match self.evaluate(LockCommand::Release { name, owner, token })? {
+            LockReply::Released => Ok(true),
+            LockReply::NotHeld => Ok(false),
+            other => unreachable!("releasing was answered with {other:?}"),
+        }
+    }
+}
+
+impl std::fmt::Debug for TransactionalLock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TransactionalLock").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Attempt {
+    fn lock_holder(self: &Rc<Self>, name: &[u8]) -> UnabortableTransactionResult<Option<crate::Holder>> {
+        Ok(self
+            .with_view(|view, time_ms| dogsled_storage::lock::holder(view, time_ms, name))
+            .map_err(Error::from)?)
+    }
+}

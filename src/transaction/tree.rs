@@ -1,0 +1,331 @@
+//! [`TransactionalTree`]: a tree as seen by one run of a transaction.
+
+use std::fmt;
+use std::ops::{Bound, RangeBounds};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use dogsled_storage::{Error as StorageError, TreeId};
+
+use super::attempt::Attempt;
+use super::iter::MergedIter;
+use super::{
+    TransactionalCounter, TransactionalIter, TransactionalLock, UnabortableTransactionError,
+    UnabortableTransactionResult,
+};
+use crate::tree::{CompareAndSwapError, owned_bounds, prefix_bounds};
+use crate::{Batch, Error, IVec, Result, Tree};
+
+/// A tree as seen by one run of a transaction: the state at its beginning, and its own writes.
+///
+/// It is of use within the closure only; afterwards all its methods return an error.
+#[derive(Clone)]
+pub struct TransactionalTree {
+    tree: Tree,
+    attempt: Rc<Attempt>,
+}
+
+impl TransactionalTree {
+    pub(super) fn new(tree: &Tree, attempt: &Rc<Attempt>) -> TransactionalTree {
+        TransactionalTree { tree: tree.clone(), attempt: Rc::clone(attempt) }
+    }
+
+    pub(super) fn id(&self) -> TreeId {
+        self.tree.id
+    }
+
+    pub(super) fn explain(&self, error: StorageError) -> Error {
+        self.tree.explain(error)
+    }
+
+    fn check<T>(&self, result: Result<T, StorageError>) -> UnabortableTransactionResult<T> {
+        result.map_err(|error| UnabortableTransactionError::Storage(self.explain(error)))
+    }
+
+    /// Sets a key; the value that was there before, which counts as read.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn insert<K, V>(&self, key: K, value: V) -> UnabortableTransactionResult<Option<IVec>>
+    where
+        K: AsRef<[u8]> + Into<IVec>,
+        V: Into<IVec>,
+    {
+        let previous = self.get(key.as_ref())?;
+        self.check(self.attempt.write(self.tree.id, key.into(), Some(value.into())))?;
+        Ok(previous)
+    }
+
+    /// Removes a key; the value that was there, which counts as read.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn remove<K>(&self, key: K) -> UnabortableTransactionResult<Option<IVec>>
+    where
+        K: AsRef<[u8]> + Into<IVec>,
+    {
+        let previous = self.get(key.as_ref())?;
+        self.check(self.attempt.write(self.tree.id, key.into(), None))?;
+        Ok(previous)
+    }
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn get<K: AsRef<[u8]>>(&self, key: K) -> UnabortableTransactionResult<Option<IVec>> {
+        let found = self.check(self.attempt.get(self.tree.id, key.as_ref()))?;
+        Ok(found.map(|found| found.value))
+    }
+
+    /// Whether a key is there.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn contains_key<K: AsRef<[u8]>>(&self, key: K) -> UnabortableTransactionResult<bool> {
+        Ok(self.get(key)?.is_some())
+    }
+
+    /// Sets a key to `new` (or removes it, for `None`) if its value is `old` (or it is absent, for
+    /// `None`). The value counts as read either way.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.transaction(|tree| {
+    ///     assert!(tree.compare_and_swap("k", None as Option<&str>, Some("1"))?.is_ok());
+    ///     assert!(tree.compare_and_swap("k", Some("2"), Some("3"))?.is_err());
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(db.get("k")?.unwrap(), "1");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Outer: those of reading. Inner: [`CompareAndSwapError`].
+    pub fn compare_and_swap<K, OV, NV>(
+        &self,
+        key: K,
+        old: Option<OV>,
+        new: Option<NV>,
+    ) -> UnabortableTransactionResult<std::result::Result<(), CompareAndSwapError>>
+    where
+        K: AsRef<[u8]>,
+        OV: AsRef<[u8]>,
+        NV: Into<IVec>,
+    {
+        let current = self.get(key.as_ref())?;
+        let proposed = new.map(Into::into);
+        if current.as_deref() != old.as_ref().map(AsRef::as_ref) {
+            return Ok(Err(CompareAndSwapError { current, proposed }));
+        }
+        self.check(self.attempt.write(self.tree.id, IVec::from(key.as_ref()), proposed))?;
+        Ok(Ok(()))
+    }
+
+    /// Applies all writes of a batch, without reading: no write of others to these keys makes
+    /// this transaction run again.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let mut batch = dogsled::Batch::default();
+    /// batch.insert("a", "1");
+    /// batch.remove("b");
+    /// db.transaction(|tree| Ok(tree.apply_batch(&batch)?))?;
+    /// assert_eq!(db.get("a")?.unwrap(), "1");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] once the transaction is over.
+    pub fn apply_batch(&self, batch: &Batch) -> UnabortableTransactionResult<()> {
+        for (key, value) in batch.writes() {
+            self.check(self.attempt.write(self.tree.id, key.clone(), value.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// All keys and values, in key order; see [`TransactionalIter`].
+    pub fn iter(&self) -> TransactionalIter {
+        self.range::<&[u8], _>(..)
+    }
+
+    /// The keys in a range and their values, in key order; see [`TransactionalIter`].
+    pub fn range<K, R>(&self, range: R) -> TransactionalIter
+    where
+        K: AsRef<[u8]>,
+        R: RangeBounds<K>,
+    {
+        self.range_of(owned_bounds(&range))
+    }
+
+    /// The keys that begin with `prefix` and their values, in key order; see
+    /// [`TransactionalIter`].
+    pub fn scan_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> TransactionalIter {
+        self.range_of(prefix_bounds(prefix.as_ref()))
+    }
+
+    fn range_of(&self, (low, high): (Bound<IVec>, Bound<IVec>)) -> TransactionalIter {
+        let merged = MergedIter::new(Rc::clone(&self.attempt), self.tree.id, low, high);
+        TransactionalIter::new(merged, self.clone())
+    }
+
+    /// The first key and its value.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn first(&self) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
+        self.iter().next().transpose()
+    }
+
+    /// The last key and its value.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn last(&self) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
+        self.iter().next_back().transpose()
+    }
+
+    /// The last key before `key`, and its value.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn get_lt<K: AsRef<[u8]>>(&self, key: K) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
+        self.range(..key).next_back().transpose()
+    }
+
+    /// The first key after `key`, and its value.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn get_gt<K: AsRef<[u8]>>(&self, key: K) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
+        self.range((Bound::Excluded(key), Bound::Unbounded)).next().transpose()
+    }
+
+    /// Removes the first key; it and its value.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("job 1", "sweep")?;
+    /// let job = db.transaction(|queue| Ok(queue.pop_min()?))?;
+    /// assert_eq!(job.unwrap().1, "sweep");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn pop_min(&self) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
+        self.pop(false)
+    }
+
+    /// Removes the last key; it and its value.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn pop_max(&self) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
+        self.pop(true)
+    }
+
+    fn pop(&self, last: bool) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
+        let found = if last { self.last()? } else { self.first()? };
+        if let Some((key, _)) = &found {
+            self.check(self.attempt.write(self.tree.id, key.clone(), None))?;
+        }
+        Ok(found)
+    }
+
+    /// How many keys there are. They are counted, and the transaction depends on all of them:
+    /// any insert or remove by others makes it run again.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn len(&self) -> UnabortableTransactionResult<usize> {
+        let mut count = 0;
+        for entry in self.iter() {
+            entry?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Whether there are no keys. The transaction then depends on the first key only.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn is_empty(&self) -> UnabortableTransactionResult<bool> {
+        Ok(self.first()?.is_none())
+    }
+
+    /// The atomic counter of that name, as a part of this transaction.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.transaction(|orders| {
+    ///     let number = orders.counter("orders").add(1)?;
+    ///     orders.insert(&number.to_be_bytes(), "one sled")?;
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(db.counter("orders").get()?, 1);
+    /// # Ok(()) }
+    /// ```
+    pub fn counter(&self, name: impl AsRef<[u8]>) -> TransactionalCounter {
+        TransactionalCounter::new(IVec::from(name.as_ref()), Rc::clone(&self.attempt))
+    }
+
+    /// The lock of that name, as a part of this transaction; see [`TransactionalLock`].
+    pub fn lock(&self, name: impl AsRef<[u8]>) -> TransactionalLock {
+        TransactionalLock::new(IVec::from(name.as_ref()), Rc::clone(&self.attempt))
+    }
+
+    /// Another tree of the same database, as a part of this transaction.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let index = db.open_tree("index")?;
+    /// db.transaction(|tree| {
+    ///     tree.insert("ann", "42")?;
+    ///     tree.tree(&index)?.insert("42", "ann")?;
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(index.get("42")?.unwrap(), "ann");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if it is of another database.
+    pub fn tree(&self, tree: &Tree) -> UnabortableTransactionResult<TransactionalTree> {
+        if !Arc::ptr_eq(&tree.database, &self.tree.database) {
+            return Err(super::transactional::different_databases().into());
+        }
+        Ok(TransactionalTree::new(tree, &self.attempt))
+    }
+
+    /// Makes the transaction survive power loss from the moment it returns, as
+    /// [`Durability::Synced`](crate::Durability::Synced) does.
+    pub fn flush(&self) {
+        self.attempt.require_sync();
+    }
+
+    /// As [`Db::generate_id`](crate::Db::generate_id): each run of the closure is given another.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn generate_id(&self) -> Result<u64> {
+        self.tree.database.generate_id()
+    }
+
+    /// The tree's name.
+    pub fn name(&self) -> IVec {
+        self.tree.name()
+    }
+}
+
+impl fmt::Debug for TransactionalTree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransactionalTree").field("tree", &self.tree).finish_non_exhaustive()
+    }
+}

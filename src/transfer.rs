@@ -1,0 +1,173 @@
+//! Export, import and checksums, in forms that sled shares: how data moves over.
+
+use crate::{Batch, Db, Error, Iter, Result, Tree};
+
+/// What kind of collection an exported item is; there is one kind, `b"tree"`.
+pub type CollectionType = Vec<u8>;
+/// The name of an exported collection.
+pub type CollectionName = Vec<u8>;
+
+const TREE: &[u8] = b"tree";
+
+/// Writes of an import that are applied together.
+const IMPORT_BATCH_KEYS: usize = 10_000;
+const IMPORT_BATCH_BYTES: usize = 8 << 20;
+
+impl Db {
+    /// Everything in the database, as it is now, in types of the standard library only: for each
+    /// tree its kind, its name, and an iterator over pairs of key and value.
+    ///
+    /// sled's [`import`](Db::import) takes it, and the other way round:
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let old = sled::Config::new().temporary(true).open()?;
+    /// old.open_tree("users")?.insert("ann", "admin")?;
+    ///
+    /// let new = dogsled::Config::new().temporary(true).open()?;
+    /// new.import(old.export());
+    ///
+    /// assert_eq!(new.open_tree("users")?.get("ann")?.unwrap(), "admin");
+    /// assert_eq!(new.checksum()?, old.checksum()?);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Panics
+    /// The iterators do, as sled's, if reading fails.
+    pub fn export(
+        &self,
+    ) -> Vec<(CollectionType, CollectionName, impl Iterator<Item = Vec<Vec<u8>>> + use<>)> {
+        let snapshot = self.snapshot();
+        let export_tree = |iter: Iter| {
+            iter.map(|entry| {
+                let (key, value) = entry.expect("reading failed while exporting");
+                vec![key.to_vec(), value.to_vec()]
+            })
+        };
+        let trees = snapshot.trees().into_iter();
+        trees.map(|tree| (TREE.to_vec(), tree.name().to_vec(), export_tree(snapshot.iter(&tree)))).collect()
+    }
+
+    /// Adds everything that was exported by [`Db::export`], or by sled's.
+    ///
+    /// # Panics
+    /// As sled's: if writing fails, if a key is there already, if a collection is not a tree.
+    /// [`Db::try_import`] returns an error instead.
+    pub fn import(&self, export: Vec<(CollectionType, CollectionName, impl Iterator<Item = Vec<Vec<u8>>>)>) {
+        if let Err(error) = self.try_import(export) {
+            panic!("import failed: {error}");
+        }
+    }
+
+    /// As [`Db::import`], but never panics. What was imported before an error stays.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let item = vec![b"key".to_vec(), b"value".to_vec()];
+    /// let export = vec![(b"tree".to_vec(), b"users".to_vec(), vec![item].into_iter())];
+    /// db.try_import(export.clone())?;
+    /// assert_eq!(db.open_tree("users")?.get("key")?.unwrap(), "value");
+    /// assert!(db.try_import(export).is_err()); // would overwrite
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if a key is there already, or the collection is not a tree of pairs;
+    /// and those of writing.
+    pub fn try_import(
+        &self,
+        export: Vec<(CollectionType, CollectionName, impl Iterator<Item = Vec<Vec<u8>>>)>,
+    ) -> Result<()> {
+        for (kind, name, items) in export {
+            if kind != TREE {
+                return Err(Error::Unsupported(format!(
+                    "a collection of kind \"{}\" cannot be imported; only trees can",
+                    kind.escape_ascii()
+                )));
+            }
+            import_tree(&self.open_tree(&name)?, items)?;
+        }
+        Ok(())
+    }
+
+    /// The CRC-32 of the names, keys and values of all trees, as they are now; the same as sled's
+    /// for the same data.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let before = db.checksum()?;
+    /// db.insert("key", "value")?;
+    /// assert_ne!(db.checksum()?, before);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn checksum(&self) -> Result<u32> {
+        let snapshot = self.snapshot();
+        let mut hasher = crc32fast::Hasher::new();
+        // Sorted by name, as sled does.
+        for tree in snapshot.trees() {
+            hasher.update(&tree.name());
+            hash_entries(&mut hasher, snapshot.iter(&tree))?;
+        }
+        Ok(hasher.finalize())
+    }
+}
+
+impl Tree {
+    /// The CRC-32 of all keys and values, as they are now; the same as sled's for the same data.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let (a, b) = (db.open_tree("a")?, db.open_tree("b")?);
+    /// a.insert("key", "value")?;
+    /// b.insert("key", "value")?;
+    /// assert_eq!(a.checksum()?, b.checksum()?);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn checksum(&self) -> Result<u32> {
+        let mut hasher = crc32fast::Hasher::new();
+        hash_entries(&mut hasher, self.iter())?;
+        Ok(hasher.finalize())
+    }
+}
+
+fn hash_entries(hasher: &mut crc32fast::Hasher, entries: Iter) -> Result<()> {
+    for entry in entries {
+        let (key, value) = entry?;
+        hasher.update(&key);
+        hasher.update(&value);
+    }
+    Ok(())
+}
+
+fn import_tree(tree: &Tree, items: impl Iterator<Item = Vec<Vec<u8>>>) -> Result<()> {
+    let mut batch = Batch::default();
+    let mut bytes = 0;
+    for item in items {
+        let Ok([key, value]) = <[Vec<u8>; 2]>::try_from(item) else {
+            return Err(Error::Unsupported("an item of a tree is a key and a value".to_owned()));
+        };
+        if tree.contains_key(&key)? {
+            return Err(Error::Unsupported(format!(
+                "importing would overwrite key \"{}\" of tree \"{}\"",
+                key.escape_ascii(),
+                tree.name().escape_ascii()
+            )));
+        }
+        bytes += key.len() + value.len();
+        batch.insert(key, value);
+        if batch.len() >= IMPORT_BATCH_KEYS || bytes >= IMPORT_BATCH_BYTES {
+            tree.apply_batch(std::mem::take(&mut batch))?;
+            bytes = 0;
+        }
+    }
+    tree.apply_batch(batch)
+}

@@ -1,0 +1,474 @@
+//! Opening: what is there, where the log ends, and what is wrong with it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::{BLOCK_SIZE, Disk, DiskMap, OpenMode};
+use crate::error::{Error, Result};
+
+use super::WalOptions;
+use super::buffer::Buffer;
+use super::format::{
+    FIRST_FRAME, FLAG_CLOSED, FLAG_OPENING, FrameHeader, HeaderFound, Kind, Opening, Records, SegmentHeader,
+};
+use super::segment::{FileName, Files, PrepareError, Segment, parse_name, segment_path};
+use super::streams::Streams;
+use super::writer::{Frame, Pen, State, first_size, write_opening};
+
+/// A segment file as found.
+pub(super) struct Found {
+    pub(super) number: u64,
+    pub(super) path: PathBuf,
+    pub(super) map: DiskMap,
+    pub(super) header: Result<SegmentHeader, &'static str>,
+    /// The opening frame, if it is sound.
+    pub(super) opening: Option<(FrameHeader, Opening)>,
+}
+
+impl Found {
+    pub(super) fn corrupt(&self, offset: u64, what: impl Into<String>) -> Error {
+        Error::corrupt(&self.path, offset, what)
+    }
+
+    /// The frame header at `offset` if it is sound and was written in this life of the segment.
+    pub(super) fn frame_header(&self, offset: u64) -> Option<FrameHeader> {
+        let header = FrameHeader::decode(self.map.get(usize::try_from(offset).ok()?..)?)?;
+        let epoch = self.header.as_ref().ok().map(|header| header.epoch);
+        (header.segment == self.number && epoch.is_none_or(|epoch| header.epoch == epoch)).then_some(header)
+    }
+
+    /// The frame at `offset` if both its checksums match.
+    pub(super) fn frame(&self, offset: u64) -> Option<(FrameHeader, &[u8])> {
+        let header = self.frame_header(offset)?;
+        let payload = header.payload(&self.map[offset as usize..])?;
+        Some((header, payload))
+    }
+
+    /// Sound frame headers of this life of the segment from `offset` on, wherever they lie.
+    pub(super) fn headers_from(&self, offset: u64) -> impl Iterator<Item = (u64, FrameHeader)> + '_ {
+        (offset..self.map.len() as u64)
+            .step_by(BLOCK_SIZE)
+            .filter_map(|offset| Some((offset, self.frame_header(offset)?)))
+    }
+}
+
+/// Reads a segment's header and opening. Refuses what is not ours to touch.
+pub(super) fn examine(
+    disk: &dyn Disk,
+    directory: &Path,
+    number: u64,
+    database_id: Option<u128>,
+) -> Result<Found> {
+    let path = segment_path(directory, number);
+    let opened = disk.open(&path, OpenMode::Read).and_then(|file| file.map());
+    let map = opened.map_err(|error| Error::io(format!("reading {}", path.display()), error))?;
+    let foreign = |what: String| Err(Error::NotADatabase { path: path.clone(), what });
+    let header = match SegmentHeader::decode(&map) {
+        HeaderFound::Newer(version) => {
+            return foreign(format!(
+                "this segment has format version {version}; this program reads up to {}: use a newer one",
+                super::FORMAT_VERSION
+            ));
+        }
+        HeaderFound::Sound(header) if database_id.is_some_and(|id| header.database_id != id) => {
+            return foreign(format!(
+                "this segment belongs to another database (id {:032x}): move it out of the directory",
+                header.database_id
+            ));
+        }
+        HeaderFound::Sound(header) if header.number != number => Err("the header is of another segment"),
+        HeaderFound::Sound(header)
+            if header.size != map.len() as u64 || !header.size.is_multiple_of(BLOCK_SIZE as u64) =>
+        {
+            Err("the file does not have the length its header says")
+        }
+        HeaderFound::Sound(header) => Ok(header),
+        HeaderFound::Damaged(what) => Err(what),
+    };
+    let mut found = Found { number, path, map, header, opening: None };
+    if found.header.is_ok()
+        && let Some((header, payload)) = found.frame(FIRST_FRAME)
+        && header.flags & FLAG_OPENING != 0
+        && let Some(opening) = Opening::decode(payload)
+    {
+        found.opening = Some((header, opening));
+    }
+    Ok(found)
+}
+
+/// Names in the directory, by what they are.
+#[derive(Default)]
+pub(super) struct Names {
+    pub(super) segments: Vec<u64>,
+    spares: Vec<PathBuf>,
+    filling: Vec<PathBuf>,
+}
+
+pub(super) fn names(disk: &dyn Disk, directory: &Path) -> Result<Names> {
+    let listed =
+        disk.list(directory).map_err(|error| Error::io(format!("listing {}", directory.display()), error))?;
+    let mut names = Names::default();
+    for name in listed {
+        match parse_name(&name) {
+            Some(FileName::Segment(number)) => names.segments.push(number),
+            Some(FileName::Spare) => names.spares.push(directory.join(name)),
+            Some(FileName::Filling) => names.filling.push(directory.join(name)),
+            None => {}
+        }
+    }
+    names.segments.sort_unstable();
+    Ok(names)
+}
+
+/// Where reading one segment has led to.
+struct Cursor {
+    streams: Streams,
+    frames: std::collections::VecDeque<Frame>,
+    next_group: u64,
+    chain: u32,
+    position: u64,
+    closed: bool,
+}
+
+/// What opening came to.
+pub(super) struct Recovered {
+    pub(super) files: Files,
+    pub(super) state: State,
+    pub(super) pen: Pen,
+    pub(super) created: bool,
+}
+
+pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recovered> {
+    let directory = &options.directory;
+    disk.create_directories(directory)
+        .map_err(|error| Error::io(format!("creating {}", directory.display()), error))?;
+    let names = names(&*disk, directory)?;
+    let mut found = Vec::new();
+    for number in &names.segments {
+        found.push(examine(&*disk, directory, *number, Some(options.database_id))?);
+    }
+    // Read everything and make up our mind before anything is changed.
+    let (used, unused) = split_used(found)?;
+    let files = Files::new(disk, options);
+    if used.is_empty() {
+        tidy(&files, names, &unused, None)?;
+        return create(files);
+    }
+    let (stale, used) = contiguous(used)?;
+    let mut cursor = scan(&used)?;
+    let last = used.last().expect("used segments were found");
+    let dirty = end_of_log(last, &cursor)?;
+    if let Some((stream, index)) = cursor.streams.elsewhere() {
+        let first = used[0].number;
+        return Err(Error::corrupt(
+            segment_path(directory, first - 1),
+            None,
+            format!("the segment is missing; it holds entry {index} of stream {}", stream.0),
+        ));
+    }
+
+    let mut segments = BTreeMap::new();
+    for one in &used {
+        let mode = if one.number == last.number { OpenMode::Aligned } else { OpenMode::Read };
+        let header = one.header.as_ref().expect("a used segment has a header");
+        let file = files
+            .disk
+            .open(&one.path, mode)
+            .map_err(|error| Error::io(format!("opening {}", one.path.display()), error))?;
+        let segment = Segment::new(header, one.path.clone(), file);
+        let valid = if one.number == last.number { cursor.position } else { header.size };
+        segment.keep_map(valid, one.map.clone());
+        segments.insert(one.number, Arc::new(segment));
+    }
+    let active = Arc::clone(&segments[&last.number]);
+    // What was read may still be in the page cache only (the process was killed, the machine was
+    // not): from here on it counts as durable.
+    active.file.sync().map_err(|error| Error::io(format!("syncing {}", active.path.display()), error))?;
+
+    let prepared = tidy(&files, names, &unused, Some(last.number + 1))?;
+    for one in &stale {
+        files.retire(&one.path, one.map.len() as u64, one.number, false)?;
+    }
+    cursor.streams.group_taken();
+    let mut state = new_state(Arc::clone(&active), cursor.streams, cursor.next_group);
+    state.segments = segments;
+    state.first_frame = cursor.next_group - cursor.frames.len() as u64;
+    state.frames = cursor.frames;
+    state.position = cursor.position;
+    state.prepared = prepared;
+    let mut pen = Pen { chain: cursor.chain, active, unsynced: false, release: None, closed: cursor.closed };
+    if dirty {
+        go_on_in_new_segment(&files, &mut state, &mut pen)?;
+    }
+    state.recycle_below = state.oldest_needed();
+    Ok(Recovered { files, state, pen, created: false })
+}
+
+fn new_state(active: Arc<Segment>, streams: Streams, group: u64) -> State {
+    State {
+        pending: Buffer::new(BLOCK_SIZE),
+        pending_records: 0,
+        group,
+        in_flight: None,
+        idle_buffer: Some(Buffer::new(BLOCK_SIZE)),
+        streams,
+        frames: std::collections::VecDeque::new(),
+        first_frame: group,
+        segments: BTreeMap::from([(active.number, Arc::clone(&active))]),
+        position: FIRST_FRAME,
+        opened: active.number,
+        active,
+        prepared: None,
+        wanted: 0,
+        failures: 0,
+        failure: None,
+        released: false,
+        recycle_below: 0,
+        stopping: false,
+    }
+}
+
+fn prepare_now(files: &Files, number: u64, size: u64) -> Result<Arc<Segment>> {
+    files.prepare(number, size).map_err(|error| match error {
+        PrepareError::Clean(error) | PrepareError::InDoubt(error) => error,
+        PrepareError::Stopped => unreachable!("nobody stops a WAL that is being opened"),
+    })
+}
+
+fn create(files: Files) -> Result<Recovered> {
+    let active = prepare_now(&files, 1, first_size(files.segment_size))?;
+    let (chain, position) = write_opening(&active, &Opening::default(), 1, 0)?;
+    let mut state = new_state(Arc::clone(&active), Streams::default(), 1);
+    state.position = position;
+    let pen = Pen { chain, active, unsynced: false, release: None, closed: true };
+    Ok(Recovered { files, state, pen, created: true })
+}
+
+/// Behind a torn tail nothing is appended: the new segment's opening says where the log ended, so
+/// that the tail is known for one for ever.
+fn go_on_in_new_segment(files: &Files, state: &mut State, pen: &mut Pen) -> Result<()> {
+    let opening = state.streams.opening(state.active.number, state.position);
+    let needed = FIRST_FRAME + (opening.encode().len() + 2 * BLOCK_SIZE) as u64;
+    let next = match state.prepared.take() {
+        Some(next) if next.size >= needed => next,
+        too_short => {
+            if let Some(old) = too_short {
+                files.retire(&old.path, old.size, old.number, false)?;
+                files.sync_directory()?;
+            }
+            let size = state.next_size(files.segment_size).max(needed.next_multiple_of(BLOCK_SIZE as u64));
+            prepare_now(files, state.active.number + 1, size)?
+        }
+    };
+    let (chain, position) = write_opening(&next, &opening, state.group, pen.chain)?;
+    state.segments.insert(next.number, Arc::clone(&next));
+    state.active = Arc::clone(&next);
+    state.opened = next.number;
+    state.position = position;
+    *pen = Pen { chain, active: next, unsynced: false, release: None, closed: true };
+    Ok(())
+}
+
+/// Splits off the segments, at the end, that were prepared and never opened.
+fn split_used(found: Vec<Found>) -> Result<(Vec<Found>, Vec<Found>)> {
+    let used = found.iter().rposition(|one| one.opening.is_some()).map_or(0, |at| at + 1);
+    let mut found = found;
+    let unused = found.split_off(used);
+    for one in &unused {
+        if let Err(what) = one.header {
+            if one.headers_from(FIRST_FRAME).next().is_some() {
+                return Err(one.corrupt(0, what));
+            }
+        } else if let Some((offset, _)) =
+            one.headers_from(FIRST_FRAME).find(|(_, header)| header.flags & FLAG_OPENING == 0)
+        {
+            // The opening was durable before this frame was written.
+            return Err(one.corrupt(
+                FIRST_FRAME,
+                format!("the opening frame is damaged; a frame at {offset} was written after it"),
+            ));
+        }
+    }
+    let before = found.last().map_or(0, |one| one.number);
+    for (expected, one) in (before + 1..).zip(&unused) {
+        if one.number != expected {
+            let directory = one.path.parent().unwrap_or(Path::new(""));
+            let missing = segment_path(directory, expected);
+            return Err(Error::corrupt(
+                missing,
+                None,
+                format!("the segment is missing; {} was made after it", one.path.display()),
+            ));
+        }
+    }
+    Ok((found, unused))
+}
+
+/// Splits off the segments before the last gap. They are left from recycling if nothing in the
+/// others needs them; whether it does is found out by reading those.
+fn contiguous(mut used: Vec<Found>) -> Result<(Vec<Found>, Vec<Found>)> {
+    let gap = (1..used.len()).rev().find(|at| used[*at - 1].number + 1 != used[*at].number).unwrap_or(0);
+    let rest = used.split_off(gap);
+    for one in &rest {
+        if let Err(what) = one.header {
+            return Err(one.corrupt(0, what));
+        }
+        if one.opening.is_none() {
+            return Err(one.corrupt(FIRST_FRAME, "the opening frame is damaged"));
+        }
+    }
+    Ok((used, rest))
+}
+
+/// Reads every frame of the used segments; in the last one as far as they are sound.
+fn scan(used: &[Found]) -> Result<Cursor> {
+    let (header, opening) = used[0].opening.as_ref().expect("a used segment has an opening");
+    let mut cursor = Cursor {
+        streams: Streams::start_from(opening),
+        frames: std::collections::VecDeque::new(),
+        next_group: header.group,
+        chain: 0,
+        position: FIRST_FRAME,
+        closed: true,
+    };
+    for (at, segment) in used.iter().enumerate() {
+        let (header, _) = segment.opening.as_ref().expect("a used segment has an opening");
+        cursor.chain = header.crc;
+        cursor.closed = true;
+        cursor.position = FIRST_FRAME + header.padded_length();
+        let next = used.get(at + 1).map(|next| {
+            let (header, opening) = next.opening.as_ref().expect("a used segment has an opening");
+            (next, header, opening)
+        });
+        let end = next.map_or(segment.map.len() as u64, |(_, _, opening)| opening.previous_end);
+        while cursor.position < end && cursor.read_frame(segment)? {}
+        let Some((next, header, opening)) = next else { break };
+        if cursor.position != end {
+            return Err(segment.corrupt(
+                cursor.position,
+                format!("group {} is damaged; the segment is whole up to {end}", cursor.next_group),
+            ));
+        }
+        let continues = opening.previous_segment == segment.number
+            && header.previous == cursor.chain
+            && header.group == cursor.next_group
+            && opening.streams == cursor.streams.opening(segment.number, end).streams;
+        if !continues {
+            return Err(next.corrupt(FIRST_FRAME, "the segment does not continue the one before it"));
+        }
+    }
+    Ok(cursor)
+}
+
+impl Cursor {
+    /// Reads the frame at the position, if it is sound and the next one.
+    fn read_frame(&mut self, segment: &Found) -> Result<bool> {
+        let Some((header, payload)) = segment.frame(self.position) else { return Ok(false) };
+        if header.group != self.next_group
+            || header.previous != self.chain
+            || header.flags & FLAG_OPENING != 0
+        {
+            return Ok(false);
+        }
+        self.apply(segment, &header, payload)?;
+        self.frames.push_back(Frame::new(segment.number, self.position, payload.len()));
+        self.next_group += 1;
+        self.chain = header.crc;
+        self.position += header.padded_length();
+        self.closed = header.flags & FLAG_CLOSED != 0;
+        Ok(true)
+    }
+
+    fn apply(&mut self, segment: &Found, header: &FrameHeader, payload: &[u8]) -> Result<()> {
+        // The checksums match, so what does not fit was written so: by a bug, or not by us.
+        let nonsense = |position: usize, what: &str| {
+            let at = self.position + (super::format::FRAME_HEADER_SIZE + position) as u64;
+            segment.corrupt(at, format!("{what}, although the checksum of group {} matches", header.group))
+        };
+        let mut records = Records::new(payload, 0);
+        let mut count = 0;
+        loop {
+            let position = records.position();
+            let record = match records.next() {
+                None => break,
+                Some(record) => record.map_err(|at| nonsense(at.position, "these bytes are no record"))?,
+            };
+            count += 1;
+            match record.kind {
+                Kind::Append => {
+                    let next = self.streams.next_index(record.stream);
+                    if next.is_some_and(|next| next != record.index) || record.index == u64::MAX {
+                        return Err(nonsense(
+                            position,
+                            "the entry does not follow the last one of its stream",
+                        ));
+                    }
+                    self.streams.append(record.stream, record.index, header.group, position);
+                }
+                Kind::TruncateAfter => {
+                    self.streams.truncate_after(record.stream, record.index, header.group);
+                }
+                Kind::PurgeTo => self.streams.purge_to(record.stream, record.index, header.group),
+                Kind::SetState => self.streams.set_state(record.stream, record.bytes, header.group),
+            }
+        }
+        if count != header.records {
+            return Err(nonsense(0, "the frame does not hold as many records as it says"));
+        }
+        self.streams.group_taken();
+        Ok(())
+    }
+}
+
+/// The end-of-log rule: is what lies at the cursor a torn tail, or damage? `true` if there is a
+/// tail that must not be appended behind.
+fn end_of_log(last: &Found, cursor: &Cursor) -> Result<bool> {
+    let mut tail = false;
+    for (offset, header) in last.headers_from(cursor.position) {
+        tail = true;
+        if header.durable >= cursor.next_group {
+            return Err(last.corrupt(
+                cursor.position,
+                format!(
+                    "group {} is damaged; the frame at {offset} says that it was durable",
+                    cursor.next_group
+                ),
+            ));
+        }
+    }
+    Ok(tail)
+}
+
+/// Removes or puts aside what is not in use. Returns the segment prepared as `next`, if there is
+/// one that can be used as it is.
+fn tidy(files: &Files, names: Names, unused: &[Found], next: Option<u64>) -> Result<Option<Arc<Segment>>> {
+    for path in &names.filling {
+        let removed = files.disk.remove(path);
+        removed.map_err(|error| Error::io(format!("removing {}", path.display()), error))?;
+    }
+    for path in names.spares {
+        files.adopt_spare(path)?;
+    }
+    let mut prepared = None;
+    let mut renamed = !names.filling.is_empty();
+    for one in unused {
+        match &one.header {
+            Ok(header) if Some(one.number) == next && one.headers_from(FIRST_FRAME).next().is_none() => {
+                let file = files
+                    .disk
+                    .open(&one.path, OpenMode::Aligned)
+                    .map_err(|error| Error::io(format!("opening {}", one.path.display()), error))?;
+                prepared = Some(Arc::new(Segment::new(header, one.path.clone(), file)));
+            }
+            _ => {
+                files.retire(&one.path, one.map.len() as u64, one.number, false)?;
+                renamed = true;
+            }
+        }
+    }
+    if renamed {
+        files.sync_directory()?;
+    }
+    Ok(prepared)
+}

@@ -1,0 +1,285 @@
+//! Segment files: making them ahead of use, opening them, using them again.
+
+use std::io;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::disk::{BLOCK_SIZE, Disk, DiskFile, DiskMap, OpenMode};
+use crate::error::{Error, Result};
+
+use super::buffer::Buffer;
+use super::format::SegmentHeader;
+
+/// Zeros are written in steps of this size, so that a foreground sync never waits long behind
+/// them, and closing never waits for a whole segment to be filled.
+const FILL_STEP: u64 = 256 << 10;
+
+/// One segment file, open.
+pub(super) struct Segment {
+    pub(super) number: u64,
+    pub(super) epoch: u64,
+    pub(super) size: u64,
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<dyn DiskFile>,
+    /// A map and how much of it holds frames that will not change.
+    map: Mutex<Option<(u64, DiskMap)>>,
+}
+
+impl Segment {
+    pub(super) fn new(header: &SegmentHeader, path: PathBuf, file: Arc<dyn DiskFile>) -> Segment {
+        Segment {
+            number: header.number,
+            epoch: header.epoch,
+            size: header.size,
+            path,
+            file,
+            map: Mutex::new(None),
+        }
+    }
+
+    /// Keeps a map whose first `valid` bytes will not change.
+    pub(super) fn keep_map(&self, valid: u64, map: DiskMap) {
+        *self.map.lock() = Some((valid, map));
+    }
+
+    /// Bytes that were written for good. Those of the segment being appended to are read rather
+    /// than mapped, unless recovery mapped them: nobody needs to reason about a page that is
+    /// faulted in while its neighbour is written past the cache.
+    pub(super) fn bytes(&self, offset: u64, length: usize, being_appended_to: bool) -> io::Result<Bytes> {
+        let end = offset + length as u64;
+        let mut kept = self.map.lock();
+        if !being_appended_to && kept.as_ref().is_none_or(|(valid, _)| *valid < end) {
+            *kept = Some((self.size, self.file.map()?));
+        }
+        match &*kept {
+            Some((valid, map)) if *valid >= end && map.len() as u64 >= end => {
+                Ok(Bytes::Mapped(map.clone(), offset as usize..end as usize))
+            }
+            _ => {
+                drop(kept);
+                let mut bytes = vec![0; length];
+                self.file.read_at(offset, &mut bytes)?;
+                Ok(Bytes::Read(bytes))
+            }
+        }
+    }
+}
+
+/// Part of a segment.
+pub(super) enum Bytes {
+    Mapped(DiskMap, Range<usize>),
+    Read(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map, range) => &map[range.clone()],
+            Bytes::Read(bytes) => bytes,
+        }
+    }
+}
+
+/// What a name in the directory says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FileName {
+    /// `0000000000000001.wal`: a segment, in use or prepared.
+    Segment(u64),
+    /// `0000000000000001.spare`: filled, out of use; its bytes mean nothing.
+    Spare,
+    /// `0000000000000001.filling`: not yet filled, or left so by a crash.
+    Filling,
+}
+
+pub(super) fn parse_name(name: &str) -> Option<FileName> {
+    let (digits, suffix) = name.split_once('.')?;
+    let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if digits.len() != 16 || !digits.bytes().all(lower_hex) {
+        return None;
+    }
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    match suffix {
+        "wal" if number > 0 => Some(FileName::Segment(number)),
+        "spare" => Some(FileName::Spare),
+        "filling" => Some(FileName::Filling),
+        _ => None,
+    }
+}
+
+pub(super) fn segment_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number:016x}.wal"))
+}
+
+/// Why no segment could be prepared.
+pub(super) enum PrepareError {
+    /// Nothing is in doubt: no name has changed. Another attempt may succeed.
+    Clean(Error),
+    /// It is not known which names the directory holds.
+    InDoubt(Error),
+    /// The database is being closed.
+    Stopped,
+}
+
+/// The directory of segments.
+pub(super) struct Files {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) directory: PathBuf,
+    pub(super) database_id: u128,
+    pub(super) segment_size: u64,
+    spare_segments: usize,
+    /// Filled files of `segment_size`, ready to be prepared.
+    spares: Mutex<Vec<PathBuf>>,
+    random: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Files {
+    pub(super) fn new(disk: Arc<dyn Disk>, options: &super::WalOptions) -> Files {
+        use std::hash::{BuildHasher, Hasher};
+        // The standard library's hash keys are the one source of randomness it has.
+        let entropy = || std::collections::hash_map::RandomState::new().build_hasher().finish();
+        Files {
+            disk,
+            directory: options.directory.clone(),
+            database_id: options.database_id,
+            segment_size: options.segment_size,
+            spare_segments: options.spare_segments,
+            spares: Mutex::new(Vec::new()),
+            random: AtomicU64::new(options.seed.unwrap_or_else(entropy)),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// Cuts a filling under way short.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn spares(&self) -> usize {
+        self.spares.lock().len()
+    }
+
+    /// A random epoch, never zero, never the same for two numbers.
+    fn epoch(&self, number: u64) -> u64 {
+        let random = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let mut z = random ^ number.rotate_left(32);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)).max(1)
+    }
+
+    pub(super) fn sync_directory(&self) -> Result<()> {
+        self.disk
+            .sync_directory(&self.directory)
+            .map_err(|error| Error::io(format!("syncing {}", self.directory.display()), error))
+    }
+
+    /// Takes up a spare found when opening, or removes it if it is of no use.
+    pub(super) fn adopt_spare(&self, path: PathBuf) -> Result<()> {
+        let failed = |error| Error::io(format!("looking at the spare segment {}", path.display()), error);
+        let length = self.disk.open(&path, OpenMode::Read).and_then(|file| file.length()).map_err(failed)?;
+        let mut spares = self.spares.lock();
+        if length == self.segment_size && spares.len() < self.spare_segments.max(1) {
+            spares.push(path);
+        } else {
+            self.disk.remove(&path).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a segment out of use: what it held is no longer needed. Keeps it as a spare, unless
+    /// there are enough, its size is unusual, or somebody still reads it (a removed file stays
+    /// as it was for those who map it; one written anew would change under them).
+    pub(super) fn retire(&self, path: &Path, size: u64, number: u64, in_use: bool) -> Result<()> {
+        let failed = |error| Error::io(format!("recycling {}", path.display()), error);
+        if !in_use && size == self.segment_size && self.spares() < self.spare_segments {
+            let spare = self.directory.join(format!("{number:016x}.spare"));
+            self.disk.rename(path, &spare).map_err(failed)?;
+            // Its header may be overwritten only when the old name is gone for good.
+            self.sync_directory()?;
+            self.spares.lock().push(spare);
+        } else {
+            self.disk.remove(path).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Makes segment `number` ready for appending: filled with zeros or with what an earlier life
+    /// left, its header durable, its name durable.
+    pub(super) fn prepare(&self, number: u64, size: u64) -> Result<Arc<Segment>, PrepareError> {
+        assert!(size.is_multiple_of(BLOCK_SIZE as u64), "a segment of {size} bytes is not whole blocks");
+        let spare = if size == self.segment_size { self.spares.lock().pop() } else { None };
+        let path = match spare {
+            Some(path) => path,
+            None => self.fill(number, size)?,
+        };
+        let header = SegmentHeader { database_id: self.database_id, number, epoch: self.epoch(number), size };
+        let mut block = Buffer::zeros(BLOCK_SIZE);
+        header.encode(block.frame_mut());
+        let opened = self.disk.open(&path, OpenMode::Aligned);
+        let written = opened.and_then(|file| file.write_at_synced(0, block.frame()).map(|()| file));
+        let file = written.map_err(|error| {
+            // Whatever it holds now, nothing refers to it.
+            let _ = self.disk.remove(&path);
+            PrepareError::Clean(Error::io(format!("preparing {}", path.display()), error))
+        })?;
+        let target = segment_path(&self.directory, number);
+        self.disk
+            .rename(&path, &target)
+            .map_err(|error| Error::io(format!("renaming {}", path.display()), error))
+            .and_then(|()| self.sync_directory())
+            .map_err(PrepareError::InDoubt)?;
+        Ok(Arc::new(Segment::new(&header, target, file)))
+    }
+
+    fn fill(&self, number: u64, size: u64) -> Result<PathBuf, PrepareError> {
+        let path = self.directory.join(format!("{number:016x}.filling"));
+        let filled = self.fill_file(&path, size);
+        filled.map_err(|error| {
+            let _ = self.disk.remove(&path);
+            if self.stop.load(Ordering::Relaxed) {
+                return PrepareError::Stopped;
+            }
+            PrepareError::Clean(Error::io(format!("making the segment {}", path.display()), error))
+        })?;
+        Ok(path)
+    }
+
+    fn fill_file(&self, path: &Path, size: u64) -> io::Result<()> {
+        self.disk.open(path, OpenMode::Create)?.set_length(size)?;
+        // Past the page cache where possible: nobody is going to read these zeros.
+        let file = self.disk.open(path, OpenMode::Aligned)?;
+        let zeros = Buffer::zeros(FILL_STEP.min(size) as usize);
+        let mut offset = 0;
+        while offset < size {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::Error::from(io::ErrorKind::Interrupted));
+            }
+            let step = (size - offset).min(FILL_STEP);
+            file.write_at(offset, &zeros.frame()[..step as usize])?;
+            offset += step;
+        }
+        file.sync()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_taken_for_segments() {
+        assert_eq!(parse_name("00000000000000ff.wal"), Some(FileName::Segment(255)));
+        assert_eq!(parse_name("00000000000000ff.spare"), Some(FileName::Spare));
+        assert_eq!(parse_name("0000000000000001.filling"), Some(FileName::Filling));
+        for other in ["0000000000000000.wal", "00000000000000FF.wal", "1.wal", "0000000000000001.wal~", "x"] {
+            assert_eq!(parse_name(other), None, "{other}");
+        }
+    }
+}

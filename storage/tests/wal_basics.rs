@@ -1,0 +1,256 @@
+//! What a WAL does while nothing goes wrong, and what it refuses to open.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dogsled_storage::disk::{Disk, RealDisk, SimulatedDisk};
+use dogsled_storage::wal::{StreamId, Wal, WalOptions};
+use dogsled_storage::{Error, Result};
+
+const ONE: StreamId = StreamId(1);
+const TWO: StreamId = StreamId(2);
+
+fn options() -> WalOptions {
+    WalOptions { segment_size: 64 << 10, seed: Some(1), threads: false, ..WalOptions::new("wal", 7) }
+}
+
+fn open(disk: &SimulatedDisk) -> Result<Wal> {
+    Wal::open(Arc::new(disk.clone()), options())
+}
+
+fn entries(wal: &Wal, stream: StreamId) -> Vec<(u64, Vec<u8>)> {
+    let mut found = Vec::new();
+    wal.replay(stream, 0, &mut |index, bytes| {
+        found.push((index, bytes.to_vec()));
+        Ok(())
+    })
+    .unwrap();
+    found
+}
+
+#[test]
+fn entries_are_read_back_before_and_after_they_are_written_and_after_reopening() {
+    let disk = SimulatedDisk::new(1);
+    let wal = open(&disk).unwrap();
+    assert!(wal.was_created());
+    for index in 10..20u64 {
+        wal.append(ONE, index, &[b"entry ", index.to_string().as_bytes()]).unwrap();
+    }
+    let expected: Vec<_> = (10..20u64).map(|index| (index, format!("entry {index}").into_bytes())).collect();
+    let read = |wal: &Wal| {
+        let read = wal.read(ONE, 10, 100, usize::MAX).unwrap();
+        read.into_iter().map(|(index, bytes)| (index, bytes.to_vec())).collect::<Vec<_>>()
+    };
+    assert_eq!(read(&wal), expected, "pending");
+    wal.write_out().unwrap();
+    assert_eq!(read(&wal), expected, "written");
+    wal.sync().unwrap();
+    assert_eq!(entries(&wal, ONE), expected);
+    drop(wal);
+    let wal = open(&disk).unwrap();
+    assert!(!wal.was_created());
+    assert_eq!(read(&wal), expected, "reopened");
+    assert_eq!((wal.first_index(ONE), wal.last_index(ONE)), (Some(10), Some(19)));
+    assert_eq!(wal.streams(), [ONE]);
+}
+
+#[test]
+fn reads_are_bounded_but_make_progress() {
+    let disk = SimulatedDisk::new(1);
+    let wal = open(&disk).unwrap();
+    for index in 1..=10 {
+        wal.append(ONE, index, &[&[index as u8; 100]]).unwrap();
+        if index % 3 == 0 {
+            wal.sync().unwrap();
+        }
+    }
+    assert_eq!(wal.read(ONE, 1, 11, 0).unwrap().len(), 1);
+    assert_eq!(wal.read(ONE, 1, 11, 250).unwrap().len(), 2);
+    assert_eq!(wal.read(ONE, 3, 5, 10_000).unwrap().len(), 2);
+    assert_eq!(wal.read(ONE, 8, 100, 10_000).unwrap().len(), 3);
+    assert_eq!(wal.read(ONE, 11, 100, 10_000).unwrap().len(), 0);
+    wal.purge_to(ONE, 4).unwrap();
+    assert!(matches!(wal.read(ONE, 4, 11, 10_000), Err(Error::Compacted { oldest: 5 })));
+}
+
+#[test]
+fn the_wrong_index_is_refused_and_changes_nothing() {
+    let disk = SimulatedDisk::new(1);
+    let wal = open(&disk).unwrap();
+    wal.append(ONE, 5, &[b"a"]).unwrap();
+    for wrong in [4, 5, 7, u64::MAX] {
+        assert!(matches!(wal.append(ONE, wrong, &[b"b"]), Err(Error::InvalidRequest(_))), "{wrong}");
+    }
+    wal.append(ONE, 6, &[b"b"]).unwrap();
+    wal.append(TWO, 1, &[b"other"]).unwrap();
+    assert_eq!(entries(&wal, ONE), [(5, b"a".to_vec()), (6, b"b".to_vec())]);
+}
+
+#[test]
+fn truncations_purges_and_registers_survive_reopening_and_recycling() {
+    let disk = SimulatedDisk::new(1);
+    let mut expected: Vec<(u64, Vec<u8>)> = Vec::new();
+    let mut next = 1u64;
+    for round in 0..40u64 {
+        let wal = open(&disk).unwrap();
+        assert_eq!(entries(&wal, ONE), expected, "round {round}");
+        if round > 0 {
+            assert_eq!(wal.state(TWO), Some(format!("vote {}", round - 1).into_bytes()));
+        }
+        wal.set_state(TWO, format!("vote {round}").as_bytes()).unwrap();
+        for _ in 0..20 {
+            let value = vec![round as u8; 700];
+            wal.append(ONE, next, &[&next.to_le_bytes(), &value]).unwrap();
+            expected.push((next, [&next.to_le_bytes()[..], &value].concat()));
+            next += 1;
+            wal.sync().unwrap();
+        }
+        wal.truncate_after(ONE, next - 4).unwrap();
+        expected.truncate(expected.len() - 3);
+        next -= 3;
+        wal.append(ONE, next, &[b"instead"]).unwrap();
+        expected.push((next, b"instead".to_vec()));
+        next += 1;
+        wal.purge_to(ONE, next.saturating_sub(25)).unwrap();
+        expected.retain(|(index, _)| *index > next.saturating_sub(25));
+        assert_eq!(entries(&wal, ONE), expected, "round {round}, before closing");
+        assert!(wal.stats().segments <= 5, "{:?}", wal.stats());
+    }
+    let wal = open(&disk).unwrap();
+    assert!(wal.stats().first_segment > 10, "{:?}", wal.stats());
+    assert!(disk.used() < 8 * (64 << 10), "{} bytes used", disk.used());
+}
+
+#[test]
+fn a_group_larger_than_a_segment_gets_one_of_its_own() {
+    for threads in [false, true] {
+        let disk = SimulatedDisk::new(1);
+        let open = || Wal::open(Arc::new(disk.clone()), WalOptions { threads, ..options() }).unwrap();
+        let wal = open();
+        wal.append(ONE, 1, &[b"small"]).unwrap();
+        wal.append(ONE, 2, &[&vec![2; 300_000]]).unwrap();
+        wal.append(ONE, 3, &[&vec![3; 1_000_000]]).unwrap();
+        wal.append(ONE, 4, &[b"small"]).unwrap();
+        wal.sync().unwrap();
+        let lengths = |wal: &Wal| entries(wal, ONE).iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>();
+        assert_eq!(lengths(&wal), [5, 300_000, 1_000_000, 5]);
+        drop(wal);
+        let wal = open();
+        assert_eq!(lengths(&wal), [5, 300_000, 1_000_000, 5]);
+    }
+}
+
+#[test]
+fn many_threads_append_and_wait_on_a_real_disk() {
+    const EACH: u64 = 300;
+    let directory = tempfile::tempdir().unwrap();
+    let options = || WalOptions { segment_size: 1 << 20, ..WalOptions::new(directory.path(), 1) };
+    let wal = Wal::open(Arc::new(RealDisk), options()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..16u32 {
+            let wal = &wal;
+            scope.spawn(move || {
+                let stream = StreamId(thread);
+                for index in 1..=EACH {
+                    let ticket = wal.append(stream, index, &[&[thread as u8; 200]]).unwrap();
+                    wal.wait_durable(ticket).unwrap();
+                    assert!(wal.is_durable(ticket));
+                    if index % 50 == 0 {
+                        assert_eq!(wal.read(stream, index, index + 1, 1000).unwrap()[0].1.len(), 200);
+                        wal.purge_to(stream, index - 20).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let stats = wal.stats();
+    assert!(stats.groups < 16 * EACH, "no group was shared: {stats:?}");
+    drop(wal);
+    let wal = Wal::open(Arc::new(RealDisk), options()).unwrap();
+    for thread in 0..16 {
+        assert_eq!(entries(&wal, StreamId(thread)).len(), 20);
+    }
+}
+
+#[test]
+fn buffered_appends_reach_the_disk_by_themselves() {
+    let directory = tempfile::tempdir().unwrap();
+    let every = Duration::from_millis(20);
+    let options = WalOptions { flush_every: Some(every), ..WalOptions::new(directory.path(), 1) };
+    let wal = Wal::open(Arc::new(RealDisk), options).unwrap();
+    let mut ticket = None;
+    for index in 1..=100_000 {
+        ticket = Some(wal.append(ONE, index, &[&[7; 100]]).unwrap());
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !wal.is_durable(ticket.unwrap()) {
+        assert!(Instant::now() < deadline, "never synced: {:?}", wal.stats());
+        std::thread::sleep(every);
+    }
+    assert_eq!(wal.stats().pending_bytes, 0);
+    assert_eq!(entries(&wal, ONE).len(), 100_000);
+}
+
+#[test]
+fn foreign_and_newer_segments_are_refused_untouched() {
+    let disk = SimulatedDisk::new(1);
+    drop(open(&disk).unwrap());
+    let path = Path::new("wal/0000000000000001.wal");
+    let before = disk.content(path).unwrap();
+    let foreign = Wal::open(Arc::new(disk.clone()), WalOptions { database_id: 8, ..options() });
+    match foreign.unwrap_err() {
+        Error::NotADatabase { path: named, what } => {
+            assert_eq!(named, path);
+            assert!(what.contains("another database"), "{what}");
+        }
+        other => panic!("{other}"),
+    }
+    let mut newer = before;
+    newer[8] = 2;
+    let crc = crc32fast::hash(&newer[..60]);
+    newer[60..64].copy_from_slice(&crc.to_le_bytes());
+    disk.set_content(path, newer.clone());
+    match open(&disk).unwrap_err() {
+        Error::NotADatabase { what, .. } => assert!(what.contains("format version 2"), "{what}"),
+        other => panic!("{other}"),
+    }
+    assert_eq!(disk.content(path).unwrap(), newer);
+}
+
+#[test]
+fn a_missing_segment_is_refused_by_name() {
+    let disk = SimulatedDisk::new(1);
+    let wal = open(&disk).unwrap();
+    for index in 1..=200 {
+        wal.append(ONE, index, &[&[1; 1500]]).unwrap();
+        wal.sync().unwrap();
+    }
+    let stats = wal.stats();
+    assert!(stats.segments >= 5);
+    drop(wal);
+    for missing in 1..=stats.active_segment {
+        let disk = disk.duplicate();
+        let path = PathBuf::from(format!("wal/{missing:016x}.wal"));
+        disk.remove_content(&path);
+        // That the last one is missing can be told only when the one prepared after it is there.
+        if missing == stats.active_segment {
+            disk.set_content(Path::new(&format!("wal/{:016x}.wal", missing + 1)), vec![0; 64 << 10]);
+        }
+        match open(&disk).unwrap_err() {
+            Error::Corrupt(corruption) => {
+                assert_eq!(corruption.file, path);
+                assert!(corruption.what.contains("missing"), "{}", corruption.what);
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn a_read_only_disk_gives_a_plain_error() {
+    let disk = SimulatedDisk::new(1);
+    disk.create_directories(Path::new("wal")).unwrap();
+    disk.set_read_only(true);
+    assert!(matches!(open(&disk).unwrap_err(), Error::Io { .. }));
+}
