@@ -38,7 +38,7 @@ pub fn svg(report: &Report) -> String {
     text(&mut out, GAP, 26.0, "start", "font-size=\"16\" font-weight=\"bold\"", "dogsled beside its peers");
     let effort = &report.effort;
     let note = format!(
-        "{}; {} keys, medians of {} interleaved repeats, lines from minimum to maximum{}",
+        "{}; {} keys, medians of {} interleaved repeats, lines from minimum to maximum; † promises less{}",
         report.machine.date,
         human(effort.keys as f64),
         effort.repeats,
@@ -73,7 +73,14 @@ fn chart(out: &mut String, result: &WorkloadResult, x: f64, y: f64) -> f64 {
             (_, true) => "#cbd5e1",
             _ => "#64748b",
         };
-        text(out, left - 6.0, middle + 4.0, "end", "", &row.name);
+        text(
+            out,
+            left - 6.0,
+            middle + 4.0,
+            "end",
+            "",
+            &format!("{}{}", row.name, if row.weaker { " †" } else { "" }),
+        );
         let summary = row.summary;
         let _ = writeln!(
             out,
