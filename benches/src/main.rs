@@ -1,2 +1,144 @@
-//! Benchmarks of dogsled.
-fn main() {}
+//! `compare`: dogsled beside its peers, in one process run on one file system.
+//!
+//! ```text
+//! cargo run --release -p dogsled-benches --features peers -- compare
+//! ```
+//!
+//! Only options are dealt with here; the library of this crate does the work.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use dogsled_benches::child::ChildTask;
+use dogsled_benches::contestant::Contestant;
+use dogsled_benches::results::{Effort, Report};
+use dogsled_benches::{child, compare, peers, plot, readme, report};
+
+/// Benchmarks of dogsled beside other embedded databases.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure, print tables, write compare.json and compare.svg.
+    Compare(CompareArgs),
+    /// Print the README's table from a JSON file that `compare` wrote.
+    ReadmeTable {
+        /// The file.
+        #[arg(default_value = "benches/results/compare.json")]
+        json: PathBuf,
+    },
+    #[command(hide = true)]
+    Child {
+        #[command(subcommand)]
+        task: ChildTask,
+    },
+}
+
+#[derive(Debug, Args)]
+struct CompareArgs {
+    /// Entries in a warm database [default: 1000000, with --quick 100000].
+    #[arg(long)]
+    keys: Option<u64>,
+    /// Repeats of each measurement [default: 5, with --quick 2].
+    #[arg(long)]
+    repeats: Option<usize>,
+    /// Seconds for each timed measurement [default: 2, with --quick 0.3].
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Workloads whose name begins so, separated by commas (durable-put, get, tx-buffered-16, …).
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Contestants, separated by commas [default: all that were compiled in].
+    #[arg(long, value_delimiter = ',')]
+    contestants: Vec<String>,
+    /// Contestants of the workloads that take many minutes each (disk-growth, memory), separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "dogsled")]
+    heavy: Vec<String>,
+    /// Entries in the memory workload [default: 10000000, with --quick 500000].
+    #[arg(long)]
+    memory_keys: Option<u64>,
+    /// Cache of each contestant in MiB.
+    #[arg(long, default_value_t = 512)]
+    cache_mib: u64,
+    /// Directory for the databases, on the file system to measure; they are removed at the end.
+    #[arg(long, default_value = "target")]
+    dir: PathBuf,
+    /// Directory for compare.json and compare.svg.
+    #[arg(long, default_value = "benches/results")]
+    out: PathBuf,
+    /// A run of a few minutes to see that everything works. Not for quoting.
+    #[arg(long)]
+    quick: bool,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Compare(args) => compare(&args),
+        Command::ReadmeTable { json } => {
+            let text = fs::read_to_string(&json).with_context(|| format!("reading {}", json.display()))?;
+            let report: Report = serde_json::from_str(&text)?;
+            print!("{}", readme::table(&report));
+            Ok(())
+        }
+        Command::Child { task } => child::run(task),
+    }
+}
+
+fn compare(args: &CompareArgs) -> Result<()> {
+    compare::check_only(&args.only)?;
+    let contestants = if args.contestants.is_empty() { peers::all() } else { named(&args.contestants)? };
+    if contestants.is_empty() {
+        bail!("no contestant was compiled in: build with --features peers");
+    }
+    // A name that was not chosen for the run, or not compiled in, is not an error here: it is a default.
+    let heavy = contestants.iter().copied().filter(|one| args.heavy.iter().any(|name| name == one.name()));
+    let scratch = compare::scratch(&args.dir)?;
+    let (keys, repeats, seconds, memory_keys) =
+        if args.quick { (100_000, 2, 0.3, 500_000) } else { (1_000_000, 5, 2.0, 10_000_000) };
+    let plan = compare::Plan {
+        effort: Effort {
+            keys: args.keys.unwrap_or(keys),
+            repeats: args.repeats.unwrap_or(repeats).max(1),
+            seconds: args.seconds.unwrap_or(seconds),
+            memory_keys: args.memory_keys.unwrap_or(memory_keys),
+            cache_mebibytes: args.cache_mib,
+            quick: args.quick,
+        },
+        only: args.only.clone(),
+        heavy: heavy.collect(),
+        contestants,
+        dir: scratch.path().to_owned(),
+    };
+    let report = compare::run(&plan)?;
+    println!("{}", report::verdicts(&report).trim_end());
+    write(&report, &args.out)
+}
+
+fn named(names: &[String]) -> Result<Vec<&'static dyn Contestant>> {
+    names
+        .iter()
+        .map(|name| {
+            peers::by_name(name).with_context(|| {
+                let known: Vec<&str> = peers::all().iter().map(|one| one.name()).collect();
+                format!("no contestant is called '{name}'; there are: {}", known.join(", "))
+            })
+        })
+        .collect()
+}
+
+fn write(report: &Report, out: &Path) -> Result<()> {
+    fs::create_dir_all(out)?;
+    let (json, svg) = (out.join("compare.json"), out.join("compare.svg"));
+    fs::write(&json, serde_json::to_string_pretty(report)? + "\n")?;
+    fs::write(&svg, plot::svg(report))?;
+    println!("\nwrote {} and {}", json.display(), svg.display());
+    Ok(())
+}

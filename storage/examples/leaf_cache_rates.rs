@@ -1,7 +1,7 @@
 //! How fast the leaf cache answers, with everything cached.
 //!
 //! ```text
-//! cargo run --release -p dogsled-storage --example leaf_cache_rates [entries]
+//! cargo run --release -p dogsled-storage --example leaf_cache_rates -- [entries] [part of a name]
 //! ```
 
 use std::hint::black_box;
@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use dogsled_storage::IVec;
 use dogsled_storage::leaf_cache::{BlockBuilder, CacheBudget, LeafCache, Lookup};
 
+/// Rounds of point gets.
+const ROUNDS: u64 = 60;
 const VALUE: [u8; 100] = [7; 100];
 /// As the B-tree stores it: with a version before it.
 const STORED: [u8; 108] = [7; 108];
@@ -30,9 +32,13 @@ fn key(number: u64) -> [u8; 16] {
     key
 }
 
-/// Runs `work` five times and prints the median time of one of its `count` operations.
-fn measure(name: &str, count: u64, mut work: impl FnMut(u64)) {
-    let mut times: Vec<Duration> = (0..5)
+/// Runs `work` some times and prints the median time of one of its `count` operations. Rounds should
+/// be short, so that some are not interrupted: the least says most on a busy machine.
+fn measure(name: &str, rounds: u64, count: u64, mut work: impl FnMut(u64)) {
+    if std::env::args().nth(2).is_some_and(|part| !name.contains(&part)) {
+        return;
+    }
+    let mut times: Vec<Duration> = (0..rounds)
         .map(|round| {
             let start = Instant::now();
             work(round);
@@ -41,11 +47,10 @@ fn measure(name: &str, count: u64, mut work: impl FnMut(u64)) {
         .collect();
     times.sort();
     let nanoseconds = |time: Duration| time.as_nanos() as f64 / count as f64;
+    let (least, median) = (nanoseconds(times[0]), nanoseconds(times[times.len() / 2]));
     println!(
-        "{name:32} {:10.1} ns   (min {:.1}, max {:.1})",
-        nanoseconds(times[2]),
-        nanoseconds(times[0]),
-        nanoseconds(times[4])
+        "{name:32} min {least:8.1} ns   median {median:8.1}   max {:8.1}",
+        nanoseconds(times[times.len() - 1])
     );
 }
 
@@ -69,13 +74,13 @@ fn fill(keys: &[[u8; 16]], budget: &Arc<CacheBudget>) -> LeafCache {
 
 fn main() {
     let entries: u64 = std::env::args().nth(1).map_or(1_000_000, |n| n.parse().expect("a number of entries"));
-    let gets = 1_000_000;
+    let gets = 20_000;
     let budget = CacheBudget::new(usize::MAX);
     let mut keys: Vec<[u8; 16]> = (0..entries).map(key).collect();
     keys.sort_unstable();
 
     let mut filled = None;
-    measure("fill, per block of 40", entries / 40, |_| filled = Some(fill(&keys, &budget)));
+    measure("fill, per block of 40", 3, entries / 40, |_| filled = Some(fill(&keys, &budget)));
     drop(filled);
     let mut cache = LeafCache::new_empty_tree(Arc::clone(&budget));
     // In slices, as checkpoints come, in an order without pattern: blocks are as they settle.
@@ -87,30 +92,30 @@ fn main() {
     }
     println!("{cache:?}, {:.1} bytes each", cache.bytes() as f64 / entries as f64);
 
-    measure("(draw a key)", gets, |round| {
+    measure("(draw a key)", ROUNDS, gets, |round| {
         for number in 0..gets {
             black_box(key(scramble(number ^ round << 40) % entries));
         }
     });
-    measure("get, found", gets, |round| {
+    measure("get, found", ROUNDS, gets, |round| {
         for number in 0..gets {
             let key = key(scramble(number ^ round << 40) % entries);
             assert!(matches!(black_box(cache.get(&key)), Lookup::Found { .. }));
         }
     });
-    measure("read in place, found", gets, |round| {
+    measure("read in place, found", ROUNDS, gets, |round| {
         for number in 0..gets {
             let key = key(scramble(number ^ round << 40) % entries);
             assert!(matches!(cache.read(&key, |value| black_box(value[50])), Lookup::Found { .. }));
         }
     });
-    measure("get, absent", gets, |round| {
+    measure("get, absent", ROUNDS, gets, |round| {
         for number in 0..gets {
             let key = key(entries + scramble(number ^ round << 40));
             assert_eq!(cache.get(&key), Lookup::Absent);
         }
     });
-    measure("get, found, 2 threads", gets, |round| {
+    measure("get, found, 2 threads", ROUNDS, gets, |round| {
         std::thread::scope(|scope| {
             for thread in 0..2 {
                 let cache = &cache;
@@ -124,8 +129,8 @@ fn main() {
         });
     });
 
-    let scans = 100_000;
-    measure("scan of 100", scans, |round| {
+    let scans = 2_000;
+    measure("scan of 100", ROUNDS, scans, |round| {
         for number in 0..scans {
             let start = key(scramble(number ^ round << 40) % entries);
             let mut block = cache.block_at(&start).expect("all is cached");
@@ -145,7 +150,7 @@ fn main() {
             }
         }
     });
-    measure("scan of everything", entries, |_| {
+    measure("scan of everything", 5, entries, |_| {
         let mut next = cache.block_at(b"");
         while let Some(block) = next {
             for position in 0..block.len() {
@@ -160,14 +165,14 @@ fn main() {
         changes.sort_unstable();
         changes.dedup();
         let mut next = None;
-        measure(&format!("apply {count} changes, per change"), count, |_| {
+        measure(&format!("apply {count} changes, per change"), 10, count, |_| {
             next = Some(cache.apply(changes.iter().map(|key| (&key[..], Some((2, &VALUE[..]))))));
         });
     }
     for count in [10_000, 100_000] {
         let changes: Vec<_> = keys[..count as usize].iter().collect();
         let mut next = None;
-        measure(&format!("apply {count} in a row"), count, |_| {
+        measure(&format!("apply {count} in a row"), 10, count, |_| {
             next = Some(cache.apply(changes.iter().map(|key| (&key[..], Some((2, &VALUE[..]))))));
         });
     }

@@ -154,7 +154,7 @@ impl BaseTree {
     }
 
     /// The block that tells of `key` and what follows it, for scans.
-    pub(crate) fn block_at(&self, key: &[u8]) -> Result<Arc<Block>> {
+    pub(crate) fn block_at(&self, key: &[u8]) -> Result<Block> {
         loop {
             if let Some(block) = self.cache.block_at(key) {
                 return Ok(block);
@@ -170,20 +170,23 @@ impl BaseTree {
     }
 
     /// The block that tells of the keys just below `key` (`None`: the end of the key space).
-    pub(crate) fn block_before(&self, key: Option<&[u8]>) -> Result<Arc<Block>> {
+    pub(crate) fn block_before(&self, key: Option<&[u8]>) -> Result<Block> {
         if let Some(block) = self.cache.block_before(key) {
             return Ok(block);
         }
         let Some(table) = self.table()? else {
-            return Ok(Arc::new(BlockBuilder::new(IVec::new()).finish(None)));
+            return Ok(BlockBuilder::new(IVec::new()).finish(None));
         };
         let block = self.load_backward(table, key)?;
         // If it reaches over what another block tells, the cache refuses it and it is used once.
         Ok(self.offer(block))
     }
 
-    fn offer(&self, block: Block) -> Arc<Block> {
-        if self.cache.budget().should_admit() { self.cache.offer(block).0 } else { Arc::new(block) }
+    fn offer(&self, block: Block) -> Block {
+        if self.cache.budget().should_admit() {
+            self.cache.insert(block.clone());
+        }
+        block
     }
 
     fn load_around(&self, table: &Table, key: &[u8], gap: &Gap) -> Result<Block> {

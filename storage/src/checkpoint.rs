@@ -87,7 +87,7 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                 }
             }
             Err(error) => {
-                shared.wal.poison(&format!("a checkpoint failed: {error}"));
+                shared.poison(&format!("a checkpoint failed: {error}"));
                 progress.failed = Some(error);
             }
         }
@@ -100,7 +100,7 @@ pub(crate) fn request_and_wait(shared: &Arc<Shared>) -> Result<()> {
     if !shared.options.background_threads {
         let result = checkpoint(shared, || false);
         if let Err(error) = &result {
-            shared.wal.poison(&format!("a checkpoint failed: {error}"));
+            shared.poison(&format!("a checkpoint failed: {error}"));
         }
         return result;
     }

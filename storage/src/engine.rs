@@ -41,7 +41,7 @@ use crate::lock_wait::LockWaiters;
 use crate::meta::{CHECKPOINT_ROW, Catalog, Checkpoint, META_TABLE};
 use crate::overlay::{Overlay, Readers};
 use crate::snapshot::Snapshot;
-use crate::state::{LatestView, Prefetched, State};
+use crate::state::{Ends, LatestView, Prefetched, State};
 use crate::tree_file::{map_redb_error, open_redb};
 use crate::wal::{StreamId, Ticket, Wal, WalOptions};
 use crate::watch::{Subscription, Wakeups, Watchers};
@@ -120,6 +120,7 @@ pub(crate) struct Committer {
     /// Bytes given to the WAL since opening, and what they were at some commits, oldest first.
     logged: u64,
     marks: VecDeque<(u64, u64)>,
+    ends: Ends,
 }
 
 /// Between two marks of [`Committer`].
@@ -127,7 +128,15 @@ const MARK_BYTES: u64 = 1 << 20;
 
 impl Committer {
     fn new(sequence: u64, time_ms: u64, next_id: u64) -> Committer {
-        Committer { sequence, time_ms, next_id, scratch: Vec::new(), logged: 0, marks: VecDeque::new() }
+        Committer {
+            sequence,
+            time_ms,
+            next_id,
+            scratch: Vec::new(),
+            logged: 0,
+            marks: VecDeque::new(),
+            ends: Ends::default(),
+        }
     }
 
     fn mark(&mut self, bytes: usize) {
@@ -227,6 +236,7 @@ impl Engine {
         let tree_path = Arc::new(directory.tree_path());
         let database = open_redb(&*directory.disk, &tree_path, directory.database_id, redb_cache as u64)?;
         let checkpoint = read_checkpoint(&database, &tree_path)?;
+        require_wal(&directory)?;
         let wal = Wal::open(
             Arc::clone(&directory.disk),
             WalOptions {
@@ -299,6 +309,9 @@ impl Engine {
     pub fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
         command.check_limits()?;
         let shared = &*self.shared;
+        // Before the reply of a command without effects, too: whoever waits for a lock must hear
+        // that it will never be released.
+        shared.check_open()?;
         shared.wait_for_room()?;
         let mut prefetched: Option<Prefetched> = None;
         let (reply, ticket, sequence) = loop {
@@ -308,6 +321,8 @@ impl Engine {
                 state: &state,
                 sequence: committer.sequence,
                 next_id: committer.next_id,
+                ends: &committer.ends,
+                found_end: None.into(),
                 prefetched: prefetched.as_ref(),
                 may_read_disk: prefetched.is_some(),
                 needs_disk: false.into(),
@@ -324,6 +339,9 @@ impl Engine {
                 }
                 Err(error) => return Err(error),
                 Ok(outcome) => {
+                    if let Some((tree, last, key)) = view.found_end.take() {
+                        committer.ends.found(tree, last, key);
+                    }
                     let reply = outcome.reply;
                     if outcome.effects.is_empty() {
                         return Ok(reply);
@@ -341,7 +359,10 @@ impl Engine {
             }
         };
         if durability == Durability::Synced {
-            shared.wal.wait_durable(ticket)?;
+            if let Err(error) = shared.wal.wait_durable(ticket) {
+                shared.lock_waiters.notify_all();
+                return Err(error);
+            }
             shared.durable_sequence.fetch_max(sequence, Ordering::Relaxed);
         }
         Ok(reply)
@@ -518,9 +539,7 @@ impl Shared {
         context: &Context,
         effects: &[Effect],
     ) -> Result<(Ticket, Wakeups)> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::InvalidRequest("the database is closed".to_owned()));
-        }
+        self.check_open()?;
         committer.scratch.clear();
         encode_effects(context.time_ms, effects, &mut committer.scratch);
         let ticket = self.wal.append(EMBEDDED_STREAM, context.sequence, &[&committer.scratch])?;
@@ -538,7 +557,8 @@ impl Shared {
                 }
                 Effect::DropTree { id } => self.change_catalog(|catalog| catalog.remove(*id)),
                 Effect::SetNextId { next } => committer.next_id = *next,
-                Effect::Put { .. } | Effect::Remove { .. } | Effect::Clear { .. } => {}
+                Effect::Put { tree, key, .. } => committer.ends.put(*tree, key),
+                Effect::Remove { .. } | Effect::Clear { .. } => {}
             }
         }
         let wakeups = self.watchers.publish(context.sequence, effects);
@@ -546,6 +566,22 @@ impl Shared {
             self.want_checkpoint();
         }
         Ok((ticket, wakeups))
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::InvalidRequest("the database is closed".to_owned()));
+        }
+        match self.wal.poisoned() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Nothing is acknowledged from here on; whoever waits is told.
+    pub(crate) fn poison(&self, why: &str) {
+        self.wal.poison(why);
+        self.lock_waiters.notify_all();
     }
 
     /// Call with the commit mutex held.
@@ -648,6 +684,23 @@ fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetched> {
         | Command::ReserveIds { .. } => {}
     }
     Ok(prefetched)
+}
+
+/// Refuses a database whose WAL is gone: opening would make a new one and hide the loss.
+fn require_wal(directory: &Directory) -> Result<()> {
+    let path = directory.wal_path();
+    let disk = &directory.disk;
+    if directory.existed
+        && !disk.list(&path).is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")))
+    {
+        return Err(Error::corrupt(
+            path,
+            None,
+            "the WAL's segments are missing, and with them what was committed since the last checkpoint; \
+             put them back, or use `dogsled repair` to save what the B-tree holds",
+        ));
+    }
+    Ok(())
 }
 
 struct Recovered {

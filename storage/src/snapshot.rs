@@ -124,7 +124,7 @@ const LARGEST_CHUNK: usize = 512;
 /// Entries that were fetched and not yet handed out.
 #[derive(Debug)]
 enum Chunk {
-    Block { block: Arc<Block>, from: usize, to: usize },
+    Block { block: Block, from: usize, to: usize },
     Merged(VecDeque<Entry>),
 }
 
@@ -248,7 +248,7 @@ impl RangeIter {
                     layer.reverse();
                 }
             }
-            Chunk::Merged(merge(layers, block.as_deref().zip(positions)))
+            Chunk::Merged(merge(layers, block.as_ref().zip(positions)))
         };
         // What is left is on the other side of the edge.
         self.middle = edge.and_then(|edge| {

@@ -149,17 +149,17 @@ struct Group<V> {
     /// Over the first keys that the leaves were made for.
     index: PrefixIndex,
     lows: Vec<IVec>,
-    leaves: Vec<Box<Leaf<V>>>,
+    leaves: Vec<Leaf<V>>,
 }
 
 impl<V> Group<V> {
-    fn new(lows: Vec<IVec>, leaves: Vec<Box<Leaf<V>>>) -> Group<V> {
+    fn new(lows: Vec<IVec>, leaves: Vec<Leaf<V>>) -> Group<V> {
         Group { index: PrefixIndex::build(lows.len(), |index| &lows[index]), lows, leaves }
     }
 
     fn insert(&mut self, position: usize, low: IVec, leaf: Leaf<V>) {
         self.lows.insert(position, low);
-        self.leaves.insert(position, Box::new(leaf));
+        self.leaves.insert(position, leaf);
         let Group { index, lows, .. } = self;
         index.inserted(position, &lows[position], |index| &lows[index]);
     }
@@ -221,7 +221,7 @@ impl<V> SortedMap<V> {
             let (value, result) = new();
             let leaf = Leaf::from_sorted(vec![(key.clone(), value)]);
             self.lows.push(IVec::new());
-            self.groups.push(Group::new(vec![IVec::new()], vec![Box::new(leaf)]));
+            self.groups.push(Group::new(vec![IVec::new()], vec![leaf]));
             self.index = PrefixIndex::build(1, |_| &[]);
             return result;
         };

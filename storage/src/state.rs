@@ -1,6 +1,6 @@
 //! The state that readers load: one pointer, one consistent view of everything.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -95,15 +95,60 @@ pub(crate) struct Prefetched {
     pub(crate) found: HashMap<(TreeId, IVec), Option<Versioned>>,
 }
 
+/// Where the keys of some trees begin and end, as far as is known.
+///
+/// A tree used as a queue leaves a removed key behind for each that was popped, until the next
+/// checkpoint; without this, each pop would walk over all of them.
+#[derive(Debug, Default)]
+pub(crate) struct Ends(HashMap<TreeId, (Bound<IVec>, Bound<IVec>)>);
+
+impl Ends {
+    /// No key of the tree is outside of this range.
+    fn range(&self, tree: TreeId) -> (Bound<IVec>, Bound<IVec>) {
+        self.0.get(&tree).cloned().unwrap_or((Bound::Unbounded, Bound::Unbounded))
+    }
+
+    /// `key` is the first (or last) one.
+    pub(crate) fn found(&mut self, tree: TreeId, last: bool, key: IVec) {
+        let ends = self.0.entry(tree).or_insert((Bound::Unbounded, Bound::Unbounded));
+        if last {
+            ends.1 = Bound::Included(key);
+        } else {
+            ends.0 = Bound::Included(key);
+        }
+    }
+
+    /// `key` is put.
+    #[inline]
+    pub(crate) fn put(&mut self, tree: TreeId, key: &IVec) {
+        if self.0.is_empty() {
+            return;
+        }
+        if let Some((first, last)) = self.0.get_mut(&tree) {
+            if matches!(first, Bound::Included(first) if key < first) {
+                *first = Bound::Included(key.clone());
+            }
+            if matches!(last, Bound::Included(last) if key > last) {
+                *last = Bound::Included(key.clone());
+            }
+        }
+    }
+}
+
 /// The newest state, as commands are evaluated against it under the commit mutex.
 ///
 /// The first attempt may not read from disk: if the leaf cache does not know a key, evaluation
 /// stops with [`LatestView::needs_disk`] set, the engine releases the mutex, reads, and tries
-/// again with what it read. Nobody waits for somebody else's disk read.
+/// again with what it read. So nobody waits for somebody else's read of a key. (The ranges of a
+/// transaction and the ends of a tree are read under the mutex; the scan or the pop before left
+/// them in the cache.)
 pub(crate) struct LatestView<'a> {
     pub(crate) state: &'a Arc<State>,
     pub(crate) sequence: u64,
     pub(crate) next_id: u64,
+    pub(crate) ends: &'a Ends,
+    /// What [`View::end`] found, to be remembered.
+    pub(crate) found_end: RefCell<Option<(TreeId, bool, IVec)>>,
     pub(crate) prefetched: Option<&'a Prefetched>,
     pub(crate) may_read_disk: bool,
     pub(crate) needs_disk: Cell<bool>,
@@ -119,7 +164,7 @@ impl LatestView<'_> {
     }
 
     /// Called when the cache does not know; an error if the disk may not be read.
-    fn from_disk(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
+    fn read_through(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
         if let Some(found) = self.prefetched(tree, key) {
             return Ok(found.clone());
         }
@@ -146,7 +191,7 @@ impl View for LatestView<'_> {
         match base.cache.get(key) {
             Lookup::Found { version, value } => Ok(Some(Versioned { version, value })),
             Lookup::Absent => Ok(None),
-            Lookup::Unknown => self.from_disk(tree, key),
+            Lookup::Unknown => self.read_through(tree, key),
         }
     }
 
@@ -161,18 +206,18 @@ impl View for LatestView<'_> {
         match base.cache.get_version(key) {
             Lookup::Found { version, .. } => Ok(Some(version)),
             Lookup::Absent => Ok(None),
-            Lookup::Unknown => Ok(self.from_disk(tree, key)?.map(|found| found.version)),
+            Lookup::Unknown => Ok(self.read_through(tree, key)?.map(|found| found.version)),
         }
     }
 
     fn end(&self, tree: TreeId, last: bool) -> Result<Option<Entry>> {
-        let mut all = RangeIter::over(
-            Arc::clone(self.state),
-            self.sequence,
-            tree,
-            (Bound::Unbounded, Bound::Unbounded),
-        );
-        if last { all.next_back() } else { all.next() }.transpose()
+        let range = self.ends.range(tree);
+        let mut all = RangeIter::over(Arc::clone(self.state), self.sequence, tree, range);
+        let found = if last { all.next_back() } else { all.next() }.transpose()?;
+        if let Some((key, _)) = &found {
+            self.found_end.replace(Some((tree, last, key.clone())));
+        }
+        Ok(found)
     }
 
     fn scan(

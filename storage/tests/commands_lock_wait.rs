@@ -112,13 +112,15 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_free_lock_is_taken_at_once_even_after_the_deadline() {
-    let database = Database::new();
-    let granted = database.acquire("ann", 500, Some(database.opened)).unwrap().unwrap();
-    assert_eq!(granted.token, FencingToken(1));
-    assert_eq!((database.attempts(), database.waiters.waiting()), (1, 0));
-    // Held now: with a deadline that has passed it is tried once, and not waited for.
-    assert_eq!(database.acquire("ben", 500, Some(database.opened)).unwrap(), None);
-    assert_eq!((database.attempts(), database.waiters.waiting()), (2, 0));
+    within(MINUTE, || {
+        let database = Database::new();
+        let granted = database.acquire("ann", 500, Some(database.opened)).unwrap().unwrap();
+        assert_eq!(granted.token, FencingToken(1));
+        assert_eq!((database.attempts(), database.waiters.waiting()), (1, 0));
+        // Held now: with a deadline that has passed it is tried once, and not waited for.
+        assert_eq!(database.acquire("ben", 500, Some(database.opened)).unwrap(), None);
+        assert_eq!((database.attempts(), database.waiters.waiting()), (2, 0));
+    });
 }
 
 #[test]
@@ -221,20 +223,22 @@ fn a_turn_that_was_not_taken_is_not_lost_with_its_waiter() {
 
 #[test]
 fn a_turn_before_the_sleep_is_remembered_and_taken_once() {
-    let waiters = LockWaiters::new();
-    let head = waiters.enqueue(b"door");
-    let next = waiters.enqueue(b"door");
-    let soon = || Some(Instant::now() + Duration::from_millis(20));
-    assert_eq!(head.wait(None), Woken::Turn, "by being the first");
-    waiters.notify(b"door");
-    waiters.notify(b"door");
-    assert_eq!(head.wait(None), Woken::Turn, "by both");
-    assert_eq!(head.wait(soon()), Woken::TimeUp);
-    assert_eq!(next.wait(soon()), Woken::TimeUp);
-    waiters.notify(b"gate");
-    assert_eq!(head.wait(soon()), Woken::TimeUp, "another lock");
-    drop(head);
-    assert_eq!(next.wait(None), Woken::Turn, "by moving up");
+    within(MINUTE, || {
+        let waiters = LockWaiters::new();
+        let head = waiters.enqueue(b"door");
+        let next = waiters.enqueue(b"door");
+        let soon = || Some(Instant::now() + Duration::from_millis(20));
+        assert_eq!(head.wait(None), Woken::Turn, "by being the first");
+        waiters.notify(b"door");
+        waiters.notify(b"door");
+        assert_eq!(head.wait(None), Woken::Turn, "by both");
+        assert_eq!(head.wait(soon()), Woken::TimeUp);
+        assert_eq!(next.wait(soon()), Woken::TimeUp);
+        waiters.notify(b"gate");
+        assert_eq!(head.wait(soon()), Woken::TimeUp, "another lock");
+        drop(head);
+        assert_eq!(next.wait(None), Woken::Turn, "by moving up");
+    });
 }
 
 #[test]
@@ -328,23 +332,25 @@ fn no_wake_up_is_lost_under_contention() {
 
 #[test]
 fn only_changes_of_locks_wake() {
-    use dogsled_storage::{Effect, TreeId};
-    let waiters = LockWaiters::new();
-    let head = waiters.enqueue(b"door");
-    assert_eq!(head.wait(None), Woken::Turn);
-    let soon = || Some(Instant::now() + Duration::from_millis(5));
-    let key = || IVec::from("door");
-    let put = |tree| Effect::Put { tree, key: key(), value: key(), fresh: true };
-    for (effect, expected) in [
-        (put(TreeId::COUNTERS), Woken::TimeUp),
-        (put(TreeId::LOCKS), Woken::Turn),
-        (Effect::Remove { tree: TreeId::DEFAULT, key: key() }, Woken::TimeUp),
-        (Effect::Remove { tree: TreeId::LOCKS, key: "gate".into() }, Woken::TimeUp),
-        (Effect::Remove { tree: TreeId::LOCKS, key: key() }, Woken::Turn),
-        (Effect::Clear { tree: TreeId::DEFAULT }, Woken::TimeUp),
-        (Effect::Clear { tree: TreeId::LOCKS }, Woken::Turn),
-    ] {
-        waiters.effects_applied(std::slice::from_ref(&effect));
-        assert_eq!(head.wait(soon()), expected, "{effect:?}");
-    }
+    within(MINUTE, || {
+        use dogsled_storage::{Effect, TreeId};
+        let waiters = LockWaiters::new();
+        let head = waiters.enqueue(b"door");
+        assert_eq!(head.wait(None), Woken::Turn);
+        let soon = || Some(Instant::now() + Duration::from_millis(5));
+        let key = || IVec::from("door");
+        let put = |tree| Effect::Put { tree, key: key(), value: key(), fresh: true };
+        for (effect, expected) in [
+            (put(TreeId::COUNTERS), Woken::TimeUp),
+            (put(TreeId::LOCKS), Woken::Turn),
+            (Effect::Remove { tree: TreeId::DEFAULT, key: key() }, Woken::TimeUp),
+            (Effect::Remove { tree: TreeId::LOCKS, key: "gate".into() }, Woken::TimeUp),
+            (Effect::Remove { tree: TreeId::LOCKS, key: key() }, Woken::Turn),
+            (Effect::Clear { tree: TreeId::DEFAULT }, Woken::TimeUp),
+            (Effect::Clear { tree: TreeId::LOCKS }, Woken::Turn),
+        ] {
+            waiters.effects_applied(std::slice::from_ref(&effect));
+            assert_eq!(head.wait(soon()), expected, "{effect:?}");
+        }
+    });
 }

@@ -174,6 +174,7 @@ pub struct Malformed {
 }
 
 impl Malformed {
+    #[cold]
     fn new(offset: usize, what: impl Into<String>) -> Malformed {
         Malformed { offset, what: what.into() }
     }
@@ -395,15 +396,33 @@ impl<'a> Reader<'a> {
 
     #[inline]
     fn byte(&mut self, what: &str) -> Result<u8, Malformed> {
-        let Some(&byte) = self.record.get(self.position) else {
-            return Err(Malformed::new(self.position, format!("the record ends before {what}")));
-        };
-        self.position += 1;
-        Ok(byte)
+        match self.record.get(self.position) {
+            Some(&byte) => {
+                self.position += 1;
+                Ok(byte)
+            }
+            None => Err(self.ends_before(what)),
+        }
+    }
+
+    #[cold]
+    fn ends_before(&self, what: &str) -> Malformed {
+        Malformed::new(self.position, format!("the record ends before {what}"))
     }
 
     #[inline]
     fn varint(&mut self, what: &str) -> Result<u64, Malformed> {
+        // Most are one byte: trees and lengths.
+        match self.record.get(self.position) {
+            Some(&byte) if byte < 0x80 => {
+                self.position += 1;
+                Ok(byte.into())
+            }
+            _ => self.long_varint(what),
+        }
+    }
+
+    fn long_varint(&mut self, what: &str) -> Result<u64, Malformed> {
         let start = self.position;
         let mut number = 0;
         for index in 0..MAX_VARINT {

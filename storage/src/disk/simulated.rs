@@ -444,13 +444,7 @@ impl FileState {
 
     fn surviving(&self, random: &mut Random, survive: u64, torn_block: Option<u64>) -> Vec<u8> {
         let latest = self.bytes.len() as u64;
-        let length = if self.dirty.is_empty() && latest == self.durable_length {
-            latest
-        } else if random.below(1000) < survive {
-            latest
-        } else {
-            self.durable_length
-        };
+        let length = if random.below(1000) < survive { latest } else { self.durable_length };
         let mut bytes = self.bytes.clone();
         bytes.resize(length as usize, 0);
         for (block, dirty) in &self.dirty {

@@ -1,9 +1,10 @@
 //! [`Block`]: the complete content of one key interval, laid out for searching.
 
 use std::cmp::Ordering;
+use std::hint::black_box;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use super::CacheBudget;
 use crate::IVec;
@@ -26,9 +27,11 @@ pub(super) const TINY_BYTES: usize = 1536;
 const ALLOCATION: usize = 16;
 /// The two reference counts of an `Arc`.
 const COUNTS: usize = 16;
-/// A block's share of the index: a pointer and a key prefix.
-const INDEX_SHARE: usize = 16;
+/// A block's share of the index: its handle and a key prefix.
+const INDEX_SHARE: usize = size_of::<Block>() + 8;
 
+/// The length of a slot.
+const SLOT: usize = 8;
 /// The length of the header of an entry.
 const HEADER: usize = 4;
 /// Set in an entry's header if its value is kept apart.
@@ -72,28 +75,36 @@ impl<'a> From<&'a IVec> for ValueRef<'a> {
     }
 }
 
-/// All entries whose keys are in `[low, high)`, at one version of the tree.
+/// All entries whose keys are in `[low, high)`, at one version of the tree. Cheap to clone.
 ///
-/// `data` holds the entries in key order, without gaps:
+/// `bytes` begins with one word (little-endian) for each entry, its *slot*: four bytes of the key
+/// (big-endian, zero-padded, from position `skip` on) above the offset of the entry in `bytes`.
+/// Then come the entries, in key order, without gaps:
 ///
 /// ```text
 /// key length u32 LE (bit 31: large) | key | version u64 LE | value, unless large
 /// ```
 ///
-/// `slots` holds one word for each: the four bytes of the key after the common prefix (big-endian,
-/// zero-padded) above the entry's offset in `data`. Comparing slots as integers compares keys up to
-/// these four bytes; only equal ones are compared in full.
+/// `skip` is the length of what `low` and `high` begin with in common, and so all keys between.
+/// Comparing slots as integers compares keys up to the four bytes; only equal ones are compared in
+/// full. Slots and entries share an allocation for the sake of the processor's page tables: having
+/// waited for the one, a reader rarely waits for the page of the other.
+#[derive(Clone)]
 pub struct Block {
-    data: Arc<[u8]>,
-    slots: Box<[u64]>,
+    bytes: Arc<[u8]>,
+    count: u32,
+    skip: u32,
+    meta: Arc<Meta>,
+}
+
+/// What a point get seldom needs.
+struct Meta {
     referenced: AtomicBool,
-    /// What all keys in the block begin with.
-    common: IVec,
     low: IVec,
     high: Option<IVec>,
     /// Values longer than [`LARGE_VALUE`], with the position of their entries, in order.
     large: Box<[(u32, IVec)]>,
-    charge: Option<Charge>,
+    charge: OnceLock<Charge>,
 }
 
 /// Bytes counted in a budget, given back on drop.
@@ -111,75 +122,91 @@ impl Drop for Charge {
 impl Block {
     /// The first key of the interval; empty for the beginning of the key space.
     pub fn low(&self) -> &IVec {
-        &self.low
+        &self.meta.low
     }
 
     /// The first key beyond the interval; `None` for the end of the key space.
     pub fn high(&self) -> Option<&IVec> {
-        self.high.as_ref()
+        self.meta.high.as_ref()
     }
 
     /// How many entries there are.
     #[inline]
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.count as usize
     }
 
     /// Whether it is known that no key of the interval exists.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.count == 0
     }
 
     /// Whether `key` is below the end of the interval.
     #[inline]
     pub(super) fn ends_above(&self, key: &[u8]) -> bool {
-        self.high.as_ref().is_none_or(|high| key < &high[..])
+        self.meta.high.as_ref().is_none_or(|high| key < &high[..])
     }
 
     /// Whether `key` is in the interval.
     pub fn covers(&self, key: &[u8]) -> bool {
-        &self.low[..] <= key && self.ends_above(key)
+        &self.meta.low[..] <= key && self.ends_above(key)
     }
 
     /// The position of the first entry whose key is not below `key`; [`Block::len`] if there is none.
     #[inline]
     pub fn seek(&self, key: &[u8]) -> usize {
-        self.search(key).0
+        if key < &self.meta.low[..] {
+            0
+        } else if self.ends_above(key) {
+            self.search(key).0
+        } else {
+            self.len()
+        }
     }
 
-    /// As [`Block::seek`], and whether that entry's key is `key`.
+    #[inline]
+    fn slots(&self) -> &[[u8; SLOT]] {
+        self.bytes[..self.len() * SLOT].as_chunks().0
+    }
+
+    #[inline]
+    fn slot(&self, position: usize) -> u64 {
+        u64::from_le_bytes(self.slots()[position])
+    }
+
+    #[inline]
+    fn slot_prefix(&self, position: usize) -> u32 {
+        (self.slot(position) >> 32) as u32
+    }
+
+    /// As [`Block::seek`], and whether that entry's key is `key`. If the key is not in the interval,
+    /// the position means nothing.
     #[inline]
     pub(super) fn search(&self, key: &[u8]) -> (usize, bool) {
-        let common = &self.common[..];
-        let shared = common.len().min(key.len());
-        match key[..shared].cmp(&common[..shared]) {
-            Ordering::Less => return (0, false),
-            Ordering::Greater => return (self.len(), false),
-            // A proper prefix of all keys is below all of them.
-            Ordering::Equal if shared < common.len() => return (0, false),
-            Ordering::Equal => {}
-        }
-        let wanted = prefix(&key[shared..]);
+        let wanted = prefix(key.get(self.skip as usize..).unwrap_or_default());
         let least = u64::from(wanted) << 32;
+        let slots = self.slots();
 
         // Halve until few are left, then count: all cache lines of the rest are fetched at once,
         // where halving on would wait for one after the other.
         let mut base = 0;
-        let mut window = &self.slots[..];
+        let mut window = slots;
         while window.len() > 2 * TARGET_ENTRIES {
             let half = window.len() / 2;
-            if window[half] < least {
+            if u64::from_le_bytes(window[half]) < least {
                 base += half + 1;
                 window = &window[half + 1..];
             } else {
                 window = &window[..half];
             }
         }
-        let position = base + window.iter().map(|slot| usize::from(*slot < least)).sum::<usize>();
-        if position == self.slots.len() || (self.slots[position] >> 32) as u32 != wanted {
+        let below = |slot: &[u8; SLOT]| usize::from(u64::from_le_bytes(*slot) < least);
+        let position = base + window.iter().map(below).sum::<usize>();
+        if position == slots.len() || self.slot_prefix(position) != wanted {
             return (position, false);
         }
+        self.fetch(position);
         match self.key(position).cmp(key) {
             Ordering::Less => self.search_ties(position + 1, wanted, key),
             Ordering::Equal => (position, true),
@@ -187,10 +214,22 @@ impl Block {
         }
     }
 
+    /// Has the processor fetch the cache lines of an entry all at once. Otherwise it would ask for
+    /// the value only when the key has come, whose length says where the value is.
+    #[inline]
+    fn fetch(&self, position: usize) {
+        let (start, end) = (self.offset(position), self.end(position));
+        black_box(self.bytes[end - 1]);
+        black_box(self.bytes[(start + 64).min(end - 1)]);
+    }
+
     /// Goes on at `from` among the keys that do not differ in their slots.
     #[cold]
     fn search_ties(&self, mut from: usize, wanted: u32, key: &[u8]) -> (usize, bool) {
-        let mut to = from + self.slots[from..].partition_point(|slot| (*slot >> 32) as u32 == wanted);
+        let mut to = from;
+        while to < self.len() && self.slot_prefix(to) == wanted {
+            to += 1;
+        }
         while from < to {
             let middle = from.midpoint(to);
             match self.key(middle).cmp(key) {
@@ -204,26 +243,26 @@ impl Block {
 
     #[inline]
     fn offset(&self, position: usize) -> usize {
-        self.slots[position] as u32 as usize
+        self.slot(position) as u32 as usize
     }
 
     #[inline]
     fn end(&self, position: usize) -> usize {
-        if position + 1 < self.slots.len() { self.offset(position + 1) } else { self.data.len() }
+        if position + 1 < self.len() { self.offset(position + 1) } else { self.bytes.len() }
     }
 
     /// The header's content: where the key is, and whether the value is kept apart.
     #[inline]
     fn header(&self, position: usize) -> (Range<usize>, bool) {
         let start = self.offset(position) + HEADER;
-        let (length, large) = decode_header(&self.data[start - HEADER..]);
+        let (length, large) = decode_header(&self.bytes[start - HEADER..]);
         (start..start + length, large)
     }
 
     /// The key of an entry.
     #[inline]
     pub fn key(&self, position: usize) -> &[u8] {
-        &self.data[self.header(position).0]
+        &self.bytes[self.header(position).0]
     }
 
     /// The sequence of the commit that wrote an entry.
@@ -234,7 +273,7 @@ impl Block {
 
     #[inline]
     fn version_at(&self, at: usize) -> u64 {
-        u64::from_le_bytes(self.data[at..at + 8].try_into().expect("eight bytes"))
+        u64::from_le_bytes(self.bytes[at..at + 8].try_into().expect("eight bytes"))
     }
 
     /// The value of an entry, without its version.
@@ -251,15 +290,18 @@ impl Block {
     #[inline]
     pub(super) fn version_and_value(&self, position: usize) -> (u64, &[u8]) {
         let (key, large) = self.header(position);
-        let value =
-            if large { &self.large_value(position)[..] } else { &self.data[key.end + 8..self.end(position)] };
+        let value = if large {
+            &self.large_value(position)[..]
+        } else {
+            &self.bytes[key.end + 8..self.end(position)]
+        };
         (self.version_at(key.end), value)
     }
 
     #[cold]
     fn large_value(&self, position: usize) -> &IVec {
-        let at = self.large.binary_search_by_key(&(position as u32), |(at, _)| *at);
-        &self.large[at.expect("an entry marked as large has its value kept apart")].1
+        let at = self.meta.large.binary_search_by_key(&(position as u32), |(at, _)| *at);
+        &self.meta.large[at.expect("an entry marked as large has its value kept apart")].1
     }
 
     /// Key, version and value of an entry. Long ones share this block's memory, which stays
@@ -272,9 +314,9 @@ impl Block {
             self.large_value(position).clone()
         } else {
             let start = key.end + 8;
-            IVec::from_shared(&self.data, start, self.end(position) - start)
+            IVec::from_shared(&self.bytes, start, self.end(position) - start)
         };
-        (IVec::from_shared(&self.data, key.start, key.len()), version, value)
+        (IVec::from_shared(&self.bytes, key.start, key.len()), version, value)
     }
 
     /// The value of an entry: copied if it is short, so that it holds no block; else shared.
@@ -294,23 +336,27 @@ impl Block {
     /// threads do not take the cache line from each other.
     #[inline]
     pub(super) fn touch(&self) {
-        if !self.referenced.load(Relaxed) {
-            self.referenced.store(true, Relaxed);
+        if !self.meta.referenced.load(Relaxed) {
+            self.meta.referenced.store(true, Relaxed);
         }
     }
 
     pub(super) fn is_referenced(&self) -> bool {
-        self.referenced.load(Relaxed)
+        self.meta.referenced.load(Relaxed)
     }
 
     /// Whether the block was of use since the last call.
     pub(super) fn take_referenced(&self) -> bool {
-        self.referenced.load(Relaxed) && self.referenced.swap(false, Relaxed)
+        self.meta.referenced.load(Relaxed) && self.meta.referenced.swap(false, Relaxed)
+    }
+
+    fn entries_len(&self) -> usize {
+        self.bytes.len() - self.len() * SLOT
     }
 
     /// The size that matters for splitting and joining.
     pub(super) fn weight(&self) -> usize {
-        self.data.len() + self.large.iter().map(|(_, value)| large_weight(value)).sum::<usize>()
+        self.entries_len() + self.meta.large.iter().map(|(_, value)| large_weight(value)).sum::<usize>()
     }
 
     pub(super) fn is_tiny(&self) -> bool {
@@ -320,70 +366,61 @@ impl Block {
     /// Bytes allocated for this block, index and allocator included. A large value is counted in
     /// each version of the block that shares it.
     pub fn memory(&self) -> usize {
-        let large: usize =
-            self.large.iter().map(|(_, value)| size_of::<(u32, IVec)>() + value.heap_size()).sum();
-        ALLOCATION
-            + COUNTS
-            + self.data.len()
-            + ALLOCATION
-            + size_of_val(&self.slots[..])
-            + ALLOCATION
-            + COUNTS
-            + size_of::<Block>()
-            + if self.large.is_empty() { 0 } else { ALLOCATION + large }
-            + self.common.heap_size()
-            + self.low.heap_size()
-            + self.high.as_ref().map_or(0, IVec::heap_size)
-            + INDEX_SHARE
+        let Meta { low, high, large, .. } = &*self.meta;
+        let values: usize =
+            large.iter().map(|(_, value)| size_of_val(value) + SLOT + value.heap_size()).sum();
+        let bytes = ALLOCATION + COUNTS + self.bytes.len();
+        let meta = ALLOCATION + COUNTS + size_of::<Meta>();
+        let ends = low.heap_size() + high.as_ref().map_or(0, IVec::heap_size);
+        bytes + meta + ends + if large.is_empty() { 0 } else { ALLOCATION + values } + INDEX_SHARE
     }
 
-    /// Counts the block in `budget` until it is dropped.
-    pub(super) fn charge(&mut self, budget: &Arc<CacheBudget>) {
-        assert!(self.charge.is_none(), "a block is counted once");
-        let bytes = self.memory();
-        budget.take(bytes);
-        self.charge = Some(Charge { budget: Arc::clone(budget), bytes });
+    /// Counts the block in `budget` until the last of its clones is dropped.
+    pub(super) fn charge(&self, budget: &Arc<CacheBudget>) {
+        let charge = self.meta.charge.get_or_init(|| {
+            let bytes = self.memory();
+            budget.take(bytes);
+            Charge { budget: Arc::clone(budget), bytes }
+        });
+        assert!(Arc::ptr_eq(&charge.budget, budget), "a block is counted in one budget");
     }
 
     /// The bytes counted in the budget.
     pub(super) fn charged(&self) -> usize {
-        self.charge.as_ref().map_or(0, |charge| charge.bytes)
+        self.meta.charge.get().map_or(0, |charge| charge.bytes)
     }
 
     /// # Panics
     /// If the block does not hold what its documentation says.
     pub fn check_invariants(&self) {
-        if let Some(high) = &self.high {
-            assert!(self.low < *high, "interval [{:?}, {high:?}) is empty", self.low);
+        let Meta { low, high, large, charge, .. } = &*self.meta;
+        if let Some(high) = high {
+            assert!(low < high, "interval [{low:?}, {high:?}) is empty");
         }
-        assert_eq!(self.charged(), if self.charge.is_some() { self.memory() } else { 0 });
-        let mut end = 0;
-        let mut large = 0;
+        assert_eq!(self.charged(), if charge.get().is_some() { self.memory() } else { 0 });
+        let mut end = self.len() * SLOT;
+        let mut large_values = 0;
         for position in 0..self.len() {
             let key = self.key(position);
-            assert!(self.covers(key), "key {key:?} is outside of [{:?}, {:?})", self.low, self.high);
+            assert!(self.covers(key), "key {key:?} is outside of [{low:?}, {high:?})");
             assert!(position == 0 || self.key(position - 1) < key, "key {key:?} is out of order");
             assert_eq!(self.offset(position), end, "entries lie side by side");
-            assert!(key.starts_with(&self.common), "key {key:?} lacks the common prefix {:?}", self.common);
-            assert_eq!((self.slots[position] >> 32) as u32, prefix(&key[self.common.len()..]));
+            assert_eq!(self.slot_prefix(position), prefix(&key[self.skip as usize..]));
             assert_eq!(self.search(key), (position, true));
             end = self.end(position);
             let (_, value) = self.version_and_value(position);
-            if self.header(position).1 {
-                large += 1;
-                assert!(value.len() > LARGE_VALUE, "a value of {} bytes is not large", value.len());
-            } else {
-                assert!(value.len() <= LARGE_VALUE, "a value of {} bytes is large", value.len());
-            }
+            let is_large = self.header(position).1;
+            assert_eq!(is_large, value.len() > LARGE_VALUE, "a value of {} bytes", value.len());
+            large_values += usize::from(is_large);
         }
-        assert_eq!(end, self.data.len());
-        assert_eq!(large, self.large.len());
+        assert_eq!(end, self.bytes.len());
+        assert_eq!(large_values, large.len());
     }
 }
 
 impl std::fmt::Debug for Block {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Block {{ [{:?}, {:?}), {} entries }}", self.low, self.high, self.len())
+        write!(f, "Block {{ [{:?}, {:?}), {} entries }}", self.low(), self.high(), self.len())
     }
 }
 
@@ -422,6 +459,8 @@ pub(super) struct Entries {
     offsets: Vec<u32>,
     large: Vec<(u32, IVec)>,
     large_weight: usize,
+    /// Where blocks are laid out, kept for its allocation.
+    block: Vec<u8>,
 }
 
 impl Entries {
@@ -475,11 +514,9 @@ impl Entries {
         let (start, end) = (block.offset(range.start), block.end(range.end - 1));
         let (first, base) = (self.len(), self.data.len());
         u32::try_from(base + (end - start)).expect("a block is smaller than 4 GiB");
-        self.data.extend_from_slice(&block.data[start..end]);
-        self.offsets.extend(
-            block.slots[range.clone()].iter().map(|slot| (*slot as u32 as usize - start + base) as u32),
-        );
-        for (at, value) in &block.large {
+        self.data.extend_from_slice(&block.bytes[start..end]);
+        self.offsets.extend(range.clone().map(|position| (block.offset(position) - start + base) as u32));
+        for (at, value) in &block.meta.large {
             if range.contains(&(*at as usize)) {
                 self.large_weight += large_weight(value);
                 self.large.push(((*at as usize - range.start + first) as u32, value.clone()));
@@ -492,32 +529,35 @@ impl Entries {
     }
 
     /// A block of some of the entries.
-    pub(super) fn block(&self, range: Range<usize>, low: IVec, high: Option<IVec>) -> Block {
+    pub(super) fn block(&mut self, range: Range<usize>, low: IVec, high: Option<IVec>) -> Block {
         let (start, end) = (self.offset(range.start), self.offset(range.end));
-        let common = if range.is_empty() {
-            &[][..]
-        } else {
-            let first = self.key(range.start);
-            &first[..common_prefix_len(first, self.key(range.end - 1))]
-        };
-        let slots = range
-            .clone()
-            .map(|position| {
-                let word = prefix(&self.key(position)[common.len()..]);
-                u64::from(word) << 32 | (self.offset(position) - start) as u64
-            })
-            .collect();
+        let skip = high.as_ref().map_or(0, |high| common_prefix_len(&low, high));
+        let base = range.len() * SLOT;
+        let mut bytes = std::mem::take(&mut self.block);
+        bytes.clear();
+        for position in range.clone() {
+            let offset = (self.offset(position) - start + base) as u64;
+            let slot = u64::from(prefix(&self.key(position)[skip..])) << 32 | offset;
+            bytes.extend_from_slice(&slot.to_le_bytes());
+        }
+        bytes.extend_from_slice(&self.data[start..end]);
+        u32::try_from(bytes.len()).expect("a block is smaller than 4 GiB");
         let large = self.large.iter().filter(|(at, _)| range.contains(&(*at as usize)));
-        Block {
-            data: Arc::from(&self.data[start..end]),
-            slots,
+        let meta = Meta {
             referenced: AtomicBool::new(false),
-            common: IVec::from(common),
             low,
             high,
             large: large.map(|(at, value)| (at - range.start as u32, value.clone())).collect(),
-            charge: None,
-        }
+            charge: OnceLock::new(),
+        };
+        let block = Block {
+            count: range.len() as u32,
+            skip: skip as u32,
+            meta: Arc::new(meta),
+            bytes: Arc::from(&bytes[..]),
+        };
+        self.block = bytes;
+        block
     }
 
     /// The positions at which to cut the entries into parts of about the target size: one past the
@@ -605,7 +645,7 @@ impl BlockBuilder {
     ///
     /// # Panics
     /// If `high` is not above `low` and all keys.
-    pub fn finish(self, high: Option<IVec>) -> Block {
+    pub fn finish(mut self, high: Option<IVec>) -> Block {
         if let Some(high) = &high {
             assert!(self.low < *high, "interval [{:?}, {high:?}) is empty", self.low);
             if let Some(last) = self.last_key() {

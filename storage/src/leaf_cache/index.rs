@@ -79,20 +79,20 @@ fn prefix(bytes: &[u8]) -> u64 {
 /// empty.
 pub(super) struct Chunk {
     fences: Fences,
-    blocks: Box<[Arc<Block>]>,
+    blocks: Box<[Block]>,
     low: IVec,
     bytes: usize,
 }
 
 impl Chunk {
-    fn new(blocks: Box<[Arc<Block>]>) -> Chunk {
+    fn new(blocks: Box<[Block]>) -> Chunk {
         let low = blocks.first().expect("a chunk has a block").low().clone();
         let fences = Fences::new(blocks.len(), |at| &blocks[at].low()[..]);
         let bytes = blocks.iter().map(|block| block.charged()).sum();
         Chunk { fences, blocks, low, bytes }
     }
 
-    pub(super) fn blocks(&self) -> &[Arc<Block>] {
+    pub(super) fn blocks(&self) -> &[Block] {
         &self.blocks
     }
 
@@ -100,7 +100,7 @@ impl Chunk {
         &self.low
     }
 
-    pub(super) fn last(&self) -> &Arc<Block> {
+    pub(super) fn last(&self) -> &Block {
         self.blocks.last().expect("a chunk has a block")
     }
 }
@@ -134,7 +134,7 @@ impl Index {
         &self.chunks
     }
 
-    pub(super) fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &Block> {
         self.chunks.iter().flat_map(|chunk| chunk.blocks.iter())
     }
 
@@ -146,7 +146,7 @@ impl Index {
 
     /// The last block with `low <= key`. It covers `key` if it ends above it.
     #[inline]
-    pub(super) fn candidate(&self, key: &[u8]) -> Option<&Arc<Block>> {
+    pub(super) fn candidate(&self, key: &[u8]) -> Option<&Block> {
         let at = self.chunk_of(key);
         let chunk = self.chunks.get(at)?;
         let position = chunk.fences.find(key, |at| &chunk.blocks[at].low()[..]);
@@ -187,12 +187,12 @@ impl Index {
         }
     }
 
-    pub(super) fn at(&self, place: Place) -> &Arc<Block> {
+    pub(super) fn at(&self, place: Place) -> &Block {
         &self.chunks[place.chunk].blocks[place.block]
     }
 
     /// This index with a block more, after `predecessor`.
-    pub(super) fn with(&self, predecessor: Option<Place>, block: Arc<Block>) -> Index {
+    pub(super) fn with(&self, predecessor: Option<Place>, block: Block) -> Index {
         let Some(first) = self.chunks.first() else {
             return Index::new(vec![Arc::new(Chunk::new(Box::new([block])))]);
         };
@@ -245,7 +245,7 @@ impl Index {
 pub(super) struct IndexBuilder {
     chunks: Vec<Arc<Chunk>>,
     /// Blocks not yet in a chunk.
-    blocks: Vec<Arc<Block>>,
+    blocks: Vec<Block>,
 }
 
 impl IndexBuilder {
@@ -263,7 +263,7 @@ impl IndexBuilder {
         self.chunks.extend_from_slice(chunks);
     }
 
-    pub(super) fn push(&mut self, block: Arc<Block>) {
+    pub(super) fn push(&mut self, block: Block) {
         self.blocks.push(block);
     }
 

@@ -76,7 +76,7 @@ struct Open {
     high: Option<IVec>,
     referenced: bool,
     /// The block that this is so far; it need not be built again.
-    original: Option<Arc<Block>>,
+    original: Option<Block>,
 }
 
 struct Merger<'b> {
@@ -96,7 +96,7 @@ impl Merger<'_> {
 
     /// A block without changes: taken as it is, unless it or the one before is tiny and both fit
     /// into one.
-    fn keep(&mut self, block: &Arc<Block>) {
+    fn keep(&mut self, block: &Block) {
         let tiny = block.is_tiny();
         if let Some(open) = &self.open
             && open.high.as_ref() == Some(block.low())
@@ -109,10 +109,10 @@ impl Merger<'_> {
         } else if tiny {
             self.begin(block);
             self.scratch.append(block, 0..block.len());
-            self.open.as_mut().expect("just begun").original = Some(Arc::clone(block));
+            self.open.as_mut().expect("just begun").original = Some(block.clone());
         } else {
             self.close();
-            self.builder.push(Arc::clone(block));
+            self.builder.push(block.clone());
         }
     }
 
@@ -173,12 +173,12 @@ impl Merger<'_> {
                     open.high.clone()
                 };
                 let next_low = high.clone().unwrap_or_default();
-                let mut block = self.scratch.block(start..cut, low, high);
+                let block = self.scratch.block(start..cut, low, high);
                 if open.referenced {
                     block.touch();
                 }
                 block.charge(self.budget);
-                self.builder.push(Arc::new(block));
+                self.builder.push(block);
                 (low, start) = (next_low, cut);
             }
         }

@@ -194,8 +194,7 @@ impl LeafCache {
         let index = self.index.load();
         let Some(block) = index.candidate(key) else { return Lookup::Unknown };
         let (position, exists) = block.search(key);
-        // Only a key beyond the last entry can be beyond the interval.
-        if !exists && position == block.len() && !block.ends_above(key) {
+        if !exists && !block.ends_above(key) {
             return Lookup::Unknown;
         }
         block.touch();
@@ -235,16 +234,16 @@ impl LeafCache {
     }
 
     /// The block whose interval `key` is in. A scan goes on at the block's end.
-    pub fn block_at(&self, key: &[u8]) -> Option<Arc<Block>> {
+    pub fn block_at(&self, key: &[u8]) -> Option<Block> {
         let index = self.index.load();
         let block = index.candidate(key).filter(|block| block.ends_above(key))?;
         block.touch();
-        Some(Arc::clone(block))
+        Some(block.clone())
     }
 
     /// The block whose interval the keys just below `key` are in; `None` stands for the end of the
     /// key space. A reverse scan goes on at the block's beginning; it ends at the empty key.
-    pub fn block_before(&self, key: Option<&[u8]>) -> Option<Arc<Block>> {
+    pub fn block_before(&self, key: Option<&[u8]>) -> Option<Block> {
         let index = self.index.load();
         let block = match key {
             None => index.chunks().last()?.last(),
@@ -262,7 +261,7 @@ impl LeafCache {
         };
         reaches.then(|| {
             block.touch();
-            Arc::clone(block)
+            block.clone()
         })
     }
 
@@ -283,32 +282,26 @@ impl LeafCache {
     /// covered already (another reader was faster), it is dropped and the answer is `false`.
     /// Then evicts, if the budget is exceeded, a few blocks.
     pub fn insert(&self, block: Block) -> bool {
-        self.offer(block).1
-    }
-
-    /// As [`LeafCache::insert`], and returns the block for use by whoever read it.
-    pub fn offer(&self, mut block: Block) -> (Arc<Block>, bool) {
         let mut hand = self.hand.lock();
         let index = self.index.load_full();
         let predecessor = index.place(block.low());
         if predecessor.is_some_and(|place| index.at(place).ends_above(block.low())) {
-            return (Arc::new(block), false);
+            return false;
         }
         let successor = index.next(predecessor).map(|place| index.at(place).low());
         if successor.is_some_and(|low| block.ends_above(low)) {
-            return (Arc::new(block), false);
+            return false;
         }
         block.charge(&self.budget);
         let bytes = block.charged();
-        let block = Arc::new(block);
-        self.index.store(Arc::new(index.with(predecessor, Arc::clone(&block))));
+        self.index.store(Arc::new(index.with(predecessor, block)));
         // Not all of the excess: some of it may be held by versions about to be dropped, while a
         // checkpoint replaces them.
         let excess = self.budget.excess().min(bytes.saturating_mul(2));
         if excess > 0 {
             self.evict(excess, &mut hand);
         }
-        (block, true)
+        true
     }
 
     /// The cache of the next version: this one's blocks with `changes` merged in, which are sorted
@@ -384,7 +377,7 @@ impl LeafCache {
             for (position, block) in chunk.blocks().iter().enumerate() {
                 let place = Place { chunk: at, block: position };
                 if victims.next_if_eq(&place).is_none() {
-                    builder.push(Arc::clone(block));
+                    builder.push(block.clone());
                 }
             }
         }

@@ -1,13 +1,13 @@
 //! Reading a directory of segments without opening it: for `wal dump`, `wal verify` and repair.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::disk::{BLOCK_SIZE, Disk};
-use crate::error::{Corruption, Result};
+use crate::error::{Corruption, Error, Result};
 
 use super::StreamId;
 use super::format::{FIRST_FRAME, FLAG_CLOSED, FLAG_OPENING, Kind, Records};
-use super::recovery::{Found, examine, names};
+use super::recovery::{Found, examine, names, read_all};
 
 /// What a [record](Event::Record) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,23 +114,22 @@ pub fn inspect(
     directory: &Path,
     f: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Summary> {
-    let numbers = names(disk, directory)?.segments;
-    let mut inspection = Inspection { f, summary: Summary::default(), next_group: None };
-    // One segment ahead: where a segment ends is said in the next one.
-    let mut current: Option<Found> = None;
-    for number in numbers {
-        let next = examine(disk, directory, number, None)?;
-        if let Some(segment) = current.take() {
-            inspection.segment(&segment, Some(&next))?;
-            if next.number != segment.number + 1 {
-                let missing = super::segment::segment_path(directory, segment.number + 1);
-                inspection.damage(missing, None, "the segment is missing")?;
-            }
-        }
-        current = Some(next);
+    let mut found = Vec::new();
+    for number in names(disk, directory)?.segments {
+        found.push(examine(disk, directory, number, None)?);
     }
-    if let Some(segment) = current {
-        inspection.segment(&segment, None)?;
+    let mut inspection = Inspection { f, summary: Summary::default(), next_group: None };
+    for (at, segment) in found.iter().enumerate() {
+        // Where a segment ends is said in the next one.
+        inspection.segment(segment, found.get(at + 1))?;
+    }
+    if inspection.summary.damage.is_empty() {
+        // What each frame by itself does not show: missing segments, or segments and records that
+        // do not follow from those before.
+        match read_all(found, directory) {
+            Err(Error::Corrupt(corruption)) => inspection.damage(corruption)?,
+            other => drop(other?),
+        }
     }
     Ok(inspection.summary)
 }
@@ -143,11 +142,15 @@ struct Inspection<'a> {
 }
 
 impl Inspection<'_> {
-    fn damage(&mut self, file: PathBuf, offset: Option<u64>, what: &str) -> Result<()> {
-        let corruption = Corruption { file, offset, what: what.to_owned() };
+    fn damage(&mut self, corruption: Corruption) -> Result<()> {
         (self.f)(Event::Damage(&corruption))?;
         self.summary.damage.push(corruption);
         Ok(())
+    }
+
+    fn damage_at(&mut self, segment: &Found, offset: u64, what: &str) -> Result<()> {
+        let (file, what) = (segment.path.clone(), what.to_owned());
+        self.damage(Corruption { file, offset: Some(offset), what })
     }
 
     fn segment(&mut self, segment: &Found, next: Option<&Found>) -> Result<()> {
@@ -168,7 +171,7 @@ impl Inspection<'_> {
             database_id: header.map(|header| header.database_id),
         })?;
         if let Err(what) = segment.header {
-            self.damage(segment.path.clone(), Some(0), what)?;
+            self.damage_at(segment, 0, what)?;
         }
         match &segment.opening {
             Some((header, opening)) => {
@@ -179,7 +182,7 @@ impl Inspection<'_> {
                 }
             }
             None if segment.header.is_ok() => {
-                self.damage(segment.path.clone(), Some(FIRST_FRAME), "the opening frame is damaged")?;
+                self.damage_at(segment, FIRST_FRAME, "the opening frame is damaged")?;
             }
             None => {}
         }
@@ -233,7 +236,7 @@ impl Inspection<'_> {
                 .find(|(offset, _)| *offset < end && segment.frame(*offset).is_some())
                 .map(|(offset, _)| offset);
             if sealed || later.any(|(_, header)| claims(header.durable)) {
-                self.damage(segment.path.clone(), Some(position), "a frame is damaged")?;
+                self.damage_at(segment, position, "a frame is damaged")?;
             } else if segment.frame_header(position).is_some() || resume.is_some() {
                 (self.f)(Event::TornTail { file: &segment.path, offset: position })?;
                 discarded = true;
@@ -267,7 +270,7 @@ impl Inspection<'_> {
                 }
                 Err(_) => {
                     let what = "bytes that are no record in a frame whose checksum matches";
-                    self.damage(segment.path.clone(), Some(offset), what)?;
+                    self.damage_at(segment, offset, what)?;
                 }
             }
         }

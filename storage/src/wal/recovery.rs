@@ -122,7 +122,7 @@ pub(super) fn names(disk: &dyn Disk, directory: &Path) -> Result<Names> {
 }
 
 /// Where reading one segment has led to.
-struct Cursor {
+pub(super) struct Cursor {
     streams: Streams,
     frames: std::collections::VecDeque<Frame>,
     next_group: u64,
@@ -148,26 +148,14 @@ pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recov
     for number in &names.segments {
         found.push(examine(&*disk, directory, *number, Some(options.database_id))?);
     }
-    // Read everything and make up our mind before anything is changed.
-    let (used, unused) = split_used(found)?;
+    // Everything is read, and judged, before anything is changed.
+    let Log { stale, used, unused, cursor, dirty } = read_all(found, directory)?;
     let files = Files::new(disk, options);
-    if used.is_empty() {
+    let Some(mut cursor) = cursor else {
         tidy(&files, names, &unused, None)?;
         return create(files);
-    }
-    let (stale, used) = contiguous(used)?;
-    let mut cursor = scan(&used)?;
-    let last = used.last().expect("used segments were found");
-    let dirty = end_of_log(last, &cursor)?;
-    if let Some((stream, index)) = cursor.streams.elsewhere() {
-        let first = used[0].number;
-        return Err(Error::corrupt(
-            segment_path(directory, first - 1),
-            None,
-            format!("the segment is missing; it holds entry {index} of stream {}", stream.0),
-        ));
-    }
-
+    };
+    let last = used.last().expect("something was read");
     let mut segments = BTreeMap::new();
     for one in &used {
         let mode = if one.number == last.number { OpenMode::Aligned } else { OpenMode::Read };
@@ -203,6 +191,38 @@ pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recov
     }
     state.recycle_below = state.oldest_needed();
     Ok(Recovered { files, state, pen, created: false })
+}
+
+/// A log as found.
+pub(super) struct Log {
+    /// Segments before a gap, left from recycling.
+    stale: Vec<Found>,
+    used: Vec<Found>,
+    /// Prepared and never opened.
+    unused: Vec<Found>,
+    /// Where reading ended; `None` if there is no log yet.
+    cursor: Option<Cursor>,
+    /// There is a torn tail.
+    dirty: bool,
+}
+
+/// Reads and judges a log, without changing anything.
+pub(super) fn read_all(found: Vec<Found>, directory: &Path) -> Result<Log> {
+    let (used, unused) = split_used(found)?;
+    if used.is_empty() {
+        return Ok(Log { stale: used, used: Vec::new(), unused, cursor: None, dirty: false });
+    }
+    let (stale, used) = contiguous(used)?;
+    let cursor = scan(&used)?;
+    let dirty = end_of_log(used.last().expect("one is used"), &cursor)?;
+    if let Some((stream, index)) = cursor.streams.elsewhere() {
+        return Err(Error::corrupt(
+            segment_path(directory, used[0].number - 1),
+            None,
+            format!("the segment is missing; it holds entry {index} of stream {}", stream.0),
+        ));
+    }
+    Ok(Log { stale, used, unused, cursor: Some(cursor), dirty })
 }
 
 fn new_state(active: Arc<Segment>, streams: Streams, group: u64) -> State {

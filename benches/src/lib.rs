@@ -1,0 +1,21 @@
+//! dogsled beside its peers: how the comparison works.
+//!
+//! [`data`] makes keys and values; [`contestant`] says what a database must offer and [`peers`] has one
+//! implementation per database; [`workloads`] measures; [`compare`] decides who is measured when; [`results`] is
+//! the JSON file; [`report`], [`plot`] and [`readme`] show it; [`targets`] judges it. The criterion benches
+//! borrow [`data`] too.
+
+pub mod child;
+pub mod compare;
+pub mod contestant;
+pub mod data;
+pub mod machine;
+pub mod peers;
+pub mod plot;
+pub mod readme;
+pub mod report;
+pub mod results;
+pub mod spinners;
+pub mod stats;
+pub mod targets;
+pub mod workloads;
