@@ -38,6 +38,7 @@
 //!
 //! Files beside the directory's own are not looked at, and what was deleted is not brought back.
 
+mod hostile;
 mod log;
 mod save;
 mod tree;
@@ -48,6 +49,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use twox_hash::XxHash3_128;
+
+pub use self::hostile::check_arbitrary_files;
 
 use self::log::Replay;
 use self::save::Saver;

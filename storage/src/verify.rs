@@ -17,7 +17,7 @@
 //!
 //! # Not here
 //!
-//! Saving what is sound: [`crate::repair`].
+//! Saving what is sound: [`repair`](mod@crate::repair).
 
 use std::collections::BTreeMap;
 use std::fmt;
