@@ -1,12 +1,15 @@
 //! [`Db`]: an open database.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dogsled_storage::{Command, DEFAULT_TREE_NAME, Durability, Engine, Reply, TreeId};
+use dogsled_storage::{
+    Command, DEFAULT_TREE_NAME, Durability, Engine, Reply, Result as StorageResult, TreeId,
+};
 use parking_lot::Mutex;
 
 use crate::flush::Flusher;
@@ -76,7 +79,23 @@ impl Drop for TemporaryDirectory {
     }
 }
 
+thread_local! {
+    static WRITES_OF_THIS_THREAD: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many writes this thread has asked for, of whatever database.
+pub(crate) fn writes_of_this_thread() -> u64 {
+    WRITES_OF_THIS_THREAD.get()
+}
+
 impl Database {
+    /// Carries out a command; the one way by which this crate writes.
+    #[inline]
+    pub(crate) fn execute(&self, command: Command, durability: Durability) -> StorageResult<Reply> {
+        WRITES_OF_THIS_THREAD.set(WRITES_OF_THIS_THREAD.get().wrapping_add(1));
+        self.engine.execute(command, durability)
+    }
+
     pub(crate) fn durability(&self) -> Durability {
         self.engine.durability()
     }
@@ -98,7 +117,7 @@ impl Database {
             // Synced even in a buffered database: a number that was given, and perhaps sent
             // elsewhere, must not be given again after power loss.
             let reserve = Command::ReserveIds { count: ID_BLOCK };
-            match self.engine.execute(reserve, Durability::Synced)? {
+            match self.execute(reserve, Durability::Synced)? {
                 Reply::Ids { first } => *ids = (first, first + ID_BLOCK),
                 other => unreachable!("reserving numbers was answered with {other:?}"),
             }
@@ -187,7 +206,7 @@ impl Db {
         let command = Command::CreateTree { name: name.clone() };
         let id = match database.engine.tree_id(&name) {
             Some(id) => id,
-            None => match database.engine.execute(command, database.durability())? {
+            None => match database.execute(command, database.durability())? {
                 Reply::Tree { id, .. } => id,
                 other => unreachable!("opening a tree was answered with {other:?}"),
             },
@@ -221,7 +240,7 @@ impl Db {
         let database = self.database();
         let mut trees = database.trees.lock();
         let command = Command::DropTree { name: name.clone() };
-        match database.engine.execute(command, database.durability())? {
+        match database.execute(command, database.durability())? {
             Reply::Dropped(existed) => {
                 trees.remove(&name);
                 Ok(existed)
