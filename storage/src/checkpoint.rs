@@ -40,8 +40,7 @@ use crate::state::State;
 use crate::tree_file::map_redb_error;
 use crate::{IVec, Result, TreeId};
 
-/// Keys and bytes of one slice.
-const SLICE_KEYS: usize = 32 << 10;
+/// Bytes of one slice; its keys are an option.
 const SLICE_BYTES: usize = 16 << 20;
 
 /// An overlay of at least this size is folded when nothing was committed for [`IDLE`], so that
@@ -142,6 +141,7 @@ fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> 
     let mut trees = Vec::new();
     frozen.for_each_tree(|id, cleared, _| trees.push((id, cleared)));
     let mut slice = Slice::default();
+    let slice_keys = shared.options.checkpoint_slice_keys.max(1);
     for (id, cleared) in trees {
         let dropped = !record.catalog.ids.contains_key(&id);
         if cleared || dropped {
@@ -153,12 +153,12 @@ fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> 
         let mut after: Option<IVec> = None;
         loop {
             let mut changes = Vec::new();
-            let room = SLICE_KEYS - slice.keys;
+            let room = slice_keys - slice.keys;
             frozen.slice(id, after.as_ref(), room.min(4096), &mut changes);
             let Some((last, _)) = changes.last() else { break };
             after = Some(last.clone());
             slice.add(id, changes);
-            if slice.keys >= SLICE_KEYS || slice.bytes >= SLICE_BYTES {
+            if slice.keys >= slice_keys || slice.bytes >= SLICE_BYTES {
                 writer.write(std::mem::take(&mut slice), false)?;
                 if cancelled() {
                     return Ok(());

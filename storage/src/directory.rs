@@ -84,6 +84,10 @@ impl Directory {
         if exists(&*disk, &path.join(MANIFEST))? {
             let database_id = read_manifest(&*disk, path)?;
             if exists(&*disk, &path.join(CREATING))? {
+                // Whoever made it may have been killed before the manifest's name was durable.
+                // Without `CREATING` it is; with both, losing the name later would start over.
+                disk.sync_directory(path)
+                    .map_err(|error| Error::io(format!("syncing {}", path.display()), error))?;
                 remove(&*disk, &path.join(CREATING))?;
             }
             let directory =

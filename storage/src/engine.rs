@@ -82,6 +82,8 @@ pub struct Options {
     /// Run the threads that write out, sync and fold into the B-tree. Without them only calls do:
     /// for tests that need to know when the disk is written, and for simulation.
     pub background_threads: bool,
+    /// The most keys that one of a checkpoint's transactions writes.
+    pub checkpoint_slice_keys: usize,
     /// What tells the time.
     pub clock: Arc<dyn Clock>,
     /// What stores the bytes.
@@ -103,6 +105,7 @@ impl Options {
             create_new: false,
             retain_changes_bytes: 0,
             background_threads: true,
+            checkpoint_slice_keys: 32 << 10,
             clock: Arc::new(SystemClock),
             disk: Arc::new(RealDisk),
             database_id: None,
@@ -344,6 +347,10 @@ impl Engine {
                     }
                     let reply = outcome.reply;
                     if outcome.effects.is_empty() {
+                        drop(committer);
+                        if durability == Durability::Synced && says_it_is_so(&command, &reply) {
+                            shared.wal.sync()?;
+                        }
                         return Ok(reply);
                     }
                     let (ticket, wakeups) =
@@ -639,6 +646,23 @@ impl Shared {
             self.progressed.wait_for(&mut progress, Duration::from_millis(100));
         }
         Ok(())
+    }
+}
+
+/// Whether a command without effects was answered that what it asks for is so already. A commit
+/// that is not yet durable may have made it so: a key that was found removed must not come back
+/// after a synced remove of it has returned.
+fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
+    match command {
+        Command::Transact { writes, .. } => *reply == Reply::Done && !writes.is_empty(),
+        Command::CompareAndSwap { .. } => *reply == Reply::Swapped(Ok(())),
+        Command::Remove { .. }
+        | Command::Batch { .. }
+        | Command::ClearTree { .. }
+        | Command::CreateTree { .. }
+        | Command::DropTree { .. }
+        | Command::Counter(crate::counter::CounterCommand::Remove { .. }) => true,
+        _ => false,
     }
 }
 

@@ -375,6 +375,8 @@ impl Overlay {
 /// Whether no key can be in the range.
 pub(crate) fn is_empty_range(range: (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
     match range {
+        // No key is below the empty one.
+        (_, Bound::Excluded([])) => true,
         (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
         (Bound::Included(low), Bound::Included(high)) => low > high,
         (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::{BLOCK_SIZE, Disk, DiskMap, OpenMode};
+use crate::disk::{BLOCK_SIZE, Disk, DiskFile, DiskMap, OpenMode};
 use crate::error::{Error, Result};
 
 use super::WalOptions;
@@ -15,6 +15,9 @@ use super::format::{
 use super::segment::{FileName, Files, PrepareError, Segment, parse_name, segment_path};
 use super::streams::Streams;
 use super::writer::{Frame, Pen, State, first_size, write_opening};
+
+/// Bytes written again at once when opening.
+const REWRITTEN_AT_ONCE: usize = 1 << 20;
 
 /// A segment file as found.
 pub(super) struct Found {
@@ -129,6 +132,8 @@ pub(super) struct Cursor {
     chain: u32,
     position: u64,
     closed: bool,
+    /// The last group that is known to have been synced.
+    durable: u64,
 }
 
 /// What opening came to.
@@ -171,8 +176,9 @@ pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recov
     }
     let active = Arc::clone(&segments[&last.number]);
     // What was read may still be in the page cache only (the process was killed, the machine was
-    // not): from here on it counts as durable.
-    active.file.sync().map_err(|error| Error::io(format!("syncing {}", active.path.display()), error))?;
+    // not): from here on it counts as durable. Names too: a prepared segment's may not be.
+    rewrite_unsynced(last, &cursor, &*active.file)?;
+    files.sync_directory()?;
 
     let prepared = tidy(&files, names, &unused, Some(last.number + 1))?;
     for one in &stale {
@@ -265,6 +271,23 @@ fn create(files: Files) -> Result<Recovered> {
     Ok(Recovered { files, state, pen, created: true })
 }
 
+/// Makes the frames durable that may not be.
+///
+/// A sync alone does not: after one that failed, the kernel takes the pages for clean, so that the
+/// next process reads from them what the disk never got, and syncs nothing. They are written again,
+/// as they are, so that a block torn meanwhile is the same in both halves.
+fn rewrite_unsynced(last: &Found, cursor: &Cursor, file: &dyn DiskFile) -> Result<()> {
+    let failed = |error| Error::io(format!("writing {} again", last.path.display()), error);
+    let (first, end) = (cursor.unsynced_from(last.number) as usize, cursor.position as usize);
+    for from in (first..end).step_by(REWRITTEN_AT_ONCE) {
+        let part = &last.map[from..end.min(from + REWRITTEN_AT_ONCE)];
+        let mut buffer = Buffer::zeros(part.len());
+        buffer.frame_mut().copy_from_slice(part);
+        file.write_at(from as u64, buffer.frame()).map_err(failed)?;
+    }
+    file.sync().map_err(failed)
+}
+
 /// Behind a torn tail nothing is appended: the new segment's opening says where the log ended, so
 /// that the tail is known for one for ever.
 fn go_on_in_new_segment(files: &Files, state: &mut State, pen: &mut Pen) -> Result<()> {
@@ -351,6 +374,7 @@ fn scan(used: &[Found]) -> Result<Cursor> {
         chain: 0,
         position: FIRST_FRAME,
         closed: true,
+        durable: header.durable,
     };
     for (at, segment) in used.iter().enumerate() {
         let (header, _) = segment.opening.as_ref().expect("a used segment has an opening");
@@ -382,6 +406,19 @@ fn scan(used: &[Found]) -> Result<Cursor> {
 }
 
 impl Cursor {
+    /// Where in the last segment the first frame lies that may not be durable.
+    fn unsynced_from(&self, segment: u64) -> u64 {
+        let first_group = self.next_group - self.frames.len() as u64;
+        let known = (self.durable + 1).saturating_sub(first_group);
+        match self.frames.back() {
+            Some(frame) if frame.segment == segment => {}
+            // Its opening is durable before anything follows it, and nothing does.
+            _ => return FIRST_FRAME,
+        }
+        let mut unsynced = self.frames.iter().skip(known as usize);
+        unsynced.find(|frame| frame.segment == segment).map_or(self.position, |frame| frame.offset())
+    }
+
     /// Reads the frame at the position, if it is sound and the next one.
     fn read_frame(&mut self, segment: &Found) -> Result<bool> {
         let Some((header, payload)) = segment.frame(self.position) else { return Ok(false) };
@@ -397,6 +434,7 @@ impl Cursor {
         self.chain = header.crc;
         self.position += header.padded_length();
         self.closed = header.flags & FLAG_CLOSED != 0;
+        self.durable = header.durable;
         Ok(true)
     }
 
