@@ -29,7 +29,7 @@
 //! | what happens from now on, and what happened since | [`Subscriber`], [`Tree::snapshot_and_watch`], [`Db::changes_since`] |
 //! | Rust types as keys and values | [`TypedTree`], [`typed`] |
 //! | counting, and excluding each other | [`Counter`], [`Lock`] |
-//! | looking after it | [`Db::backup`], [`Db::stats`], [`Tree::verify_integrity`] |
+//! | looking after it | [`Db::backup`], [`Db::verify`], [`repair`], [`Db::stats`] |
 //! | moving data from sled, and back | [`Db::import`], [`Db::export`], [`Db::checksum`] |
 //!
 //! # Coming from sled 0.34
@@ -84,7 +84,7 @@ pub use error::{Corruption, Error, Result};
 pub use flush::FlushFuture;
 pub use iter::Iter;
 pub use lock::{FencingToken, Holder, Lock, LockGuard, NotHeld};
-pub use maintenance::{BackupReport, Stats};
+pub use maintenance::{BackupReport, RepairReport, Stats, VerifyReport, repair, verify};
 pub use snapshot::Snapshot;
 pub use subscriber::{Event, Subscriber};
 pub use transaction::Transactional;
