@@ -679,10 +679,12 @@ fn frames_of_an_earlier_life_never_come_back() {
         wal.purge_to(stream, next - 2).unwrap();
         wal.sync().unwrap();
         assert!(life < 40 || wal.stats().first_segment > 5, "{:?}", wal.stats());
+        let active = wal.stats().active_segment;
         // No orderly end: what follows the last group is what an earlier life left.
         disk = disk.power_cut(life);
         drop(wal);
         let wal = open(&disk, life + 1000).unwrap();
+        assert_eq!(wal.stats().active_segment, active, "an earlier life's frames taken for a torn tail");
         assert_eq!((wal.first_index(stream), wal.last_index(stream)), (Some(next - 1), Some(next - 1)));
         let entry = wal.read(stream, next - 1, next, 100).unwrap();
         assert_eq!(entry[0].1, (next - 1).to_le_bytes());
