@@ -382,6 +382,28 @@ fn threads_find_all_they_were_promised_after_a_crash() {
     });
 }
 
+#[test]
+fn the_threads_behind_a_wal_change_nothing_that_is_seen() {
+    for_seeds("the_threads_behind_a_wal_change_nothing_that_is_seen", 40, |seed| {
+        let disk = SimulatedDisk::new(seed);
+        let threaded = WalOptions {
+            threads: true,
+            write_out_after: std::time::Duration::from_micros(200),
+            write_out_bytes: 3000,
+            flush_every: Some(std::time::Duration::from_millis(1)),
+            ..options(seed)
+        };
+        let mut history = History::default();
+        let mut random = Random(seed);
+        for _ in 0..3 {
+            let wal = Wal::open(Arc::new(disk.clone()), threaded.clone()).unwrap();
+            history.check_prefix(&wal, history.changes.len(), "reopened");
+            work(&wal, &mut history, &mut random, 200).unwrap();
+            wal.close().unwrap();
+        }
+    });
+}
+
 // ---- errors ----------------------------------------------------------------------------------
 
 #[test]
