@@ -14,8 +14,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-mod real;
-mod simulated;
+pub mod real;
+pub mod simulated;
 
 pub use real::RealDisk;
 pub use simulated::{Fault, Operation, SimulatedDisk};
