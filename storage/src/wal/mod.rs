@@ -154,6 +154,9 @@ use crate::error::{Error, Result};
 pub(crate) use format::FORMAT_VERSION;
 pub use inspect::{Event, RecordKind, Summary, inspect};
 
+#[doc(hidden)]
+pub use format::fuzz_frame;
+
 use format::Kind;
 use writer::Shared;
 
