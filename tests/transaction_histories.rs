@@ -91,7 +91,7 @@ fn work(
     // Writers yield now and then, so that on few cores, too, others come between.
     std::thread::yield_now();
     for (key, list) in &seen {
-        if random(&mut state) % 2 == 0 {
+        if random(&mut state).is_multiple_of(2) {
             tree.insert(key.as_slice(), append(list, id))?;
         }
     }

@@ -1,5 +1,7 @@
 //! What transactions promise, one promise at a time.
 
+#![allow(clippy::unit_arg, reason = "`Ok(drop(…?))` is the shortest closure that only writes")]
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Bound;

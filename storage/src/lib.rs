@@ -86,7 +86,7 @@ pub use engine::{Durability, EMBEDDED_STREAM, Engine, Options};
 pub use error::{Corruption, Error, Result};
 pub use evaluate::{Context, Effect, Effects, Outcome, Versioned, View};
 pub use ivec::IVec;
-pub use meta::DEFAULT_TREE_NAME;
+pub use meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
 pub use repair::{Loss, LossKind, RepairOptions, RepairProgress, RepairReport, repair, repair_with};
 pub use snapshot::{RangeIter, Snapshot};
 pub use stats::Stats;
