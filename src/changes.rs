@@ -73,8 +73,8 @@ impl Db {
     ///
     /// They are read from the write-ahead log, which goes back as far as
     /// [`Config::retain_changes_bytes`](crate::Config::retain_changes_bytes) says, and at least to
-    /// the last checkpoint. A tree that was made before `sequence` and is dropped since has lost
-    /// its name, and is called by its number, as `#17`.
+    /// the last checkpoint. A tree that was made before `sequence`, and dropped before this program
+    /// opened the database, has lost its name; it is called by its number, as `#17`.
     ///
     /// ```
     /// # fn main() -> dogsled::Result<()> {
@@ -96,8 +96,8 @@ impl Db {
     /// [`snapshot`](Db::snapshot) and go on from its sequence.
     pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
         let database = self.database();
-        // Names first: a tree that is dropped in between still has one.
-        let names = database.engine.trees().into_iter().map(|(name, id)| (id, name)).collect();
+        // Names first: what comes to be after them is named by the changes themselves.
+        let names = database.tree_names();
         let commits = database.engine.changes_since(sequence)?;
         Ok(Changes { commits, names, _database: Arc::clone(database) })
     }

@@ -63,7 +63,7 @@ impl Counter {
     }
 
     fn execute(&self, command: CounterCommand) -> Result<CounterReply> {
-        match self.database.engine.execute(Command::Counter(command), self.database.durability())? {
+        match self.database.execute(Command::Counter(command), self.database.durability())? {
             Reply::Counter(reply) => Ok(reply),
             other => unreachable!("a counter's command was answered with {other:?}"),
         }

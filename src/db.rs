@@ -1,12 +1,16 @@
 //! [`Db`]: an open database.
 
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dogsled_storage::{Command, DEFAULT_TREE_NAME, Durability, Engine, Reply, TreeId};
+use dogsled_storage::{
+    COUNTERS_TREE_NAME, Command, DEFAULT_TREE_NAME, Durability, Engine, LOCKS_TREE_NAME, Reply,
+    Result as StorageResult, TreeId,
+};
 use parking_lot::Mutex;
 
 use crate::flush::Flusher;
@@ -16,6 +20,9 @@ use crate::{Config, Counter, Error, IVec, Iter, Lock, Result, Snapshot, Tree, Ty
 /// How many numbers [`Db::generate_id`] reserves at a time. Each reservation waits for a sync,
 /// and what is left of it is lost when the database is closed.
 const ID_BLOCK: u64 = 1 << 16;
+
+/// How many names of dropped trees are remembered; numbers grow, so the oldest are forgotten.
+const MOST_DROPPED_NAMES: usize = 10_000;
 
 /// Opens the database in directory `path` with the defaults of [`Config`], creating it if it does
 /// not exist.
@@ -61,6 +68,9 @@ pub(crate) struct Database {
     pub(crate) engine: Arc<Engine>,
     /// What the handles of a tree share, while it is open; dropped trees are not in it.
     trees: Mutex<HashMap<IVec, Arc<TreeState>>>,
+    /// Names of trees that were dropped since the database was opened, for [`Db::changes_since`]:
+    /// the history calls them by their numbers.
+    dropped: Mutex<BTreeMap<TreeId, IVec>>,
     /// Numbers reserved and not yet given: next and end.
     ids: Mutex<(u64, u64)>,
     _temporary: Option<TemporaryDirectory>,
@@ -76,7 +86,23 @@ impl Drop for TemporaryDirectory {
     }
 }
 
+thread_local! {
+    static WRITES_OF_THIS_THREAD: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many writes this thread has asked for, of whatever database.
+pub(crate) fn writes_of_this_thread() -> u64 {
+    WRITES_OF_THIS_THREAD.get()
+}
+
 impl Database {
+    /// Carries out a command; the one way by which this crate writes.
+    #[inline]
+    pub(crate) fn execute(&self, command: Command, durability: Durability) -> StorageResult<Reply> {
+        WRITES_OF_THIS_THREAD.set(WRITES_OF_THIS_THREAD.get().wrapping_add(1));
+        self.engine.execute(command, durability)
+    }
+
     pub(crate) fn durability(&self) -> Durability {
         self.engine.durability()
     }
@@ -92,13 +118,33 @@ impl Database {
         Tree::new(state, Arc::clone(self))
     }
 
+    fn remember_dropped(&self, id: TreeId, name: &IVec) {
+        let mut dropped = self.dropped.lock();
+        dropped.insert(id, name.clone());
+        if dropped.len() > MOST_DROPPED_NAMES {
+            dropped.pop_first();
+        }
+    }
+
+    /// The names of all trees, and of those dropped since the database was opened.
+    pub(crate) fn tree_names(&self) -> HashMap<TreeId, IVec> {
+        // In this order: what is dropped in between is in the second.
+        let mut names: HashMap<_, _> = self.engine.trees().into_iter().map(|(name, id)| (id, name)).collect();
+        // Listed only while they hold something, but they have a history.
+        names.insert(TreeId::COUNTERS, IVec::from(COUNTERS_TREE_NAME));
+        names.insert(TreeId::LOCKS, IVec::from(LOCKS_TREE_NAME));
+        let known = self.dropped.lock();
+        names.extend(known.iter().map(|(id, name)| (*id, name.clone())));
+        names
+    }
+
     pub(crate) fn generate_id(&self) -> Result<u64> {
         let mut ids = self.ids.lock();
         if ids.0 == ids.1 {
             // Synced even in a buffered database: a number that was given, and perhaps sent
             // elsewhere, must not be given again after power loss.
             let reserve = Command::ReserveIds { count: ID_BLOCK };
-            match self.engine.execute(reserve, Durability::Synced)? {
+            match self.execute(reserve, Durability::Synced)? {
                 Reply::Ids { first } => *ids = (first, first + ID_BLOCK),
                 other => unreachable!("reserving numbers was answered with {other:?}"),
             }
@@ -144,6 +190,7 @@ impl Db {
             flusher: Flusher::default(),
             engine,
             trees: Mutex::new(HashMap::from([(state.name.clone(), Arc::clone(&state))])),
+            dropped: Mutex::new(BTreeMap::new()),
             ids: Mutex::new((0, 0)),
             _temporary: temporary,
         });
@@ -187,7 +234,7 @@ impl Db {
         let command = Command::CreateTree { name: name.clone() };
         let id = match database.engine.tree_id(&name) {
             Some(id) => id,
-            None => match database.engine.execute(command, database.durability())? {
+            None => match database.execute(command, database.durability())? {
                 Reply::Tree { id, .. } => id,
                 other => unreachable!("opening a tree was answered with {other:?}"),
             },
@@ -220,8 +267,12 @@ impl Db {
         }
         let database = self.database();
         let mut trees = database.trees.lock();
+        if let Some(id) = database.engine.tree_id(&name) {
+            // Before it is dropped, so that nobody sees that without the name.
+            database.remember_dropped(id, &name);
+        }
         let command = Command::DropTree { name: name.clone() };
-        match database.engine.execute(command, database.durability())? {
+        match database.execute(command, database.durability())? {
             Reply::Dropped(existed) => {
                 trees.remove(&name);
                 Ok(existed)

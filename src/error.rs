@@ -30,7 +30,7 @@ pub enum Error {
     /// An operation of the disk failed before anything was changed. Try again when its cause is
     /// gone.
     Io(io::Error),
-    /// Damaged bytes on disk; [`repair`](crate::repair) saves what is sound.
+    /// Damaged bytes on disk; [`repair`](crate::repair()) saves what is sound.
     Corruption {
         /// The file and the place in it.
         at: Option<Corruption>,

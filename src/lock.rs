@@ -63,7 +63,7 @@ impl Lock {
     }
 
     fn execute(&self, command: LockCommand, durability: Durability) -> dogsled_storage::Result<LockReply> {
-        match self.database.engine.execute(Command::Lock(command), durability)? {
+        match self.database.execute(Command::Lock(command), durability)? {
             Reply::Lock(reply) => Ok(reply),
             other => unreachable!("a lock's command was answered with {other:?}"),
         }

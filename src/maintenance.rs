@@ -1,11 +1,16 @@
-//! Looking after a database: statistics, checkpoints, backup, verification.
+//! Looking after a database: statistics, checkpoints, backup, verification and repair.
+//!
+//! These are the engine's own, by names of this crate; the `dogsled` command does the same from
+//! outside.
 
 use std::path::Path;
 use std::sync::Arc;
 
-pub use dogsled_storage::{BackupReport, Stats};
+use dogsled_storage::Damage;
+use dogsled_storage::disk::{Disk, RealDisk};
+pub use dogsled_storage::{BackupReport, RepairReport, Stats, VerifyReport};
 
-use crate::{Db, Error, IVec, Result, Snapshot, Tree};
+use crate::{Corruption, Db, Error, Result, Tree};
 
 impl Db {
     /// Figures for operators.
@@ -74,11 +79,61 @@ impl Db {
     ) -> Result<BackupReport> {
         Ok(self.database().engine.backup_with(target.as_ref(), progress)?)
     }
+
+    /// Reads everything that is kept, in the B-tree and the write-ahead log, and compares it with
+    /// its checksums, while reads and writes go on.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("key", "value")?;
+    /// db.checkpoint()?;
+    /// let report = db.verify()?;
+    /// assert!(report.is_sound(), "{:?}", report.damage);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// If the directory cannot be read. Damage is no error but in the report.
+    pub fn verify(&self) -> Result<VerifyReport> {
+        Ok(self.database().engine.verify()?)
+    }
+}
+
+/// As [`Db::verify`], of a database that is not open, and need not be fit to be opened.
+///
+/// # Errors
+/// If the directory cannot be read, is in use, or holds no database.
+pub fn verify(directory: impl AsRef<Path>) -> Result<VerifyReport> {
+    Ok(dogsled_storage::verify_directory(&RealDisk, directory.as_ref())?)
+}
+
+/// Saves what is sound of a damaged database into a new one, and says what was lost. The damaged
+/// one is only read.
+///
+/// ```
+/// # fn main() -> dogsled::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let (damaged, target) = (directory.path().join("damaged"), directory.path().join("saved"));
+/// # dogsled::open(&damaged)?.insert("key", "value")?;
+/// let report = dogsled::repair(&damaged, &target)?;
+/// for loss in &report.losses {
+///     println!("{loss:?}");
+/// }
+/// assert_eq!(dogsled::open(&target)?.get("key")?.unwrap(), "value");
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// If nothing can be read, or `target` cannot be written or holds something.
+pub fn repair(directory: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<RepairReport> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    Ok(dogsled_storage::repair(&disk, directory.as_ref(), target.as_ref(), &mut |_| {})?)
 }
 
 impl Tree {
-    /// Reads the whole tree and checks that it holds together: every block it touches against its
-    /// checksum, the order of the keys, and their number.
+    /// Reads the whole database as [`Db::verify`] does, and reports damage as an error. For more
+    /// than the first damage, use that.
     ///
     /// ```
     /// # fn main() -> dogsled::Result<()> {
@@ -89,30 +144,16 @@ impl Tree {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Corruption`] with the place if bytes are damaged, and [`Error::ReportableBug`] if
-    /// they are sound but do not belong together.
+    /// [`Error::Corruption`] with the place, [`Error::CollectionNotFound`] if the tree was dropped,
+    /// and those of reading.
     pub fn verify_integrity(&self) -> Result<()> {
-        let snapshot = Snapshot::new(self.database.engine.snapshot(), Arc::clone(&self.database));
-        let wrong =
-            |what: String| Error::ReportableBug(format!("tree \"{}\": {what}", self.name().escape_ascii()));
-        let mut count = 0;
-        let mut previous: Option<IVec> = None;
-        for key in snapshot.iter(self).keys() {
-            let key = key?;
-            if let Some(previous) = previous.filter(|previous| *previous >= key) {
-                return Err(wrong(format!(
-                    "key \"{}\" comes after key \"{}\"",
-                    key.escape_ascii(),
-                    previous.escape_ascii()
-                )));
+        let engine = &self.database.engine;
+        engine.len(self.id).map_err(|error| self.explain(error))?;
+        match engine.verify()?.damage.into_iter().next() {
+            None => Ok(()),
+            Some(Damage { file, offset, what, .. }) => {
+                Err(Error::Corruption { at: Some(Corruption { file, offset, what }), bt: () })
             }
-            previous = Some(key);
-            count += 1;
         }
-        let length = snapshot.len(self)?;
-        if count != length {
-            return Err(wrong(format!("it has {count} keys and counts {length}")));
-        }
-        Ok(())
     }
 }

@@ -13,7 +13,8 @@
 //! - the closure may run more than once, and should have no effects but those of the transaction;
 //! - it may use any tree, of this database or another, in any way: nothing can deadlock. What it
 //!   does outside of the views it was given is no part of the transaction. (A closure that reads
-//!   a key in the transaction and writes it outside conflicts with itself for ever.)
+//!   a key in the transaction and writes it outside conflicts with itself, and fails after a
+//!   thousand runs.)
 //! - a transaction that writes nothing never conflicts, and [`Db::read`](crate::Db::read) is the
 //!   shorter way to write one;
 //! - [`TransactionalTree::insert`] returns the old value, and so has read it.

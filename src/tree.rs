@@ -113,7 +113,7 @@ impl Tree {
 
     #[inline]
     fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
-        self.database.engine.execute(command, durability).map_err(|error| self.explain(error))
+        self.database.execute(command, durability).map_err(|error| self.explain(error))
     }
 
     /// Sets a key; the value that was there before.

@@ -7,7 +7,7 @@
 //! Nothing marks a tree as typed: it is a [`Tree`] like any other, and opening it by another type
 //! is answered with [`Error::Decode`] where the bytes do not fit, with the key in question.
 
-mod key;
+pub mod key;
 mod key_tuples;
 pub mod value;
 

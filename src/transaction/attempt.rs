@@ -207,7 +207,7 @@ impl Attempt {
             writes.extend(written.into_iter().map(|(key, value)| Write { tree, key, value }));
         }
         let ranges = ranges.into_iter().flat_map(RangeTrack::into_reads).collect();
-        match engine.execute(Command::Transact { reads, ranges, writes }, durability)? {
+        match self.database.execute(Command::Transact { reads, ranges, writes }, durability)? {
             Reply::Done => Ok(Committed::Yes),
             Reply::Conflict => Ok(Committed::Conflict),
             other => unreachable!("a transaction was answered with {other:?}"),

@@ -12,6 +12,7 @@ use super::{
     ConflictableTransactionError, ConflictableTransactionResult, TransactionError, TransactionResult,
     TransactionalTree,
 };
+use crate::db::writes_of_this_thread;
 use crate::{Durability, Error, IVec, Result, Tree};
 
 /// How a single transaction is run.
@@ -86,6 +87,17 @@ pub(super) fn different_databases() -> Error {
     Error::Unsupported("trees of different databases cannot be used in the same transaction".to_owned())
 }
 
+/// After so many conflicts a closure that writes outside of its transaction is taken to be what
+/// it conflicts with. sled would have deadlocked at the first such write.
+const MAX_CONFLICTS_WITH_WRITES_OUTSIDE: u32 = 1_000;
+
+fn conflicts_with_itself() -> Error {
+    Error::Unsupported(format!(
+        "the transaction conflicted {MAX_CONFLICTS_WITH_WRITES_OUTSIDE} times, and its closure writes outside \
+         of the transaction: most likely to what it reads within. Write through the view that it is given"
+    ))
+}
+
 /// What a transaction can be run over: a tree, a slice of trees, a tuple of up to 14 trees.
 ///
 /// ```
@@ -136,9 +148,12 @@ pub trait Transactional<E = ()> {
         F: Fn(&Self::View) -> ConflictableTransactionResult<A, E>,
     {
         let mut pause = Pause::default();
+        let mut runs_with_writes_outside = 0;
         loop {
             let overlay = self.make_overlay()?;
+            let writes_before = writes_of_this_thread();
             let result = f(&Self::view_overlay(&overlay));
+            runs_with_writes_outside += u32::from(writes_of_this_thread() != writes_before);
             match result {
                 Ok(value) => {
                     if overlay.commit(options)? == Committed::Yes {
@@ -155,6 +170,9 @@ pub trait Transactional<E = ()> {
                     overlay.attempt.end();
                     return Err(TransactionError::Storage(error));
                 }
+            }
+            if runs_with_writes_outside >= MAX_CONFLICTS_WITH_WRITES_OUTSIDE {
+                return Err(conflicts_with_itself().into());
             }
             // The snapshot goes before the pause: others need not keep old versions for it.
             drop(overlay);

@@ -21,7 +21,7 @@ use std::fmt;
 use crate::IVec;
 
 /// Types that can be the key of a [`TypedTree`](super::TypedTree), or be borrowed from one: their
-/// encoding keeps their order. The table is in the [module](super::key)'s documentation.
+/// encoding keeps their order. The table is in the [module](self).
 pub trait KeyEncode {
     /// Appends bytes that tell where they end.
     fn encode(&self, out: &mut Vec<u8>);

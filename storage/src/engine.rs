@@ -101,7 +101,7 @@ impl Options {
             cache_capacity: 1 << 30,
             durability: Durability::Buffered,
             flush_every_ms: Some(500),
-            segment_size: 64 << 20,
+            segment_size: 16 << 20,
             create_new: false,
             retain_changes_bytes: 0,
             background_threads: true,

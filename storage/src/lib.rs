@@ -1,4 +1,50 @@
-//! The storage engine of dogsled.
+//! The storage engine of dogsled: synchronous, embedded, without a network.
+//!
+//! Most programs want the crate `dogsled`, which has sled's names on top of this one. Here is what
+//! a cluster node and the facade share.
+//!
+//! # Map
+//!
+//! ```text
+//! engine ──── commits, reads, opening, closing; one commit mutex, one state pointer
+//!   ├─ command, evaluate ── what is asked, and what it means: pure, deterministic
+//!   │    └─ counter, lock      commands of their own; lock_wait: waiting without polling
+//!   ├─ wal ──────────────── the only durable copy of a commit until a checkpoint
+//!   ├─ overlay ──────────── commits since then, in memory, in several versions (sorted_map)
+//!   ├─ base ─────────────── the B-tree, held open; leaf_cache before it, tree_file below it
+//!   ├─ state, snapshot ──── the three layers as one; ordered scans
+//!   ├─ checkpoint ───────── folds the overlay into the B-tree, in the background
+//!   ├─ watch, changes ───── events as they happen; the history, read back from the WAL
+//!   ├─ backup, verify, repair (bulk: making a whole database from entries)
+//!   └─ directory, meta ──── what is on disk beside the WAL and the trees
+//! disk ────── the one narrow door to the disk; a real one and one that misbehaves on command
+//! codec ───── bytes of commands and effects; model: the same state as plain maps, for tests
+//! ```
+//!
+//! # One write
+//!
+//! [`Engine::execute`] takes the commit mutex, evaluates the command against the newest state,
+//! appends its effects to the WAL's pending group, applies them to the overlay and tells watchers.
+//! With [`Durability::Synced`] it then waits until the group is on disk, together with everybody
+//! else's. Later a checkpoint writes the overlay into the B-tree and lets the WAL go.
+//!
+//! # Example
+//!
+//! ```
+//! use dogsled_storage::{Command, Durability, Engine, Options, TreeId};
+//!
+//! # let directory = tempfile::tempdir().unwrap();
+//! # let directory = directory.path().join("db");
+//! let engine = Engine::open(Options::new(&directory))?;
+//! let (tree, key, value) = (TreeId::DEFAULT, "lead dog".into(), "Balto".into());
+//! engine.execute(Command::Insert { tree, key, value }, Durability::Synced)?;
+//! assert_eq!(engine.get(tree, b"lead dog")?.unwrap(), "Balto");
+//!
+//! drop(engine);
+//! let engine = Engine::open(Options::new(&directory))?;
+//! assert_eq!(engine.get(tree, b"lead dog")?.unwrap(), "Balto");
+//! # Ok::<(), dogsled_storage::Error>(())
+//! ```
 
 mod backup;
 mod base;
@@ -21,11 +67,13 @@ pub mod lock_wait;
 mod meta;
 pub mod model;
 mod overlay;
+pub mod repair;
 mod snapshot;
 mod sorted_map;
 mod state;
 mod stats;
 pub mod tree_file;
+pub mod verify;
 pub mod wal;
 pub mod watch;
 
@@ -38,6 +86,8 @@ pub use engine::{Durability, EMBEDDED_STREAM, Engine, Options};
 pub use error::{Corruption, Error, Result};
 pub use evaluate::{Context, Effect, Effects, Outcome, Versioned, View};
 pub use ivec::IVec;
-pub use meta::DEFAULT_TREE_NAME;
+pub use meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
+pub use repair::{Loss, LossKind, RepairOptions, RepairProgress, RepairReport, repair, repair_with};
 pub use snapshot::{RangeIter, Snapshot};
 pub use stats::Stats;
+pub use verify::{Damage, KeyRange, VerifyReport, verify_directory};

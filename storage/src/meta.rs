@@ -40,15 +40,17 @@ pub(crate) struct Catalog {
 
 /// The name of the tree that a database derefs to; sled's, so that exports agree.
 pub const DEFAULT_TREE_NAME: &[u8] = b"__sled__default";
-const COUNTERS_NAME: &[u8] = b"__dogsled__counters";
-const LOCKS_NAME: &[u8] = b"__dogsled__locks";
+/// The name of the tree that holds the counters.
+pub const COUNTERS_TREE_NAME: &[u8] = b"__dogsled__counters";
+/// The name of the tree that holds the locks.
+pub const LOCKS_TREE_NAME: &[u8] = b"__dogsled__locks";
 
 impl Default for Catalog {
     fn default() -> Self {
         let mut catalog = Catalog { names: BTreeMap::new(), ids: BTreeMap::new(), next: TreeId::FIRST_USER };
         catalog.insert(TreeId::DEFAULT, IVec::from(DEFAULT_TREE_NAME));
-        catalog.insert(TreeId::COUNTERS, IVec::from(COUNTERS_NAME));
-        catalog.insert(TreeId::LOCKS, IVec::from(LOCKS_NAME));
+        catalog.insert(TreeId::COUNTERS, IVec::from(COUNTERS_TREE_NAME));
+        catalog.insert(TreeId::LOCKS, IVec::from(LOCKS_TREE_NAME));
         catalog
     }
 }

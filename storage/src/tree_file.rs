@@ -87,6 +87,7 @@
 mod checksums;
 pub(crate) mod layout;
 mod open;
+pub(crate) mod pages;
 
 use std::fmt;
 use std::io;
@@ -97,7 +98,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use self::checksums::Checksums;
-use self::layout::{Block, GROUP_BLOCKS, HEADER_CAPACITY, Identity, NEVER_WRITTEN, NO_CHECKSUM, Slot};
+use self::layout::{
+    Block, GROUP_BLOCKS, HEADER_CAPACITY, HeaderBytes, Identity, NEVER_WRITTEN, NO_CHECKSUM, Slot,
+};
 use crate::disk::{BLOCK_SIZE, DiskFile};
 use crate::{Corruption, Error, Result};
 
@@ -125,7 +128,7 @@ struct Shared {
 /// redb's block 0 and the slots that keep it.
 struct Header {
     /// What redb reads; after a write, not yet what a slot holds.
-    current: [u8; HEADER_CAPACITY],
+    current: HeaderBytes,
     changed: bool,
     /// Of the last header written to a slot.
     sequence: u64,
@@ -213,6 +216,81 @@ impl TreeFile {
         Ok(TreeFile::new(file, path, database_id, (data + 1) * BLOCK, checksums, header))
     }
 
+    /// Opens a file for reading that may be damaged anywhere, as far as that goes. What is wrong
+    /// with its identity, its header and its length is added to `damage`.
+    ///
+    /// # Errors
+    /// [`Error::NotADatabase`] if this is somebody else's file, or if the file cannot be read at all.
+    pub(crate) fn open_damaged(
+        file: Arc<dyn DiskFile>,
+        path: &Path,
+        damage: &mut Vec<Corruption>,
+    ) -> Result<TreeFile> {
+        let reading = |error| Error::io(format!("reading {}", path.display()), error);
+        let length = file.length().map_err(reading)?;
+        let mut add = |offset: u64, what: String| {
+            damage.push(Corruption { file: path.to_owned(), offset: Some(offset), what });
+        };
+        let mut bytes = vec![0; length.min(BLOCK) as usize];
+        let identity = match file.read_at(0, &mut bytes) {
+            Ok(()) => layout::decode_identity(&bytes),
+            Err(_) => Identity::Damaged,
+        };
+        let slots = SLOT_BLOCKS.map(|block| {
+            let mut bytes: Block = [0; BLOCK_SIZE];
+            let read = file.read_at(block * BLOCK, &mut bytes);
+            read.ok().and_then(|()| Slot::decode(block, &bytes))
+        });
+        let database_id = match identity {
+            Identity::Ours(id) => id,
+            Identity::Damaged => {
+                add(0, "the B-tree file's first block does not match its checksum".to_owned());
+                0
+            }
+            // Our headers behind a first block that is gone altogether: ours.
+            Identity::Unknown if slots.iter().any(Option::is_some) => {
+                add(0, "the B-tree file's first block is lost".to_owned());
+                0
+            }
+            other => {
+                check_identity(other, path, 0)?;
+                0
+            }
+        };
+        if length < layout::file_blocks(0) * BLOCK {
+            add(length, "the file ends within its first blocks".to_owned());
+        } else if !length.is_multiple_of(BLOCK) {
+            add(length, "the file ends within a block".to_owned());
+        }
+        for (block, slot) in SLOT_BLOCKS.iter().zip(&slots) {
+            if slot.is_none() {
+                add(block * BLOCK, "a copy of the B-tree's header does not match its checksum".to_owned());
+            }
+        }
+        let header = slots.into_iter().flatten().max_by_key(|slot| slot.sequence);
+        let header = Header {
+            sequence: header.as_ref().map_or(0, |slot| slot.sequence),
+            current: header.map_or([0; HEADER_CAPACITY], |slot| slot.header),
+            changed: false,
+            synced_slot: 0,
+        };
+        let data = layout::data_blocks(length / BLOCK);
+        let checksums = Checksums::load_damaged(&*file, path, data, damage);
+        Ok(TreeFile::new(file, path, database_id, (data + 1) * BLOCK, checksums, header))
+    }
+
+    /// What the two header slots hold, whether they match their checksums or not.
+    pub(crate) fn header_slots(&self) -> Vec<HeaderBytes> {
+        let mut found = Vec::new();
+        for block in SLOT_BLOCKS {
+            let mut bytes: Block = [0; BLOCK_SIZE];
+            if self.0.file.read_at(block * BLOCK, &mut bytes).is_ok() {
+                found.push(bytes[8..8 + HEADER_CAPACITY].try_into().expect("the slot's capacity"));
+            }
+        }
+        found
+    }
+
     fn new(
         file: Arc<dyn DiskFile>,
         path: &Path,
@@ -263,6 +341,41 @@ impl TreeFile {
     /// The length that redb sees, in bytes.
     pub fn length(&self) -> u64 {
         self.0.length.load(Ordering::Acquire)
+    }
+
+    /// redb's block 0.
+    pub(crate) fn header_bytes(&self) -> HeaderBytes {
+        self.0.header.lock().current
+    }
+
+    /// Where in the file redb's byte `offset` lies; its block 0 is in two places.
+    pub(crate) fn place_of(&self, offset: u64) -> Option<u64> {
+        let data = (offset / BLOCK).checked_sub(1)?;
+        Some(layout::data_block(data) * BLOCK + offset % BLOCK)
+    }
+
+    /// Reads whole blocks, and returns what is wrong with the first that does not match its
+    /// checksum, beside the bytes.
+    pub(crate) fn read_unverified(&self, offset: u64, out: &mut [u8]) -> io::Result<Option<Corruption>> {
+        self.check_range(offset, out.len())?;
+        let mut found = None;
+        self.for_each_run(offset, out.len(), |run, range| {
+            let Run::Blocks { first } = run else {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not whole blocks of data"));
+            };
+            let place = layout::data_block(first);
+            self.0.file.read_at(place * BLOCK, &mut out[range.clone()])?;
+            for (index, bytes) in out[range].chunks_exact(BLOCK_SIZE).enumerate() {
+                let index = index as u64;
+                let wrong = verify_block(place + index, bytes, self.0.checksums.get(first + index)).err();
+                if let (None, Some(what)) = (&found, wrong) {
+                    let offset = Some((place + index) * BLOCK);
+                    found = Some(Corruption { file: self.0.path.clone(), offset, what });
+                }
+            }
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     fn read_bytes(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -520,7 +633,7 @@ fn read_header(file: &dyn DiskFile) -> io::Result<Option<Header>> {
 }
 
 /// Copies from redb's block 0; what no slot has room for was never written and is zero.
-fn read_header_bytes(header: &[u8; HEADER_CAPACITY], at: usize, out: &mut [u8]) {
+fn read_header_bytes(header: &HeaderBytes, at: usize, out: &mut [u8]) {
     out.fill(0);
     let end = HEADER_CAPACITY.min(at + out.len());
     if at < end {

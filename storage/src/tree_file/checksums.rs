@@ -1,12 +1,14 @@
 //! The checksums of all data blocks, in memory: 4 bytes for each 4 KiB of the file.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::RwLock;
 
 use super::layout::{self, Block, GROUP_BLOCKS, NEVER_WRITTEN, NO_CHECKSUM};
+use crate::Corruption;
 use crate::disk::{BLOCK_SIZE, DiskFile};
 
 /// See the [module](self).
@@ -46,21 +48,33 @@ impl Checksums {
     /// Entries for blocks beyond the end are a shrunken file's leftovers, and are cleared.
     pub(crate) fn load(file: &dyn DiskFile, data: u64) -> io::Result<Checksums> {
         let mut groups = Vec::new();
-        let mut block = [0; BLOCK_SIZE];
         for number in 0..data.div_ceil(GROUP_BLOCKS) {
+            let mut block = [0; BLOCK_SIZE];
             file.read_at(layout::checksum_block(number) * BLOCK_SIZE as u64, &mut block)?;
-            let group = Group::new();
-            for (index, entry) in block.chunks_exact(4).enumerate() {
-                let value = u32::from_le_bytes(entry.try_into().expect("4 bytes"));
-                if number * GROUP_BLOCKS + (index as u64) < data {
-                    group.entries[index].store(value, Ordering::Relaxed);
-                } else if value != NO_CHECKSUM {
-                    group.dirty.store(true, Ordering::Relaxed);
-                }
-            }
-            groups.push(group);
+            groups.push(Group::decode(&block, number, data));
         }
         Ok(Checksums { groups: RwLock::new(groups) })
+    }
+
+    /// Like [`Checksums::load`]; a block that the disk cannot read is added to `damage`, and what
+    /// it covers has no checksums.
+    pub(crate) fn load_damaged(
+        file: &dyn DiskFile,
+        path: &Path,
+        data: u64,
+        damage: &mut Vec<Corruption>,
+    ) -> Checksums {
+        let mut groups = Vec::new();
+        for number in 0..data.div_ceil(GROUP_BLOCKS) {
+            let mut block = [0; BLOCK_SIZE];
+            let offset = layout::checksum_block(number) * BLOCK_SIZE as u64;
+            if let Err(error) = file.read_at(offset, &mut block) {
+                let what = format!("a block of checksums cannot be read: {error}");
+                damage.push(Corruption { file: path.to_owned(), offset: Some(offset), what });
+            }
+            groups.push(Group::decode(&block, number, data));
+        }
+        Checksums { groups: RwLock::new(groups) }
     }
 
     /// The checksum of data block `data`.
@@ -110,6 +124,19 @@ impl Checksums {
 }
 
 impl Group {
+    fn decode(block: &Block, number: u64, data: u64) -> Arc<Group> {
+        let group = Group::new();
+        for (index, entry) in block.chunks_exact(4).enumerate() {
+            let value = u32::from_le_bytes(entry.try_into().expect("4 bytes"));
+            if number * GROUP_BLOCKS + (index as u64) < data {
+                group.entries[index].store(value, Ordering::Relaxed);
+            } else if value != NO_CHECKSUM {
+                group.dirty.store(true, Ordering::Relaxed);
+            }
+        }
+        group
+    }
+
     fn encode(&self) -> Block {
         let mut block = [0; BLOCK_SIZE];
         for (bytes, entry) in block.chunks_exact_mut(4).zip(&self.entries) {

@@ -13,8 +13,12 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 /// What redb may keep in its block 0 (it uses 320 bytes).
 pub(crate) const HEADER_CAPACITY: usize = SLOT_CHECKSUM - SLOT_BYTES;
 
+/// redb's block 0, as far as it is kept.
+pub(crate) type HeaderBytes = [u8; HEADER_CAPACITY];
+
 const MAGIC: [u8; 12] = *b"dogsled\0tree";
-const REDB_MAGIC: [u8; 9] = [b'r', b'e', b'd', b'b', 0x1A, 0x0A, 0xA9, 0x0D, 0x0A];
+/// How a redb file begins.
+pub(crate) const REDB_MAGIC: [u8; 9] = [b'r', b'e', b'd', b'b', 0x1A, 0x0A, 0xA9, 0x0D, 0x0A];
 const IDENTITY_CHECKSUM: usize = 40;
 const SLOT_BYTES: usize = 8;
 const SLOT_CHECKSUM: usize = BLOCK_SIZE - 4;
@@ -128,7 +132,7 @@ pub(crate) struct Slot {
     /// Counts the synced headers of this file, from 1.
     pub(crate) sequence: u64,
     /// redb's block 0.
-    pub(crate) header: [u8; HEADER_CAPACITY],
+    pub(crate) header: HeaderBytes,
 }
 
 impl Slot {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+pub mod database;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

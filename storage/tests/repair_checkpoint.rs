@@ -1,0 +1,119 @@
+//! Verifying and repairing around checkpoints: under way, cut off, and beside writers.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dogsled_storage::disk::{Disk, SimulatedDisk};
+use dogsled_storage::{Command, Durability, Engine, IVec, Options, TreeId, Write, repair, verify_directory};
+use support::Random;
+use support::database::*;
+
+/// So many keys that a checkpoint takes several transactions of redb; every key holds the number of
+/// the round that wrote it.
+fn write_round(engine: &Engine, round: u8) {
+    for batch in 0..80_u32 {
+        let writes = (0..500)
+            .map(|number| Write {
+                tree: TreeId::DEFAULT,
+                key: IVec::from(&(batch * 500 + number).to_be_bytes()[..]),
+                value: Some(IVec::from(&[round; 8][..])),
+            })
+            .collect();
+        engine.execute(Command::Batch { writes }, Durability::Buffered).unwrap();
+    }
+    engine.sync().unwrap();
+}
+
+#[test]
+fn a_checkpoint_cut_off_between_its_transactions_is_repaired_whole() {
+    let disk = SimulatedDisk::new(1);
+    let engine =
+        Engine::open(Options { cache_capacity: 256 << 20, segment_size: 1 << 20, ..options(&disk) }).unwrap();
+    write_round(&engine, 1);
+    engine.checkpoint().unwrap();
+    write_round(&engine, 2);
+    let before = disk.changes();
+    let copy = disk.duplicate();
+    engine.checkpoint().unwrap();
+    let changes = disk.changes() - before;
+    drop(engine);
+    assert!(changes > 100, "{changes}");
+    drop(copy);
+
+    let mut between = 0;
+    for part in 1..8 {
+        let disk = SimulatedDisk::new(1);
+        let engine =
+            Engine::open(Options { cache_capacity: 256 << 20, segment_size: 1 << 20, ..options(&disk) })
+                .unwrap();
+        write_round(&engine, 1);
+        engine.checkpoint().unwrap();
+        write_round(&engine, 2);
+        disk.crash_at_change(disk.changes() + changes * part / 8);
+        engine.checkpoint().unwrap_err();
+        drop(engine);
+        let disk = disk.power_cut(part);
+        let verified = verify_directory(&disk, Path::new(DIRECTORY)).unwrap();
+        assert!(verified.is_sound(), "part {part}: {:?}", verified.damage);
+
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let report = repair(&shared, Path::new(DIRECTORY), Path::new("repaired"), &mut |_| ()).unwrap();
+        assert!(report.is_complete(), "part {part}: {:?}", report.losses);
+        between += u32::from(report.commits_applied > 0);
+        let engine = Engine::open(options_in(&disk, "repaired")).unwrap();
+        assert!(engine.verify().unwrap().is_sound());
+        let state = read(&engine);
+        assert_eq!(state.len(), 40_000);
+        assert!(state.values().all(|value| value == &[2; 8]), "part {part}: a key of the first round");
+        drop(engine);
+        // The source itself recovers the same.
+        let engine = Engine::open(options(&disk)).unwrap();
+        assert!(engine.verify().unwrap().is_sound());
+        assert!(read(&engine) == state, "part {part}");
+    }
+    assert!(between > 3, "{between} cuts were before the end of the checkpoint");
+}
+
+#[test]
+fn verifying_beside_writers_and_checkpoints_finds_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = Engine::open(Options {
+        cache_capacity: 8 << 20,
+        segment_size: 1 << 20,
+        ..Options::new(directory.path().join("db"))
+    })
+    .unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let (engine, stop) = (&engine, &stop);
+            scope.spawn(move || {
+                let mut random = Random(thread);
+                while !stop.load(Ordering::Relaxed) {
+                    let writes = (0..200)
+                        .map(|_| Write {
+                            tree: TreeId::DEFAULT,
+                            key: IVec::from(&random.below(50_000).to_be_bytes()[..]),
+                            value: (random.below(4) > 0).then(|| IVec::from(&[7; 100][..])),
+                        })
+                        .collect();
+                    engine.execute(Command::Batch { writes }, Durability::Buffered).unwrap();
+                }
+            });
+        }
+        for _ in 0..15 {
+            let report = engine.verify();
+            let sound = report.as_ref().is_ok_and(|report| report.is_sound());
+            if !sound {
+                stop.store(true, Ordering::Relaxed);
+            }
+            assert!(sound, "{report:?}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(engine.stats().unwrap().checkpoints > 0, "no checkpoint ran beside it");
+}
