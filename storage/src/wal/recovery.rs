@@ -346,9 +346,8 @@ fn split_used(found: Vec<Found>) -> Result<(Vec<Found>, Vec<Found>)> {
     let unused = found.split_off(used);
     for one in &unused {
         if let Err(what) = one.header {
-            if one.headers_from(FIRST_FRAME).next().is_some() {
-                return Err(one.corrupt(0, what));
-            }
+            // No crash leaves this: a segment gets its name when its header and length are durable.
+            return Err(one.corrupt(0, what));
         } else if let Some((offset, _)) =
             one.headers_from(FIRST_FRAME).find(|(_, header)| header.flags & FLAG_OPENING == 0)
         {
