@@ -47,11 +47,14 @@ const SLICE_BYTES: usize = 16 << 20;
 /// reads find everything in one place and a reopening finds little to replay.
 const IDLE_BYTES: usize = 1 << 20;
 const IDLE: Duration = Duration::from_millis(1500);
+/// After this long without a commit the WAL's spare segments are given back.
+const AT_REST: Duration = Duration::from_secs(5);
 
 /// The background thread.
 pub(crate) fn run(shared: &Arc<Shared>) {
     let mut last_sequence = 0;
     let mut quiet_since = Instant::now();
+    let mut trimmed = false;
     loop {
         let target = {
             let mut progress = shared.progress.lock();
@@ -69,8 +72,13 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                     if sequence != last_sequence {
                         last_sequence = sequence;
                         quiet_since = Instant::now();
+                        trimmed = false;
                     } else if state.active.bytes() >= IDLE_BYTES && quiet_since.elapsed() >= IDLE {
                         progress.wanted = progress.wanted.max(progress.finished + 1);
+                    } else if !trimmed && quiet_since.elapsed() >= AT_REST {
+                        trimmed = true;
+                        // A spare that cannot be removed costs its space, no more.
+                        let _ = shared.wal.trim();
                     }
                 }
             }

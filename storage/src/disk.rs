@@ -1,8 +1,8 @@
 //! The one narrow door to the disk, so that a misbehaving one can be put behind it.
 //!
 //! Everything that dogsled keeps goes through [`Disk`] and [`DiskFile`]: the WAL, redb (by
-//! [`redb::StorageBackend`]), the manifest. `RealDisk` is the operating system's;
-//! `SimulatedDisk` loses, tears and refuses writes on command and
+//! [`redb::StorageBackend`]), the manifest. [`RealDisk`] is the operating system's;
+//! [`SimulatedDisk`] loses, tears and refuses writes on command and
 //! stands under the whole database in tests.
 //!
 //! What is assumed of hardware: a write that was followed by a successful sync survives power
@@ -14,8 +14,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-mod real;
-mod simulated;
+pub mod real;
+pub mod simulated;
 
 pub use real::RealDisk;
 pub use simulated::{Fault, Operation, SimulatedDisk};

@@ -101,7 +101,7 @@ impl Options {
             cache_capacity: 1 << 30,
             durability: Durability::Buffered,
             flush_every_ms: Some(500),
-            segment_size: 64 << 20,
+            segment_size: 16 << 20,
             create_new: false,
             retain_changes_bytes: 0,
             background_threads: true,
@@ -417,10 +417,11 @@ impl Engine {
     /// A consistent state of all trees, as of the newest commit.
     pub fn snapshot(&self) -> Snapshot {
         loop {
-            let state = self.shared.state.load_full();
-            let sequence = state.active.register_reader(&self.shared.readers);
+            let active = Arc::clone(&self.shared.state.load().active);
+            let (sequence, state) =
+                active.register_reader(&self.shared.readers, || self.shared.state.load_full());
             // Frozen in between: commits may have gone to the next overlay already.
-            if Arc::ptr_eq(&state.active, &self.shared.state.load().active) {
+            if Arc::ptr_eq(&active, &state.active) {
                 let keep: Arc<Shared> = Arc::clone(&self.shared);
                 return Snapshot::registered(state, sequence, Arc::clone(&self.shared.readers), keep);
             }
@@ -556,16 +557,24 @@ impl Shared {
         committer.sequence = context.sequence;
         committer.mark(bytes);
         committer.time_ms = context.time_ms;
-        state.active.apply(context.sequence, effects, &self.readers, |tree| state.length_below_active(tree));
+        let below = |tree| state.length_below_active(tree);
+        // A snapshot of this commit must know its trees: they are published with it.
+        state.active.apply(context.sequence, effects, &self.readers, below, || {
+            for effect in effects {
+                match effect {
+                    Effect::CreateTree { id, name } => {
+                        self.change_catalog(|catalog| catalog.insert(*id, name.clone()))
+                    }
+                    Effect::DropTree { id } => self.change_catalog(|catalog| catalog.remove(*id)),
+                    _ => {}
+                }
+            }
+        });
         for effect in effects {
             match effect {
-                Effect::CreateTree { id, name } => {
-                    self.change_catalog(|catalog| catalog.insert(*id, name.clone()))
-                }
-                Effect::DropTree { id } => self.change_catalog(|catalog| catalog.remove(*id)),
                 Effect::SetNextId { next } => committer.next_id = *next,
                 Effect::Put { tree, key, .. } => committer.ends.put(*tree, key),
-                Effect::Remove { .. } | Effect::Clear { .. } => {}
+                _ => {}
             }
         }
         let wakeups = self.watchers.publish(context.sequence, effects);
@@ -777,7 +786,7 @@ fn recover(wal: &Wal, checkpoint: Checkpoint, base: Base, wal_path: &Path) -> Re
                 format!("commit {sequence} follows commit {}", committer.sequence),
             ));
         }
-        overlay.apply(sequence, &effects, &readers, |tree| base.length(tree));
+        overlay.apply(sequence, &effects, &readers, |tree| base.length(tree), || {});
         for effect in &effects {
             match effect {
                 Effect::CreateTree { id, name } => catalog.insert(*id, name.clone()),

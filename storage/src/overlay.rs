@@ -192,22 +192,27 @@ impl Overlay {
     }
 
     /// Registers a reader of the newest commit and returns its sequence.
-    pub(crate) fn register_reader(&self, readers: &Readers) -> u64 {
+    ///
+    /// `load` gets what else the reader needs as of that commit; see [`Overlay::apply`].
+    pub(crate) fn register_reader<T>(&self, readers: &Readers, load: impl FnOnce() -> T) -> (u64, T) {
         let _guard = self.trees.read();
         let sequence = self.sequence();
         readers.register(sequence);
-        sequence
+        (sequence, load())
     }
 
     /// Applies the effects of one commit, visible at once and together.
     ///
-    /// `length_below` gives the number of keys of a tree as the layers below hold it.
+    /// `length_below` gives the number of keys of a tree as the layers below hold it. `publish` is
+    /// called while no reader can register: what it stores belongs to this commit, and whoever
+    /// sees the one sees the other.
     pub(crate) fn apply(
         &self,
         sequence: u64,
         effects: &[Effect],
         readers: &Readers,
         length_below: impl Fn(TreeId) -> u64,
+        publish: impl FnOnce(),
     ) {
         let mut trees = self.trees.write();
         let bounds = readers.bounds();
@@ -240,6 +245,7 @@ impl Overlay {
         let before = self.bytes.load(Ordering::Relaxed) as isize;
         self.bytes.store((before + bytes).max(1) as usize, Ordering::Relaxed);
         self.sequence.store(sequence, Ordering::Release);
+        publish();
     }
 
     /// The newest value of a key.

@@ -174,6 +174,54 @@ fn many_threads_append_and_wait_on_a_real_disk() {
 }
 
 #[test]
+fn readers_never_see_a_segment_change_under_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_size: 64 << 10, ..WalOptions::new(directory.path(), 1) };
+    let wal = Wal::open(Arc::new(RealDisk), options).unwrap();
+    let entry = |index: u64| index.to_le_bytes().repeat(1 + index as usize % 80);
+    wal.append(ONE, 1, &[&entry(1)]).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..3u64)
+            .map(|reader| {
+                let (wal, stop) = (&wal, &stop);
+                scope.spawn(move || {
+                    let (mut next, mut seen) = (1, 0u64);
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        match wal.read(ONE, next, u64::MAX, 3000 * reader as usize) {
+                            Ok(entries) => {
+                                for (index, bytes) in entries {
+                                    assert_eq!(index, next);
+                                    assert_eq!(bytes, entry(index));
+                                    (next, seen) = (next + 1, seen + 1);
+                                }
+                            }
+                            Err(Error::Compacted { oldest }) => next = oldest,
+                            Err(other) => panic!("{other}"),
+                        }
+                    }
+                    seen
+                })
+            })
+            .collect();
+        for index in 2..20_000u64 {
+            let ticket = wal.append(ONE, index, &[&entry(index)]).unwrap();
+            if index % 64 == 0 {
+                wal.purge_to(ONE, index - 60).unwrap();
+            }
+            if index % 200 == 0 {
+                wal.wait_durable(ticket).unwrap();
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for reader in readers {
+            assert!(reader.join().unwrap() > 0, "a reader saw nothing");
+        }
+    });
+    assert!(wal.stats().first_segment > 20, "{:?}", wal.stats());
+}
+
+#[test]
 fn buffered_appends_reach_the_disk_by_themselves() {
     let directory = tempfile::tempdir().unwrap();
     let every = Duration::from_millis(20);

@@ -382,6 +382,28 @@ fn threads_find_all_they_were_promised_after_a_crash() {
     });
 }
 
+#[test]
+fn the_threads_behind_a_wal_change_nothing_that_is_seen() {
+    for_seeds("the_threads_behind_a_wal_change_nothing_that_is_seen", 40, |seed| {
+        let disk = SimulatedDisk::new(seed);
+        let threaded = WalOptions {
+            threads: true,
+            write_out_after: std::time::Duration::from_micros(200),
+            write_out_bytes: 3000,
+            flush_every: Some(std::time::Duration::from_millis(1)),
+            ..options(seed)
+        };
+        let mut history = History::default();
+        let mut random = Random(seed);
+        for _ in 0..3 {
+            let wal = Wal::open(Arc::new(disk.clone()), threaded.clone()).unwrap();
+            history.check_prefix(&wal, history.changes.len(), "reopened");
+            work(&wal, &mut history, &mut random, 200).unwrap();
+            wal.close().unwrap();
+        }
+    });
+}
+
 // ---- errors ----------------------------------------------------------------------------------
 
 #[test]
@@ -679,10 +701,12 @@ fn frames_of_an_earlier_life_never_come_back() {
         wal.purge_to(stream, next - 2).unwrap();
         wal.sync().unwrap();
         assert!(life < 40 || wal.stats().first_segment > 5, "{:?}", wal.stats());
+        let active = wal.stats().active_segment;
         // No orderly end: what follows the last group is what an earlier life left.
         disk = disk.power_cut(life);
         drop(wal);
         let wal = open(&disk, life + 1000).unwrap();
+        assert_eq!(wal.stats().active_segment, active, "an earlier life's frames taken for a torn tail");
         assert_eq!((wal.first_index(stream), wal.last_index(stream)), (Some(next - 1), Some(next - 1)));
         let entry = wal.read(stream, next - 1, next, 100).unwrap();
         assert_eq!(entry[0].1, (next - 1).to_le_bytes());

@@ -239,6 +239,13 @@ impl DiskFile for RealFile {
         // handed out for reuse only when nobody holds it (`Segment`'s reference count); bytes
         // mapped from the segment being appended to are those before the append position.
         let map = unsafe { memmap2::Mmap::map(&self.file)? };
+        // Maps are read from front to back, by recovery above all, and cold: direct writes leave
+        // nothing in the page cache. It is a hint; an error changes nothing.
+        #[cfg(target_os = "linux")]
+        {
+            let _ = map.advise(memmap2::Advice::Sequential);
+            let _ = map.advise(memmap2::Advice::WillNeed);
+        }
         Ok(DiskMap::new(map))
     }
 }

@@ -116,7 +116,7 @@ pub fn inspect(
 ) -> Result<Summary> {
     let mut found = Vec::new();
     for number in names(disk, directory)?.segments {
-        found.push(examine(disk, directory, number, None)?);
+        found.push(examine(disk, directory, number, None, true)?);
     }
     let mut inspection = Inspection { f, summary: Summary::default(), next_group: None };
     for (at, segment) in found.iter().enumerate() {
@@ -167,7 +167,7 @@ impl Inspection<'_> {
             file: &segment.path,
             number: segment.number,
             epoch: header.map(|header| header.epoch),
-            size: segment.map.len() as u64,
+            size: segment.length,
             database_id: header.map(|header| header.database_id),
         })?;
         if let Err(what) = segment.header {

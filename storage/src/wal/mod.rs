@@ -154,6 +154,9 @@ use crate::error::{Error, Result};
 pub(crate) use format::FORMAT_VERSION;
 pub use inspect::{Event, RecordKind, Summary, inspect};
 
+#[doc(hidden)]
+pub use format::fuzz_frame;
+
 use format::Kind;
 use writer::Shared;
 
@@ -173,12 +176,14 @@ pub const MAX_STATE: usize = 64 << 10;
 pub struct WalOptions {
     /// The directory of the segments; made if missing.
     pub directory: PathBuf,
-    /// Length of a segment in bytes, a multiple of 4,096 and at least 32 KiB. Default 64 MiB. The
-    /// first segments of a database are shorter.
+    /// Length of a segment in bytes, a multiple of 4,096 and at least 32 KiB. Default 16 MiB: two
+    /// always exist, and a small database should not take a hundred megabytes. The first segments
+    /// of a database are shorter.
     pub segment_size: u64,
     /// Identifies the database that the segments belong to.
     pub database_id: u128,
-    /// Files kept for reuse, beside the one that is prepared. Default 1.
+    /// Files kept for reuse while there is something to do, beside the one that is prepared; see
+    /// [`Wal::trim`]. Default 8: about what a checkpoint lets go at a time.
     pub spare_segments: usize,
     /// Appended bytes are written out when there are this many. Default 256 KiB.
     pub write_out_bytes: usize,
@@ -201,9 +206,9 @@ impl WalOptions {
     pub fn new(directory: impl Into<PathBuf>, database_id: u128) -> WalOptions {
         WalOptions {
             directory: directory.into(),
-            segment_size: 64 << 20,
+            segment_size: 16 << 20,
             database_id,
-            spare_segments: 1,
+            spare_segments: 8,
             write_out_bytes: 256 << 10,
             write_out_after: Duration::from_millis(5),
             max_pending_bytes: 8 << 20,
@@ -423,6 +428,12 @@ impl Wal {
         self.shared.stats()
     }
 
+    /// Removes the spare segments. For an owner with nothing to do: the next burst of appends makes
+    /// new ones. Closing does it, too.
+    pub fn trim(&self) -> Result<()> {
+        self.shared.files.trim()
+    }
+
     /// Stops acknowledging anything, for a reason that lies outside (the B-tree's file failed,
     /// say). The first reason given stays.
     pub fn poison(&self, why: &str) {
@@ -453,7 +464,8 @@ impl Wal {
                 self.shared.poison("a thread of the WAL panicked");
             }
         }
-        self.shared.close()
+        self.shared.close()?;
+        self.shared.files.trim()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Opening: what is there, where the log ends, and what is wrong with it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +11,8 @@ use crate::error::{Error, Result};
 use super::WalOptions;
 use super::buffer::Buffer;
 use super::format::{
-    FIRST_FRAME, FLAG_CLOSED, FLAG_OPENING, FrameHeader, HeaderFound, Kind, Opening, Records, SegmentHeader,
+    FIRST_FRAME, FLAG_CLOSED, FLAG_OPENING, FRAME_HEADER_SIZE, FrameHeader, HeaderFound, Kind, Opening,
+    Records, SegmentHeader,
 };
 use super::segment::{FileName, Files, PrepareError, Segment, parse_name, segment_path};
 use super::streams::Streams;
@@ -23,6 +25,8 @@ const REWRITTEN_AT_ONCE: usize = 1 << 20;
 pub(super) struct Found {
     pub(super) number: u64,
     pub(super) path: PathBuf,
+    pub(super) length: u64,
+    /// The whole file, or the beginning of one that seems to be unused.
     pub(super) map: DiskMap,
     pub(super) header: Result<SegmentHeader, &'static str>,
     /// The opening frame, if it is sound.
@@ -56,16 +60,38 @@ impl Found {
     }
 }
 
-/// Reads a segment's header and opening. Refuses what is not ours to touch.
+/// How much is read of a segment that does not begin with an opening frame. A prepared segment
+/// costs no more to open than this; in one whose opening was damaged, the frame behind the opening
+/// lies within it (an opening of this length states more than 100,000 streams).
+const LOOK_INTO_UNUSED: u64 = 4 << 20;
+
+fn read(disk: &dyn Disk, path: &Path, number: u64, thorough: bool) -> io::Result<(u64, DiskMap)> {
+    let file = disk.open(path, OpenMode::Read)?;
+    let length = file.length()?;
+    if !thorough && length > LOOK_INTO_UNUSED {
+        let mut first = [0; FRAME_HEADER_SIZE];
+        file.read_at(FIRST_FRAME, &mut first)?;
+        if FrameHeader::decode(&first).is_none_or(|header| header.segment != number) {
+            let mut bytes = vec![0; LOOK_INTO_UNUSED as usize];
+            file.read_at(0, &mut bytes)?;
+            return Ok((length, DiskMap::new(bytes)));
+        }
+    }
+    Ok((length, file.map()?))
+}
+
+/// Reads a segment's header and opening. Refuses what is not ours to touch. `thorough` to have all
+/// of it even if it seems unused.
 pub(super) fn examine(
     disk: &dyn Disk,
     directory: &Path,
     number: u64,
     database_id: Option<u128>,
+    thorough: bool,
 ) -> Result<Found> {
     let path = segment_path(directory, number);
-    let opened = disk.open(&path, OpenMode::Read).and_then(|file| file.map());
-    let map = opened.map_err(|error| Error::io(format!("reading {}", path.display()), error))?;
+    let (length, map) = read(disk, &path, number, thorough)
+        .map_err(|error| Error::io(format!("reading {}", path.display()), error))?;
     let foreign = |what: String| Err(Error::NotADatabase { path: path.clone(), what });
     let header = match SegmentHeader::decode(&map) {
         HeaderFound::Newer(version) => {
@@ -82,14 +108,14 @@ pub(super) fn examine(
         }
         HeaderFound::Sound(header) if header.number != number => Err("the header is of another segment"),
         HeaderFound::Sound(header)
-            if header.size != map.len() as u64 || !header.size.is_multiple_of(BLOCK_SIZE as u64) =>
+            if header.size != length || !header.size.is_multiple_of(BLOCK_SIZE as u64) =>
         {
             Err("the file does not have the length its header says")
         }
         HeaderFound::Sound(header) => Ok(header),
         HeaderFound::Damaged(what) => Err(what),
     };
-    let mut found = Found { number, path, map, header, opening: None };
+    let mut found = Found { number, path, length, map, header, opening: None };
     if found.header.is_ok()
         && let Some((header, payload)) = found.frame(FIRST_FRAME)
         && header.flags & FLAG_OPENING != 0
@@ -151,7 +177,7 @@ pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recov
     let names = names(&*disk, directory)?;
     let mut found = Vec::new();
     for number in &names.segments {
-        found.push(examine(&*disk, directory, *number, Some(options.database_id))?);
+        found.push(examine(&*disk, directory, *number, Some(options.database_id), false)?);
     }
     // Everything is read, and judged, before anything is changed.
     let Log { stale, used, unused, cursor, dirty } = read_all(found, directory)?;
@@ -182,7 +208,7 @@ pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recov
 
     let prepared = tidy(&files, names, &unused, Some(last.number + 1))?;
     for one in &stale {
-        files.retire(&one.path, one.map.len() as u64, one.number, false)?;
+        files.retire(&one.path, one.length, one.number, false)?;
     }
     cursor.streams.group_taken();
     let mut state = new_state(Arc::clone(&active), cursor.streams, cursor.next_group);
@@ -320,9 +346,8 @@ fn split_used(found: Vec<Found>) -> Result<(Vec<Found>, Vec<Found>)> {
     let unused = found.split_off(used);
     for one in &unused {
         if let Err(what) = one.header {
-            if one.headers_from(FIRST_FRAME).next().is_some() {
-                return Err(one.corrupt(0, what));
-            }
+            // No crash leaves this: a segment gets its name when its header and length are durable.
+            return Err(one.corrupt(0, what));
         } else if let Some((offset, _)) =
             one.headers_from(FIRST_FRAME).find(|(_, header)| header.flags & FLAG_OPENING == 0)
         {
@@ -441,7 +466,7 @@ impl Cursor {
     fn apply(&mut self, segment: &Found, header: &FrameHeader, payload: &[u8]) -> Result<()> {
         // The checksums match, so what does not fit was written so: by a bug, or not by us.
         let nonsense = |position: usize, what: &str| {
-            let at = self.position + (super::format::FRAME_HEADER_SIZE + position) as u64;
+            let at = self.position + (FRAME_HEADER_SIZE + position) as u64;
             segment.corrupt(at, format!("{what}, although the checksum of group {} matches", header.group))
         };
         let mut records = Records::new(payload, 0);
@@ -520,7 +545,7 @@ fn tidy(files: &Files, names: Names, unused: &[Found], next: Option<u64>) -> Res
                 prepared = Some(Arc::new(Segment::new(header, one.path.clone(), file)));
             }
             _ => {
-                files.retire(&one.path, one.map.len() as u64, one.number, false)?;
+                files.retire(&one.path, one.length, one.number, false)?;
                 renamed = true;
             }
         }

@@ -193,6 +193,16 @@ impl Files {
         Ok(())
     }
 
+    /// Removes the spares: a database at rest needs none.
+    pub(super) fn trim(&self) -> Result<()> {
+        for path in std::mem::take(&mut *self.spares.lock()) {
+            self.disk
+                .remove(&path)
+                .map_err(|error| Error::io(format!("removing {}", path.display()), error))?;
+        }
+        Ok(())
+    }
+
     /// Takes a segment out of use: what it held is no longer needed. Keeps it as a spare, unless
     /// there are enough, its size is unusual, or somebody still reads it (a removed file stays
     /// as it was for those who map it; one written anew would change under them).

@@ -1,0 +1,231 @@
+//! Random commands over few keys and trees, so that they meet.
+
+use std::sync::Arc;
+
+use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
+use dogsled_storage::counter::CounterCommand;
+use dogsled_storage::lock::{FencingToken, LockCommand};
+use dogsled_storage::model::ModelState;
+use dogsled_storage::{Command, IVec, TreeId, View, Write};
+
+use super::Random;
+
+/// What a workload is made of.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// How many keys there are.
+    pub keys: u64,
+    /// Most bytes of a value; most are far smaller.
+    pub largest_value: u64,
+    /// Most writes of a batch.
+    pub largest_batch: u64,
+}
+
+impl Shape {
+    /// Few keys and short values: every command meets something.
+    pub const SMALL: Shape = Shape { keys: 40, largest_value: 3000, largest_batch: 12 };
+}
+
+/// Makes commands; see the [module](self).
+#[derive(Clone, Debug)]
+pub struct Workload {
+    pub random: Random,
+    shape: Shape,
+    /// Makes every value different from all before it.
+    written: u64,
+    /// States from which stale transactions take their reads.
+    past: Vec<Arc<ModelState>>,
+    /// Grants that were handed out, and may be over.
+    grants: Vec<(IVec, IVec, FencingToken)>,
+}
+
+const TREE_NAMES: [&str; 4] = ["amber", "birch", "cedar", ""];
+const COUNTERS: [&str; 3] = ["visits", "seats", "x"];
+const LOCKS: [&str; 2] = ["printer", "door"];
+const OWNERS: [&str; 3] = ["ann", "ben", ""];
+
+impl Workload {
+    pub fn new(seed: u64, shape: Shape) -> Workload {
+        let (past, grants) = (Vec::new(), Vec::new());
+        Workload { random: Random::new(seed), shape, written: 0, past, grants }
+    }
+
+    /// One of the keys; among them the empty one, one with zeros, prefixes of others, a long one.
+    pub fn key(&mut self) -> IVec {
+        let number = self.random.below(self.shape.keys);
+        match number {
+            0 => IVec::from(""),
+            1 => IVec::from(&b"k\0"[..]),
+            2 => IVec::from("k"),
+            3 => IVec::from(vec![b'l'; 700]),
+            4 => IVec::from(&b"\xff\xff"[..]),
+            _ if number % 7 == 0 => IVec::from(format!("k{number:05}-and-a-tail-beyond-the-inline-thirty")),
+            _ => IVec::from(format!("k{number:05}")),
+        }
+    }
+
+    /// A value that was never written before, unless it is too short to differ.
+    pub fn value(&mut self) -> IVec {
+        self.written += 1;
+        let length = match self.random.below(10) {
+            0 => 0,
+            1..=5 => self.random.below(24),
+            6 => 28 + self.random.below(5),
+            7 | 8 => self.random.below(200),
+            _ => self.random.below(self.shape.largest_value + 1),
+        };
+        let mut bytes = format!("{:x}.", self.written).into_bytes();
+        let start = bytes.len();
+        bytes.resize(length.max(start as u64) as usize, 0);
+        if length == 0 {
+            return IVec::from("");
+        }
+        for (index, byte) in bytes[start..].iter_mut().enumerate() {
+            *byte = (self.written as usize * 31 + index) as u8;
+        }
+        IVec::from(bytes)
+    }
+
+    /// A tree, mostly one that exists.
+    pub fn tree(&mut self, model: &ModelState) -> TreeId {
+        if self.random.one_in(40) {
+            return TreeId(16 + self.random.below(30) as u32);
+        }
+        if self.random.one_in(2) {
+            return TreeId::DEFAULT;
+        }
+        let users: Vec<TreeId> = model.names().map(|(_, id)| id).filter(|id| !id.is_system()).collect();
+        *self.random.pick(&users)
+    }
+
+    fn write(&mut self, model: &ModelState) -> Write {
+        let tree = self.tree(model);
+        let key = self.key();
+        let value = if self.random.one_in(3) { None } else { Some(self.value()) };
+        Write { tree, key, value }
+    }
+
+    fn writes(&mut self, model: &ModelState) -> Vec<Write> {
+        let count = 1 + self.random.below(self.shape.largest_batch);
+        // Drawing trees that do not exist for one write of many would fail most batches.
+        let mut writes: Vec<Write> = (0..count).map(|_| self.write(model)).collect();
+        if !self.random.one_in(10) {
+            writes.retain(|write| model.has_tree(write.tree));
+        }
+        writes
+    }
+
+    /// Remembers a state, for transactions whose reads are out of date.
+    fn remember(&mut self, model: &ModelState) {
+        if self.random.one_in(20) {
+            if self.past.len() == 8 {
+                self.past.remove(0);
+            }
+            self.past.push(Arc::new(model.clone()));
+        }
+    }
+
+    /// Tells the workload of a grant, so that it renews and releases it.
+    pub fn granted(&mut self, name: &IVec, owner: &IVec, token: FencingToken) {
+        self.grants.push((name.clone(), owner.clone(), token));
+        if self.grants.len() > 4 {
+            self.grants.remove(0);
+        }
+    }
+
+    /// The next command.
+    pub fn command(&mut self, model: &ModelState) -> Command {
+        self.remember(model);
+        match self.random.below(100) {
+            0..=29 => Command::Insert { tree: self.tree(model), key: self.key(), value: self.value() },
+            30..=41 => Command::Remove { tree: self.tree(model), key: self.key() },
+            42..=49 => self.compare_and_swap(model),
+            50..=61 => Command::Batch { writes: self.writes(model) },
+            62..=65 => Command::Pop { tree: self.tree(model), last: self.random.one_in(2) },
+            66..=79 => self.transact(model),
+            80 => Command::ClearTree { tree: self.tree(model) },
+            81..=84 => Command::CreateTree { name: IVec::from(*self.random.pick(&TREE_NAMES)) },
+            85 | 86 => Command::DropTree { name: IVec::from(*self.random.pick(&TREE_NAMES)) },
+            87 | 88 => Command::ReserveIds { count: self.random.below(5) },
+            89..=93 => Command::Counter(self.counter()),
+            _ => Command::Lock(self.lock()),
+        }
+    }
+
+    fn compare_and_swap(&mut self, model: &ModelState) -> Command {
+        let (tree, key) = (self.tree(model), self.key());
+        let current = model.tree(tree).and_then(|tree| tree.get(&key)).map(|found| found.value.clone());
+        let old = if self.random.one_in(4) { Some(self.value()) } else { current };
+        let new = if self.random.one_in(4) { None } else { Some(self.value()) };
+        Command::CompareAndSwap { tree, key, old, new }
+    }
+
+    /// A transaction whose reads are of now or, once in three times, of some time ago.
+    fn transact(&mut self, model: &ModelState) -> Command {
+        let past = (!self.past.is_empty() && self.random.one_in(3))
+            .then(|| Arc::clone(self.random.pick(&self.past)));
+        let seen: &ModelState = past.as_deref().unwrap_or(model);
+        let reads = (0..self.random.below(4)).map(|_| {
+            let (tree, key) = (self.existing_tree(model), self.key());
+            let found = seen.tree(tree).and_then(|tree| tree.get(&key));
+            KeyRead { tree, version: found.map_or(0, |found| found.version), key }
+        });
+        let reads = reads.collect();
+        let ranges = (0..self.random.below(3)).map(|_| {
+            let tree = self.existing_tree(model);
+            let (low, high) = (self.key(), self.key());
+            let high = (!self.random.one_in(5)).then_some(high);
+            range_read(seen, tree, low, high)
+        });
+        let ranges = ranges.collect();
+        Command::Transact { reads, ranges, writes: self.writes(model) }
+    }
+
+    fn existing_tree(&mut self, model: &ModelState) -> TreeId {
+        let tree = self.tree(model);
+        if model.has_tree(tree) { tree } else { TreeId::DEFAULT }
+    }
+
+    fn counter(&mut self) -> CounterCommand {
+        let name = IVec::from(*self.random.pick(&COUNTERS));
+        let delta = self.random.below(9) as i64 - 4;
+        match self.random.below(8) {
+            0 => CounterCommand::Set { name, value: self.random.next() as i64 },
+            1 => CounterCommand::Remove { name },
+            2 => CounterCommand::Get { name },
+            3 | 4 => CounterCommand::AddWithin { name, delta, min: -3, max: 10 },
+            _ => CounterCommand::Add { name, delta },
+        }
+    }
+
+    fn lock(&mut self) -> LockCommand {
+        let name = IVec::from(*self.random.pick(&LOCKS));
+        let owner = IVec::from(*self.random.pick(&OWNERS));
+        let lease_ms = 1 + self.random.below(300);
+        match self.random.below(6) {
+            0 => LockCommand::Expire { name },
+            1 | 2 if !self.grants.is_empty() => {
+                let (name, owner, token) = self.random.pick(&self.grants).clone();
+                LockCommand::Renew { name, owner, token, lease_ms }
+            }
+            3 if !self.grants.is_empty() => {
+                let (name, owner, token) = self.random.pick(&self.grants).clone();
+                LockCommand::Release { name, owner, token }
+            }
+            _ => LockCommand::TryAcquire { name, owner, lease_ms },
+        }
+    }
+}
+
+/// What a transaction that read `low..high` of this state says that it saw.
+pub fn range_read(seen: &ModelState, tree: TreeId, low: IVec, high: Option<IVec>) -> RangeRead {
+    let mut count = 0;
+    let mut fingerprint = RangeFingerprint::default();
+    for (key, found) in seen.tree(tree).into_iter().flatten() {
+        if *key >= low && high.as_ref().is_none_or(|high| key < high) {
+            count += 1;
+            fingerprint.add(found.version);
+        }
+    }
+    RangeRead { tree, low, high, count, fingerprint: fingerprint.finish() }
+}
