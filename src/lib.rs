@@ -91,3 +91,8 @@ pub use transaction::Transactional;
 pub use transfer::{CollectionName, CollectionType};
 pub use tree::{CompareAndSwapError, CompareAndSwapResult, MergeOperator, Tree};
 pub use typed::{TypedIter, TypedTree};
+
+/// The README's program, compiled and run with the doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

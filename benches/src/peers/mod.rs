@@ -2,6 +2,7 @@
 //!
 //! Each is tuned as its own documentation advises for data that fits in memory; the file says how and why.
 
+mod dogsled;
 #[cfg(feature = "peers")]
 mod fjall;
 #[cfg(feature = "peers")]
@@ -20,6 +21,7 @@ use crate::contestant::Contestant;
 /// All that were compiled in.
 pub fn all() -> Vec<&'static dyn Contestant> {
     vec![
+        &dogsled::Dogsled,
         #[cfg(feature = "peers")]
         &redb::Redb,
         #[cfg(feature = "peers")]

@@ -1,0 +1,327 @@
+//! The command line, as clap reads it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::bytes::ByteFormat;
+use super::exit::EXIT_CODES;
+use super::load::LoadFormat;
+
+/// An embedded key-value store: look into a database directory, fill it, check it, rescue it.
+///
+/// Every command works on the directory given with --dir (or in DOGSLED_DIR), which no other
+/// process may have open. Keys and values are any bytes; they are written as text with \xNN for
+/// what is not, unless another form is chosen.
+#[derive(Debug, Parser)]
+#[command(name = "dogsled", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The database directory
+    #[arg(short, long, global = true, env = "DOGSLED_DIR", value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+
+    /// The tree to work on, instead of the default one
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub(crate) tree: Option<OsString>,
+
+    /// Print JSON: one object per entry or summary. Errors too, on standard error
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// How keys are written, in arguments and listings
+    #[arg(short, long, global = true, value_name = "FORM", hide_possible_values = true)]
+    #[arg(
+        long_help = "How keys are written, in arguments and listings: text (with \\xNN escapes), raw, hex, \
+                       base64, or file (arguments only: the name of a file that holds the bytes; - is \
+                       standard input)"
+    )]
+    pub(crate) key_format: Option<ByteFormat>,
+
+    /// How values are written: text, raw, hex, base64 or file, as for keys
+    #[arg(short = 'f', long, global = true, value_name = "FORM", hide_possible_values = true)]
+    pub(crate) value_format: Option<ByteFormat>,
+
+    /// Draw no progress bars (none are drawn where standard error is not a terminal)
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+
+    /// Memory for caches and buffered writes, in MiB
+    #[arg(long, global = true, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub(crate) cache: u64,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Print the value of a key
+    Get {
+        /// The key
+        key: OsString,
+        /// Write the value's bytes to this file instead
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Set a key; synced when the command returns
+    Put {
+        /// The key
+        key: OsString,
+        /// The value; with -f file the name of a file that holds it
+        value: OsString,
+    },
+    /// Remove keys; synced when the command returns
+    Del {
+        /// The keys; exit code 1 if one of them is not there (the others are removed)
+        #[arg(required = true)]
+        keys: Vec<OsString>,
+    },
+    /// List keys and values in key order, as TSV
+    Scan {
+        #[command(flatten)]
+        range: RangeArgs,
+        /// From the last to the first
+        #[arg(short, long)]
+        reverse: bool,
+        /// No more than this many
+        #[arg(short = 'n', long)]
+        limit: Option<u64>,
+        /// Only the keys
+        #[arg(long)]
+        keys_only: bool,
+    },
+    /// Count keys
+    Count {
+        #[command(flatten)]
+        range: RangeArgs,
+    },
+    /// List the trees with their numbers of keys
+    Trees,
+    /// Load TSV, CSV, JSON Lines or Redis commands from a file or standard input
+    Load(LoadArgs),
+    /// Write all trees (or the one chosen with --tree) to a file or standard output
+    Export {
+        /// The file; - or none is standard output
+        file: Option<PathBuf>,
+        /// What to write; told from the file's name (.jsonl) if not given
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<ExportFormat>,
+    },
+    /// Read what export wrote; refused as a whole if any of it is damaged
+    Import {
+        /// The file; - is standard input
+        file: PathBuf,
+        /// What it holds; told from its first bytes if not given
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<ExportFormat>,
+        /// Import into trees that have keys already, overwriting those that are in both
+        #[arg(long)]
+        merge: bool,
+    },
+    /// Copy the database to a new directory
+    Backup {
+        /// The new directory; with two, from the first to the second
+        #[arg(required = true, num_args = 1..=2, value_names = ["SOURCE", "TARGET"])]
+        directories: Vec<PathBuf>,
+    },
+    /// Read everything and check every checksum and count
+    Verify {
+        /// The database directory, instead of --dir
+        directory: Option<PathBuf>,
+    },
+    /// Save what is sound of a damaged database to a new directory; the damaged one is not touched
+    Repair {
+        /// The new directory; with two, from the first to the second
+        #[arg(required = true, num_args = 1..=2, value_names = ["SOURCE", "TARGET"])]
+        directories: Vec<PathBuf>,
+        /// Apply sound commits of the log that lie behind lost ones, too: newer values, but perhaps
+        /// of a state that the database never had
+        #[arg(long)]
+        behind_gaps: bool,
+    },
+    /// Show sizes and counts
+    Stats {
+        /// The database directory, instead of --dir
+        directory: Option<PathBuf>,
+    },
+    /// Measure this machine: puts, gets and scans, beside raw writes to the same disk
+    Bench(BenchArgs),
+    /// Look into the write-ahead log of a database that is not open
+    Wal {
+        #[command(subcommand)]
+        command: WalCommand,
+    },
+    /// Read or change a counter
+    Counter {
+        #[command(subcommand)]
+        command: CounterCommand,
+    },
+    /// See or take a lock
+    Lock {
+        #[command(subcommand)]
+        command: LockCommand,
+    },
+}
+
+/// A part of a tree.
+#[derive(Debug, Args)]
+pub(crate) struct RangeArgs {
+    /// Keys that begin with this
+    #[arg(short, long)]
+    pub(crate) prefix: Option<OsString>,
+    /// Keys from this one on
+    #[arg(long, value_name = "KEY")]
+    pub(crate) from: Option<OsString>,
+    /// Keys before this one
+    #[arg(long, value_name = "KEY")]
+    pub(crate) to: Option<OsString>,
+}
+
+/// Arguments of `load`.
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// The file; - is standard input
+    pub(crate) file: PathBuf,
+    /// What it holds; told from its name (.tsv, .csv, .jsonl, .redis) if not given
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<LoadFormat>,
+    /// The key: a column (name or number from 1), or a field of JSON objects
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) key: Option<String>,
+    /// The value: a column or field. Without it the other of two columns; of more, all but the
+    /// key as a JSON object; of JSON objects, the whole object
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) value: Option<String>,
+    /// The first line names the columns (the default for CSV)
+    #[arg(long, overrides_with = "no_header")]
+    pub(crate) header: bool,
+    /// The first line is data (the default for TSV)
+    #[arg(long)]
+    pub(crate) no_header: bool,
+    /// What separates columns, instead of a tab or comma
+    #[arg(long, value_name = "CHARACTER")]
+    pub(crate) delimiter: Option<char>,
+    /// Leave out wrong records and say how many, instead of stopping at the first
+    #[arg(long)]
+    pub(crate) skip_bad: bool,
+    /// Read and check the whole input, write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// The formats of `export` and `import`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// dogsled's own stream: compact, checksummed, versioned
+    Archive,
+    /// One {"tree":…, "key":…, "value":…} per line
+    #[value(name = "jsonl", alias = "ndjson", alias = "json-lines")]
+    JsonLines,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// A directory on the disk to measure, instead of the current one; what is written there is
+    /// removed again
+    pub(crate) place: Option<PathBuf>,
+    /// How many keys to write and read
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
+    pub(crate) records: u64,
+    /// Bytes per value
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) value_size: u32,
+    /// Durable writes per round; each waits for the disk
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..))]
+    pub(crate) syncs: u64,
+    /// Rounds; every figure is the median of them
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+}
+
+/// Of `wal`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WalCommand {
+    /// List what the log holds, commit by commit
+    Dump {
+        /// The database directory, instead of --dir
+        directory: Option<PathBuf>,
+        /// No more than this many
+        #[arg(short = 'n', long)]
+        limit: Option<u64>,
+    },
+    /// Check every frame, and say where the log ends and why
+    Verify {
+        /// The database directory, instead of --dir
+        directory: Option<PathBuf>,
+    },
+}
+
+/// Of `counter`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CounterCommand {
+    /// Print its value; 0 if it was never touched
+    Get {
+        /// The counter
+        name: OsString,
+    },
+    /// Add to it (a negative number subtracts) and print the new value
+    Add {
+        /// The counter
+        name: OsString,
+        /// How much
+        #[arg(allow_negative_numbers = true, default_value_t = 1)]
+        amount: i64,
+        /// Refuse (exit code 8) to go below this
+        #[arg(long, allow_negative_numbers = true)]
+        min: Option<i64>,
+        /// Refuse (exit code 8) to go above this
+        #[arg(long, allow_negative_numbers = true)]
+        max: Option<i64>,
+    },
+    /// Set it back to 0 and print what it was
+    Reset {
+        /// The counter
+        name: OsString,
+    },
+}
+
+/// Of `lock`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LockCommand {
+    /// Say who holds it; exit code 1 if nobody does
+    Holder {
+        /// The lock
+        name: OsString,
+    },
+    /// Take it for a time and print the fencing token; exit code 8 if another holds it
+    Acquire {
+        /// The lock
+        name: OsString,
+        /// Who takes it
+        #[arg(long)]
+        owner: OsString,
+        /// For how long, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=365 * 86_400))]
+        lease: u64,
+    },
+    /// Give it back; exit code 8 if it is no longer held with this token
+    Release {
+        /// The lock
+        name: OsString,
+        /// Who took it
+        #[arg(long)]
+        owner: OsString,
+        /// The token that acquire printed
+        #[arg(long)]
+        token: u64,
+    },
+}

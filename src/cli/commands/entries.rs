@@ -1,0 +1,134 @@
+//! `get`, `put`, `del`, `scan`, `count` and `trees`.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::cli::args::{Global, RangeArgs};
+use crate::cli::bytes::{self, ByteFormat};
+use crate::cli::exit::{Failure, Result};
+use crate::cli::output::{self, Output};
+use crate::cli::progress::Progress;
+use crate::cli::store::KeyRange;
+
+pub(crate) fn get(global: &Global, out: &mut Output, key: &OsStr, file: Option<&Path>) -> Result<()> {
+    let key = global.key_argument(key)?;
+    let db = global.open_existing(None)?;
+    let tree = global.existing_tree(&db)?;
+    let Some(value) = tree.get(&key)? else {
+        return Err(Failure::not_found(format!("no key {:?}", bytes::display_short(&key))));
+    };
+    if let Some(file) = file {
+        std::fs::write(file, &value).map_err(|error| Failure::io(file.display(), &error))?;
+        return out.summary(
+            format!("{} written to {}", output::size(value.len() as u64), file.display()),
+            json!({ "key": bytes::to_json(&key), "bytes": value.len(), "file": file.display().to_string() }),
+        );
+    }
+    if out.json { out.entry(&key, Some(&value)) } else { out.value(&value) }
+}
+
+pub(crate) fn put(global: &Global, out: &mut Output, key: &OsStr, value: &OsStr) -> Result<()> {
+    let both_read_input = key == "-" && value == "-";
+    if both_read_input && global.key_form() == ByteFormat::File && global.value_form() == ByteFormat::File {
+        return Err(Failure::usage("key and value cannot both be standard input"));
+    }
+    let key = global.key_argument(key)?;
+    let value = global.value_argument(value)?;
+    let db = global.open_or_create()?;
+    let tree = global.tree_for_writing(&db)?;
+    let replaced = tree.insert(&key, value)?.is_some();
+    db.flush()?;
+    // People want silence from a write that worked.
+    if out.json {
+        out.document(&json!({ "key": bytes::to_json(&key), "replaced": replaced }))
+    } else {
+        Ok(())
+    }
+}
+
+pub(crate) fn del(global: &Global, out: &mut Output, keys: &[OsString]) -> Result<()> {
+    let keys = keys.iter().map(|key| global.key_argument(key)).collect::<Result<Vec<_>>>()?;
+    let db = global.open_existing(None)?;
+    global.existing_tree(&db)?;
+    let tree = global.tree_for_writing(&db)?;
+    let mut missing = Vec::new();
+    for key in &keys {
+        if tree.remove(key)?.is_none() {
+            missing.push(bytes::display_short(key));
+        }
+    }
+    db.flush()?;
+    let removed = keys.len() - missing.len();
+    if !missing.is_empty() {
+        let failure = Failure::not_found(format!("no key {}", missing.join(", ")));
+        return Err(failure
+            .adding(format!("{} removed", output::count(removed as u64, "key")))
+            .detail("removed", removed));
+    }
+    if out.json { out.document(&json!({ "removed": removed })) } else { Ok(()) }
+}
+
+fn key_range(global: &Global, range: &RangeArgs) -> Result<KeyRange> {
+    let bytes = |key: &Option<OsString>| key.as_deref().map(|key| global.key_argument(key)).transpose();
+    Ok(KeyRange::new(bytes(&range.prefix)?, bytes(&range.from)?, bytes(&range.to)?))
+}
+
+pub(crate) fn scan(
+    global: &Global,
+    out: &mut Output,
+    range: &RangeArgs,
+    reverse: bool,
+    limit: Option<u64>,
+    keys_only: bool,
+) -> Result<()> {
+    if global.key_format == Some(ByteFormat::File) && range.prefix.is_none() && range.from.is_none() {
+        return Err(Failure::usage("--key-format file is for arguments; keys cannot be listed so"));
+    }
+    let range = key_range(global, range)?;
+    let db = global.open_existing(None)?;
+    let tree = global.existing_tree(&db)?;
+    let mut entries = range.of(&tree);
+    let mut left = limit.unwrap_or(u64::MAX);
+    while left > 0
+        && let Some(entry) = if reverse { entries.next_back() } else { entries.next() }
+    {
+        let (key, value) = entry?;
+        out.entry(&key, (!keys_only).then_some(&value))?;
+        left -= 1;
+    }
+    Ok(())
+}
+
+pub(crate) fn count(global: &Global, out: &mut Output, range: &RangeArgs) -> Result<()> {
+    let range = key_range(global, range)?;
+    let db = global.open_existing(None)?;
+    let tree = global.existing_tree(&db)?;
+    let mut count = tree.len() as u64;
+    if !range.is_everything() {
+        let progress = Progress::items(None, "counting", global.quiet);
+        count = 0;
+        for entry in range.of(&tree) {
+            entry?;
+            count += 1;
+            if count.is_multiple_of(4096) {
+                progress.set(count);
+            }
+        }
+    }
+    out.summary(count, json!({ "count": count }))
+}
+
+pub(crate) fn trees(global: &Global, out: &mut Output) -> Result<()> {
+    let db = global.open_existing(None)?;
+    for name in db.tree_names() {
+        let count = db.open_tree(&name)?.len();
+        if out.json {
+            out.document(&json!({ "tree": bytes::to_json(&name), "count": count }))?;
+        } else {
+            out.line(format_args!("{}\t{count}", bytes::display(&name)))?;
+        }
+    }
+    Ok(())
+}

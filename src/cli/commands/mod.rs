@@ -1,0 +1,9 @@
+//! What each command does, one module per kind.
+
+pub(crate) mod bench;
+pub(crate) mod coordination;
+pub(crate) mod entries;
+pub(crate) mod load;
+pub(crate) mod transfer;
+pub(crate) mod upkeep;
+pub(crate) mod wal;

@@ -1,0 +1,334 @@
+//! `export` and `import`: whole trees out of a database and into another.
+//!
+//! Counters go along; locks stay, because a lease and a fencing token mean something only in the
+//! database that granted them.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use dogsled::Db;
+use dogsled_storage::{DEFAULT_TREE_NAME, TreeId};
+use serde_json::json;
+
+use crate::cli::archive::{self, Damage, Event, Reader, Writer};
+use crate::cli::args::{ExportFormat, Global};
+use crate::cli::bytes;
+use crate::cli::exit::{Code, Failure, Result};
+use crate::cli::load::json_lines::{self, JsonLines};
+use crate::cli::load::{Problem, Record};
+use crate::cli::output::{self, Output};
+use crate::cli::progress::Progress;
+use crate::cli::sink::Sink;
+use crate::cli::store;
+
+/// What `Db::export` calls every collection.
+const TREE_KIND: &[u8] = b"tree";
+
+pub(crate) fn export(
+    global: &Global,
+    out: &mut Output,
+    file: Option<&Path>,
+    format: Option<ExportFormat>,
+) -> Result<()> {
+    let file = file.filter(|file| *file != Path::new("-"));
+    let named = file.and_then(Path::extension).and_then(|extension| extension.to_str());
+    let format = format.unwrap_or(match named {
+        Some("jsonl" | "ndjson") => ExportFormat::JsonLines,
+        _ => ExportFormat::Archive,
+    });
+    if file.is_none() && format == ExportFormat::Archive && io::stdout().is_terminal() {
+        return Err(Failure::usage("the archive is binary: give a file, a pipe, or --format jsonl"));
+    }
+    let db = global.open_existing(None)?;
+    let names: Vec<Vec<u8>> = match global.tree_name()? {
+        Some(name) => vec![store::existing_tree(&db, &name)?.name().to_vec()],
+        None => {
+            let trees = db.engine().trees().into_iter().filter(|(_, id)| *id != TreeId::LOCKS);
+            trees.map(|(name, _)| name.to_vec()).collect()
+        }
+    };
+    let Some(file) = file else {
+        write_export(global, &db, &names, format, OutputWriter(out), &|error| Failure::output(&error))?;
+        return Ok(());
+    };
+    // Under another name until it is whole, so that no half export is taken for one.
+    let aside = aside(file);
+    let failed = |error: io::Error| Failure::io(aside.display(), &error);
+    let (partial, records) = File::create(&aside)
+        .map_err(failed)
+        .and_then(|partial| write_export(global, &db, &names, format, BufWriter::new(partial), &failed))
+        .and_then(|(partial, records)| {
+            let partial = partial.into_inner().map_err(|error| failed(error.into_error()))?;
+            partial.sync_all().map_err(failed)?;
+            Ok((partial, records))
+        })
+        .inspect_err(|_| {
+            // The failure is what matters; a file that cannot be removed either stays.
+            let _ = std::fs::remove_file(&aside);
+        })?;
+    let size = partial.metadata().map_or(0, |metadata| metadata.len());
+    std::fs::rename(&aside, file).map_err(|error| Failure::io(file.display(), &error))?;
+    out.summary(
+        format!(
+            "{} of {} exported to {} ({})",
+            output::count(records, "record"),
+            output::count(names.len() as u64, "tree"),
+            file.display(),
+            output::size(size)
+        ),
+        json!({ "records": records, "trees": names.len(), "file": file.display().to_string(), "bytes": size }),
+    )
+}
+
+fn aside(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+/// Writes a key and its value.
+type WriteEntry<'a> = dyn FnMut(&[u8], &[u8]) -> io::Result<()> + 'a;
+
+/// Writes the trees; gives back the writer and the number of records.
+fn write_export<W: Write>(
+    global: &Global,
+    db: &Db,
+    names: &[Vec<u8>],
+    format: ExportFormat,
+    mut writer: W,
+    failed: &dyn Fn(io::Error) -> Failure,
+) -> Result<(W, u64)> {
+    let trees = names.iter().map(|name| Ok(db.open_tree(name)?)).collect::<Result<Vec<_>>>()?;
+    let total = trees.iter().map(|tree| tree.len() as u64).sum();
+    let progress = Progress::items(Some(total), "exporting", global.quiet);
+    let mut records = 0;
+    let mut each = |tree: &dogsled::Tree, write: &mut WriteEntry<'_>| {
+        for entry in tree.iter() {
+            let (key, value) = entry?;
+            write(&key, &value).map_err(failed)?;
+            records += 1;
+            progress.set(records);
+        }
+        Ok::<_, Failure>(())
+    };
+    match format {
+        ExportFormat::JsonLines => {
+            for (name, tree) in names.iter().zip(&trees) {
+                each(tree, &mut |key, value| {
+                    writeln!(writer, "{}", json_lines::write(Some(name), key, value))
+                })?;
+            }
+            writer.flush().map_err(failed)?;
+        }
+        ExportFormat::Archive => {
+            let mut archive = Writer::new(writer).map_err(failed)?;
+            for (name, tree) in names.iter().zip(&trees) {
+                archive.tree(TREE_KIND, name).map_err(failed)?;
+                each(tree, &mut |key, value| archive.record(key, value))?;
+                archive.end_tree().map_err(failed)?;
+            }
+            writer = archive.finish().map_err(failed)?;
+        }
+    }
+    Ok((writer, records))
+}
+
+/// Standard output as a plain writer.
+struct OutputWriter<'a>(&'a mut Output);
+
+impl Write for OutputWriter<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.0.write_bytes(buffer)?;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+pub(crate) fn import(
+    global: &Global,
+    out: &mut Output,
+    file: &Path,
+    format: Option<ExportFormat>,
+    merge: bool,
+) -> Result<()> {
+    let from_stdin = file == Path::new("-");
+    let name = if from_stdin { "standard input".to_owned() } else { file.display().to_string() };
+    let unreadable = |error: io::Error| Failure::io(&name, &error);
+    let mut file = if from_stdin {
+        spool(io::stdin().lock()).map_err(unreadable)?
+    } else {
+        let file = File::open(file).map_err(unreadable)?;
+        let kind = file.metadata().map_err(unreadable)?;
+        if kind.is_dir() {
+            return Err(Failure::usage(format!("{name} is a directory; `export` writes a file")));
+        }
+        // A pipe can be read once only, and this takes two readings.
+        if kind.is_file() { file } else { spool(file).map_err(unreadable)? }
+    };
+    let length = file.metadata().map_err(unreadable)?.len();
+    let mut start = Vec::new();
+    (&mut file).take(8).read_to_end(&mut start).map_err(unreadable)?;
+    let format = format.unwrap_or(if archive::is_archive(&start) || !start.starts_with(b"{") {
+        ExportFormat::Archive
+    } else {
+        ExportFormat::JsonLines
+    });
+
+    // First reading: nothing is applied of a file that is not sound to its end.
+    let only = global.tree_name()?;
+    let mut trees: Vec<(Vec<u8>, u64)> = Vec::new();
+    let records = |file: &mut File, doing: &'static str, each: &mut dyn FnMut(Item) -> Result<()>| {
+        file.seek(SeekFrom::Start(0)).map_err(|error| Failure::io(&name, &error))?;
+        let progress = Progress::bytes(Some(length), doing, global.quiet);
+        let input = BufReader::with_capacity(256 << 10, &*file);
+        let mut chosen = |item: Item| {
+            let wanted = only.as_ref().is_none_or(|only| item.tree() == Some(only));
+            if wanted { each(item) } else { Ok(()) }
+        };
+        match format {
+            ExportFormat::Archive => read_archive(&name, input, &progress, &mut chosen),
+            ExportFormat::JsonLines => read_json_lines(&name, input, &progress, &mut chosen),
+        }
+    };
+    records(&mut file, "checking", &mut |item| {
+        let tree = item.tree().map_or(DEFAULT_TREE_NAME, Vec::as_slice);
+        let added = u64::from(matches!(item, Item::Record(_)));
+        match trees.iter_mut().rev().find(|(known, _)| known == tree) {
+            Some((_, count)) => *count += added,
+            None => trees.push((tree.to_vec(), added)),
+        }
+        Ok(())
+    })?;
+    if let Some(only) = only.as_ref().filter(|_| trees.is_empty()) {
+        return Err(Failure::not_found(format!("{name} has no tree {:?}", bytes::display_short(only))));
+    }
+
+    let db = global.open_or_create()?;
+    if trees.iter().any(|(name, _)| db.engine().tree_id(name) == Some(TreeId::LOCKS)) {
+        return Err(Failure::bad_input(format!(
+            "{name} holds locks, which cannot be imported; nothing was imported"
+        )));
+    }
+    if !merge {
+        refuse_filled(&db, &trees)?;
+    }
+    let mut sink = Sink::into_any_tree(db.clone());
+    let applied = records(&mut file, "importing", &mut |item| match item {
+        // Empty trees are trees too.
+        Item::Tree(name) => db.open_tree(name).map(drop).map_err(Failure::from),
+        Item::Record(record) => sink.add(record),
+    });
+    applied
+        .and_then(|()| sink.finish())
+        .map_err(|failure| sink.stopped_by(failure).adding("import again with --merge to complete it"))?;
+    out.summary(
+        format!(
+            "{} of {} imported ({})",
+            output::count(sink.done, "record"),
+            output::count(trees.len() as u64, "tree"),
+            output::size(sink.done_bytes)
+        ),
+        json!({ "records": sink.done, "trees": trees.len(), "bytes": sink.done_bytes }),
+    )
+}
+
+/// Refuses to import over keys that are there, unless that is what was asked for.
+fn refuse_filled(db: &Db, trees: &[(Vec<u8>, u64)]) -> Result<()> {
+    let existing = db.tree_names();
+    for (name, _) in trees {
+        if !existing.iter().any(|known| known == name) {
+            continue;
+        }
+        let count = db.open_tree(name)?.len() as u64;
+        if count > 0 {
+            return Err(Failure::refused(format!(
+                "tree {:?} has {} already, and nothing was imported; --merge adds to it and overwrites what is in both",
+                bytes::display_short(name),
+                output::count(count, "key")
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A copy that can be read twice, in a file without a name.
+fn spool(mut input: impl Read) -> io::Result<File> {
+    let mut copy = tempfile::tempfile()?;
+    io::copy(&mut input, &mut copy)?;
+    copy.seek(SeekFrom::Start(0))?;
+    Ok(copy)
+}
+
+/// What a file says, whatever its format.
+enum Item {
+    /// There is a tree of this name.
+    Tree(Vec<u8>),
+    Record(Record),
+}
+
+impl Item {
+    fn tree(&self) -> Option<&Vec<u8>> {
+        match self {
+            Item::Tree(name) => Some(name),
+            Item::Record(record) => record.tree.as_ref(),
+        }
+    }
+}
+
+fn read_archive(
+    name: &str,
+    input: impl Read,
+    progress: &Progress,
+    each: &mut dyn FnMut(Item) -> Result<()>,
+) -> Result<()> {
+    let refused = |damage: Damage| {
+        let code = if damage.unreadable { Code::Io } else { Code::BadInput };
+        Failure::new(code, format!("{name}: {damage}")).adding("nothing was imported")
+    };
+    let mut reader = Reader::new(input).map_err(refused)?;
+    let mut tree = Vec::new();
+    while let Some(event) = reader.next_event().map_err(refused)? {
+        match event {
+            Event::Tree { kind, name: tree_name } => {
+                if kind != TREE_KIND {
+                    return Err(Failure::bad_input(format!(
+                        "{name}: {:?} is no kind of collection that this version knows; nothing was imported",
+                        bytes::display_short(&kind)
+                    )));
+                }
+                tree.clone_from(&tree_name);
+                each(Item::Tree(tree_name))?;
+            }
+            Event::Record { key, value } => {
+                each(Item::Record(Record { tree: Some(tree.clone()), key, value: Some(value) }))?;
+            }
+            Event::TreeEnd | Event::End { .. } => {}
+        }
+        progress.set(reader.offset());
+    }
+    Ok(())
+}
+
+fn read_json_lines(
+    name: &str,
+    input: impl BufRead,
+    progress: &Progress,
+    each: &mut dyn FnMut(Item) -> Result<()>,
+) -> Result<()> {
+    let mut read = 0;
+    for parsed in JsonLines::new(input, json_lines::Options::default()) {
+        let record = parsed.map_err(|problem: Problem| {
+            let code = if problem.unreadable { Code::Io } else { Code::BadInput };
+            Failure::new(code, format!("{name}: {}: {}", problem.place, problem.what))
+                .adding("nothing was imported")
+        })?;
+        read += record.size() as u64;
+        progress.set(read);
+        each(Item::Record(record))?;
+    }
+    Ok(())
+}

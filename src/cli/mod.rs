@@ -1,0 +1,76 @@
+//! The `dogsled` binary: a database directory from the shell.
+//!
+//! [`args`] is the command line, [`commands`] does what it says with the library's public API, and
+//! [`output`] and [`progress`] tell of it. Below them stand parts that know neither database nor
+//! terminal: [`bytes`] (keys and values as text), [`load`] (the formats of other programs) and
+//! [`archive`] (the stream of `export`).
+//!
+//! What scripts may rely on: results on standard output and all else on standard error; the exit
+//! codes of [`exit::Code`]; with `--json` one document per line. A command that writes returns
+//! only after a sync. A command that reads never makes a database.
+
+mod archive;
+mod args;
+mod bytes;
+mod commands;
+mod exit;
+mod load;
+mod output;
+mod progress;
+mod sink;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::args::{Cli, Command};
+use self::bytes::ByteFormat;
+use self::exit::{Failure, Result};
+use self::output::Output;
+
+/// Runs the binary.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(json),
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let Cli { global, command } = cli;
+    let lists = !matches!(command, Command::Put { .. } | Command::Load(_));
+    if lists && global.value_format == Some(ByteFormat::File) {
+        return Err(Failure::usage("--value-format file is for `put`; `get --output FILE` writes to a file"));
+    }
+    let mut output = Output::new(global.json, global.key_form(), global.value_form());
+    let out = &mut output;
+    match command {
+        Command::Get { key, output } => commands::entries::get(&global, out, &key, output.as_deref()),
+        Command::Put { key, value } => commands::entries::put(&global, out, &key, &value),
+        Command::Del { keys } => commands::entries::del(&global, out, &keys),
+        Command::Scan { range, reverse, limit, keys_only } => {
+            commands::entries::scan(&global, out, &range, reverse, limit, keys_only)
+        }
+        Command::Count { range } => commands::entries::count(&global, out, &range),
+        Command::Trees => commands::entries::trees(&global, out),
+        Command::Load(args) => commands::load::load(&global, out, &args),
+        Command::Export { file, format } => commands::transfer::export(&global, out, file.as_deref(), format),
+        Command::Import { file, format, merge } => {
+            commands::transfer::import(&global, out, &file, format, merge)
+        }
+        Command::Backup { directories } => commands::upkeep::backup(&global, out, &directories),
+        Command::Verify { directory } => commands::upkeep::verify(&global, out, directory.as_ref()),
+        Command::Repair { directories, behind_gaps } => {
+            commands::upkeep::repair(&global, out, &directories, behind_gaps)
+        }
+        Command::Stats { directory } => commands::upkeep::stats(&global, out, directory.as_ref()),
+        Command::Bench(args) => commands::bench::bench(&global, out, &args),
+        Command::Wal { command } => commands::wal::wal(&global, out, &command),
+        Command::Counter { command } => commands::coordination::counter(&global, out, &command),
+        Command::Lock { command } => commands::coordination::lock(&global, out, &command),
+    }?;
+    output.finish()
+}

@@ -1,0 +1,118 @@
+//! [`Sink`]: where `load` and `import` put records: batches of bounded size, written in order.
+
+use dogsled::{Batch, Db, Tree};
+
+use super::exit::{Failure, Result};
+use super::load::Record;
+use super::output;
+use super::store;
+
+/// A batch is written when it holds this many records or bytes: enough that a commit costs
+/// little per record, little enough that memory stays bounded whatever the file is.
+const BATCH_RECORDS: usize = 4096;
+const BATCH_BYTES: usize = 4 << 20;
+
+/// Gathers records into batches and writes them in order.
+pub(crate) struct Sink {
+    target: Option<Target>,
+    batch: Batch,
+    batch_bytes: usize,
+    /// Records written.
+    pub(crate) done: u64,
+    /// Bytes of their keys and values.
+    pub(crate) done_bytes: u64,
+}
+
+struct Target {
+    db: Db,
+    chosen: Tree,
+    /// Whether the database's own trees may be written to.
+    system_trees: bool,
+    /// Where the batch goes, and its name if the input named it.
+    current: (Option<Vec<u8>>, Tree),
+}
+
+impl Sink {
+    /// Counts only.
+    pub(crate) fn nothing() -> Sink {
+        Sink { target: None, batch: Batch::default(), batch_bytes: 0, done: 0, done_bytes: 0 }
+    }
+
+    /// Writes to `tree`, and where a record names a tree, to that.
+    pub(crate) fn into_tree(db: Db, tree: Tree) -> Sink {
+        let target = Target { db, current: (None, tree.clone()), chosen: tree, system_trees: false };
+        Sink { target: Some(target), ..Sink::nothing() }
+    }
+
+    /// Writes to whatever trees the records name.
+    pub(crate) fn into_any_tree(db: Db) -> Sink {
+        let tree = Tree::clone(&db);
+        let target = Target { db, current: (None, tree.clone()), chosen: tree, system_trees: true };
+        Sink { target: Some(target), ..Sink::nothing() }
+    }
+
+    /// Whether records are written anywhere.
+    pub(crate) fn writes(&self) -> bool {
+        self.target.is_some()
+    }
+
+    /// Adds a record; after an error no more may be added.
+    pub(crate) fn add(&mut self, record: Record) -> Result<()> {
+        let size = record.size();
+        let full = self.batch.len() >= BATCH_RECORDS || self.batch_bytes + size > BATCH_BYTES;
+        let moves = self.target.as_ref().is_some_and(|target| target.current.0 != record.tree);
+        if full || moves {
+            self.write()?;
+        }
+        if let Some(target) = self.target.as_mut().filter(|_| moves) {
+            let tree = match &record.tree {
+                Some(name) if target.system_trees => target.db.open_tree(name)?,
+                Some(name) => store::tree_for_writing(&target.db, name)?,
+                None => target.chosen.clone(),
+            };
+            target.current = (record.tree, tree);
+        }
+        match record.value {
+            Some(value) => self.batch.insert(record.key, value),
+            None => self.batch.remove(record.key),
+        }
+        self.batch_bytes += size;
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        let count = batch.len() as u64;
+        if let Some(target) = self.target.as_ref().filter(|_| count > 0) {
+            target.current.1.apply_batch(batch)?;
+        }
+        self.done += count;
+        self.done_bytes += std::mem::take(&mut self.batch_bytes) as u64;
+        Ok(())
+    }
+
+    /// Writes what is left, and syncs.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        self.write()?;
+        if let Some(target) = &self.target {
+            target.db.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Adds to an error of the database how far the load had come.
+    pub(crate) fn stopped_by(&self, failure: Failure) -> Failure {
+        failure
+            .adding(format!(
+                "{} {} written before this, but perhaps not all are on disk",
+                output::count(self.done, "record"),
+                were(self.done)
+            ))
+            .detail("loaded", self.done)
+    }
+}
+
+/// `was` or `were`.
+pub(crate) fn were(records: u64) -> &'static str {
+    if records == 1 { "was" } else { "were" }
+}

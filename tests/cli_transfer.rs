@@ -1,0 +1,142 @@
+//! `dogsled export` and `dogsled import`.
+#![cfg(feature = "cli")]
+
+mod cli_support;
+
+use cli_support::Sandbox;
+
+/// A database with two trees, one of them with binary keys, and a counter.
+fn sample() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let lines: String = (0..5_000).map(|number| format!("key{number:05}\tvalue {number}\n")).collect();
+    sandbox.fill(&lines);
+    sandbox.run(&["-t", "binary\\xff", "put", "\\x00\\xff", "-f", "hex", "00ff0a"]).ok();
+    sandbox.run(&["counter", "add", "visits", "42"]).ok();
+    sandbox
+}
+
+fn listing(sandbox: &Sandbox) -> String {
+    let mut all = sandbox.run(&["trees"]).ok();
+    for tree in ["__sled__default", "binary\\xff"] {
+        all.push_str(&sandbox.run(&["scan", "-t", tree]).ok());
+    }
+    all.push_str(&sandbox.run(&["counter", "get", "visits"]).ok());
+    all
+}
+
+#[test]
+fn an_archive_carries_everything_over() {
+    let sandbox = sample();
+    let file = sandbox.argument("all.dogsled");
+    let summary = sandbox.run(&["export", &file]).ok();
+    assert!(summary.starts_with("5,002 records of 3 trees exported to"), "{summary}");
+    let copy = Sandbox::new();
+    copy.run(&["import", &file]).ok();
+    assert_eq!(listing(&copy), listing(&sandbox));
+    // Through pipes, too.
+    let archive = sandbox.command(&["export"]).output().expect("runs").stdout;
+    assert_eq!(archive, std::fs::read(&file).expect("exported"));
+    let piped = Sandbox::new();
+    assert_eq!(
+        piped.run_with_input(&["import", "-"], &archive).ok(),
+        "5,002 records of 3 trees imported (86.8 KiB)\n"
+    );
+    assert_eq!(listing(&piped), listing(&sandbox));
+}
+
+#[test]
+fn json_lines_carry_everything_over() {
+    let sandbox = sample();
+    let file = sandbox.argument("all.jsonl");
+    sandbox.run(&["export", &file]).ok();
+    let text = std::fs::read_to_string(&file).expect("exported");
+    assert!(
+        text.starts_with("{\"key\":\"key00000\",\"tree\":\"__sled__default\",\"value\":\"value 0\"}\n")
+            || text.contains("visits"),
+        "{}",
+        &text[..100]
+    );
+    assert!(text.contains("{\"key\":{\"base64\":\"AP8=\"},\"tree\":{\"base64\":\"YmluYXJ5/w==\"},\"value\":{\"base64\":\"AP8K\"}}"));
+    let copy = Sandbox::new();
+    copy.run(&["import", &file]).ok();
+    assert_eq!(listing(&copy), listing(&sandbox));
+}
+
+#[test]
+fn one_tree_can_be_chosen_on_either_side() {
+    let sandbox = sample();
+    let (one, all) = (sandbox.argument("one.dogsled"), sandbox.argument("all.dogsled"));
+    sandbox.run(&["export", &one, "-t", "binary\\xff"]).ok();
+    sandbox.run(&["export", &all]).ok();
+    sandbox.run(&["export", &one, "-t", "nope"]).fails_saying(1, &["no tree \"nope\""]);
+    for file in [&one, &all] {
+        let copy = Sandbox::new();
+        copy.run(&["import", file, "-t", "binary\\xff"]).ok();
+        assert_eq!(copy.run(&["trees"]).ok(), "__sled__default\t0\nbinary\\xff\t1\n");
+    }
+    Sandbox::new().run(&["import", &all, "-t", "nope"]).fails_saying(1, &["no tree \"nope\""]);
+}
+
+#[test]
+fn a_damaged_export_is_refused_as_a_whole() {
+    let sandbox = sample();
+    let file = sandbox.argument("all.dogsled");
+    sandbox.run(&["export", &file]).ok();
+    let sound = std::fs::read(&file).expect("exported");
+    let step = sound.len() / 23;
+    for damage in 0..23 {
+        let mut bytes = sound.clone();
+        bytes[damage * step] ^= 0x10;
+        let damaged = sandbox.file("damaged.dogsled", &bytes);
+        let copy = Sandbox::new();
+        copy.run(&["import", &damaged, "--format", "archive"])
+            .fails_saying(6, &["damaged.dogsled: offset ", "nothing was imported"]);
+        assert!(!copy.database().exists());
+    }
+    let cut = sandbox.file("cut.dogsled", &sound[..sound.len() - 9]);
+    let copy = Sandbox::new();
+    copy.run(&["import", &cut]).fails_saying(6, &["cut short", "nothing was imported"]);
+    copy.run_with_input(&["import", "-"], &sound[..sound.len() / 2]).fails_saying(6, &["cut short"]);
+    let text = sandbox.file("text", "a\t1\n");
+    copy.run(&["import", &text]).fails_saying(6, &["not an export of dogsled"]);
+    let jsonl = sandbox.file("bad.jsonl", "{\"key\":\"a\",\"value\":\"1\"}\n{\"key\":\"b\"}\n");
+    copy.run(&["import", &jsonl]).fails_saying(6, &["line 2: missing field `value`", "nothing was imported"]);
+    assert!(!copy.database().exists());
+}
+
+#[test]
+fn a_newer_export_is_refused_by_its_version() {
+    let sandbox = sample();
+    let file = sandbox.argument("all.dogsled");
+    sandbox.run(&["export", &file]).ok();
+    let mut bytes = std::fs::read(&file).expect("exported");
+    bytes[8] = 2;
+    let check = crc32fast::hash(&bytes[..12]);
+    bytes[12..16].copy_from_slice(&check.to_le_bytes());
+    let newer = sandbox.file("newer.dogsled", bytes);
+    Sandbox::new().run(&["import", &newer]).fails_saying(6, &["version 2", "reads version 1"]);
+}
+
+#[test]
+fn keys_that_are_there_are_not_overwritten_unasked() {
+    let sandbox = sample();
+    let file = sandbox.argument("all.dogsled");
+    sandbox.run(&["export", &file]).ok();
+    sandbox.run(&["put", "key00000", "changed"]).ok();
+    sandbox.run(&["import", &file]).fails_saying(8, &["nothing was imported", "--merge"]);
+    assert_eq!(sandbox.run(&["get", "key00000"]).ok(), "changed\n");
+    sandbox.run(&["put", "new", "kept"]).ok();
+    sandbox.run(&["import", &file, "--merge"]).ok();
+    assert_eq!(sandbox.run(&["get", "key00000"]).ok(), "value 0\n");
+    assert_eq!(sandbox.run(&["get", "new"]).ok(), "kept\n");
+}
+
+#[test]
+fn an_export_that_fails_leaves_no_file() {
+    let sandbox = sample();
+    let nowhere = sandbox.argument("no/such/directory/all.dogsled");
+    sandbox.run(&["export", &nowhere]).fails_saying(5, &["No such file"]);
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has one");
+    let output = sandbox.command(&["export"]).stdout(full).output().expect("runs");
+    assert_eq!(output.status.code(), Some(5));
+}
