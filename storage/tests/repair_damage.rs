@@ -138,7 +138,7 @@ fn random_damage_is_told_and_the_rest_is_saved() {
     let (sound, history) = closed_database();
     let whole = history.state_at(history.last());
     let (mut partly, mut complete) = (0, 0);
-    for seed in 0..300 {
+    for seed in 0..200 {
         let mut random = Random(seed);
         let disk = sound.duplicate();
         let mut what = format!("seed {seed}:");
@@ -198,7 +198,7 @@ fn random_damage_is_told_and_the_rest_is_saved() {
             partly += 1;
         }
     }
-    assert!(partly > 50 && complete > 50, "{partly} partly saved, {complete} wholly");
+    assert!(partly > 30 && complete > 30, "{partly} partly saved, {complete} wholly");
 }
 
 #[test]
