@@ -1,4 +1,8 @@
 //! Random operations against a `BTreeMap`, edges of intervals, and concurrent readers.
+//!
+//! Faults put in on purpose, each caught: the end of an interval taken as inclusive, a miss beyond
+//! the last entry answered without looking at the interval's end, equal slots not compared further,
+//! a removed entry kept when merging, the last merged block not closed, bytes not given back.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
