@@ -27,7 +27,7 @@ impl Tree {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if it is over a limit, and those of writing.
+    /// [`Error::Unsupported`](crate::Error::Unsupported) if it is over a limit, and those of writing.
     pub fn apply_batch(&self, batch: Batch) -> Result<()> {
         self.apply_batch_with(batch, self.database.durability())
     }
@@ -167,7 +167,7 @@ impl Tree {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Poisoned`] if it could not be synced: what is not durable now never will be.
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if it could not be synced: what is not durable now never will be.
     pub fn flush(&self) -> Result<usize> {
         crate::flush::sync(&self.database.engine)
     }
