@@ -44,7 +44,11 @@ impl IVec {
     pub fn from_shared(base: &Arc<[u8]>, offset: usize, len: usize) -> IVec {
         let bytes = &base[offset..offset + len];
         if len <= INLINE_CAPACITY {
-            return IVec::inline(bytes);
+            // A copy of fixed length, where there is room for it, is a few moves instead of a call.
+            return match base[offset..].first_chunk() {
+                Some(data) => IVec(Repr::Inline { len: len as u8, data: *data }),
+                None => IVec::inline(bytes),
+            };
         }
         let offset = u32::try_from(offset).expect("a shared allocation is below 4 GiB");
         let len = u32::try_from(len).expect("a shared allocation is below 4 GiB");

@@ -104,14 +104,19 @@ fn verifying_beside_writers_and_checkpoints_finds_nothing() {
                 }
             });
         }
-        for _ in 0..15 {
+        let checkpointing = (&engine, &stop);
+        scope.spawn(move || {
+            while !checkpointing.1.load(Ordering::Relaxed) {
+                checkpointing.0.checkpoint().unwrap();
+            }
+        });
+        for _ in 0..60 {
             let report = engine.verify();
             let sound = report.as_ref().is_ok_and(|report| report.is_sound());
             if !sound {
                 stop.store(true, Ordering::Relaxed);
             }
             assert!(sound, "{report:?}");
-            std::thread::sleep(std::time::Duration::from_millis(20));
         }
         stop.store(true, Ordering::Relaxed);
     });

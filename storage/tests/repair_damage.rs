@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use dogsled_storage::disk::{Disk, SimulatedDisk};
 use dogsled_storage::{
-    Engine, Error, KeyRange, LossKind, RepairOptions, RepairReport, repair, repair_with, verify_directory,
+    Engine, Error, KeyRange, LossKind, Options, RepairOptions, RepairReport, repair, repair_with,
+    verify_directory,
 };
 use support::Random;
 use support::database::*;
@@ -21,6 +22,10 @@ fn closed_database() -> (SimulatedDisk, History) {
     engine.close().unwrap();
     drop(engine);
     (disk.duplicate(), history)
+}
+
+fn segments(disk: &SimulatedDisk) -> Vec<PathBuf> {
+    files(disk).into_iter().filter(|path| path.extension().is_some_and(|end| end == "wal")).collect()
 }
 
 fn run_repair(
@@ -133,7 +138,7 @@ fn random_damage_is_told_and_the_rest_is_saved() {
     let (sound, history) = closed_database();
     let whole = history.state_at(history.last());
     let (mut partly, mut complete) = (0, 0);
-    for seed in 0..300 {
+    for seed in 0..200 {
         let mut random = Random(seed);
         let disk = sound.duplicate();
         let mut what = format!("seed {seed}:");
@@ -193,7 +198,7 @@ fn random_damage_is_told_and_the_rest_is_saved() {
             partly += 1;
         }
     }
-    assert!(partly > 50 && complete > 50, "{partly} partly saved, {complete} wholly");
+    assert!(partly > 30 && complete > 30, "{partly} partly saved, {complete} wholly");
 }
 
 #[test]
@@ -266,8 +271,7 @@ fn commits_behind_a_gap_are_applied_only_if_asked() {
     engine.close().unwrap();
     drop(engine);
     let disk = disk.duplicate();
-    let segments: Vec<PathBuf> =
-        files(&disk).into_iter().filter(|path| path.extension().is_some_and(|end| end == "wal")).collect();
+    let segments = segments(&disk);
     assert!(segments.len() > 4, "{segments:?}");
     let middle = &segments[segments.len() / 2];
     disk.remove_content(middle);
@@ -281,6 +285,11 @@ fn commits_behind_a_gap_are_applied_only_if_asked() {
     assert_eq!(report.last_commit, first - 1);
     assert_eq!(behind.commits, Some((last + 1, history.last())));
 
+    // Numbers that the commits behind the gap had are not given again.
+    let engine = Engine::open(options_in(&disk, TARGET)).unwrap();
+    assert!(engine.sequence() >= history.last());
+    drop(engine);
+
     let mut options = RepairOptions::default();
     options.apply_behind_gaps = true;
     let report = run_repair(&disk, "elsewhere", options).unwrap();
@@ -288,6 +297,74 @@ fn commits_behind_a_gap_are_applied_only_if_asked() {
     assert!(report.losses.iter().all(|loss| loss.kind == LossKind::Commits), "{:?}", report.losses);
     let engine = Engine::open(options_in(&disk, "elsewhere")).unwrap();
     assert!(engine.verify().unwrap().is_sound());
+}
+
+#[test]
+fn a_damaged_leaf_costs_its_own_keys_only() {
+    let (sound, history) = closed_database();
+    let tree = Path::new("db/tree.redb");
+    let blocks = sound.content(tree).unwrap().len() / 4096;
+    let whole = history.state_at(history.last());
+    let (mut leaves, mut branches) = (0, 0);
+    for block in 4..blocks {
+        let disk = sound.duplicate();
+        disk.flip_bit(tree, block as u64 * 4096 + 100, 1);
+        let report = check_repair(&disk, &history, &format!("block {block}"));
+        let ranges: Vec<_> = report.losses.iter().filter_map(|loss| loss.damage.keys.as_ref()).collect();
+        let covered =
+            whole.keys().filter(|(tree, key)| ranges.iter().any(|range| range.contains(tree, key))).count();
+        match covered {
+            0 => {}
+            1..150 => leaves += 1,
+            _ => branches += 1,
+        }
+    }
+    assert!(leaves > 10, "{leaves} leaves");
+    assert!(branches < 8, "{branches} blocks cost more than a leaf's keys");
+}
+
+/// Between two checkpoints redb's previous commit has the same trees with other branch pages.
+#[test]
+fn a_lost_branch_page_is_made_up_for_by_the_commit_before() {
+    let disk = SimulatedDisk::new(1);
+    let (engine, history) = build(&disk, 5, 150, &[80, 100, 110]);
+    let sound = disk.duplicate();
+    drop(engine);
+    let tree = Path::new("db/tree.redb");
+    let blocks = sound.content(tree).unwrap().len() / 4096;
+    let whole = history.state_at(history.last());
+    let mut made_up = 0;
+    for block in 4..blocks {
+        let disk = sound.duplicate();
+        disk.flip_bit(tree, block as u64 * 4096 + 2, 1);
+        let report = check_repair(&disk, &history, &format!("block {block}"));
+        for loss in &report.losses {
+            let Some(keys) = &loss.damage.keys else { continue };
+            if loss.kind == LossKind::Outdated && keys.above.is_none() && keys.up_to.is_none() {
+                made_up += 1;
+                assert!(report.keys > whole.len() as u64 * 9 / 10, "{report:?}");
+            }
+        }
+    }
+    assert!(made_up > 0, "no tree's root was made up for");
+}
+
+#[test]
+fn a_wal_that_ends_before_the_tree_does_is_not_put_over_it() {
+    let disk = SimulatedDisk::new(1);
+    let kept = Options { retain_changes_bytes: 1 << 30, ..options(&disk) };
+    let (engine, history) = build_with(kept, 9, 120, &[119]);
+    engine.close().unwrap();
+    drop(engine);
+    let disk = disk.duplicate();
+    let mut segments = segments(&disk);
+    assert!(segments.len() > 6, "{segments:?}");
+    for segment in segments.split_off(4) {
+        disk.remove_content(&segment);
+    }
+    let report = check_repair(&disk, &history, "without the newer segments");
+    assert_eq!(report.last_commit, history.last());
+    assert_eq!(report.commits_applied, 0);
 }
 
 #[test]

@@ -68,9 +68,13 @@ pub fn options_in(disk: &SimulatedDisk, directory: &str) -> Options {
     }
 }
 
-/// Random batches over three trees, with a checkpoint after each of `checkpoints` batches.
+/// Random batches over three trees, sometimes clearing one, with a checkpoint after each of `checkpoints` batches.
 pub fn build(disk: &SimulatedDisk, seed: u64, batches: u64, checkpoints: &[u64]) -> (Arc<Engine>, History) {
-    let engine = Engine::open(options(disk)).unwrap();
+    build_with(options(disk), seed, batches, checkpoints)
+}
+
+pub fn build_with(options: Options, seed: u64, batches: u64, checkpoints: &[u64]) -> (Arc<Engine>, History) {
+    let engine = Engine::open(options).unwrap();
     let mut random = Random(seed);
     let mut history = History::default();
     let mut trees: Vec<(Vec<u8>, TreeId)> = Vec::new();
@@ -82,7 +86,19 @@ pub fn build(disk: &SimulatedDisk, seed: u64, batches: u64, checkpoints: &[u64])
     }
     trees.push((b"__sled__default".to_vec(), TreeId::DEFAULT));
     history.names = trees.iter().map(|(name, id)| (id.0, name.clone())).collect();
+    let mut state = State::new();
     for batch in 0..batches {
+        if random.below(25) == 0 {
+            let (name, id) = trees[random.below(3) as usize].clone();
+            let keys = state.keys().filter(|(tree, _)| *tree == name);
+            let commit: Vec<_> = keys.map(|(tree, key)| (tree.clone(), key.clone(), None)).collect();
+            let before = engine.sequence();
+            engine.execute(Command::ClearTree { tree: id }, Durability::Synced).unwrap();
+            if engine.sequence() > before {
+                state.retain(|(tree, _), _| *tree != name);
+                history.commits.push(commit);
+            }
+        }
         let mut writes = Vec::new();
         let mut commit = Vec::new();
         for _ in 0..1 + random.below(60) {
@@ -103,6 +119,12 @@ pub fn build(disk: &SimulatedDisk, seed: u64, batches: u64, checkpoints: &[u64])
         engine.execute(Command::Batch { writes }, Durability::Synced).unwrap();
         // Removing what is not there is no commit.
         if engine.sequence() > before {
+            for (tree, key, value) in &commit {
+                match value {
+                    Some(value) => state.insert((tree.clone(), key.clone()), value.clone()),
+                    None => state.remove(&(tree.clone(), key.clone())),
+                };
+            }
             history.commits.push(commit);
         }
         if checkpoints.contains(&batch) {
