@@ -609,6 +609,30 @@ fn a_lock_is_held_by_one_at_a_time_and_its_tokens_grow() {
 }
 
 #[test]
+fn the_first_event_after_a_snapshot_is_of_the_next_commit() {
+    let engine = open(6, |_| {});
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop_on_drop = StopOnDrop(&stop);
+        for writer in 0..2 {
+            let (engine, stop) = (&engine, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let key = format!("writer {writer}");
+                    engine.execute(insert(TreeId::DEFAULT, key, "x"), Durability::Buffered).expect("a write");
+                }
+            });
+        }
+        for _ in 0..5_000 {
+            let (snapshot, events) = engine.snapshot_and_watch(TreeId::DEFAULT, b"", 4);
+            let event = events.next().expect("the writers go on");
+            assert_eq!(event.sequence(), snapshot.sequence() + 1);
+        }
+        drop(stop_on_drop);
+    });
+}
+
+#[test]
 fn a_snapshot_and_the_events_after_it_are_the_state_at_the_end() {
     for_each_seed("engine_concurrency", "a_snapshot_and_the_events_after_it", 4, |seed| {
         let _watchdog = Watchdog::new(format!("seed {seed}"), Duration::from_secs(60));

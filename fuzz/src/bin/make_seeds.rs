@@ -1,0 +1,90 @@
+//! Writes the seed corpora, `seeds/<target>/*`: `cargo run --bin make_seeds`, in this directory.
+//! They are committed; run it again when a format changes.
+
+use std::fs;
+use std::path::Path;
+
+use dogsled_fuzz::sound_database;
+use dogsled_storage::codec::{encode_command, encode_effects};
+use dogsled_storage::command::{KeyRead, RangeRead};
+use dogsled_storage::counter::CounterCommand;
+use dogsled_storage::lock::{FencingToken, LockCommand};
+use dogsled_storage::{Command, Context, IVec, TreeId, Write};
+
+fn save(target: &str, name: &str, bytes: &[u8]) {
+    let directory = Path::new("seeds").join(target);
+    fs::create_dir_all(&directory).expect("a directory");
+    fs::write(directory.join(name), bytes).expect("a file");
+}
+
+fn commands() -> Vec<Command> {
+    let tree = TreeId::DEFAULT;
+    let key = || IVec::from("key");
+    let write = |value: Option<&str>| Write { tree, key: key(), value: value.map(IVec::from) };
+    vec![
+        Command::CreateTree { name: "users".into() },
+        Command::DropTree { name: "users".into() },
+        Command::ClearTree { tree },
+        Command::Insert { tree, key: key(), value: "value".into() },
+        Command::Remove { tree, key: key() },
+        Command::CompareAndSwap { tree, key: key(), old: None, new: Some("value".into()) },
+        Command::Batch { writes: vec![write(Some("one")), write(None), write(Some("two"))] },
+        Command::Pop { tree, last: true },
+        Command::Transact {
+            reads: vec![KeyRead { tree, key: key(), version: 3 }],
+            ranges: vec![RangeRead { tree, low: key(), high: None, count: 2, fingerprint: 9 }],
+            writes: vec![write(Some("value"))],
+        },
+        Command::ReserveIds { count: 300 },
+        Command::Counter(CounterCommand::AddWithin { name: "n".into(), delta: -1, min: 0, max: 9 }),
+        Command::Lock(LockCommand::TryAcquire { name: "l".into(), owner: "me".into(), lease_ms: 500 }),
+        Command::Lock(LockCommand::Renew {
+            name: "l".into(),
+            owner: "me".into(),
+            token: FencingToken(70_000),
+            lease_ms: 1,
+        }),
+    ]
+}
+
+fn main() {
+    let mut model = dogsled_storage::model::ModelState::new();
+    for (number, command) in commands().into_iter().enumerate() {
+        let bytes = encode_command(&command).expect("within the limit");
+        save("command_decode", &format!("{number:02}"), &bytes);
+        let context = Context { sequence: model.sequence() + 1, time_ms: 1_000 };
+        if let Ok(outcome) = dogsled_storage::evaluate::evaluate(&model, &context, &command) {
+            let mut bytes = Vec::new();
+            encode_effects(1_000, &outcome.effects, &mut bytes);
+            save("effects_decode", &format!("{number:02}"), &bytes);
+        }
+        let _ = model.execute(1_000, &command);
+    }
+    let sound = sound_database();
+    for path in sound.disk.files() {
+        let content = sound.disk.content(&path).expect("a file");
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+        if !name.ends_with(".wal") {
+            continue;
+        }
+        // The header with the opening, and the first frame: beginnings are enough to start from.
+        let end = content.len().min(12 << 10);
+        let mut raw = vec![0];
+        raw.extend_from_slice(&content[..end]);
+        save("wal_recovery", &name, &raw);
+        save("wal_frame", &name, &content[4096..8192]);
+    }
+    // (file, kind, place…): patches, copies, zeros, cuts, losses in each of the first files.
+    for file in 0..6u8 {
+        for kind in 0..8u8 {
+            let bytes = [1, file, kind, 0x40, 0x11, 0, 0, 0x55, 0x90, 0x20, 0, 0, 1, 2, 3, 4];
+            save("wal_recovery", &format!("damage-{file}-{kind}"), &bytes);
+            let bytes = [0, file, kind, 0x40, 0x11, 0, 0, 0x55, 0x90, 0x20, 0, 0, 1, 2, 3, 4];
+            save("repair", &format!("damage-{file}-{kind}"), &bytes);
+        }
+    }
+    for (number, step) in [7u8, 11, 13, 29, 31].into_iter().enumerate() {
+        let bytes: Vec<u8> = (0..400u32).map(|at| (at * u32::from(step) + at / 7) as u8).collect();
+        save("database_operations", &format!("{number}"), &bytes);
+    }
+}
