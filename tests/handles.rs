@@ -45,7 +45,8 @@ fn the_drop_of_the_last_handle_releases_the_directory() {
 #[test]
 fn every_kind_of_handle_keeps_the_database_open() {
     type Handle = Box<dyn std::any::Any>;
-    let kinds: [(&str, fn(&Db) -> Handle); 8] = [
+    type Make = fn(&Db) -> Handle;
+    let kinds: [(&str, Make); 8] = [
         ("database", |db| Box::new(db.clone())),
         ("tree", |db| Box::new(db.open_tree("t").unwrap())),
         ("iterator", |db| Box::new(db.iter())),

@@ -33,6 +33,7 @@ fn runs_with_meanwhile(
             batch
         })?;
         runs.set(runs.get() + 1);
+        assert!(runs.get() <= 2, "it conflicts though nobody else writes");
         if runs.get() == 1 {
             meanwhile(db);
         }
@@ -451,7 +452,9 @@ fn own_writes_and_the_snapshot_read_as_one_map() {
             db.checkpoint().unwrap();
         }
         let script: Vec<u64> = (0..60).map(|_| random(1 << 32)).collect();
+        let has_run = Cell::new(false);
         let result: TransactionResult<()> = db.transaction(|tree| {
+            assert!(!has_run.replace(true), "round {round} conflicts though nobody else writes");
             let mut model = model.clone();
             let mut script = script.iter().copied();
             let mut next = |below: u64| script.next().map_or(0, |number| number % below);

@@ -23,8 +23,10 @@ use crate::{Error, IVec, Result, TreeId};
 
 pub(crate) type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
-/// How many entries before a missed key are taken into its block; the rest follow it.
+/// How many entries, and about how many bytes, before a missed key are taken into its block; the
+/// rest follow it.
 const ENTRIES_BEFORE: usize = 16;
+const BYTES_BEFORE: usize = 2 << 10;
 
 /// The B-tree at one version; see the [module](self).
 pub(crate) struct Base {
@@ -192,9 +194,11 @@ impl BaseTree {
             .map_err(|error| self.file.map_error("reading", error))?;
         let mut entries = Vec::with_capacity(ENTRIES_BEFORE);
         let mut low = gap.low.clone();
+        let mut bytes = 0;
         for entry in before.rev() {
             let entry = entry.map_err(|error| self.file.map_error("reading", error))?;
-            let full = entries.len() + 1 >= ENTRIES_BEFORE;
+            bytes += entry.0.value().len() + entry.1.value().len();
+            let full = entries.len() + 1 >= ENTRIES_BEFORE || bytes >= BYTES_BEFORE;
             if full {
                 low = IVec::from(entry.0.value());
             }
@@ -230,7 +234,8 @@ impl BaseTree {
         for entry in entries {
             let (key, stored) = entry.map_err(|error| self.file.map_error("reading", error))?;
             let key = key.value();
-            if builder.is_full() {
+            // The block must tell of `from` itself, even if what is before it has filled it.
+            if builder.is_full() && key != from {
                 return Ok(builder.finish(Some(IVec::from(key))));
             }
             let (version, value) = self.split(stored.value())?;

@@ -292,6 +292,23 @@ fn random_commands_do_what_the_models_say_with_checkpoints_in_the_background() {
     );
 }
 
+/// Many keys with values of half a kilobyte and more, and no cache that lives for long.
+#[test]
+fn random_commands_do_what_the_models_say_when_most_is_on_disk() {
+    for_each_seed("engine_model", "random_commands_do_what_the_models_say_when_most_is_on_disk", 4, |seed| {
+        let _watchdog = Watchdog::new(format!("seed {seed}"), Duration::from_secs(120));
+        let shape = Shape { keys: 400, largest_value: 20_000, largest_batch: 60 };
+        let mut session = Session::new(seed, shape, false);
+        for _ in 0..25 {
+            for _ in 0..25 {
+                session.step();
+            }
+            session.engine().checkpoint().expect("a checkpoint on a sound disk");
+            session.reopen();
+        }
+    });
+}
+
 #[test]
 fn one_key_overwritten_under_snapshots_keeps_each_of_their_versions() {
     for_each_seed(
@@ -357,4 +374,30 @@ fn a_batch_over_the_limit_is_refused_and_leaves_nothing() {
         engine.execute(Command::Batch { writes }, Durability::Synced).expect_err("a key over the limit");
     assert!(matches!(refused, Error::InvalidRequest(_)), "{refused}");
     assert_eq!((engine.sequence(), engine.len(TreeId::DEFAULT).expect("a length")), (0, 0));
+}
+
+/// The leaf cache loads a missed key with its neighbours: those must not crowd it out.
+#[test]
+fn a_key_among_large_neighbours_is_found_in_the_b_tree() {
+    for length in [100, 400, 700, 1_500, 2_500, 9_000] {
+        let (disk, clock) = (SimulatedDisk::new(1), TestClock::new(1));
+        let value = |number: u64| IVec::from(vec![number as u8; length]);
+        let key = |number: u64| IVec::from(format!("key {number:03}"));
+        let engine = open_small(&disk, &clock).expect("opens");
+        for number in 0..80 {
+            let insert = Command::Insert { tree: TreeId::DEFAULT, key: key(number), value: value(number) };
+            engine.execute(insert, Durability::Buffered).expect("a write");
+        }
+        engine.checkpoint().expect("a sound disk");
+        drop(engine);
+        for step in [1, 7, 13, 40] {
+            let engine = open_small(&disk, &clock).expect("opens");
+            for number in (0..80 * step).step_by(step as usize).map(|number| 79 - number % 80) {
+                let found = engine.get(TreeId::DEFAULT, &key(number)).expect("a read");
+                assert_eq!(found, Some(value(number)), "key {number} with values of {length}");
+                let absent = [&key(number)[..], b"!"].concat();
+                assert_eq!(engine.get(TreeId::DEFAULT, &absent).expect("a read"), None);
+            }
+        }
+    }
 }

@@ -268,7 +268,12 @@ fn an_engine_names_the_place_of_damage_every_time() {
     let mut places = Vec::new();
     for key in 0..4000_u32 {
         match engine.get(TreeId::DEFAULT, &key.to_be_bytes()) {
-            Ok(value) => assert!(value.as_deref() == Some(&[7; 4000][..]), "key {key}: {:?} after {} errors", value.map(|value| value.len()), places.len()),
+            Ok(value) => assert!(
+                value.as_deref() == Some(&[7; 4000][..]),
+                "key {key}: {:?} after {} errors",
+                value.map(|value| value.len()),
+                places.len()
+            ),
             Err(Error::Corrupt(corruption)) => {
                 assert_eq!(corruption.file, Path::new(PATH));
                 places.push(corruption.offset.expect("a place"));

@@ -74,7 +74,7 @@ pub(crate) fn verify(global: &Global, out: &mut Output, directory: Option<&PathB
             out.line(format_args!("note: {note}"))?;
         }
         out.line(format_args!(
-            "{} of {}, {} of the B-tree, {} in {} of the log: {}",
+            "B-tree: {} of {} in {}; log: {} in {}; {}",
             output::count(report.keys, "key"),
             output::count(report.trees, "tree"),
             output::count(report.tree_blocks, "block"),
