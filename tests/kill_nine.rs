@@ -79,8 +79,8 @@ fn child(directory: &Path) -> Result<()> {
                 let options = TransactionOptions::new().durability(Durability::Synced);
                 let done: Result<(), dogsled::transaction::TransactionError> =
                     (log, index).transaction_with(options, |(log, index)| {
-                        log.insert(&next.to_be_bytes(), value_of(next))?;
-                        index.insert(&next.to_be_bytes(), b"here")?;
+                        log.insert(next.to_be_bytes(), value_of(next))?;
+                        index.insert(next.to_be_bytes(), b"here")?;
                         Ok(())
                     });
                 done.expect("a sound disk");
@@ -114,10 +114,10 @@ fn child(directory: &Path) -> Result<()> {
                             let (rich, poor) = (read(&from)?, read(&to)?);
                             let amount = (random % 10).min(rich);
                             if from != to {
-                                accounts.insert(from.as_bytes(), &(rich - amount).to_be_bytes())?;
-                                accounts.insert(to.as_bytes(), &(poor + amount).to_be_bytes())?;
+                                accounts.insert(from.as_bytes(), (rich - amount).to_be_bytes())?;
+                                accounts.insert(to.as_bytes(), (poor + amount).to_be_bytes())?;
                             }
-                            accounts.insert(teller.as_bytes(), &count.to_be_bytes())?;
+                            accounts.insert(teller.as_bytes(), count.to_be_bytes())?;
                             Ok(count)
                         });
                     tell(teller, count.expect("a sound disk"));
