@@ -29,7 +29,7 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The key of entry `i`. Distinct for distinct `i`, because [`mix`] is a bijection.
+/// The key of entry `i`. Distinct for distinct `i`, because `mix` is a bijection.
 pub fn key(i: u64) -> Key {
     let mut key = [0; KEY_BYTES];
     key[..8].copy_from_slice(&mix(i).to_be_bytes());

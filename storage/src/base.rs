@@ -11,7 +11,6 @@
 
 use std::collections::HashMap;
 use std::ops::Bound;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase, TableDefinition, TableError};
@@ -19,7 +18,7 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase, TableDefinition, Ta
 use crate::evaluate::Versioned;
 use crate::leaf_cache::{Block, BlockBuilder, CacheBudget, Gap, LeafCache, Lookup};
 use crate::meta::table_name;
-use crate::tree_file::map_redb_error;
+use crate::tree_file::TreeFile;
 use crate::{Error, IVec, Result, TreeId};
 
 pub(crate) type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
@@ -31,7 +30,7 @@ const BYTES_BEFORE: usize = 2 << 10;
 
 /// The B-tree at one version; see the [module](self).
 pub(crate) struct Base {
-    path: Arc<PathBuf>,
+    file: TreeFile,
     trees: HashMap<TreeId, Arc<BaseTree>>,
     budget: Arc<CacheBudget>,
 }
@@ -39,7 +38,7 @@ pub(crate) struct Base {
 /// One tree of a [`Base`].
 pub(crate) struct BaseTree {
     transaction: Arc<ReadTransaction>,
-    path: Arc<PathBuf>,
+    file: TreeFile,
     id: TreeId,
     table: OnceLock<Option<Table>>,
     pub(crate) cache: Arc<LeafCache>,
@@ -52,13 +51,12 @@ impl Base {
     /// come from `caches` where it has one; other trees start with nothing known.
     pub(crate) fn hold(
         database: &redb::Database,
-        path: &Arc<PathBuf>,
+        file: &TreeFile,
         lengths: impl Iterator<Item = (TreeId, u64)>,
         mut caches: HashMap<TreeId, Arc<LeafCache>>,
         budget: &Arc<CacheBudget>,
     ) -> Result<Base> {
-        let transaction =
-            Arc::new(database.begin_read().map_err(|error| map_redb_error(path, "reading", error))?);
+        let transaction = Arc::new(database.begin_read().map_err(|error| file.map_error("reading", error))?);
         let mut trees = HashMap::new();
         for (id, length) in lengths {
             let cache = match caches.remove(&id) {
@@ -68,7 +66,7 @@ impl Base {
             };
             let tree = BaseTree {
                 transaction: Arc::clone(&transaction),
-                path: Arc::clone(path),
+                file: file.clone(),
                 id,
                 table: OnceLock::new(),
                 cache,
@@ -76,7 +74,7 @@ impl Base {
             };
             trees.insert(id, Arc::new(tree));
         }
-        Ok(Base { path: Arc::clone(path), trees, budget: Arc::clone(budget) })
+        Ok(Base { file: file.clone(), trees, budget: Arc::clone(budget) })
     }
 
     #[inline]
@@ -92,8 +90,8 @@ impl Base {
         self.trees.get(&id).map_or(0, |tree| tree.length)
     }
 
-    pub(crate) fn path(&self) -> &Arc<PathBuf> {
-        &self.path
+    pub(crate) fn file(&self) -> &TreeFile {
+        &self.file
     }
 
     pub(crate) fn budget(&self) -> &Arc<CacheBudget> {
@@ -117,7 +115,7 @@ impl BaseTree {
         let table = match self.transaction.open_table(TableDefinition::new(&name)) {
             Ok(table) => Some(table),
             Err(TableError::TableDoesNotExist(_)) => None,
-            Err(error) => return Err(map_redb_error(&self.path, "reading", error)),
+            Err(error) => return Err(self.file.map_error("reading", error)),
         };
         Ok(self.table.get_or_init(|| table).as_ref())
     }
@@ -147,8 +145,7 @@ impl BaseTree {
             self.cache.insert(block);
             return Ok(found);
         }
-        let Some(found) = table.get(key).map_err(|error| map_redb_error(&self.path, "reading", error))?
-        else {
+        let Some(found) = table.get(key).map_err(|error| self.file.map_error("reading", error))? else {
             return Ok(None);
         };
         let (version, value) = self.split(found.value())?;
@@ -194,12 +191,12 @@ impl BaseTree {
     fn load_around(&self, table: &Table, key: &[u8], gap: &Gap) -> Result<Block> {
         let before = table
             .range::<&[u8]>((Bound::Included(&gap.low[..]), Bound::Excluded(key)))
-            .map_err(|error| map_redb_error(&self.path, "reading", error))?;
+            .map_err(|error| self.file.map_error("reading", error))?;
         let mut entries = Vec::with_capacity(ENTRIES_BEFORE);
         let mut low = gap.low.clone();
         let mut bytes = 0;
         for entry in before.rev() {
-            let entry = entry.map_err(|error| map_redb_error(&self.path, "reading", error))?;
+            let entry = entry.map_err(|error| self.file.map_error("reading", error))?;
             bytes += entry.0.value().len() + entry.1.value().len();
             let full = entries.len() + 1 >= ENTRIES_BEFORE || bytes >= BYTES_BEFORE;
             if full {
@@ -233,9 +230,9 @@ impl BaseTree {
         let end = high.as_ref().map_or(Bound::Unbounded, |high| Bound::Excluded(&high[..]));
         let entries = table
             .range::<&[u8]>((Bound::Included(from), end))
-            .map_err(|error| map_redb_error(&self.path, "reading", error))?;
+            .map_err(|error| self.file.map_error("reading", error))?;
         for entry in entries {
-            let (key, stored) = entry.map_err(|error| map_redb_error(&self.path, "reading", error))?;
+            let (key, stored) = entry.map_err(|error| self.file.map_error("reading", error))?;
             let key = key.value();
             // The block must tell of `from` itself, even if what is before it has filled it.
             if builder.is_full() && key != from {
@@ -251,12 +248,12 @@ impl BaseTree {
         let end = high.map_or(Bound::Unbounded, Bound::Excluded);
         let range = table
             .range::<&[u8]>((Bound::Unbounded, end))
-            .map_err(|error| map_redb_error(&self.path, "reading", error))?;
+            .map_err(|error| self.file.map_error("reading", error))?;
         let mut entries = Vec::new();
         let mut bytes = 0;
         let mut low = IVec::new();
         for entry in range.rev() {
-            let entry = entry.map_err(|error| map_redb_error(&self.path, "reading", error))?;
+            let entry = entry.map_err(|error| self.file.map_error("reading", error))?;
             bytes += entry.0.value().len() + entry.1.value().len();
             let full = entries.len() >= 47 || bytes >= 6 << 10;
             if full {
@@ -280,7 +277,7 @@ impl BaseTree {
         match stored.split_first_chunk() {
             Some((version, value)) => Ok((u64::from_le_bytes(*version), value)),
             None => Err(Error::corrupt(
-                &**self.path,
+                self.file.path(),
                 None,
                 format!(
                     "a value of {} bytes in table {} is shorter than its version",

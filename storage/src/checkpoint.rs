@@ -37,7 +37,6 @@ use crate::leaf_cache::{LeafCache, ValueRef};
 use crate::meta::{CHECKPOINT_ROW, Checkpoint, META_TABLE, table_name};
 use crate::overlay::Overlay;
 use crate::state::State;
-use crate::tree_file::map_redb_error;
 use crate::{IVec, Result, TreeId};
 
 /// Bytes of one slice; its keys are an option.
@@ -279,8 +278,8 @@ struct SliceWriter<'a> {
 impl SliceWriter<'_> {
     fn write(&mut self, slice: Slice, last: bool) -> Result<()> {
         let base = Arc::clone(&self.shared.state.load().base);
-        let path = Arc::clone(base.path());
-        let failed = |error: redb::Error| map_redb_error(&path, "checkpointing into", error);
+        let file = base.file().clone();
+        let failed = |error: redb::Error| file.map_error("checkpointing into", error);
         let database = &self.shared.database;
         let mut transaction = database.begin_write().map_err(|error| failed(error.into()))?;
         transaction.set_quick_repair(true);
@@ -346,7 +345,7 @@ impl SliceWriter<'_> {
                 lengths.entry(*id).or_insert(0);
             }
         }
-        let base = Base::hold(&self.shared.database, old.path(), lengths.into_iter(), caches, old.budget())?;
+        let base = Base::hold(&self.shared.database, old.file(), lengths.into_iter(), caches, old.budget())?;
         for (_, tree) in base.trees() {
             if tree.cache.budget().excess() > 0 {
                 tree.cache.evict_to_budget();

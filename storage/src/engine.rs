@@ -42,7 +42,7 @@ use crate::meta::{CHECKPOINT_ROW, Catalog, Checkpoint, META_TABLE};
 use crate::overlay::{Overlay, Readers};
 use crate::snapshot::Snapshot;
 use crate::state::{Ends, LatestView, Prefetched, State};
-use crate::tree_file::{map_redb_error, open_redb};
+use crate::tree_file::{map_redb_error, open_redb_and_file};
 use crate::wal::{StreamId, Ticket, Wal, WalOptions};
 use crate::watch::{Subscription, Wakeups, Watchers};
 use crate::{Command, Error, IVec, Reply, Result, TreeId};
@@ -236,8 +236,9 @@ impl Engine {
             Directory::open(Arc::clone(&options.disk), &options.directory, options.create_new, || {
                 id.unwrap_or_else(random_id)
             })?;
-        let tree_path = Arc::new(directory.tree_path());
-        let database = open_redb(&*directory.disk, &tree_path, directory.database_id, redb_cache as u64)?;
+        let tree_path = directory.tree_path();
+        let (database, file) =
+            open_redb_and_file(&*directory.disk, &tree_path, directory.database_id, redb_cache as u64)?;
         let checkpoint = read_checkpoint(&database, &tree_path)?;
         require_wal(&directory)?;
         let wal = Wal::open(
@@ -253,7 +254,7 @@ impl Engine {
         directory.finish_creation()?;
 
         let lengths = checkpoint.lengths.iter().map(|(id, length)| (*id, *length));
-        let base = Base::hold(&database, &tree_path, lengths, Default::default(), &budget)?;
+        let base = Base::hold(&database, &file, lengths, Default::default(), &budget)?;
         let checkpointed = checkpoint.applied;
         let recovered = recover(&wal, checkpoint, base, &directory.wal_path())?;
         let sequence = recovered.committer.sequence;

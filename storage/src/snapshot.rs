@@ -21,7 +21,10 @@ use crate::overlay::{Overlay, Readers, is_empty_range};
 use crate::state::State;
 use crate::{IVec, Result, TreeId};
 
-/// A consistent state of all trees; see the [module](self). Cloning shares it.
+/// A consistent state of all trees, as of one commit, for as long as it is held. Cloning shares it.
+///
+/// It keeps memory alive (older versions of keys overwritten since) and, beyond the next
+/// checkpoint, pages of the B-tree's file. Do not hold one for ever.
 #[derive(Clone, Debug)]
 pub struct Snapshot(Arc<Registration>);
 

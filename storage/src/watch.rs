@@ -291,7 +291,8 @@ pub struct Subscription {
 impl Subscription {
     /// Waits for the next event; `None` once the database or the tree is gone and all that was
     /// queued was delivered.
-    #[expect(clippy::should_implement_trait, reason = "takes &self, so that threads can share it")]
+    ///
+    /// Not [`Iterator::next`], because it takes `&self`, so that threads can share a subscription.
     pub fn next(&self) -> Option<Event> {
         self.wait_until(None).ok()
     }

@@ -242,3 +242,48 @@ fn other_files_are_refused_and_not_touched() {
     let other = dogsled_storage::tree_file::open_redb(&disk, Path::new(PATH), 5, CACHE).unwrap_err();
     assert!(other.to_string().contains("another database"), "{other}");
 }
+
+/// redb says only the first time what was wrong; the database says it every time.
+#[test]
+fn an_engine_names_the_place_of_damage_every_time() {
+    use dogsled_storage::{Command, Durability, Engine, TreeId};
+    let disk = SimulatedDisk::new(1);
+    let put = |engine: &Engine, key: u32| {
+        let (key, value) = (key.to_be_bytes()[..].into(), vec![7; 4000].into());
+        engine.execute(Command::Insert { tree: TreeId::DEFAULT, key, value }, Durability::Buffered)
+    };
+    let engine = Engine::open(database::options(&disk)).unwrap();
+    // More than the caches hold.
+    for key in 0..4000 {
+        put(&engine, key).unwrap();
+    }
+    engine.checkpoint().unwrap();
+    drop(engine);
+    let engine = Engine::open(database::options(&disk)).unwrap();
+    put(&engine, 9999).unwrap();
+    let length = disk.content(Path::new(PATH)).unwrap().len() as u64;
+    for block in 4..length / 4096 {
+        disk.flip_bit(Path::new(PATH), block * 4096 + 1000, 3);
+    }
+    let mut places = Vec::new();
+    for key in 0..4000_u32 {
+        match engine.get(TreeId::DEFAULT, &key.to_be_bytes()) {
+            Ok(value) => assert!(
+                value.as_deref() == Some(&[7; 4000][..]),
+                "key {key}: {:?} after {} errors",
+                value.map(|value| value.len()),
+                places.len()
+            ),
+            Err(Error::Corrupt(corruption)) => {
+                assert_eq!(corruption.file, Path::new(PATH));
+                places.push(corruption.offset.expect("a place"));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(places.len() > 100, "{} reads met damage", places.len());
+    assert_eq!(
+        engine.get(TreeId::DEFAULT, &9999_u32.to_be_bytes()).unwrap().as_deref(),
+        Some(&[7; 4000][..])
+    );
+}

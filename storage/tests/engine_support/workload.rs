@@ -59,7 +59,9 @@ impl Workload {
             2 => IVec::from("k"),
             3 => IVec::from(vec![b'l'; 700]),
             4 => IVec::from(&b"\xff\xff"[..]),
-            _ if number % 7 == 0 => IVec::from(format!("k{number:05}-and-a-tail-beyond-the-inline-thirty")),
+            _ if number.is_multiple_of(7) => {
+                IVec::from(format!("k{number:05}-and-a-tail-beyond-the-inline-thirty"))
+            }
             _ => IVec::from(format!("k{number:05}")),
         }
     }

@@ -15,11 +15,19 @@ pub const DIRECTORY: &str = "db";
 /// Name of the tree and key to value.
 pub type State = BTreeMap<(Vec<u8>, Vec<u8>), Vec<u8>>;
 
+<<<<<<< HEAD
+/// A tree's name, a key, and the value it got (`None`: it was removed).
+pub type Change = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
+=======
+/// Tree, key, and its new value.
+type Change = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
+>>>>>>> treefile
+
 /// What each commit changed.
 #[derive(Clone, Default)]
 pub struct History {
     /// By sequence from 1.
-    commits: Vec<Vec<(Vec<u8>, Vec<u8>, Option<Vec<u8>>)>>,
+    commits: Vec<Vec<Change>>,
     pub names: BTreeMap<u32, Vec<u8>>,
 }
 
