@@ -81,7 +81,7 @@ fn check(engine: &Engine, snapshot: &Snapshot, model: &ModelState, newest: bool)
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    if bytes.len() > 600 {
+    if bytes.len() > 300 {
         return;
     }
     let mut choices = Choices(bytes);

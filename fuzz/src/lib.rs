@@ -123,7 +123,11 @@ pub fn sound_database() -> Sound {
 /// Damages one file as the fuzzer says: patches, copied and zeroed blocks, a cut, a lost file.
 pub fn damage(disk: &SimulatedDisk, choices: &mut Choices<'_>) {
     let files: Vec<PathBuf> = disk.files();
-    let path: &Path = &files[choices.byte() as usize % files.len()];
+    let chosen = choices.byte() as usize;
+    if files.is_empty() {
+        return;
+    }
+    let path: &Path = &files[chosen % files.len()];
     let Some(mut bytes) = disk.content(path) else { return };
     let length = bytes.len() as u32;
     if length == 0 {

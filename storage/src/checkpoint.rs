@@ -49,8 +49,24 @@ const IDLE: Duration = Duration::from_millis(1500);
 /// After this long without a commit the WAL's spare segments are given back.
 const AT_REST: Duration = Duration::from_secs(5);
 
+/// Tells those who wait for a checkpoint that none will come if the thread panics: redb asserts
+/// much of what it finds, and a caller must get an error then, not wait for ever.
+struct FailOnPanic<'a>(&'a Shared);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let why = "the checkpoint thread panicked";
+            self.0.wal.poison(why);
+            self.0.progress.lock().failed.get_or_insert(crate::Error::Poisoned(why.into()));
+            self.0.progressed.notify_all();
+        }
+    }
+}
+
 /// The background thread.
 pub(crate) fn run(shared: &Arc<Shared>) {
+    let _guard = FailOnPanic(shared);
     let mut last_sequence = 0;
     let mut quiet_since = Instant::now();
     let mut trimmed = false;

@@ -248,9 +248,16 @@ fn crashes_with_checkpoints_and_syncs_in_the_background_lose_nothing_acknowledge
         past.open(&disk, "new");
         for life in 0..5 {
             let context = format!("seed {seed}, life {life}");
-            disk.crash_at_change(disk.changes() + 1 + random.below(150));
-            if let Ok(engine) = past.open_first(&disk) {
+            let crash_soon = |random: &mut Random| {
+                disk.crash_at_change(disk.changes() + 1 + random.below(150));
+            };
+            if random.one_in(3) {
+                // While it recovers, or does nothing but what its threads do.
+                crash_soon(&mut random);
+                drop(past.open_first(&disk));
+            } else if let Ok(engine) = past.open_first(&disk) {
                 past.check(&engine, &context);
+                crash_soon(&mut random);
                 past.live(engine, STEPS);
             }
             disk = disk.power_cut(random.next());

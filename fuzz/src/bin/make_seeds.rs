@@ -84,7 +84,7 @@ fn main() {
         }
     }
     for (number, step) in [7u8, 11, 13, 29, 31].into_iter().enumerate() {
-        let bytes: Vec<u8> = (0..400u32).map(|at| (at * u32::from(step) + at / 7) as u8).collect();
+        let bytes: Vec<u8> = (0..200u32).map(|at| (at * u32::from(step) + at / 7) as u8).collect();
         save("database_operations", &format!("{number}"), &bytes);
     }
 }
