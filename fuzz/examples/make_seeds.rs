@@ -1,5 +1,5 @@
-//! Writes the seed corpora, `seeds/<target>/*`: `cargo run --bin make_seeds`, in this directory.
-//! They are committed; run it again when a format changes.
+//! Writes the seeds, `corpus/<target>/*`: `cargo +nightly run --example make_seeds`, in the
+//! directory `fuzz`. They are committed; run it again when a format changes.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use dogsled_storage::lock::{FencingToken, LockCommand};
 use dogsled_storage::{Command, Context, IVec, TreeId, Write};
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
-    let directory = Path::new("seeds").join(target);
+    let directory = Path::new("corpus").join(target);
     fs::create_dir_all(&directory).expect("a directory");
     fs::write(directory.join(name), bytes).expect("a file");
 }
