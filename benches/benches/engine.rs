@@ -13,7 +13,7 @@ const WARM: u64 = 100_000;
 fn warm() -> Db {
     let db = Config::new().temporary(true).open().expect("a temporary database opens");
     for i in 0..WARM {
-        db.insert(key(i), &[7; 100]).expect("a put works");
+        db.insert(key(i), [7; 100]).expect("a put works");
     }
     db.checkpoint().expect("a checkpoint works");
     db
@@ -41,7 +41,7 @@ fn operations(criterion: &mut Criterion) {
     });
     group.finish();
     criterion.bench_function("overwrite, buffered", |bencher| {
-        bencher.iter(|| db.insert(key(next()), &[8; 100]).expect("a put works"));
+        bencher.iter(|| db.insert(key(next()), [8; 100]).expect("a put works"));
     });
     let mut group = criterion.benchmark_group("batch");
     group.throughput(Throughput::Elements(1000));
@@ -50,7 +50,7 @@ fn operations(criterion: &mut Criterion) {
             || {
                 let mut batch = Batch::default();
                 for _ in 0..1000 {
-                    batch.insert(&key(next()), &[9; 100]);
+                    batch.insert(&key(next())[..], [9; 100]);
                 }
                 batch
             },
