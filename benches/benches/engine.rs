@@ -64,8 +64,8 @@ fn operations(criterion: &mut Criterion) {
             let (from, to) = (key(next()), key(next()));
             db.transaction(|tree| {
                 let (a, b) = (tree.get(from)?, tree.get(to)?);
-                tree.insert(&from, b.expect("the key is there"))?;
-                tree.insert(&to, a.expect("the key is there"))?;
+                tree.insert(from, b.expect("the key is there"))?;
+                tree.insert(to, a.expect("the key is there"))?;
                 Ok::<(), dogsled::transaction::ConflictableTransactionError>(())
             })
             .expect("a transaction works");
