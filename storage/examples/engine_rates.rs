@@ -15,6 +15,16 @@ fn main() -> dogsled_storage::Result<()> {
     let engine = Engine::open(Options::new(directory))?;
     let keys: Vec<[u8; 16]> = (0..count as u64).map(key).collect();
 
+    let durable = |what: &str| {
+        timed(what, 2000, || {
+            (0..2000_u64).try_for_each(|n| {
+                let (key, value) = (IVec::from(&n.to_be_bytes()), IVec::from(&[3; 100]));
+                let command = Command::Insert { tree: TreeId::COUNTERS, key, value };
+                engine.execute(command, Durability::Synced).map(drop)
+            })
+        })
+    };
+    durable("durable put, empty database")?;
     let insert = |key: &[u8; 16], fill: u8| -> dogsled_storage::Result<Reply> {
         let (key, value) = (IVec::from(key), IVec::from(&[fill; 100]));
         engine.execute(Command::Insert { tree: TreeId::DEFAULT, key, value }, Durability::Buffered)
@@ -23,6 +33,8 @@ fn main() -> dogsled_storage::Result<()> {
     let started = Instant::now();
     engine.checkpoint()?;
     println!("checkpoint: {:.2} s", started.elapsed().as_secs_f64());
+    println!("{:?}", engine.stats()?);
+    durable("durable put, warm database")?;
     timed("overwrite", count, || keys.iter().rev().try_for_each(|key| insert(key, 2).map(drop)))?;
     timed("get, overlay not empty", count, || {
         keys.iter().try_for_each(|key| {
@@ -69,6 +81,7 @@ fn main() -> dogsled_storage::Result<()> {
         assert_eq!(all, count);
         Ok(())
     })?;
+    durable("durable put, after all")?;
     println!("{:?}", engine.stats()?);
     Ok(())
 }

@@ -101,7 +101,7 @@ impl Options {
             cache_capacity: 1 << 30,
             durability: Durability::Buffered,
             flush_every_ms: Some(500),
-            segment_size: 16 << 20,
+            segment_size: 8 << 20,
             create_new: false,
             retain_changes_bytes: 0,
             background_threads: true,
@@ -480,12 +480,13 @@ impl Engine {
         &self.shared.lock_waiters
     }
 
-    /// Folds everything committed so far into the B-tree.
+    /// Folds everything committed so far into the B-tree, and gives the WAL's spare segments back.
     ///
     /// # Errors
     /// What stopped it; the commits stay in the WAL.
     pub fn checkpoint(&self) -> Result<()> {
-        crate::checkpoint::request_and_wait(&self.shared)
+        crate::checkpoint::request_and_wait(&self.shared)?;
+        self.shared.wal.trim()
     }
 
     /// Panics if something does not hold that always does. For tests; takes time in proportion to

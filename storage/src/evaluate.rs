@@ -271,22 +271,37 @@ fn is_range_current(view: &impl View, range: &RangeRead) -> Result<bool> {
     Ok(count == range.count && fingerprint.finish() == range.fingerprint)
 }
 
+/// The first eight bytes as a number that is ordered as they are.
+fn first_bytes(key: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    let length = key.len().min(8);
+    bytes[..length].copy_from_slice(&key[..length]);
+    u64::from_be_bytes(bytes)
+}
+
 /// Turns writes into effects: the last write to a key wins, and each effect says whether its key
 /// is new.
 fn effects_of_writes(view: &impl View, writes: &[Write]) -> Result<Effects> {
-    // Indices in (tree, key) order with the last write of each key last; for a handful of writes
-    // the sort is cheaper than any map.
-    let mut order: Vec<usize> = (0..writes.len()).collect();
-    order.sort_by(|&a, &b| {
-        (writes[a].tree, &writes[a].key).cmp(&(writes[b].tree, &writes[b].key)).then(a.cmp(&b))
+    // Indices in (tree, key) order with the last write of each key last. Most comparisons are
+    // settled by the first eight bytes of the keys, which lie beside the indices.
+    let mut order: Vec<(TreeId, u64, u32)> = writes
+        .iter()
+        .enumerate()
+        .map(|(index, write)| (write.tree, first_bytes(&write.key), index as u32))
+        .collect();
+    order.sort_unstable_by(|a, b| {
+        (a.0, a.1)
+            .cmp(&(b.0, b.1))
+            .then_with(|| writes[a.2 as usize].key.cmp(&writes[b.2 as usize].key))
+            .then(a.2.cmp(&b.2))
     });
     let mut effects = Effects::with_capacity(writes.len());
     let mut known_tree = None;
-    for (position, &index) in order.iter().enumerate() {
-        let write = &writes[index];
-        if let Some(&next) = order.get(position + 1)
-            && writes[next].tree == write.tree
-            && writes[next].key == write.key
+    for (position, &(_, _, index)) in order.iter().enumerate() {
+        let write = &writes[index as usize];
+        if let Some(&(_, _, next)) = order.get(position + 1)
+            && writes[next as usize].tree == write.tree
+            && writes[next as usize].key == write.key
         {
             continue;
         }

@@ -10,7 +10,7 @@ use anyhow::Result;
 use dogsled::transaction::{ConflictableTransactionError, TransactionError};
 
 use crate::contestant::{
-    Contestant, Database, Durability, ReadWork, Reader, Settings, WriteWork, Writer, both,
+    Contestant, Database, Durability, ReadWork, Reader, Settings, WriteWork, Writer, both, for_each_chunk,
 };
 use crate::data::{Entry, Key, Touched, Value, balance, with_balance};
 
@@ -26,7 +26,7 @@ impl Contestant for Dogsled {
     }
 
     fn tuning(&self) -> &'static str {
-        "Durability::Synced or Buffered for the database; load in buffered batches of 1,000, then flush"
+        "Durability::Synced or Buffered for the database; load in buffered batches of 50,000, then flush"
     }
 
     fn is_b_tree(&self) -> bool {
@@ -56,6 +56,15 @@ impl Database for Open {
 
     fn write(&self, work: WriteWork<'_>) -> Result<()> {
         work(&mut Session(&self.0))
+    }
+
+    fn bulk_load(&self, entries: &mut dyn Iterator<Item = Entry>) -> Result<()> {
+        // As its docs advise: a large batch is sorted once and applied in order.
+        self.write(&mut |writer| {
+            for_each_chunk(entries, 50_000, &mut |chunk| writer.put_batch(chunk))?;
+            Ok(())
+        })?;
+        self.sync()
     }
 
     fn sync(&self) -> Result<()> {

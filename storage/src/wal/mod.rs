@@ -176,14 +176,14 @@ pub const MAX_STATE: usize = 64 << 10;
 pub struct WalOptions {
     /// The directory of the segments; made if missing.
     pub directory: PathBuf,
-    /// Length of a segment in bytes, a multiple of 4,096 and at least 32 KiB. Default 16 MiB: two
+    /// Length of a segment in bytes, a multiple of 4,096 and at least 32 KiB. Default 8 MiB: two
     /// always exist, and a small database should not take a hundred megabytes. The first segments
     /// of a database are shorter.
     pub segment_size: u64,
     /// Identifies the database that the segments belong to.
     pub database_id: u128,
     /// Files kept for reuse while there is something to do, beside the one that is prepared; see
-    /// [`Wal::trim`]. Default 8: about what a checkpoint lets go at a time.
+    /// [`Wal::trim`]. Default 16: about what a checkpoint lets go at a time.
     pub spare_segments: usize,
     /// Appended bytes are written out when there are this many. Default 256 KiB.
     pub write_out_bytes: usize,
@@ -206,9 +206,9 @@ impl WalOptions {
     pub fn new(directory: impl Into<PathBuf>, database_id: u128) -> WalOptions {
         WalOptions {
             directory: directory.into(),
-            segment_size: 16 << 20,
+            segment_size: 8 << 20,
             database_id,
-            spare_segments: 8,
+            spare_segments: 16,
             write_out_bytes: 256 << 10,
             write_out_after: Duration::from_millis(5),
             max_pending_bytes: 8 << 20,
