@@ -5,14 +5,14 @@
 use std::ops::Bound;
 use std::time::Instant;
 
-use dogsled_storage::{Command, Durability, Engine, IVec, Options, Reply, TreeId};
+use dogsled_storage::{Command, Durability, Engine, IVec, Options, Reply, TreeId, Write};
 
 fn main() -> dogsled_storage::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let count: usize = arguments.next().and_then(|count| count.parse().ok()).unwrap_or(1_000_000);
     let temporary = tempfile::tempdir().expect("a temporary directory");
-    let directory = arguments.next().map_or_else(|| temporary.path().join("db"), Into::into);
-    let engine = Engine::open(Options::new(directory))?;
+    let directory = arguments.next().map_or_else(|| temporary.path().join("db"), std::path::PathBuf::from);
+    let engine = Engine::open(Options::new(&directory))?;
     let keys: Vec<[u8; 16]> = (0..count as u64).map(key).collect();
 
     let durable = |what: &str| {
@@ -29,11 +29,21 @@ fn main() -> dogsled_storage::Result<()> {
         let (key, value) = (IVec::from(key), IVec::from(&[fill; 100]));
         engine.execute(Command::Insert { tree: TreeId::DEFAULT, key, value }, Durability::Buffered)
     };
-    timed("load, new keys", count, || keys.iter().try_for_each(|key| insert(key, 1).map(drop)))?;
+    timed("load, new keys", count, || {
+        keys.chunks(50_000).try_for_each(|chunk| {
+            let put = |key| Write { tree: TreeId::DEFAULT, key: IVec::from(key), value: Some(IVec::from(&[1; 100])) };
+            let writes = chunk.iter().map(put).collect();
+            engine.execute(Command::Batch { writes }, Durability::Buffered).map(drop)
+        })
+    })?;
     let started = Instant::now();
     engine.checkpoint()?;
     println!("checkpoint: {:.2} s", started.elapsed().as_secs_f64());
     println!("{:?}", engine.stats()?);
+    for name in ["tree.redb", "wal"] {
+        let du = std::process::Command::new("du").arg("-sm").arg(directory.join(name)).output();
+        print!("{}", du.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default());
+    }
     durable("durable put, warm database")?;
     timed("overwrite", count, || keys.iter().rev().try_for_each(|key| insert(key, 2).map(drop)))?;
     timed("get, overlay not empty", count, || {

@@ -40,7 +40,7 @@ use crate::state::State;
 use crate::{IVec, Result, TreeId};
 
 /// Bytes of one slice; its keys are an option.
-const SLICE_BYTES: usize = 16 << 20;
+const SLICE_BYTES: usize = 4 << 20;
 
 /// An overlay of at least this size is folded when nothing was committed for [`IDLE`], so that
 /// reads find everything in one place and a reopening finds little to replay.

@@ -105,7 +105,7 @@ impl Options {
             create_new: false,
             retain_changes_bytes: 0,
             background_threads: true,
-            checkpoint_slice_keys: 32 << 10,
+            checkpoint_slice_keys: 8 << 10,
             clock: Arc::new(SystemClock),
             disk: Arc::new(RealDisk),
             database_id: None,
