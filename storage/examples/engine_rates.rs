@@ -31,7 +31,11 @@ fn main() -> dogsled_storage::Result<()> {
     };
     timed("load, new keys", count, || {
         keys.chunks(50_000).try_for_each(|chunk| {
-            let put = |key| Write { tree: TreeId::DEFAULT, key: IVec::from(key), value: Some(IVec::from(&[1; 100])) };
+            let put = |key| Write {
+                tree: TreeId::DEFAULT,
+                key: IVec::from(key),
+                value: Some(IVec::from(&[1; 100])),
+            };
             let writes = chunk.iter().map(put).collect();
             engine.execute(Command::Batch { writes }, Durability::Buffered).map(drop)
         })

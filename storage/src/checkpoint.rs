@@ -164,7 +164,9 @@ fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> 
     let mut trees = Vec::new();
     frozen.for_each_tree(|id, cleared, _| trees.push((id, cleared)));
     let mut slice = Slice::default();
-    let slice_keys = shared.options.checkpoint_slice_keys.max(1);
+    // Each slice leaves behind as many dead pages as it rewrites, so it should be a small part of the
+    // tree: if the keys are spread evenly, no more than a 32nd. (An entry counts some 200 bytes.)
+    let slice_keys = (frozen.bytes() / 200 / 32).max(1024).min(shared.options.checkpoint_slice_keys).max(1);
     for (id, cleared) in trees {
         let dropped = !record.catalog.ids.contains_key(&id);
         if cleared || dropped {
@@ -267,6 +269,23 @@ impl Slice {
     }
 }
 
+/// All changes once: first five of every nine in order, then the other four.
+///
+/// redb splits a full leaf in the middle, so keys that are put in order leave every leaf half empty
+/// behind them, which is what a bulk load would come to. The second pass fills those halves, to
+/// about nine tenths. Measured with a million random keys of 16 bytes and values of 100: 177 MiB
+/// instead of 249.
+fn in_two_passes(changes: &[Change]) -> impl Iterator<Item = &Change> {
+    let pass = |first: bool| {
+        changes
+            .iter()
+            .enumerate()
+            .filter(move |(index, _)| (index % 9 < 5) == first)
+            .map(|(_, change)| change)
+    };
+    pass(true).chain(pass(false))
+}
+
 struct SliceWriter<'a> {
     shared: &'a Arc<Shared>,
     frozen: &'a Arc<Overlay>,
@@ -293,7 +312,7 @@ impl SliceWriter<'_> {
             let name = table_name(*id);
             let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(&name);
             let mut table = transaction.open_table(definition).map_err(|error| failed(error.into()))?;
-            for (key, value) in changes {
+            for (key, value) in in_two_passes(changes) {
                 match value {
                     Some(found) => {
                         stored.clear();

@@ -17,8 +17,8 @@
 //!
 //! # Memory
 //! `cache_capacity` is divided: one eighth to redb's page cache, one half to the overlays, the rest
-//! to the leaf cache. The active overlay is frozen at a quarter of the overlays' share; writers
-//! wait when both together reach it.
+//! to the leaf cache. The active overlay is frozen at seven sixteenths of the overlays' share;
+//! writers wait when both together reach it.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -619,7 +619,7 @@ impl Shared {
     }
 
     pub(crate) fn freeze_at(&self) -> usize {
-        self.overlay_limit / 4
+        self.overlay_limit / 16 * 7
     }
 
     fn want_checkpoint(&self) {
