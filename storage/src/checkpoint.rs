@@ -234,7 +234,10 @@ fn freeze(shared: &Shared) -> Option<Checkpoint> {
 /// Lets WAL segments go that nobody needs any more.
 fn purge_wal(shared: &Shared, applied: u64) -> Result<()> {
     let keep = shared.options.retain_changes_bytes;
-    let purge_to = if keep == 0 { applied } else { shared.commit.lock().sequence_before(keep).min(applied) };
+    let limit = if keep == 0 { applied } else { shared.commit.lock().sequence_before(keep) };
+    // The last one folded stays: should the B-tree's file ever come up as it was before this
+    // checkpoint, the WAL then begins behind it, and the loss is noticed.
+    let purge_to = limit.min(applied.saturating_sub(1));
     if purge_to > 0 {
         shared.wal.purge_to(EMBEDDED_STREAM, purge_to)?;
     }
