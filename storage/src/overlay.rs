@@ -449,7 +449,8 @@ impl TreeOverlay {
                     let length = self.lengths.current() + 1;
                     self.lengths.set(sequence, length, bounds);
                 }
-                self.set(sequence, key, Some(value.clone()), bounds)
+                // What is part of a block of the leaf cache would keep all of it, uncounted.
+                self.set(sequence, key, Some(value.compact()), bounds)
             }
             Effect::Remove { key, .. } => {
                 let length = self.lengths.current();
