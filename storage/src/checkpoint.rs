@@ -57,7 +57,7 @@ impl Drop for FailOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let why = "the checkpoint thread panicked";
-            self.0.wal.poison(why);
+            self.0.poison(why);
             self.0.progress.lock().failed.get_or_insert(crate::Error::Poisoned(why.into()));
             self.0.progressed.notify_all();
         }
@@ -101,6 +101,8 @@ pub(crate) fn run(shared: &Arc<Shared>) {
         let result = checkpoint(shared, || shared.progress.lock().closing);
         let mut progress = shared.progress.lock();
         match result {
+            // It may have been cut short; whoever waits is told that the database closes.
+            Ok(()) if progress.closing => {}
             Ok(()) => {
                 progress.finished = target;
                 // One may not have been enough.

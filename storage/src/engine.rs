@@ -323,8 +323,11 @@ impl Engine {
         let shared = &*self.shared;
         // Before the reply of a command without effects, too: whoever waits for a lock must hear
         // that it will never be released.
-        shared.check_open()?;
-        shared.wait_for_room()?;
+        shared.check_open().inspect_err(|_| shared.lock_waiters.notify_all())?;
+        // A lease must not run out because its renewal waits for a checkpoint; locks are few.
+        if !matches!(command, Command::Lock(_)) {
+            shared.wait_for_room()?;
+        }
         let mut prefetched: Option<Prefetched> = None;
         let (reply, ticket, sequence) = loop {
             let mut committer = shared.commit.lock();
@@ -362,14 +365,15 @@ impl Engine {
                         }
                         return Ok(reply);
                     }
-                    let (ticket, wakeups) =
-                        shared.commit(&mut committer, &state, &context, &outcome.effects)?;
+                    let committed = shared.commit(&mut committer, &state, &context, &outcome.effects);
                     drop(committer);
-                    // Subscribers and waiters run without the mutex.
-                    drop(wakeups);
+                    let (ticket, wakeups) = committed.inspect_err(|_| shared.lock_waiters.notify_all())?;
+                    // Subscribers and waiters run without the mutex; subscribers last, because
+                    // theirs is a stranger's code, which may panic.
                     if touches_locks(&outcome.effects) {
                         shared.lock_waiters.effects_applied(&outcome.effects);
                     }
+                    drop(wakeups);
                     break (reply, ticket, context.sequence);
                 }
             }
@@ -469,7 +473,7 @@ impl Engine {
     /// `capacity` events behind is told how many it missed; it never slows a writer.
     pub fn watch(&self, tree: TreeId, prefix: &[u8], capacity: usize) -> Subscription {
         let _committer = self.shared.commit.lock();
-        self.shared.watchers.subscribe(tree, prefix, capacity)
+        self.subscribe(tree, prefix, capacity)
     }
 
     /// A snapshot, and the events of exactly the commits after it.
@@ -480,7 +484,16 @@ impl Engine {
         capacity: usize,
     ) -> (Snapshot, Subscription) {
         let _committer = self.shared.commit.lock();
-        (self.snapshot(), self.shared.watchers.subscribe(tree, prefix, capacity))
+        (self.snapshot(), self.subscribe(tree, prefix, capacity))
+    }
+
+    /// Call with the commit mutex held.
+    fn subscribe(&self, tree: TreeId, prefix: &[u8], capacity: usize) -> Subscription {
+        if self.shared.state.load().catalog.ids.contains_key(&tree) {
+            self.shared.watchers.subscribe(tree, prefix, capacity)
+        } else {
+            self.shared.watchers.subscribe_to_nothing(tree)
+        }
     }
 
     /// Where to wait for locks.
@@ -522,7 +535,11 @@ impl Engine {
     /// # Errors
     /// [`Error::Poisoned`] if the last sync failed.
     pub fn close(&self) -> Result<()> {
-        if self.shared.closed.swap(true, Ordering::AcqRel) {
+        // Under the commit mutex: no commit is between its check and its append to the WAL.
+        let committer = self.shared.commit.lock();
+        let was_closed = self.shared.closed.swap(true, Ordering::AcqRel);
+        drop(committer);
+        if was_closed {
             return Ok(());
         }
         {
