@@ -186,3 +186,27 @@ fn whoever_waits_for_a_lock_hears_of_a_disk_that_failed_in_the_background() {
     engine.execute(Command::Lock(release), Durability::Buffered).expect_err("the disk is in doubt");
     assert_eq!(waiter.wait(Some(Instant::now() + Duration::from_secs(3))), Woken::Turn);
 }
+
+#[test]
+fn many_transactions_beside_a_long_reader_leave_no_versions_behind() {
+    let (disk, clock) = (SimulatedDisk::new(8), TestClock::new(1_000));
+    let engine = open_small(&disk, &clock).expect("a new disk");
+    insert(&engine, "counter", "first").expect("a sound disk");
+    let long = engine.snapshot();
+    for number in 0..2_000u32 {
+        let _short = engine.snapshot();
+        insert(&engine, "counter", &number.to_be_bytes()[..]).expect("a sound disk");
+        let removal = Command::Remove { tree: TreeId::DEFAULT, key: "other".into() };
+        let short = engine.snapshot();
+        insert(&engine, "other", "value").expect("a sound disk");
+        assert_eq!(short.len(TreeId::DEFAULT).expect("a length"), 1);
+        engine.execute(removal, Durability::Buffered).expect("a sound disk");
+        assert_eq!(short.len(TreeId::DEFAULT).expect("a length"), 1);
+        engine.check_invariants();
+    }
+    assert_eq!(long.len(TreeId::DEFAULT).expect("a length"), 1);
+    let found = long.get(TreeId::DEFAULT, b"counter").expect("a sound disk");
+    assert_eq!(found.expect("it is there").value, "first");
+    let stats = engine.stats().expect("figures");
+    assert!(stats.overlay_bytes < 4_000, "{stats:?}");
+}
