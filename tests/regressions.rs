@@ -7,6 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
+use dogsled::transaction::{ConflictableTransactionError, TransactionError};
 use dogsled::{Config, Db, Error};
 use parking_lot::Mutex;
 
@@ -46,6 +47,11 @@ fn grants_are_not_written_directly() {
     let locks = db.open_tree("__dogsled__locks").unwrap();
     assert!(matches!(locks.insert("l", "x"), Err(Error::Unsupported(_))));
     assert!(matches!(locks.clear(), Err(Error::Unsupported(_))));
+    let result = locks.transaction(|tree| {
+        tree.insert("l", "x")?;
+        Ok::<_, ConflictableTransactionError<()>>(())
+    });
+    assert!(matches!(result, Err(TransactionError::Storage(Error::Unsupported(_)))), "{result:?}");
     assert!(db.lock("l").try_acquire(Duration::from_secs(1)).unwrap().is_some());
 }
 

@@ -106,11 +106,6 @@ impl Attempt {
 
     pub(super) fn write(&self, tree: TreeId, key: IVec, value: Option<IVec>) -> StorageResult<()> {
         self.check_running()?;
-        if tree == TreeId::LOCKS {
-            return Err(StorageError::InvalidRequest(
-                "the tree of locks is not written to directly; use `Db::lock`".to_owned(),
-            ));
-        }
         self.state.borrow_mut().access(tree).writes.insert(key, value);
         Ok(())
     }
