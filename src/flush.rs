@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -86,7 +87,8 @@ fn run(engine: &Engine, queue: &Receiver<Arc<Mutex<Slot>>>) {
                 slot.waker.take()
             };
             if let Some(waker) = waker {
-                waker.wake();
+                // A stranger's code; others wait for this thread. Its panic was printed.
+                let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
             }
         }
     }

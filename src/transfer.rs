@@ -1,5 +1,7 @@
 //! Export, import and checksums, in forms that sled shares: how data moves over.
 
+use dogsled_storage::{LOCKS_TREE_NAME, TreeId};
+
 use crate::{Batch, Db, Error, Iter, Result, Tree};
 
 /// What kind of collection an exported item is; there is one kind, `b"tree"`.
@@ -15,7 +17,8 @@ const IMPORT_BATCH_BYTES: usize = 8 << 20;
 
 impl Db {
     /// Everything in the database, as it is now, in types of the standard library only: for each
-    /// tree its kind, its name, and an iterator over pairs of key and value.
+    /// tree its kind, its name, and an iterator over pairs of key and value. Locks that are held are
+    /// not among it.
     ///
     /// sled's [`import`](Db::import) takes it, and the other way round:
     ///
@@ -44,7 +47,7 @@ impl Db {
                 vec![key.to_vec(), value.to_vec()]
             })
         };
-        let trees = snapshot.trees().into_iter();
+        let trees = snapshot.trees().into_iter().filter(holds_data);
         trees.map(|tree| (TREE.to_vec(), tree.name().to_vec(), export_tree(snapshot.iter(&tree)))).collect()
     }
 
@@ -86,6 +89,9 @@ impl Db {
                     kind.escape_ascii()
                 )));
             }
+            if name == LOCKS_TREE_NAME {
+                continue;
+            }
             import_tree(&self.open_tree(&name)?, items)?;
         }
         Ok(())
@@ -109,9 +115,9 @@ impl Db {
         let snapshot = self.snapshot();
         let mut hasher = crc32fast::Hasher::new();
         // Sorted by name, as sled does.
-        for tree in snapshot.trees() {
+        for tree in snapshot.trees().iter().filter(|tree| holds_data(tree)) {
             hasher.update(&tree.name());
-            hash_entries(&mut hasher, snapshot.iter(&tree))?;
+            hash_entries(&mut hasher, snapshot.iter(tree))?;
         }
         Ok(hasher.finalize())
     }
@@ -137,6 +143,12 @@ impl Tree {
         hash_entries(&mut hasher, self.iter())?;
         Ok(hasher.finalize())
     }
+}
+
+/// Whether a tree is part of what the database holds. Who has which lock is not: a grant belongs to
+/// a running process and to the sequences of the database that gave it.
+fn holds_data(tree: &Tree) -> bool {
+    tree.id != TreeId::LOCKS
 }
 
 fn hash_entries(hasher: &mut crc32fast::Hasher, entries: Iter) -> Result<()> {

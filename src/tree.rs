@@ -110,8 +110,20 @@ impl Tree {
         Error::in_tree(error, &self.state.name)
     }
 
+    /// Grants are only given and taken by locks; see there. (Counters may be imported.)
+    #[inline]
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.id == TreeId::LOCKS {
+            return Err(Error::Unsupported(
+                "the tree of locks is not written to directly; use `Db::lock`".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
     #[inline]
     fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
+        self.check_writable()?;
         self.database.execute(command, durability).map_err(|error| self.explain(error))
     }
 

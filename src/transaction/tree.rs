@@ -42,6 +42,11 @@ impl TransactionalTree {
         result.map_err(|error| UnabortableTransactionError::Storage(self.explain(error)))
     }
 
+    fn write(&self, key: IVec, value: Option<IVec>) -> UnabortableTransactionResult<()> {
+        self.tree.check_writable().map_err(UnabortableTransactionError::Storage)?;
+        self.check(self.attempt.write(self.tree.id, key, value))
+    }
+
     /// Sets a key; the value that was there before, which counts as read.
     ///
     /// # Errors
@@ -52,7 +57,7 @@ impl TransactionalTree {
         V: Into<IVec>,
     {
         let previous = self.get(key.as_ref())?;
-        self.check(self.attempt.write(self.tree.id, key.into(), Some(value.into())))?;
+        self.write(key.into(), Some(value.into()))?;
         Ok(previous)
     }
 
@@ -65,7 +70,7 @@ impl TransactionalTree {
         K: AsRef<[u8]> + Into<IVec>,
     {
         let previous = self.get(key.as_ref())?;
-        self.check(self.attempt.write(self.tree.id, key.into(), None))?;
+        self.write(key.into(), None)?;
         Ok(previous)
     }
 
@@ -119,7 +124,7 @@ impl TransactionalTree {
         if current.as_deref() != old.as_ref().map(AsRef::as_ref) {
             return Ok(Err(CompareAndSwapError { current, proposed }));
         }
-        self.check(self.attempt.write(self.tree.id, IVec::from(key.as_ref()), proposed))?;
+        self.write(IVec::from(key.as_ref()), proposed)?;
         Ok(Ok(()))
     }
 
@@ -141,7 +146,7 @@ impl TransactionalTree {
     /// [`Error::Unsupported`] once the transaction is over.
     pub fn apply_batch(&self, batch: &Batch) -> UnabortableTransactionResult<()> {
         for (key, value) in batch.writes() {
-            self.check(self.attempt.write(self.tree.id, key.clone(), value.clone()))?;
+            self.write(key.clone(), value.clone())?;
         }
         Ok(())
     }
@@ -231,7 +236,7 @@ impl TransactionalTree {
     fn pop(&self, last: bool) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
         let found = if last { self.last()? } else { self.first()? };
         if let Some((key, _)) = &found {
-            self.check(self.attempt.write(self.tree.id, key.clone(), None))?;
+            self.write(key.clone(), None)?;
         }
         Ok(found)
     }

@@ -57,7 +57,7 @@ impl Drop for FailOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let why = "the checkpoint thread panicked";
-            self.0.wal.poison(why);
+            self.0.poison(why);
             self.0.progress.lock().failed.get_or_insert(crate::Error::Poisoned(why.into()));
             self.0.progressed.notify_all();
         }
@@ -101,6 +101,8 @@ pub(crate) fn run(shared: &Arc<Shared>) {
         let result = checkpoint(shared, || shared.progress.lock().closing);
         let mut progress = shared.progress.lock();
         match result {
+            // It may have been cut short; whoever waits is told that the database closes.
+            Ok(()) if progress.closing => {}
             Ok(()) => {
                 progress.finished = target;
                 // One may not have been enough.
@@ -236,7 +238,10 @@ fn freeze(shared: &Shared) -> Option<Checkpoint> {
 /// Lets WAL segments go that nobody needs any more.
 fn purge_wal(shared: &Shared, applied: u64) -> Result<()> {
     let keep = shared.options.retain_changes_bytes;
-    let purge_to = if keep == 0 { applied } else { shared.commit.lock().sequence_before(keep).min(applied) };
+    let limit = if keep == 0 { applied } else { shared.commit.lock().sequence_before(keep) };
+    // The last one folded stays: should the B-tree's file ever come up as it was before this
+    // checkpoint, the WAL then begins behind it, and the loss is noticed.
+    let purge_to = limit.min(applied.saturating_sub(1));
     if purge_to > 0 {
         shared.wal.purge_to(EMBEDDED_STREAM, purge_to)?;
     }

@@ -250,7 +250,7 @@ fn refuse_foreign(disk: &dyn Disk, path: &Path) -> Result<()> {
     let names = disk.list(path).map_err(|error| Error::io(format!("listing {}", path.display()), error))?;
     let has = |name: &str| names.iter().any(|found| found == name);
     let refuse = |what: &str| Err(Error::NotADatabase { path: path.to_owned(), what: what.to_owned() });
-    if has(MANIFEST) || has(CREATING) || has(LOCK) {
+    if has(MANIFEST) || has(CREATING) {
         return Ok(());
     }
     if has("conf") && (has("db") || names.iter().any(|name| name.starts_with("snap."))) {
@@ -270,7 +270,9 @@ fn refuse_foreign(disk: &dyn Disk, path: &Path) -> Result<()> {
             return refuse("this directory holds a redb database; give dogsled a directory of its own");
         }
     }
-    if !names.is_empty() && !has(TREE) && !has(WAL) {
+    // A lock file alone is left by an opening of ours that came no further; RocksDB and LevelDB
+    // have one of that name among others.
+    if names.iter().any(|name| name != LOCK) && !has(TREE) && !has(WAL) {
         return refuse(
             "the directory holds other files and no dogsled database; give dogsled a directory of its own",
         );

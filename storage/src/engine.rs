@@ -120,9 +120,11 @@ pub(crate) struct Committer {
     pub(crate) time_ms: u64,
     pub(crate) next_id: u64,
     scratch: Vec<u8>,
-    /// Bytes given to the WAL since opening, and what they were at some commits, oldest first.
+    /// Bytes of the commits in the WAL at opening and of those since, and what they were at some commits, oldest first.
     logged: u64,
     marks: VecDeque<(u64, u64)>,
+    /// Whether marks are asked for.
+    retains: bool,
     ends: Ends,
 }
 
@@ -130,7 +132,7 @@ pub(crate) struct Committer {
 const MARK_BYTES: u64 = 1 << 20;
 
 impl Committer {
-    fn new(sequence: u64, time_ms: u64, next_id: u64) -> Committer {
+    fn new(sequence: u64, time_ms: u64, next_id: u64, retains: bool) -> Committer {
         Committer {
             sequence,
             time_ms,
@@ -138,19 +140,24 @@ impl Committer {
             scratch: Vec::new(),
             logged: 0,
             marks: VecDeque::new(),
+            retains,
             ends: Ends::default(),
         }
     }
 
-    fn mark(&mut self, bytes: usize) {
+    /// Counts the bytes of a commit that is in the WAL.
+    #[inline]
+    fn mark(&mut self, sequence: u64, bytes: usize) {
+        if !self.retains {
+            return;
+        }
         self.logged += bytes as u64;
         if self.marks.back().is_none_or(|(_, logged)| self.logged - logged >= MARK_BYTES) {
-            self.marks.push_back((self.sequence, self.logged));
+            self.marks.push_back((sequence, self.logged));
         }
     }
 
-    /// The last commit behind which at least `keep` bytes were logged; 0 if there is none. What was
-    /// in the WAL before opening is not counted, so rather too much is kept than too little.
+    /// The last commit behind which at least `keep` bytes were logged; 0 if there is none.
     pub(crate) fn sequence_before(&mut self, keep: u64) -> u64 {
         while let Some((_, logged)) = self.marks.get(1)
             && self.logged - logged >= keep
@@ -256,7 +263,8 @@ impl Engine {
         let lengths = checkpoint.lengths.iter().map(|(id, length)| (*id, *length));
         let base = Base::hold(&database, &file, lengths, Default::default(), &budget)?;
         let checkpointed = checkpoint.applied;
-        let recovered = recover(&wal, checkpoint, base, &directory.wal_path())?;
+        let recovered =
+            recover(&wal, checkpoint, base, &directory.wal_path(), options.retain_changes_bytes > 0)?;
         let sequence = recovered.committer.sequence;
         let shared = Arc::new(Shared {
             state: ArcSwap::from_pointee(recovered.state),
@@ -315,8 +323,11 @@ impl Engine {
         let shared = &*self.shared;
         // Before the reply of a command without effects, too: whoever waits for a lock must hear
         // that it will never be released.
-        shared.check_open()?;
-        shared.wait_for_room()?;
+        shared.check_open().inspect_err(|_| shared.lock_waiters.notify_all())?;
+        // A lease must not run out because its renewal waits for a checkpoint; locks are few.
+        if !matches!(command, Command::Lock(_)) {
+            shared.wait_for_room()?;
+        }
         let mut prefetched: Option<Prefetched> = None;
         let (reply, ticket, sequence) = loop {
             let mut committer = shared.commit.lock();
@@ -354,14 +365,15 @@ impl Engine {
                         }
                         return Ok(reply);
                     }
-                    let (ticket, wakeups) =
-                        shared.commit(&mut committer, &state, &context, &outcome.effects)?;
+                    let committed = shared.commit(&mut committer, &state, &context, &outcome.effects);
                     drop(committer);
-                    // Subscribers and waiters run without the mutex.
-                    drop(wakeups);
+                    let (ticket, wakeups) = committed.inspect_err(|_| shared.lock_waiters.notify_all())?;
+                    // Subscribers and waiters run without the mutex; subscribers last, because
+                    // theirs is a stranger's code, which may panic.
                     if touches_locks(&outcome.effects) {
                         shared.lock_waiters.effects_applied(&outcome.effects);
                     }
+                    drop(wakeups);
                     break (reply, ticket, context.sequence);
                 }
             }
@@ -461,7 +473,7 @@ impl Engine {
     /// `capacity` events behind is told how many it missed; it never slows a writer.
     pub fn watch(&self, tree: TreeId, prefix: &[u8], capacity: usize) -> Subscription {
         let _committer = self.shared.commit.lock();
-        self.shared.watchers.subscribe(tree, prefix, capacity)
+        self.subscribe(tree, prefix, capacity)
     }
 
     /// A snapshot, and the events of exactly the commits after it.
@@ -472,7 +484,16 @@ impl Engine {
         capacity: usize,
     ) -> (Snapshot, Subscription) {
         let _committer = self.shared.commit.lock();
-        (self.snapshot(), self.shared.watchers.subscribe(tree, prefix, capacity))
+        (self.snapshot(), self.subscribe(tree, prefix, capacity))
+    }
+
+    /// Call with the commit mutex held.
+    fn subscribe(&self, tree: TreeId, prefix: &[u8], capacity: usize) -> Subscription {
+        if self.shared.state.load().catalog.ids.contains_key(&tree) {
+            self.shared.watchers.subscribe(tree, prefix, capacity)
+        } else {
+            self.shared.watchers.subscribe_to_nothing(tree)
+        }
     }
 
     /// Where to wait for locks.
@@ -515,7 +536,11 @@ impl Engine {
     /// # Errors
     /// [`Error::Poisoned`] if the last sync failed.
     pub fn close(&self) -> Result<()> {
-        if self.shared.closed.swap(true, Ordering::AcqRel) {
+        // Under the commit mutex: no commit is between its check and its append to the WAL.
+        let committer = self.shared.commit.lock();
+        let was_closed = self.shared.closed.swap(true, Ordering::AcqRel);
+        drop(committer);
+        if was_closed {
             return Ok(());
         }
         {
@@ -557,7 +582,7 @@ impl Shared {
         // A commit of many megabytes must not stay allocated for ever.
         committer.scratch.shrink_to(1 << 20);
         committer.sequence = context.sequence;
-        committer.mark(bytes);
+        committer.mark(context.sequence, bytes);
         committer.time_ms = context.time_ms;
         let below = |tree| state.length_below_active(tree);
         // A snapshot of this commit must know its trees: they are published with it.
@@ -759,8 +784,16 @@ pub(crate) fn read_checkpoint(database: &redb::Database, path: &Path) -> Result<
 }
 
 /// Replays the WAL behind the checkpoint into a fresh overlay.
-fn recover(wal: &Wal, checkpoint: Checkpoint, base: Base, wal_path: &Path) -> Result<Recovered> {
-    let mut committer = Committer::new(checkpoint.applied, checkpoint.time_ms, checkpoint.next_id);
+///
+/// `retains`: what was folded already is counted, so that it is let go in time.
+fn recover(
+    wal: &Wal,
+    checkpoint: Checkpoint,
+    base: Base,
+    wal_path: &Path,
+    retains: bool,
+) -> Result<Recovered> {
+    let mut committer = Committer::new(checkpoint.applied, checkpoint.time_ms, checkpoint.next_id, retains);
     let from = checkpoint.applied + 1;
     let mut catalog = checkpoint.catalog;
     let overlay = Overlay::new(checkpoint.applied);
@@ -776,8 +809,18 @@ fn recover(wal: &Wal, checkpoint: Checkpoint, base: Base, wal_path: &Path) -> Re
             ),
         ));
     }
+    // The B-tree holds all that the WAL has left, and more: a damaged or older last segment. Those
+    // entries go, because the next commit must follow the B-tree's last, not theirs.
+    if wal.last_index(EMBEDDED_STREAM).is_some_and(|last| last < checkpoint.applied) {
+        wal.purge_to(EMBEDDED_STREAM, checkpoint.applied)?;
+    }
     let readers = Readers::default();
-    wal.replay(EMBEDDED_STREAM, from, &mut |sequence, record| {
+    let first = wal.first_index(EMBEDDED_STREAM).filter(|first| retains && *first < from);
+    wal.replay(EMBEDDED_STREAM, first.unwrap_or(from), &mut |sequence, record| {
+        committer.mark(sequence, record.len());
+        if sequence < from {
+            return Ok(());
+        }
         let malformed = |error: crate::codec::Malformed| error.in_file(wal_path, 0);
         let (time_ms, effects) = decode_effects(record).map_err(malformed)?;
         let effects = effects.to_owned().map_err(malformed)?;

@@ -23,11 +23,13 @@
 //! is O(1) for what lies below: the tree's overlay remembers the sequence of its first clear, and
 //! readers at or after it do not look further down. A tree made in this overlay starts cleared.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
 
 use crate::evaluate::{Effect, Versioned};
 use crate::sorted_map::SortedMap;
@@ -70,17 +72,31 @@ impl Lengths {
         self.0.iter().rev().find(|(from, _)| *from <= sequence).map(|(_, length)| *length)
     }
 
-    fn set(&mut self, sequence: u64, length: u64, bounds: &ReaderBounds) {
+    fn set(&mut self, sequence: u64, length: u64, bounds: &ReaderBounds<'_>) {
         let last = self.0.last_mut().expect("a tree's length is set when its overlay is made");
         if last.0 == sequence || !bounds.need(last.0, sequence) {
             *last = (sequence, length);
         } else {
             self.0.push((sequence, length));
+            if self.0.len() >= 16 && self.0.len().is_power_of_two() {
+                self.prune(bounds);
+            }
         }
         if self.0.len() > 1 && bounds.newest == 0 {
             let last = self.0.len() - 1;
             self.0.drain(..last);
         }
+    }
+}
+
+impl Lengths {
+    /// Drops what no reader needs any more.
+    #[cold]
+    fn prune(&mut self, bounds: &ReaderBounds<'_>) {
+        let mut kept: Vec<_> =
+            self.0.windows(2).filter(|pair| bounds.need(pair[0].0, pair[1].0)).map(|pair| pair[0]).collect();
+        kept.extend(self.0.last());
+        self.0 = kept;
     }
 }
 
@@ -104,22 +120,37 @@ pub(crate) struct Readers {
 }
 
 /// The oldest and newest registered sequence; 0: none.
-#[derive(Clone, Copy, Debug)]
-struct ReaderBounds {
+struct ReaderBounds<'a> {
+    readers: &'a Readers,
     oldest: u64,
     newest: u64,
+    /// All registered sequences in order, once they are needed.
+    all: OnceCell<SmallVec<[u64; 8]>>,
 }
 
-impl ReaderBounds {
+impl ReaderBounds<'_> {
     /// Whether a reader may need a version of `sequence` that `superseded_by` replaced.
+    ///
+    /// Exact, or each of many transactions beside one long reader would leave a version behind.
     fn need(&self, sequence: u64, superseded_by: u64) -> bool {
-        self.newest != 0 && self.newest >= sequence && self.oldest < superseded_by
+        if self.newest < sequence || self.oldest >= superseded_by {
+            return false;
+        }
+        if self.oldest == self.newest {
+            return self.newest != 0;
+        }
+        // Readers may leave meanwhile, but none comes: the overlay is locked.
+        let all = self.all.get_or_init(|| self.readers.open.lock().keys().copied().collect());
+        let first = all.partition_point(|reader| *reader < sequence);
+        all.get(first).is_some_and(|reader| *reader < superseded_by)
     }
 }
 
 impl Readers {
-    fn bounds(&self) -> ReaderBounds {
+    fn bounds(&self) -> ReaderBounds<'_> {
         ReaderBounds {
+            readers: self,
+            all: OnceCell::new(),
             oldest: self.oldest.load(Ordering::Acquire),
             newest: self.newest.load(Ordering::Acquire),
         }
@@ -406,7 +437,7 @@ impl Version {
     }
 
     /// Drops the versions of the chain that no reader needs; returns the bytes freed.
-    fn prune(&mut self, bounds: &ReaderBounds) -> usize {
+    fn prune(&mut self, bounds: &ReaderBounds<'_>) -> usize {
         let mut freed = 0;
         let mut newer = self.sequence;
         let mut slot = &mut self.older;
@@ -442,14 +473,15 @@ impl TreeOverlay {
     }
 
     /// Applies one effect and returns by how much the memory grew.
-    fn apply(&mut self, sequence: u64, effect: &Effect, bounds: &ReaderBounds) -> isize {
+    fn apply(&mut self, sequence: u64, effect: &Effect, bounds: &ReaderBounds<'_>) -> isize {
         match effect {
             Effect::Put { key, value, fresh, .. } => {
                 if *fresh {
                     let length = self.lengths.current() + 1;
                     self.lengths.set(sequence, length, bounds);
                 }
-                self.set(sequence, key, Some(value.clone()), bounds)
+                // What is part of a block of the leaf cache would keep all of it, uncounted.
+                self.set(sequence, key, Some(value.compact()), bounds)
             }
             Effect::Remove { key, .. } => {
                 let length = self.lengths.current();
@@ -477,7 +509,7 @@ impl TreeOverlay {
     }
 
     #[inline]
-    fn set(&mut self, sequence: u64, key: &IVec, value: Option<IVec>, bounds: &ReaderBounds) -> isize {
+    fn set(&mut self, sequence: u64, key: &IVec, value: Option<IVec>, bounds: &ReaderBounds<'_>) -> isize {
         // The closures share the value: only one of them runs.
         let value = std::cell::Cell::new(value);
         self.entries.upsert(
@@ -494,7 +526,7 @@ impl TreeOverlay {
 
 impl Version {
     /// Puts a newer version in front; returns by how much the memory grew.
-    fn replace(&mut self, sequence: u64, value: Option<IVec>, bounds: &ReaderBounds) -> isize {
+    fn replace(&mut self, sequence: u64, value: Option<IVec>, bounds: &ReaderBounds<'_>) -> isize {
         let before = self.heap_size() as isize;
         let mut grown = 0;
         if self.sequence != sequence && bounds.need(self.sequence, sequence) {

@@ -210,6 +210,8 @@ impl<V> SortedMap<V> {
     }
 
     /// Gives the value of `key` to `existing`, or puts the one that `new` makes.
+    ///
+    /// A key that is part of something longer, as keys from the leaf cache are, is copied.
     #[inline]
     pub(crate) fn upsert<T>(
         &mut self,
@@ -219,7 +221,7 @@ impl<V> SortedMap<V> {
     ) -> T {
         let Some((group, leaf)) = self.locate(key) else {
             let (value, result) = new();
-            let leaf = Leaf::from_sorted(vec![(key.clone(), value)]);
+            let leaf = Leaf::from_sorted(vec![(key.compact(), value)]);
             self.lows.push(IVec::new());
             self.groups.push(Group::new(vec![IVec::new()], vec![leaf]));
             self.index = PrefixIndex::build(1, |_| &[]);
@@ -234,7 +236,7 @@ impl<V> SortedMap<V> {
             Err(position) => position,
         };
         let (value, result) = new();
-        node.insert(position, key.clone(), value);
+        node.insert(position, key.compact(), value);
         if node.entries.len() >= LEAF_LIMIT {
             self.split_leaf(group, leaf, position);
         }

@@ -148,6 +148,18 @@ impl Watchers {
         Subscription { queue, registry: Arc::clone(&self.registry) }
     }
 
+    /// A subscription of a tree that is gone already: it has ended.
+    pub fn subscribe_to_nothing(&self, tree: TreeId) -> Subscription {
+        let queue = Arc::new(Queue {
+            tree,
+            prefix: IVec::new(),
+            capacity: 1,
+            state: Mutex::new(QueueState { closed: true, ..QueueState::default() }),
+            arrived: Condvar::new(),
+        });
+        Subscription { queue, registry: Arc::clone(&self.registry) }
+    }
+
     /// Tells subscribers of a commit. Call it under the commit mutex, in commit order, and drop
     /// what it returns after that mutex is released.
     #[inline]

@@ -234,7 +234,7 @@ fn client(
 
 #[test]
 fn transactions_on_keys_and_ranges_are_strictly_serializable() {
-    for_each_seed("engine_concurrency", "transactions_on_keys_and_ranges", 6, |seed| {
+    for_each_seed("engine_concurrency", "transactions_on_keys_and_ranges", 20, |seed| {
         let _watchdog = Watchdog::new(format!("seed {seed}"), Duration::from_secs(120));
         let (history, finals) = record_history(seed, 4, 400);
         if let Err(anomaly) = check(&history, &finals) {

@@ -1,0 +1,100 @@
+//! Each of these once went wrong.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::task::{Context, Wake, Waker};
+use std::time::Duration;
+
+use dogsled::transaction::{ConflictableTransactionError, TransactionError};
+use dogsled::{Config, Db, Error};
+use parking_lot::Mutex;
+
+fn temporary() -> Db {
+    Config::new().temporary(true).open().unwrap()
+}
+
+#[test]
+fn locks_stay_behind_when_data_moves_and_work_there() {
+    let old = temporary();
+    let plain = temporary();
+    for number in 0..100u32 {
+        old.insert(number.to_be_bytes(), "v").unwrap();
+        plain.insert(number.to_be_bytes(), "v").unwrap();
+    }
+    old.counter("c").add(3).unwrap();
+    plain.counter("c").add(3).unwrap();
+    old.lock("l").acquire(Duration::from_secs(3600)).unwrap().keep();
+    assert_eq!(old.checksum().unwrap(), plain.checksum().unwrap());
+
+    let new = temporary();
+    new.import(old.export());
+    assert_eq!(new.checksum().unwrap(), old.checksum().unwrap());
+    assert_eq!(new.counter("c").get().unwrap(), 3);
+    assert!(new.lock("l").try_acquire(Duration::from_secs(1)).unwrap().is_some());
+
+    // As exported by those who did take them along.
+    let item = vec![b"m".to_vec(), vec![0; 40]];
+    let export = vec![(b"tree".to_vec(), b"__dogsled__locks".to_vec(), vec![item].into_iter())];
+    new.try_import(export).unwrap();
+    assert!(new.lock("m").try_acquire(Duration::from_secs(1)).unwrap().is_some());
+}
+
+#[test]
+fn grants_are_not_written_directly() {
+    let db = temporary();
+    let locks = db.open_tree("__dogsled__locks").unwrap();
+    assert!(matches!(locks.insert("l", "x"), Err(Error::Unsupported(_))));
+    assert!(matches!(locks.clear(), Err(Error::Unsupported(_))));
+    let result = locks.transaction(|tree| {
+        tree.insert("l", "x")?;
+        Ok::<_, ConflictableTransactionError<()>>(())
+    });
+    assert!(matches!(result, Err(TransactionError::Storage(Error::Unsupported(_)))), "{result:?}");
+    assert!(db.lock("l").try_acquire(Duration::from_secs(1)).unwrap().is_some());
+}
+
+struct Panics(Mutex<Sender<()>>);
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        self.0.lock().send(()).unwrap();
+        panic!("a waker of a test");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_does_not_end_flushing() {
+    let db = temporary();
+    let (sender, woken) = channel();
+    let waker = Waker::from(Arc::new(Panics(Mutex::new(sender))));
+    let mut rounds = 0;
+    // Until a flush was polled before it was done.
+    while woken.try_recv().is_err() {
+        db.insert("k", [0; 100]).unwrap();
+        let pending = {
+            let mut flushed = pin!(db.flush_async());
+            flushed.as_mut().poll(&mut Context::from_waker(&waker)).is_pending()
+        };
+        if pending {
+            woken.recv_timeout(Duration::from_secs(20)).unwrap();
+            break;
+        }
+        rounds += 1;
+        assert!(rounds < 100_000, "no flush ever took time");
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let (sender, woken) = channel();
+    struct Tells(Mutex<Sender<()>>);
+    impl Wake for Tells {
+        fn wake(self: Arc<Self>) {
+            self.0.lock().send(()).unwrap();
+        }
+    }
+    let waker = Waker::from(Arc::new(Tells(Mutex::new(sender))));
+    let mut flushed = pin!(db.flush_async());
+    if flushed.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        woken.recv_timeout(Duration::from_secs(20)).unwrap();
+    }
+}
