@@ -57,7 +57,13 @@ fn a_checkpoint_cut_off_between_its_transactions_is_repaired_whole() {
         drop(engine);
         let disk = disk.power_cut(part);
         let verified = verify_directory(&disk, Path::new(DIRECTORY)).unwrap();
-        assert!(verified.is_sound(), "part {part}: {:?}", verified.damage);
+        // A cut may tear the copy of the header that was being written: opening takes the other one.
+        let torn_header = |what: &str| what.contains("a copy of the B-tree's header");
+        assert!(
+            verified.damage.iter().all(|damage| torn_header(&damage.what)),
+            "part {part}: {:?}",
+            verified.damage
+        );
 
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let report = repair(&shared, Path::new(DIRECTORY), Path::new("repaired"), &mut |_| ()).unwrap();
