@@ -46,6 +46,9 @@ const SLICE_BYTES: usize = 4 << 20;
 /// reads find everything in one place and a reopening finds little to replay.
 const IDLE_BYTES: usize = 1 << 20;
 const IDLE: Duration = Duration::from_millis(1500);
+/// When the WAL has grown by so many bytes it is folded, however little memory its commits take: a synced commit takes
+/// at least 4 KiB of it, so a lone durable writer would fill gigabytes before the overlay is full.
+const WAL_BYTES: u64 = 256 << 20;
 /// After this long without a commit the WAL's spare segments are given back.
 const AT_REST: Duration = Duration::from_secs(5);
 
@@ -70,6 +73,8 @@ pub(crate) fn run(shared: &Arc<Shared>) {
     let mut last_sequence = 0;
     let mut quiet_since = Instant::now();
     let mut trimmed = false;
+    // Bytes that the WAL had written when the last checkpoint began.
+    let mut folded = 0;
     loop {
         let target = {
             let mut progress = shared.progress.lock();
@@ -82,6 +87,10 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                 }
                 let timed_out = shared.progressed.wait_for(&mut progress, IDLE / 3).timed_out();
                 if timed_out && progress.failed.is_none() {
+                    if shared.wal.stats().bytes_written >= folded + WAL_BYTES {
+                        progress.wanted = progress.wanted.max(progress.finished + 1);
+                        continue;
+                    }
                     let state = shared.state.load();
                     let sequence = state.active.sequence();
                     if sequence != last_sequence {
@@ -98,6 +107,7 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                 }
             }
         };
+        folded = shared.wal.stats().bytes_written;
         let result = checkpoint(shared, || shared.progress.lock().closing);
         let mut progress = shared.progress.lock();
         match result {
