@@ -71,7 +71,8 @@ fn line(result: &WorkloadResult, names: &[&str], judged: bool) -> String {
             Some(verdict) => {
                 let mark = if verdict.met { "yes" } else { "**no**" };
                 let reached = match &verdict.against {
-                    Some(against) => format!("{:.2} × {against}", verdict.reached),
+                    // A bar would end the cell.
+                    Some(against) => format!("{:.2} × {}", verdict.reached, against.replace('|', " + ")),
                     None => human(verdict.reached),
                 };
                 format!(" {} | {mark}: {reached} |", verdict.target)
