@@ -4,6 +4,11 @@
 //! from it is handed to a [`Service`]. There is no socket in this crate, so the same code runs on
 //! QUIC and in a simulation.
 
+mod codec;
+mod durability;
+mod log_store;
+mod state_machine;
 pub mod transport;
+mod types;
 
 pub use transport::{ClientIdentity, Lane, NodeId, Service, Transport, TransportError};
