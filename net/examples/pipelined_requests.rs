@@ -106,14 +106,15 @@ fn main() {
         let (one, two) = (endpoint(&authority, 1), endpoint(&authority, 2));
         one.set_addresses(NodeId(2), vec![two.local_address().to_string()]);
         let seconds = Duration::from_secs(argument(2, 3) as u64);
-        let sender = one.clone();
+        let (sender, arguments) = (one.clone(), arguments.clone());
         let run = tokio::spawn(async move {
-            if arguments.is_empty() {
+            // The first numbers are one measurement, none the usual four.
+            if let [outstanding, rest @ ..] = &arguments[..] {
+                measure(&sender, *outstanding, rest.first().copied().unwrap_or(300), seconds).await;
+            } else {
                 for (outstanding, size) in [(1, 300), (64, 300), (1024, 300), (16, 1 << 20)] {
                     measure(&sender, outstanding, size, seconds).await;
                 }
-            } else {
-                measure(&sender, arguments[0], arguments.get(1).copied().unwrap_or(300), seconds).await;
             }
         });
         run.await.expect("ran");

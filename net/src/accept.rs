@@ -43,6 +43,23 @@ pub(crate) struct IncomingPeers {
     peers: Mutex<HashMap<NodeId, Arc<IncomingPeer>>>,
 }
 
+impl IncomingPeers {
+    /// Forgets them: a handle of a connection keeps its socket open.
+    pub(crate) fn clear(&self) {
+        self.peers.lock().clear();
+    }
+
+    fn forget(&self, node: NodeId, connection: &Connection) {
+        let peers = self.peers.lock();
+        let Some(peer) = peers.get(&node) else { return };
+        let mut current = peer.current.lock();
+        if current.as_ref().is_some_and(|current| current.connection.stable_id() == connection.stable_id()) {
+            // The entry itself stays, for its right to read; there are few nodes.
+            *current = None;
+        }
+    }
+}
+
 #[derive(Default)]
 struct IncomingPeer {
     current: Mutex<Option<Current>>,
@@ -256,7 +273,7 @@ async fn peer(
         }
     }
     // Only the lanes still hold the right to read.
-    drop(first);
+    let node = first.map(|(hello, _)| hello.from);
     while let Some(ended) = lanes.join_next().await {
         let why = match ended {
             Ok(Ok(())) => "the peer ended a lane".to_owned(),
@@ -269,6 +286,9 @@ async fn peer(
         tracing::debug!(%address, why, "a peer's lane has ended");
         // A lane alone is of no use; the peer dials anew.
         connection.close(CLOSED_NORMALLY.into(), why.as_bytes());
+        if let Some(node) = node {
+            shared.incoming.forget(node, &connection);
+        }
     }
 }
 

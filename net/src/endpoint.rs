@@ -250,6 +250,8 @@ impl Endpoint {
     pub async fn close(&self) {
         self.shared.closing.send_replace(true);
         let Some(quic) = self.shared.endpoint.lock().take() else { return };
+        // Those who dial again at once would keep it busy.
+        quic.set_server_config(None);
         quic.close(CLOSED_NORMALLY.into(), b"the node is going down");
         // Peers that do not confirm must not hold it up.
         let _ = tokio::time::timeout(Duration::from_secs(1), quic.wait_idle()).await;
@@ -258,6 +260,7 @@ impl Endpoint {
             task.abort();
         }
         self.shared.peers.lock().clear();
+        self.shared.incoming.clear();
         for _ in 0..1000 {
             if self.socket.strong_count() == 0 {
                 return;

@@ -19,8 +19,10 @@ async fn a_request_is_answered_in_both_directions() {
     assert_eq!(two.ask(1, "pong").await.expect("answered"), "pong");
     assert_eq!(*two.service.seen.lock(), [(NodeId(1), Lane::Data, Bytes::from("ping"))]);
     assert_eq!(*one.service.seen.lock(), [(NodeId(2), Lane::Data, Bytes::from("pong"))]);
+    let began = Instant::now();
     one.endpoint.close().await;
     two.endpoint.close().await;
+    assert!(began.elapsed() < SECOND, "closing took {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
