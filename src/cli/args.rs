@@ -2,16 +2,23 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use super::bytes::ByteFormat;
-use super::exit::EXIT_CODES;
+use super::exit::{EXIT_CODES, Failure, Result};
 use super::load::LoadFormat;
 
-/// An embedded key-value store: look into a database directory, fill it, check it, rescue it.
+mod node;
+
+pub(crate) use node::{CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, ServeArgs};
+
+/// A key-value store: run a node of a cluster, and read and write a cluster or a database directory.
 ///
-/// Every command works on the directory given with --dir (or in DOGSLED_DIR), which no other
+/// `dogsled serve` is a database that others connect to; the other commands reach it with
+/// --connect. Or they work on the directory given with --dir (or in DOGSLED_DIR), which no other
 /// process may have open. Keys and values are any bytes; they are written as text with \xNN for
 /// what is not, unless another form is chosen.
 #[derive(Debug, Parser)]
@@ -29,6 +36,26 @@ pub(crate) struct Global {
     /// The database directory
     #[arg(short, long, global = true, env = "DOGSLED_DIR", value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+
+    /// Nodes of a cluster to work on, instead of a directory; any of them will do
+    #[arg(long, global = true, env = "DOGSLED_CONNECT", value_name = "HOST:PORT,…", value_delimiter = ',')]
+    pub(crate) connect: Vec<String>,
+
+    /// Directory of certificates [default: what `serve` makes for trying out]
+    #[arg(long, global = true, env = "DOGSLED_CERTS", value_name = "DIR")]
+    #[arg(
+        long_help = "Directory of the authority's and the own certificate, as `dogsled certs` makes them. Without \
+                       it, those that `dogsled serve` makes for trying things out, in dogsled-data/dev-certs"
+    )]
+    pub(crate) certs: Option<PathBuf>,
+
+    /// Whose certificate to show, if there are several
+    #[arg(long, global = true, env = "DOGSLED_CLIENT", value_name = "NAME")]
+    pub(crate) client: Option<String>,
+
+    /// How long the cluster may take [default: 10; serve: 60; member: 600]
+    #[arg(long, global = true, env = "DOGSLED_TIMEOUT", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: Option<u64>,
 
     /// The tree to work on, instead of the default one
     #[arg(short, long, global = true, value_name = "NAME")]
@@ -55,9 +82,55 @@ pub(crate) struct Global {
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
 
-    /// Memory for caches and buffered writes, in MiB
-    #[arg(long, global = true, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
-    pub(crate) cache: u64,
+    /// Memory for caches and buffered writes, in MiB [default: 256]
+    #[arg(long, global = true, env = "DOGSLED_CACHE", value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub(crate) cache: Option<u64>,
+
+    /// Whether variables name both a directory and a cluster, and no option says which.
+    #[arg(skip)]
+    ambiguous: bool,
+}
+
+impl Cli {
+    /// Reads the command line and the variables.
+    pub(crate) fn read() -> Result<Cli> {
+        let matches = Cli::command().get_matches();
+        let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        cli.global.settle(given("dir"), given("connect"))?;
+        Ok(cli)
+    }
+}
+
+impl Global {
+    /// An option overrules the other one's variable.
+    fn settle(&mut self, dir_given: bool, connect_given: bool) -> Result<()> {
+        if self.dir.is_none() || self.connect.is_empty() {
+            return Ok(());
+        }
+        match (dir_given, connect_given) {
+            (true, true) => return Err(Failure::usage("--dir and --connect exclude each other")),
+            (true, false) => self.connect.clear(),
+            (false, true) => self.dir = None,
+            (false, false) => self.ambiguous = true,
+        }
+        Ok(())
+    }
+
+    /// Whether the command is to work on a cluster.
+    pub(crate) fn wants_cluster(&self) -> Result<bool> {
+        if self.ambiguous {
+            return Err(Failure::usage(
+                "DOGSLED_DIR and DOGSLED_CONNECT are both set: say with --dir or --connect which one is meant",
+            ));
+        }
+        Ok(!self.connect.is_empty())
+    }
+
+    /// How long the cluster may take; `default` if nothing was said.
+    pub(crate) fn timeout_or(&self, default: u64) -> Duration {
+        Duration::from_secs(self.timeout.unwrap_or(default))
+    }
 }
 
 /// What to do.
@@ -169,6 +242,22 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: LockCommand,
     },
+    /// Run a node: a database that others connect to, alone or with other nodes
+    Serve(Box<ServeArgs>),
+    /// Make certificates for a cluster: its authority, its nodes, its clients
+    Certs {
+        #[command(subcommand)]
+        command: CertsCommand,
+    },
+    /// How a cluster is: members, groups, leaders, lag, log (with --connect)
+    Status,
+    /// See or change who belongs to a cluster (with --connect)
+    Member {
+        #[command(subcommand)]
+        command: MemberCommand,
+    },
+    /// Watch a cluster of three nodes in this process lose its leader, and nothing else
+    Demo(DemoArgs),
 }
 
 /// A part of a tree.

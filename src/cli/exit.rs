@@ -12,9 +12,9 @@ use std::process::ExitCode;
 pub(crate) enum Code {
     /// The key or tree asked for is not there.
     NotFound = 1,
-    /// The command line is wrong, or asks for what is not allowed.
+    /// The command line or the configuration is wrong, or asks for what is not allowed.
     Usage = 2,
-    /// Another process has the database open.
+    /// Another process has the database open, or listens on the address.
     InUse = 3,
     /// Damage was found on disk.
     Corrupt = 4,
@@ -25,8 +25,14 @@ pub(crate) enum Code {
     /// The directory holds no dogsled database that this version can open.
     NotADatabase = 7,
     /// A condition was not met: a lock is held by another, a counter is at its bound, a target
-    /// holds data already.
+    /// holds data already, a node id is taken.
     Refused = 8,
+    /// No node of the cluster that could do it was reached in time. Nothing was done.
+    Unavailable = 9,
+    /// The answer to a write was not heard. It may have happened, and may still happen.
+    OutcomeUnknown = 10,
+    /// Certificates are missing, not valid, of another authority or of somebody else.
+    Certificates = 11,
 }
 
 /// The table at the end of `--help`.
@@ -34,13 +40,16 @@ pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  the key or tree asked for is not there
-  2  wrong command line, or a key, value or name over its limit
-  3  the database is in use by another process
+  2  wrong command line or configuration, or a key, value or name over its limit
+  3  the database, or the address to listen on, is in use by another process
   4  damage was found (see `dogsled repair`)
   5  the operating system refused: disk full, read-only, no permission, I/O error
   6  the input of load or import is wrong or damaged
   7  no dogsled database there, or one of a newer format
-  8  a condition was not met: lock held, counter at its bound, target not empty";
+  8  a condition was not met: lock held, counter at its bound, target not empty, node id taken
+  9  the cluster is not available: nothing was done, try again
+  10 the outcome is not known: the write may have happened; read before writing again
+  11 certificates are missing, not valid, or somebody else's";
 
 /// Why a command stopped.
 #[derive(Debug)]
@@ -89,6 +98,12 @@ impl Failure {
         let mut failure = Failure::io("standard output", error);
         failure.hung_up = error.kind() == io::ErrorKind::BrokenPipe;
         failure
+    }
+
+    /// Puts more before the message.
+    pub(crate) fn before(mut self, more: impl fmt::Display) -> Failure {
+        self.message = format!("{more}: {}", self.message);
+        self
     }
 
     /// Puts more after the message.

@@ -1,9 +1,10 @@
-//! The `dogsled` binary: a database directory from the shell.
+//! The `dogsled` binary: a node of a cluster, and a cluster or a database directory from the shell.
 //!
 //! [`args`] is the command line, [`commands`] does what it says with the library's public API, and
-//! [`output`] and [`progress`] tell of it. Below them stand parts that know neither database nor
-//! terminal: [`bytes`] (keys and values as text), [`load`] (the formats of other programs) and
-//! [`archive`] (the stream of `export`).
+//! [`output`] and [`progress`] tell of it. [`serve`] runs a node. [`database`] is what the data
+//! commands work on, be it a directory ([`store`]) or a cluster ([`remote`]). Below them stand parts
+//! that know neither database nor terminal: [`bytes`] (keys and values as text), [`load`] (the
+//! formats of other programs) and [`archive`] (the stream of `export`).
 //!
 //! What scripts may rely on: results on standard output and all else on standard error; the exit
 //! codes of [`exit::Code`]; with `--json` one document per line. A command that writes returns
@@ -13,16 +14,18 @@ mod archive;
 mod args;
 mod bytes;
 mod commands;
+mod database;
+mod demo;
 mod exit;
 mod load;
 mod output;
 mod progress;
+mod remote;
+mod serve;
 mod sink;
 mod store;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use self::args::{Cli, Command};
 use self::bytes::ByteFormat;
@@ -31,7 +34,10 @@ use self::output::Output;
 
 /// Runs the binary.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::read() {
+        Ok(cli) => cli,
+        Err(failure) => return failure.report(false),
+    };
     let json = cli.global.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -71,6 +77,11 @@ fn run(cli: Cli) -> Result<()> {
         Command::Wal { command } => commands::wal::wal(&global, out, &command),
         Command::Counter { command } => commands::coordination::counter(&global, out, &command),
         Command::Lock { command } => commands::coordination::lock(&global, out, &command),
+        Command::Serve(args) => serve::serve(&global, out, &args),
+        Command::Certs { command } => commands::certs::certs(&global, out, &command),
+        Command::Status => commands::status::status(&global, out),
+        Command::Member { command } => commands::member::member(&global, out, &command),
+        Command::Demo(args) => demo::demo(out, &args),
     }?;
     output.finish()
 }

@@ -1,11 +1,12 @@
 //! [`Sink`]: where `load` and `import` put records: batches of bounded size, written in order.
 
-use dogsled::{Batch, Db, Tree};
+use dogsled::Batch;
+use dogsled_storage::DEFAULT_TREE_NAME;
 
+use super::database::{Database, Keyspace};
 use super::exit::{Failure, Result};
 use super::load::Record;
 use super::output;
-use super::store;
 
 /// A batch is written when it holds this many records or bytes: enough that a commit costs
 /// little per record, little enough that memory stays bounded whatever the file is.
@@ -24,12 +25,12 @@ pub(crate) struct Sink {
 }
 
 struct Target {
-    db: Db,
-    chosen: Tree,
+    database: Database,
+    chosen: Keyspace,
     /// Whether the database's own trees may be written to.
     system_trees: bool,
     /// Where the batch goes, and its name if the input named it.
-    current: (Option<Vec<u8>>, Tree),
+    current: (Option<Vec<u8>>, Keyspace),
 }
 
 impl Sink {
@@ -39,16 +40,16 @@ impl Sink {
     }
 
     /// Writes to `tree`, and where a record names a tree, to that.
-    pub(crate) fn into_tree(db: Db, tree: Tree) -> Sink {
-        let target = Target { db, current: (None, tree.clone()), chosen: tree, system_trees: false };
+    pub(crate) fn into_tree(database: Database, tree: Keyspace) -> Sink {
+        let target = Target { database, current: (None, tree.clone()), chosen: tree, system_trees: false };
         Sink { target: Some(target), ..Sink::nothing() }
     }
 
     /// Writes to whatever trees the records name.
-    pub(crate) fn into_any_tree(db: Db) -> Sink {
-        let tree = Tree::clone(&db);
-        let target = Target { db, current: (None, tree.clone()), chosen: tree, system_trees: true };
-        Sink { target: Some(target), ..Sink::nothing() }
+    pub(crate) fn into_any_tree(database: Database) -> Result<Sink> {
+        let tree = database.tree(DEFAULT_TREE_NAME)?;
+        let target = Target { database, current: (None, tree.clone()), chosen: tree, system_trees: true };
+        Ok(Sink { target: Some(target), ..Sink::nothing() })
     }
 
     /// Whether records are written anywhere.
@@ -66,8 +67,8 @@ impl Sink {
         }
         if let Some(target) = self.target.as_mut().filter(|_| moves) {
             let tree = match &record.tree {
-                Some(name) if target.system_trees => target.db.open_tree(name)?,
-                Some(name) => store::tree_for_writing(&target.db, name)?,
+                Some(name) if target.system_trees => target.database.tree(name)?,
+                Some(name) => target.database.tree_for_writing(name)?,
                 None => target.chosen.clone(),
             };
             target.current = (record.tree, tree);
@@ -95,7 +96,7 @@ impl Sink {
     pub(crate) fn finish(&mut self) -> Result<()> {
         self.write()?;
         if let Some(target) = &self.target {
-            target.db.flush()?;
+            target.database.flush()?;
         }
         Ok(())
     }

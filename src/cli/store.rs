@@ -2,16 +2,19 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use dogsled::{Config, Db, Error, IVec, Tree};
-use dogsled_storage::TreeId;
+use dogsled::{Config, Db, Error};
 use dogsled_storage::disk::{Disk, DiskLock, RealDisk};
 
 use super::args::Global;
-use super::bytes::{self, ByteFormat};
+use super::bytes::ByteFormat;
 use super::exit::{Code, Failure, Result};
+
+/// Memory for caches if nothing is said.
+const DEFAULT_CACHE_MIB: u64 = 256;
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
@@ -36,8 +39,19 @@ impl From<Error> for Failure {
 impl Global {
     /// The database directory: `own` of the command, or `--dir`.
     pub(crate) fn directory<'a>(&'a self, own: Option<&'a PathBuf>) -> Result<&'a Path> {
-        own.or(self.dir.as_ref()).map(PathBuf::as_path).ok_or_else(|| {
-            Failure::usage("which database? Give its directory with --dir DIR, or in DOGSLED_DIR")
+        if let Some(own) = own {
+            return Ok(own);
+        }
+        if self.wants_cluster()? {
+            return Err(Failure::usage(
+                "this command works on a database directory (--dir), not with --connect",
+            ));
+        }
+        self.dir.as_deref().ok_or_else(|| {
+            Failure::usage(
+                "which database? Give its directory with --dir DIR (or in DOGSLED_DIR), or the nodes of a cluster \
+                 with --connect HOST:PORT",
+            )
         })
     }
 
@@ -54,23 +68,12 @@ impl Global {
     }
 
     fn open(&self, directory: &Path) -> Result<Db> {
-        Ok(Config::new().path(directory).cache_capacity(self.cache << 20).open()?)
+        Ok(Config::new().path(directory).cache_capacity(self.cache_bytes()).open()?)
     }
 
-    /// The tree chosen with `--tree`; exit code 1 if there is none of that name.
-    pub(crate) fn existing_tree(&self, db: &Db) -> Result<Tree> {
-        match self.tree_name()? {
-            Some(name) => existing_tree(db, &name),
-            None => Ok(Tree::clone(db)),
-        }
-    }
-
-    /// The tree chosen with `--tree`, made if there is none of that name.
-    pub(crate) fn tree_for_writing(&self, db: &Db) -> Result<Tree> {
-        match self.tree_name()? {
-            Some(name) => tree_for_writing(db, &name),
-            None => Ok(Tree::clone(db)),
-        }
+    /// Memory for caches.
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        self.cache.unwrap_or(DEFAULT_CACHE_MIB) << 20
     }
 
     /// The name given with `--tree`: escaped text, as `dogsled trees` prints names.
@@ -106,25 +109,6 @@ pub(crate) fn name_argument(what: &str, name: &OsStr) -> Result<Vec<u8>> {
 
 fn argument(what: &str, form: ByteFormat, written: &OsStr) -> Result<Vec<u8>> {
     form.decode(written.as_bytes()).map_err(|why| Failure::usage(format!("{what} {written:?}: {why}")))
-}
-
-/// The tree of that name; exit code 1 if there is none.
-pub(crate) fn existing_tree(db: &Db, name: &[u8]) -> Result<Tree> {
-    if !db.tree_names().iter().any(|known| known == name) {
-        return Err(Failure::not_found(format!("no tree {:?}", bytes::display_short(name))));
-    }
-    Ok(db.open_tree(name)?)
-}
-
-/// The tree of that name, made if there is none; not one of the database's own.
-pub(crate) fn tree_for_writing(db: &Db, name: &[u8]) -> Result<Tree> {
-    if db.engine().tree_id(name).is_some_and(TreeId::is_system) {
-        return Err(Failure::usage(format!(
-            "tree {:?} is the database's own; use `dogsled counter` or `dogsled lock`",
-            bytes::display_short(name)
-        )));
-    }
-    Ok(db.open_tree(name)?)
 }
 
 /// Refuses a directory that is missing, empty, or was never finished. One that holds something
@@ -214,17 +198,14 @@ impl KeyRange {
         self.low.is_empty() && self.high.is_none()
     }
 
-    /// Its entries in `tree`.
-    pub(crate) fn of(&self, tree: &Tree) -> impl DoubleEndedIterator<Item = dogsled::Result<(IVec, IVec)>> {
-        use std::ops::Bound;
+    /// Its bounds; `None` if it ends before it begins.
+    pub(crate) fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
         let low = &self.low[..];
-        // A range that ends before it begins is empty; the database need not be asked.
-        let range = match self.high.as_deref() {
+        match self.high.as_deref() {
             Some(high) if high <= low => None,
             Some(high) => Some((Bound::Included(low), Bound::Excluded(high))),
             None => Some((Bound::Included(low), Bound::Unbounded)),
-        };
-        range.map(|range| tree.range::<&[u8], _>(range)).into_iter().flatten()
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Runs the real binary and looks at what it says.
 #![allow(dead_code, reason = "each suite uses its part")]
 
+pub(crate) mod nodes;
+
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -46,7 +48,12 @@ impl Run {
 /// A command of the binary that knows no database yet.
 pub(crate) fn dogsled() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dogsled"));
-    command.env_remove("DOGSLED_DIR").stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("DOGSLED_") || name == "NOTIFY_SOCKET") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null());
     command
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn bench(global: &Global, out: &mut Output, args: &BenchArgs) -> Resu
     let raw = raw_file(directory.path()).map_err(|error| Failure::io("the file for raw writes", &error))?;
     let db = Config::new()
         .path(directory.path().join("database"))
-        .cache_capacity(global.cache << 20)
+        .cache_capacity(global.cache_bytes())
         .durability(Durability::Buffered)
         .open()?;
     let mut rows = [

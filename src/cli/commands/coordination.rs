@@ -1,7 +1,7 @@
 //! `counter` and `lock`.
 //!
-//! Only one process at a time has a database open, so a lock taken here outlives its process: it
-//! is held until it is released with its owner and token, or until its lease ends.
+//! A lock taken here outlives its process, of which a directory has one at a time only: it is held
+//! until it is released with its owner and token, or until its lease ends.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(crate) fn counter(global: &Global, out: &mut Output, command: &CounterComman
     let field = |value: i64| json!({ "counter": bytes::to_json(&name), "value": value });
     match command {
         CounterCommand::Get { .. } => {
-            let value = global.open_existing(None)?.counter(&name).get()?;
+            let value = global.existing_database()?.counter(&name)?;
             out.summary(value, field(value))
         }
         CounterCommand::Add { amount, min, max, .. } => {
@@ -28,10 +28,10 @@ pub(crate) fn counter(global: &Global, out: &mut Output, command: &CounterComman
             if bounds.is_empty() {
                 return Err(Failure::usage("--min is above --max"));
             }
-            let db = global.open_or_create()?;
-            match db.counter(&name).add_within(*amount, bounds)? {
+            let database = global.database()?;
+            match database.counter_add(&name, *amount, bounds)? {
                 Ok(value) => {
-                    db.flush()?;
+                    database.flush()?;
                     out.summary(value, field(value))
                 }
                 Err(refused) => Err(Failure::refused(format!(
@@ -43,9 +43,9 @@ pub(crate) fn counter(global: &Global, out: &mut Output, command: &CounterComman
             }
         }
         CounterCommand::Reset { .. } => {
-            let db = global.open_existing(None)?;
-            let previous = db.counter(&name).reset()?;
-            db.flush()?;
+            let database = global.existing_database()?;
+            let previous = database.counter_reset(&name)?;
+            database.flush()?;
             out.summary(previous, json!({ "counter": bytes::to_json(&name), "previous": previous }))
         }
     }
@@ -59,8 +59,8 @@ pub(crate) fn lock(global: &Global, out: &mut Output, command: &LockCommand) -> 
     let shown = bytes::display_short(&name);
     match command {
         LockCommand::Holder { .. } => {
-            let db = global.open_existing(None)?;
-            let Some(holder) = db.lock(&name).holder()? else {
+            let database = global.existing_database()?;
+            let Some(holder) = database.lock_holder(&name)? else {
                 return Err(Failure::not_found(format!("nobody holds lock {shown:?}")));
             };
             out.summary(
@@ -68,21 +68,19 @@ pub(crate) fn lock(global: &Global, out: &mut Output, command: &LockCommand) -> 
                     "{}\ttoken {}\tfor {} s more",
                     bytes::display(&holder.owner),
                     holder.token,
-                    holder.expires_ms.saturating_sub(db.engine().now_ms()).div_ceil(1000)
+                    holder.expires_ms.saturating_sub(database.now_ms()).div_ceil(1000)
                 ),
                 holder_fields(&name, &holder),
             )
         }
         LockCommand::Acquire { owner, lease, .. } => {
             let owner = name_argument("owner", owner)?;
-            let db = global.open_or_create()?;
-            let lock = db.lock(&name).owner(&owner);
-            let Some(guard) = lock.try_acquire(Duration::from_secs(*lease))? else {
-                return Err(refused(&name, lock.holder()?));
+            let database = global.database()?;
+            let lease = Duration::from_secs(*lease);
+            let Some((token, expires_ms)) = database.lock_acquire(&name, &owner, lease)? else {
+                return Err(refused(&name, database.lock_holder(&name)?));
             };
-            let (token, expires_ms) = (guard.token(), guard.expires_ms());
-            guard.keep();
-            db.flush()?;
+            database.flush()?;
             out.summary(
                 token,
                 json!({ "lock": bytes::to_json(&name), "token": token.0, "expires_ms": expires_ms }),
@@ -90,24 +88,15 @@ pub(crate) fn lock(global: &Global, out: &mut Output, command: &LockCommand) -> 
         }
         LockCommand::Release { owner, token, .. } => {
             let owner = name_argument("owner", owner)?;
-            let db = global.open_existing(None)?;
-            let lock = db.lock(&name).owner(&owner);
-            let released = match lock.resume()? {
-                Some(guard) if guard.token().0 == *token => guard.release()?.is_ok(),
-                Some(guard) => {
-                    // Dropping it would give back a lock that another grant holds.
-                    guard.keep();
-                    false
-                }
-                None => false,
-            };
+            let database = global.existing_database()?;
+            let released = database.lock_release(&name, &owner, *token)?;
             if !released {
                 return Err(Failure::refused(format!(
                     "lock {shown:?} is not held by {:?} with token {token}: its lease ended, or it was released",
                     bytes::display_short(&owner)
                 )));
             }
-            db.flush()?;
+            database.flush()?;
             if out.json {
                 out.document(&json!({ "lock": bytes::to_json(&name), "released": true }))
             } else {

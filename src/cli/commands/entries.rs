@@ -14,8 +14,8 @@ use crate::cli::store::KeyRange;
 
 pub(crate) fn get(global: &Global, out: &mut Output, key: &OsStr, file: Option<&Path>) -> Result<()> {
     let key = global.key_argument(key)?;
-    let db = global.open_existing(None)?;
-    let tree = global.existing_tree(&db)?;
+    let database = global.existing_database()?;
+    let tree = global.existing_tree(&database)?;
     let Some(value) = tree.get(&key)? else {
         return Err(Failure::not_found(format!("no key {:?}", bytes::display_short(&key))));
     };
@@ -36,10 +36,10 @@ pub(crate) fn put(global: &Global, out: &mut Output, key: &OsStr, value: &OsStr)
     }
     let key = global.key_argument(key)?;
     let value = global.value_argument(value)?;
-    let db = global.open_or_create()?;
-    let tree = global.tree_for_writing(&db)?;
+    let database = global.database()?;
+    let tree = global.tree_for_writing(&database)?;
     let replaced = tree.insert(&key, value)?.is_some();
-    db.flush()?;
+    database.flush()?;
     // People want silence from a write that worked.
     if out.json {
         out.document(&json!({ "key": bytes::to_json(&key), "replaced": replaced }))
@@ -50,16 +50,16 @@ pub(crate) fn put(global: &Global, out: &mut Output, key: &OsStr, value: &OsStr)
 
 pub(crate) fn del(global: &Global, out: &mut Output, keys: &[OsString]) -> Result<()> {
     let keys = keys.iter().map(|key| global.key_argument(key)).collect::<Result<Vec<_>>>()?;
-    let db = global.open_existing(None)?;
-    global.existing_tree(&db)?;
-    let tree = global.tree_for_writing(&db)?;
+    let database = global.existing_database()?;
+    global.existing_tree(&database)?;
+    let tree = global.tree_for_writing(&database)?;
     let mut missing = Vec::new();
     for key in &keys {
         if tree.remove(key)?.is_none() {
             missing.push(bytes::display_short(key));
         }
     }
-    db.flush()?;
+    database.flush()?;
     let removed = keys.len() - missing.len();
     if !missing.is_empty() {
         let failure = Failure::not_found(format!("no key {}", missing.join(", ")));
@@ -87,12 +87,12 @@ pub(crate) fn scan(
         return Err(Failure::usage("--key-format file is for arguments; keys cannot be listed so"));
     }
     let range = key_range(global, range)?;
-    let db = global.open_existing(None)?;
-    let tree = global.existing_tree(&db)?;
-    let mut entries = range.of(&tree);
+    let database = global.existing_database()?;
+    let tree = global.existing_tree(&database)?;
+    let mut entries = tree.entries(&range, reverse, !keys_only);
     let mut left = limit.unwrap_or(u64::MAX);
     while left > 0
-        && let Some(entry) = if reverse { entries.next_back() } else { entries.next() }
+        && let Some(entry) = entries.next()
     {
         let (key, value) = entry?;
         out.entry(&key, (!keys_only).then_some(&value))?;
@@ -103,13 +103,13 @@ pub(crate) fn scan(
 
 pub(crate) fn count(global: &Global, out: &mut Output, range: &RangeArgs) -> Result<()> {
     let range = key_range(global, range)?;
-    let db = global.open_existing(None)?;
-    let tree = global.existing_tree(&db)?;
-    let mut count = tree.len() as u64;
+    let database = global.existing_database()?;
+    let tree = global.existing_tree(&database)?;
+    let mut count = tree.len()?;
     if !range.is_everything() {
         let progress = Progress::items(None, "counting", global.quiet);
         count = 0;
-        for entry in range.of(&tree) {
+        for entry in tree.entries(&range, false, false) {
             entry?;
             count += 1;
             if count.is_multiple_of(4096) {
@@ -121,9 +121,9 @@ pub(crate) fn count(global: &Global, out: &mut Output, range: &RangeArgs) -> Res
 }
 
 pub(crate) fn trees(global: &Global, out: &mut Output) -> Result<()> {
-    let db = global.open_existing(None)?;
-    for name in db.tree_names() {
-        let count = db.open_tree(&name)?.len();
+    let database = global.existing_database()?;
+    for name in database.tree_names()? {
+        let count = database.tree(&name)?.len()?;
         if out.json {
             out.document(&json!({ "tree": bytes::to_json(&name), "count": count }))?;
         } else {

@@ -60,9 +60,9 @@ pub(crate) fn load(global: &Global, out: &mut Output, args: &LoadArgs) -> Result
     let mut sink = if args.dry_run {
         Sink::nothing()
     } else {
-        let db = global.open_or_create()?;
-        let tree = global.tree_for_writing(&db)?;
-        Sink::into_tree(db, tree)
+        let database = global.database()?;
+        let tree = global.tree_for_writing(&database)?;
+        Sink::into_tree(database, tree)
     };
     let mut skipped = 0;
     for parsed in records {

@@ -1,9 +1,12 @@
 //! What each command does, one module per kind.
 
 pub(crate) mod bench;
+pub(crate) mod certs;
 pub(crate) mod coordination;
 pub(crate) mod entries;
 pub(crate) mod load;
+pub(crate) mod member;
+pub(crate) mod status;
 pub(crate) mod transfer;
 pub(crate) mod upkeep;
 pub(crate) mod wal;

@@ -1,26 +1,27 @@
 //! `export` and `import`: whole trees out of a database and into another.
 //!
 //! Counters go along; locks stay, because a lease and a fencing token mean something only in the
-//! database that granted them.
+//! database that granted them. What is exported of a directory is of one moment; of a cluster, only
+//! what nobody writes to meanwhile is.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use dogsled::Db;
-use dogsled_storage::{DEFAULT_TREE_NAME, TreeId};
+use dogsled_storage::{DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
 use serde_json::json;
 
 use crate::cli::archive::{self, Damage, Event, Reader, Writer};
 use crate::cli::args::{ExportFormat, Global};
 use crate::cli::bytes;
+use crate::cli::database::{Database, Keyspace};
 use crate::cli::exit::{Code, Failure, Result};
 use crate::cli::load::json_lines::{self, JsonLines};
 use crate::cli::load::{Problem, Record};
 use crate::cli::output::{self, Output};
 use crate::cli::progress::Progress;
 use crate::cli::sink::Sink;
-use crate::cli::store;
+use crate::cli::store::KeyRange;
 
 /// What `Db::export` calls every collection.
 const TREE_KIND: &[u8] = b"tree";
@@ -40,16 +41,13 @@ pub(crate) fn export(
     if file.is_none() && format == ExportFormat::Archive && io::stdout().is_terminal() {
         return Err(Failure::usage("the archive is binary: give a file, a pipe, or --format jsonl"));
     }
-    let db = global.open_existing(None)?;
+    let database = global.existing_database()?;
     let names: Vec<Vec<u8>> = match global.tree_name()? {
-        Some(name) => vec![store::existing_tree(&db, &name)?.name().to_vec()],
-        None => {
-            let trees = db.engine().trees().into_iter().filter(|(_, id)| *id != TreeId::LOCKS);
-            trees.map(|(name, _)| name.to_vec()).collect()
-        }
+        Some(name) => vec![database.existing_tree(&name)?.name().to_vec()],
+        None => database.exported_tree_names()?.into_iter().map(|name| name.to_vec()).collect(),
     };
     let Some(file) = file else {
-        write_export(global, &db, &names, format, OutputWriter(out), &|error| Failure::output(&error))?;
+        write_export(global, &database, &names, format, OutputWriter(out), &|error| Failure::output(&error))?;
         return Ok(());
     };
     // Under another name until it is whole, so that no half export is taken for one.
@@ -57,7 +55,7 @@ pub(crate) fn export(
     let failed = |error: io::Error| Failure::io(aside.display(), &error);
     let (partial, records) = File::create(&aside)
         .map_err(failed)
-        .and_then(|partial| write_export(global, &db, &names, format, BufWriter::new(partial), &failed))
+        .and_then(|partial| write_export(global, &database, &names, format, BufWriter::new(partial), &failed))
         .and_then(|(partial, records)| {
             let partial = partial.into_inner().map_err(|error| failed(error.into_error()))?;
             partial.sync_all().map_err(failed)?;
@@ -93,18 +91,18 @@ type WriteEntry<'a> = dyn FnMut(&[u8], &[u8]) -> io::Result<()> + 'a;
 /// Writes the trees; gives back the writer and the number of records.
 fn write_export<W: Write>(
     global: &Global,
-    db: &Db,
+    database: &Database,
     names: &[Vec<u8>],
     format: ExportFormat,
     mut writer: W,
     failed: &dyn Fn(io::Error) -> Failure,
 ) -> Result<(W, u64)> {
-    let trees = names.iter().map(|name| Ok(db.open_tree(name)?)).collect::<Result<Vec<_>>>()?;
-    let total = trees.iter().map(|tree| tree.len() as u64).sum();
+    let trees = names.iter().map(|name| database.tree(name)).collect::<Result<Vec<_>>>()?;
+    let total = trees.iter().map(Keyspace::len).sum::<Result<u64>>()?;
     let progress = Progress::items(Some(total), "exporting", global.quiet);
     let mut records = 0;
-    let mut each = |tree: &dogsled::Tree, write: &mut WriteEntry<'_>| {
-        for entry in tree.iter() {
+    let mut each = |tree: &Keyspace, write: &mut WriteEntry<'_>| {
+        for entry in tree.entries(&KeyRange::default(), false, true) {
             let (key, value) = entry?;
             write(&key, &value).map_err(failed)?;
             records += 1;
@@ -207,19 +205,19 @@ pub(crate) fn import(
         return Err(Failure::not_found(format!("{name} has no tree {:?}", bytes::display_short(only))));
     }
 
-    let db = global.open_or_create()?;
-    if trees.iter().any(|(name, _)| db.engine().tree_id(name) == Some(TreeId::LOCKS)) {
+    let database = global.database()?;
+    if trees.iter().any(|(name, _)| name == LOCKS_TREE_NAME) {
         return Err(Failure::bad_input(format!(
             "{name} holds locks, which cannot be imported; nothing was imported"
         )));
     }
     if !merge {
-        refuse_filled(&db, &trees)?;
+        refuse_filled(&database, &trees)?;
     }
-    let mut sink = Sink::into_any_tree(db.clone());
+    let mut sink = Sink::into_any_tree(database.clone())?;
     let applied = records(&mut file, "importing", &mut |item| match item {
         // Empty trees are trees too.
-        Item::Tree(name) => db.open_tree(name).map(drop).map_err(Failure::from),
+        Item::Tree(name) => database.tree(&name).map(drop),
         Item::Record(record) => sink.add(record),
     });
     applied
@@ -237,13 +235,13 @@ pub(crate) fn import(
 }
 
 /// Refuses to import over keys that are there, unless that is what was asked for.
-fn refuse_filled(db: &Db, trees: &[(Vec<u8>, u64)]) -> Result<()> {
-    let existing = db.tree_names();
+fn refuse_filled(database: &Database, trees: &[(Vec<u8>, u64)]) -> Result<()> {
+    let existing = database.tree_names()?;
     for (name, _) in trees {
         if !existing.iter().any(|known| known == name) {
             continue;
         }
-        let count = db.open_tree(name)?.len() as u64;
+        let count = database.tree(name)?.len()?;
         if count > 0 {
             return Err(Failure::refused(format!(
                 "tree {:?} has {} already, and nothing was imported; --merge adds to it and overwrites what is in both",

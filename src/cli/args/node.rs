@@ -1,0 +1,161 @@
+//! Arguments of the commands that run and look after nodes.
+
+use std::path::PathBuf;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Deserialize;
+
+/// Arguments of `serve`. Each can be a variable or stand in the file, too.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Without any option: a database of one node in ./dogsled-data, reached at 127.0.0.1:7400.
+
+Options overrule variables, variables overrule the file. The file is TOML, and its keys are the names
+of the options: data, node, listen, advertise, init, members, join, partitions, certs, preset, cache,
+log-format, log-level, timeout.
+
+The first three nodes of a cluster, each with its own id and address:
+  dogsled serve --certs certs --node 1 --listen 10.0.0.1:7400 --init --members 1=10.0.0.1:7400,2=10.0.0.2:7400,3=10.0.0.3:7400
+  dogsled serve --certs certs --node 2 --listen 10.0.0.2:7400 --members …the same…
+  dogsled serve --certs certs --node 3 --listen 10.0.0.3:7400 --members …the same…
+and a fourth later:
+  dogsled serve --certs certs --node 4 --listen 10.0.0.4:7400 --join 10.0.0.1:7400
+
+SIGTERM and SIGINT stop a node after it has handed leadership over; SIGHUP has it read its
+certificates again.")]
+pub(crate) struct ServeArgs {
+    /// Where the node's data lies; made if missing [default: dogsled-data]
+    #[arg(long, env = "DOGSLED_DATA", value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+
+    /// The node's id, which no other node ever has or had [default: 1]
+    #[arg(long, env = "DOGSLED_NODE", value_name = "ID")]
+    pub(crate) node: Option<u64>,
+
+    /// The UDP address to listen on; port 0 takes any [default: 127.0.0.1:7400]
+    #[arg(long, env = "DOGSLED_LISTEN", value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
+
+    /// Where others reach the node [default: its entry in --members, or --listen]
+    #[arg(long, env = "DOGSLED_ADVERTISE", value_name = "HOST:PORT,…", value_delimiter = ',')]
+    pub(crate) advertise: Vec<String>,
+
+    /// Make the cluster; for one of its first nodes
+    #[arg(long, env = "DOGSLED_INIT", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    pub(crate) init: Option<bool>,
+
+    /// The first nodes of the cluster, for each of them
+    #[arg(long, env = "DOGSLED_MEMBERS", value_name = "ID=HOST:PORT,…", value_delimiter = ',')]
+    pub(crate) members: Vec<String>,
+
+    /// Nodes of a cluster to become a member of
+    #[arg(long, env = "DOGSLED_JOIN", value_name = "HOST:PORT,…", value_delimiter = ',')]
+    pub(crate) join: Vec<String>,
+
+    /// How many partitions a new cluster has, for ever [default: 16]
+    #[arg(long, env = "DOGSLED_PARTITIONS", value_name = "COUNT")]
+    pub(crate) partitions: Option<u32>,
+
+    /// How far apart the nodes are [default: lan]
+    #[arg(long, env = "DOGSLED_PRESET")]
+    pub(crate) preset: Option<Preset>,
+
+    /// A TOML file that says what options and variables do not
+    #[arg(long, env = "DOGSLED_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// How the log on standard error is written [default: text]
+    #[arg(long, env = "DOGSLED_LOG_FORMAT", value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+
+    /// error, warn, info, debug or trace; also per part: info,dogsled_net=debug [default: info]
+    #[arg(long, env = "DOGSLED_LOG_LEVEL", value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
+}
+
+/// How far apart nodes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Preset {
+    /// In one place: a dead leader is replaced within a second
+    Lan,
+    /// Far apart, or on slow or busy machines: within some seconds
+    Wan,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON document per line
+    Json,
+}
+
+/// Of `certs`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsCommand {
+    /// Make the authority of a cluster: ca.crt, which all trust, and ca.key, to be kept away from
+    /// the nodes
+    Ca {
+        /// The cluster's name; certificates of another name are refused
+        #[arg(long, value_name = "NAME", default_value = "main")]
+        cluster: String,
+    },
+    /// Make a node's certificate: node-ID.crt and node-ID.key
+    Node {
+        /// The node's id
+        id: u64,
+        /// Names and addresses under which it is reached, for tools that check them
+        #[arg(long, value_name = "HOST,…", value_delimiter = ',')]
+        host: Vec<String>,
+        /// How long it is valid
+        #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u64).range(1..=3650))]
+        days: u64,
+        /// Replace one that is there; the node notices by itself
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Make a client's certificate: client-NAME.crt and client-NAME.key
+    Client {
+        /// The client's name
+        #[arg(default_value = "admin")]
+        name: String,
+        /// How long it is valid
+        #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u64).range(1..=3650))]
+        days: u64,
+        /// Replace one that is there
+        #[arg(long)]
+        replace: bool,
+    },
+}
+
+/// Of `member`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MemberCommand {
+    /// List the members and where they are reached
+    List,
+    /// Let a node that was started with --join vote everywhere, or tell of a member's new addresses
+    Add {
+        /// The node
+        id: u64,
+        /// Where it is reached
+        #[arg(required = true, value_name = "HOST:PORT")]
+        addresses: Vec<String>,
+    },
+    /// Take a node out; its id must never be used again. Exit code 1 if it is no member
+    Remove {
+        /// The node
+        id: u64,
+    },
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Also show the nodes' log, on standard error: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
+}

@@ -1,0 +1,314 @@
+//! [`Database`]: what the data commands work on, be it a directory or a cluster.
+//!
+//! Both have the same trees, counters and locks, so a command is written once. What differs is said
+//! here and nowhere else: a directory is made by the first write and has to be synced; a cluster syncs
+//! by itself, and a batch is atomic in each partition only.
+
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dogsled::{Batch, Db, FencingToken, Holder, IVec, OutOfBounds, Tree, cluster};
+use dogsled_storage::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME};
+
+use super::args::Global;
+use super::bytes;
+use super::exit::{Failure, Result};
+use super::remote::Remote;
+use super::store::KeyRange;
+
+/// A directory that was opened, or a cluster that was reached.
+#[derive(Clone)]
+pub(crate) enum Database {
+    Directory(Db),
+    Cluster(Rc<Remote>),
+}
+
+/// A tree of a [`Database`].
+#[derive(Clone)]
+pub(crate) enum Keyspace {
+    Directory(Tree),
+    Cluster(Rc<Remote>, cluster::Tree),
+}
+
+/// Entries of a [`Keyspace`].
+pub(crate) enum Entries {
+    Directory(Box<dyn Iterator<Item = dogsled::Result<(IVec, IVec)>>>),
+    Cluster(Rc<Remote>, Box<cluster::Entries>),
+    Nothing,
+}
+
+impl Global {
+    /// What a command that reads works on: it never makes a database.
+    pub(crate) fn existing_database(&self) -> Result<Database> {
+        match self.wants_cluster()? {
+            true => Ok(Database::Cluster(Rc::new(Remote::connect(self)?))),
+            false => Ok(Database::Directory(self.open_existing(None)?)),
+        }
+    }
+
+    /// What a command that writes works on, made if it is a directory that is not there.
+    pub(crate) fn database(&self) -> Result<Database> {
+        match self.wants_cluster()? {
+            true => Ok(Database::Cluster(Rc::new(Remote::connect(self)?))),
+            false => Ok(Database::Directory(self.open_or_create()?)),
+        }
+    }
+
+    /// The tree chosen with `--tree`; exit code 1 if there is none of that name.
+    pub(crate) fn existing_tree(&self, database: &Database) -> Result<Keyspace> {
+        match self.tree_name()? {
+            Some(name) => database.existing_tree(&name),
+            None => database.tree(DEFAULT_TREE_NAME),
+        }
+    }
+
+    /// The tree chosen with `--tree`, made if there is none of that name.
+    pub(crate) fn tree_for_writing(&self, database: &Database) -> Result<Keyspace> {
+        match self.tree_name()? {
+            Some(name) => database.tree_for_writing(&name),
+            None => database.tree(DEFAULT_TREE_NAME),
+        }
+    }
+}
+
+impl Database {
+    /// The names of the trees.
+    pub(crate) fn tree_names(&self) -> Result<Vec<IVec>> {
+        match self {
+            Database::Directory(db) => Ok(db.tree_names()),
+            Database::Cluster(remote) => Ok(remote.wait(remote.client().tree_names())?),
+        }
+    }
+
+    /// The names of the trees that an export has: locks and sessions mean something here only.
+    pub(crate) fn exported_tree_names(&self) -> Result<Vec<IVec>> {
+        let mut names = match self {
+            Database::Directory(db) => db.engine().trees().into_iter().map(|(name, _)| name).collect(),
+            Database::Cluster(_) => self.tree_names()?,
+        };
+        names.retain(|name| name != LOCKS_TREE_NAME && name != SESSIONS_TREE_NAME);
+        Ok(names)
+    }
+
+    /// The tree of that name, made if there is none.
+    pub(crate) fn tree(&self, name: &[u8]) -> Result<Keyspace> {
+        match self {
+            Database::Directory(db) => Ok(Keyspace::Directory(db.open_tree(name)?)),
+            Database::Cluster(remote) => Ok(Keyspace::Cluster(Rc::clone(remote), remote.client().tree(name))),
+        }
+    }
+
+    /// The tree of that name; exit code 1 if there is none.
+    pub(crate) fn existing_tree(&self, name: &[u8]) -> Result<Keyspace> {
+        if !self.tree_names()?.iter().any(|known| known == name) {
+            return Err(Failure::not_found(format!("no tree {:?}", bytes::display_short(name))));
+        }
+        self.tree(name)
+    }
+
+    /// The tree of that name, made if there is none; not one of the database's own.
+    pub(crate) fn tree_for_writing(&self, name: &[u8]) -> Result<Keyspace> {
+        if [COUNTERS_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME].contains(&name) {
+            return Err(Failure::usage(format!(
+                "tree {:?} is the database's own; use `dogsled counter` or `dogsled lock`",
+                bytes::display_short(name)
+            )));
+        }
+        self.tree(name)
+    }
+
+    /// Makes what was written durable, if it is not yet.
+    pub(crate) fn flush(&self) -> Result<()> {
+        if let Database::Directory(db) = self {
+            db.flush()?;
+        }
+        Ok(())
+    }
+
+    /// A counter's value.
+    pub(crate) fn counter(&self, name: &[u8]) -> Result<i64> {
+        match self {
+            Database::Directory(db) => Ok(db.counter(name).get()?),
+            Database::Cluster(remote) => Ok(remote.wait(remote.client().counter(name).get())?),
+        }
+    }
+
+    /// Adds to a counter within bounds.
+    pub(crate) fn counter_add(
+        &self,
+        name: &[u8],
+        amount: i64,
+        bounds: RangeInclusive<i64>,
+    ) -> Result<Result<i64, OutOfBounds>> {
+        match self {
+            Database::Directory(db) => Ok(db.counter(name).add_within(amount, bounds)?),
+            Database::Cluster(remote) => {
+                Ok(remote.wait(remote.client().counter(name).add_within(amount, bounds))?)
+            }
+        }
+    }
+
+    /// Sets a counter back; what it was.
+    pub(crate) fn counter_reset(&self, name: &[u8]) -> Result<i64> {
+        match self {
+            Database::Directory(db) => Ok(db.counter(name).reset()?),
+            Database::Cluster(remote) => Ok(remote.wait(remote.client().counter(name).reset())?),
+        }
+    }
+
+    /// Who holds a lock.
+    pub(crate) fn lock_holder(&self, name: &[u8]) -> Result<Option<Holder>> {
+        match self {
+            Database::Directory(db) => Ok(db.lock(name).holder()?),
+            Database::Cluster(remote) => Ok(remote.wait(remote.client().lock(name).holder())?),
+        }
+    }
+
+    /// Takes a lock and keeps it; its token, and when the lease ends. `None` if it is held.
+    pub(crate) fn lock_acquire(
+        &self,
+        name: &[u8],
+        owner: &[u8],
+        lease: Duration,
+    ) -> Result<Option<(FencingToken, u64)>> {
+        match self {
+            Database::Directory(db) => Ok(db.lock(name).owner(owner).try_acquire(lease)?.map(|guard| {
+                let granted = (guard.token(), guard.expires_ms());
+                guard.keep();
+                granted
+            })),
+            Database::Cluster(remote) => {
+                let lock = remote.client().lock(name).owner(owner);
+                Ok(remote.wait(lock.try_acquire(lease))?.map(|guard| {
+                    let granted = (guard.token(), guard.expires_ms());
+                    guard.keep();
+                    granted
+                }))
+            }
+        }
+    }
+
+    /// Gives back a lock that is held with this token; whether it was.
+    pub(crate) fn lock_release(&self, name: &[u8], owner: &[u8], token: u64) -> Result<bool> {
+        // Dropping the guard of another grant would give that one back.
+        match self {
+            Database::Directory(db) => match db.lock(name).owner(owner).resume()? {
+                Some(guard) if guard.token().0 == token => Ok(guard.release()?.is_ok()),
+                Some(guard) => {
+                    guard.keep();
+                    Ok(false)
+                }
+                None => Ok(false),
+            },
+            Database::Cluster(remote) => {
+                let lock = remote.client().lock(name).owner(owner);
+                match remote.wait(lock.resume())? {
+                    Some(guard) if guard.token().0 == token => Ok(remote.wait(guard.release())?.is_ok()),
+                    Some(guard) => {
+                        guard.keep();
+                        Ok(false)
+                    }
+                    None => Ok(false),
+                }
+            }
+        }
+    }
+
+    /// The time that leases are counted in, in milliseconds since 1970; of a cluster as near as this
+    /// machine's clock is.
+    pub(crate) fn now_ms(&self) -> u64 {
+        match self {
+            Database::Directory(db) => db.engine().now_ms(),
+            Database::Cluster(_) => {
+                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+            }
+        }
+    }
+}
+
+impl Keyspace {
+    /// The tree's name.
+    pub(crate) fn name(&self) -> IVec {
+        match self {
+            Keyspace::Directory(tree) => tree.name(),
+            Keyspace::Cluster(_, tree) => tree.name().clone(),
+        }
+    }
+
+    /// The value of a key.
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<IVec>> {
+        match self {
+            Keyspace::Directory(tree) => Ok(tree.get(key)?),
+            Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.get(key))?),
+        }
+    }
+
+    /// Sets a key; the value before.
+    pub(crate) fn insert(&self, key: &[u8], value: Vec<u8>) -> Result<Option<IVec>> {
+        match self {
+            Keyspace::Directory(tree) => Ok(tree.insert(key, value)?),
+            Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.insert(key, value))?),
+        }
+    }
+
+    /// Removes a key; the value before.
+    pub(crate) fn remove(&self, key: &[u8]) -> Result<Option<IVec>> {
+        match self {
+            Keyspace::Directory(tree) => Ok(tree.remove(key)?),
+            Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.remove(key))?),
+        }
+    }
+
+    /// Applies writes in order of keys' appearance; atomically in a directory, and in each partition
+    /// of a cluster.
+    pub(crate) fn apply_batch(&self, batch: Batch) -> Result<()> {
+        match self {
+            Keyspace::Directory(tree) => Ok(tree.apply_batch(batch)?),
+            Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.apply_batch_by_partition(batch))?),
+        }
+    }
+
+    /// How many keys there are.
+    pub(crate) fn len(&self) -> Result<u64> {
+        match self {
+            Keyspace::Directory(tree) => Ok(tree.len() as u64),
+            Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.len())?),
+        }
+    }
+
+    /// Entries in the order of keys, or backwards; of a cluster without the values if they are not
+    /// wanted.
+    pub(crate) fn entries(&self, range: &KeyRange, reverse: bool, values: bool) -> Entries {
+        let Some(bounds) = range.bounds() else { return Entries::Nothing };
+        match self {
+            Keyspace::Directory(tree) => {
+                let entries = tree.range::<&[u8], _>(bounds);
+                Entries::Directory(if reverse { Box::new(entries.rev()) } else { Box::new(entries) })
+            }
+            Keyspace::Cluster(remote, tree) => {
+                let mut entries = tree.range::<&[u8], _>(bounds);
+                if reverse {
+                    entries = entries.rev();
+                }
+                if !values {
+                    entries = entries.keys_only();
+                }
+                Entries::Cluster(Rc::clone(remote), Box::new(entries))
+            }
+        }
+    }
+}
+
+impl Iterator for Entries {
+    type Item = Result<(IVec, IVec)>;
+
+    fn next(&mut self) -> Option<Result<(IVec, IVec)>> {
+        match self {
+            Entries::Directory(entries) => Some(entries.next()?.map_err(Failure::from)),
+            Entries::Cluster(remote, entries) => Some(remote.wait(entries.next())?.map_err(Failure::from)),
+            Entries::Nothing => None,
+        }
+    }
+}

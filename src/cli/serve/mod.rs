@@ -1,0 +1,305 @@
+//! `serve`: a node, from the command line.
+//!
+//! ```text
+//! settings   options, variables, file ─► what the node is told
+//! logging    tracing ─► standard error
+//! begin      makes a cluster, joins one, or goes on
+//! notify     tells systemd
+//! ```
+//!
+//! Standard output gets what a person or script has to know, once: where the node listens, and that
+//! it serves. All else is the log's. The process ends by SIGTERM or SIGINT, after it has handed over
+//! what it leads; a second one ends it at once.
+
+mod begin;
+pub(crate) mod logging;
+mod notify;
+pub(crate) mod settings;
+
+use std::path::Path;
+use std::time::Duration;
+
+use dogsled::cluster::{
+    CertificateFiles, Certificates, ClientOptions, Node, NodeCertificates, NodeConfig, OpenError, StartError,
+    Timing,
+};
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use self::begin::Begun;
+use self::notify::notify;
+use self::settings::{Beginning, DEFAULT_DATA, Settings};
+use super::args::{Global, Preset, ServeArgs};
+use super::exit::{Code, Failure, Result};
+use super::output::{self, Output};
+
+/// How often the node is looked at for failures.
+const CHECK_UP: Duration = Duration::from_secs(5);
+
+/// Runs a node until it is told to stop.
+pub(crate) fn serve(global: &Global, out: &mut Output, args: &ServeArgs) -> Result<()> {
+    let settings = Settings::resolve(global, args)?;
+    logging::start(settings.log_level.as_deref().unwrap_or("info"), settings.log_format)?;
+    if settings.data.join("MANIFEST").exists() {
+        return Err(Failure::new(
+            Code::NotADatabase,
+            format!(
+                "{} holds an embedded database, not a node's: give another --data, and move its content there with \
+                 `dogsled export` and `dogsled import`",
+                settings.data.display()
+            ),
+        ));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("starting threads", &error))?;
+    let outcome = runtime.block_on(run(&settings, out));
+    // Whatever still waits for a peer or the disk does so in vain.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+/// What the operating system may want.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        let on = |kind| signal(kind).map_err(|error| Failure::io("listening for signals", &error));
+        Ok(Signals {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hang_up: on(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits until the process is to end; what is said of it.
+    async fn end(&mut self, node: &Node) -> (&'static str, u8) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return ("SIGTERM", 15),
+                _ = self.interrupt.recv() => return ("SIGINT", 2),
+                _ = self.hang_up.recv() => {
+                    if let Err(error) = node.reload_certificates() {
+                        tracing::error!(%error, "the certificates are not usable; the old ones stay");
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn run(settings: &Settings, out: &mut Output) -> Result<()> {
+    // Before anything is there to be stopped: a signal must never find nobody.
+    let mut signals = Signals::new()?;
+    let (config, files) = node_config(settings);
+    if let Some(address) = settings.unreachable_address() {
+        tracing::warn!(
+            listen = %settings.listen,
+            "others are to reach this node at {address}, but it listens on this machine's own address only: see --listen"
+        );
+    }
+    let node = Node::start(config).await.map_err(|error| explain(error, settings))?;
+    say_listening(&node, settings, out)?;
+    // Alone it can serve at once. Among others it may have to wait for them, which is no reason
+    // for a supervisor to give it up.
+    let waits_for_others = settings.beginning != Beginning::Alone || node.map().members.len() > 1;
+    if waits_for_others {
+        notify("READY=1\nSTATUS=waiting for the other nodes");
+    }
+    let outcome = tokio::select! {
+        failed = live(&node, settings, &files, out) => failed,
+        (name, _) = signals.end(&node) => {
+            tracing::info!("{name}: handing over, then stopping");
+            Ok(())
+        }
+    };
+    notify("STOPPING=1");
+    let stopped = tokio::select! {
+        stopped = node.shutdown() => stopped.map_err(Failure::from),
+        (name, number) = signals.end(&node) => {
+            // A crash is what the node is made for; nothing acknowledged is lost.
+            tracing::warn!("{name} again: stopping at once");
+            std::process::exit(i32::from(128 + number));
+        }
+    };
+    if outcome.is_ok() && stopped.is_ok() {
+        tracing::info!("stopped");
+    }
+    outcome.and(stopped)
+}
+
+/// Serves for ever; returns only what went wrong.
+async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &mut Output) -> Result<()> {
+    let certificates = Certificates::load(files)?;
+    let options = ClientOptions::new(certificates);
+    let begun = begin::begin(node, settings, &options).await?;
+    say_serving(node, settings, begun, out)?;
+    notify("READY=1\nSTATUS=serving");
+    let mut failures = Vec::new();
+    loop {
+        tokio::time::sleep(CHECK_UP).await;
+        let status = node.status();
+        let mut found: Vec<String> = status.failure.into_iter().collect();
+        let groups = status.groups.into_iter();
+        found.extend(groups.filter_map(|group| Some(format!("group {}: {}", group.group, group.failure?))));
+        if found != failures {
+            for failure in &found {
+                tracing::error!("{failure}");
+            }
+            if found.is_empty() {
+                tracing::info!("the node has recovered");
+            }
+            notify(&format!("STATUS={}", found.first().map_or("serving", String::as_str).replace('\n', " ")));
+            failures = found;
+        }
+    }
+}
+
+fn node_config(settings: &Settings) -> (NodeConfig, CertificateFiles) {
+    let mut config = NodeConfig::new(&settings.data, settings.node.0, settings.listen);
+    config.replication.addresses.clone_from(&settings.advertise);
+    config.replication.cache_bytes = settings.cache_mib << 20;
+    if settings.preset == Preset::Wan {
+        config.replication.timing = Timing::WAN;
+        config.net.connect_timeout = Duration::from_secs(10);
+        config.net.idle_timeout = Duration::from_secs(15);
+        config.net.keep_alive = Duration::from_secs(3);
+        config.net.initial_rtt = Duration::from_millis(100);
+        config.net.max_datagram = 1452;
+    }
+    let directory = settings.certs.clone().unwrap_or_else(|| development(&settings.data));
+    let files = CertificateFiles::of_node(&directory, settings.node);
+    if settings.certs.is_some() {
+        config.certificates = NodeCertificates::Files(files.clone());
+    }
+    (config, files)
+}
+
+/// Where a node's certificates for trying things out lie.
+fn development(data: &Path) -> std::path::PathBuf {
+    data.join("dev-certs")
+}
+
+fn explain(error: StartError, settings: &Settings) -> Failure {
+    let mut failure = Failure::from(error);
+    if failure.code == Code::Certificates
+        && let Some(certs) = &settings.certs
+    {
+        let (node, certs) = (settings.node, certs.display());
+        failure = failure.adding(format!("`dogsled certs node {node} --certs {certs}` makes one"));
+    }
+    if failure.code == Code::InUse && failure.message.contains("listen") {
+        failure = failure.adding("give another with --listen");
+    }
+    failure
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Failure {
+        match error {
+            StartError::Certificates(error) | StartError::Listen(OpenError::Certificate(error)) => {
+                error.into()
+            }
+            StartError::Listen(OpenError::Listen { address, source }) => {
+                let code = match source.kind() {
+                    std::io::ErrorKind::AddrInUse => Code::InUse,
+                    _ => Code::Io,
+                };
+                Failure::new(code, format!("cannot listen on {address} (UDP): {source}"))
+            }
+            StartError::Storage(error) => error.into(),
+            other => Failure::usage(other.to_string()),
+        }
+    }
+}
+
+fn say_listening(node: &Node, settings: &Settings, out: &mut Output) -> Result<()> {
+    let data = settings.data.display();
+    let address = node.local_address();
+    if out.json {
+        out.document(&json!({
+            "event": "listening",
+            "version": env!("CARGO_PKG_VERSION"),
+            "node": node.id().0,
+            "address": address.to_string(),
+            "advertised": node.addresses(),
+            "data": data.to_string(),
+            "development_certificates": settings.certs.is_none(),
+        }))?;
+        return out.finish();
+    }
+    out.line(format_args!(
+        "dogsled {}: node {} listens on {address} (UDP), data in {data}",
+        env!("CARGO_PKG_VERSION"),
+        node.id()
+    ))?;
+    if settings.certs.is_none() {
+        out.line(format_args!(
+            "DEVELOPMENT CERTIFICATES in {}: whoever can read them can do anything here. `dogsled certs` makes real ones",
+            development(&settings.data).display()
+        ))?;
+    }
+    if node.cluster().is_none() {
+        match &settings.beginning {
+            Beginning::Alone => {}
+            Beginning::Make(members) => {
+                out.line(format_args!(
+                    "making a cluster of {}",
+                    output::count(members.len().max(1) as u64, "node")
+                ))?;
+            }
+            Beginning::Wait(_) => out.line("waiting to be taken into the cluster by the node with --init")?,
+            Beginning::Join(seeds) => {
+                out.line(format_args!("joining the cluster of {}", seeds.join(", ")))?
+            }
+        }
+    }
+    out.finish()
+}
+
+fn say_serving(node: &Node, settings: &Settings, begun: Begun, out: &mut Output) -> Result<()> {
+    let map = node.map();
+    if out.json {
+        out.document(&json!({
+            "event": "serving",
+            "cluster": format!("{:032x}", map.cluster),
+            "partitions": map.partitions,
+            "members": map.members.iter().map(|(member, _)| member.0).collect::<Vec<_>>(),
+            "is_new": begun != Begun::Continued,
+        }))?;
+        return out.finish();
+    }
+    let members: Vec<String> = map.members.iter().map(|(member, _)| member.to_string()).collect();
+    let how = match begun {
+        Begun::Made => "made",
+        Begun::Joined => "joined",
+        Begun::Continued => "belongs to",
+    };
+    let nodes = if members.len() == 1 {
+        "of this node alone".to_owned()
+    } else {
+        format!("of nodes {}", members.join(", "))
+    };
+    out.line(format_args!(
+        "{how} the cluster {:032x} {nodes}, with {} partitions",
+        map.cluster, map.partitions
+    ))?;
+    let reached = node.addresses().first().cloned();
+    let reached = reached.unwrap_or_else(|| node.local_address().to_string());
+    let mut options = format!(" --connect {reached}");
+    match &settings.certs {
+        Some(certs) => options.push_str(&format!(" --certs {}", certs.display())),
+        None if settings.data != Path::new(DEFAULT_DATA) => {
+            options.push_str(&format!(" --certs {}", development(&settings.data).display()));
+        }
+        None => {}
+    }
+    out.line(format_args!("serving; try: dogsled{options} put greeting hello"))?;
+    out.line(format_args!("             dogsled{options} status"))?;
+    out.finish()
+}

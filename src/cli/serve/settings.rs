@@ -1,0 +1,342 @@
+//! [`Settings`]: what a node is told by options, variables and a file, in this order.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dogsled::cluster::NodeId;
+use serde::Deserialize;
+
+use crate::cli::args::{Global, LogFormat, Preset, ServeArgs};
+use crate::cli::exit::{Failure, Result};
+
+/// Where a node listens if it is not told.
+pub(crate) const DEFAULT_ADDRESS: &str = "127.0.0.1:7400";
+/// Where its data lies if it is not told.
+pub(crate) const DEFAULT_DATA: &str = "dogsled-data";
+const DEFAULT_PARTITIONS: u32 = 16;
+/// What nodes accept of one another.
+const MAX_PARTITIONS: u32 = 4096;
+const DEFAULT_CACHE_MIB: u64 = 256;
+/// How long others are waited for when a cluster is made or joined.
+const DEFAULT_TIMEOUT: u64 = 60;
+
+/// A node and its addresses.
+pub(crate) type Member = (NodeId, Vec<String>);
+
+/// How a node comes to belong to a cluster, unless it does already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    /// It makes one of itself.
+    Alone,
+    /// It makes one of these, itself among them.
+    Make(Vec<Member>),
+    /// One of these, of which it is one itself, will make the cluster.
+    Wait(Vec<Member>),
+    /// It asks these to be taken in.
+    Join(Vec<String>),
+}
+
+/// What a node was told.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) data: PathBuf,
+    pub(crate) node: NodeId,
+    pub(crate) listen: SocketAddr,
+    /// Empty: where it listens.
+    pub(crate) advertise: Vec<String>,
+    pub(crate) beginning: Beginning,
+    pub(crate) partitions: u32,
+    /// `None`: those for trying things out.
+    pub(crate) certs: Option<PathBuf>,
+    pub(crate) preset: Preset,
+    pub(crate) cache_mib: u64,
+    pub(crate) log_format: LogFormat,
+    pub(crate) log_level: Option<String>,
+    pub(crate) timeout: Duration,
+}
+
+/// What the file may say: the names of the options.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    data: Option<PathBuf>,
+    node: Option<u64>,
+    listen: Option<String>,
+    #[serde(default)]
+    advertise: List,
+    init: Option<bool>,
+    #[serde(default)]
+    members: List,
+    #[serde(default)]
+    join: List,
+    partitions: Option<u32>,
+    certs: Option<PathBuf>,
+    preset: Option<Preset>,
+    cache: Option<u64>,
+    log_format: Option<LogFormat>,
+    log_level: Option<String>,
+    timeout: Option<u64>,
+}
+
+/// `["a", "b"]`, or `"a,b"` as on the command line.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string, or a list of strings")]
+enum List {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Default for List {
+    fn default() -> List {
+        List::Many(Vec::new())
+    }
+}
+
+impl List {
+    fn or_given(self, given: &[String]) -> Vec<String> {
+        if !given.is_empty() {
+            return given.to_vec();
+        }
+        match self {
+            List::One(joined) => joined.split(',').map(str::to_owned).collect(),
+            List::Many(list) => list,
+        }
+    }
+}
+
+impl File {
+    fn read(path: &Path) -> Result<File> {
+        let text = std::fs::read_to_string(path).map_err(|error| Failure::io(path.display(), &error))?;
+        File::parse(&text).map_err(|why| Failure::usage(format!("{}: {why}", path.display())))
+    }
+
+    fn parse(text: &str) -> Result<File, String> {
+        toml::from_str(text).map_err(|error| {
+            let what = error.message().lines().collect::<Vec<_>>().join("; ");
+            match error.span() {
+                Some(span) => {
+                    let before = text.get(..span.start).unwrap_or(text);
+                    let line = before.matches('\n').count() + 1;
+                    let key = text.get(span).map(|key| key.trim()).filter(|key| !key.contains('\n'));
+                    match key.filter(|key| !key.is_empty() && !what.contains(*key)) {
+                        Some(key) => format!("line {line}: {what} ({key})"),
+                        None => format!("line {line}: {what}"),
+                    }
+                }
+                None => what,
+            }
+        })
+    }
+}
+
+impl Settings {
+    /// Puts together what options, variables and the file say.
+    pub(crate) fn resolve(global: &Global, args: &ServeArgs) -> Result<Settings> {
+        let file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        Settings::combine(global, args, file)
+    }
+
+    fn combine(global: &Global, args: &ServeArgs, file: File) -> Result<Settings> {
+        let node = args.node.or(file.node).unwrap_or(1);
+        if node == 0 {
+            return Err(Failure::usage("0 is no node id; ids begin with 1"));
+        }
+        let node = NodeId(node);
+        let members = members(&file.members.or_given(&args.members))?;
+        let join = file.join.or_given(&args.join);
+        let init = args.init.or(file.init).unwrap_or(false);
+        let mut advertise = file.advertise.or_given(&args.advertise);
+        for address in advertise.iter().chain(&join) {
+            check_address(address)?;
+        }
+        let own = members.iter().find(|(member, _)| *member == node);
+        if !members.is_empty() && own.is_none() {
+            let known: Vec<String> = members.iter().map(|(member, _)| member.to_string()).collect();
+            return Err(Failure::usage(format!(
+                "this is node {node}, and --members names {} only",
+                known.join(", ")
+            )));
+        }
+        if let (Some((_, addresses)), true) = (own, advertise.is_empty()) {
+            advertise.clone_from(addresses);
+        }
+        let beginning = match (init, members.is_empty(), join.is_empty()) {
+            (true, _, false) => return Err(Failure::usage("--init and --join exclude each other")),
+            (false, false, false) => return Err(Failure::usage("--members and --join exclude each other")),
+            (false, true, true) => Beginning::Alone,
+            (true, _, true) => Beginning::Make(members),
+            (false, false, true) => Beginning::Wait(members),
+            (false, true, false) => Beginning::Join(join),
+        };
+        let listen = args.listen.clone().or(file.listen);
+        let listen = resolve(listen.as_deref().unwrap_or(DEFAULT_ADDRESS))?;
+        if listen.ip().is_unspecified() && advertise.is_empty() {
+            return Err(Failure::usage(format!(
+                "{listen} is every address of this machine: say with --advertise under which one others reach \
+                 the node"
+            )));
+        }
+        let partitions = args.partitions.or(file.partitions).unwrap_or(DEFAULT_PARTITIONS);
+        if !(1..=MAX_PARTITIONS).contains(&partitions) {
+            return Err(Failure::usage(format!(
+                "--partitions {partitions} is not within 1 and {}",
+                MAX_PARTITIONS
+            )));
+        }
+        let cache_mib = global.cache.or(file.cache).unwrap_or(DEFAULT_CACHE_MIB);
+        if !(1..=1 << 20).contains(&cache_mib) {
+            return Err(Failure::usage(format!(
+                "a cache of {cache_mib} MiB is not within 1 and {}",
+                1 << 20
+            )));
+        }
+        Ok(Settings {
+            data: args.data.clone().or(file.data).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)),
+            node,
+            listen,
+            advertise,
+            beginning,
+            partitions,
+            certs: global.certs.clone().or(file.certs),
+            preset: args.preset.or(file.preset).unwrap_or(Preset::Lan),
+            cache_mib,
+            log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
+            log_level: args.log_level.clone().or(file.log_level),
+            timeout: global.timeout_or(file.timeout.unwrap_or(DEFAULT_TIMEOUT)),
+        })
+    }
+
+    /// What others have to know to reach the node, if it listens where nobody else can.
+    pub(crate) fn unreachable_address(&self) -> Option<&str> {
+        if !self.listen.ip().is_loopback() {
+            return None;
+        }
+        let elsewhere = |address: &&String| {
+            let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            match host.parse::<std::net::IpAddr>() {
+                Ok(ip) => !ip.is_loopback(),
+                Err(_) => host != "localhost",
+            }
+        };
+        self.advertise.iter().find(elsewhere).map(String::as_str)
+    }
+}
+
+/// `id=host:port`, each id once.
+fn members(written: &[String]) -> Result<Vec<Member>> {
+    let mut members: Vec<Member> = Vec::new();
+    for entry in written {
+        let parsed = entry.trim().split_once('=').and_then(|(id, address)| {
+            Some((id.trim().parse().ok().filter(|id| *id > 0)?, address.trim().to_owned()))
+        });
+        let Some((id, address)) = parsed else {
+            return Err(Failure::usage(format!("the member {entry:?} is not of the form id=host:port")));
+        };
+        check_address(&address)?;
+        if members.iter().any(|(known, _)| known.0 == id) {
+            return Err(Failure::usage(format!(
+                "--members names node {id} twice: every node has its own id"
+            )));
+        }
+        if let Some((other, _)) = members.iter().find(|(_, known)| known.contains(&address)) {
+            return Err(Failure::usage(format!(
+                "--members says {address} for node {other} and for node {id}"
+            )));
+        }
+        members.push((NodeId(id), vec![address]));
+    }
+    Ok(members)
+}
+
+fn check_address(address: &str) -> Result<()> {
+    let sound = address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
+    match sound {
+        true => Ok(()),
+        false => Err(Failure::usage(format!("the address {address:?} is not of the form host:port"))),
+    }
+}
+
+fn resolve(listen: &str) -> Result<SocketAddr> {
+    let wrong =
+        |why: &dyn std::fmt::Display| Failure::usage(format!("--listen {listen:?} is no host:port: {why}"));
+    let mut found = listen.to_socket_addrs().map_err(|error| wrong(&error))?;
+    found.next().ok_or_else(|| wrong(&"the name has no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+
+    fn settled(arguments: &[&str], file: &str) -> Result<Settings, String> {
+        let cli = Cli::parse_from(["dogsled", "serve"].iter().chain(arguments));
+        let Command::Serve(args) = cli.command else { panic!("not serve") };
+        let file = File::parse(file)?;
+        Settings::combine(&cli.global, &args, file).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn nothing_said_is_a_node_of_its_own() {
+        let settings = settled(&[], "").unwrap();
+        assert_eq!(settings.node, NodeId(1));
+        assert_eq!(settings.listen.to_string(), DEFAULT_ADDRESS);
+        assert_eq!(settings.beginning, Beginning::Alone);
+        assert_eq!((settings.partitions, settings.certs), (16, None));
+        assert_eq!(settings.data, Path::new("dogsled-data"));
+    }
+
+    #[test]
+    fn options_overrule_the_file() {
+        let file = "node = 2\ncache = 64\nmembers = \"1=a:1,2=b:2\"\nlog-format = \"json\"\n";
+        let settings = settled(&["--cache", "32", "--init"], file).unwrap();
+        assert_eq!((settings.node, settings.cache_mib), (NodeId(2), 32));
+        let members = vec![(NodeId(1), vec!["a:1".to_owned()]), (NodeId(2), vec!["b:2".to_owned()])];
+        assert_eq!(settings.beginning, Beginning::Make(members));
+        assert_eq!(settings.advertise, ["b:2"]);
+        assert_eq!(settings.log_format, LogFormat::Json);
+        assert_eq!(settings.unreachable_address(), Some("b:2"));
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_with_key_and_line() {
+        for (file, parts) in [
+            ("node = 1\nlissten = \"a:1\"\n", ["line 2", "lissten"]),
+            ("\n\ncache = \"much\"", ["line 3", "much"]),
+            ("node = 1\nnode = 2", ["line 2", "node"]),
+            ("preset = \"moon\"", ["line 1", "moon"]),
+            ("members = 7", ["line 1", "list of strings"]),
+            ("node = ", ["line 1", ""]),
+        ] {
+            let error = settled(&[], file).expect_err(file);
+            for part in parts {
+                assert!(error.contains(part), "{file:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for (arguments, part) in [
+            (&["--node", "0"][..], "node id"),
+            (&["--init", "--join", "a:1"], "--join"),
+            (&["--members", "1=a:1", "--join", "a:1"], "--members"),
+            (&["--members", "1=a:1,1=b:1"], "twice"),
+            (&["--members", "1=a:1,2=a:1"], "a:1"),
+            (&["--members", "2=a:1"], "node 1"),
+            (&["--members", "a:1"], "id=host:port"),
+            (&["--join", "a"], "host:port"),
+            (&["--listen", "0.0.0.0:7400"], "--advertise"),
+            (&["--listen", "nonsense"], "--listen"),
+            (&["--partitions", "0"], "--partitions"),
+        ] {
+            let error = settled(arguments, "").expect_err(part);
+            assert!(error.contains(part), "{arguments:?}: {error}");
+        }
+    }
+}

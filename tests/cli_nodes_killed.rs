@@ -1,0 +1,208 @@
+//! Three processes of `dogsled serve`, each killed with `SIGKILL` in turn while clients write: what was
+//! acknowledged is there afterwards, and what was counted was counted once.
+#![cfg(feature = "cli")]
+
+mod cli_support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use cli_support::Sandbox;
+use cli_support::nodes::{Served, free_address};
+use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId, Role};
+
+const WRITERS: usize = 8;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Cluster {
+    sandbox: Sandbox,
+    addresses: BTreeMap<u64, String>,
+    nodes: BTreeMap<u64, Served>,
+}
+
+impl Cluster {
+    fn start() -> Cluster {
+        let sandbox = Sandbox::new();
+        sandbox.certificates(&[1, 2, 3]);
+        let addresses = (1..=3).map(|node| (node, free_address())).collect();
+        let mut cluster = Cluster { sandbox, addresses, nodes: BTreeMap::new() };
+        for node in [2, 3, 1] {
+            let served = cluster.launch(node, if node == 1 { &["--init"] } else { &[] });
+            cluster.nodes.insert(node, served);
+        }
+        for served in cluster.nodes.values_mut() {
+            served.says("\"serving\"");
+        }
+        cluster
+    }
+
+    fn launch(&self, node: u64, more: &[&str]) -> Served {
+        let members: Vec<String> =
+            self.addresses.iter().map(|(node, address)| format!("{node}={address}")).collect();
+        let (id, data) = (node.to_string(), format!("data-{node}"));
+        let members = members.join(",");
+        let mut arguments = vec!["--certs", "certs", "--node", &id, "--data", &data];
+        arguments.extend(["--listen", &self.addresses[&node], "--members", &members]);
+        arguments.extend(more);
+        self.sandbox.serve(&arguments)
+    }
+
+    fn options(&self) -> ClientOptions {
+        let files = CertificateFiles::of_client(&self.sandbox.path("certs"), "admin");
+        ClientOptions::from_files(&files).expect("certificates of a client")
+    }
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < PATIENCE, "still not: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Whether every member votes in every group and has what its leader has, but for what is under way.
+async fn is_whole(client: &Client) -> bool {
+    let Ok(members) = client.status().await else { return false };
+    let told: Vec<_> = members.into_iter().filter_map(|member| member.status.ok()).collect();
+    let leading = told.iter().flat_map(|status| &status.groups).filter(|group| group.role == Role::Leader);
+    let level = leading.filter(|group| {
+        let near = |matched: u64| matched + 100 >= group.last;
+        group.followers.len() == 2 && group.followers.iter().all(|follower| near(follower.matched))
+    });
+    told.len() == 3 && level.count() == 17
+}
+
+async fn busiest(client: &Client) -> u64 {
+    let leaders = client.map().await.expect("a node answers").leaders;
+    let led = |node: &u64| leaders.iter().filter(|leader| **leader == Some(NodeId(*node))).count();
+    (1..=3).max_by_key(led).expect("there are three")
+}
+
+/// What a writer was told.
+#[derive(Default)]
+struct Told {
+    keys: Vec<String>,
+    added: i64,
+    perhaps_added: i64,
+}
+
+async fn write(client: Client, writer: usize, stop: Arc<AtomicBool>, progress: Arc<AtomicU64>) -> Told {
+    let (tree, counter) = (client.tree("killed"), client.counter(format!("counter {}", writer % 4)));
+    let mut told = Told::default();
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let key = format!("{writer}/{number:06}");
+        if tree.insert(&key, key.as_bytes()).await.is_ok() {
+            told.keys.push(key);
+        }
+        match counter.add(1).await {
+            Ok(_) => told.added += 1,
+            Err(error) if error.is_definite() => {}
+            Err(_) => told.perhaps_added += 1,
+        }
+        progress.fetch_add(1, Ordering::Relaxed);
+    }
+    told
+}
+
+#[test]
+fn killing_one_leader_after_another_loses_nothing_that_was_acknowledged() {
+    let mut cluster = Cluster::start();
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    runtime.block_on(async {
+        let client =
+            Client::connect(cluster.addresses.values().cloned(), cluster.options()).await.expect("a client");
+        let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                tokio::spawn(write(client.clone(), writer, Arc::clone(&stop), Arc::clone(&progress)))
+            })
+            .collect();
+        let goes_on = async |rounds: u64| {
+            let from = progress.load(Ordering::Relaxed);
+            eventually("the writers go on", || async { progress.load(Ordering::Relaxed) >= from + rounds })
+                .await;
+        };
+        for _ in 0..3 {
+            eventually("all three are level", || is_whole(&client)).await;
+            goes_on(100).await;
+            let victim = busiest(&client).await;
+            cluster.nodes.remove(&victim).expect("it runs").kill_nine();
+            goes_on(100).await;
+            cluster.nodes.insert(victim, cluster.launch(victim, &[]));
+        }
+        eventually("all three are level", || is_whole(&client)).await;
+        stop.store(true, Ordering::Relaxed);
+        let mut all = Told::default();
+        for writer in writers {
+            let told = writer.await.expect("it does not panic");
+            all.keys.extend(told.keys);
+            all.added += told.added;
+            all.perhaps_added += told.perhaps_added;
+        }
+
+        // A client of its own: it remembers nothing.
+        let reader =
+            Client::connect(cluster.addresses.values().cloned(), cluster.options()).await.expect("a client");
+        let tree = reader.tree("killed");
+        for part in all.keys.chunks(1024) {
+            let values = tree.get_many(part).await.expect("values");
+            for (key, value) in part.iter().zip(values) {
+                assert_eq!(value.as_deref(), Some(key.as_bytes()), "acknowledged and lost: {key}");
+            }
+        }
+        let mut counted = 0;
+        for number in 0..4 {
+            counted += reader.counter(format!("counter {number}")).get().await.expect("a value");
+        }
+        assert!(
+            (all.added..=all.added + all.perhaps_added).contains(&counted),
+            "counted {counted}, acknowledged {}, perhaps {}",
+            all.added,
+            all.perhaps_added
+        );
+        assert!(all.keys.len() > 1000, "only {} keys were written", all.keys.len());
+        reader.close().await;
+        client.close().await;
+    });
+    for (node, served) in std::mem::take(&mut cluster.nodes) {
+        assert_eq!(served.terminate(), 0, "node {node}");
+    }
+}
+
+#[test]
+fn a_fourth_node_joins_and_the_first_leaves() {
+    let cluster = Cluster::start();
+    let sandbox = &cluster.sandbox;
+    let connect = cluster.addresses.values().cloned().collect::<Vec<_>>().join(",");
+    let run = |arguments: &[&str]| {
+        let mut all = vec!["--connect", &connect, "--certs", "certs"];
+        all.extend(arguments);
+        sandbox.run_bare(&all)
+    };
+    run(&["put", "key", "value"]).ok();
+    sandbox.run_bare(&["certs", "node", "4"]).ok();
+    let fourth = free_address();
+    let arguments =
+        ["--certs", "certs", "--node", "4", "--data", "data-4", "--listen", &fourth, "--join", &connect];
+    let joined = sandbox.serving(&arguments);
+    assert_eq!(run(&["member", "list"]).ok().lines().count(), 4);
+    assert_eq!(
+        run(&["member", "remove", "1"]).ok(),
+        "node 1 is no member any more; its id must never be used again\n"
+    );
+    let listed = run(&["member", "list"]).ok();
+    assert!(listed.contains(&format!("4\t{fourth}\n")) && !listed.contains("1\t127"), "{listed}");
+    let alone = ["--connect", &fourth, "--certs", "certs", "get", "key"];
+    assert_eq!(sandbox.run_bare(&alone).ok(), "value\n");
+    // With the same option it goes on as the member that it is.
+    assert_eq!(joined.terminate(), 0);
+    let joined = sandbox.serving(&arguments);
+    assert_eq!(sandbox.run_bare(&alone).ok(), "value\n");
+    assert_eq!(joined.terminate(), 0);
+}
