@@ -54,7 +54,7 @@ impl Engine {
             lengths: Default::default(),
         };
         for id in state.catalog.ids.keys() {
-            checkpoint.lengths.insert(*id, state.length_at(*id, snapshot.sequence()));
+            checkpoint.lengths.insert(*id, snapshot.len(*id)?);
         }
         let total = checkpoint.lengths.values().sum();
         let mut report = BackupReport {

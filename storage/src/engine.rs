@@ -38,7 +38,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::evaluate::{Context, Effect, Outcome, evaluate};
 use crate::leaf_cache::CacheBudget;
 use crate::lock_wait::LockWaiters;
-use crate::meta::{CHECKPOINT_ROW, Catalog, Checkpoint, META_TABLE};
+use crate::meta::{CHECKPOINT_ROW, Catalog, Checkpoint, FOLDING_ROW, META_TABLE};
 use crate::overlay::{Overlay, Readers};
 use crate::snapshot::Snapshot;
 use crate::state::{Ends, LatestView, Prefetched, State};
@@ -246,7 +246,7 @@ impl Engine {
         let tree_path = directory.tree_path();
         let (database, file) =
             open_redb_and_file(&*directory.disk, &tree_path, directory.database_id, redb_cache as u64)?;
-        let checkpoint = read_checkpoint(&database, &tree_path)?;
+        let (checkpoint, folding) = read_checkpoint(&database, &tree_path)?;
         require_wal(&directory)?;
         let wal = Wal::open(
             Arc::clone(&directory.disk),
@@ -263,8 +263,14 @@ impl Engine {
         let lengths = checkpoint.lengths.iter().map(|(id, length)| (*id, *length));
         let base = Base::hold(&database, &file, lengths, Default::default(), &budget)?;
         let checkpointed = checkpoint.applied;
-        let recovered =
-            recover(&wal, checkpoint, base, &directory.wal_path(), options.retain_changes_bytes > 0)?;
+        let recovered = recover(
+            &wal,
+            checkpoint,
+            folding,
+            base,
+            &directory.wal_path(),
+            options.retain_changes_bytes > 0,
+        )?;
         let sequence = recovered.committer.sequence;
         let shared = Arc::new(Shared {
             state: ArcSwap::from_pointee(recovered.state),
@@ -311,6 +317,14 @@ impl Engine {
     /// What writes get that do not say otherwise.
     pub fn durability(&self) -> Durability {
         self.shared.options.durability
+    }
+
+    /// Puts a value without looking at what was there, which [`Command::Insert`] does.
+    ///
+    /// # Errors
+    /// As [`Engine::execute`].
+    pub fn put(&self, tree: TreeId, key: IVec, value: IVec, durability: Durability) -> Result<()> {
+        self.execute(Command::Put { tree, key, value }, durability).map(drop)
     }
 
     /// Carries out a command: all of its effects or none.
@@ -407,14 +421,17 @@ impl Engine {
         Ok(self.get(tree, key)?.is_some())
     }
 
-    /// How many keys a tree has. O(1).
+    /// How many keys a tree has; see [`Snapshot::len`] for the cost.
     ///
     /// # Errors
     /// [`Error::TreeNotFound`].
     pub fn len(&self, tree: TreeId) -> Result<u64> {
         let state = self.shared.state.load();
         state.require_tree(tree)?;
-        Ok(state.length_at(tree, u64::MAX))
+        match state.latest_length(tree) {
+            Some(length) => Ok(length),
+            None => self.snapshot().len(tree),
+        }
     }
 
     /// The number of a tree.
@@ -584,9 +601,8 @@ impl Shared {
         committer.sequence = context.sequence;
         committer.mark(context.sequence, bytes);
         committer.time_ms = context.time_ms;
-        let below = |tree| state.length_below_active(tree);
         // A snapshot of this commit must know its trees: they are published with it.
-        state.active.apply(context.sequence, effects, &self.readers, below, || {
+        state.active.apply(context.sequence, effects, &self.readers, || {
             for effect in effects {
                 match effect {
                     Effect::CreateTree { id, name } => {
@@ -723,7 +739,7 @@ fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetched> {
         | Command::Remove { tree, key }
         | Command::CompareAndSwap { tree, key, .. } => read(*tree, key)?,
         Command::Batch { writes } => {
-            for write in writes {
+            for write in writes.iter().filter(|write| write.value.is_none()) {
                 read(write.tree, &write.key)?;
             }
         }
@@ -731,13 +747,14 @@ fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetched> {
             for key in reads {
                 read(key.tree, &key.key)?;
             }
-            for write in writes {
+            for write in writes.iter().filter(|write| write.value.is_none()) {
                 read(write.tree, &write.key)?;
             }
         }
         Command::Counter(counter) => read(TreeId::COUNTERS, counter.name())?,
         Command::Lock(lock) => read(TreeId::LOCKS, lock.name())?,
-        Command::CreateTree { .. }
+        Command::Put { .. }
+        | Command::CreateTree { .. }
         | Command::DropTree { .. }
         | Command::ClearTree { .. }
         | Command::Pop { .. }
@@ -768,19 +785,26 @@ struct Recovered {
     committer: Committer,
 }
 
-/// The checkpoint record, or the default if there never was one.
-pub(crate) fn read_checkpoint(database: &redb::Database, path: &Path) -> Result<Checkpoint> {
+/// The checkpoint record, or the default if there never was one; and that of a checkpoint after it
+/// that was begun and not finished.
+pub(crate) fn read_checkpoint(
+    database: &redb::Database,
+    path: &Path,
+) -> Result<(Checkpoint, Option<Checkpoint>)> {
     use redb::ReadableDatabase;
     let transaction = database.begin_read().map_err(|error| map_redb_error(path, "reading", error))?;
     let table = match transaction.open_table(META_TABLE) {
         Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Checkpoint::default()),
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok((Checkpoint::default(), None)),
         Err(error) => return Err(map_redb_error(path, "reading", error)),
     };
-    match table.get(CHECKPOINT_ROW).map_err(|error| map_redb_error(path, "reading", error))? {
-        Some(row) => Checkpoint::decode(row.value(), path),
-        None => Ok(Checkpoint::default()),
-    }
+    let read = |row| {
+        let row = table.get(row).map_err(|error| map_redb_error(path, "reading", error))?;
+        row.map(|row| Checkpoint::decode(row.value(), path)).transpose()
+    };
+    let finished = read(CHECKPOINT_ROW)?.unwrap_or_default();
+    let begun = read(FOLDING_ROW)?.filter(|begun| begun.applied > finished.applied);
+    Ok((finished, begun))
 }
 
 /// Replays the WAL behind the checkpoint into a fresh overlay.
@@ -789,6 +813,7 @@ pub(crate) fn read_checkpoint(database: &redb::Database, path: &Path) -> Result<
 fn recover(
     wal: &Wal,
     checkpoint: Checkpoint,
+    folding: Option<Checkpoint>,
     base: Base,
     wal_path: &Path,
     retains: bool,
@@ -831,7 +856,7 @@ fn recover(
                 format!("commit {sequence} follows commit {}", committer.sequence),
             ));
         }
-        overlay.apply(sequence, &effects, &readers, |tree| base.length(tree), || {});
+        overlay.apply(sequence, &effects, &readers, || {});
         for effect in &effects {
             match effect {
                 Effect::CreateTree { id, name } => catalog.insert(*id, name.clone()),
@@ -842,8 +867,24 @@ fn recover(
         }
         committer.sequence = sequence;
         committer.time_ms = committer.time_ms.max(time_ms);
+        if let Some(folding) = folding.as_ref().filter(|folding| folding.applied == sequence) {
+            overlay.set_lengths(|tree| (base.length(tree), folding.length(tree)));
+        }
         Ok(())
     })?;
+    if let Some(folding) = folding
+        && folding.applied > committer.sequence
+    {
+        return Err(Error::corrupt(
+            wal_path,
+            None,
+            format!(
+                "the WAL ends with commit {}, but a checkpoint has begun to fold commits up to {} into the B-tree; \
+                 the commits between are missing; `dogsled repair` saves what is there",
+                committer.sequence, folding.applied
+            ),
+        ));
+    }
     let state =
         State { active: Arc::new(overlay), frozen: None, base: Arc::new(base), catalog: Arc::new(catalog) };
     Ok(Recovered { state, committer })
