@@ -74,6 +74,10 @@ struct CompareArgs {
     /// Directory for compare.json and compare.svg.
     #[arg(long, default_value = "benches/results")]
     out: PathBuf,
+    /// Keep the workloads in compare.json that this run does not measure: a long comparison in several sittings.
+    /// Each workload is still measured in one run, with all of its contestants.
+    #[arg(long)]
+    keep: bool,
     /// A run of a few minutes to see that everything works. Not for quoting.
     #[arg(long)]
     quick: bool,
@@ -117,9 +121,24 @@ fn compare(args: &CompareArgs) -> Result<()> {
         contestants,
         dir: scratch.path().to_owned(),
     };
-    let report = compare::run(&plan)?;
+    let earlier = if args.keep { earlier(&args.out)? } else { None };
+    let mut report = compare::run(&plan)?;
+    if let Some(earlier) = earlier {
+        report.keep(earlier)?;
+    }
     println!("{}", report::verdicts(&report).trim_end());
     write(&report, &args.out)
+}
+
+fn earlier(out: &Path) -> Result<Option<Report>> {
+    let json = out.join("compare.json");
+    match fs::read_to_string(&json) {
+        Ok(text) => Ok(Some(
+            serde_json::from_str(&text).with_context(|| format!("reading {}", json.display()))?,
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", json.display())),
+    }
 }
 
 fn named(names: &[String]) -> Result<Vec<&'static dyn Contestant>> {
