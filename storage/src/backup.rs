@@ -52,6 +52,8 @@ impl Engine {
             next_id,
             catalog: (*state.catalog).clone(),
             lengths: Default::default(),
+            // Of a replica too: the copy is a database of its own.
+            note: None,
         };
         for id in state.catalog.ids.keys() {
             checkpoint.lengths.insert(*id, snapshot.len(*id)?);

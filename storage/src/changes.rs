@@ -43,6 +43,9 @@ impl Engine {
     /// [`Error::Compacted`] if some of them are no longer in the WAL, [`Error::InvalidRequest`] if
     /// `sequence` is in the future.
     pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
+        if self.shared.replica.is_some() {
+            return Err(Error::InvalidRequest("a replica's history is in the log of its entries".to_owned()));
+        }
         let newest = self.sequence();
         if sequence > newest {
             return Err(Error::InvalidRequest(format!(

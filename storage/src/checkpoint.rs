@@ -16,6 +16,12 @@
 //! 5. The **last slice** also records the applied sequence, the catalog and the lengths.
 //! 6. The frozen overlay goes, and the WAL's prefix with it.
 //!
+//! # Replicas
+//! A [replica](crate::replica) has no effects to replay, it evaluates the commands of its log
+//! again, and for that the B-tree must be exactly as it was at the recorded position. So its frozen
+//! overlay is one slice, and smaller from the start. Its record is also renewed when nothing but the
+//! position has moved. Its thread sleeps without end while all is folded.
+//!
 //! # Crashes
 //! Before step 5 is durable the record still names the old sequence, so recovery replays the whole
 //! WAL behind it over a B-tree that holds some of it already. Effects are absolute and replayed in
@@ -41,6 +47,7 @@ use crate::evaluate::Versioned;
 use crate::leaf_cache::{LeafCache, ValueRef};
 use crate::meta::{CHECKPOINT_ROW, Checkpoint, FOLDING_ROW, META_TABLE, table_name};
 use crate::overlay::{Length, Overlay};
+use crate::replica::Applied;
 use crate::state::State;
 use crate::{IVec, Result, TreeId};
 
@@ -54,6 +61,11 @@ const IDLE: Duration = Duration::from_millis(1500);
 /// When the WAL has grown by so many bytes it is folded, however little memory its commits take: a synced commit takes
 /// at least 4 KiB of it, so a lone durable writer would fill gigabytes before the overlay is full.
 const WAL_BYTES: u64 = 256 << 20;
+/// A replica is folded after this long without an entry, however little there is: then its thread
+/// sleeps until there is one, and the node's WAL is not held back.
+const REPLICA_IDLE: Duration = Duration::from_secs(10);
+/// How often the thread of a replica looks while something is not folded.
+const REPLICA_TICK: Duration = Duration::from_secs(2);
 /// After this long without a commit the WAL's spare segments are given back: those that nobody waits for, and all.
 const AT_REST: Duration = Duration::from_secs(5);
 const LONG_AT_REST: Duration = Duration::from_secs(60);
@@ -99,20 +111,37 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                 if progress.wanted > progress.finished && progress.failed.is_none() {
                     break progress.wanted;
                 }
-                let timed_out = shared.progressed.wait_for(&mut progress, IDLE / 3).timed_out();
+                let timed_out = match &shared.replica {
+                    None => shared.progressed.wait_for(&mut progress, IDLE / 3).timed_out(),
+                    Some(replica)
+                        if replica.may_sleep(shared.checkpointed()) || progress.failed.is_some() =>
+                    {
+                        shared.progressed.wait(&mut progress);
+                        quiet_since = Instant::now();
+                        false
+                    }
+                    Some(_) => shared.progressed.wait_for(&mut progress, REPLICA_TICK).timed_out(),
+                };
                 if timed_out && progress.failed.is_none() {
                     if shared.wal.stats().bytes_written >= folded + WAL_BYTES {
                         progress.wanted = progress.wanted.max(progress.finished + 1);
                         continue;
                     }
                     let state = shared.state.load();
-                    let sequence = state.active.sequence();
+                    let sequence = match &shared.replica {
+                        Some(replica) => replica.applied(),
+                        None => state.active.sequence(),
+                    };
                     if sequence != last_sequence {
                         last_sequence = sequence;
                         quiet_since = Instant::now();
                         trimmed = Trimmed::Not;
                     } else if state.active.bytes() >= IDLE_BYTES && quiet_since.elapsed() >= IDLE {
                         progress.wanted = progress.wanted.max(progress.finished + 1);
+                    } else if shared.replica.is_some() {
+                        if quiet_since.elapsed() >= REPLICA_IDLE {
+                            progress.wanted = progress.wanted.max(progress.finished + 1);
+                        }
                     } else if trimmed == Trimmed::Not && quiet_since.elapsed() >= AT_REST {
                         trimmed = Trimmed::Cold;
                         // A spare that cannot be removed costs its space, no more.
@@ -197,7 +226,13 @@ fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> 
     let mut slice = Slice::default();
     // Each slice leaves behind as many dead pages as it rewrites, so it should be a small part of the
     // tree: if the keys are spread evenly, no more than a 32nd. (An entry counts some 200 bytes.)
-    let slice_keys = (frozen.bytes() / 200 / 32).max(1024).min(shared.options.checkpoint_slice_keys).max(1);
+    let (slice_keys, slice_bytes) = match &shared.replica {
+        None => {
+            let keys = (frozen.bytes() / 200 / 32).max(1024).min(shared.options.checkpoint_slice_keys).max(1);
+            (keys, SLICE_BYTES)
+        }
+        Some(_) => (usize::MAX, usize::MAX),
+    };
     for (id, cleared) in trees {
         let dropped = !record.catalog.ids.contains_key(&id);
         if cleared || dropped {
@@ -214,7 +249,7 @@ fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> 
             let Some((last, _)) = changes.last() else { break };
             after = Some(last.clone());
             slice.add(id, changes);
-            if slice.keys >= slice_keys || slice.bytes >= SLICE_BYTES {
+            if slice.keys >= slice_keys || slice.bytes >= slice_bytes {
                 writer.write(std::mem::take(&mut slice), false)?;
                 if cancelled() {
                     return Ok(());
@@ -223,12 +258,15 @@ fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> 
         }
     }
     writer.write(slice, true)?;
+    let record = freezing.take().expect("set above");
     let applied = record.applied;
-    *freezing = None;
+    if let Some(replica) = &shared.replica {
+        replica.set_durable(Applied { position: applied, note: record.note.unwrap_or_default() });
+    }
     drop(freezing);
     shared.set_checkpointed(applied);
     shared.checkpoints.fetch_add(1, Ordering::Relaxed);
-    purge_wal(shared, applied)
+    if shared.replica.is_some() { Ok(()) } else { purge_wal(shared, applied) }
 }
 
 /// Step 1; `None` if there is nothing to fold.
@@ -236,7 +274,8 @@ fn freeze(shared: &Shared) -> Option<Checkpoint> {
     let committer = shared.commit.lock();
     let state = shared.state.load();
     assert!(state.frozen.is_none(), "the overlay before is still being folded");
-    if state.active.is_empty() {
+    let is_moved = shared.replica.is_some() && committer.sequence > shared.checkpointed();
+    if state.active.is_empty() && !is_moved {
         return None;
     }
     let record = Checkpoint {
@@ -245,6 +284,7 @@ fn freeze(shared: &Shared) -> Option<Checkpoint> {
         next_id: committer.next_id,
         catalog: (*state.catalog).clone(),
         lengths: Default::default(),
+        note: shared.replica.as_ref().map(|_| committer.note.clone()),
     };
     shared.state.store(Arc::new(State {
         active: Arc::new(Overlay::new(committer.sequence)),

@@ -9,6 +9,8 @@
 //!   database's WAL, the hot path of every write. They are laid out by hand; see
 //!   [`effects`] for the format byte by byte.
 //!
+//! - **What a group of replicas exchanges** ([`crate::group`]) is encoded like commands.
+//!
 //! # Commands
 //!
 //! | bytes | meaning |
@@ -18,6 +20,13 @@
 //!
 //! bincode's varint: below 251, the byte itself; otherwise 251, 252 or 253 followed by 2, 4 or 8
 //! bytes, little-endian. Options and results are one byte 0 or 1 before their contents.
+//!
+//! # Groups
+//!
+//! A [`GroupCommand`](crate::group::GroupCommand), [`GroupReply`](crate::group::GroupReply),
+//! [`GroupRead`](crate::group::GroupRead) and [`GroupReadReply`](crate::group::GroupReadReply) is
+//! each a version byte, 1, and its fields in order in the same encoding. Within a group command the
+//! operation is last, so that what follows the number 1 is exactly the body of a command.
 //!
 //! # Hostile bytes
 //!
@@ -36,7 +45,14 @@
 
 mod bincoded;
 pub mod effects;
+mod grouped;
 
 pub use bincoded::{MAX_ENCODED_COMMAND_LENGTH, decode_command, encode_command};
 pub(crate) use bincoded::{decode_record, encode_record};
 pub use effects::{EffectRef, EffectRefs, Malformed, decode_effects, encode_effects};
+pub(crate) use grouped::GROUP_COMMAND_VERSION;
+pub use grouped::{
+    MAX_ENCODED_GROUP_COMMAND_LENGTH, MAX_ENCODED_GROUP_READ_LENGTH, decode_group_command, decode_group_read,
+    decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
+    encode_group_read_reply, encode_group_reply,
+};

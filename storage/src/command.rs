@@ -29,12 +29,15 @@ impl TreeId {
     pub const COUNTERS: TreeId = TreeId(1);
     /// Holds the locks; see [`crate::lock`].
     pub const LOCKS: TreeId = TreeId(2);
+    /// Holds the sessions of a replica; see [`crate::session`]. An embedded database has no such
+    /// tree.
+    pub const SESSIONS: TreeId = TreeId(3);
     /// Numbers below this are the database's own trees.
     pub const FIRST_USER: TreeId = TreeId(16);
 
     /// Whether the tree is one of the database's own, not made by `open_tree`.
     pub fn is_system(self) -> bool {
-        self == TreeId::COUNTERS || self == TreeId::LOCKS
+        self == TreeId::COUNTERS || self == TreeId::LOCKS || self == TreeId::SESSIONS
     }
 }
 

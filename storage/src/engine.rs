@@ -32,17 +32,19 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::base::Base;
 use crate::clock::{Clock, SystemClock};
-use crate::codec::{decode_effects, encode_effects};
+use crate::codec::encode_effects;
 use crate::directory::Directory;
 use crate::disk::{Disk, RealDisk};
 use crate::evaluate::{Context, Effect, Outcome, evaluate};
 use crate::leaf_cache::CacheBudget;
 use crate::lock_wait::LockWaiters;
-use crate::meta::{CHECKPOINT_ROW, Catalog, Checkpoint, FOLDING_ROW, META_TABLE};
-use crate::overlay::{Overlay, Readers};
+use crate::meta::{Catalog, Checkpoint};
+use crate::overlay::Readers;
+use crate::recovery::{at_checkpoint, read_checkpoint, recover, require_wal};
+use crate::replica::{Applied, ReplicaState};
 use crate::snapshot::Snapshot;
 use crate::state::{Ends, LatestView, Prefetched, State};
-use crate::tree_file::{map_redb_error, open_redb_and_file};
+use crate::tree_file::open_redb_and_file;
 use crate::wal::{StreamId, Ticket, Wal, WalOptions};
 use crate::watch::{Subscription, Wakeups, Watchers};
 use crate::{Command, Error, IVec, Reply, Result, TreeId};
@@ -119,24 +121,27 @@ pub(crate) struct Committer {
     pub(crate) sequence: u64,
     pub(crate) time_ms: u64,
     pub(crate) next_id: u64,
+    /// Of a replica: what came with its last entry; see [`Applied::note`].
+    pub(crate) note: Vec<u8>,
     scratch: Vec<u8>,
     /// Bytes of the commits in the WAL at opening and of those since, and what they were at some commits, oldest first.
     logged: u64,
     marks: VecDeque<(u64, u64)>,
     /// Whether marks are asked for.
     retains: bool,
-    ends: Ends,
+    pub(crate) ends: Ends,
 }
 
 /// Between two marks of [`Committer`].
 const MARK_BYTES: u64 = 1 << 20;
 
 impl Committer {
-    fn new(sequence: u64, time_ms: u64, next_id: u64, retains: bool) -> Committer {
+    pub(crate) fn new(sequence: u64, time_ms: u64, next_id: u64, retains: bool) -> Committer {
         Committer {
             sequence,
             time_ms,
             next_id,
+            note: Vec::new(),
             scratch: Vec::new(),
             logged: 0,
             marks: VecDeque::new(),
@@ -147,7 +152,7 @@ impl Committer {
 
     /// Counts the bytes of a commit that is in the WAL.
     #[inline]
-    fn mark(&mut self, sequence: u64, bytes: usize) {
+    pub(crate) fn mark(&mut self, sequence: u64, bytes: usize) {
         if !self.retains {
             return;
         }
@@ -185,7 +190,10 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) state: ArcSwap<State>,
     pub(crate) commit: Mutex<Committer>,
-    pub(crate) wal: Wal,
+    /// Of an embedded database its own, of a replica the node's, which outlives it.
+    pub(crate) wal: Arc<Wal>,
+    /// What only a replica has; `None`: an embedded database.
+    pub(crate) replica: Option<ReplicaState>,
     pub(crate) database: redb::Database,
     pub(crate) readers: Arc<Readers>,
     pub(crate) watchers: Watchers,
@@ -233,6 +241,12 @@ impl Engine {
     /// [`Error::Corrupt`] with the place, [`Error::Io`]. None of them changes anything that was
     /// there.
     pub fn open(options: Options) -> Result<Arc<Engine>> {
+        Engine::open_with(options, None)
+    }
+
+    /// Opens an embedded database, or with the WAL of a node a replica.
+    pub(crate) fn open_with(options: Options, shared_wal: Option<Arc<Wal>>) -> Result<Arc<Engine>> {
+        let is_replica = shared_wal.is_some();
         let capacity = usize::try_from(options.cache_capacity).unwrap_or(usize::MAX).max(8 << 20);
         let redb_cache = capacity / 8;
         let overlay_limit = capacity / 2;
@@ -246,36 +260,44 @@ impl Engine {
         let tree_path = directory.tree_path();
         let (database, file) =
             open_redb_and_file(&*directory.disk, &tree_path, directory.database_id, redb_cache as u64)?;
-        let (checkpoint, folding) = read_checkpoint(&database, &tree_path)?;
-        require_wal(&directory)?;
-        let wal = Wal::open(
-            Arc::clone(&directory.disk),
-            WalOptions {
-                segment_size: options.segment_size,
-                flush_every: options.flush_every_ms.map(Duration::from_millis),
-                threads: options.background_threads,
-                seed: id.map(|id| id as u64),
-                ..WalOptions::new(directory.wal_path(), directory.database_id)
-            },
-        )?;
+        let (mut checkpoint, folding) = read_checkpoint(&database, &tree_path)?;
+        crate::replica::check_kind(&directory, &mut checkpoint, is_replica)?;
+        let wal = match shared_wal {
+            Some(wal) => wal,
+            None => {
+                require_wal(&directory)?;
+                Arc::new(Wal::open(
+                    Arc::clone(&directory.disk),
+                    WalOptions {
+                        segment_size: options.segment_size,
+                        flush_every: options.flush_every_ms.map(Duration::from_millis),
+                        threads: options.background_threads,
+                        seed: id.map(|id| id as u64),
+                        ..WalOptions::new(directory.wal_path(), directory.database_id)
+                    },
+                )?)
+            }
+        };
         directory.finish_creation()?;
 
         let lengths = checkpoint.lengths.iter().map(|(id, length)| (*id, *length));
         let base = Base::hold(&database, &file, lengths, Default::default(), &budget)?;
         let checkpointed = checkpoint.applied;
-        let recovered = recover(
-            &wal,
-            checkpoint,
-            folding,
-            base,
-            &directory.wal_path(),
-            options.retain_changes_bytes > 0,
-        )?;
+        let recovered = if is_replica {
+            at_checkpoint(checkpoint, base)
+        } else {
+            let retains = options.retain_changes_bytes > 0;
+            recover(&wal, checkpoint, folding, base, &directory.wal_path(), retains)?
+        };
         let sequence = recovered.committer.sequence;
+        let replica = is_replica.then(|| {
+            ReplicaState::new(Applied { position: sequence, note: recovered.committer.note.clone() })
+        });
         let shared = Arc::new(Shared {
             state: ArcSwap::from_pointee(recovered.state),
             commit: Mutex::new(recovered.committer),
             wal,
+            replica,
             database,
             readers: Arc::new(Readers::default()),
             watchers: Watchers::new(),
@@ -335,6 +357,11 @@ impl Engine {
     pub fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
         command.check_limits()?;
         let shared = &*self.shared;
+        if shared.replica.is_some() {
+            return Err(Error::InvalidRequest(
+                "a replica is changed by the entries of its log only".to_owned(),
+            ));
+        }
         // Before the reply of a command without effects, too: whoever waits for a lock must hear
         // that it will never be released.
         shared.check_open().inspect_err(|_| shared.lock_waiters.notify_all())?;
@@ -524,7 +551,8 @@ impl Engine {
     /// What stopped it; the commits stay in the WAL.
     pub fn checkpoint(&self) -> Result<()> {
         crate::checkpoint::request_and_wait(&self.shared)?;
-        self.shared.wal.trim()
+        // The node's WAL is not this replica's to tidy.
+        if self.shared.replica.is_some() { Ok(()) } else { self.shared.wal.trim() }
     }
 
     /// Panics if something does not hold that always does. For tests; takes time in proportion to
@@ -571,7 +599,7 @@ impl Engine {
         }
         self.shared.watchers.close();
         self.shared.lock_waiters.notify_all();
-        self.shared.wal.close()
+        if self.shared.replica.is_some() { Ok(()) } else { self.shared.wal.close() }
     }
 }
 
@@ -598,8 +626,19 @@ impl Shared {
         let bytes = committer.scratch.len();
         // A commit of many megabytes must not stay allocated for ever.
         committer.scratch.shrink_to(1 << 20);
-        committer.sequence = context.sequence;
         committer.mark(context.sequence, bytes);
+        Ok((ticket, self.publish(committer, state, context, effects)))
+    }
+
+    /// Applies and publishes effects that are logged.
+    pub(crate) fn publish(
+        &self,
+        committer: &mut Committer,
+        state: &Arc<State>,
+        context: &Context,
+        effects: &[Effect],
+    ) -> Wakeups {
+        committer.sequence = context.sequence;
         committer.time_ms = context.time_ms;
         // A snapshot of this commit must know its trees: they are published with it.
         state.active.apply(context.sequence, effects, &self.readers, || {
@@ -624,14 +663,15 @@ impl Shared {
         if state.active.bytes() > self.freeze_at() {
             self.want_checkpoint();
         }
-        Ok((ticket, wakeups))
+        wakeups
     }
 
-    fn check_open(&self) -> Result<()> {
+    pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::InvalidRequest("the database is closed".to_owned()));
         }
-        match self.wal.poisoned() {
+        let failed = self.replica.as_ref().and_then(ReplicaState::failed);
+        match failed.or_else(|| self.wal.poisoned()) {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -639,7 +679,11 @@ impl Shared {
 
     /// Nothing is acknowledged from here on; whoever waits is told.
     pub(crate) fn poison(&self, why: &str) {
-        self.wal.poison(why);
+        match &self.replica {
+            // The other replicas of the node go on.
+            Some(replica) => replica.fail(why),
+            None => self.wal.poison(why),
+        }
         self.lock_waiters.notify_all();
     }
 
@@ -660,7 +704,8 @@ impl Shared {
     }
 
     pub(crate) fn freeze_at(&self) -> usize {
-        self.overlay_limit / 16 * 7
+        let limit = self.overlay_limit / 16 * 7;
+        if self.replica.is_some() { limit.min(crate::replica::FREEZE_BYTES) } else { limit }
     }
 
     fn want_checkpoint(&self) {
@@ -678,7 +723,7 @@ impl Shared {
     }
 
     /// Back-pressure: waits while the overlays are over their share of memory.
-    fn wait_for_room(&self) -> Result<()> {
+    pub(crate) fn wait_for_room(&self) -> Result<()> {
         if self.overlay_bytes() < self.overlay_limit || !self.options.background_threads {
             return Ok(());
         }
@@ -718,7 +763,7 @@ fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
     }
 }
 
-fn touches_locks(effects: &[Effect]) -> bool {
+pub(crate) fn touches_locks(effects: &[Effect]) -> bool {
     effects.iter().any(|effect| {
         matches!(effect, Effect::Put { tree, .. } | Effect::Remove { tree, .. } | Effect::Clear { tree }
             if *tree == TreeId::LOCKS)
@@ -726,7 +771,7 @@ fn touches_locks(effects: &[Effect]) -> bool {
 }
 
 /// Reads from the B-tree what a command will look at, without the commit mutex.
-fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetched> {
+pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetched> {
     let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
     let mut read = |tree: TreeId, key: &IVec| -> Result<()> {
         if let Some(base) = state.base.tree(tree) {
@@ -761,133 +806,6 @@ fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetched> {
         | Command::ReserveIds { .. } => {}
     }
     Ok(prefetched)
-}
-
-/// Refuses a database whose WAL is gone: opening would make a new one and hide the loss.
-fn require_wal(directory: &Directory) -> Result<()> {
-    let path = directory.wal_path();
-    let disk = &directory.disk;
-    if directory.existed
-        && !disk.list(&path).is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")))
-    {
-        return Err(Error::corrupt(
-            path,
-            None,
-            "the WAL's segments are missing, and with them what was committed since the last checkpoint; \
-             put them back, or use `dogsled repair` to save what the B-tree holds",
-        ));
-    }
-    Ok(())
-}
-
-struct Recovered {
-    state: State,
-    committer: Committer,
-}
-
-/// The checkpoint record, or the default if there never was one; and that of a checkpoint after it
-/// that was begun and not finished.
-pub(crate) fn read_checkpoint(
-    database: &redb::Database,
-    path: &Path,
-) -> Result<(Checkpoint, Option<Checkpoint>)> {
-    use redb::ReadableDatabase;
-    let transaction = database.begin_read().map_err(|error| map_redb_error(path, "reading", error))?;
-    let table = match transaction.open_table(META_TABLE) {
-        Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok((Checkpoint::default(), None)),
-        Err(error) => return Err(map_redb_error(path, "reading", error)),
-    };
-    let read = |row| {
-        let row = table.get(row).map_err(|error| map_redb_error(path, "reading", error))?;
-        row.map(|row| Checkpoint::decode(row.value(), path)).transpose()
-    };
-    let finished = read(CHECKPOINT_ROW)?.unwrap_or_default();
-    let begun = read(FOLDING_ROW)?.filter(|begun| begun.applied > finished.applied);
-    Ok((finished, begun))
-}
-
-/// Replays the WAL behind the checkpoint into a fresh overlay.
-///
-/// `retains`: what was folded already is counted, so that it is let go in time.
-fn recover(
-    wal: &Wal,
-    checkpoint: Checkpoint,
-    folding: Option<Checkpoint>,
-    base: Base,
-    wal_path: &Path,
-    retains: bool,
-) -> Result<Recovered> {
-    let mut committer = Committer::new(checkpoint.applied, checkpoint.time_ms, checkpoint.next_id, retains);
-    let from = checkpoint.applied + 1;
-    let mut catalog = checkpoint.catalog;
-    let overlay = Overlay::new(checkpoint.applied);
-    if let Some(first) = wal.first_index(EMBEDDED_STREAM)
-        && first > from
-    {
-        return Err(Error::corrupt(
-            wal_path,
-            None,
-            format!(
-                "the WAL begins with commit {first} but the B-tree ends with commit {}; commits between are missing",
-                from - 1
-            ),
-        ));
-    }
-    // The B-tree holds all that the WAL has left, and more: a damaged or older last segment. Those
-    // entries go, because the next commit must follow the B-tree's last, not theirs.
-    if wal.last_index(EMBEDDED_STREAM).is_some_and(|last| last < checkpoint.applied) {
-        wal.purge_to(EMBEDDED_STREAM, checkpoint.applied)?;
-    }
-    let readers = Readers::default();
-    let first = wal.first_index(EMBEDDED_STREAM).filter(|first| retains && *first < from);
-    wal.replay(EMBEDDED_STREAM, first.unwrap_or(from), &mut |sequence, record| {
-        committer.mark(sequence, record.len());
-        if sequence < from {
-            return Ok(());
-        }
-        let malformed = |error: crate::codec::Malformed| error.in_file(wal_path, 0);
-        let (time_ms, effects) = decode_effects(record).map_err(malformed)?;
-        let effects = effects.to_owned().map_err(malformed)?;
-        if sequence != committer.sequence + 1 {
-            return Err(Error::corrupt(
-                wal_path,
-                None,
-                format!("commit {sequence} follows commit {}", committer.sequence),
-            ));
-        }
-        overlay.apply(sequence, &effects, &readers, || {});
-        for effect in &effects {
-            match effect {
-                Effect::CreateTree { id, name } => catalog.insert(*id, name.clone()),
-                Effect::DropTree { id } => catalog.remove(*id),
-                Effect::SetNextId { next } => committer.next_id = *next,
-                Effect::Put { .. } | Effect::Remove { .. } | Effect::Clear { .. } => {}
-            }
-        }
-        committer.sequence = sequence;
-        committer.time_ms = committer.time_ms.max(time_ms);
-        if let Some(folding) = folding.as_ref().filter(|folding| folding.applied == sequence) {
-            overlay.set_lengths(|tree| (base.length(tree), folding.length(tree)));
-        }
-        Ok(())
-    })?;
-    if let Some(folding) = folding
-        && folding.applied > committer.sequence
-    {
-        return Err(Error::corrupt(
-            wal_path,
-            None,
-            format!(
-                "the WAL ends with commit {}, but a checkpoint has begun to fold commits up to {} into the B-tree; \
-                 the commits between are missing; `dogsled repair` saves what is there",
-                committer.sequence, folding.applied
-            ),
-        ));
-    }
-    let state =
-        State { active: Arc::new(overlay), frozen: None, base: Arc::new(base), catalog: Arc::new(catalog) };
-    Ok(Recovered { state, committer })
 }
 
 /// 128 bits that differ between any two databases.

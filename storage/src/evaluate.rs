@@ -14,6 +14,7 @@
 
 use std::ops::Bound;
 
+use bincode::{Decode, Encode};
 use smallvec::SmallVec;
 
 use crate::command::{Command, KeyRead, RangeFingerprint, RangeRead, Reply, TreeId, Write};
@@ -29,7 +30,7 @@ pub struct Context {
 }
 
 /// A value with the sequence of the commit that wrote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Versioned {
     /// The sequence of the commit that wrote it; never 0.
     pub version: u64,

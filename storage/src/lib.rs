@@ -15,6 +15,11 @@
 //!   ├─ state, snapshot ──── the three layers as one; ordered scans
 //!   ├─ checkpoint ───────── folds the overlay into the B-tree, in the background
 //!   ├─ watch, changes ───── events as they happen; the history, read back from the WAL
+//!   ├─ replica ──────────── the same engine, changed by the entries of a replicated log instead
+//!   │    ├─ group, session     what an entry asks for, and how a retried one happens once
+//!   │    ├─ replica_read       reads without an entry
+//!   │    └─ replica_snapshot, replica_install   one replica's state on its way to another
+//!   ├─ recovery ─────────── what an opened database begins with
 //!   ├─ backup, verify, repair (bulk: making a whole database from entries)
 //!   └─ directory, meta ──── what is on disk beside the WAL and the trees
 //! disk ────── the one narrow door to the disk; a real one and one that misbehaves on command
@@ -60,6 +65,8 @@ pub mod disk;
 mod engine;
 mod error;
 pub mod evaluate;
+pub mod group;
+mod group_evaluate;
 mod ivec;
 pub mod leaf_cache;
 pub mod lock;
@@ -67,7 +74,13 @@ pub mod lock_wait;
 mod meta;
 pub mod model;
 mod overlay;
+mod recovery;
 pub mod repair;
+pub mod replica;
+mod replica_install;
+mod replica_read;
+mod replica_snapshot;
+pub mod session;
 mod snapshot;
 mod sorted_map;
 mod state;
@@ -85,9 +98,16 @@ pub use directory::FORMAT_VERSION;
 pub use engine::{Durability, EMBEDDED_STREAM, Engine, Options};
 pub use error::{Corruption, Error, Result};
 pub use evaluate::{Context, Effect, Effects, Outcome, Versioned, View};
+pub use group::{
+    Answer, GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId, SessionTag,
+};
+pub use group_evaluate::{GroupOutcome, evaluate_group};
 pub use ivec::IVec;
-pub use meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
+pub use meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, MAX_NOTE_LENGTH, SESSIONS_TREE_NAME};
 pub use repair::{Loss, LossKind, RepairOptions, RepairProgress, RepairReport, repair, repair_with};
+pub use replica::{Applied, Replica, ReplicaOptions};
+pub use replica_install::ReplicaInstaller;
+pub use replica_snapshot::{Chunk, ChunkPosition, MAX_CHUNK_BYTES, ReplicaSnapshot};
 pub use snapshot::{RangeIter, Snapshot};
 pub use stats::Stats;
 pub use verify::{Damage, KeyRange, VerifyReport, verify_directory};

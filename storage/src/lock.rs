@@ -196,7 +196,7 @@ pub enum LockReply {
 }
 
 /// Who holds a lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Holder {
     /// Its name, as it gave it.
     pub owner: IVec,

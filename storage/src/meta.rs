@@ -5,14 +5,18 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 1 | record version, 1 |
+//! | 1 | record version: 1, or 2 of a [replica](crate::replica) |
 //! | 8 | applied sequence: every commit up to it is in the trees |
 //! | 8 | the log's time in milliseconds at that commit |
 //! | 8 | next id of `generate_id` |
 //! | 4 | number of the next new tree |
 //! | 4 | count of trees, and for each: |
 //! | 4, 8, 4, n | number, length in keys, length of the name, the name |
+//! | 4, n | version 2 only: length of the note, the note |
 //! | 4 | CRC-32 of all before |
+//!
+//! The note is what came with the last entry that was applied (a Raft log id and membership): bytes
+//! that mean nothing here, [`MAX_NOTE_LENGTH`] at most.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,6 +52,11 @@ pub const DEFAULT_TREE_NAME: &[u8] = b"__sled__default";
 pub const COUNTERS_TREE_NAME: &[u8] = b"__dogsled__counters";
 /// The name of the tree that holds the locks.
 pub const LOCKS_TREE_NAME: &[u8] = b"__dogsled__locks";
+/// The name of the tree that holds the sessions of a replica.
+pub const SESSIONS_TREE_NAME: &[u8] = b"__dogsled__sessions";
+
+/// The longest note of a checkpoint in bytes.
+pub const MAX_NOTE_LENGTH: usize = 64 << 10;
 
 impl Default for Catalog {
     fn default() -> Self {
@@ -81,11 +90,13 @@ pub(crate) struct Checkpoint {
     pub(crate) next_id: u64,
     pub(crate) catalog: Catalog,
     pub(crate) lengths: BTreeMap<TreeId, u64>,
+    /// `Some` makes it the record of a replica.
+    pub(crate) note: Option<Vec<u8>>,
 }
 
 impl Checkpoint {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![1];
+        let mut out = vec![if self.note.is_some() { 2 } else { 1 }];
         out.extend_from_slice(&self.applied.to_le_bytes());
         out.extend_from_slice(&self.time_ms.to_le_bytes());
         out.extend_from_slice(&self.next_id.to_le_bytes());
@@ -96,6 +107,10 @@ impl Checkpoint {
             out.extend_from_slice(&self.length(*id).to_le_bytes());
             out.extend_from_slice(&(name.len() as u32).to_le_bytes());
             out.extend_from_slice(name);
+        }
+        if let Some(note) = &self.note {
+            out.extend_from_slice(&(note.len() as u32).to_le_bytes());
+            out.extend_from_slice(note);
         }
         let crc = crc32fast::hash(&out);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -113,7 +128,7 @@ impl Checkpoint {
         let mut reader = Reader(body);
         let mut read = || -> Option<Result<Checkpoint, u8>> {
             let version = reader.take::<1>()?[0];
-            if version != 1 {
+            if version != 1 && version != 2 {
                 return Some(Err(version));
             }
             let applied = u64::from_le_bytes(reader.take()?);
@@ -130,7 +145,14 @@ impl Checkpoint {
                 catalog.insert(id, IVec::from(reader.bytes(length)?));
             }
             catalog.next = next;
-            reader.0.is_empty().then_some(Ok(Checkpoint { applied, time_ms, next_id, catalog, lengths }))
+            let note = if version == 2 {
+                let length = u32::from_le_bytes(reader.take()?) as usize;
+                Some(reader.bytes(length)?.to_vec())
+            } else {
+                None
+            };
+            let checkpoint = Checkpoint { applied, time_ms, next_id, catalog, lengths, note };
+            reader.0.is_empty().then_some(Ok(checkpoint))
         };
         match read() {
             Some(Ok(checkpoint)) => Ok(checkpoint),
@@ -170,15 +192,19 @@ mod tests {
         checkpoint.catalog.insert(TreeId(20), IVec::from("users"));
         checkpoint.lengths = checkpoint.catalog.ids.keys().map(|id| (*id, u64::from(id.0) * 3)).collect();
         let file = Path::new("tree.redb");
-        let bytes = checkpoint.encode();
-        assert_eq!(Checkpoint::decode(&bytes, file).expect("sound"), checkpoint);
-        for bit in 0..bytes.len() * 8 {
-            let mut flipped = bytes.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(Checkpoint::decode(&flipped, file).is_err(), "bit {bit}");
-        }
-        for length in 0..bytes.len() {
-            assert!(Checkpoint::decode(&bytes[..length], file).is_err());
+        for (version, note) in [(1, None), (2, Some(Vec::new())), (2, Some(b"log id".to_vec()))] {
+            checkpoint.note = note;
+            let bytes = checkpoint.encode();
+            assert_eq!(bytes[0], version);
+            assert_eq!(Checkpoint::decode(&bytes, file).expect("sound"), checkpoint);
+            for bit in 0..bytes.len() * 8 {
+                let mut flipped = bytes.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert!(Checkpoint::decode(&flipped, file).is_err(), "bit {bit}");
+            }
+            for length in 0..bytes.len() {
+                assert!(Checkpoint::decode(&bytes[..length], file).is_err());
+            }
         }
     }
 }

@@ -313,7 +313,8 @@ impl Repair<'_> {
         self.report.keys = keys;
         self.report.bytes = bytes;
         self.report.last_commit = replay.last;
-        builder.finish(&Checkpoint { applied, time_ms: replay.time_ms, next_id, catalog, lengths })?;
+        let time_ms = replay.time_ms;
+        builder.finish(&Checkpoint { applied, time_ms, next_id, catalog, lengths, note: None })?;
         Ok(self.report)
     }
 

@@ -93,6 +93,10 @@ fn file_sizes(shared: &Shared) -> Result<(u64, u64)> {
             .map_err(|error| Error::io(format!("measuring {}", path.display()), error))
     };
     let tree = length(&shared.directory.tree_path())?;
+    if shared.replica.is_some() {
+        // Its node's WAL is not in its directory, and not its alone.
+        return Ok((tree, 0));
+    }
     let directory = shared.directory.wal_path();
     let names = disk
         .list(&directory)

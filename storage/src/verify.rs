@@ -199,7 +199,9 @@ impl Engine {
         drop(state);
 
         self.count_keys(&mut report);
-        verify_live_wal(disk, &shared.directory.wal_path(), &mut report)?;
+        if shared.replica.is_none() {
+            verify_live_wal(disk, &shared.directory.wal_path(), &mut report)?;
+        }
         Ok(report)
     }
 
@@ -269,7 +271,7 @@ pub fn verify_directory(disk: &dyn Disk, directory: &Path) -> Result<VerifyRepor
         Err(error) => return Err(error),
     }
     let path = tree_path(directory);
-    let mut applied = None;
+    let mut checkpoint = None;
     match disk.open(&path, OpenMode::Read) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let what = "the file is missing".to_owned();
@@ -283,9 +285,14 @@ pub fn verify_directory(disk: &dyn Disk, directory: &Path) -> Result<VerifyRepor
             let mut check = TreeCheck { file: &file, report: &mut report };
             if let Some((mut reader, tables)) = check.begin() {
                 check.system(&mut reader)?;
-                applied = check.user(&mut reader, &tables)?.map(|checkpoint| checkpoint.applied);
+                checkpoint = check.user(&mut reader, &tables)?;
             }
         }
+    }
+    let applied = checkpoint.as_ref().map(|checkpoint| checkpoint.applied);
+    if checkpoint.is_some_and(|checkpoint| checkpoint.note.is_some()) {
+        report.notes.push("a replica of a node: its log is in the node's WAL, not here".to_owned());
+        return Ok(report);
     }
     let wal = wal_path(directory);
     let mut check = WalCheck::default();

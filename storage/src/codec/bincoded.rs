@@ -86,14 +86,14 @@ pub(crate) fn decode_record<T: Decode<()>>(version: u8, bytes: &[u8]) -> Result<
     Ok(record)
 }
 
-fn encode<T: Encode>(version: u8, value: &T) -> Vec<u8> {
+pub(super) fn encode<T: Encode>(version: u8, value: &T) -> Vec<u8> {
     let mut bytes = vec![version];
     // The only errors are those of the writer, and of types (cells, paths) that we do not have.
     bincode::encode_into_std_write(value, &mut bytes, STANDARD).expect("a Vec takes every byte");
     bytes
 }
 
-fn versioned_body(version: u8, bytes: &[u8]) -> Result<&[u8], String> {
+pub(super) fn versioned_body(version: u8, bytes: &[u8]) -> Result<&[u8], String> {
     match bytes.split_first() {
         Some((&found, body)) if found == version => Ok(body),
         Some((&found, _)) => Err(format!("format version {found} is not known, only {version}")),
@@ -104,7 +104,7 @@ fn versioned_body(version: u8, bytes: &[u8]) -> Result<&[u8], String> {
 /// Like the derived `Decode`, except for the lists: bincode would make room for as many elements
 /// as the input claims, up to its limit, which for a `Write` of 72 bytes in memory and 3 encoded
 /// must be above 24 GiB. Here a list has no more room than it needs.
-fn decode_command_body(bytes: &[u8]) -> Result<Command, String> {
+pub(super) fn decode_command_body(bytes: &[u8]) -> Result<Command, String> {
     let mut body = Body(bytes);
     let command = match body.next::<u32>()? {
         BATCH => Command::Batch { writes: body.list()? },
@@ -119,19 +119,19 @@ fn decode_command_body(bytes: &[u8]) -> Result<Command, String> {
 }
 
 /// What is left to decode.
-struct Body<'a>(&'a [u8]);
+pub(super) struct Body<'a>(pub(super) &'a [u8]);
 
 impl Body<'_> {
-    fn next<T: Decode<()>>(&mut self) -> Result<T, String> {
+    pub(super) fn next<T: Decode<()>>(&mut self) -> Result<T, String> {
         let limited = STANDARD.with_limit::<MAX_ENCODED_COMMAND_LENGTH>();
         let (value, used) = bincode::decode_from_slice(self.0, limited).map_err(|error| error.to_string())?;
         self.0 = &self.0[used..];
         Ok(value)
     }
 
-    fn list<T: Decode<()>>(&mut self) -> Result<Vec<T>, String> {
+    pub(super) fn list<T: Decode<()>>(&mut self) -> Result<Vec<T>, String> {
         let count: u64 = self.next()?;
-        // An element has two bytes at the least; a claim beyond that can be refused unread.
+        // An element has a byte at the least; a claim beyond that can be refused unread.
         if count > self.0.len() as u64 {
             return Err(format!("a list of {count} elements in {} bytes", self.0.len()));
         }
@@ -142,7 +142,7 @@ impl Body<'_> {
         Ok(elements)
     }
 
-    fn end(&self) -> Result<(), String> {
+    pub(super) fn end(&self) -> Result<(), String> {
         match self.0.len() {
             0 => Ok(()),
             left => Err(format!("{left} bytes left over at the end")),

@@ -1,0 +1,106 @@
+//! What a node asks of its network ([`Transport`]) and what the network asks of a node
+//! ([`Service`]).
+//!
+//! Bodies are opaque bytes to the network: it frames, orders, encrypts and limits them and knows no
+//! message. A request is answered by exactly one reply or by an error; answers may overtake each
+//! other, requests of one [`Lane`] to one peer do not.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+
+/// A member of a cluster. Never reused: a node that lost its disk comes back under a new one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct NodeId(pub u64);
+
+impl std::fmt::Display for NodeId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Which of a peer's ordered streams a request takes. One lane never waits for another.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Lane {
+    /// Votes and heartbeats, and all that must not wait behind data: small, few.
+    Control,
+    /// Log entries, and requests passed on for clients.
+    Data,
+    /// Pieces of snapshots: large, and last in line for the link.
+    Bulk,
+}
+
+/// Why a request has no reply.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TransportError {
+    /// Nothing was sent: there is no connection, or no address is known. Try later.
+    Unreachable(String),
+    /// It may have arrived; its outcome is unknown.
+    Lost(String),
+    /// The deadline passed; it may have arrived, its outcome is unknown.
+    TimedOut,
+    /// The body is over the transport's limit in bytes; nothing was sent.
+    TooLarge {
+        /// Bytes of the body.
+        length: usize,
+        /// The most that a body may have.
+        limit: usize,
+    },
+}
+
+impl std::fmt::Display for TransportError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            TransportError::Unreachable(why) => write!(f, "unreachable: {why}"),
+            TransportError::Lost(why) => write!(f, "the connection was lost: {why}"),
+            TransportError::TimedOut => f.write_str("no answer before the deadline"),
+            TransportError::TooLarge { length, limit } => {
+                write!(f, "a message of {length} bytes is over the limit of {limit}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for TransportError {}
+
+/// Carries requests to other nodes.
+pub trait Transport: Send + Sync + 'static {
+    /// Queues a request at once, in the order of the calls, and returns the future of its reply.
+    /// Dropping the future gives up the reply, not the request.
+    fn request(
+        &self,
+        to: NodeId,
+        lane: Lane,
+        body: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, TransportError>>;
+
+    /// Where a peer can be reached (`host:port`, tried in order). Replaces what was known.
+    fn set_addresses(&self, peer: NodeId, addresses: Vec<String>);
+}
+
+/// Who a client is, by its certificate.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ClientIdentity {
+    /// The name that its certificate carries.
+    pub name: String,
+}
+
+/// Answers what comes in from the network.
+///
+/// Each method is called in the order of arrival (per lane and peer, or per client connection) and
+/// must return at once; the work is in the future. Bodies come from outside: a malformed one must
+/// be answered with an encoded error, never with a panic.
+pub trait Service: Send + Sync + 'static {
+    /// A request of another node, whose certificate names it.
+    fn peer_request(&self, from: NodeId, lane: Lane, body: Bytes) -> BoxFuture<'static, Bytes>;
+
+    /// A request of a client.
+    fn client_request(&self, client: &ClientIdentity, body: Bytes) -> BoxFuture<'static, Bytes>;
+
+    /// A client's request whose answer is a stream (watches, large scans). The network applies
+    /// back-pressure by polling it only as fast as the client reads; dropping it ends it.
+    fn client_stream(&self, client: &ClientIdentity, body: Bytes) -> BoxStream<'static, Bytes>;
+}

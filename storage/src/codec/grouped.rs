@@ -1,0 +1,206 @@
+//! What a group of replicas exchanges, in bincode; see [`crate::codec`] for the rules.
+
+use bincode::Decode;
+use bincode::de::Decoder;
+use bincode::error::DecodeError;
+
+use super::bincoded::{Body, MAX_ENCODED_COMMAND_LENGTH, decode_command_body, encode, versioned_body};
+use crate::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId};
+use crate::{Error, IVec, Result};
+
+/// The first byte of an encoded [`GroupCommand`]. An entry of a newer version stops a replica: to
+/// skip what others carry out would make it another database.
+pub(crate) const GROUP_COMMAND_VERSION: u8 = 1;
+/// The first byte of an encoded [`GroupReply`].
+const GROUP_REPLY_VERSION: u8 = 1;
+/// The first byte of an encoded [`GroupRead`].
+const GROUP_READ_VERSION: u8 = 1;
+/// The first byte of an encoded [`GroupReadReply`].
+const GROUP_READ_REPLY_VERSION: u8 = 1;
+
+/// The longest encoding of a [`GroupCommand`], and of any answer: a command, and room for the names
+/// of its trees.
+pub const MAX_ENCODED_GROUP_COMMAND_LENGTH: usize = MAX_ENCODED_COMMAND_LENGTH + (8 << 20);
+
+/// The longest encoding of a [`GroupRead`].
+pub const MAX_ENCODED_GROUP_READ_LENGTH: usize = 64 << 20;
+
+/// Encodes an entry of a group's log; the same command always gives the same bytes.
+///
+/// ```
+/// use dogsled_storage::codec::{decode_group_command, encode_group_command};
+/// use dogsled_storage::group::{GroupCommand, Operation};
+/// use dogsled_storage::{Command, TreeId};
+///
+/// let operation = Operation::Command(Command::Remove { tree: TreeId(0), key: "a".into() });
+/// let command = GroupCommand { session: None, time_ms: 7, trees: vec!["t".into()], operation };
+/// let bytes = encode_group_command(&command)?;
+/// assert_eq!(bytes, b"\x01\0\x07\x01\x01t\x01\x04\0\x01a");
+/// assert_eq!(decode_group_command(&bytes)?, command);
+/// # Ok::<(), dogsled_storage::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::InvalidRequest`] if the encoding is longer than [`MAX_ENCODED_GROUP_COMMAND_LENGTH`].
+pub fn encode_group_command(command: &GroupCommand) -> Result<Vec<u8>> {
+    within(MAX_ENCODED_GROUP_COMMAND_LENGTH, "a command", encode(GROUP_COMMAND_VERSION, command))
+}
+
+/// Decodes an entry from bytes that may be anything.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] saying what is wrong.
+pub fn decode_group_command(bytes: &[u8]) -> Result<GroupCommand> {
+    decode(MAX_ENCODED_GROUP_COMMAND_LENGTH, GROUP_COMMAND_VERSION, "a command", bytes, |body| {
+        Ok(GroupCommand {
+            session: body.next()?,
+            time_ms: body.next()?,
+            trees: body.list()?,
+            operation: match body.next::<u32>()? {
+                0 => Operation::Nothing,
+                1 => Operation::Command(decode_command_body(std::mem::take(&mut body.0))?),
+                2 => Operation::OpenSession { session: body.next()?, lease_ms: body.next()? },
+                3 => Operation::RenewSession { session: body.next()? },
+                4 => Operation::CloseSession { session: body.next()? },
+                5 => Operation::ExpireSessions,
+                other => return Err(unknown("operation", other)),
+            },
+        })
+    })
+}
+
+/// Encodes a reply.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] if it is longer than [`MAX_ENCODED_GROUP_COMMAND_LENGTH`].
+pub fn encode_group_reply(reply: &GroupReply) -> Result<Vec<u8>> {
+    within(MAX_ENCODED_GROUP_COMMAND_LENGTH, "a reply", encode(GROUP_REPLY_VERSION, reply))
+}
+
+/// Decodes a reply from bytes that may be anything.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] saying what is wrong.
+pub fn decode_group_reply(bytes: &[u8]) -> Result<GroupReply> {
+    decode(MAX_ENCODED_GROUP_COMMAND_LENGTH, GROUP_REPLY_VERSION, "a reply", bytes, |body| body.next())
+}
+
+/// Encodes a read.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] if it is longer than [`MAX_ENCODED_GROUP_READ_LENGTH`].
+pub fn encode_group_read(read: &GroupRead) -> Result<Vec<u8>> {
+    within(MAX_ENCODED_GROUP_READ_LENGTH, "a read", encode(GROUP_READ_VERSION, read))
+}
+
+/// Decodes a read from bytes that may be anything.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] saying what is wrong.
+pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
+    decode(MAX_ENCODED_GROUP_READ_LENGTH, GROUP_READ_VERSION, "a read", bytes, |body| {
+        Ok(match body.next::<u32>()? {
+            0 => GroupRead::Get { tree: body.next()?, key: body.next()? },
+            1 => GroupRead::GetMany { tree: body.next()?, keys: body.list()? },
+            2 => GroupRead::Range {
+                tree: body.next()?,
+                low: body.next()?,
+                high: body.next()?,
+                reverse: body.next()?,
+                limit: body.next()?,
+                limit_bytes: body.next()?,
+                values: body.next()?,
+            },
+            3 => GroupRead::Len { tree: body.next()? },
+            4 => GroupRead::Counter { name: body.next()? },
+            5 => GroupRead::LockHolder { name: body.next()? },
+            6 => GroupRead::Trees,
+            7 => GroupRead::EarliestSessionExpiry,
+            other => return Err(unknown("read", other)),
+        })
+    })
+}
+
+/// Encodes the answer to a read.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] if it is longer than [`MAX_ENCODED_GROUP_COMMAND_LENGTH`].
+pub fn encode_group_read_reply(reply: &GroupReadReply) -> Result<Vec<u8>> {
+    within(MAX_ENCODED_GROUP_COMMAND_LENGTH, "an answer", encode(GROUP_READ_REPLY_VERSION, reply))
+}
+
+/// Decodes the answer to a read from bytes that may be anything.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] saying what is wrong.
+pub fn decode_group_read_reply(bytes: &[u8]) -> Result<GroupReadReply> {
+    decode(MAX_ENCODED_GROUP_COMMAND_LENGTH, GROUP_READ_REPLY_VERSION, "an answer", bytes, |body| {
+        Ok(match body.next::<u32>()? {
+            0 => GroupReadReply::Value(body.next()?),
+            1 => GroupReadReply::Values(body.list()?),
+            2 => GroupReadReply::Page { entries: body.list()?, more: body.next()? },
+            3 => GroupReadReply::Length(body.next()?),
+            4 => GroupReadReply::Counter(body.next()?),
+            5 => GroupReadReply::LockHolder(body.next()?),
+            6 => GroupReadReply::Trees(body.list()?),
+            7 => GroupReadReply::Time(body.next()?),
+            other => return Err(unknown("answer", other)),
+        })
+    })
+}
+
+/// By hand because bincode makes room for as long a `String` as the input claims.
+impl<Context> Decode<Context> for Refusal {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Refusal, DecodeError> {
+        fn text<D: Decoder>(decoder: &mut D) -> Result<String, DecodeError> {
+            let bytes = IVec::decode(decoder)?;
+            let text = std::str::from_utf8(&bytes).map_err(|inner| DecodeError::Utf8 { inner })?;
+            Ok(text.to_owned())
+        }
+        Ok(match u32::decode(decoder)? {
+            0 => Refusal::Invalid(text(decoder)?),
+            1 => Refusal::TooLarge(text(decoder)?),
+            2 => Refusal::TreeNotFound(IVec::decode(decoder)?),
+            3 => Refusal::SessionUnknown(SessionId::decode(decoder)?),
+            4 => Refusal::Forgotten { first_incomplete: u64::decode(decoder)? },
+            5 => Refusal::Malformed(text(decoder)?),
+            other => return Err(DecodeError::OtherString(unknown("refusal", other))),
+        })
+    }
+}
+
+bincode::impl_borrow_decode!(Refusal);
+
+fn within(limit: usize, what: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    if bytes.len() > limit {
+        return Err(too_long(limit, what, bytes.len()));
+    }
+    Ok(bytes)
+}
+
+fn too_long(limit: usize, what: &str, length: usize) -> Error {
+    Error::InvalidRequest(format!("{what} of {length} bytes is over the limit of {limit}; split it"))
+}
+
+fn unknown(what: &str, number: u32) -> String {
+    format!("no {what} is numbered {number}")
+}
+
+/// Enums with lists are taken apart by `read`, for the reason that
+/// [`decode_command_body`] gives.
+fn decode<T>(
+    limit: usize,
+    version: u8,
+    what: &str,
+    bytes: &[u8],
+    read: impl FnOnce(&mut Body<'_>) -> Result<T, String>,
+) -> Result<T> {
+    if bytes.len() > limit {
+        return Err(too_long(limit, what, bytes.len()));
+    }
+    let malformed = |why: String| Error::InvalidRequest(format!("not {what}: {why}"));
+    let mut body = Body(versioned_body(version, bytes).map_err(malformed)?);
+    let value = read(&mut body).map_err(malformed)?;
+    body.end().map_err(malformed)?;
+    Ok(value)
+}

@@ -1,0 +1,263 @@
+//! [`GroupCommand`]: what an entry of a group's log asks for, and [`GroupReply`]: what came of it;
+//! [`GroupRead`]: what is asked of a replica without an entry.
+//!
+//! A group is a set of [replicas](crate::replica) that apply the same log. Its entries carry a
+//! [`Command`] with what a command alone does not have:
+//!
+//! - **The time.** Whoever leads stamps it; it is the only clock that leases know, so all replicas
+//!   agree on what has expired at each position.
+//! - **The trees by name.** Numbers of trees differ between groups, so `TreeId(i)` within the
+//!   command is an index into [`GroupCommand::trees`], resolved where the entry is applied. A tree
+//!   that is not there is made by the first write into it; to everything else it is empty.
+//! - **The session**, which makes a retried command happen once; see [`crate::session`].
+//!
+//! The bytes are described and decoded in [`crate::codec`]. A change of the types here, be it a new
+//! variant at the end, is a new format version: replicas of two releases must never differ in what
+//! they make of one entry.
+
+use std::ops::Bound;
+
+use bincode::{Decode, Encode};
+
+use crate::command::{Command, Reply};
+use crate::evaluate::{Entry, Versioned};
+use crate::lock::Holder;
+use crate::{Error, IVec, Result};
+
+/// The most trees that one command may name.
+pub const MAX_GROUP_TREES: usize = 1024;
+/// The most keys that one [`GroupRead::GetMany`] may ask for.
+pub const MAX_READ_KEYS: usize = 64 << 10;
+/// The most bytes of keys and values that the answer of a read carries, unless a single entry is
+/// larger.
+pub const MAX_PAGE_BYTES: u64 = 16 << 20;
+
+/// A session: a number that whoever opens it draws at random, and never uses twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub struct SessionId(pub u128);
+
+impl std::fmt::Display for SessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// The place of a command within its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SessionTag {
+    /// Which session.
+    pub session: SessionId,
+    /// Numbers the commands of the session. Each has its own, its retries the same.
+    pub sequence: u64,
+    /// The client has heard of all commands numbered below this, or given them up: it will not
+    /// retry them.
+    pub first_incomplete: u64,
+}
+
+/// An entry of a group's log; see the [module](self).
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
+pub struct GroupCommand {
+    /// Makes a retry safe; `None`: the command happens as often as it is in the log.
+    pub session: Option<SessionTag>,
+    /// The leader's time in milliseconds since 1970. The log's time is the latest stamp so far.
+    pub time_ms: u64,
+    /// Names of the trees that the operation refers to by index.
+    pub trees: Vec<IVec>,
+    /// What to do.
+    pub operation: Operation,
+}
+
+/// What a [`GroupCommand`] does.
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
+pub enum Operation {
+    /// Nothing, but the log's time moves. Answer: [`Answer::Done`].
+    Nothing,
+    /// A command whose `TreeId(i)` mean `trees[i]`. Answer: [`Answer::Reply`].
+    Command(Command),
+    /// Opens a session, or renews it with another lease. Answer: [`Answer::Session`].
+    OpenSession {
+        /// Drawn at random by whoever opens it.
+        session: SessionId,
+        /// How long it lives without renewal, in milliseconds of the log's time.
+        lease_ms: u64,
+    },
+    /// Starts a session's lease anew. Answer: [`Answer::Session`].
+    RenewSession {
+        /// Which.
+        session: SessionId,
+    },
+    /// Forgets a session. Answer: [`Answer::Done`], also if there is none.
+    CloseSession {
+        /// Which.
+        session: SessionId,
+    },
+    /// Forgets sessions whose lease has ended, a bounded number. Answer:
+    /// [`Answer::SessionsExpired`].
+    ExpireSessions,
+}
+
+/// What came of a [`GroupCommand`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct GroupReply {
+    /// Position in the log at which it was carried out; of a retry, that of the first time.
+    pub position: u64,
+    /// The log's time there.
+    pub time_ms: u64,
+    /// What it came to. After a refusal nothing was changed, but for what the session remembers.
+    pub result: Result<Answer, Refusal>,
+}
+
+/// What came of an [`Operation`] that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// The command's.
+    Reply(Reply),
+    /// The session is alive.
+    Session {
+        /// The log's time at which it ends unless renewed.
+        expires_ms: u64,
+    },
+    /// Sessions were forgotten.
+    SessionsExpired {
+        /// How many.
+        sessions: u64,
+        /// Whether there is more to forget: ask again.
+        more: bool,
+    },
+}
+
+/// Why an [`Operation`] was not carried out, grouped by what the caller can do. Every replica
+/// refuses alike.
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
+pub enum Refusal {
+    /// The request cannot be carried out as it stands; change it.
+    Invalid(String),
+    /// It is over a limit; split it.
+    TooLarge(String),
+    /// There is no such tree, and the command does not make one.
+    TreeNotFound(IVec),
+    /// The session was never opened here, or its lease has ended: open a new one. If this was a
+    /// retry, whether the command has happened is not known.
+    SessionUnknown(SessionId),
+    /// The client has said that it will not retry this command.
+    Forgotten {
+        /// The first number of the session that can still be asked for.
+        first_incomplete: u64,
+    },
+    /// The entry's bytes are not a command.
+    Malformed(String),
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Refusal::Invalid(what) | Refusal::TooLarge(what) => write!(f, "invalid request: {what}"),
+            Refusal::TreeNotFound(name) => write!(f, "there is no tree \"{}\"", name.escape_ascii()),
+            Refusal::SessionUnknown(session) => write!(f, "session {session} is not open, or has expired"),
+            Refusal::Forgotten { first_incomplete } => {
+                write!(f, "the session's client has given up all commands before {first_incomplete}")
+            }
+            Refusal::Malformed(what) => write!(f, "the entry is not a command: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Refusal {
+    /// The refusal that an error of the request is; an error of the world stays one.
+    ///
+    /// # Errors
+    /// Damage, I/O, a poisoned database: whoever meets them must stop, not answer.
+    pub fn of(error: Error) -> Result<Refusal> {
+        match error {
+            Error::InvalidRequest(what) => Ok(Refusal::Invalid(what)),
+            Error::TreeNotFound(name) => Ok(Refusal::TreeNotFound(name)),
+            world => Err(world),
+        }
+    }
+}
+
+/// What is asked of one replica's newest state.
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
+pub enum GroupRead {
+    /// The value of a key. Reply: [`GroupReadReply::Value`].
+    Get {
+        /// The tree's name; one that is not there is empty.
+        tree: IVec,
+        /// Which key.
+        key: IVec,
+    },
+    /// The values of keys as of one position. Reply: [`GroupReadReply::Values`].
+    GetMany {
+        /// The tree's name.
+        tree: IVec,
+        /// At most [`MAX_READ_KEYS`].
+        keys: Vec<IVec>,
+    },
+    /// A page of a range. Reply: [`GroupReadReply::Page`].
+    Range {
+        /// The tree's name.
+        tree: IVec,
+        /// Where it begins.
+        low: Bound<IVec>,
+        /// Where it ends.
+        high: Bound<IVec>,
+        /// Whether from the end to the beginning.
+        reverse: bool,
+        /// The most entries of the page; 0 counts as 1.
+        limit: u32,
+        /// The page ends with the entry that reaches so many bytes, or [`MAX_PAGE_BYTES`].
+        limit_bytes: u64,
+        /// Whether values are wanted, not only keys and versions.
+        values: bool,
+    },
+    /// How many keys a tree has. Reply: [`GroupReadReply::Length`].
+    Len {
+        /// The tree's name.
+        tree: IVec,
+    },
+    /// What a counter stands at. Reply: [`GroupReadReply::Counter`].
+    Counter {
+        /// Its name.
+        name: IVec,
+    },
+    /// Who holds a lock. Reply: [`GroupReadReply::LockHolder`].
+    LockHolder {
+        /// Its name.
+        name: IVec,
+    },
+    /// The names of the trees. Reply: [`GroupReadReply::Trees`].
+    Trees,
+    /// When the first session ends: nothing is to be expired before. Reply:
+    /// [`GroupReadReply::Time`].
+    EarliestSessionExpiry,
+}
+
+/// The answer to a [`GroupRead`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
+pub enum GroupReadReply {
+    /// A key's value and version.
+    Value(Option<Versioned>),
+    /// The same of each key that was asked for.
+    Values(Vec<Option<Versioned>>),
+    /// Entries in the order that was asked for.
+    Page {
+        /// With empty values if none were wanted.
+        entries: Vec<Entry>,
+        /// Whether the range goes on behind the last entry.
+        more: bool,
+    },
+    /// A number of keys.
+    Length(u64),
+    /// `None`: there is no such counter, which counts as 0.
+    Counter(Option<i64>),
+    /// Whoever holds it at the log's time.
+    LockHolder(Option<Holder>),
+    /// Sorted; the database's own only if they hold something, and never that of the sessions.
+    Trees(Vec<IVec>),
+    /// A time of the log in milliseconds; `None`: never.
+    Time(Option<u64>),
+}

@@ -1,0 +1,303 @@
+//! What an entry of a group's log means: pure, as [`crate::evaluate`] is.
+//!
+//! ```text
+//! resolve: names of trees ─► numbers, limits   what is refused here is refused on every replica
+//! evaluate: session? ─► the command ─► trees that its writes make
+//! ```
+
+use std::ops::Bound;
+
+use smallvec::SmallVec;
+
+use crate::command::{Command, MAX_NAME_LENGTH, TreeId};
+use crate::evaluate::{self, Context, Effect, Effects, Entry, Versioned, View};
+use crate::group::{Answer, GroupCommand, GroupReply, MAX_GROUP_TREES, Operation, Refusal};
+use crate::meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME};
+use crate::session::{self, Done};
+use crate::{IVec, Result};
+
+/// What an entry comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupOutcome {
+    /// Applied together or not at all.
+    pub effects: Effects,
+    /// What the caller is told, once they are visible.
+    pub reply: GroupReply,
+}
+
+/// Evaluates one entry. It is deterministic: every replica that does so at the same position of the
+/// same log gets the same outcome.
+///
+/// # Errors
+/// Those of reading the view. What the entry itself is refused for is in the reply.
+pub fn evaluate_group(view: &impl View, context: &Context, command: GroupCommand) -> Result<GroupOutcome> {
+    evaluate_resolved(view, context, &resolve(view, command))
+}
+
+/// A command whose trees are known by number.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) command: GroupCommand,
+    missing: Missing,
+    refusal: Option<Refusal>,
+}
+
+/// Trees that are not there, and get the numbers from `first` on if something is written to them.
+#[derive(Debug)]
+struct Missing {
+    first: TreeId,
+    names: SmallVec<[IVec; 1]>,
+}
+
+impl Missing {
+    fn number(&self, index: usize) -> TreeId {
+        TreeId(self.first.0 + index as u32)
+    }
+
+    #[inline]
+    fn index(&self, tree: TreeId) -> Option<usize> {
+        let index = tree.0.checked_sub(self.first.0)? as usize;
+        (index < self.names.len()).then_some(index)
+    }
+}
+
+/// Turns the names of trees into numbers.
+pub(crate) fn resolve(view: &impl View, mut command: GroupCommand) -> Resolved {
+    let mut missing = Missing { first: view.next_tree_id(), names: SmallVec::new() };
+    let refusal = match &mut command.operation {
+        Operation::Command(inner) => resolve_command(view, &command.trees, inner, &mut missing).err(),
+        _ => None,
+    };
+    Resolved { command, missing, refusal }
+}
+
+fn resolve_command(
+    view: &impl View,
+    names: &[IVec],
+    command: &mut Command,
+    missing: &mut Missing,
+) -> Result<(), Refusal> {
+    // All limits are of lengths.
+    command.check_limits().map_err(|error| match error {
+        crate::Error::InvalidRequest(what) => Refusal::TooLarge(what),
+        other => Refusal::Invalid(other.to_string()),
+    })?;
+    if names.len() > MAX_GROUP_TREES {
+        let what = format!("{} trees in one command are over the limit of {MAX_GROUP_TREES}", names.len());
+        return Err(Refusal::TooLarge(what));
+    }
+    let mut numbers = SmallVec::<[TreeId; 4]>::new();
+    for name in names {
+        if name.len() > MAX_NAME_LENGTH {
+            let what =
+                format!("the name of a tree of {} bytes is over the limit of {MAX_NAME_LENGTH}", name.len());
+            return Err(Refusal::TooLarge(what));
+        }
+        numbers.push(match tree_number(view, name) {
+            Some(number) => number,
+            None => {
+                let index = missing.names.iter().position(|other| other == name).unwrap_or_else(|| {
+                    missing.names.push(name.clone());
+                    missing.names.len() - 1
+                });
+                missing.number(index)
+            }
+        });
+    }
+    replace_trees(command, &mut |tree, access| {
+        let Some(number) = numbers.get(tree.0 as usize) else {
+            let what = format!("tree {} of a command that names {}", tree.0, names.len());
+            return Err(Refusal::Invalid(what));
+        };
+        *tree = *number;
+        check_access(*number, access)
+    })
+}
+
+/// The number of a tree that is there.
+pub(crate) fn tree_number(view: &impl View, name: &[u8]) -> Option<TreeId> {
+    match name {
+        DEFAULT_TREE_NAME => Some(TreeId::DEFAULT),
+        COUNTERS_TREE_NAME => Some(TreeId::COUNTERS),
+        LOCKS_TREE_NAME => Some(TreeId::LOCKS),
+        SESSIONS_TREE_NAME => Some(TreeId::SESSIONS),
+        _ => view.tree_id(name),
+    }
+}
+
+/// What a command does with a tree that it names.
+enum Access<'a> {
+    Read,
+    Remove,
+    Put(&'a IVec),
+}
+
+/// Refuses what would leave a record that its owner cannot read: one bad entry would stop all
+/// replicas. Counters may be imported.
+fn check_access(tree: TreeId, access: Access<'_>) -> Result<(), Refusal> {
+    match (tree, access) {
+        (TreeId::SESSIONS, _) => {
+            Err(Refusal::Invalid("the tree of sessions is closed to commands".to_owned()))
+        }
+        (TreeId::LOCKS, Access::Remove | Access::Put(_)) => {
+            Err(Refusal::Invalid("the tree of locks is not written to directly".to_owned()))
+        }
+        (TreeId::COUNTERS, Access::Put(value)) if value.len() != 8 => {
+            Err(Refusal::Invalid(format!("a counter of {} bytes instead of 8", value.len())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Calls `each` with every tree that a command names by number.
+fn replace_trees(
+    command: &mut Command,
+    each: &mut dyn FnMut(&mut TreeId, Access<'_>) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    fn access(value: &Option<IVec>) -> Access<'_> {
+        value.as_ref().map_or(Access::Remove, Access::Put)
+    }
+    match command {
+        Command::Insert { tree, value, .. } | Command::Put { tree, value, .. } => {
+            each(tree, Access::Put(value))
+        }
+        Command::Remove { tree, .. } | Command::Pop { tree, .. } | Command::ClearTree { tree } => {
+            each(tree, Access::Remove)
+        }
+        Command::CompareAndSwap { tree, new, .. } => each(tree, access(new)),
+        Command::Batch { writes } => {
+            writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))
+        }
+        Command::Transact { reads, ranges, writes } => {
+            reads.iter_mut().try_for_each(|read| each(&mut read.tree, Access::Read))?;
+            ranges.iter_mut().try_for_each(|range| each(&mut range.tree, Access::Read))?;
+            writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))
+        }
+        Command::CreateTree { .. }
+        | Command::DropTree { .. }
+        | Command::ReserveIds { .. }
+        | Command::Counter(_)
+        | Command::Lock(_) => Ok(()),
+    }
+}
+
+/// Evaluates an entry; see [`evaluate_group`].
+pub(crate) fn evaluate_resolved(
+    view: &impl View,
+    context: &Context,
+    resolved: &Resolved,
+) -> Result<GroupOutcome> {
+    let (effects, reply) = match (&resolved.command.session, &resolved.command.operation) {
+        (Some(tag), Operation::Command(_) | Operation::Nothing) => {
+            session::exactly_once(view, context, tag, || carry_out(view, context, resolved))?
+        }
+        (Some(_), _) => {
+            let what = "an operation on a session is not itself a numbered command of one".to_owned();
+            in_reply(context, (Effects::new(), Err(Refusal::Invalid(what))))
+        }
+        (None, _) => in_reply(context, carry_out(view, context, resolved)?),
+    };
+    Ok(GroupOutcome { effects, reply })
+}
+
+fn in_reply(context: &Context, (effects, result): Done) -> (Effects, GroupReply) {
+    (effects, GroupReply { position: context.sequence, time_ms: context.time_ms, result })
+}
+
+fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result<Done> {
+    if let Some(refusal) = &resolved.refusal {
+        return Ok((Effects::new(), Err(refusal.clone())));
+    }
+    match &resolved.command.operation {
+        Operation::Nothing => Ok((Effects::new(), Ok(Answer::Done))),
+        Operation::Command(command) => {
+            let view = WithMissing { view, missing: &resolved.missing };
+            match evaluate::evaluate(&view, context, command) {
+                Ok(outcome) => {
+                    let effects = make_trees(&resolved.missing, outcome.effects);
+                    Ok((effects, Ok(Answer::Reply(outcome.reply))))
+                }
+                Err(error) => Ok((Effects::new(), Err(Refusal::of(error)?))),
+            }
+        }
+        Operation::OpenSession { session, lease_ms } => session::open(view, context, *session, *lease_ms),
+        Operation::RenewSession { session } => session::renew(view, context, *session),
+        Operation::CloseSession { session } => session::close(view, *session),
+        Operation::ExpireSessions => session::expire(view, context),
+    }
+}
+
+/// Puts before the effects the making of those trees that they write to.
+fn make_trees(missing: &Missing, effects: Effects) -> Effects {
+    if missing.names.is_empty() {
+        return effects;
+    }
+    let mut written = SmallVec::<[bool; 4]>::from_elem(false, missing.names.len());
+    for effect in &effects {
+        if let Effect::Put { tree, .. } = effect
+            && let Some(index) = missing.index(*tree)
+        {
+            written[index] = true;
+        }
+    }
+    let names = missing.names.iter().enumerate().filter(|(index, _)| written[*index]);
+    let mut all: Effects = names
+        .map(|(index, name)| Effect::CreateTree { id: missing.number(index), name: name.clone() })
+        .collect();
+    all.extend(effects);
+    all
+}
+
+/// A view in which the trees that are not there are, and empty.
+struct WithMissing<'a, V> {
+    view: &'a V,
+    missing: &'a Missing,
+}
+
+impl<V: View> WithMissing<'_, V> {
+    fn is_missing(&self, tree: TreeId) -> bool {
+        self.missing.index(tree).is_some()
+    }
+}
+
+impl<V: View> View for WithMissing<'_, V> {
+    #[inline]
+    fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
+        if self.is_missing(tree) { Ok(None) } else { self.view.get(tree, key) }
+    }
+
+    #[inline]
+    fn version(&self, tree: TreeId, key: &[u8]) -> Result<Option<u64>> {
+        if self.is_missing(tree) { Ok(None) } else { self.view.version(tree, key) }
+    }
+
+    fn end(&self, tree: TreeId, last: bool) -> Result<Option<Entry>> {
+        if self.is_missing(tree) { Ok(None) } else { self.view.end(tree, last) }
+    }
+
+    fn scan(
+        &self,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+        each: &mut dyn FnMut(&[u8], u64) -> bool,
+    ) -> Result<()> {
+        if self.is_missing(tree) { Ok(()) } else { self.view.scan(tree, low, high, each) }
+    }
+
+    fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
+        self.view.tree_id(name)
+    }
+
+    fn has_tree(&self, tree: TreeId) -> bool {
+        self.is_missing(tree) || self.view.has_tree(tree)
+    }
+
+    fn next_tree_id(&self) -> TreeId {
+        self.view.next_tree_id()
+    }
+
+    fn next_id(&self) -> u64 {
+        self.view.next_id()
+    }
+}

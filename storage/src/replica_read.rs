@@ -1,0 +1,162 @@
+//! [`Replica::read`]: what is asked of the newest state of one replica.
+//!
+//! Whether that state is new enough is for the caller to say, who knows what the group has
+//! committed: wait until [`Replica::applied`] is there, then read.
+
+use std::sync::Arc;
+
+use crate::evaluate::Entry;
+use crate::group::{GroupRead, GroupReadReply, MAX_PAGE_BYTES, MAX_READ_KEYS};
+use crate::replica::Replica;
+use crate::snapshot::Snapshot;
+use crate::state::{Ends, LatestView, State};
+use crate::{Error, IVec, Result, TreeId, counter, lock, session};
+
+impl Replica {
+    /// Answers a read on the newest state.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] for what is over a limit, and damage or I/O errors met while
+    /// reading; [`Refusal::of`](crate::group::Refusal::of) tells them apart.
+    pub fn read(&self, read: &GroupRead) -> Result<GroupReadReply> {
+        let shared = &*self.engine().shared;
+        Ok(match read {
+            GroupRead::Get { tree, key } => {
+                let state = shared.state.load();
+                GroupReadReply::Value(match find(&state, tree)? {
+                    Some(id) => state.get_latest(id, key)?,
+                    None => None,
+                })
+            }
+            GroupRead::GetMany { tree, keys } => {
+                let snapshot = self.engine().snapshot();
+                GroupReadReply::Values(get_many(&snapshot, find(snapshot.state(), tree)?, keys)?)
+            }
+            GroupRead::Range { tree, low, high, reverse, limit, limit_bytes, values } => {
+                let snapshot = self.engine().snapshot();
+                match find(snapshot.state(), tree)? {
+                    Some(id) => {
+                        let entries = snapshot.range(id, low.clone(), high.clone());
+                        let limits = Limits {
+                            keys: (*limit).max(1) as usize,
+                            bytes: (*limit_bytes).min(MAX_PAGE_BYTES),
+                            values: *values,
+                        };
+                        if *reverse { page(entries.rev(), &limits)? } else { page(entries, &limits)? }
+                    }
+                    None => GroupReadReply::Page { entries: Vec::new(), more: false },
+                }
+            }
+            GroupRead::Len { tree } => {
+                let id = find(&shared.state.load(), tree)?;
+                GroupReadReply::Length(id.map_or(Ok(0), |id| self.engine().len(id))?)
+            }
+            GroupRead::Counter { name } => {
+                let found = shared.state.load().get_latest(TreeId::COUNTERS, name)?;
+                let value = found.map(|found| counter::decode_value(name, &found.value)).transpose()?;
+                GroupReadReply::Counter(value)
+            }
+            GroupRead::LockHolder { name } => {
+                // The state is no older than the time.
+                let time_ms = self.time_ms();
+                let found = shared.state.load().get_latest(TreeId::LOCKS, name)?;
+                let holder = found.map(|found| lock::decode_holder(name, &found)).transpose()?;
+                GroupReadReply::LockHolder(holder.filter(|holder| !holder.has_expired(time_ms)))
+            }
+            GroupRead::Trees => {
+                let trees = self.engine().trees().into_iter();
+                let names = trees.filter(|(_, id)| *id != TreeId::SESSIONS).map(|(name, _)| name);
+                GroupReadReply::Trees(names.collect())
+            }
+            GroupRead::EarliestSessionExpiry => {
+                let snapshot = self.engine().snapshot();
+                GroupReadReply::Time(session::earliest_expiry(&view(&snapshot, &Ends::default()))?)
+            }
+        })
+    }
+}
+
+fn view<'a>(snapshot: &'a Snapshot, ends: &'a Ends) -> LatestView<'a> {
+    LatestView {
+        state: snapshot.state(),
+        sequence: snapshot.sequence(),
+        next_id: 0,
+        ends,
+        found_end: None.into(),
+        prefetched: None,
+        may_read_disk: true,
+        needs_disk: false.into(),
+    }
+}
+
+/// The number of a tree; `None`: there is none of that name, and it reads as empty.
+fn find(state: &Arc<State>, name: &IVec) -> Result<Option<TreeId>> {
+    match state.catalog.names.get(name).copied() {
+        Some(TreeId::SESSIONS) => {
+            Err(Error::InvalidRequest("the tree of sessions is closed to reads".to_owned()))
+        }
+        found => Ok(found),
+    }
+}
+
+fn get_many(
+    snapshot: &Snapshot,
+    tree: Option<TreeId>,
+    keys: &[IVec],
+) -> Result<Vec<Option<crate::Versioned>>> {
+    let refuse = |what: String| Err(Error::InvalidRequest(format!("{what}; ask for fewer keys")));
+    if keys.len() > MAX_READ_KEYS {
+        return refuse(format!("{} keys are over the limit of {MAX_READ_KEYS}", keys.len()));
+    }
+    let Some(tree) = tree else { return Ok(vec![None; keys.len()]) };
+    let mut bytes = 0;
+    let mut values = Vec::with_capacity(keys.len());
+    for key in keys {
+        if bytes > MAX_PAGE_BYTES {
+            return refuse(format!("the values take more than {MAX_PAGE_BYTES} bytes"));
+        }
+        let found = snapshot.get(tree, key)?;
+        bytes += found.as_ref().map_or(0, |found| found.value.len() as u64);
+        values.push(found);
+    }
+    Ok(values)
+}
+
+struct Limits {
+    keys: usize,
+    bytes: u64,
+    values: bool,
+}
+
+fn page(range: impl Iterator<Item = Result<Entry>>, limits: &Limits) -> Result<GroupReadReply> {
+    let mut entries = Vec::new();
+    let mut bytes = 0;
+    for entry in range {
+        // An entry too many was looked for only to know that there is one.
+        if entries.len() >= limits.keys || (bytes >= limits.bytes && !entries.is_empty()) {
+            return Ok(GroupReadReply::Page { entries, more: true });
+        }
+        let (key, mut found) = entry?;
+        if !limits.values {
+            found.value = IVec::new();
+        }
+        bytes += (key.len() + found.value.len()) as u64;
+        entries.push((key, found));
+    }
+    Ok(GroupReadReply::Page { entries, more: false })
+}
+
+// The names that commands resolve by themselves are in every replica's catalog.
+#[cfg(test)]
+mod tests {
+    use crate::group_evaluate::tree_number;
+    use crate::model::ModelState;
+
+    #[test]
+    fn reads_and_commands_find_the_same_trees() {
+        let model = ModelState::new();
+        for (name, id) in crate::meta::Catalog::default().names {
+            assert_eq!(tree_number(&model, &name), Some(id));
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Sessions: a command that is retried happens once.
+//!
+//! # Promise
+//!
+//! A client that does not hear the answer to a command cannot know whether it has happened. Within
+//! a session it sends the same command again under the same number ([`SessionTag::sequence`]), as
+//! often as it likes, to whichever replica leads: the command happens once, and every answer is the
+//! answer to that one time. This is RIFL's idea (Lee et al., *Implementing linearizability at large
+//! scale and low latency*, 2015): the answer is remembered in the same commit as the effects, in the
+//! same trees, and travels with them in every snapshot.
+//!
+//! | the log holds | then |
+//! |---|---|
+//! | a number that is new | it is carried out, and its answer remembered, a refusal too |
+//! | a number whose answer is remembered | that answer, and nothing is done |
+//! | a number below what the client has given up | [`Refusal::Forgotten`], and nothing is done |
+//! | any number of a session that is not there, or whose lease has ended | [`Refusal::SessionUnknown`], and nothing is done |
+//!
+//! **What a session cannot do.** When it has ended, its answers go. A retry that comes later is
+//! refused, and its client does not know whether the first try happened: leases should be longer
+//! than any client retries. A client never opens a session under a number that it has used before: a
+//! message of the first that was delayed could then be taken for one of the second.
+//!
+//! **Time** is the log's, as with [locks](crate::lock): a session has ended at the first position
+//! whose time is at or after `expires_ms`. No command renews it but [`Operation::RenewSession`] and
+//! [`Operation::OpenSession`]. What has ended stays until [`Operation::ExpireSessions`] removes it, but is as
+//! good as gone.
+//!
+//! **Bounded work.** A command forgets at most [`FORGET_AT_ONCE`] answers that its client has given
+//! up, closing and expiring at most [`REMOVE_AT_ONCE`] keys, and a session has at most
+//! [`MAX_OUTSTANDING`] numbers under way, so no entry of the log takes long.
+//!
+//! # Layout
+//!
+//! In [`TreeId::SESSIONS`]; numbers in keys are big-endian:
+//!
+//! | key | value |
+//! |---|---|
+//! | 1, session (16) | version 1, then as varints: lease, `expires_ms`, first incomplete, first kept |
+//! | 2, session (16), sequence (8) | an encoded [`GroupReply`] |
+//! | 3, `expires_ms` (8), session (16) | nothing: it is the order in which sessions end |
+//!
+//! No answer is kept below *first kept*, which lags behind *first incomplete* when there is much
+//! to forget.
+//!
+//! [`Operation::RenewSession`]: crate::group::Operation::RenewSession
+//! [`Operation::OpenSession`]: crate::group::Operation::OpenSession
+//! [`Operation::ExpireSessions`]: crate::group::Operation::ExpireSessions
+
+use std::ops::Bound;
+
+use bincode::{Decode, Encode};
+
+use crate::codec::{self, decode_group_reply, encode_group_reply};
+use crate::command::TreeId;
+use crate::evaluate::{Context, Effect, Effects, Versioned, View};
+use crate::group::{Answer, GroupReply, Refusal, SessionId, SessionTag};
+use crate::{Error, IVec, Result};
+
+/// The most answers that one command of a session forgets.
+pub const FORGET_AT_ONCE: usize = 16;
+/// The most keys that closing a session or expiring sessions removes at a time.
+pub const REMOVE_AT_ONCE: usize = 1024;
+/// How far a number may be above the first that is incomplete.
+pub const MAX_OUTSTANDING: u64 = 64 << 10;
+
+/// The version byte of the records that this build writes.
+const RECORD_VERSION: u8 = 1;
+
+const RECORD: u8 = 1;
+const REPLY: u8 = 2;
+const EXPIRY: u8 = 3;
+
+/// What is kept of a session beside its answers.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct Record {
+    lease_ms: u64,
+    expires_ms: u64,
+    first_incomplete: u64,
+    first_kept: u64,
+}
+
+impl Record {
+    fn has_expired(&self, time_ms: u64) -> bool {
+        // A lease that would end after the end of time never does; as with locks.
+        self.expires_ms <= time_ms && self.expires_ms != u64::MAX
+    }
+}
+
+/// Effects, and what the caller is told.
+pub(crate) type Done = (Effects, Result<Answer, Refusal>);
+
+/// Carries out `run` unless it was before; see the table in the [module](self).
+pub(crate) fn exactly_once(
+    view: &impl View,
+    context: &Context,
+    tag: &SessionTag,
+    run: impl FnOnce() -> Result<Done>,
+) -> Result<(Effects, GroupReply)> {
+    let answer = |result| GroupReply { position: context.sequence, time_ms: context.time_ms, result };
+    let refuse = |refusal| Ok((Effects::new(), answer(Err(refusal))));
+    let Some(record) = live(view, context, tag.session)? else {
+        return refuse(Refusal::SessionUnknown(tag.session));
+    };
+    if tag.sequence < tag.first_incomplete || tag.sequence - tag.first_incomplete >= MAX_OUTSTANDING {
+        return refuse(Refusal::Invalid(format!(
+            "number {} of a session whose first incomplete number is {}; it must be one of the {MAX_OUTSTANDING} \
+             from there",
+            tag.sequence, tag.first_incomplete
+        )));
+    }
+    if tag.sequence < record.first_incomplete {
+        return refuse(Refusal::Forgotten { first_incomplete: record.first_incomplete });
+    }
+    let reply_key = reply_key(tag.session, tag.sequence);
+    if let Some(stored) = view.get(TreeId::SESSIONS, &reply_key)? {
+        return Ok((Effects::new(), stored_reply(tag, &stored)?));
+    }
+
+    let (mut effects, result) = run()?;
+    let reply = answer(result);
+    let mut after = record.clone();
+    // A command that was under way for long may know less than what came before it.
+    after.first_incomplete = record.first_incomplete.max(tag.first_incomplete);
+    forget(view, tag.session, &mut after, &mut effects)?;
+    if after != record {
+        put_record(tag.session, &after, false, &mut effects);
+    }
+    let value = IVec::from(encode_group_reply(&reply)?);
+    effects.push(Effect::Put { tree: TreeId::SESSIONS, key: reply_key, value, fresh: Some(true) });
+    Ok((effects, reply))
+}
+
+/// [`Operation::OpenSession`](crate::group::Operation::OpenSession).
+pub(crate) fn open(view: &impl View, context: &Context, session: SessionId, lease_ms: u64) -> Result<Done> {
+    if lease_ms == 0 {
+        let what = "a lease of 0 ms would end before it begins".to_owned();
+        return Ok((Effects::new(), Err(Refusal::Invalid(what))));
+    }
+    let mut effects = Effects::new();
+    let expires_ms = context.time_ms.saturating_add(lease_ms);
+    match read_record(view, session)? {
+        Some(found) if found.has_expired(context.time_ms) => {
+            return Ok((effects, Err(Refusal::SessionUnknown(session))));
+        }
+        // A retry: the answer to the first try was lost.
+        Some(found) => move_expiry(session, &found, Record { lease_ms, expires_ms, ..found }, &mut effects),
+        None => {
+            let record = Record { lease_ms, expires_ms, first_incomplete: 0, first_kept: 0 };
+            put_record(session, &record, true, &mut effects);
+            effects.push(put_expiry(session, expires_ms));
+        }
+    }
+    Ok((effects, Ok(Answer::Session { expires_ms })))
+}
+
+/// [`Operation::RenewSession`](crate::group::Operation::RenewSession).
+pub(crate) fn renew(view: &impl View, context: &Context, session: SessionId) -> Result<Done> {
+    let mut effects = Effects::new();
+    let Some(found) = live(view, context, session)? else {
+        return Ok((effects, Err(Refusal::SessionUnknown(session))));
+    };
+    let expires_ms = context.time_ms.saturating_add(found.lease_ms);
+    move_expiry(session, &found, Record { expires_ms, ..found }, &mut effects);
+    Ok((effects, Ok(Answer::Session { expires_ms })))
+}
+
+/// [`Operation::CloseSession`](crate::group::Operation::CloseSession). What is too much to remove at
+/// once is left to be expired.
+pub(crate) fn close(view: &impl View, session: SessionId) -> Result<Done> {
+    let mut effects = Effects::new();
+    if let Some(found) = read_record(view, session)?
+        && !remove(view, session, &found, REMOVE_AT_ONCE, &mut effects)?
+    {
+        move_expiry(session, &found, Record { expires_ms: 0, ..found }, &mut effects);
+    }
+    Ok((effects, Ok(Answer::Done)))
+}
+
+/// [`Operation::ExpireSessions`](crate::group::Operation::ExpireSessions).
+pub(crate) fn expire(view: &impl View, context: &Context) -> Result<Done> {
+    let mut ended = Vec::new();
+    // The end of time is never over.
+    let last = expiry_key(context.time_ms.min(u64::MAX - 1), SessionId(u128::MAX));
+    let mut complete = true;
+    view.scan(TreeId::SESSIONS, Bound::Included(&[EXPIRY]), Bound::Included(&last), &mut |key, _| {
+        if ended.len() == REMOVE_AT_ONCE / 2 {
+            complete = false;
+            return false;
+        }
+        ended.push(IVec::from(key));
+        true
+    })?;
+    let mut effects = Effects::new();
+    let mut sessions = 0;
+    for key in ended {
+        let session = session_in_expiry(&key)?;
+        let found = read_record(view, session)?.ok_or_else(|| damaged("an expiry without its session"))?;
+        let budget = REMOVE_AT_ONCE.saturating_sub(effects.len());
+        if budget < 2 || !remove(view, session, &found, budget, &mut effects)? {
+            complete = false;
+            break;
+        }
+        sessions += 1;
+    }
+    Ok((effects, Ok(Answer::SessionsExpired { sessions, more: !complete })))
+}
+
+/// When the first session ends; `None`: never.
+pub(crate) fn earliest_expiry(view: &impl View) -> Result<Option<u64>> {
+    let mut first = None;
+    view.scan(TreeId::SESSIONS, Bound::Included(&[EXPIRY]), Bound::Unbounded, &mut |key, _| {
+        first = Some(IVec::from(key));
+        false
+    })?;
+    let expires_ms = match first {
+        Some(key) => {
+            u64::from_be_bytes(key[1..].first_chunk().copied().ok_or_else(|| damaged("a short key"))?)
+        }
+        None => return Ok(None),
+    };
+    Ok((expires_ms != u64::MAX).then_some(expires_ms))
+}
+
+/// The keys that [`exactly_once`] looks at first.
+pub(crate) fn keys_of(tag: &SessionTag) -> [IVec; 2] {
+    [record_key(tag.session), reply_key(tag.session, tag.sequence)]
+}
+
+fn live(view: &impl View, context: &Context, session: SessionId) -> Result<Option<Record>> {
+    Ok(read_record(view, session)?.filter(|record| !record.has_expired(context.time_ms)))
+}
+
+fn read_record(view: &impl View, session: SessionId) -> Result<Option<Record>> {
+    let Some(stored) = view.get(TreeId::SESSIONS, &record_key(session))? else { return Ok(None) };
+    let record = codec::decode_record(RECORD_VERSION, &stored.value)
+        .map_err(|what| damaged(&format!("session {session}: {what}")))?;
+    Ok(Some(record))
+}
+
+fn stored_reply(tag: &SessionTag, stored: &Versioned) -> Result<GroupReply> {
+    decode_group_reply(&stored.value).map_err(|error| {
+        damaged(&format!("the answer to number {} of session {}: {error}", tag.sequence, tag.session))
+    })
+}
+
+/// Removes answers below the first incomplete number, a bounded number of them.
+fn forget(view: &impl View, session: SessionId, record: &mut Record, effects: &mut Effects) -> Result<()> {
+    let behind = record.first_incomplete - record.first_kept;
+    // Numbers usually follow one another: looking at each is cheaper than a scan.
+    if behind <= FORGET_AT_ONCE as u64 {
+        for sequence in record.first_kept..record.first_incomplete {
+            let key = reply_key(session, sequence);
+            if view.version(TreeId::SESSIONS, &key)?.is_some() {
+                effects.push(Effect::Remove { tree: TreeId::SESSIONS, key });
+            }
+        }
+        record.first_kept = record.first_incomplete;
+        return Ok(());
+    }
+    let found = replies(view, session, record.first_kept, record.first_incomplete, FORGET_AT_ONCE)?;
+    record.first_kept = match found.last() {
+        Some(last) if found.len() == FORGET_AT_ONCE => sequence_in_reply(last)? + 1,
+        _ => record.first_incomplete,
+    };
+    effects.extend(found.into_iter().map(|key| Effect::Remove { tree: TreeId::SESSIONS, key }));
+    Ok(())
+}
+
+/// Removes a session with at most `budget` effects; whether nothing of it is left.
+fn remove(
+    view: &impl View,
+    session: SessionId,
+    record: &Record,
+    budget: usize,
+    effects: &mut Effects,
+) -> Result<bool> {
+    let limit = budget - 2;
+    let mut found = replies(view, session, 0, u64::MAX, limit + 1)?;
+    let whole = found.len() <= limit;
+    found.truncate(limit);
+    let mut gone = |key| effects.push(Effect::Remove { tree: TreeId::SESSIONS, key });
+    found.into_iter().for_each(&mut gone);
+    if whole {
+        gone(record_key(session));
+        gone(expiry_key(record.expires_ms, session));
+    }
+    Ok(whole)
+}
+
+/// Keys of the answers numbered `from..to` (`u64::MAX`: and that one), at most `limit`.
+fn replies(view: &impl View, session: SessionId, from: u64, to: u64, limit: usize) -> Result<Vec<IVec>> {
+    let (low, high) = (reply_key(session, from), reply_key(session, to));
+    let high = if to == u64::MAX { Bound::Included(&high[..]) } else { Bound::Excluded(&high[..]) };
+    let mut found = Vec::new();
+    view.scan(TreeId::SESSIONS, Bound::Included(&low), high, &mut |key, _| {
+        if found.len() < limit {
+            found.push(IVec::from(key));
+        }
+        found.len() < limit
+    })?;
+    Ok(found)
+}
+
+fn put_record(session: SessionId, record: &Record, fresh: bool, effects: &mut Effects) {
+    let value = IVec::from(codec::encode_record(RECORD_VERSION, record));
+    effects.push(Effect::Put { tree: TreeId::SESSIONS, key: record_key(session), value, fresh: Some(fresh) });
+}
+
+fn put_expiry(session: SessionId, expires_ms: u64) -> Effect {
+    let key = expiry_key(expires_ms, session);
+    Effect::Put { tree: TreeId::SESSIONS, key, value: IVec::new(), fresh: Some(true) }
+}
+
+fn move_expiry(session: SessionId, before: &Record, after: Record, effects: &mut Effects) {
+    if after == *before {
+        return;
+    }
+    if after.expires_ms != before.expires_ms {
+        let key = expiry_key(before.expires_ms, session);
+        effects.push(Effect::Remove { tree: TreeId::SESSIONS, key });
+        effects.push(put_expiry(session, after.expires_ms));
+    }
+    put_record(session, &after, false, effects);
+}
+
+fn record_key(session: SessionId) -> IVec {
+    let mut key = [RECORD; 17];
+    key[1..].copy_from_slice(&session.0.to_be_bytes());
+    IVec::from(key)
+}
+
+fn reply_key(session: SessionId, sequence: u64) -> IVec {
+    let mut key = [REPLY; 25];
+    key[1..17].copy_from_slice(&session.0.to_be_bytes());
+    key[17..].copy_from_slice(&sequence.to_be_bytes());
+    IVec::from(key)
+}
+
+fn expiry_key(expires_ms: u64, session: SessionId) -> IVec {
+    let mut key = [EXPIRY; 25];
+    key[1..9].copy_from_slice(&expires_ms.to_be_bytes());
+    key[9..].copy_from_slice(&session.0.to_be_bytes());
+    IVec::from(key)
+}
+
+fn session_in_expiry(key: &[u8]) -> Result<SessionId> {
+    let bytes = key.last_chunk().ok_or_else(|| damaged("a short key"))?;
+    Ok(SessionId(u128::from_be_bytes(*bytes)))
+}
+
+fn sequence_in_reply(key: &[u8]) -> Result<u64> {
+    let bytes = key.last_chunk().ok_or_else(|| damaged("a short key"))?;
+    Ok(u64::from_be_bytes(*bytes))
+}
+
+fn damaged(what: &str) -> Error {
+    Error::corrupt("the tree of sessions", None, what)
+}
