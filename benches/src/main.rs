@@ -133,9 +133,9 @@ fn compare(args: &CompareArgs) -> Result<()> {
 fn earlier(out: &Path) -> Result<Option<Report>> {
     let json = out.join("compare.json");
     match fs::read_to_string(&json) {
-        Ok(text) => Ok(Some(
-            serde_json::from_str(&text).with_context(|| format!("reading {}", json.display()))?,
-        )),
+        Ok(text) => {
+            Ok(Some(serde_json::from_str(&text).with_context(|| format!("reading {}", json.display()))?))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {}", json.display())),
     }

@@ -116,7 +116,8 @@ impl Report {
         };
         let (now, before) = (conditions(self), conditions(&earlier));
         ensure!(now == before, "the earlier run was under other conditions: {before:?}, this one {now:?}");
-        let kept = earlier.workloads.into_iter().filter(|old| self.workloads.iter().all(|new| new.id != old.id));
+        let kept =
+            earlier.workloads.into_iter().filter(|old| self.workloads.iter().all(|new| new.id != old.id));
         self.workloads.extend(kept.collect::<Vec<_>>());
         let place = |result: &WorkloadResult| ALL.iter().position(|workload| workload.id == result.id);
         self.workloads.sort_by_key(place);

@@ -31,7 +31,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
 use crate::base::Base;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, LogTime, SystemClock};
 use crate::codec::encode_effects;
 use crate::directory::Directory;
 use crate::disk::{Disk, RealDisk};
@@ -120,6 +120,7 @@ impl Options {
 pub(crate) struct Committer {
     pub(crate) sequence: u64,
     pub(crate) time_ms: u64,
+    log_time: LogTime,
     pub(crate) next_id: u64,
     /// Of a replica: what came with its last entry; see [`Applied::note`].
     pub(crate) note: Vec<u8>,
@@ -140,6 +141,7 @@ impl Committer {
         Committer {
             sequence,
             time_ms,
+            log_time: LogTime::default(),
             next_id,
             note: Vec::new(),
             scratch: Vec::new(),
@@ -148,6 +150,12 @@ impl Committer {
             retains,
             ends: Ends::default(),
         }
+    }
+
+    /// The log's time.
+    #[inline]
+    fn now_ms(&mut self, clock: &dyn Clock) -> u64 {
+        self.log_time.now_ms(clock, self.time_ms)
     }
 
     /// Counts the bytes of a commit that is in the WAL.
@@ -372,6 +380,7 @@ impl Engine {
         let mut prefetched: Option<Prefetched> = None;
         let (reply, ticket, sequence) = loop {
             let mut committer = shared.commit.lock();
+            let time_ms = committer.now_ms(&*shared.options.clock);
             let state = shared.state.load();
             let view = LatestView {
                 state: &state,
@@ -383,10 +392,7 @@ impl Engine {
                 may_read_disk: prefetched.is_some(),
                 needs_disk: false.into(),
             };
-            let context = Context {
-                sequence: committer.sequence + 1,
-                time_ms: committer.time_ms.max(shared.options.clock.now_ms()),
-            };
+            let context = Context { sequence: committer.sequence + 1, time_ms };
             match evaluate(&view, &context, &command) {
                 Err(_) if view.needs_disk.get() => {
                     let state = Arc::clone(&state);
@@ -510,7 +516,7 @@ impl Engine {
 
     /// The log's time in milliseconds since 1970: the clock's, but never running backwards.
     pub fn now_ms(&self) -> u64 {
-        self.shared.commit.lock().time_ms.max(self.shared.options.clock.now_ms())
+        self.shared.commit.lock().now_ms(&*self.shared.options.clock)
     }
 
     /// Events of the keys of `tree` that begin with `prefix`, from now on. A subscriber that falls
