@@ -647,17 +647,23 @@ impl Shared {
         committer.sequence = context.sequence;
         committer.time_ms = context.time_ms;
         // A snapshot of this commit must know its trees: they are published with it.
-        state.active.apply(context.sequence, effects, &self.readers, || {
-            for effect in effects {
-                match effect {
-                    Effect::CreateTree { id, name } => {
-                        self.change_catalog(|catalog| catalog.insert(*id, name.clone()))
+        state.active.apply(
+            context.sequence,
+            effects,
+            &self.readers,
+            |tree| state.is_empty_below_active(tree),
+            || {
+                for effect in effects {
+                    match effect {
+                        Effect::CreateTree { id, name } => {
+                            self.change_catalog(|catalog| catalog.insert(*id, name.clone()))
+                        }
+                        Effect::DropTree { id } => self.change_catalog(|catalog| catalog.remove(*id)),
+                        _ => {}
                     }
-                    Effect::DropTree { id } => self.change_catalog(|catalog| catalog.remove(*id)),
-                    _ => {}
                 }
-            }
-        });
+            },
+        );
         for effect in effects {
             match effect {
                 Effect::SetNextId { next } => committer.next_id = *next,

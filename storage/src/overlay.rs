@@ -22,7 +22,7 @@
 //! # How many keys a tree has
 //! is kept as a difference to the layers below, for each sequence at which a snapshot may ask. A put
 //! that did not look whether its key is new ([`Effect::Put`]) is counted at once if this overlay
-//! knows the key. If not, the key is remembered as *uncounted*, and looked up below
+//! knows the key, or there is nothing below, as in a first load. If not, the key is remembered as *uncounted*, and looked up below
 //! when somebody asks for a length ([`Overlay::count`]): the first who asks, at the latest the
 //! checkpoint. Each such put is looked up at most once, outside of all locks that writers take.
 //!
@@ -157,6 +157,8 @@ struct TreeOverlay {
     /// The first sequence at which all that is below was cleared away.
     cleared: Option<u64>,
     lengths: Lengths,
+    /// The layers below hold no key of the tree: what this overlay does not know is not there.
+    alone: bool,
     uncounted: Vec<Uncounted>,
     entries: SortedMap<Version>,
 }
@@ -291,9 +293,16 @@ impl Overlay {
 
     /// Applies the effects of one commit, visible at once and together.
     ///
-    /// `publish` is called while no reader can register: what it stores belongs to this commit, and whoever
+    /// `is_empty_below` tells of a tree whether the layers below are known to hold no key of it. `publish` is called while no reader can register: what it stores belongs to this commit, and whoever
     /// sees the one sees the other.
-    pub(crate) fn apply(&self, sequence: u64, effects: &[Effect], readers: &Readers, publish: impl FnOnce()) {
+    pub(crate) fn apply(
+        &self,
+        sequence: u64,
+        effects: &[Effect],
+        readers: &Readers,
+        is_empty_below: impl Fn(TreeId) -> bool,
+        publish: impl FnOnce(),
+    ) {
         let mut trees = self.trees.write();
         let bounds = readers.bounds();
         let (mut bytes, mut uncounted) = (0isize, 0isize);
@@ -313,6 +322,7 @@ impl Overlay {
                     TreeOverlay {
                         cleared: None,
                         lengths: Lengths(vec![(0, 0)]),
+                        alone: is_empty_below(*tree),
                         uncounted: Vec::new(),
                         entries: SortedMap::new(),
                     }
@@ -687,7 +697,8 @@ impl TreeOverlay {
         if !counts {
             return bytes;
         }
-        match fresh.or(self.cleared.map(|_| true)) {
+        let knows_all = self.alone || self.cleared.is_some();
+        match fresh.or(knows_all.then_some(true)) {
             Some(true) => {
                 let length = self.lengths.current() + 1;
                 self.lengths.set(sequence, length, bounds);

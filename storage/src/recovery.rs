@@ -114,7 +114,8 @@ pub(crate) fn recover(
                 format!("commit {sequence} follows commit {}", committer.sequence),
             ));
         }
-        overlay.apply(sequence, &effects, &readers, || {});
+        // Also over slices of an unfinished checkpoint: what they hold is in this overlay, too.
+        overlay.apply(sequence, &effects, &readers, |tree| base.length(tree) == 0, || {});
         for effect in &effects {
             match effect {
                 Effect::CreateTree { id, name } => catalog.insert(*id, name.clone()),

@@ -87,6 +87,17 @@ impl State {
         self.sum_lengths(tree, |overlay| overlay.latest_length(tree))
     }
 
+    /// Whether the layers below the active overlay are known to hold no key of a tree.
+    pub(crate) fn is_empty_below_active(&self, tree: TreeId) -> bool {
+        let of_frozen =
+            self.frozen.as_ref().map_or(Some(Length::More(0)), |frozen| frozen.latest_length(tree));
+        match of_frozen {
+            Some(Length::All(0)) => true,
+            Some(Length::More(0)) => self.base.length(tree) == 0,
+            _ => false,
+        }
+    }
+
     /// Makes the lengths of the frozen overlay's trees known.
     pub(crate) fn count_frozen(&self, readers: &Readers, frozen: &Overlay) -> Result<()> {
         frozen.count(readers, |tree, key| self.base.contains(tree, key))
