@@ -32,6 +32,9 @@
 //! | looking after it | [`Db::backup`], [`Db::verify`], [`repair`], [`Db::stats`] |
 //! | moving data from sled, and back | [`Db::import`], [`Db::export`], [`Db::checksum`] |
 //!
+//! With the feature `cluster` there is one thing more, the module `cluster`: the same database
+//! replicated over several machines, its nodes as a library and its client.
+//!
 //! # Coming from sled 0.34
 //!
 //! Replace the dependency, and say `use dogsled as sled;`. Names, generic parameters, errors,
@@ -57,6 +60,8 @@
 
 mod batch;
 mod changes;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 mod config;
 mod counter;
 mod db;

@@ -4,6 +4,32 @@
 //! from it is handed to a [`Service`]. There is no socket in this crate, so the same code runs on
 //! QUIC and in a simulation.
 
+mod blocking;
+pub mod client;
+mod codec;
+mod config;
+mod durability;
+mod error;
+mod group;
+mod log_store;
+pub mod memory;
+mod message;
+mod network;
+mod node;
+mod node_file;
+mod read_index;
+pub mod ring;
+mod snapshot;
+mod stamp;
+mod state_machine;
+pub mod status;
 pub mod transport;
+mod types;
 
+pub use client::{ClientReply, ClientRequest, ClusterMap, Consistency, MemberStep};
+pub use codec::Malformed;
+pub use config::{NodeConfig, Timing};
+pub use error::ClusterError;
+pub use node::{Node, ReadAnswer};
+pub use status::{GroupStatus, NodeStatus, Role};
 pub use transport::{ClientIdentity, Lane, NodeId, Service, Transport, TransportError};

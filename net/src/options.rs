@@ -1,0 +1,143 @@
+//! What an owner may set, and what becomes of it in QUIC.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dogsled_replication::Lane;
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+/// Limits and times of an endpoint. The defaults suit a local network.
+#[derive(Clone, Debug)]
+pub struct NetOptions {
+    /// The longest body of a request or reply between nodes.
+    pub max_peer_body: usize,
+    /// The longest body that a client may send, or may be sent.
+    pub max_client_body: usize,
+    /// Bytes that may wait to be sent to one peer on one lane, before requests are refused.
+    pub max_queued_bytes: usize,
+    /// Requests of one peer on one lane that the service works on at a time.
+    pub max_concurrent_peer_requests: usize,
+    /// Requests of one client's connection that the service works on at a time. The others wait
+    /// unread.
+    pub max_concurrent_client_requests: usize,
+    /// Bytes of requests of one stream that the service works on at a time (one request is
+    /// always let through).
+    pub max_concurrent_bytes: usize,
+    /// Connections of clients at a time.
+    pub max_client_connections: usize,
+    /// Streams of results that one client's connection may have open.
+    pub max_client_streams: u32,
+    /// Connections that are being made to this endpoint at a time; more are ignored, and from a
+    /// quarter on an address must prove that it is no forgery.
+    pub max_handshakes: usize,
+    /// For one address: handshake and greeting.
+    pub connect_timeout: Duration,
+    /// A connection on which nothing arrives for so long is lost.
+    pub idle_timeout: Duration,
+    /// The side that dialled speaks at least so often.
+    pub keep_alive: Duration,
+    /// Pause before dialling a peer again after the first failure; doubles, with jitter.
+    pub min_back_off: Duration,
+    /// The longest such pause.
+    pub max_back_off: Duration,
+    /// The round trip that is expected before there is a measurement. A lost packet of a handshake
+    /// costs about three of it.
+    pub initial_rtt: Duration,
+    /// How much one stream may send ahead of its reader.
+    pub stream_window: u32,
+    /// Asked of the system for each direction of the UDP socket.
+    pub udp_buffer: usize,
+    /// The largest datagram that path discovery tries. Networks with jumbo frames and loopback
+    /// gain by more than 1452.
+    pub max_datagram: u16,
+    /// How often files of certificates are looked at for changes; `None`: only when told.
+    pub certificate_poll: Option<Duration>,
+}
+
+impl Default for NetOptions {
+    fn default() -> Self {
+        NetOptions {
+            max_peer_body: 16 << 20,
+            max_client_body: 16 << 20,
+            max_queued_bytes: 32 << 20,
+            max_concurrent_peer_requests: 4096,
+            max_concurrent_client_requests: 1024,
+            max_concurrent_bytes: 32 << 20,
+            max_client_connections: 4096,
+            max_client_streams: 1024,
+            max_handshakes: 256,
+            connect_timeout: Duration::from_secs(3),
+            idle_timeout: Duration::from_secs(6),
+            keep_alive: Duration::from_secs(1),
+            min_back_off: Duration::from_millis(50),
+            max_back_off: Duration::from_secs(1),
+            initial_rtt: Duration::from_millis(10),
+            stream_window: 8 << 20,
+            udp_buffer: 8 << 20,
+            max_datagram: 8952,
+            certificate_poll: Some(Duration::from_secs(10)),
+        }
+    }
+}
+
+impl NetOptions {
+    /// For connections that this side dials, to peers or as a client.
+    pub(crate) fn dialling(&self) -> Arc<TransportConfig> {
+        let mut config = self.common();
+        config.max_concurrent_bidi_streams(VarInt::from_u32(0));
+        config.keep_alive_interval(Some(self.keep_alive));
+        Arc::new(config)
+    }
+
+    /// For connections that arrive.
+    pub(crate) fn serving(&self) -> Arc<TransportConfig> {
+        let mut config = self.common();
+        // Besides the one of requests. More than a peer needs; see there.
+        config
+            .max_concurrent_bidi_streams(VarInt::from_u32(self.max_client_streams.saturating_add(1).max(4)));
+        // The dialling side keeps it alive; whoever does not is gone.
+        config.keep_alive_interval(None);
+        Arc::new(config)
+    }
+
+    fn common(&self) -> TransportConfig {
+        // The windows of a whole connection must exceed what its streams can fill together, or
+        // bulk that nobody reads would stop the control lane.
+        let connection_window = u64::from(self.stream_window) * 4;
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(self.max_datagram);
+        let mut config = TransportConfig::default();
+        config
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .max_idle_timeout(Some(
+                IdleTimeout::try_from(self.idle_timeout).unwrap_or_else(|_| IdleTimeout::from(VarInt::MAX)),
+            ))
+            .stream_receive_window(VarInt::from_u32(self.stream_window))
+            .receive_window(VarInt::from_u64(connection_window).unwrap_or(VarInt::MAX))
+            .send_window(connection_window)
+            .initial_rtt(self.initial_rtt)
+            .mtu_discovery_config(Some(discovery))
+            .datagram_receive_buffer_size(None);
+        config
+    }
+}
+
+/// All lanes, in the order of their importance.
+pub(crate) const LANES: [Lane; 3] = [Lane::Control, Lane::Data, Lane::Bulk];
+
+pub(crate) fn lane_index(lane: Lane) -> usize {
+    match lane {
+        Lane::Control => 0,
+        Lane::Data => 1,
+        Lane::Bulk => 2,
+    }
+}
+
+/// QUIC sends what is pending on streams of higher priority first.
+pub(crate) fn lane_priority(lane: Lane) -> i32 {
+    match lane {
+        Lane::Control => 2,
+        Lane::Data => 1,
+        Lane::Bulk => 0,
+    }
+}

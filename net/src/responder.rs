@@ -1,0 +1,223 @@
+//! The answering end of a stream of requests: one task reads them, hands them to the service in the
+//! order of arrival, polls their futures, and writes replies as they come.
+//!
+//! Memory is bounded by back-pressure: while as many requests are being worked on as the limits
+//! allow, or as many replies wait to be written, nothing more is read, and QUIC's window stops the
+//! other side. Requests that were begun are completed even if the connection fails meanwhile: a
+//! service need not fear to be dropped half-way.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, Stream};
+use quinn::{RecvStream, SendStream};
+
+use crate::requester::{poll_pieces, poll_write};
+use crate::wire::{FrameKind, FrameReader, FrameWriter};
+
+/// While more replies than this wait to be written, nothing is read.
+const REPLY_BYTES: usize = 1 << 20;
+/// Requests that are handed over, and replies that are gathered, before others get a turn.
+const BURST: usize = 256;
+/// How long requests whose connection has failed may go on.
+const COMPLETION: Duration = Duration::from_secs(60);
+
+/// The bounds of one stream of requests.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// Longest body of a request.
+    pub(crate) max_request: usize,
+    /// Longest body of a reply: what the other side accepts.
+    pub(crate) max_reply: usize,
+    /// Requests that are worked on at a time.
+    pub(crate) max_concurrent: usize,
+    /// Their bytes (one request is always let through).
+    pub(crate) max_concurrent_bytes: usize,
+}
+
+struct Working {
+    id: u64,
+    bytes: usize,
+    future: BoxFuture<'static, Bytes>,
+}
+
+impl Future for Working {
+    type Output = (u64, usize, Bytes);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let reply = std::task::ready!(self.future.as_mut().poll(context));
+        Poll::Ready((self.id, self.bytes, reply))
+    }
+}
+
+struct Responder<H> {
+    handle: H,
+    limits: Limits,
+    reader: FrameReader,
+    writer: FrameWriter,
+    working: FuturesUnordered<Working>,
+    working_bytes: usize,
+    /// The connection's end, which reading would notice, but not while there is no room to read.
+    closed: BoxFuture<'static, ()>,
+}
+
+/// Answers the requests of one stream until the other side ends it (`Ok`) or it fails.
+/// `closed` ends with the connection. `reading` is dropped as soon as no more requests will be handed over; what was begun goes on.
+pub(crate) async fn respond<G>(
+    mut send: SendStream,
+    mut receive: RecvStream,
+    limits: Limits,
+    closed: BoxFuture<'static, ()>,
+    reading: G,
+    handle: impl FnMut(Bytes) -> BoxFuture<'static, Bytes>,
+) -> Result<(), String> {
+    let mut responder = Responder {
+        handle,
+        limits,
+        reader: FrameReader::new(limits.max_request),
+        writer: FrameWriter::default(),
+        working: FuturesUnordered::new(),
+        working_bytes: 0,
+        closed,
+    };
+    let read = poll_fn(|context| responder.poll_open(context, &mut send, &mut receive)).await;
+    drop(reading);
+    let writable = read.is_ok();
+    let end = tokio::time::timeout(
+        COMPLETION,
+        poll_fn(|context| responder.poll_closing(context, writable.then_some(&mut send))),
+    )
+    .await;
+    match (read, end) {
+        (Ok(()), Ok(Ok(()))) => {
+            // Fails only if the other side is gone, which then needs no end.
+            let _ = send.finish();
+            Ok(())
+        }
+        (Ok(()), Ok(Err(why))) | (Err(why), _) => Err(why),
+        (Ok(()), Err(_)) => Err("requests were not answered for too long".to_owned()),
+    }
+}
+
+impl<H: FnMut(Bytes) -> BoxFuture<'static, Bytes>> Responder<H> {
+    fn has_room(&self) -> bool {
+        self.working.len() < self.limits.max_concurrent
+            && (self.working.is_empty() || self.working_bytes < self.limits.max_concurrent_bytes)
+            && self.writer.pending() < REPLY_BYTES
+    }
+
+    /// Reads, works and writes; ready at the end of the requests.
+    fn poll_open(
+        &mut self,
+        context: &mut Context<'_>,
+        send: &mut SendStream,
+        receive: &mut RecvStream,
+    ) -> Poll<Result<(), String>> {
+        let mut budget = BURST;
+        loop {
+            let mut moved = false;
+            while budget > 0 && self.has_room() {
+                match self.reader.next_frame() {
+                    Ok(Some((header, body))) if header.kind == FrameKind::Request => {
+                        self.begin(context, header.id, body);
+                        budget -= 1;
+                    }
+                    Ok(Some(_)) => return Poll::Ready(Err("a frame is no request".to_owned())),
+                    Err(error) => return Poll::Ready(Err(error.to_string())),
+                    Ok(None) => match poll_pieces(context, receive, &mut self.reader) {
+                        Err(why) => return Poll::Ready(Err(why)),
+                        Ok(None) => break,
+                        Ok(Some(true)) => {}
+                        Ok(Some(false)) if self.reader.is_between_frames() => return Poll::Ready(Ok(())),
+                        Ok(Some(false)) => {
+                            return Poll::Ready(Err("the stream ends within a frame".to_owned()));
+                        }
+                    },
+                }
+                moved = true;
+            }
+            moved |= self.work(context, &mut budget);
+            match poll_write(context, send, &mut self.writer) {
+                Ok(wrote) => moved |= wrote,
+                Err(why) => return Poll::Ready(Err(why)),
+            }
+            if !moved {
+                if !self.has_room() && self.closed.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Err("the connection was closed".to_owned()));
+                }
+                return Poll::Pending;
+            }
+            if budget == 0 {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Completes what was begun, and writes it if there is still somewhere to write.
+    fn poll_closing(
+        &mut self,
+        context: &mut Context<'_>,
+        mut send: Option<&mut SendStream>,
+    ) -> Poll<Result<(), String>> {
+        loop {
+            let mut budget = usize::MAX;
+            let moved = self.work(context, &mut budget);
+            if let Some(send) = &mut send {
+                if let Err(why) = poll_write(context, send, &mut self.writer) {
+                    return Poll::Ready(Err(why));
+                }
+            } else {
+                self.writer = FrameWriter::default();
+            }
+            if self.working.is_empty() && self.writer.pending() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Hands a request to the service. Many are answered at once and never join the others.
+    fn begin(&mut self, context: &mut Context<'_>, id: u64, body: Bytes) {
+        let bytes = body.len();
+        let mut future = (self.handle)(body);
+        match future.as_mut().poll(context) {
+            Poll::Ready(reply) => self.reply(id, reply),
+            Poll::Pending => {
+                self.working_bytes += bytes;
+                self.working.push(Working { id, bytes, future });
+            }
+        }
+    }
+
+    fn work(&mut self, context: &mut Context<'_>, budget: &mut usize) -> bool {
+        let mut moved = false;
+        while *budget > 0 {
+            let Poll::Ready(Some((id, bytes, reply))) = Pin::new(&mut self.working).poll_next(context) else {
+                break;
+            };
+            self.working_bytes -= bytes;
+            self.reply(id, reply);
+            *budget -= 1;
+            moved = true;
+        }
+        moved
+    }
+
+    fn reply(&mut self, id: u64, reply: Bytes) {
+        if reply.len() <= self.limits.max_reply {
+            self.writer.push(FrameKind::Reply, id, reply);
+        } else {
+            let (length, limit) = (reply.len(), self.limits.max_reply);
+            tracing::error!(length, limit, "a reply is too large to be sent");
+            let reason = format!("the reply of {length} bytes is over the limit of {limit}");
+            self.writer.push(FrameKind::Failed, id, reason.into());
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Endpoints on loopback with a service that does what bodies tell it.
+
+#![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dogsled_net::certs::Authority;
+use dogsled_net::{CertificateSource, Endpoint, EndpointConfig, NetOptions};
+use dogsled_replication::{ClientIdentity, Lane, NodeId, Service, Transport};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, pending, ready};
+use futures_util::stream::{BoxStream, StreamExt};
+use parking_lot::Mutex;
+
+pub const CLUSTER: u128 = 0xd065_1ed0;
+pub const YEAR: Duration = Duration::from_secs(365 * 86_400);
+pub const SECOND: Duration = Duration::from_secs(1);
+
+pub fn authority() -> &'static Authority {
+    static AUTHORITY: OnceLock<Authority> = OnceLock::new();
+    AUTHORITY.get_or_init(|| Authority::generate("test").expect("an authority"))
+}
+
+pub fn certificate(node: u64) -> CertificateSource {
+    let issued = authority().node(NodeId(node), &["localhost".to_owned()], YEAR).expect("a certificate");
+    CertificateSource::Memory(issued.certificates().expect("a sound one"))
+}
+
+pub fn client_certificates(name: &str) -> dogsled_net::certs::Certificates {
+    authority().client(name, YEAR).expect("a certificate").certificates().expect("a sound one")
+}
+
+pub fn options() -> NetOptions {
+    NetOptions {
+        connect_timeout: Duration::from_secs(2),
+        idle_timeout: Duration::from_secs(3),
+        keep_alive: Duration::from_millis(500),
+        max_back_off: Duration::from_millis(200),
+        ..NetOptions::default()
+    }
+}
+
+pub fn config(node: u64) -> EndpointConfig {
+    EndpointConfig {
+        node: NodeId(node),
+        cluster: CLUSTER,
+        listen: (Ipv4Addr::LOCALHOST, 0).into(),
+        certificates: certificate(node),
+        options: options(),
+    }
+}
+
+pub fn config_at(node: u64, listen: SocketAddr) -> EndpointConfig {
+    EndpointConfig { listen, ..config(node) }
+}
+
+/// Echoes, unless a body begins with one of these words:
+///
+/// - `hang`: is never answered; `late`: is answered after 100 ms
+/// - `size <n>`: is answered with that many bytes
+/// - as a stream, `count <n>`: that many numbers; `drip <n>`: as many, 10 ms apart; `endless`
+#[derive(Default)]
+pub struct Fake {
+    pub seen: Mutex<Vec<(NodeId, Lane, Bytes)>>,
+    pub clients: Mutex<Vec<String>>,
+    pub streams: Arc<Mutex<i64>>,
+    pub items: Arc<Mutex<u64>>,
+}
+
+fn number(body: &[u8], word: &str) -> Option<usize> {
+    std::str::from_utf8(body).ok()?.strip_prefix(word)?.trim().parse().ok()
+}
+
+fn answer(body: Bytes) -> BoxFuture<'static, Bytes> {
+    if body.starts_with(b"hang") {
+        pending().boxed()
+    } else if body.starts_with(b"late") {
+        async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            body
+        }
+        .boxed()
+    } else if let Some(size) = number(&body, "size") {
+        ready(Bytes::from(vec![b's'; size])).boxed()
+    } else {
+        ready(body).boxed()
+    }
+}
+
+struct Counted(Arc<Mutex<i64>>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        *self.0.lock() -= 1;
+    }
+}
+
+impl Service for Fake {
+    fn peer_request(&self, from: NodeId, lane: Lane, body: Bytes) -> BoxFuture<'static, Bytes> {
+        self.seen.lock().push((from, lane, body.slice(..body.len().min(64))));
+        answer(body)
+    }
+
+    fn client_request(&self, client: &ClientIdentity, body: Bytes) -> BoxFuture<'static, Bytes> {
+        self.clients.lock().push(client.name.clone());
+        answer(body)
+    }
+
+    fn client_stream(&self, _client: &ClientIdentity, body: Bytes) -> BoxStream<'static, Bytes> {
+        *self.streams.lock() += 1;
+        let counted = Counted(self.streams.clone());
+        let items = self.items.clone();
+        let numbers = move |n: usize| {
+            futures_util::stream::iter(0..n).map(move |i| {
+                let _open = &counted;
+                *items.lock() += 1;
+                Bytes::from(i.to_string())
+            })
+        };
+        if let Some(n) = number(&body, "count") {
+            numbers(n).boxed()
+        } else if let Some(n) = number(&body, "drip") {
+            numbers(n)
+                .then(|item| async move {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    item
+                })
+                .boxed()
+        } else {
+            numbers(usize::MAX).map(|_| Bytes::from_static(&[7; 1000])).boxed()
+        }
+    }
+}
+
+pub struct TestNode {
+    pub endpoint: Arc<Endpoint>,
+    pub service: Arc<Fake>,
+}
+
+impl TestNode {
+    pub fn start(config: EndpointConfig) -> TestNode {
+        let endpoint = Endpoint::open(config).expect("opens");
+        let service = Arc::new(Fake::default());
+        endpoint.serve(service.clone());
+        TestNode { endpoint, service }
+    }
+
+    pub fn node(id: u64) -> TestNode {
+        TestNode::start(config(id))
+    }
+
+    pub fn address(&self) -> String {
+        self.endpoint.local_address().to_string()
+    }
+
+    pub fn knows(&self, id: u64, other: &TestNode) {
+        self.endpoint.set_addresses(NodeId(id), vec![other.address()]);
+    }
+
+    pub async fn ask(
+        &self,
+        to: u64,
+        body: impl Into<Bytes>,
+    ) -> Result<Bytes, dogsled_replication::TransportError> {
+        self.endpoint.request(NodeId(to), Lane::Data, body.into(), 5 * SECOND).await
+    }
+}
+
+/// Waits until the condition holds.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < 10 * SECOND, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What has been logged on this thread's subscriber, for tests of messages. Needs the
+/// current-thread runtime.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub fn capture() -> (Log, tracing::subscriber::DefaultGuard) {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(tracing::Level::INFO)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock()).into_owned()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

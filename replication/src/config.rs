@@ -1,0 +1,130 @@
+//! How to run a node.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dogsled_storage::disk::{Disk, RealDisk};
+use dogsled_storage::{Clock, SystemClock};
+
+use crate::transport::NodeId;
+
+/// How soon members of a group notice that their leader is gone, and how much they talk for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timing {
+    /// A leader that has nothing to say says so this often.
+    pub heartbeat: Duration,
+    /// A follower that has heard nothing for a time drawn between these two asks for votes.
+    pub election: (Duration, Duration),
+}
+
+impl Timing {
+    /// For machines in one place: a dead leader is replaced within a second.
+    pub const LAN: Timing = Timing {
+        heartbeat: Duration::from_millis(100),
+        election: (Duration::from_millis(300), Duration::from_millis(600)),
+    };
+
+    /// For machines far apart, or slow, or many groups with little to do.
+    pub const WAN: Timing = Timing {
+        heartbeat: Duration::from_millis(400),
+        election: (Duration::from_millis(1_500), Duration::from_millis(3_000)),
+    };
+}
+
+/// How to start a [`Node`](crate::Node).
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Where everything of the node lies; made if missing.
+    pub directory: PathBuf,
+    /// This node's. Never given to another node, nor to this one after it has lost its disk.
+    pub node: NodeId,
+    /// Where others reach it (`host:port`).
+    pub addresses: Vec<String>,
+    /// The cluster that the directory is expected to belong to, if that is known.
+    pub cluster: Option<u128>,
+    /// Default [`Timing::LAN`].
+    pub timing: Timing,
+    /// What stores the bytes.
+    pub disk: Arc<dyn Disk>,
+    /// What leaders stamp entries with.
+    pub clock: Arc<dyn Clock>,
+    /// Whether work may run on threads. Without, everything happens in the tasks of the runtime, for
+    /// simulations.
+    pub threads: bool,
+    /// Where random numbers come from; from the operating system if `None`.
+    pub seed: Option<u64>,
+    /// Memory for the caches of all groups together. Default 256 MiB.
+    pub cache_bytes: u64,
+    /// Memory for the newest entries of all groups' logs together. Default 64 MiB.
+    pub log_cache_bytes: usize,
+    /// Entries of a group kept for followers that were away. Default 200,000.
+    pub keep_entries: u64,
+    /// Entries are kept until all groups together have written this much after them. Default 256 MiB.
+    pub keep_bytes: u64,
+    /// Bytes of a second that snapshots may take of the link, all together; no limit if `None`, the
+    /// default.
+    pub snapshot_bytes_per_second: Option<u64>,
+    /// The most bytes of an encoded command. Above what the transport carries in one message,
+    /// nothing would ever be replicated. Default 16 MiB.
+    pub max_command_bytes: usize,
+    /// How long a request may take if it does not say. Default 10 s.
+    pub request_deadline: Duration,
+    /// Whether leadership of the groups is moved so that members share it. Default true.
+    pub balance_leaders: bool,
+    /// How often the node looks after itself: purges logs, expires sessions, moves leaders. Default
+    /// 1 s.
+    pub maintenance_every: Duration,
+}
+
+impl NodeConfig {
+    /// The defaults.
+    pub fn new(directory: impl Into<PathBuf>, node: NodeId, addresses: Vec<String>) -> NodeConfig {
+        NodeConfig {
+            directory: directory.into(),
+            node,
+            addresses,
+            cluster: None,
+            timing: Timing::LAN,
+            disk: Arc::new(RealDisk),
+            clock: Arc::new(SystemClock),
+            threads: true,
+            seed: None,
+            cache_bytes: 256 << 20,
+            log_cache_bytes: 64 << 20,
+            keep_entries: 200_000,
+            keep_bytes: 256 << 20,
+            snapshot_bytes_per_second: None,
+            max_command_bytes: 16 << 20,
+            request_deadline: Duration::from_secs(10),
+            balance_leaders: true,
+            maintenance_every: Duration::from_secs(1),
+        }
+    }
+}
+
+pub(crate) fn raft_config(timing: &Timing) -> Result<openraft::Config, openraft::ConfigError> {
+    let milliseconds = |duration: Duration| duration.as_millis() as u64;
+    let heartbeat = milliseconds(timing.heartbeat);
+    openraft::Config {
+        cluster_name: "dogsled".to_owned(),
+        heartbeat_interval: heartbeat,
+        // A follower that just acknowledged entries needs no heartbeat.
+        heartbeat_min_interval: Some(heartbeat / 2),
+        election_timeout_min: milliseconds(timing.election.0),
+        election_timeout_max: milliseconds(timing.election.1),
+        // Bytes bound a message, see the log store; this only bounds what tiny entries cost.
+        max_payload_entries: 4096,
+        // Snapshots are taken and logs are purged by the node's maintenance.
+        snapshot_policy: openraft::SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        purge_batch_size: 1,
+        // Only a follower that needs what was purged gets a snapshot.
+        replication_lag_threshold: u64::MAX / 2,
+        enable_pre_vote: Some(true),
+        // A leader that was restarted asks for votes like everybody else.
+        enable_leader_restore: Some(false),
+        ..openraft::Config::default()
+    }
+    .validate()
+}

@@ -1,0 +1,462 @@
+//! One Raft group on this node: its log, its replica, and the openraft instance over both.
+//!
+//! # Life
+//!
+//! A group is opened once and then supervised. openraft stops for good at the first error of its
+//! storage, which is right: what a full disk or a failed checkpoint leaves is known only after
+//! opening anew. So when it stops, the supervisor waits, opens the replica again in its last durable
+//! state, and starts openraft over it and the log, which goes on from there. Meanwhile the group has
+//! no leader here: the others elect one, and requests are told to go there. Only a WAL that has
+//! failed is beyond that; then the whole node is down until it is restarted.
+//!
+//! # Proposals
+//!
+//! A command is stamped with the leader's time and handed to openraft, which appends all that have
+//! gathered as one. Whoever proposes is told the outcome, or that it is not known: once handed over,
+//! a command may be in the log although leadership was lost, and the error says so.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use dogsled_storage::Clock;
+use dogsled_storage::group::GroupReply;
+use dogsled_storage::replica::{Replica, ReplicaOptions};
+use dogsled_storage::wal::StreamId;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::{ChangeMembers, Instant as _, ReadPolicy, ServerState};
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+
+use crate::blocking::Blocking;
+use crate::client::MemberStep;
+use crate::error::ClusterError;
+use crate::log_store::{LogOptions, LogStore, SharedLog};
+use crate::network::Network;
+use crate::read_index::{ReadRounds, Round};
+use crate::stamp::stamp;
+use crate::state_machine::{Machine, ReplicaSlot};
+use crate::status::{FollowerStatus, GroupStatus, Role};
+use crate::transport::NodeId;
+use crate::types::{Member, Proposal, Responder, TypeConfig, position};
+
+pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
+
+/// The waits before a group that failed is opened again.
+const REOPEN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
+
+/// What a group is opened with.
+pub(crate) struct GroupOptions {
+    pub(crate) replica: ReplicaOptions,
+    pub(crate) log: LogOptions,
+    pub(crate) raft: Arc<openraft::Config>,
+    /// Makes the network of the group over its replica.
+    pub(crate) network: Box<dyn FnOnce(Arc<ReplicaSlot>) -> Network + Send>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) blocking: Blocking,
+    pub(crate) max_command_bytes: usize,
+}
+
+/// See the [module](self).
+pub(crate) struct Group {
+    pub(crate) id: u32,
+    pub(crate) slot: Arc<ReplicaSlot>,
+    pub(crate) log: LogStore,
+    shared_log: Arc<SharedLog>,
+    config: Arc<openraft::Config>,
+    network: Network,
+    max_command_bytes: usize,
+    raft: ArcSwapOption<Raft>,
+    failure: Mutex<Option<String>>,
+    rounds: ReadRounds,
+    /// For reads while another node leads.
+    pub(crate) follower_rounds: ReadRounds,
+}
+
+impl Group {
+    /// Opens what is on disk; may take long.
+    pub(crate) fn open(id: u32, shared_log: Arc<SharedLog>, options: GroupOptions) -> io::Result<Group> {
+        let wal = Arc::clone(&shared_log.wal);
+        let slot = ReplicaSlot::open(options.replica, wal, options.blocking, options.clock)
+            .map_err(crate::durability::to_io)?;
+        let slot = Arc::new(slot);
+        let network = (options.network)(Arc::clone(&slot));
+        let log = LogStore::open(Arc::clone(&shared_log), StreamId(id), options.log)?;
+        Ok(Group {
+            id,
+            slot,
+            log,
+            shared_log,
+            config: options.raft,
+            network,
+            max_command_bytes: options.max_command_bytes,
+            raft: ArcSwapOption::empty(),
+            failure: Mutex::new(None),
+            rounds: ReadRounds::default(),
+            follower_rounds: ReadRounds::default(),
+        })
+    }
+
+    /// The running openraft, if it runs.
+    pub(crate) fn raft(&self) -> Option<Arc<Raft>> {
+        self.raft.load_full()
+    }
+
+    fn down(&self) -> ClusterError {
+        match &*self.failure.lock() {
+            Some(failure) => ClusterError::Storage(format!("group {}: {failure}", self.id)),
+            None => ClusterError::Unavailable(format!("group {} is being opened", self.id)),
+        }
+    }
+
+    pub(crate) fn running(&self) -> Result<Arc<Raft>, ClusterError> {
+        self.raft().ok_or_else(|| self.down())
+    }
+
+    async fn start(&self) -> Result<(), String> {
+        let machine = Machine::new(Arc::clone(&self.slot)).map_err(|error| error.to_string())?;
+        let raft = Raft::new(
+            self.network.node.0,
+            Arc::clone(&self.config),
+            self.network.clone(),
+            self.log.clone(),
+            machine,
+        );
+        let raft = raft.await.map_err(|error| error.to_string())?;
+        self.raft.store(Some(Arc::new(raft)));
+        *self.failure.lock() = None;
+        Ok(())
+    }
+
+    /// Starts openraft and keeps it running until `stop` says so. `changed` is called when who
+    /// leads, or who belongs to the group, has changed.
+    pub(crate) async fn supervise(
+        self: Arc<Self>,
+        mut stop: watch::Receiver<bool>,
+        changed: impl Fn(&Group) + Send + Sync + 'static,
+    ) {
+        let mut wait = REOPEN.0;
+        let mut first = true;
+        loop {
+            let started = if std::mem::take(&mut first) { Ok(()) } else { self.reopen().await };
+            let started = match started {
+                Ok(()) => self.start().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = started {
+                tracing::error!(group = self.id, %error, "a group could not be opened");
+                *self.failure.lock() = Some(error);
+            } else if self.watch_over(&mut stop, &changed, &mut wait).await {
+                return;
+            }
+            changed(&self);
+            if let Some(error) = self.shared_log.wal.poisoned() {
+                *self.failure.lock() = Some(error.to_string());
+                tracing::error!(group = self.id, %error, "the WAL failed: restart the node");
+                return;
+            }
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(REOPEN.1),
+            }
+        }
+    }
+
+    /// Returns when openraft has ended: whether because it was told to.
+    async fn watch_over(
+        &self,
+        stop: &mut watch::Receiver<bool>,
+        changed: &(impl Fn(&Group) + Send + Sync),
+        wait: &mut Duration,
+    ) -> bool {
+        let Some(raft) = self.raft() else { return false };
+        let began = tokio::time::Instant::now();
+        let mut metrics = raft.server_metrics();
+        loop {
+            changed(self);
+            let alive = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => None,
+                alive = metrics.changed() => Some(alive.is_ok()),
+            };
+            match alive {
+                Some(true) => continue,
+                Some(false) => break,
+                None => {
+                    self.raft.store(None);
+                    // It only fails if openraft panicked, and then it has ended as well.
+                    let _ = raft.shutdown().await;
+                    return true;
+                }
+            }
+        }
+        self.raft.store(None);
+        let state = raft.metrics().borrow_watched().running_state.clone();
+        let why = state.err().map_or_else(|| "it stopped".to_owned(), |fatal| fatal.to_string());
+        tracing::error!(group = self.id, why, "a group stopped; it will be opened again");
+        *self.failure.lock() = Some(why);
+        let _ = raft.shutdown().await;
+        if began.elapsed() > REOPEN.1 * 4 {
+            *wait = REOPEN.0;
+        }
+        false
+    }
+
+    /// Opens the replica again, in its last durable state.
+    async fn reopen(&self) -> Result<(), String> {
+        let slot = Arc::clone(&self.slot);
+        let reopened = self.slot.blocking.run(move || {
+            if let Some(old) = slot.take() {
+                old.close()?;
+            }
+            let replica = Replica::open(slot.options.clone(), Arc::clone(&slot.wal))?;
+            slot.replace(replica);
+            Ok(())
+        });
+        match reopened.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err::<(), dogsled_storage::Error>(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Who leads, as far as is known here.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        let raft = self.raft()?;
+        raft.server_metrics().borrow_watched().current_leader.map(NodeId)
+    }
+
+    /// Whether this node leads, as far as it knows.
+    pub(crate) fn leads(&self) -> bool {
+        self.raft().is_some_and(|raft| {
+            let metrics = raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.state == ServerState::Leader && metrics.current_leader == Some(self.network.node.0)
+        })
+    }
+
+    /// The members and where to reach them, voters first.
+    pub(crate) fn members(&self) -> (Vec<u64>, BTreeMap<u64, Member>) {
+        let Some(raft) = self.raft() else { return Default::default() };
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let nodes = membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
+        (membership.voter_ids().collect(), nodes)
+    }
+
+    pub(crate) fn not_leader(&self, leader: Option<NodeId>) -> ClusterError {
+        let (_, members) = self.members();
+        let addresses =
+            leader.and_then(|leader| members.get(&leader.0)).map(|member| member.addresses.clone());
+        ClusterError::NotLeader { group: self.id, leader, addresses: addresses.unwrap_or_default() }
+    }
+
+    fn forward(&self, forward: &ForwardToLeader<TypeConfig>) -> ClusterError {
+        match (&forward.reason, forward.leader_id) {
+            (ForwardReason::LeaseExpired, _) => {
+                ClusterError::Unavailable(format!("group {} has lost its quorum", self.id))
+            }
+            (_, Some(leader)) if leader == self.network.node.0 => {
+                ClusterError::Unavailable(format!("leadership of group {} is changing", self.id))
+            }
+            (_, leader) => self.not_leader(leader.map(NodeId)),
+        }
+    }
+
+    /// Has a command, encoded, carried out, if this node leads. The order of the first polls is the
+    /// order in the log.
+    pub(crate) async fn propose(
+        &self,
+        command: &[u8],
+        deadline: Duration,
+    ) -> Result<GroupReply, ClusterError> {
+        if command.len() > self.max_command_bytes {
+            return Err(ClusterError::Invalid(format!(
+                "a command of {} bytes is over the limit of {}; split it",
+                command.len(),
+                self.max_command_bytes
+            )));
+        }
+        let raft = self.running()?;
+        if !self.leads() {
+            return Err(self.not_leader(self.leader()));
+        }
+        let stamped = stamp(command, self.slot.clock.stamp())
+            .map_err(|error| ClusterError::Invalid(error.to_string()))?;
+        let (sender, receiver) = oneshot::channel();
+        if raft.client_write_ff(Proposal(stamped.into()), Some(Responder(sender))).await.is_err() {
+            return Err(self.down());
+        }
+        let unknown = |why: &str| Err(ClusterError::OutcomeUnknown(format!("group {}: {why}", self.id)));
+        match tokio::time::timeout(deadline, receiver).await {
+            Err(_) => unknown("no quorum before the deadline"),
+            Ok(Err(_)) => unknown("the group stopped"),
+            Ok(Ok(Ok(response))) => match response.data {
+                Some(reply) => Ok(reply),
+                None => unknown("the entry was no command"),
+            },
+            Ok(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(self.forward(&forward)),
+            Ok(Ok(Err(ClientWriteError::LogEntryDiscarded(_)))) => unknown("leadership was lost"),
+            Ok(Ok(Err(error))) => unknown(&error.to_string()),
+        }
+    }
+
+    /// As leader: the position up to which a read must know. Shares rounds with all other reads.
+    pub(crate) async fn read_index(self: &Arc<Self>) -> Round {
+        let group = Arc::clone(self);
+        self.rounds
+            .join(move || {
+                let group = Arc::clone(&group);
+                async move { group.ask_quorum().await }
+            })
+            .await
+    }
+
+    async fn ask_quorum(&self) -> Round {
+        let raft = self.running()?;
+        match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Ok(position(linearizer.read_log_id().index())),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(self.forward(&forward))
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(ClusterError::Unavailable(format!("group {} has no quorum", self.id)))
+            }
+            Err(RaftError::Fatal(_)) => Err(self.down()),
+        }
+    }
+
+    /// As leader: one step of changing the members. A voter is made only of a learner that has
+    /// nearly everything.
+    pub(crate) async fn change_member(
+        &self,
+        node: NodeId,
+        step: MemberStep,
+        deadline: Duration,
+    ) -> Result<(), ClusterError> {
+        let raft = self.running()?;
+        if !self.leads() {
+            return Err(self.not_leader(self.leader()));
+        }
+        let (voters, members) = self.members();
+        let change = match step {
+            MemberStep::Learner { addresses } => {
+                let member = Member { addresses };
+                if members.get(&node.0) == Some(&member) {
+                    return Ok(());
+                }
+                ChangeMembers::SetNodes(BTreeMap::from([(node.0, member)]))
+            }
+            MemberStep::Voter if voters.contains(&node.0) => return Ok(()),
+            MemberStep::Voter => {
+                self.wait_until_caught_up(&raft, node, deadline).await?;
+                ChangeMembers::AddVoterIds([node.0].into())
+            }
+            MemberStep::Remove if voters.contains(&node.0) => {
+                if voters.len() == 1 {
+                    return Err(ClusterError::Invalid("the last member cannot be removed".to_owned()));
+                }
+                ChangeMembers::RemoveVoters([node.0].into())
+            }
+            MemberStep::Remove if members.contains_key(&node.0) => {
+                ChangeMembers::RemoveNodes([node.0].into())
+            }
+            MemberStep::Remove => return Ok(()),
+        };
+        let changed = tokio::time::timeout(deadline, raft.change_membership(change, false)).await;
+        match changed {
+            Err(_) => Err(ClusterError::OutcomeUnknown("no quorum before the deadline".to_owned())),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
+                Err(self.forward(&forward))
+            }
+            Ok(Err(RaftError::APIError(error @ ClientWriteError::LogEntryDiscarded(_)))) => {
+                Err(ClusterError::OutcomeUnknown(error.to_string()))
+            }
+            Ok(Err(RaftError::APIError(error))) => Err(ClusterError::Unavailable(error.to_string())),
+            Ok(Err(RaftError::Fatal(_))) => Err(self.down()),
+        }
+    }
+
+    async fn wait_until_caught_up(
+        &self,
+        raft: &Raft,
+        node: NodeId,
+        deadline: Duration,
+    ) -> Result<(), ClusterError> {
+        // What came after this has time until the change is committed.
+        let goal = raft.data_metrics().borrow_watched().last_log.map_or(0, |last| last.index);
+        let mut metrics = raft.data_metrics();
+        let caught_up = async {
+            loop {
+                let matched = {
+                    let metrics = metrics.borrow_watched();
+                    let replication = metrics.replication.as_ref();
+                    replication.and_then(|all| all.get(&node.0)?.as_ref().map(|log_id| log_id.index))
+                };
+                if matched.is_some_and(|matched| matched >= goal) {
+                    return true;
+                }
+                if !self.leads() || metrics.changed().await.is_err() {
+                    return false;
+                }
+            }
+        };
+        match tokio::time::timeout(deadline, caught_up).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.not_leader(self.leader())),
+            Err(_) => Err(ClusterError::Unavailable(format!("node {node} has not caught up yet"))),
+        }
+    }
+
+    pub(crate) fn status(&self) -> GroupStatus {
+        let (first, next) = self.log.bounds();
+        let durable = self.slot.replica().map_or(0, |replica| replica.durable_applied().position);
+        let mut status = GroupStatus {
+            group: self.id,
+            role: Role::Down,
+            leader: None,
+            term: 0,
+            voters: Vec::new(),
+            learners: Vec::new(),
+            first: position(first),
+            last: next,
+            committed: 0,
+            applied: self.slot.applied(),
+            durable,
+            followers: Vec::new(),
+            failure: self.failure.lock().clone(),
+        };
+        let Some(raft) = self.raft() else { return status };
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        status.role = match metrics.state {
+            ServerState::Leader => Role::Leader,
+            ServerState::Follower => Role::Follower,
+            ServerState::Candidate => Role::Candidate,
+            ServerState::Learner => Role::Learner,
+            ServerState::Shutdown => Role::Down,
+        };
+        status.leader = metrics.current_leader.map(NodeId);
+        status.term = metrics.current_term;
+        let membership = metrics.membership_config.membership();
+        status.voters = membership.voter_ids().map(NodeId).collect();
+        status.learners = membership.learner_ids().map(NodeId).collect();
+        status.committed = metrics.cluster_committed.map_or(0, |committed| position(committed.index));
+        for (node, matched) in metrics.replication.iter().flatten() {
+            if *node == self.network.node.0 {
+                continue;
+            }
+            let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(node)?.as_ref());
+            status.followers.push(FollowerStatus {
+                node: NodeId(*node),
+                matched: matched.as_ref().map_or(0, |log_id| position(log_id.index)),
+                heard: heard.map(|at| at.elapsed()),
+            });
+        }
+        status
+    }
+}

@@ -1,0 +1,303 @@
+//! openraft's side of the network: what a leader or candidate of a group sends, over a
+//! [`Transport`].
+//!
+//! # Lanes
+//!
+//! Entries go on [`Lane::Data`]; votes, heartbeats and the like on [`Lane::Control`], so that no
+//! amount of data delays them; snapshots on [`Lane::Bulk`].
+//!
+//! # Pipelining
+//!
+//! A leader does not wait for a follower's answer before it sends more: up to
+//! [`MAX_IN_FLIGHT`] requests or [`MAX_IN_FLIGHT_BYTES`] are on their way to a follower for each
+//! group, answers are given to openraft in the order of the requests, and beyond that the log
+//! waits on disk, not in memory. The first error ends the stream; openraft begins another from what
+//! it knows to have arrived.
+//!
+//! # Errors
+//!
+//! openraft waits ever longer before it tries a peer again that is *unreachable*, and tries at once
+//! after any other error. So that is what everything is called that will not get better by trying
+//! at once.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, Stream, StreamExt};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{Backoff, RPCOption, RPCTypes};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+
+use crate::message::{
+    Kind, PeerError, encode_append, encode_transfer, encode_vote, take_append_reply, take_reply,
+    take_vote_reply,
+};
+use crate::snapshot::{SnapshotData, Snapshots};
+use crate::state_machine::{Machine, ReplicaSlot};
+use crate::transport::{Lane, NodeId, Transport, TransportError};
+use crate::types::{LogId, Member, SnapshotOf, TypeConfig, Vote};
+
+/// Requests on their way to one follower for one group.
+const MAX_IN_FLIGHT: usize = 128;
+/// Their bytes; one more request may begin as long as there are fewer.
+const MAX_IN_FLIGHT_BYTES: usize = 4 << 20;
+
+type RpcError = RPCError<TypeConfig>;
+
+/// What the connections of a group share.
+#[derive(Clone)]
+pub(crate) struct Network {
+    pub(crate) node: NodeId,
+    pub(crate) group: u32,
+    pub(crate) cluster: u64,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    /// The replica whose state is sent.
+    pub(crate) slot: Arc<ReplicaSlot>,
+    /// How long a request with entries may take: longer than a slow sync.
+    pub(crate) append_deadline: Duration,
+    /// The first and the last wait before a peer that was unreachable is tried again.
+    pub(crate) backoff: (Duration, Duration),
+}
+
+/// One group's way to one peer.
+pub(crate) struct Connection {
+    network: Network,
+    to: NodeId,
+    lane: Lane,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: u64, _: &Member) -> Connection {
+        Connection { network: self.clone(), to: NodeId(target), lane: Lane::Data }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _: &Member) -> Connection {
+        Connection { network: self.clone(), to: NodeId(target), lane: Lane::Control }
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, _: &Member) -> Connection {
+        Connection { network: self.clone(), to: NodeId(target), lane: Lane::Bulk }
+    }
+}
+
+impl Connection {
+    fn request(&self, lane: Lane, body: Bytes, deadline: Duration) -> Request {
+        self.network.transport.request(self.to, lane, body, deadline)
+    }
+
+    async fn ask(
+        &self,
+        lane: Lane,
+        action: RPCTypes,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<crate::codec::Take, RpcError> {
+        let reply = self.request(lane, body, deadline).await;
+        let reply = reply.map_err(|error| self.rpc_error(action, deadline, error))?;
+        take_reply(reply).map_err(|error| refused(&error))
+    }
+
+    fn rpc_error(&self, action: RPCTypes, timeout: Duration, error: TransportError) -> RpcError {
+        match error {
+            TransportError::TimedOut => {
+                RPCError::Timeout(Timeout { action, id: self.network.node.0, target: self.to.0, timeout })
+            }
+            TransportError::Lost(_) => RPCError::Network(NetworkError::new(&error)),
+            TransportError::Unreachable(_) | TransportError::TooLarge { .. } => {
+                RPCError::Unreachable(Unreachable::new(&error))
+            }
+        }
+    }
+}
+
+fn refused(error: &PeerError) -> RpcError {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+fn unreadable(error: crate::codec::Malformed) -> RpcError {
+    RPCError::Unreachable(Unreachable::new(&error))
+}
+
+type Request = BoxFuture<'static, Result<Bytes, TransportError>>;
+
+struct InFlight {
+    request: Request,
+    bytes: usize,
+    previous: Option<LogId>,
+    last: Option<LogId>,
+}
+
+/// Sends what `input` gives as long as there is room; gives the answers in order.
+struct Pipeline<'s, S> {
+    connection: &'s Connection,
+    input: Option<S>,
+    deadline: Duration,
+    in_flight: VecDeque<InFlight>,
+    bytes: usize,
+    ended: bool,
+}
+
+impl<S> Pipeline<'_, S>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    fn send_more(&mut self, context: &mut Context<'_>) {
+        let connection = self.connection;
+        while self.in_flight.len() < MAX_IN_FLIGHT && self.bytes < MAX_IN_FLIGHT_BYTES {
+            let Some(input) = &mut self.input else { return };
+            match input.poll_next_unpin(context) {
+                Poll::Pending => return,
+                Poll::Ready(None) => self.input = None,
+                Poll::Ready(Some(request)) => {
+                    let previous = request.prev_log_id;
+                    let last = request.entries.last().map(|entry| entry.log_id).or(previous);
+                    let body = encode_append(connection.network.cluster, connection.network.group, &request);
+                    let bytes = body.len();
+                    self.bytes += bytes;
+                    let request = connection.request(connection.lane, body, self.deadline);
+                    self.in_flight.push_back(InFlight { request, bytes, previous, last });
+                }
+            }
+        }
+    }
+}
+
+impl<S> Stream for Pipeline<'_, S>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    type Item = Result<StreamAppendResult<TypeConfig>, RpcError>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        this.send_more(context);
+        let Some(oldest) = this.in_flight.front_mut() else {
+            return match this.input {
+                None => Poll::Ready(None),
+                Some(_) => Poll::Pending,
+            };
+        };
+        let Poll::Ready(reply) = oldest.request.poll_unpin(context) else { return Poll::Pending };
+        let (previous, last) = (oldest.previous, oldest.last);
+        this.bytes -= oldest.bytes;
+        this.in_flight.pop_front();
+        let result = reply
+            .map_err(|error| this.connection.rpc_error(RPCTypes::AppendEntries, this.deadline, error))
+            .and_then(|bytes| take_reply(bytes).map_err(|error| refused(&error)))
+            .and_then(|take| take_append_reply(take).map_err(unreadable))
+            .and_then(|reply| match (&reply, &previous) {
+                // A follower of no entries at all cannot miss one; openraft relies on it.
+                (AppendEntriesResponse::Conflict, None) => {
+                    Err(unreadable(crate::codec::Malformed("a conflict before the first entry".to_owned())))
+                }
+                _ => Ok(reply.into_stream_result(previous, last)),
+            });
+        let whole = matches!(&result, Ok(Ok(matching)) if *matching == last);
+        // What follows a request that failed, fails; what follows a part would leave a gap.
+        this.ended = !whole;
+        Poll::Ready(Some(result))
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Connection {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        let body = encode_append(self.network.cluster, self.network.group, &request);
+        let take = self.ask(self.lane, RPCTypes::AppendEntries, body, option.soft_ttl()).await?;
+        take_append_reply(take).map_err(unreadable)
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>, RpcError>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        // A heartbeat that comes late is worthless. Entries are not: that a follower's disk is slow
+        // must not make the leader send them again.
+        let deadline = match self.lane {
+            Lane::Control => option.soft_ttl(),
+            _ => self.network.append_deadline,
+        };
+        let pipeline = Pipeline {
+            connection: self,
+            input: Some(input),
+            deadline,
+            in_flight: VecDeque::new(),
+            bytes: 0,
+            ended: false,
+        };
+        std::future::ready(Ok(pipeline.boxed())).boxed()
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let body = encode_vote(Kind::Vote, self.network.cluster, self.network.group, &request);
+        let take = self.ask(Lane::Control, RPCTypes::Vote, body, option.soft_ttl()).await?;
+        take_vote_reply(take).map_err(unreadable)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let body = encode_vote(Kind::PreVote, self.network.cluster, self.network.group, &request);
+        let take = self.ask(Lane::Control, RPCTypes::Vote, body, option.soft_ttl()).await?;
+        take_vote_reply(take).map_err(unreadable)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<Machine>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        self.network.snapshots.send(&self.network, self.to, vote, snapshot, cancel).await
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        let body = encode_transfer(self.network.cluster, self.network.group, &request);
+        let mut take = self.ask(Lane::Control, RPCTypes::TransferLeader, body, option.soft_ttl()).await?;
+        // Whether it was taken up shows in who leads; nothing here depends on the answer.
+        let _ = take.rest();
+        Ok(Ok(()))
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        let (first, last) = self.network.backoff;
+        Some(Backoff::new(std::iter::successors(Some(first), move |wait| Some((*wait * 2).min(last)))))
+    }
+}

@@ -1,0 +1,540 @@
+//! [`Node`]: all groups of one machine, on one WAL.
+//!
+//! # Directory
+//!
+//! ```text
+//! LOCK          held while the node runs
+//! node          whose directory this is; see crate::node_file
+//! wal/          the WAL: stream g is the log of group g
+//! groups/<g>/   the replica of group g
+//! ```
+//!
+//! # A cluster's beginning
+//!
+//! A new node belongs to no cluster: it answers nothing but being taken into one. There are two ways:
+//!
+//! - [`Node::initialize_cluster`] on one of the first members draws the cluster's id, writes it down,
+//!   makes the other members *adopt* it, and gives every group its first membership. Interrupted
+//!   anywhere, it can be called again, and goes on.
+//! - [`Node::join`] asks a member for the cluster's id, adopts it, and asks to be made a member of
+//!   every group: as a learner first, which gets the log or a snapshot, and a voter when it has caught
+//!   up.
+//!
+//! A cluster's id never changes, and every message between nodes carries it.
+//!
+//! # Answering
+//!
+//! The node is a [`Service`]. Requests of peers go to openraft in the order of their arrival; requests
+//! of clients are served here if they can be, and passed on to the group's leader otherwise, once.
+
+mod maintenance;
+mod members;
+mod serve;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use dogsled_storage::codec::{
+    decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
+};
+use dogsled_storage::disk::DiskLock;
+use dogsled_storage::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply};
+use dogsled_storage::replica::ReplicaOptions;
+use dogsled_storage::wal::{Wal, WalOptions};
+use dogsled_storage::{Error, Result};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::blocking::Blocking;
+use crate::client::{ClientReply, ClientRequest, ClusterMap, Consistency};
+use crate::config::{NodeConfig, raft_config};
+use crate::durability::Durability;
+use crate::error::ClusterError;
+use crate::group::{Group, GroupOptions};
+use crate::log_store::{LogOptions, SharedLog};
+use crate::message::Adoption;
+use crate::network::Network;
+use crate::node_file::NodeFile;
+use crate::snapshot::Snapshots;
+use crate::status::NodeStatus;
+use crate::transport::{NodeId, Transport};
+
+/// A node; clones are the same node. See the [module](self).
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+/// A node's groups, once it belongs to a cluster.
+struct Cluster {
+    id: u128,
+    partitions: u32,
+    /// By group.
+    groups: Vec<Arc<Group>>,
+}
+
+impl Cluster {
+    /// What messages carry of the id.
+    fn number(&self) -> u64 {
+        self.id as u64
+    }
+}
+
+struct Inner {
+    config: NodeConfig,
+    transport: Arc<dyn Transport>,
+    blocking: Blocking,
+    shared_log: Arc<SharedLog>,
+    file: Mutex<NodeFile>,
+    cluster: OnceLock<Cluster>,
+    /// Only one at a time opens the groups.
+    adopting: tokio::sync::Mutex<()>,
+    snapshots: Arc<Snapshots>,
+    /// What the transport was told.
+    addresses: Mutex<HashMap<NodeId, Vec<String>>>,
+    stop: watch::Sender<bool>,
+    /// Grows whenever a leader or a membership changes.
+    changes: watch::Sender<u64>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// Until the node is stopped.
+    lock: Mutex<Option<Box<dyn DiskLock>>>,
+}
+
+/// What was read, and how much it knew.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReadAnswer {
+    /// The answer.
+    pub reply: GroupReadReply,
+    /// Position of the last entry that it includes.
+    pub position: u64,
+    /// See [`ClientReply::Read`].
+    pub age: Option<Duration>,
+}
+
+fn random_u128(seed: Option<u64>) -> u128 {
+    match seed {
+        // Numbers of one simulation need to differ from each other, not to be random.
+        Some(seed) => {
+            let part = |salt: u64| u128::from((seed ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+            (part(0x5bd1_e995) << 64) | part(0x2545_f491)
+        }
+        None => {
+            // The standard library's hasher is keyed by the operating system's random numbers.
+            let part = || u128::from(std::hash::RandomState::new().build_hasher().finish());
+            (part() << 64) | part()
+        }
+    }
+}
+
+impl Node {
+    /// Opens a node's directory, or makes one, and runs it until [`Node::shutdown`]. To be called
+    /// in the tokio runtime that the node is to run in, which needs its timer.
+    ///
+    /// # Errors
+    /// The directory is in use, is another node's or another cluster's, is damaged; the disk.
+    pub async fn start(config: NodeConfig, transport: Arc<dyn Transport>) -> Result<Node> {
+        if config.node.0 == 0 {
+            return Err(Error::InvalidRequest("0 is no node id".to_owned()));
+        }
+        let blocking = if config.threads { Blocking::Threads } else { Blocking::Inline };
+        let open = {
+            let config = config.clone();
+            move || open_directory(&config)
+        };
+        let (lock, file, shared_log) =
+            blocking.run(open).await.map_err(|error| Error::io("starting the node", error))??;
+        let inner = Arc::new(Inner {
+            snapshots: Arc::new(Snapshots::new(config.snapshot_bytes_per_second, blocking)),
+            transport,
+            blocking,
+            shared_log: Arc::new(shared_log),
+            file: Mutex::new(file),
+            cluster: OnceLock::new(),
+            adopting: tokio::sync::Mutex::new(()),
+            addresses: Mutex::default(),
+            stop: watch::Sender::new(false),
+            changes: watch::Sender::new(0),
+            tasks: Mutex::default(),
+            lock: Mutex::new(Some(lock)),
+            config,
+        });
+        if file.cluster != 0 {
+            inner.open_groups().await?;
+        }
+        Ok(Node { inner })
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> NodeId {
+        self.inner.config.node
+    }
+
+    /// How it was started.
+    pub fn config(&self) -> &NodeConfig {
+        &self.inner.config
+    }
+
+    /// The cluster's id; `None` as long as the node belongs to none.
+    pub fn cluster(&self) -> Option<u128> {
+        self.inner.cluster.get().map(|cluster| cluster.id)
+    }
+
+    /// Where everything is, as far as is known here.
+    pub fn map(&self) -> ClusterMap {
+        self.inner.map()
+    }
+
+    /// Who leads a group, as far as is known here.
+    pub fn leader(&self, group: u32) -> Option<NodeId> {
+        self.inner.cluster.get()?.groups.get(group as usize)?.leader()
+    }
+
+    /// Tells of every change of a leader or a membership that this node hears of.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// How the node is.
+    pub fn status(&self) -> NodeStatus {
+        self.inner.status()
+    }
+
+    /// Has a command carried out by a group, wherever it is led, within the node's own deadline.
+    ///
+    /// # Errors
+    /// See [`ClusterError`]. A refusal by the group is in the reply.
+    pub async fn submit(
+        &self,
+        group: u32,
+        command: &GroupCommand,
+    ) -> std::result::Result<GroupReply, ClusterError> {
+        let command =
+            encode_group_command(command).map_err(|error| ClusterError::Invalid(error.to_string()))?;
+        let request = ClientRequest::Submit { group, deadline: Duration::ZERO, command: command.into() };
+        match self.request(request).await? {
+            ClientReply::Applied(reply) => {
+                decode_group_reply(&reply).map_err(|error| ClusterError::OutcomeUnknown(error.to_string()))
+            }
+            other => Err(ClusterError::OutcomeUnknown(format!("an answer to something else: {other:?}"))),
+        }
+    }
+
+    /// Reads from this node's replica of a group.
+    ///
+    /// # Errors
+    /// See [`ClusterError`].
+    pub async fn read(
+        &self,
+        group: u32,
+        read: &GroupRead,
+        consistency: Consistency,
+    ) -> std::result::Result<ReadAnswer, ClusterError> {
+        let read = encode_group_read(read).map_err(|error| ClusterError::Invalid(error.to_string()))?;
+        let request = ClientRequest::Read { group, deadline: Duration::ZERO, consistency, read: read.into() };
+        match self.request(request).await? {
+            ClientReply::Read { position, age, reply } => {
+                let reply = decode_group_read_reply(&reply)
+                    .map_err(|error| ClusterError::Unavailable(error.to_string()))?;
+                Ok(ReadAnswer { reply, position, age })
+            }
+            other => Err(ClusterError::Unavailable(format!("an answer to something else: {other:?}"))),
+        }
+    }
+
+    /// Serves a request as if a client had sent it.
+    ///
+    /// # Errors
+    /// What the answer would be if it is an error.
+    pub async fn request(&self, request: ClientRequest) -> std::result::Result<ClientReply, ClusterError> {
+        let body = request.encode();
+        let reply = Arc::clone(&self.inner).serve(body, false).await;
+        match ClientReply::decode(reply) {
+            Ok(ClientReply::Error(error)) => Err(error),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(ClusterError::OutcomeUnknown(format!("the answer is malformed: {error}"))),
+        }
+    }
+
+    /// The replica of a group on this node, for what is read without asking the cluster. Not to be
+    /// kept: a snapshot can only take its place when nobody has it.
+    pub fn replica(&self, group: u32) -> Option<Arc<dogsled_storage::replica::Replica>> {
+        let cluster = self.inner.cluster.get()?;
+        cluster.groups.get(group as usize)?.slot.replica()
+    }
+
+    /// Stops the node: gives up leadership to others first, then ends the groups and closes what is
+    /// open. The directory can be opened again on return.
+    ///
+    /// # Errors
+    /// What was found on closing the WAL.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.inner.give_up_leadership().await;
+        self.inner.stop(true).await
+    }
+
+    /// Stops the node at once, as if the process had died, but for what is in the operating system's
+    /// hands. For tests.
+    ///
+    /// # Errors
+    /// As [`Node::shutdown`].
+    pub async fn halt(&self) -> Result<()> {
+        self.inner.stop(false).await
+    }
+}
+
+type Opened = (Box<dyn DiskLock>, NodeFile, SharedLog);
+
+fn open_directory(config: &NodeConfig) -> Result<Opened> {
+    let (disk, directory) = (&config.disk, &config.directory);
+    let doing = |what: &str| format!("{what} {}", directory.display());
+    disk.create_directories(directory).map_err(|error| Error::io(doing("making"), error))?;
+    let lock = disk.lock(&directory.join("LOCK")).map_err(|error| Error::io(doing("locking"), error))?;
+    let Some(lock) = lock else { return Err(Error::InUse(directory.clone())) };
+    let refuse = |what: String| Err(Error::NotADatabase { path: directory.clone(), what });
+    let file = match NodeFile::read(&**disk, directory)? {
+        Some(file) => file,
+        None => {
+            for name in ["wal", "groups", "MANIFEST"] {
+                let found = disk.exists(&directory.join(name));
+                if found.map_err(|error| Error::io(doing("looking into"), error))? {
+                    return refuse(format!(
+                        "it has `{name}` but no file `node`: it is not a node's, or that file was lost"
+                    ));
+                }
+            }
+            let file = NodeFile {
+                node: config.node.0,
+                database_id: random_u128(config.seed),
+                cluster: 0,
+                partitions: 0,
+            };
+            file.write(&**disk, directory)?;
+            file
+        }
+    };
+    if file.node != config.node.0 {
+        return refuse(format!(
+            "it belongs to node {}, not to node {}: an id is never given to another node",
+            file.node, config.node
+        ));
+    }
+    if let Some(expected) = config.cluster
+        && file.cluster != 0
+        && file.cluster != expected
+    {
+        return refuse(format!("it belongs to the cluster {:032x}, not to {expected:032x}", file.cluster));
+    }
+    let options = WalOptions {
+        segment_size: 16 << 20,
+        threads: config.threads,
+        seed: config.seed,
+        ..WalOptions::new(directory.join("wal"), file.database_id)
+    };
+    let wal = Arc::new(Wal::open(Arc::clone(disk), options)?);
+    let durability = match config.threads {
+        true => Durability::threaded(Arc::clone(&wal))
+            .map_err(|error| Error::io("starting the thread that waits for the disk", error))?,
+        false => Durability::inline(Arc::clone(&wal)),
+    };
+    Ok((lock, file, SharedLog::new(wal, durability)))
+}
+
+impl Inner {
+    fn cluster(&self) -> std::result::Result<&Cluster, ClusterError> {
+        self.cluster
+            .get()
+            .ok_or_else(|| ClusterError::Unavailable("this node belongs to no cluster yet".to_owned()))
+    }
+
+    fn group(&self, group: u32) -> std::result::Result<&Arc<Group>, ClusterError> {
+        let cluster = self.cluster()?;
+        cluster.groups.get(group as usize).ok_or_else(|| {
+            ClusterError::Invalid(format!("there is no group {group}, only 0 to {}", cluster.partitions))
+        })
+    }
+
+    /// Opens all groups of the cluster that the node's file names, and starts them.
+    async fn open_groups(self: &Arc<Self>) -> Result<()> {
+        let file = *self.file.lock();
+        let raft = raft_config(&self.config.timing)
+            .map_err(|error| Error::InvalidRequest(format!("the timing cannot be: {error}")))?;
+        let raft = Arc::new(raft);
+        let count = file.partitions + 1;
+        let options = |group: u32| GroupOptions {
+            replica: ReplicaOptions {
+                cache_capacity: self.config.cache_bytes / u64::from(count),
+                disk: Arc::clone(&self.config.disk),
+                background_threads: self.config.threads,
+                ..ReplicaOptions::new(
+                    self.config.directory.join("groups").join(group.to_string()),
+                    file.database_id,
+                )
+            },
+            log: LogOptions {
+                cache_bytes: self.config.log_cache_bytes / count as usize,
+                ..LogOptions::default()
+            },
+            raft: Arc::clone(&raft),
+            network: {
+                let (transport, snapshots) = (Arc::clone(&self.transport), Arc::clone(&self.snapshots));
+                let (node, timing) = (self.config.node, self.config.timing);
+                Box::new(move |slot| Network {
+                    node,
+                    group,
+                    cluster: file.cluster as u64,
+                    transport,
+                    snapshots,
+                    slot,
+                    append_deadline: timing.election.1 * 4,
+                    backoff: (timing.heartbeat / 4, timing.election.1),
+                })
+            },
+            clock: Arc::clone(&self.config.clock),
+            blocking: self.blocking,
+            max_command_bytes: self.config.max_command_bytes,
+        };
+        let all: Vec<(u32, GroupOptions)> = (0..count).map(|group| (group, options(group))).collect();
+        let shared_log = Arc::clone(&self.shared_log);
+        let opened = self.blocking.run(move || {
+            let open = |(id, options)| Group::open(id, Arc::clone(&shared_log), options).map(Arc::new);
+            all.into_iter().map(open).collect::<std::io::Result<Vec<_>>>()
+        });
+        let groups = match opened.await {
+            Ok(Ok(groups)) => groups,
+            Ok(Err(error)) | Err(error) => return Err(Error::io("opening the groups", error)),
+        };
+        let cluster = Cluster { id: file.cluster, partitions: file.partitions, groups };
+        let cluster = self.cluster.get_or_init(|| cluster);
+        let mut tasks = self.tasks.lock();
+        for group in &cluster.groups {
+            let node = Arc::downgrade(self);
+            let changed = move |group: &Group| {
+                if let Some(node) = node.upgrade() {
+                    node.group_changed(group);
+                }
+            };
+            tasks.push(tokio::spawn(Arc::clone(group).supervise(self.stop.subscribe(), changed)));
+        }
+        tasks.push(tokio::spawn(maintenance::run(Arc::downgrade(self), self.stop.subscribe())));
+        tracing::info!(
+            node = self.config.node.0,
+            cluster = format_args!("{:032x}", file.cluster),
+            partitions = file.partitions,
+            "the node's groups are open"
+        );
+        Ok(())
+    }
+
+    fn group_changed(&self, group: &Group) {
+        let (_, members) = group.members();
+        for (node, member) in members {
+            self.set_addresses(NodeId(node), member.addresses);
+        }
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    fn set_addresses(&self, node: NodeId, addresses: Vec<String>) {
+        if node == self.config.node || addresses.is_empty() {
+            return;
+        }
+        let mut known = self.addresses.lock();
+        if known.get(&node) != Some(&addresses) {
+            known.insert(node, addresses.clone());
+            self.transport.set_addresses(node, addresses);
+        }
+    }
+
+    /// Makes the node a member of a cluster's nodes, for ever; again if it is one already.
+    async fn adopt(self: &Arc<Self>, adoption: Adoption) -> std::result::Result<(), String> {
+        if adoption.cluster_id == 0 || adoption.partitions == 0 || adoption.partitions > 4096 {
+            return Err("a cluster has an id and 1 to 4096 partitions".to_owned());
+        }
+        let _one_at_a_time = self.adopting.lock().await;
+        if let Some(expected) = self.config.cluster.filter(|expected| *expected != adoption.cluster_id) {
+            return Err(format!(
+                "node {} expects the cluster {expected:032x}, not {:032x}",
+                self.config.node, adoption.cluster_id
+            ));
+        }
+        let mut file = *self.file.lock();
+        if file.cluster != 0 && (file.cluster, file.partitions) != (adoption.cluster_id, adoption.partitions)
+        {
+            return Err(format!(
+                "node {} belongs to the cluster {:032x} already",
+                self.config.node, file.cluster
+            ));
+        }
+        for (node, addresses) in adoption.members {
+            self.set_addresses(NodeId(node), addresses);
+        }
+        if file.cluster == 0 {
+            file.cluster = adoption.cluster_id;
+            file.partitions = adoption.partitions;
+            let (disk, directory) = (Arc::clone(&self.config.disk), self.config.directory.clone());
+            let written = self.blocking.run(move || file.write(&*disk, &directory)).await;
+            match written {
+                Ok(Ok(())) => *self.file.lock() = file,
+                Ok(Err(error)) => return Err(error.to_string()),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        if self.cluster.get().is_none() {
+            self.open_groups().await.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn map(&self) -> ClusterMap {
+        let Some(cluster) = self.cluster.get() else { return ClusterMap::default() };
+        let (_, members) = cluster.groups[0].members();
+        ClusterMap {
+            cluster: cluster.id,
+            partitions: cluster.partitions,
+            members: members.into_iter().map(|(node, member)| (NodeId(node), member.addresses)).collect(),
+            leaders: cluster.groups.iter().map(|group| group.leader()).collect(),
+        }
+    }
+
+    fn status(&self) -> NodeStatus {
+        let wal = self.shared_log.wal.stats();
+        NodeStatus {
+            node: self.config.node,
+            cluster: self.cluster.get().map_or(0, |cluster| cluster.id),
+            members: self.map().members,
+            groups: self.cluster.get().into_iter().flat_map(|c| &c.groups).map(|g| g.status()).collect(),
+            wal_live_bytes: wal.live_bytes,
+            wal_file_bytes: wal.file_bytes,
+            wal_syncs: wal.syncs,
+            failure: self.shared_log.wal.poisoned().map(|error| error.to_string()),
+        }
+    }
+
+    async fn stop(&self, orderly: bool) -> Result<()> {
+        self.stop.send_replace(true);
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
+            // A task that panicked has ended, too.
+            let _ = task.await;
+        }
+        let slots: Vec<_> =
+            self.cluster.get().into_iter().flat_map(|c| &c.groups).map(|g| Arc::clone(&g.slot)).collect();
+        let shared_log = Arc::clone(&self.shared_log);
+        let closed = self.blocking.run(move || {
+            for slot in slots {
+                if orderly && let Some(replica) = slot.replica() {
+                    // Makes the next start quicker; what fails is still in the WAL.
+                    let _ = replica.checkpoint();
+                }
+                slot.close();
+            }
+            shared_log.durability.stop();
+            shared_log.wal.close()
+        });
+        let closed = closed.await.map_err(|error| Error::io("closing the node", error))?;
+        drop(self.lock.lock().take());
+        closed
+    }
+}

@@ -1,0 +1,148 @@
+//! What a node does by itself, now and then.
+//!
+//! - **Purging**: lets entries go that the last checkpoint covers and that are too many or too old to
+//!   be kept for followers that were away; but not those that a snapshot under way will be continued
+//!   with.
+//! - **Expiry**: as leader, when the log's time has passed the end of some session, proposes that
+//!   sessions be expired. Nothing expires but by that entry.
+//! - **Balance**: leadership belongs to the voters in turn, by the number of the group. A leader hands
+//!   a group to the one whose turn it is once that one has all but the newest entries and answers.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use dogsled_storage::codec::encode_group_command;
+use dogsled_storage::group::{Answer, GroupCommand, GroupRead, GroupReadReply, Operation};
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Inner;
+use crate::group::Group;
+use crate::types::position;
+
+/// Entries that a group may have more of before purging is worth while.
+const PURGE_BATCH: u64 = 1_000;
+/// Groups whose leadership is moved at a time.
+const MOVES: usize = 4;
+/// A node that has just become leader is left alone for so long.
+const SETTLE: Duration = Duration::from_secs(3);
+
+pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
+    let mut led_since: Vec<Option<Instant>> = Vec::new();
+    loop {
+        let every = match node.upgrade() {
+            Some(node) => node.config.maintenance_every,
+            None => return,
+        };
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(every) => {}
+        }
+        let Some(node) = node.upgrade() else { return };
+        let Some(cluster) = node.cluster.get() else { continue };
+        led_since.resize(cluster.groups.len(), None);
+        let mut moves = 0;
+        for (group, since) in cluster.groups.iter().zip(&mut led_since) {
+            node.checkpoint_without_threads(group);
+            node.purge(group).await;
+            if !group.leads() {
+                *since = None;
+                continue;
+            }
+            let since = *since.get_or_insert_with(Instant::now);
+            node.expire_sessions(group).await;
+            if node.config.balance_leaders && moves < MOVES && since.elapsed() >= SETTLE {
+                moves += usize::from(node.balance(group).await);
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Replicas without background threads fold nothing by themselves.
+    fn checkpoint_without_threads(&self, group: &Group) {
+        let Some(replica) = group.slot.replica() else { return };
+        if !self.config.threads && replica.durable_applied().position < group.slot.applied() {
+            // If it fails, the replica refuses the next entry, and the group is opened again.
+            let _ = replica.checkpoint();
+        }
+    }
+
+    async fn purge(&self, group: &Group) {
+        let Some(raft) = group.raft() else { return };
+        let Some(to) = group.log.purgeable(self.config.keep_entries, self.config.keep_bytes) else { return };
+        let Some(replica) = group.slot.replica() else { return };
+        let (first, next) = group.log.bounds();
+        // Index of the last entry to go: one that the checkpoint covers, and that no follower will ask
+        // for that is getting a snapshot.
+        let mut to = to.min(next.saturating_sub(1));
+        if let Some(held) = group.slot.held_position() {
+            to = to.min(held);
+        }
+        let Some(last_durable) = replica.durable_applied().position.checked_sub(1) else { return };
+        to = to.min(last_durable);
+        drop(replica);
+        if to < first || (to - first < PURGE_BATCH && position(to) < next) {
+            return;
+        }
+        let covered =
+            raft.data_metrics().borrow_watched().snapshot.map_or(0, |log_id| position(log_id.index));
+        // openraft purges what a snapshot covers, and its snapshot is our checkpoint: let it look.
+        if covered < position(to) {
+            let _ = raft.trigger().snapshot().await;
+            return;
+        }
+        let _ = raft.trigger().purge_log(to).await;
+    }
+
+    async fn expire_sessions(&self, group: &Arc<Group>) {
+        let earliest = group.slot.replica().map(|replica| replica.read(&GroupRead::EarliestSessionExpiry));
+        let Some(Ok(GroupReadReply::Time(Some(earliest)))) = earliest else { return };
+        if group.slot.clock.stamp() < earliest {
+            return;
+        }
+        let expire = GroupCommand {
+            session: None,
+            time_ms: 0,
+            trees: Vec::new(),
+            operation: Operation::ExpireSessions,
+        };
+        let Ok(expire) = encode_group_command(&expire) else { return };
+        let deadline = self.config.timing.election.1;
+        while let Ok(reply) = group.propose(&expire, deadline).await {
+            match reply.result {
+                Ok(Answer::SessionsExpired { more: true, .. }) => continue,
+                _ => return,
+            }
+        }
+    }
+
+    /// Whether leadership was handed over.
+    async fn balance(&self, group: &Group) -> bool {
+        let Some(raft) = group.raft() else { return false };
+        let heir = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+            // Not amid a change of members.
+            if metrics.membership_config != metrics.committed_membership_config || voters.is_empty() {
+                return false;
+            }
+            let heir = voters[group.id as usize % voters.len()];
+            if heir == metrics.id {
+                return false;
+            }
+            let matched = metrics.replication.as_ref().and_then(|all| all.get(&heir).copied().flatten());
+            let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(&heir)?.as_ref());
+            let near =
+                matched.map_or(0, |log_id| log_id.index) + 1_000 >= metrics.last_log_index.unwrap_or(0);
+            if !near || heard.is_none_or(|at| at.elapsed() > self.config.timing.election.0) {
+                return false;
+            }
+            heir
+        };
+        raft.trigger().transfer_leader(heir).await.is_ok()
+    }
+}

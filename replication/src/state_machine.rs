@@ -1,0 +1,422 @@
+//! The state machine of a group: openraft's committed entries, applied to a storage
+//! [`Replica`].
+//!
+//! # The note
+//!
+//! A replica knows positions; openraft wants to know, too, who led when the last entry was made, and
+//! the membership. Both go into the replica's *note*, which is carried through its checkpoints and
+//! snapshots, so they are exactly as durable as the state they belong to. Leaders and members change
+//! seldom, so most entries come without one.
+//!
+//! ```text
+//! version      u8     1
+//! leader id    u64 term, u64 node: of the last entry
+//! log id       of the membership's entry, as in crate::types
+//! membership   as in crate::types
+//! ```
+//!
+//! # Snapshots
+//!
+//! To openraft, a snapshot is what lets the log go. Here that is the replica's last *checkpoint*:
+//! what openraft "builds" when asked to is only a look at how far that is. A snapshot to be sent to a
+//! follower is another thing: a handle on the state as it is now, which costs nothing; see
+//! [`crate::snapshot`].
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use dogsled_storage::group::GroupReply;
+use dogsled_storage::replica::{Applied, Replica, ReplicaOptions};
+use dogsled_storage::wal::Wal;
+use dogsled_storage::{Clock, ReplicaSnapshot};
+use futures_util::{Stream, StreamExt};
+use openraft::OptionalSend;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::blocking::Blocking;
+use crate::codec::{Malformed, Put, Take};
+use crate::durability::to_io;
+use crate::snapshot::{KEEP, SnapshotData};
+use crate::types::{
+    LeaderId, LogId, Payload, SnapshotMeta, SnapshotOf, StoredMembership, TypeConfig, position,
+    put_leader_id, put_log_id, put_membership, take_leader_id, take_log_id, take_membership,
+};
+
+/// What came of an entry: nothing, if it was no command.
+pub(crate) type AppliedReply = Option<GroupReply>;
+
+const NOTE_VERSION: u8 = 1;
+
+fn encode_note(leader: &LeaderId, membership: &StoredMembership) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(256);
+    bytes.put_u8(NOTE_VERSION);
+    put_leader_id(&mut bytes, leader);
+    put_log_id(&mut bytes, membership.log_id().as_ref());
+    put_membership(&mut bytes, membership.membership());
+    bytes
+}
+
+/// What openraft wants to know of a state.
+pub(crate) fn decode_applied(applied: &Applied) -> Result<(Option<LogId>, StoredMembership), Malformed> {
+    if applied.position == 0 {
+        return Ok((None, StoredMembership::default()));
+    }
+    let mut take = Take::new(Bytes::copy_from_slice(&applied.note));
+    take.version(NOTE_VERSION)?;
+    let leader = take_leader_id(&mut take)?;
+    let membership_id = take_log_id(&mut take)?;
+    let membership = take_membership(&mut take)?;
+    take.end()?;
+    let last = LogId::new(leader, applied.position - 1);
+    Ok((Some(last), StoredMembership::new(membership_id, membership)))
+}
+
+/// What openraft is told of a state.
+pub(crate) fn snapshot_meta(applied: &Applied) -> io::Result<SnapshotMeta> {
+    let (last_log_id, last_membership) = decode_applied(applied)?;
+    Ok(SnapshotMeta { last_log_id, last_membership })
+}
+
+/// The time that leaders stamp on entries: the clock's, but never behind what the log has, and never
+/// standing still because a leader before had a clock that was ahead.
+pub(crate) struct GroupClock {
+    clock: Arc<dyn Clock>,
+    latest: Mutex<(u64, Instant)>,
+}
+
+impl GroupClock {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> GroupClock {
+        GroupClock { clock, latest: Mutex::new((0, Instant::now())) }
+    }
+
+    /// A stamp for a new entry, in milliseconds since 1970.
+    pub(crate) fn stamp(&self) -> u64 {
+        let clock = self.clock.now_ms();
+        let mut latest = self.latest.lock();
+        if clock < latest.0 {
+            let elapsed = latest.1.elapsed();
+            if elapsed >= Duration::from_millis(1) {
+                let elapsed_ms = elapsed.as_millis() as u64;
+                // The part of a millisecond that is cut off stays to be counted.
+                *latest = (latest.0 + elapsed_ms, latest.1 + Duration::from_millis(elapsed_ms));
+            }
+            return latest.0.max(clock);
+        }
+        if clock > latest.0 {
+            *latest = (clock, Instant::now());
+        }
+        clock
+    }
+
+    /// The log has this stamp.
+    fn observe(&self, time_ms: u64) {
+        let mut latest = self.latest.lock();
+        if time_ms > latest.0 {
+            *latest = (time_ms, Instant::now());
+        }
+    }
+}
+
+/// A group's replica, for all who use it. It is replaced when a snapshot is installed.
+pub(crate) struct ReplicaSlot {
+    pub(crate) options: ReplicaOptions,
+    pub(crate) wal: Arc<Wal>,
+    pub(crate) blocking: Blocking,
+    pub(crate) clock: GroupClock,
+    /// `None` while a snapshot takes its place.
+    current: ArcSwapOption<Replica>,
+    /// What was last sent, or is being sent, and when it was last wanted.
+    held: Mutex<Option<(ReplicaSnapshot, Instant)>>,
+    /// Position of the last entry applied.
+    applied: watch::Sender<u64>,
+    freshness: Mutex<Freshness>,
+}
+
+/// Tells how old a stale read is.
+#[derive(Default)]
+struct Freshness {
+    /// When this replica was last level with its leader.
+    level: Option<Instant>,
+    /// A position that the leader had committed, and when it said so.
+    pending: Option<(u64, Instant)>,
+}
+
+impl Freshness {
+    /// Whether what the leader said is applied by now, or it has said nothing.
+    fn settle(&mut self, applied: u64) -> bool {
+        match self.pending {
+            Some((committed, _)) if committed > applied => false,
+            Some((_, at)) => {
+                self.level = Some(at);
+                self.pending = None;
+                true
+            }
+            None => true,
+        }
+    }
+}
+
+impl ReplicaSlot {
+    pub(crate) fn open(
+        options: ReplicaOptions,
+        wal: Arc<Wal>,
+        blocking: Blocking,
+        clock: Arc<dyn Clock>,
+    ) -> dogsled_storage::Result<ReplicaSlot> {
+        let replica = Replica::open(options.clone(), Arc::clone(&wal))?;
+        let clock = GroupClock::new(clock);
+        clock.observe(replica.time_ms());
+        let applied = watch::Sender::new(replica.applied().position);
+        Ok(ReplicaSlot {
+            options,
+            wal,
+            blocking,
+            clock,
+            current: ArcSwapOption::new(Some(replica)),
+            held: Mutex::new(None),
+            applied,
+            freshness: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn replica(&self) -> Option<Arc<Replica>> {
+        self.current.load_full()
+    }
+
+    fn open_replica(&self) -> io::Result<Arc<Replica>> {
+        self.replica().ok_or_else(|| io::Error::other("the replica is closed"))
+    }
+
+    /// Takes the replica out of use.
+    pub(crate) fn take(&self) -> Option<Arc<Replica>> {
+        *self.held.lock() = None;
+        self.current.swap(None)
+    }
+
+    /// The state to be sent to followers: the one that was sent last if it is still wanted, so that a
+    /// transfer can go on; otherwise that of now.
+    fn hold(&self) -> io::Result<ReplicaSnapshot> {
+        let replica = self.open_replica()?;
+        let mut held = self.held.lock();
+        let snapshot = match held.take() {
+            Some((snapshot, used)) if used.elapsed() < KEEP => snapshot,
+            _ => replica.snapshot(),
+        };
+        *held = Some((snapshot.clone(), Instant::now()));
+        Ok(snapshot)
+    }
+
+    /// The held state is being sent.
+    pub(crate) fn touch_held(&self) {
+        if let Some((_, used)) = &mut *self.held.lock() {
+            *used = Instant::now();
+        }
+    }
+
+    /// Position of the held state; forgets it if nobody has wanted it for long.
+    pub(crate) fn held_position(&self) -> Option<u64> {
+        let mut held = self.held.lock();
+        held.take_if(|(_, used)| used.elapsed() >= KEEP);
+        held.as_ref().map(|(snapshot, _)| snapshot.applied().position)
+    }
+
+    pub(crate) fn applied(&self) -> u64 {
+        *self.applied.borrow()
+    }
+
+    /// Returns when the entry at `position` is applied.
+    pub(crate) async fn wait_applied(&self, position: u64) {
+        if self.applied() >= position {
+            return;
+        }
+        // It cannot be closed: `self` has the sender.
+        let _ = self.applied.subscribe().wait_for(|applied| *applied >= position).await;
+    }
+
+    /// Puts another replica, of a later state, into the place of this one.
+    pub(crate) fn replace(&self, replica: Arc<Replica>) {
+        let applied = replica.applied().position;
+        self.clock.observe(replica.time_ms());
+        self.current.store(Some(replica));
+        self.applied.send_replace(applied);
+    }
+
+    /// A leader says that everything up to `committed` is committed.
+    pub(crate) fn heard(&self, committed: u64) {
+        let mut freshness = self.freshness.lock();
+        if freshness.settle(self.applied()) {
+            freshness.pending = Some((committed, Instant::now()));
+        }
+    }
+
+    /// How long ago this replica was last known to be level with its leader; `None` if never.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        let mut freshness = self.freshness.lock();
+        freshness.settle(self.applied());
+        freshness.level.map(|at| at.elapsed())
+    }
+
+    pub(crate) fn close(&self) {
+        if let Some(replica) = self.take() {
+            // Closing cannot fail; what was not folded is in the WAL.
+            let _ = replica.close();
+        }
+    }
+}
+
+/// See the [module](self).
+pub(crate) struct Machine {
+    slot: Arc<ReplicaSlot>,
+    leader: Option<LeaderId>,
+    membership: StoredMembership,
+}
+
+impl Machine {
+    pub(crate) fn new(slot: Arc<ReplicaSlot>) -> io::Result<Machine> {
+        let (last, membership) = decode_applied(&slot.open_replica()?.applied())?;
+        Ok(Machine { slot, leader: last.map(|last| last.leader_id), membership })
+    }
+}
+
+/// Entries applied before other tasks get a turn.
+const APPLY_TURN: u32 = 128;
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = CheckpointLooker;
+
+    /// Of a replica that was just opened this is durable. One that stays open while its Raft is
+    /// started again has more, and its log, too.
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok(decode_applied(&self.slot.open_replica()?.applied())?)
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let replica = self.slot.open_replica()?;
+        let mut last = 0;
+        let mut time_ms = 0;
+        let mut turn = 0;
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            let at = position(entry.log_id.index);
+            let leader_id = entry.log_id.leader_id;
+            let mut note = None;
+            if let Payload::Membership(membership) = &entry.payload {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                note = Some(encode_note(&leader_id, &self.membership));
+            } else if self.leader != Some(leader_id) {
+                note = Some(encode_note(&leader_id, &self.membership));
+            }
+            self.leader = Some(leader_id);
+            let reply = match &entry.payload {
+                Payload::Normal(proposal) => {
+                    let reply = replica.apply(at, note.as_deref(), &proposal.0).map_err(to_io)?;
+                    time_ms = time_ms.max(reply.time_ms);
+                    Some(reply)
+                }
+                Payload::Blank | Payload::Membership(_) => {
+                    replica.skip(at, note.as_deref()).map_err(to_io)?;
+                    None
+                }
+            };
+            last = at;
+            if let Some(responder) = responder {
+                responder.send(reply);
+            }
+            turn += 1;
+            if turn == APPLY_TURN {
+                turn = 0;
+                self.slot.applied.send_replace(last);
+                tokio::task::yield_now().await;
+            }
+        }
+        if last > 0 {
+            self.slot.applied.send_replace(last);
+            self.slot.clock.observe(time_ms);
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> CheckpointLooker {
+        CheckpointLooker { slot: Arc::clone(&self.slot) }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
+        snapshot.install(&self.slot).await?;
+        self.leader = meta.last_log_id.map(|last| last.leader_id);
+        self.membership = meta.last_membership.clone();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Machine>>> {
+        let snapshot = self.slot.hold()?;
+        if snapshot.applied().position == 0 {
+            return Ok(None);
+        }
+        let meta = snapshot_meta(snapshot.applied())?;
+        Ok(Some(Snapshot { meta, snapshot: SnapshotData::Held(snapshot) }))
+    }
+}
+
+/// What openraft calls building a snapshot: see the [module](self).
+pub(crate) struct CheckpointLooker {
+    slot: Arc<ReplicaSlot>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for CheckpointLooker {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Machine>> {
+        let replica = self.slot.open_replica()?;
+        // Only the first is looked at.
+        let meta = snapshot_meta(&replica.durable_applied())?;
+        Ok(Snapshot { meta, snapshot: SnapshotData::Held(replica.snapshot()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Hand(AtomicU64);
+
+    impl Clock for Hand {
+        fn now_ms(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stamps_go_on_when_the_clock_is_behind_the_log() {
+        let hand = Arc::new(Hand::default());
+        let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
+        hand.0.store(1_000, Ordering::Relaxed);
+        assert_eq!(clock.stamp(), 1_000);
+        hand.0.store(2_000, Ordering::Relaxed);
+        assert_eq!(clock.stamp(), 2_000);
+        // An entry of a leader whose clock is hours ahead.
+        clock.observe(10_000_000);
+        tokio::time::advance(Duration::from_millis(1_500)).await;
+        assert_eq!(clock.stamp(), 10_001_500);
+        // A clock that jumps back and forth.
+        hand.0.store(20_000_000, Ordering::Relaxed);
+        assert_eq!(clock.stamp(), 20_000_000);
+        hand.0.store(5, Ordering::Relaxed);
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert_eq!(clock.stamp(), 20_000_010);
+        hand.0.store(20_000_020, Ordering::Relaxed);
+        assert_eq!(clock.stamp(), 20_000_020);
+    }
+}

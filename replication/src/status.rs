@@ -1,0 +1,206 @@
+//! How a node is, for people and programs that look after it.
+
+use std::time::Duration;
+
+use crate::codec::{Malformed, Put, Take, malformed};
+use crate::transport::NodeId;
+use crate::types::{put_addresses, take_addresses};
+
+/// What a node is to a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// It leads.
+    Leader,
+    /// It votes and follows.
+    Follower,
+    /// It asks for votes.
+    Candidate,
+    /// It follows and has no vote.
+    Learner,
+    /// It is being opened, or has failed.
+    Down,
+}
+
+/// How far a follower is, as its leader sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FollowerStatus {
+    /// Which.
+    pub node: NodeId,
+    /// Position of the last entry that it is known to have.
+    pub matched: u64,
+    /// How long ago it last answered, if it ever did.
+    pub heard: Option<Duration>,
+}
+
+/// How a group is on this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupStatus {
+    /// Which.
+    pub group: u32,
+    /// What this node is to it.
+    pub role: Role,
+    /// Who leads it, as far as is known here.
+    pub leader: Option<NodeId>,
+    /// The term.
+    pub term: u64,
+    /// The members that vote.
+    pub voters: Vec<NodeId>,
+    /// The members that do not.
+    pub learners: Vec<NodeId>,
+    /// Position of the first entry that is still in the log.
+    pub first: u64,
+    /// Position of the last entry.
+    pub last: u64,
+    /// Position of the last entry that is known to be committed.
+    pub committed: u64,
+    /// Position of the last entry that is applied.
+    pub applied: u64,
+    /// Position up to which the log is not needed to restart.
+    pub durable: u64,
+    /// Of a leader: its followers and learners.
+    pub followers: Vec<FollowerStatus>,
+    /// Why it is down, if so.
+    pub failure: Option<String>,
+}
+
+/// How a node is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeStatus {
+    /// Which.
+    pub node: NodeId,
+    /// The cluster's id; 0 if it belongs to none.
+    pub cluster: u128,
+    /// The members of the meta group and where to reach them.
+    pub members: Vec<(NodeId, Vec<String>)>,
+    /// Every group.
+    pub groups: Vec<GroupStatus>,
+    /// Bytes of the WAL that are needed.
+    pub wal_live_bytes: u64,
+    /// Bytes of all its files.
+    pub wal_file_bytes: u64,
+    /// Syncs since the node was started.
+    pub wal_syncs: u64,
+    /// Why the node acknowledges nothing any more, if so.
+    pub failure: Option<String>,
+}
+
+fn put_duration(bytes: &mut Vec<u8>, duration: Option<Duration>) {
+    bytes.put_u64(duration.map_or(u64::MAX, |duration| duration.as_millis() as u64));
+}
+
+fn put_text(bytes: &mut Vec<u8>, text: Option<&str>) {
+    bytes.put_u8(u8::from(text.is_some()));
+    if let Some(text) = text {
+        bytes.put_bytes(text.as_bytes());
+    }
+}
+
+fn take_text(take: &mut Take) -> Result<Option<String>, Malformed> {
+    Ok(if take.flag()? { Some(take.text()?) } else { None })
+}
+
+fn put_ids(bytes: &mut Vec<u8>, ids: &[NodeId]) {
+    bytes.put_u32(ids.len() as u32);
+    for id in ids {
+        bytes.put_u64(id.0);
+    }
+}
+
+fn take_ids(take: &mut Take) -> Result<Vec<NodeId>, Malformed> {
+    (0..take.count(8)?).map(|_| Ok(NodeId(take.u64()?))).collect()
+}
+
+impl GroupStatus {
+    fn put(&self, bytes: &mut Vec<u8>) {
+        bytes.put_u32(self.group);
+        bytes.put_u8(match self.role {
+            Role::Leader => 0,
+            Role::Follower => 1,
+            Role::Candidate => 2,
+            Role::Learner => 3,
+            Role::Down => 4,
+        });
+        bytes.put_u64(self.leader.map_or(0, |leader| leader.0));
+        bytes.put_u64(self.term);
+        put_ids(bytes, &self.voters);
+        put_ids(bytes, &self.learners);
+        for number in [self.first, self.last, self.committed, self.applied, self.durable] {
+            bytes.put_u64(number);
+        }
+        bytes.put_u32(self.followers.len() as u32);
+        for follower in &self.followers {
+            bytes.put_u64(follower.node.0);
+            bytes.put_u64(follower.matched);
+            put_duration(bytes, follower.heard);
+        }
+        put_text(bytes, self.failure.as_deref());
+    }
+
+    fn take(take: &mut Take) -> Result<GroupStatus, Malformed> {
+        Ok(GroupStatus {
+            group: take.u32()?,
+            role: match take.u8()? {
+                0 => Role::Leader,
+                1 => Role::Follower,
+                2 => Role::Candidate,
+                3 => Role::Learner,
+                4 => Role::Down,
+                other => return malformed(format!("a role of the unknown kind {other}")),
+            },
+            leader: Some(NodeId(take.u64()?)).filter(|leader| leader.0 != 0),
+            term: take.u64()?,
+            voters: take_ids(take)?,
+            learners: take_ids(take)?,
+            first: take.u64()?,
+            last: take.u64()?,
+            committed: take.u64()?,
+            applied: take.u64()?,
+            durable: take.u64()?,
+            followers: (0..take.count(24)?)
+                .map(|_| {
+                    let (node, matched, heard) = (NodeId(take.u64()?), take.u64()?, take.u64()?);
+                    let heard = Some(heard).filter(|ms| *ms != u64::MAX).map(Duration::from_millis);
+                    Ok(FollowerStatus { node, matched, heard })
+                })
+                .collect::<Result<_, Malformed>>()?,
+            failure: take_text(take)?,
+        })
+    }
+}
+
+impl NodeStatus {
+    pub(crate) fn put(&self, bytes: &mut Vec<u8>) {
+        bytes.put_u64(self.node.0);
+        bytes.put_u128(self.cluster);
+        bytes.put_u32(self.members.len() as u32);
+        for (node, addresses) in &self.members {
+            bytes.put_u64(node.0);
+            put_addresses(bytes, addresses);
+        }
+        bytes.put_u32(self.groups.len() as u32);
+        for group in &self.groups {
+            group.put(bytes);
+        }
+        for number in [self.wal_live_bytes, self.wal_file_bytes, self.wal_syncs] {
+            bytes.put_u64(number);
+        }
+        put_text(bytes, self.failure.as_deref());
+    }
+
+    pub(crate) fn take(take: &mut Take) -> Result<NodeStatus, Malformed> {
+        Ok(NodeStatus {
+            node: NodeId(take.u64()?),
+            cluster: take.u128()?,
+            members: (0..take.count(12)?)
+                .map(|_| Ok((NodeId(take.u64()?), take_addresses(take)?)))
+                .collect::<Result<_, Malformed>>()?,
+            groups: (0..take.count(64)?)
+                .map(|_| GroupStatus::take(take))
+                .collect::<Result<_, Malformed>>()?,
+            wal_live_bytes: take.u64()?,
+            wal_file_bytes: take.u64()?,
+            wal_syncs: take.u64()?,
+            failure: take_text(take)?,
+        })
+    }
+}

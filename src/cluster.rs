@@ -1,0 +1,117 @@
+//! The replicated database: [`Node`], a node within an application, and [`Client`], the way into a
+//! cluster of nodes.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use dogsled::cluster::{Client, ClientOptions};
+//!
+//! let options = ClientOptions::development("data")?;
+//! let client = Client::connect(["127.0.0.1:4077"], options).await?;
+//!
+//! let users = client.tree("users");
+//! users.insert("ann", "admin").await?;
+//! assert_eq!(users.get("ann").await?.unwrap(), "admin");
+//!
+//! let visits = client.counter("visits").add(1).await?; // once, whatever fails on the way
+//! # Ok(()) }
+//! ```
+//!
+//! Trees, counters and locks have the names that they have in the embedded database, and mean the
+//! same; the methods are `async`. Errors are grouped by what the caller can do: see [`Error`].
+//!
+//! # Routing
+//!
+//! A cluster is made with a fixed number of partitions, each a group of replicas with a leader of its
+//! own. A key belongs to the partition that its hash says, in every tree. If it has a **tag**, that
+//! alone is hashed: the text between the first `{` and the first `}` behind it. `{ann}:role` and
+//! `{ann}:mail` share a partition, and can be written together.
+//!
+//! | in one partition | over partitions |
+//! |---|---|
+//! | `insert`, `put`, `get`, `remove`, `compare_and_swap`, `update_and_fetch` | `get_many`, `len`, `first`, `last` |
+//! | `apply_batch`: atomic | `apply_batch_by_partition`: atomic in each, not as a whole |
+//! | a counter, a lock: where its name belongs | `iter`, `range`, `scan_prefix`: merged, in order |
+//!
+//! A client connects to one node and learns from it of all others and of who leads what. It has one
+//! connection to each node that it needs; any number of calls share it, none waiting for another.
+//! When a leader has moved, the node that is asked passes the call on, and the client hears of it
+//! within a second; when a leader is gone, the client asks the others who leads now as soon as it
+//! has waited for a moment.
+//!
+//! # Writes
+//!
+//! A write that returned is synced to disk on a majority of the replicas. One that fails has an
+//! [`Error`] that says whether it may have happened.
+//!
+//! Between the two, the client repeats: until its deadline ([`Client::with_deadline`]) it sends the write
+//! again, to whoever leads by then, when an answer does not come. That it happens **once** all the same is
+//! the work of **sessions**. With its first write to a partition a client opens one there, and numbers
+//! its writes; the partition remembers, in its log and its snapshots, what it has answered to each
+//! number, until the client says that it has heard. A number that comes again gets the remembered
+//! answer. So a counter that is incremented while its leader dies counts once.
+//!
+//! A session lives as long as its client is heard of: renewed in the background while it is used, closed
+//! when it was idle for a lease ([`ClientOptions::session_lease`]) or the client is dropped. If a client is
+//! cut off, or suspended, for longer, a write whose first attempt went unanswered ends in
+//! [`Error::OutcomeUnknown`]; writes after it have a new session, and nobody notices.
+//!
+//! A call that is dropped before it has returned, as by a timeout of the application's own, may or may
+//! not happen, once.
+//!
+//! # Reads
+//!
+//! Reads are **linearizable**: they see every write that had returned, to anybody, when they were
+//! called. For that the replica that answers has asked its leader, and the leader a majority.
+//! [`Tree::stale`] does without: the answer is what one replica happens to have, with
+//! [its age](Stale::age). Reads change nothing, so the client repeats them as it likes.
+//!
+//! What spans partitions is several reads, each linearizable, not of one moment: a sum
+//! ([`Tree::len`]) or a range can show a state that never was, if somebody writes meanwhile.
+//!
+//! # The node as a library
+//!
+//! [`Node::start`] runs a node in the application's own process, and [`Node::client`] is a client that
+//! reaches it without a network. Everything else is the same: what the application writes is
+//! replicated to the other nodes, which may be other instances of the application or the `dogsled`
+//! binary.
+//!
+//! # Who may
+//!
+//! Nodes and clients know each other by certificates of the cluster's own authority, both ways, always:
+//! see [`certs`]. For trying things out a node makes its own ([`NodeCertificates::Development`]).
+//!
+//! # What is not here
+//!
+//! Transactions, merge operators, typed trees, snapshots and subscribers of the embedded database are
+//! not offered over a cluster.
+
+mod client;
+mod core;
+mod counter;
+mod entries;
+mod error;
+mod lock;
+mod node;
+mod options;
+mod pool;
+mod routes;
+mod session;
+mod stale;
+mod tree;
+
+pub use dogsled_net::certs::{self, CertificateError, CertificateFiles, Certificates};
+pub use dogsled_net::{NetOptions, OpenError};
+pub use dogsled_replication::status::FollowerStatus;
+pub use dogsled_replication::{
+    ClusterMap, GroupStatus, NodeConfig as ReplicationConfig, NodeId, NodeStatus, Role, Timing, ring,
+};
+
+pub use self::client::{Client, MemberStatus};
+pub use self::counter::Counter;
+pub use self::entries::Entries;
+pub use self::error::{Error, Result};
+pub use self::lock::{Lock, LockGuard};
+pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
+pub use self::options::ClientOptions;
+pub use self::stale::{Stale, StaleTree};
+pub use self::tree::{CompareAndSwapResult, Tree};

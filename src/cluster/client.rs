@@ -1,0 +1,336 @@
+//! [`Client`]: the way into a cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dogsled_net::ClientEndpoint;
+use dogsled_replication as replication;
+use dogsled_replication::{ClientReply, ClientRequest, ClusterMap, Consistency, NodeId, NodeStatus};
+use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
+use futures_util::future::{join_all, try_join_all};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::core::{Core, Reach, unexpected};
+use super::options::Behaviour;
+use super::pool::Pool;
+use super::{ClientOptions, Counter, Error, Lock, Result, Tree, routes};
+use crate::IVec;
+
+/// A client of a cluster; see [`cluster`](super). Clones are the same client, and cheap.
+///
+/// Its sessions are closed when the last clone is dropped, in the background, or by
+/// [`Client::close`].
+#[derive(Clone)]
+pub struct Client {
+    handle: Arc<Handle>,
+    deadline: Duration,
+}
+
+struct Handle {
+    core: Arc<Core>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !self.core.is_closed() {
+            let core = Arc::clone(&self.core);
+            self.runtime.spawn(async move { core.close().await });
+        }
+    }
+}
+
+/// What a member of a cluster says of itself; see [`Client::status`].
+#[derive(Clone, Debug)]
+pub struct MemberStatus {
+    /// Which member.
+    pub node: NodeId,
+    /// Where it can be reached.
+    pub addresses: Vec<String>,
+    /// What it says, or why nothing was heard of it.
+    pub status: Result<NodeStatus>,
+}
+
+impl Client {
+    /// Connects to a cluster by some of its nodes' addresses (`host:port`, tried in order). From the
+    /// first that answers the client learns of all others. To be called in the tokio runtime that
+    /// the client is to run in, which needs its I/O and time drivers.
+    ///
+    /// ```no_run
+    /// # async fn connect() -> Result<(), Box<dyn std::error::Error>> {
+    /// use dogsled::cluster::{CertificateFiles, Client, ClientOptions};
+    /// let files = CertificateFiles::of_client("certs".as_ref(), "web");
+    /// let options = ClientOptions::from_files(&files)?;
+    /// let client = Client::connect(["10.0.0.1:4077", "10.0.0.2:4077"], options).await?;
+    /// client.tree("users").insert("ann", "admin").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if no node answers, or none accepts the certificates.
+    pub async fn connect<A>(addresses: A, options: ClientOptions) -> Result<Client>
+    where
+        A: IntoIterator,
+        A::Item: Into<String>,
+    {
+        let seeds = addresses.into_iter().map(Into::into).collect();
+        let behaviour = options.behaviour();
+        let unavailable = |error: replication::TransportError| Error::Unavailable(error.to_string());
+        let endpoint = ClientEndpoint::new(&options.certificates, options.net).map_err(unavailable)?;
+        let core = Core::new(Reach::Network(Pool::new(endpoint, seeds)), &behaviour);
+        if let Reach::Network(pool) = &core.reach {
+            let first = tokio::time::timeout(behaviour.deadline, routes::first(&core, pool)).await;
+            match first {
+                Ok(reached) => reached.map_err(unavailable)?,
+                Err(_) => return Err(Error::Unavailable("no node answered before the deadline".to_owned())),
+            }
+        }
+        tokio::spawn(routes::run(Arc::downgrade(&core)));
+        Ok(Client::new(core, behaviour.deadline))
+    }
+
+    /// A client of the node in this process.
+    pub(super) fn here(node: replication::Node, stopped: watch::Receiver<bool>) -> Client {
+        let behaviour = Behaviour::default();
+        Client::new(Core::new(Reach::Here { node, stopped }, &behaviour), behaviour.deadline)
+    }
+
+    fn new(core: Arc<Core>, deadline: Duration) -> Client {
+        let runtime = tokio::runtime::Handle::current();
+        Client { handle: Arc::new(Handle { core, runtime }), deadline }
+    }
+
+    pub(super) fn core(&self) -> &Core {
+        &self.handle.core
+    }
+
+    pub(super) fn shared_core(&self) -> Arc<Core> {
+        Arc::clone(&self.handle.core)
+    }
+
+    pub(super) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.handle.runtime
+    }
+
+    /// When a call that begins now has to end.
+    pub(super) fn until(&self) -> Instant {
+        let now = Instant::now();
+        // A deadline beyond what the clock can express is far away all the same.
+        now.checked_add(self.deadline).unwrap_or_else(|| now + Duration::from_secs(365 * 86_400))
+    }
+
+    /// The same client, whose calls may take so long.
+    ///
+    /// ```no_run
+    /// # async fn hurry(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let quick = client.with_deadline(Duration::from_millis(200));
+    /// let ann = quick.tree("users").get("ann").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Client {
+        Client { handle: Arc::clone(&self.handle), deadline }
+    }
+
+    /// How long a call may take.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// A tree, which the first write to it makes.
+    ///
+    /// ```no_run
+    /// # async fn insert(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// let users = client.tree("users");
+    /// users.insert("ann", "admin").await?;
+    /// assert_eq!(users.get("ann").await?.unwrap(), "admin");
+    /// # Ok(()) }
+    /// ```
+    pub fn tree(&self, name: impl AsRef<[u8]>) -> Tree {
+        Tree::new(self.clone(), IVec::from(name.as_ref()))
+    }
+
+    /// A counter.
+    ///
+    /// ```no_run
+    /// # async fn count(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// let visits = client.counter("visits").add(1).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn counter(&self, name: impl AsRef<[u8]>) -> Counter {
+        Counter::new(self.clone(), IVec::from(name.as_ref()))
+    }
+
+    /// A lock, under an owner's name that nobody else has.
+    ///
+    /// ```no_run
+    /// # async fn exclude(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let guard = client.lock("nightly job").acquire(Duration::from_secs(10)).await?;
+    /// println!("under token {}", guard.token());
+    /// # Ok(()) }
+    /// ```
+    pub fn lock(&self, name: impl AsRef<[u8]>) -> Lock {
+        Lock::new(self.clone(), IVec::from(name.as_ref()))
+    }
+
+    /// The names of all trees in any partition, sorted; those of the database itself if they hold
+    /// something.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub async fn tree_names(&self) -> Result<Vec<IVec>> {
+        let until = self.until();
+        let groups = 1..=self.core().partitions(until).await?;
+        let reads = groups.map(|group| async move {
+            let answer = self.core().read(group, &GroupRead::Trees, Consistency::Linearizable, until).await?;
+            match answer.reply {
+                GroupReadReply::Trees(names) => Ok(names),
+                other => Err(unexpected(&other)),
+            }
+        });
+        let mut names: Vec<IVec> = try_join_all(reads).await?.into_iter().flatten().collect();
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Drops a tree with all its keys, partition after partition; whether there was one. If it fails,
+    /// some partitions may have it still: call it again.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub async fn drop_tree(&self, name: impl AsRef<[u8]>) -> Result<bool> {
+        let (until, name) = (self.until(), IVec::from(name.as_ref()));
+        let groups = 1..=self.core().partitions(until).await?;
+        let drops = groups.map(|group| {
+            let command = Command::DropTree { name: name.clone() };
+            async move {
+                match self.core().execute(group, Vec::new(), command, until).await?.0 {
+                    Reply::Dropped(dropped) => Ok(dropped),
+                    other => Err(unexpected(&other)),
+                }
+            }
+        });
+        // All of them, whatever happens to one.
+        let dropped = join_all(drops).await.into_iter().collect::<Result<Vec<bool>>>()?;
+        Ok(dropped.contains(&true))
+    }
+
+    /// Where everything is, as far as the node that is asked knows.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn map(&self) -> Result<ClusterMap> {
+        match self.ask(None, &ClientRequest::Map).await.map_err(nothing_asked)? {
+            ClientReply::Map(map) => Ok(map),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// How every member is. Of the node that was reached alone, if it belongs to no cluster yet; and
+    /// of a node's [own client](super::Node::client), of that node.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if no node at all was reached.
+    pub async fn status(&self) -> Result<Vec<MemberStatus>> {
+        let map = self.map().await?;
+        if map.members.is_empty() || matches!(self.core().reach, Reach::Here { .. }) {
+            let status = self.node_status(None).await?;
+            let (node, addresses) = (status.node, Vec::new());
+            return Ok(vec![MemberStatus { node, addresses, status: Ok(status) }]);
+        }
+        let asked = map.members.into_iter().map(|(node, addresses)| async move {
+            let status = self.node_status(Some(node)).await;
+            MemberStatus { node, addresses, status }
+        });
+        Ok(join_all(asked).await)
+    }
+
+    /// How one node is: the one named, or whichever is at hand.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if it was not reached.
+    pub async fn node_status(&self, node: Option<NodeId>) -> Result<NodeStatus> {
+        match self.ask(node, &ClientRequest::Status).await.map_err(nothing_asked)? {
+            ClientReply::Status(status) => Ok(*status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a cluster of new nodes that run, with so many partitions for ever. The node that the
+    /// client is connected to must be one of them. Can be called again if it was interrupted.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if one of them belongs to another cluster; [`Error::Unavailable`] if one
+    /// cannot be reached by the others.
+    pub async fn create_cluster(&self, partitions: u32, members: Vec<(NodeId, Vec<String>)>) -> Result<()> {
+        self.done(&ClientRequest::Initialize { partitions, members }).await?;
+        self.core().ask.notify_one();
+        Ok(())
+    }
+
+    /// Makes a running node, that has adopted the cluster, a voting member of every partition; or
+    /// tells the others its new addresses. Takes as long as the node needs to catch up: give it a
+    /// [deadline](Client::with_deadline) that allows for that, or call it again.
+    ///
+    /// # Errors
+    /// [`Error::OutcomeUnknown`] at the deadline; it may go on.
+    pub async fn add_member(&self, node: NodeId, addresses: Vec<String>) -> Result<()> {
+        self.done(&ClientRequest::AddMember { node, addresses }).await
+    }
+
+    /// Takes a node out of every partition. Its id must never be used again. Can be called again to
+    /// go on.
+    ///
+    /// # Errors
+    /// As [`Client::add_member`].
+    pub async fn remove_member(&self, node: NodeId) -> Result<()> {
+        self.done(&ClientRequest::RemoveMember { node }).await
+    }
+
+    /// Asks for a group's leadership to go to a member; returns before it has.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it does not vote there.
+    pub async fn transfer_leader(&self, group: u32, to: NodeId) -> Result<()> {
+        self.done(&ClientRequest::TransferLeader { group, to }).await
+    }
+
+    async fn ask(&self, node: Option<NodeId>, request: &ClientRequest) -> Result<ClientReply> {
+        self.core().ask_once(node, request, self.until()).await
+    }
+
+    async fn done(&self, request: &ClientRequest) -> Result<()> {
+        match self.ask(None, request).await? {
+            ClientReply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Closes the sessions and the connections, of all clones. Calls that are under way end with an
+    /// error, later ones with [`Error::Closed`].
+    pub async fn close(&self) {
+        self.core().close().await;
+    }
+}
+
+/// To ask does nothing, so there is no outcome to be unsure of.
+fn nothing_asked(error: Error) -> Error {
+    match error {
+        Error::OutcomeUnknown(why) => Error::Unavailable(why),
+        other => other,
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let map = self.core().map.borrow();
+        f.debug_struct("Client")
+            .field("cluster", &format_args!("{:032x}", map.cluster))
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}

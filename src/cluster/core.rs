@@ -1,0 +1,669 @@
+//! [`Core`]: what all clones of a client share, and the loop that carries a call through.
+//!
+//! ```text
+//! Core::submit   a number in the session, the command under that number ─┐
+//! Core::read     the read ───────────────────────────────────────────────┤
+//!                                                                        ▼
+//! Core::call     pick a node ─► ask it ─► answered? done
+//!                    ▲            │
+//!                    └─ wait ◄────┴ no answer, does not lead, no quorum: learn from it
+//! ```
+//!
+//! What an attempt came to is one of three: an answer; certainly nothing; not known. After the last,
+//! a write goes on only because it is numbered: the cluster carries out one number once. Whatever ends
+//! the call after that, short of an answer, is [`Error::OutcomeUnknown`].
+//!
+//! # How soon a dead leader is left
+//!
+//! A call that has waited for [`PATIENCE`] wakes the [router](super::routes), which asks the others
+//! who leads now. As soon as it is not whom the call waits for, the call goes there. So a slow node
+//! is not asked twice for nothing, and a dead one costs little more than the election.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dogsled_net::ClientConnection;
+use dogsled_replication as replication;
+use dogsled_replication::{
+    ClientIdentity, ClientReply, ClientRequest, ClusterError, ClusterMap, Consistency, NodeId, ReadAnswer,
+    Service, TransportError, ring,
+};
+use dogsled_storage::codec::{
+    decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
+};
+use dogsled_storage::{
+    Answer, Command, GroupCommand, GroupRead, GroupReply, IVec, Operation, Refusal, Reply, SessionId,
+};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::options::Behaviour;
+use super::pool::Pool;
+use super::session::{Session, Sessions, Upkeep, random_u64};
+use super::{Error, Result};
+
+/// How long a call waits before it asks whether it waits for the right node.
+const PATIENCE: Duration = Duration::from_millis(150);
+/// How long the first attempt may take; each further one twice as long.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(2);
+/// A node is suspected if it has not answered for so long; not because a caller was in a hurry.
+const SUSPICIOUS: Duration = Duration::from_secs(1);
+/// The waits between attempts.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(250));
+/// How long closing sessions may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How nodes are reached.
+pub(super) enum Reach {
+    /// Over the network.
+    Network(Pool),
+    /// The node is in this process; it passes on what it cannot do itself.
+    Here { node: replication::Node, stopped: watch::Receiver<bool> },
+}
+
+/// One way to a node.
+enum Link {
+    Network(ClientConnection),
+    Here(replication::Node),
+}
+
+impl Link {
+    fn request(&self, body: Bytes, limit: Duration) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        match self {
+            Link::Network(connection) => connection.request(body, limit),
+            Link::Here(node) => {
+                let reply = node.client_request(&ClientIdentity::default(), body);
+                tokio::time::timeout(limit, reply)
+                    .map(|reply| reply.map_err(|_| TransportError::TimedOut))
+                    .boxed()
+            }
+        }
+    }
+}
+
+/// Whom a call prefers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Prefer {
+    Leader,
+    /// The same node each time, to spread clients over nodes.
+    Any,
+}
+
+/// What a repeated attempt can do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// Nothing: the call only reads.
+    Harmless,
+    /// It is numbered; but if no answer is heard at all, the outcome is unknown.
+    Numbered,
+}
+
+/// An answer, and whether an attempt before it may have been carried out as well.
+struct Answered {
+    reply: ClientReply,
+    perhaps_before: bool,
+}
+
+/// See the [module](self).
+pub(super) struct Core {
+    pub(super) reach: Reach,
+    pub(super) map: watch::Sender<Arc<ClusterMap>>,
+    /// Wakes whoever asks for a new map.
+    pub(super) ask: Notify,
+    /// Whether anything was called since the last map.
+    pub(super) used: AtomicBool,
+    pub(super) page_bytes: u64,
+    sessions: Sessions,
+    session_lease: Duration,
+    max_pipelined_writes: usize,
+    closed: AtomicBool,
+    closing: Notify,
+    random: AtomicU64,
+    turn: AtomicUsize,
+    home: usize,
+}
+
+/// What is known of a reply that is not the one expected.
+pub(super) fn unexpected(reply: &dyn std::fmt::Debug) -> Error {
+    Error::Incompatible(format!("the answer to something else: {reply:?}"))
+}
+
+impl Core {
+    pub(super) fn new(reach: Reach, options: &Behaviour) -> Arc<Core> {
+        let core = Arc::new(Core {
+            reach,
+            map: watch::Sender::default(),
+            ask: Notify::new(),
+            used: AtomicBool::new(false),
+            page_bytes: options.page_bytes,
+            sessions: Sessions::new(),
+            session_lease: options.session_lease.max(Duration::from_secs(1)),
+            max_pipelined_writes: options.max_pipelined_writes.clamp(1, 32 << 10),
+            closed: AtomicBool::new(false),
+            closing: Notify::new(),
+            random: AtomicU64::new(random_u64()),
+            turn: AtomicUsize::new(random_u64() as usize >> 1),
+            home: random_u64() as usize >> 1,
+        });
+        tokio::spawn(upkeep(Arc::downgrade(&core), core.session_lease));
+        core
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+            || matches!(&self.reach, Reach::Here { stopped, .. } if *stopped.borrow())
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.is_closed() { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Ends the client: calls under way end at their next attempt.
+    pub(super) async fn close(&self) {
+        if self.closed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.closing.notify_waiters();
+        self.ask.notify_one();
+        let sessions = self.sessions.end_all();
+        let told = sessions.into_iter().map(|(group, session)| self.close_session(group, session));
+        let _ = tokio::time::timeout(FAREWELL, futures_util::future::join_all(told)).await;
+        if let Reach::Network(pool) = &self.reach {
+            pool.close();
+        }
+    }
+
+    /// How many partitions there are; waits until it is known.
+    pub(super) async fn partitions(&self, until: Instant) -> Result<u32> {
+        loop {
+            self.check_open()?;
+            let mut maps = self.map.subscribe();
+            let known = maps.borrow_and_update().partitions;
+            if known > 0 {
+                return Ok(known);
+            }
+            if Instant::now() >= until {
+                let why = "no node that belongs to a cluster was reached before the deadline";
+                return Err(Error::Unavailable(why.to_owned()));
+            }
+            match &self.reach {
+                Reach::Here { node, .. } => {
+                    let partitions = node.map().partitions;
+                    let map = ClusterMap { partitions, ..ClusterMap::default() };
+                    self.map.send_replace(Arc::new(map));
+                    if partitions == 0 {
+                        sleep(until.saturating_duration_since(Instant::now()).min(Duration::from_millis(20)))
+                            .await;
+                    }
+                }
+                Reach::Network(_) => {
+                    self.ask.notify_one();
+                    let soon = until.min(Instant::now() + Duration::from_millis(200));
+                    // Whether it came or not is seen above.
+                    let _ = timeout_at(soon, maps.changed()).await;
+                }
+            }
+        }
+    }
+
+    /// The group of a key.
+    pub(super) async fn group_of(&self, key: &[u8], until: Instant) -> Result<u32> {
+        let known = self.map.borrow().partitions;
+        let partitions = if known > 0 { known } else { self.partitions(until).await? };
+        Ok(ring::group_of(key, partitions))
+    }
+
+    /// Has a command carried out exactly once, unless the outcome is unknown.
+    pub(super) async fn submit(
+        &self,
+        group: u32,
+        trees: Vec<IVec>,
+        command: Command,
+        until: Instant,
+    ) -> Result<GroupReply> {
+        let operation = Operation::Command(command);
+        let mut command = GroupCommand { session: None, time_ms: 0, trees, operation };
+        loop {
+            let session = self.session(group, until).await?;
+            let number = match timeout_at(until, session.number(self.max_pipelined_writes)).await {
+                Ok(Some(number)) => number,
+                // It has just ended.
+                Ok(None) => continue,
+                Err(_) => {
+                    let why = "too many writes were under way until the deadline";
+                    return Err(Error::Unavailable(why.to_owned()));
+                }
+            };
+            command.session = Some(number.tag);
+            let bytes = encode_group_command(&command).map_err(|error| Error::Invalid(error.to_string()))?;
+            let Answered { reply, perhaps_before } =
+                self.call_command(group, bytes.into(), Repeat::Numbered, until).await?;
+            let reply = applied(reply)?;
+            match reply.result {
+                Err(Refusal::SessionUnknown(_)) => {
+                    self.sessions.slot(group).forget(&session);
+                    if perhaps_before {
+                        let why = "the session ended before the outcome was heard";
+                        return Err(Error::OutcomeUnknown(why.to_owned()));
+                    }
+                    // Nothing was done: once more, in a new session.
+                    if Instant::now() >= until {
+                        return Err(Error::Unavailable("the session has ended".to_owned()));
+                    }
+                }
+                Err(Refusal::Forgotten { .. }) => {
+                    return Err(Error::OutcomeUnknown("the answer was forgotten".to_owned()));
+                }
+                Err(Refusal::Malformed(what)) => return Err(Error::Incompatible(what)),
+                Err(refusal @ (Refusal::Invalid(_) | Refusal::TooLarge(_) | Refusal::TreeNotFound(_))) => {
+                    let (Refusal::Invalid(what) | Refusal::TooLarge(what)) = refusal else {
+                        return Err(Error::Invalid(refusal.to_string()));
+                    };
+                    return Err(Error::Invalid(what));
+                }
+                Ok(_) => return Ok(reply),
+            }
+        }
+    }
+
+    /// As [`Core::submit`]; what the command was answered, and the log's time there.
+    pub(super) async fn execute(
+        &self,
+        group: u32,
+        trees: Vec<IVec>,
+        command: Command,
+        until: Instant,
+    ) -> Result<(Reply, u64)> {
+        let GroupReply { time_ms, result, .. } = self.submit(group, trees, command, until).await?;
+        match result {
+            Ok(Answer::Reply(reply)) => Ok((reply, time_ms)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The session in a group, opened if there is none.
+    async fn session(&self, group: u32, until: Instant) -> Result<Arc<Session>> {
+        let slot = self.sessions.slot(group);
+        if let Some(session) = slot.get() {
+            return Ok(session);
+        }
+        let not_opened = |why: &str| Error::Unavailable(format!("no session with group {group}: {why}"));
+        let Ok(_one_at_a_time) = timeout_at(until, slot.opening.lock()).await else {
+            return Err(not_opened("none was opened before the deadline"));
+        };
+        loop {
+            if let Some(session) = slot.get() {
+                return Ok(session);
+            }
+            self.check_open()?;
+            let session = self.sessions.fresh_id();
+            let lease_ms = self.session_lease.as_millis() as u64;
+            let bytes = encode_operation(Operation::OpenSession { session, lease_ms })?;
+            // Opened twice under one id it is only renewed.
+            let answered = self.call_command(group, bytes, Repeat::Harmless, until).await?;
+            match applied(answered.reply)?.result {
+                Ok(Answer::Session { .. }) => {
+                    let session = Arc::new(Session::new(session));
+                    slot.set(Arc::clone(&session));
+                    return Ok(session);
+                }
+                // The answer came after the lease had ended.
+                Err(Refusal::SessionUnknown(_)) if Instant::now() < until => {}
+                Err(refusal) => return Err(not_opened(&refusal.to_string())),
+                Ok(other) => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    async fn close_session(&self, group: u32, session: SessionId) {
+        let Ok(command) = encode_operation(Operation::CloseSession { session }) else { return };
+        let request = ClientRequest::Submit { group, deadline: FAREWELL, command };
+        // Once: if it fails, the lease ends it.
+        if let Ok((_, link)) = self.link(Some(group), None, Prefer::Leader).await {
+            let _ = link.request(request.encode(), FAREWELL).await;
+        }
+    }
+
+    async fn call_command(
+        &self,
+        group: u32,
+        command: Bytes,
+        repeat: Repeat,
+        until: Instant,
+    ) -> Result<Answered> {
+        let make = |deadline| ClientRequest::Submit { group, deadline, command: command.clone() };
+        self.call(Some(group), Prefer::Leader, repeat, until, make).await
+    }
+
+    /// Reads from one group.
+    pub(super) async fn read(
+        &self,
+        group: u32,
+        read: &GroupRead,
+        consistency: Consistency,
+        until: Instant,
+    ) -> Result<ReadAnswer> {
+        let read = encode_group_read(read).map_err(|error| Error::Invalid(error.to_string()))?;
+        let read = Bytes::from(read);
+        let prefer = match consistency {
+            Consistency::Linearizable => Prefer::Leader,
+            Consistency::Stale => Prefer::Any,
+        };
+        let make = |deadline| ClientRequest::Read { group, deadline, consistency, read: read.clone() };
+        match self.call(Some(group), prefer, Repeat::Harmless, until, make).await?.reply {
+            ClientReply::Read { position, age, reply } => {
+                let reply = decode_group_read_reply(&reply)
+                    .map_err(|error| Error::Incompatible(error.to_string()))?;
+                Ok(ReadAnswer { reply, position, age })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks one node, once: for what is not to be repeated, or is asked of that node only.
+    pub(super) async fn ask_once(
+        &self,
+        node: Option<NodeId>,
+        request: &ClientRequest,
+        until: Instant,
+    ) -> Result<ClientReply> {
+        self.check_open()?;
+        let unavailable = |error: TransportError| Error::Unavailable(error.to_string());
+        let asked = async {
+            let link = match (node, &self.reach) {
+                (Some(node), Reach::Network(pool)) => {
+                    Link::Network(pool.connection(node).await.map_err(unavailable)?)
+                }
+                _ => self.link(None, None, Prefer::Any).await.map_err(unavailable)?.1,
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            match link.request(request.encode(), left).await {
+                Ok(reply) => Ok(reply),
+                Err(error @ TransportError::Unreachable(_)) => Err(unavailable(error)),
+                Err(error) => Err(Error::OutcomeUnknown(error.to_string())),
+            }
+        };
+        let reply = match timeout_at(until, asked).await {
+            Ok(reply) => reply?,
+            Err(_) => return Err(Error::OutcomeUnknown("no answer before the deadline".to_owned())),
+        };
+        match ClientReply::decode(reply).map_err(|error| Error::Incompatible(error.to_string()))? {
+            ClientReply::Error(ClusterError::Invalid(what)) => Err(Error::Invalid(what)),
+            ClientReply::Error(ClusterError::OutcomeUnknown(why)) => Err(Error::OutcomeUnknown(why)),
+            ClientReply::Error(error) => Err(Error::Unavailable(error.to_string())),
+            reply => Ok(reply),
+        }
+    }
+
+    /// The node to ask, and the way to it. `avoid` is asked only if there is no other.
+    async fn link(
+        &self,
+        group: Option<u32>,
+        avoid: Option<NodeId>,
+        prefer: Prefer,
+    ) -> Result<(NodeId, Link), TransportError> {
+        let pool = match &self.reach {
+            Reach::Here { node, .. } => return Ok((node.id(), Link::Here(node.clone()))),
+            Reach::Network(pool) => pool,
+        };
+        let node = match self.target(pool, group, avoid, prefer) {
+            Some(node) => node,
+            None => pool.any().await?,
+        };
+        match pool.connection(node).await {
+            Ok(connection) => Ok((node, Link::Network(connection))),
+            // The addresses that the cluster knows may mean nothing here.
+            Err(_) if pool.connected().is_empty() => {
+                let node = pool.any().await?;
+                Ok((node, Link::Network(pool.connection(node).await?)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn target(
+        &self,
+        pool: &Pool,
+        group: Option<u32>,
+        avoid: Option<NodeId>,
+        prefer: Prefer,
+    ) -> Option<NodeId> {
+        let map = self.map.borrow();
+        let fit = |node: &NodeId| Some(*node) != avoid && !pool.is_suspected(*node);
+        if prefer == Prefer::Leader
+            && let Some(leader) = group.and_then(|group| leader_of(&map, group)).filter(&fit)
+        {
+            return Some(leader);
+        }
+        let first = match prefer {
+            Prefer::Any => self.home,
+            Prefer::Leader => self.next_turn(),
+        };
+        let count = map.members.len();
+        let in_turn = || (0..count).map(|i| map.members[(first.wrapping_add(i)) % count].0);
+        in_turn()
+            .find(&fit)
+            .or_else(|| in_turn().find(|node| Some(*node) != avoid))
+            .or_else(|| in_turn().next())
+    }
+
+    /// Asks until there is an answer; see the [module](self).
+    async fn call(
+        &self,
+        group: Option<u32>,
+        prefer: Prefer,
+        repeat: Repeat,
+        until: Instant,
+        make: impl Fn(Duration) -> ClientRequest,
+    ) -> Result<Answered> {
+        self.used.store(true, Ordering::Relaxed);
+        let mut perhaps = false;
+        let mut avoid = None;
+        let mut redirected = 0;
+        let mut why = "no node was reached before the deadline".to_owned();
+        for attempt in 0.. {
+            let give_up = |perhaps: bool, definite: Error, why: &str| match perhaps {
+                true => Error::OutcomeUnknown(why.to_owned()),
+                false => definite,
+            };
+            if self.is_closed() {
+                return Err(give_up(perhaps, Error::Closed, "the client was closed"));
+            }
+            let now = Instant::now();
+            if now >= until {
+                return Err(give_up(perhaps, Error::Unavailable(why.clone()), &why));
+            }
+            let (node, link) = match timeout_at(until, self.link(group, avoid, prefer)).await {
+                Ok(Ok(found)) => found,
+                Ok(Err(error)) => {
+                    why = error.to_string();
+                    self.ask.notify_one();
+                    self.back_off(attempt, until).await;
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            let began = Instant::now();
+            let left = until.saturating_duration_since(began);
+            // The last of them takes what is left.
+            let limit = left.min(FIRST_ATTEMPT * 2u32.pow(attempt.min(8)));
+            let led_by = group.and_then(|group| leader_of(&self.map.borrow(), group));
+            let reply = tokio::select! {
+                biased;
+                reply = link.request(make(limit).encode(), limit) => reply,
+                () = self.moved(group, led_by, prefer) => {
+                    Err(TransportError::Lost(format!("node {node} does not lead any more")))
+                }
+            };
+            let reply = match reply {
+                Ok(reply) => {
+                    self.trust(node);
+                    ClientReply::decode(reply).map_err(|error| Error::Incompatible(error.to_string()))?
+                }
+                Err(error) => {
+                    why = format!("node {node}: {error}");
+                    match error {
+                        TransportError::TooLarge { .. } => {
+                            return Err(give_up(perhaps, Error::Invalid(error.to_string()), &why));
+                        }
+                        TransportError::Unreachable(_) => self.suspect(node),
+                        TransportError::Lost(_) | TransportError::TimedOut => {
+                            perhaps |= repeat == Repeat::Numbered;
+                            let moved =
+                                group.and_then(|group| leader_of(&self.map.borrow(), group)) != led_by;
+                            if began.elapsed() >= SUSPICIOUS && !moved {
+                                self.suspect(node);
+                            }
+                        }
+                    }
+                    avoid = Some(node);
+                    self.ask.notify_one();
+                    self.back_off(attempt, until).await;
+                    continue;
+                }
+            };
+            let ClientReply::Error(error) = reply else {
+                return Ok(Answered { reply, perhaps_before: perhaps });
+            };
+            why = format!("node {node}: {error}");
+            avoid = Some(node);
+            match error {
+                ClusterError::Invalid(what) => return Err(give_up(perhaps, Error::Invalid(what), &why)),
+                ClusterError::NotLeader { group, leader: Some(leader), addresses } if leader != node => {
+                    self.learn(group, leader, &addresses);
+                    redirected += 1;
+                    // Two that take each other for the leader would be asked for ever.
+                    if redirected % 4 != 0 && matches!(self.reach, Reach::Network(_)) {
+                        avoid = None;
+                        continue;
+                    }
+                }
+                ClusterError::OutcomeUnknown(_) => perhaps |= repeat == Repeat::Numbered,
+                ClusterError::Storage(_) => self.suspect(node),
+                _ => {}
+            }
+            self.ask.notify_one();
+            self.back_off(attempt, until).await;
+        }
+        unreachable!("attempts are counted for ever")
+    }
+
+    /// Returns when the group is known to be led by another node than it was.
+    async fn moved(&self, group: Option<u32>, led_by: Option<NodeId>, prefer: Prefer) {
+        let (Some(group), Prefer::Leader, Reach::Network(_)) = (group, prefer, &self.reach) else {
+            return std::future::pending().await;
+        };
+        sleep(PATIENCE).await;
+        let mut maps = self.map.subscribe();
+        loop {
+            let leader = leader_of(&maps.borrow_and_update(), group);
+            if leader.is_some() && leader != led_by {
+                return;
+            }
+            self.ask.notify_one();
+            tokio::select! {
+                // The sender is in this.
+                _ = maps.changed() => {}
+                () = sleep(PATIENCE) => {}
+            }
+        }
+    }
+
+    async fn back_off(&self, attempt: u32, until: Instant) {
+        let longest = BACK_OFF.1.min(BACK_OFF.0 * 2u32.pow(attempt.min(10)));
+        let wait = longest.mul_f64(self.jitter());
+        let left = until.saturating_duration_since(Instant::now());
+        tokio::select! {
+            () = sleep(wait.min(left)) => {}
+            () = self.closing.notified() => {}
+        }
+    }
+
+    /// Between a half and one, so that callers who failed together do not come back together.
+    pub(super) fn jitter(&self) -> f64 {
+        // Weyl's sequence, mixed: it need not be good, only different.
+        let x = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let mixed = (x ^ (x >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 11;
+        0.5 + mixed as f64 / (1u64 << 54) as f64
+    }
+
+    pub(super) fn next_turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn suspect(&self, node: NodeId) {
+        if let Reach::Network(pool) = &self.reach {
+            pool.suspect(node);
+        }
+    }
+
+    fn trust(&self, node: NodeId) {
+        if let Reach::Network(pool) = &self.reach
+            && pool.is_suspected(node)
+        {
+            pool.trust(node);
+        }
+    }
+
+    /// A node has said who leads.
+    fn learn(&self, group: u32, leader: NodeId, addresses: &[String]) {
+        let Reach::Network(pool) = &self.reach else { return };
+        pool.set_addresses(leader, addresses);
+        self.map.send_if_modified(|map| {
+            let known = leader_of(map, group);
+            let moved = known != Some(leader) && map.leaders.len() > group as usize;
+            if moved {
+                Arc::make_mut(map).leaders[group as usize] = Some(leader);
+            }
+            moved
+        });
+    }
+}
+
+pub(super) fn leader_of(map: &ClusterMap, group: u32) -> Option<NodeId> {
+    map.leaders.get(group as usize).copied().flatten()
+}
+
+fn encode_operation(operation: Operation) -> Result<Bytes> {
+    let command = GroupCommand { session: None, time_ms: 0, trees: Vec::new(), operation };
+    let bytes = encode_group_command(&command).map_err(|error| Error::Invalid(error.to_string()))?;
+    Ok(bytes.into())
+}
+
+fn applied(reply: ClientReply) -> Result<GroupReply> {
+    match reply {
+        ClientReply::Applied(bytes) => {
+            decode_group_reply(&bytes).map_err(|error| Error::Incompatible(error.to_string()))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Renews the sessions that are used, and closes those that are not.
+async fn upkeep(core: std::sync::Weak<Core>, lease: Duration) {
+    loop {
+        sleep(lease / 3).await;
+        let Some(core) = core.upgrade().filter(|core| !core.is_closed()) else { return };
+        let until = Instant::now() + lease / 3;
+        let due = core.sessions.upkeep(lease).into_iter().map(|due| async {
+            match due {
+                Upkeep::Close(group, session) => core.close_session(group, session).await,
+                Upkeep::Renew(group, session) => {
+                    let Ok(bytes) = encode_operation(Operation::RenewSession { session: session.id }) else {
+                        return;
+                    };
+                    let renewed = core.call_command(group, bytes, Repeat::Harmless, until).await;
+                    let reply = renewed.and_then(|answered| applied(answered.reply));
+                    if let Ok(GroupReply { result: Err(Refusal::SessionUnknown(_)), .. }) = reply {
+                        core.sessions.slot(group).forget(&session);
+                    }
+                }
+            }
+        });
+        futures_util::future::join_all(due).await;
+    }
+}

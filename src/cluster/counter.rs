@@ -1,0 +1,131 @@
+//! [`Counter`]: a number that many may count on at once.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use dogsled_replication::Consistency;
+use dogsled_storage::counter::{CounterCommand, CounterReply};
+use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
+
+use super::core::unexpected;
+use super::{Client, Error, Result};
+use crate::{IVec, OutOfBounds};
+
+/// A named number of 64 bits that is added to atomically; made by [`Client::counter`].
+///
+/// The methods are those of the embedded [`Counter`](crate::Counter). An addition happens once, however
+/// often the client had to repeat it on the way; see [writes](super#writes).
+///
+/// A counter lives in the partition of its name, so one counter is as fast as one partition.
+///
+/// ```no_run
+/// # async fn count(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+/// let stock = client.counter("stock of sleds");
+/// stock.set(2).await?;
+/// assert_eq!(stock.add_within(-1, 0..=100).await?, Ok(1));
+/// assert_eq!(stock.add_within(-1, 0..=100).await?, Ok(0));
+/// assert!(stock.add_within(-1, 0..=100).await?.is_err());
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Counter {
+    client: Client,
+    name: IVec,
+}
+
+impl Counter {
+    pub(super) fn new(client: Client, name: IVec) -> Counter {
+        Counter { client, name }
+    }
+
+    /// The counter's name.
+    pub fn name(&self) -> &IVec {
+        &self.name
+    }
+
+    async fn execute(&self, command: CounterCommand) -> Result<CounterReply> {
+        let until = self.client.until();
+        let core = self.client.core();
+        let group = core.group_of(&self.name, until).await?;
+        match core.execute(group, Vec::new(), Command::Counter(command), until).await?.0 {
+            Reply::Counter(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Adds, negative numbers too; the sum.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the sum does not fit 64 bits, and those of [writing](super#writes).
+    pub async fn add(&self, delta: i64) -> Result<i64> {
+        match self.execute(CounterCommand::Add { name: self.name.clone(), delta }).await? {
+            CounterReply::Added { value } => Ok(value),
+            CounterReply::Overflow { current } => Err(Error::Invalid(format!(
+                "{delta} more than {current} does not fit the 64 bits of a counter"
+            ))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Adds if the sum is within `bounds`; the sum.
+    ///
+    /// # Errors
+    /// Outer: [`Error::Invalid`] if there is nothing within the bounds, and those of
+    /// [writing](super#writes). Inner: [`OutOfBounds`].
+    pub async fn add_within(
+        &self,
+        delta: i64,
+        bounds: RangeInclusive<i64>,
+    ) -> Result<std::result::Result<i64, OutOfBounds>> {
+        let (min, max) = bounds.into_inner();
+        match self.execute(CounterCommand::AddWithin { name: self.name.clone(), delta, min, max }).await? {
+            CounterReply::Added { value } => Ok(Ok(value)),
+            CounterReply::OutOfBounds { current } => Ok(Err(OutOfBounds { current })),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The value; 0 if it was never set.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn get(&self) -> Result<i64> {
+        let until = self.client.until();
+        let core = self.client.core();
+        let group = core.group_of(&self.name, until).await?;
+        let read = GroupRead::Counter { name: self.name.clone() };
+        match core.read(group, &read, Consistency::Linearizable, until).await?.reply {
+            GroupReadReply::Counter(value) => Ok(value.unwrap_or(0)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sets the value; the one before.
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes).
+    pub async fn set(&self, value: i64) -> Result<i64> {
+        self.previous(CounterCommand::Set { name: self.name.clone(), value }).await
+    }
+
+    /// Sets the value to 0 and forgets the counter, so that its name takes no space; the value before.
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes).
+    pub async fn reset(&self) -> Result<i64> {
+        self.previous(CounterCommand::Remove { name: self.name.clone() }).await
+    }
+
+    async fn previous(&self, command: CounterCommand) -> Result<i64> {
+        match self.execute(command).await? {
+            CounterReply::Previous(previous) => Ok(previous.unwrap_or(0)),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl fmt::Debug for Counter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counter").field("name", &self.name).finish_non_exhaustive()
+    }
+}

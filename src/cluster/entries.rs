@@ -1,0 +1,364 @@
+//! [`Entries`]: a range over all partitions, in order, by merging their pages.
+//!
+//! ```text
+//! partition 1 ─ page ─ page ─►  a d …  ┐
+//! partition 2 ─ page ─►         b c …  ├─ heap of the first keys ─► a b c d …
+//! partition 3 ─ page ─ page ─►  e f …  ┘
+//! ```
+//!
+//! An entry can be given out when every partition that is not at its end has its next one here. The
+//! next page is asked for when half of the one before is left, so a reader who is no faster than the
+//! network seldom waits. Pages begin small and grow, so whoever takes only a few entries does not
+//! pay for many. Memory: at most one and a half pages for each partition.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BinaryHeap, VecDeque};
+use std::fmt;
+use std::future::poll_fn;
+use std::ops::Bound;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use dogsled_replication::{Consistency, ReadAnswer};
+use dogsled_storage::{GroupRead, GroupReadReply};
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, Stream, StreamExt};
+
+use super::core::unexpected;
+use super::{Client, Result};
+use crate::IVec;
+
+/// The most entries of a page, however small they are.
+const PAGE_ENTRIES: u32 = 4096;
+/// What a first page has; each further one has four times as much, up to the client's own limit.
+const FIRST_PAGE: u64 = 4 << 10;
+
+/// Keys and values of a [`Tree`](super::Tree) in the order of the keys, from all partitions.
+///
+/// A stream, with a [`next`](Entries::next) of its own for those who have no use for streams. Nothing
+/// is asked for before the first is wanted. It takes about twice
+/// [`ClientOptions::page_bytes`](super::ClientOptions::page_bytes) of memory for each partition.
+///
+/// **What it shows**: every page is read [linearizably](super#reads) when it is reached, so a key that was
+/// there before the first one was asked for, and is not touched, is seen exactly once. What is written
+/// meanwhile may be seen or not: this is no snapshot.
+///
+/// After an error it ends.
+pub struct Entries {
+    client: Client,
+    request: Request,
+    only_first: bool,
+    state: State,
+    age: Option<Duration>,
+}
+
+#[derive(Clone)]
+struct Request {
+    tree: IVec,
+    low: Bound<IVec>,
+    high: Bound<IVec>,
+    reverse: bool,
+    values: bool,
+    consistency: Consistency,
+}
+
+enum State {
+    New,
+    Starting(BoxFuture<'static, Result<u32>>),
+    Running(Merge),
+    Ended,
+}
+
+type Fetched = (usize, Result<Page>);
+
+struct Page {
+    entries: Vec<(IVec, IVec)>,
+    more: bool,
+    age: Option<Duration>,
+}
+
+struct Merge {
+    cursors: Vec<Cursor>,
+    /// The first keys of the cursors that have one.
+    heads: BinaryHeap<Head>,
+    /// Cursors that have none, and are not at their end.
+    hungry: usize,
+    fetches: FuturesUnordered<BoxFuture<'static, Fetched>>,
+}
+
+struct Cursor {
+    group: u32,
+    /// The rest that was not asked for yet.
+    request: Request,
+    entries: VecDeque<(IVec, IVec)>,
+    page_bytes: u64,
+    /// The next page is asked for when so few are left.
+    low_water: usize,
+    fetching: bool,
+    ended: bool,
+}
+
+/// The heap gives the greatest; this is the greatest when it comes first.
+struct Head {
+    key: IVec,
+    cursor: usize,
+    reverse: bool,
+}
+
+impl Ord for Head {
+    fn cmp(&self, other: &Head) -> Ordering {
+        match self.reverse {
+            true => self.key.cmp(&other.key),
+            false => Reverse(&self.key).cmp(&Reverse(&other.key)),
+        }
+    }
+}
+
+impl PartialOrd for Head {
+    fn partial_cmp(&self, other: &Head) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Head {
+    fn eq(&self, other: &Head) -> bool {
+        self.key == other.key
+    }
+}
+
+impl Eq for Head {}
+
+impl Entries {
+    pub(super) fn new(
+        client: Client,
+        tree: IVec,
+        (low, high): (Bound<IVec>, Bound<IVec>),
+        consistency: Consistency,
+    ) -> Entries {
+        let request = Request { tree, low, high, reverse: false, values: true, consistency };
+        Entries { client, request, only_first: false, state: State::New, age: None }
+    }
+
+    /// From the last to the first. To be called before the first is asked for.
+    ///
+    /// # Panics
+    /// If one was asked for.
+    #[must_use]
+    pub fn rev(mut self) -> Entries {
+        self.check_new();
+        self.request.reverse = !self.request.reverse;
+        self
+    }
+
+    /// Without the values, which are then empty and do not travel. To be called before the first is
+    /// asked for.
+    ///
+    /// # Panics
+    /// If one was asked for.
+    #[must_use]
+    pub fn keys_only(mut self) -> Entries {
+        self.check_new();
+        self.request.values = false;
+        self
+    }
+
+    fn check_new(&self) {
+        assert!(matches!(self.state, State::New), "the range is being read already");
+    }
+
+    /// Pages of one entry: only the first is wanted.
+    pub(super) fn only_first(mut self) -> Entries {
+        self.only_first = true;
+        self
+    }
+
+    /// The next key with its value; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<(IVec, IVec)>> {
+        poll_fn(|context| self.poll_entry(context)).await
+    }
+
+    /// All that is left, in memory.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn into_vec(mut self) -> Result<Vec<(IVec, IVec)>> {
+        let mut entries = Vec::new();
+        while let Some(entry) = self.next().await {
+            entries.push(entry?);
+        }
+        Ok(entries)
+    }
+
+    /// Of a [stale](super::Tree::stale) tree: how old what was returned so far may be, as in
+    /// [`Stale::age`](super::Stale::age).
+    pub fn age(&self) -> Option<Duration> {
+        self.age
+    }
+
+    fn fetch(
+        client: &Client,
+        index: usize,
+        cursor: &Cursor,
+        only_first: bool,
+    ) -> BoxFuture<'static, Fetched> {
+        let (core, until) = (client.shared_core(), client.until());
+        let group = cursor.group;
+        let Request { tree, low, high, reverse, values, consistency } = cursor.request.clone();
+        let limit = if only_first { 1 } else { PAGE_ENTRIES };
+        let read =
+            GroupRead::Range { tree, low, high, reverse, limit, limit_bytes: cursor.page_bytes, values };
+        async move {
+            let page = match core.read(group, &read, consistency, until).await {
+                Ok(ReadAnswer { reply: GroupReadReply::Page { entries, more }, age, .. }) => {
+                    let entries = entries.into_iter().map(|(key, found)| (key, found.value)).collect();
+                    Ok(Page { entries, more, age })
+                }
+                Ok(other) => Err(unexpected(&other)),
+                Err(error) => Err(error),
+            };
+            (index, page)
+        }
+        .boxed()
+    }
+
+    fn start(&mut self, partitions: u32) {
+        let cursors: Vec<Cursor> = (1..=partitions)
+            .map(|group| Cursor {
+                group,
+                request: self.request.clone(),
+                entries: VecDeque::new(),
+                page_bytes: FIRST_PAGE.min(self.client.core().page_bytes),
+                low_water: 0,
+                fetching: true,
+                ended: false,
+            })
+            .collect();
+        let fetches = cursors
+            .iter()
+            .enumerate()
+            .map(|(index, cursor)| Entries::fetch(&self.client, index, cursor, self.only_first))
+            .collect();
+        let hungry = cursors.len();
+        self.state = State::Running(Merge { cursors, heads: BinaryHeap::new(), hungry, fetches });
+    }
+
+    fn poll_entry(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<(IVec, IVec)>>> {
+        loop {
+            match &mut self.state {
+                State::New => {
+                    let (core, until): (Arc<_>, _) = (self.client.shared_core(), self.client.until());
+                    self.state = State::Starting(async move { core.partitions(until).await }.boxed());
+                }
+                State::Starting(starting) => match ready!(starting.as_mut().poll(context)) {
+                    Ok(partitions) => self.start(partitions),
+                    Err(error) => {
+                        self.state = State::Ended;
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                },
+                State::Running(merge) => {
+                    let page_bytes = self.client.core().page_bytes;
+                    if let Err(error) = merge.take_pages(context, page_bytes, &mut self.age) {
+                        self.state = State::Ended;
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                    if merge.hungry > 0 {
+                        return Poll::Pending;
+                    }
+                    let Some((entry, wants)) = merge.take() else {
+                        self.state = State::Ended;
+                        return Poll::Ready(None);
+                    };
+                    if self.only_first {
+                        self.state = State::Ended;
+                    } else if let Some(index) = wants {
+                        let fetch = Entries::fetch(&self.client, index, &merge.cursors[index], false);
+                        merge.fetches.push(fetch);
+                    }
+                    return Poll::Ready(Some(Ok(entry)));
+                }
+                State::Ended => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+impl Merge {
+    /// Takes in all pages that have come. Also when nothing is missing: what is asked for ahead moves
+    /// only if it is polled.
+    fn take_pages(
+        &mut self,
+        context: &mut Context<'_>,
+        page_bytes: u64,
+        oldest: &mut Option<Duration>,
+    ) -> Result<()> {
+        while let Poll::Ready(Some((index, page))) = self.fetches.poll_next_unpin(context) {
+            let page = page?;
+            *oldest = (*oldest).max(page.age);
+            self.add(index, page, page_bytes);
+        }
+        assert!(
+            self.hungry == 0 || !self.fetches.is_empty(),
+            "{} partitions wait for pages that nobody asked for",
+            self.hungry
+        );
+        Ok(())
+    }
+
+    fn add(&mut self, index: usize, page: Page, page_bytes: u64) {
+        let cursor = &mut self.cursors[index];
+        let was_hungry = cursor.entries.is_empty();
+        let reverse = cursor.request.reverse;
+        cursor.fetching = false;
+        cursor.low_water = page.entries.len() / 2;
+        cursor.page_bytes = (cursor.page_bytes * 4).min(page_bytes.max(1));
+        // A page without entries goes nowhere, whatever it says.
+        cursor.ended = !page.more || page.entries.is_empty();
+        if let Some((last, _)) = page.entries.last() {
+            let bound = Bound::Excluded(last.clone());
+            match reverse {
+                true => cursor.request.high = bound,
+                false => cursor.request.low = bound,
+            }
+        }
+        cursor.entries.extend(page.entries);
+        if was_hungry {
+            self.hungry -= 1;
+            if let Some((key, _)) = cursor.entries.front() {
+                self.heads.push(Head { key: key.clone(), cursor: index, reverse });
+            }
+        }
+    }
+
+    /// The next entry, and the cursor whose next page is to be asked for.
+    fn take(&mut self) -> Option<((IVec, IVec), Option<usize>)> {
+        let Head { cursor: index, reverse, .. } = self.heads.pop()?;
+        let cursor = &mut self.cursors[index];
+        let entry = cursor.entries.pop_front()?;
+        match cursor.entries.front() {
+            Some((key, _)) => self.heads.push(Head { key: key.clone(), cursor: index, reverse }),
+            None if !cursor.ended => self.hungry += 1,
+            None => {}
+        }
+        let wants = !cursor.ended && !cursor.fetching && cursor.entries.len() <= cursor.low_water;
+        cursor.fetching |= wants;
+        Some((entry, wants.then_some(index)))
+    }
+}
+
+impl Stream for Entries {
+    type Item = Result<(IVec, IVec)>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.get_mut().poll_entry(context)
+    }
+}
+
+impl fmt::Debug for Entries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entries").field("tree", &self.request.tree).finish_non_exhaustive()
+    }
+}

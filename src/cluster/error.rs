@@ -1,0 +1,68 @@
+//! [`Error`]: what can go wrong on the way to a cluster, by what the caller can do.
+
+use std::fmt;
+
+/// The result of everything that a cluster can refuse.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong, by what the caller can do about it.
+///
+/// Whether a write has happened is never left to guess: only after [`Error::OutcomeUnknown`] it may
+/// have.
+///
+/// | the caller | variant |
+/// |---|---|
+/// | tries again later | [`Error::Unavailable`] |
+/// | changes the request | [`Error::Invalid`] |
+/// | reads before it writes again | [`Error::OutcomeUnknown`] |
+/// | opens another client | [`Error::Closed`] |
+/// | updates one of the two sides | [`Error::Incompatible`] |
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nothing was done, and nothing will be: no node that could serve the request was reached before
+    /// the deadline, or there was no quorum. Try again later.
+    Unavailable(String),
+    /// Nothing was done, and nothing will be: the request cannot be carried out as it stands (a key
+    /// that is too long, a batch over several partitions…). Change it.
+    Invalid(String),
+    /// The deadline passed, or the session ended, before the outcome was heard. The write may have
+    /// happened, and may still happen. Read, if that matters, before writing again.
+    ///
+    /// Within the deadline the client repeats what it did not hear the outcome of, so this is rare:
+    /// see [`cluster`](crate::cluster#writes).
+    OutcomeUnknown(String),
+    /// Nothing was done: the client, or the node that it belongs to, was closed.
+    Closed,
+    /// The answer of the cluster is not what this version understands: client and nodes are of
+    /// versions that do not fit. A write has perhaps happened.
+    Incompatible(String),
+}
+
+impl Error {
+    /// Whether it is certain that nothing was done and nothing will be.
+    pub fn is_definite(&self) -> bool {
+        !matches!(self, Error::OutcomeUnknown(_) | Error::Incompatible(_))
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Error::Unavailable(_))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Unavailable(why) => write!(f, "the cluster is not available, try again: {why}"),
+            Error::Invalid(what) => write!(f, "invalid request: {what}"),
+            Error::OutcomeUnknown(why) => write!(f, "whether it has happened is not known: {why}"),
+            Error::Closed => f.write_str("the client was closed"),
+            Error::Incompatible(what) => {
+                write!(f, "client and node are of versions that do not fit: {what}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}

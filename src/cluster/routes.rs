@@ -1,0 +1,161 @@
+//! The router: keeps the map of who leads what, as the cluster changes.
+//!
+//! Nodes pass on what another leads, so a map that is old costs a hop and no error; and no answer
+//! says that it came that way. So the map is asked for again: every second while the client is used,
+//! from any node; and at once when a call waits too long or fails, from all nodes. Of different
+//! answers the more frequent counts: a node that was cut off may believe for a while what it knew
+//! before.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use dogsled_replication::{ClientReply, ClientRequest, ClusterMap, NodeId, TransportError};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{sleep, timeout};
+
+use super::core::{Core, Reach};
+use super::pool::Pool;
+
+/// How often a client that is used asks for the map.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long the answers of all nodes are waited for.
+const ROUND: Duration = Duration::from_millis(400);
+/// The least between two rounds.
+const PAUSE: Duration = Duration::from_millis(40);
+
+/// Runs until the client is closed.
+pub(super) async fn run(core: Weak<Core>) {
+    loop {
+        let Some(strong) = core.upgrade().filter(|core| !core.is_closed()) else { return };
+        let Reach::Network(pool) = &strong.reach else { return };
+        let urgent = tokio::select! {
+            () = strong.ask.notified() => true,
+            () = sleep(EVERY) => false,
+        };
+        if !urgent && !strong.used.swap(false, Ordering::Relaxed) {
+            continue;
+        }
+        let found = if urgent { ask_all(&strong, pool).await } else { ask_one(&strong, pool).await };
+        if let Some(map) = found {
+            adopt(&strong, pool, map);
+        }
+        drop(strong);
+        sleep(PAUSE).await;
+    }
+}
+
+/// The first map: fails if no node can be reached.
+pub(super) async fn first(core: &Core, pool: &Pool) -> Result<(), TransportError> {
+    let node = pool.any().await?;
+    let map = ask(pool, node, ROUND * 10).await.ok_or_else(|| {
+        TransportError::Unreachable(format!("node {node} accepted the connection and then did not answer"))
+    })?;
+    adopt(core, pool, map);
+    Ok(())
+}
+
+async fn ask(pool: &Pool, node: NodeId, limit: Duration) -> Option<ClusterMap> {
+    let asked = async {
+        let connection = pool.connection(node).await.ok()?;
+        connection.request(ClientRequest::Map.encode(), limit).await.ok()
+    };
+    match ClientReply::decode(timeout(limit, asked).await.ok()??) {
+        Ok(ClientReply::Map(map)) => Some(map),
+        _ => None,
+    }
+}
+
+async fn ask_one(core: &Core, pool: &Pool) -> Option<ClusterMap> {
+    let connected = pool.connected();
+    match connected.first() {
+        // The others in turn: what one of them believes is not to be all that is known.
+        Some(_) => ask(pool, connected[core.next_turn() % connected.len()], ROUND).await,
+        None => ask_all(core, pool).await,
+    }
+}
+
+async fn ask_all(core: &Core, pool: &Pool) -> Option<ClusterMap> {
+    let mut nodes: Vec<NodeId> = core.map.borrow().members.iter().map(|(node, _)| *node).collect();
+    let members = nodes.len();
+    nodes.extend(pool.connected().into_iter().filter(|node| !nodes.contains(node)).collect::<Vec<_>>());
+    let mut maps = Vec::new();
+    {
+        let mut asked: FuturesUnordered<_> = nodes.iter().map(|node| ask(pool, *node, ROUND)).collect();
+        while let Some(map) = asked.next().await {
+            maps.extend(map.filter(|map| map.partitions > 0));
+            // Those who do not answer are why this is asked.
+            if maps.len() > members / 2 && members > 0 {
+                break;
+            }
+        }
+    }
+    if maps.is_empty() {
+        // Under the addresses that the cluster has, nobody: those that the client was given.
+        let node = pool.any().await.ok()?;
+        maps.extend(ask(pool, node, ROUND).await);
+    }
+    merge(maps, |node| pool.is_suspected(node))
+}
+
+/// Of each group the leader that most name; of two that are named as often, one that is not suspected.
+fn merge(maps: Vec<ClusterMap>, is_suspected: impl Fn(NodeId) -> bool) -> Option<ClusterMap> {
+    let mut merged = maps.first()?.clone();
+    for (group, leader) in merged.leaders.iter_mut().enumerate() {
+        let mut votes: HashMap<NodeId, usize> = HashMap::new();
+        for named in maps.iter().filter_map(|map| map.leaders.get(group).copied().flatten()) {
+            *votes.entry(named).or_default() += 1;
+        }
+        let most = votes.into_iter().max_by_key(|(node, votes)| (*votes, !is_suspected(*node)));
+        *leader = most.map(|(node, _)| node);
+    }
+    Some(merged)
+}
+
+fn adopt(core: &Core, pool: &Pool, found: ClusterMap) {
+    let known = Arc::clone(&core.map.borrow());
+    if found.partitions == 0 && known.partitions > 0 {
+        return;
+    }
+    if known.cluster != 0 && found.cluster != known.cluster {
+        tracing::error!(
+            expected = format_args!("{:032x}", known.cluster),
+            found = format_args!("{:032x}", found.cluster),
+            "a node answers for another cluster, and is not listened to"
+        );
+        return;
+    }
+    for (node, addresses) in &found.members {
+        pool.set_addresses(*node, addresses);
+    }
+    if !found.members.is_empty() {
+        pool.retain(&found.members.iter().map(|(node, _)| *node).collect::<Vec<_>>());
+    }
+    core.map.send_if_modified(|map| {
+        let changed = **map != found;
+        if changed {
+            *map = Arc::new(found);
+        }
+        changed
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(leaders: &[u64]) -> ClusterMap {
+        let leaders = leaders.iter().map(|leader| Some(NodeId(*leader)).filter(|node| node.0 > 0)).collect();
+        ClusterMap { cluster: 7, partitions: 1, members: Vec::new(), leaders }
+    }
+
+    #[test]
+    fn a_node_that_was_left_behind_is_outvoted() {
+        let maps = vec![map(&[1, 1]), map(&[2, 0]), map(&[2, 3])];
+        let merged = merge(maps, |node| node == NodeId(1)).unwrap();
+        assert_eq!(merged.leaders, [Some(NodeId(2)), Some(NodeId(3))]);
+        assert_eq!(merge(Vec::new(), |_| false), None);
+    }
+}

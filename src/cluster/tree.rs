@@ -1,0 +1,511 @@
+//! [`Tree`]: a named keyspace, spread over the partitions by the hash of the key.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Bound, RangeBounds};
+use std::time::Duration;
+
+use dogsled_replication::{Consistency, ReadAnswer};
+use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply, TreeId, Versioned, Write};
+use futures_util::future::{join_all, try_join_all};
+use tokio::time::Instant;
+
+use super::core::unexpected;
+use super::{Client, Entries, Error, Result, StaleTree};
+use crate::tree::{owned_bounds, prefix_bounds};
+use crate::{Batch, CompareAndSwapError, IVec};
+
+/// The result of [`Tree::compare_and_swap`].
+pub type CompareAndSwapResult = Result<std::result::Result<(), CompareAndSwapError>>;
+
+/// Keys that one request asks for.
+const READ_AT_ONCE: usize = 256;
+
+/// A named keyspace of a cluster; made by [`Client::tree`]. Cheap to clone.
+///
+/// The methods are those of the embedded [`Tree`](crate::Tree), and mean the same, with what a cluster
+/// adds: each key lives in one partition, found by the hash of the key or of its
+/// [tag](super#routing), and what is atomic is atomic within a partition.
+#[derive(Clone)]
+pub struct Tree {
+    client: Client,
+    name: IVec,
+}
+
+/// What was read, and how old it may be.
+pub(super) type Aged<T> = (T, Option<Duration>);
+
+impl Tree {
+    pub(super) fn new(client: Client, name: IVec) -> Tree {
+        Tree { client, name }
+    }
+
+    /// The tree's name.
+    pub fn name(&self) -> &IVec {
+        &self.name
+    }
+
+    /// The client that it belongs to.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The same tree, whose calls may take so long.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Tree {
+        Tree { client: self.client.with_deadline(deadline), name: self.name.clone() }
+    }
+
+    /// The same tree, read without asking the leader: what is read may be old, and tells its age.
+    ///
+    /// ```no_run
+    /// # async fn read(users: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
+    /// let found = users.stale().get("ann").await?;
+    /// println!("{:?} as of {:?} ago", found.value, found.age);
+    /// # Ok(()) }
+    /// ```
+    pub fn stale(&self) -> StaleTree {
+        StaleTree::new(self.clone())
+    }
+
+    async fn execute(&self, key: &IVec, command: Command) -> Result<Reply> {
+        let until = self.client.until();
+        let core = self.client.core();
+        let group = core.group_of(key, until).await?;
+        Ok(core.execute(group, vec![self.name.clone()], command, until).await?.0)
+    }
+
+    /// Sets a key; the value before.
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes).
+    pub async fn insert<K, V>(&self, key: K, value: V) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let key = IVec::from(key.as_ref());
+        let command = Command::Insert { tree: TreeId(0), key: key.clone(), value: value.into() };
+        match self.execute(&key, command).await? {
+            Reply::Previous(previous) => Ok(previous),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sets a key without looking at the value before, which is cheaper.
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes).
+    pub async fn put<K, V>(&self, key: K, value: V) -> Result<()>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let key = IVec::from(key.as_ref());
+        let write = Write { tree: TreeId(0), key: key.clone(), value: Some(value.into()) };
+        match self.execute(&key, Command::Batch { writes: vec![write] }).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Removes a key; the value before.
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes).
+    pub async fn remove<K: AsRef<[u8]>>(&self, key: K) -> Result<Option<IVec>> {
+        let key = IVec::from(key.as_ref());
+        match self.execute(&key, Command::Remove { tree: TreeId(0), key: key.clone() }).await? {
+            Reply::Previous(previous) => Ok(previous),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sets or removes a key only if its value is `old`. Inner error: it was another; nothing was
+    /// changed.
+    ///
+    /// ```no_run
+    /// # async fn swap(users: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
+    /// // Only if there is none yet.
+    /// match users.compare_and_swap("ann", None::<&[u8]>, Some("admin")).await? {
+    ///     Ok(()) => println!("ann is new"),
+    ///     Err(refused) => println!("ann is {:?} already", refused.current),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes).
+    pub async fn compare_and_swap<K, OV, NV>(
+        &self,
+        key: K,
+        old: Option<OV>,
+        new: Option<NV>,
+    ) -> CompareAndSwapResult
+    where
+        K: AsRef<[u8]>,
+        OV: AsRef<[u8]>,
+        NV: Into<IVec>,
+    {
+        let key = IVec::from(key.as_ref());
+        let old = old.map(|old| IVec::from(old.as_ref()));
+        let new: Option<IVec> = new.map(Into::into);
+        self.swap(&key, old, new, self.client.until()).await
+    }
+
+    async fn swap(
+        &self,
+        key: &IVec,
+        old: Option<IVec>,
+        new: Option<IVec>,
+        until: Instant,
+    ) -> CompareAndSwapResult {
+        let core = self.client.core();
+        let group = core.group_of(key, until).await?;
+        let command = Command::CompareAndSwap { tree: TreeId(0), key: key.clone(), old, new: new.clone() };
+        match core.execute(group, vec![self.name.clone()], command, until).await?.0 {
+            Reply::Swapped(Ok(())) => Ok(Ok(())),
+            Reply::Swapped(Err(current)) => Ok(Err(CompareAndSwapError { current, proposed: new })),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Replaces a value by what `f` makes of it (`None`: no value), and returns the new one. `f` is
+    /// called again whenever another writer came between.
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes). The deadline is for all tries together.
+    pub async fn update_and_fetch<K, V, F>(&self, key: K, f: F) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        F: FnMut(Option<&[u8]>) -> Option<V>,
+        V: Into<IVec>,
+    {
+        Ok(self.update(key.as_ref(), f).await?.1)
+    }
+
+    /// As [`Tree::update_and_fetch`], but returns the old value.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn fetch_and_update<K, V, F>(&self, key: K, f: F) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        F: FnMut(Option<&[u8]>) -> Option<V>,
+        V: Into<IVec>,
+    {
+        Ok(self.update(key.as_ref(), f).await?.0)
+    }
+
+    async fn update<V, F>(&self, key: &[u8], mut f: F) -> Result<(Option<IVec>, Option<IVec>)>
+    where
+        F: FnMut(Option<&[u8]>) -> Option<V>,
+        V: Into<IVec>,
+    {
+        let until = self.client.until();
+        let key = IVec::from(key);
+        let mut current = self.read_key(key.clone(), Consistency::Linearizable, until).await?.0;
+        loop {
+            let next: Option<IVec> = f(current.as_deref()).map(Into::into);
+            match self.swap(&key, current.clone(), next.clone(), until).await? {
+                Ok(()) => return Ok((current, next)),
+                // Nothing was changed by this try, nor by those before.
+                Err(_) if Instant::now() >= until => {
+                    let why = "other writers came between until the deadline";
+                    return Err(Error::Unavailable(why.to_owned()));
+                }
+                Err(refused) => current = refused.current,
+            }
+        }
+    }
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn get<K: AsRef<[u8]>>(&self, key: K) -> Result<Option<IVec>> {
+        let key = IVec::from(key.as_ref());
+        Ok(self.read_key(key, Consistency::Linearizable, self.client.until()).await?.0)
+    }
+
+    /// Whether a key has a value.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn contains_key<K: AsRef<[u8]>>(&self, key: K) -> Result<bool> {
+        Ok(self.get(key).await?.is_some())
+    }
+
+    /// The values of keys, in the order of the keys, asking each partition once or a few times. Each
+    /// is linearizable for itself; they need not be of one moment.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn get_many<I>(&self, keys: I) -> Result<Vec<Option<IVec>>>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        Ok(self.read_keys(keys, Consistency::Linearizable).await?.0)
+    }
+
+    pub(super) async fn read_key(
+        &self,
+        key: IVec,
+        consistency: Consistency,
+        until: Instant,
+    ) -> Result<Aged<Option<IVec>>> {
+        let core = self.client.core();
+        let group = core.group_of(&key, until).await?;
+        let read = GroupRead::Get { tree: self.name.clone(), key };
+        let ReadAnswer { reply, age, .. } = core.read(group, &read, consistency, until).await?;
+        match reply {
+            GroupReadReply::Value(found) => Ok((found.map(|found| found.value), age)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(super) async fn read_keys<I>(
+        &self,
+        keys: I,
+        consistency: Consistency,
+    ) -> Result<Aged<Vec<Option<IVec>>>>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        let until = self.client.until();
+        let mut by_group: BTreeMap<u32, Vec<(usize, IVec)>> = BTreeMap::new();
+        let mut count = 0;
+        for (index, key) in keys.into_iter().enumerate() {
+            let key = IVec::from(key.as_ref());
+            let group = self.client.core().group_of(&key, until).await?;
+            by_group.entry(group).or_default().push((index, key));
+            count = index + 1;
+        }
+        let parts = by_group.iter().flat_map(|(group, wanted)| {
+            wanted.chunks(READ_AT_ONCE).map(|part| self.read_part(*group, part, consistency, until))
+        });
+        let parts: Vec<_> = parts.collect();
+        let mut values = vec![None; count];
+        let mut oldest = None;
+        for (part, age) in try_join_all(parts).await? {
+            oldest = oldest.max(age);
+            for (index, found) in part {
+                values[index] = found.map(|found| found.value);
+            }
+        }
+        Ok((values, oldest))
+    }
+
+    async fn read_part(
+        &self,
+        group: u32,
+        wanted: &[(usize, IVec)],
+        consistency: Consistency,
+        until: Instant,
+    ) -> Result<Aged<Vec<(usize, Option<Versioned>)>>> {
+        let mut found = Vec::with_capacity(wanted.len());
+        let mut oldest = None;
+        let mut left = vec![wanted];
+        while let Some(part) = left.pop() {
+            let keys = part.iter().map(|(_, key)| key.clone()).collect();
+            let read = GroupRead::GetMany { tree: self.name.clone(), keys };
+            match self.client.core().read(group, &read, consistency, until).await {
+                Ok(ReadAnswer { reply: GroupReadReply::Values(values), age, .. })
+                    if values.len() == part.len() =>
+                {
+                    oldest = oldest.max(age);
+                    found.extend(part.iter().map(|(index, _)| *index).zip(values));
+                }
+                Ok(other) => return Err(unexpected(&other)),
+                // The values may be more than one answer carries.
+                Err(Error::Invalid(_)) if part.len() > 1 => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    left.extend([first, second]);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((found, oldest))
+    }
+
+    /// Applies all writes of a batch, or none. They must be of one partition, which a common
+    /// [tag](super#routing) ensures: what spans partitions is refused rather than torn apart. See
+    /// [`Tree::apply_batch_by_partition`] for that.
+    ///
+    /// ```no_run
+    /// # async fn write(users: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
+    /// let mut batch = dogsled::Batch::default();
+    /// batch.insert("{ann}:role", "admin");
+    /// batch.insert("{ann}:mail", "ann@example.org");
+    /// batch.remove("{ann}:invitation");
+    /// users.apply_batch(batch).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the keys are of several partitions; those of [writing](super#writes).
+    pub async fn apply_batch(&self, batch: Batch) -> Result<()> {
+        let until = self.client.until();
+        let mut parts = self.split(batch, until).await?;
+        let Some((group, writes)) = parts.pop_first() else { return Ok(()) };
+        if !parts.is_empty() {
+            return Err(Error::Invalid(format!(
+                "the batch's keys are of {} partitions, and a batch is atomic within one: give the keys a common \
+                 {{tag}}, or use apply_batch_by_partition",
+                parts.len() + 1
+            )));
+        }
+        self.apply_part(group, writes, until).await
+    }
+
+    /// Applies a batch in as many parts as it has partitions, each atomically, all at the same time.
+    /// **Not atomic as a whole**: others may see some parts and not yet the rest, and when it fails,
+    /// some may have been applied.
+    ///
+    /// # Errors
+    /// The error of a part, if nothing of any was applied; otherwise [`Error::OutcomeUnknown`], and the
+    /// whole batch may be applied again.
+    pub async fn apply_batch_by_partition(&self, batch: Batch) -> Result<()> {
+        let until = self.client.until();
+        let parts = self.split(batch, until).await?;
+        let count = parts.len();
+        let applied =
+            join_all(parts.into_iter().map(|(group, writes)| self.apply_part(group, writes, until))).await;
+        let failed: Vec<Error> = applied.into_iter().filter_map(Result::err).collect();
+        let Some(first) = failed.first() else { return Ok(()) };
+        if failed.len() == count && failed.iter().all(Error::is_definite) {
+            return Err(first.clone());
+        }
+        let applied = count - failed.len();
+        Err(Error::OutcomeUnknown(format!(
+            "{applied} of {count} partitions have applied their part: {first}"
+        )))
+    }
+
+    async fn split(&self, batch: Batch, until: Instant) -> Result<BTreeMap<u32, Vec<Write>>> {
+        let mut parts: BTreeMap<u32, Vec<Write>> = BTreeMap::new();
+        for write in batch.into_writes(TreeId(0)) {
+            let group = self.client.core().group_of(&write.key, until).await?;
+            parts.entry(group).or_default().push(write);
+        }
+        Ok(parts)
+    }
+
+    async fn apply_part(&self, group: u32, writes: Vec<Write>, until: Instant) -> Result<()> {
+        let trees = vec![self.name.clone()];
+        match self.client.core().execute(group, trees, Command::Batch { writes }, until).await?.0 {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// How many keys there are: the sum over the partitions, each of which is asked once and does not
+    /// count. Exact if nobody writes; while keys come and go it is a number that lies between what
+    /// there was when the call began and when it ended, give or take those that came and went.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn len(&self) -> Result<u64> {
+        Ok(self.length(Consistency::Linearizable).await?.0)
+    }
+
+    /// Whether there is no key.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn is_empty(&self) -> Result<bool> {
+        Ok(self.len().await? == 0)
+    }
+
+    pub(super) async fn length(&self, consistency: Consistency) -> Result<Aged<u64>> {
+        let until = self.client.until();
+        let core = self.client.core();
+        let read = GroupRead::Len { tree: self.name.clone() };
+        let groups = 1..=core.partitions(until).await?;
+        let answers = try_join_all(groups.map(|group| core.read(group, &read, consistency, until))).await?;
+        let (mut sum, mut oldest) = (0, None);
+        for answer in answers {
+            let GroupReadReply::Length(length) = answer.reply else { return Err(unexpected(&answer)) };
+            sum += length;
+            oldest = oldest.max(answer.age);
+        }
+        Ok((sum, oldest))
+    }
+
+    /// Removes all keys, in each partition atomically, but not in all at the same moment.
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes); then some partitions may be empty and others not. It can be
+    /// called again.
+    pub async fn clear(&self) -> Result<()> {
+        let until = self.client.until();
+        let core = self.client.core();
+        let groups = 1..=core.partitions(until).await?;
+        let cleared = groups.map(|group| async move {
+            let command = Command::ClearTree { tree: TreeId(0) };
+            match core.execute(group, vec![self.name.clone()], command, until).await?.0 {
+                Reply::Done => Ok(()),
+                other => Err(unexpected(&other)),
+            }
+        });
+        // All of them, whatever happens to one.
+        join_all(cleared).await.into_iter().collect()
+    }
+
+    /// All keys and values in the order of the keys.
+    pub fn iter(&self) -> Entries {
+        self.entries((Bound::Unbounded, Bound::Unbounded), Consistency::Linearizable)
+    }
+
+    /// Keys of a range, and their values, in the order of the keys.
+    ///
+    /// ```no_run
+    /// # async fn read(users: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
+    /// let mut entries = users.range("a".."c");
+    /// while let Some(entry) = entries.next().await {
+    ///     let (name, role) = entry?;
+    ///     println!("{name:?} is {role:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn range<K, R>(&self, range: R) -> Entries
+    where
+        K: AsRef<[u8]>,
+        R: RangeBounds<K>,
+    {
+        self.entries(owned_bounds(&range), Consistency::Linearizable)
+    }
+
+    /// Keys that begin with a prefix, and their values, in the order of the keys.
+    pub fn scan_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Entries {
+        self.entries(prefix_bounds(prefix.as_ref()), Consistency::Linearizable)
+    }
+
+    pub(super) fn entries(&self, bounds: (Bound<IVec>, Bound<IVec>), consistency: Consistency) -> Entries {
+        Entries::new(self.client.clone(), self.name.clone(), bounds, consistency)
+    }
+
+    /// The first key and its value.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn first(&self) -> Result<Option<(IVec, IVec)>> {
+        self.iter().only_first().next().await.transpose()
+    }
+
+    /// The last key and its value.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn last(&self) -> Result<Option<(IVec, IVec)>> {
+        self.iter().rev().only_first().next().await.transpose()
+    }
+}
+
+impl fmt::Debug for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tree").field("name", &self.name).finish_non_exhaustive()
+    }
+}

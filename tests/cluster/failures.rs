@@ -1,0 +1,163 @@
+//! What clients see when nodes fail, move leadership, or come back.
+
+use std::time::{Duration, Instant};
+
+use dogsled::cluster::{Client, Error};
+use tokio::sync::watch;
+
+use crate::support::{Cluster, add_until, eventually, sum};
+
+fn names() -> Vec<String> {
+    (0..8).map(|i| format!("counter {i}")).collect()
+}
+
+/// Many writers while `disturb` runs; then every acknowledged addition counts once, and none was
+/// refused or left unknown.
+async fn nothing_is_lost_or_doubled<F>(
+    clients: Vec<Client>,
+    reader: &Client,
+    disturb: impl FnOnce() -> F,
+) -> Duration
+where
+    F: Future<Output = ()>,
+{
+    let (stop, stopped) = watch::channel(false);
+    let writers: Vec<_> = clients
+        .iter()
+        .flat_map(|client| (0..4).map(move |_| client.clone()))
+        .map(|client| tokio::spawn(add_until(client, names(), stopped.clone())))
+        .collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    disturb().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stop.send_replace(true);
+    let (mut acknowledged, mut longest) = (0, Duration::ZERO);
+    for writer in writers {
+        let tally = writer.await.unwrap();
+        assert!(tally.unknown.is_empty() && tally.refused.is_empty(), "{tally:?}");
+        acknowledged += tally.acknowledged;
+        longest = longest.max(tally.longest);
+    }
+    assert!(acknowledged > 100, "{acknowledged} additions are no load");
+    assert_eq!(sum(reader, &names()).await, acknowledged);
+    println!("{acknowledged} additions, the longest took {longest:?}");
+    longest
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_halted_under_load_loses_and_doubles_nothing() {
+    let mut cluster = Cluster::made(3, 4).await;
+    let clients = vec![cluster.client(1).await, cluster.client(2).await, cluster.client(3).await];
+    let reader = clients[0].clone();
+    let leader = cluster.leader(1).await;
+    nothing_is_lost_or_doubled(clients, &reader, || async {
+        cluster.halt(leader).await;
+        // Long enough for those that wait to notice.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        cluster.start(leader).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    })
+    .await;
+    // It is whole again: each of them answers for all.
+    for (node, running) in &cluster.nodes {
+        let client = running.client();
+        assert!(sum(&client, &names()).await > 0, "node {node}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_fails_no_call() {
+    let mut cluster = Cluster::made(3, 4).await;
+    let client = cluster.client(1).await;
+    nothing_is_lost_or_doubled(vec![client.clone()], &client, || async {
+        for node in 1..=3 {
+            cluster.shutdown(node).await;
+            cluster.start(node).await;
+            for group in 0..=4 {
+                cluster.leader(group).await;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_short_way_survives_the_loss_of_another_leader() {
+    let mut cluster = Cluster::made(3, 4).await;
+    let leader = cluster.leader(1).await;
+    let own = *cluster.nodes.keys().find(|node| **node != leader).unwrap();
+    let client = cluster.nodes[&own].client();
+    nothing_is_lost_or_doubled(vec![client.clone()], &client, || async {
+        cluster.halt(leader).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_with_an_old_map_is_served_and_learns() {
+    let cluster = Cluster::made(3, 2).await;
+    let client = cluster.client(1).await;
+    client.tree("t").put("a", "1").await.unwrap();
+    for round in 0..6 {
+        for group in 1..=2 {
+            let leader = cluster.leader(group).await;
+            let next = cluster.nodes[&(leader % 3 + 1)].id();
+            client.transfer_leader(group, next).await.unwrap();
+        }
+        // At once, while leadership is on its way.
+        let began = Instant::now();
+        for i in 0..20 {
+            client.tree("t").put(format!("key {i}"), round.to_string()).await.unwrap();
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+    assert_eq!(client.tree("t").len().await.unwrap(), 21);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_was_told_one_follower_alone_finds_its_way() {
+    let mut cluster = Cluster::made(3, 1).await;
+    let leader = cluster.leader(1).await;
+    let follower = leader % 3 + 1;
+    let client = cluster.client(follower).await;
+    client.tree("t").insert("a", "1").await.unwrap();
+    // Of the others it has learned, so the one it was told is not needed.
+    cluster.halt(follower).await;
+    let began = Instant::now();
+    client.tree("t").insert("b", "2").await.unwrap();
+    assert_eq!(client.tree("t").get("a").await.unwrap().unwrap(), "1");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_quorum_calls_end_at_their_deadline_and_stale_reads_go_on() {
+    let mut cluster = Cluster::made(3, 1).await;
+    let client = cluster.client(1).await;
+    let tree = client.tree("t");
+    tree.insert("a", "1").await.unwrap();
+    let last = cluster.leader(1).await;
+    let own = cluster.nodes[&last].client();
+    for node in 1..=3 {
+        if node != last {
+            cluster.halt(node).await;
+        }
+    }
+    let hurried = client.with_deadline(Duration::from_secs(2)).tree("t");
+    let began = Instant::now();
+    let read = hurried.get("a").await.unwrap_err();
+    let write = hurried.insert("a", "2").await.unwrap_err();
+    assert!(matches!(read, Error::Unavailable(_)), "{read}");
+    assert!(matches!(write, Error::Unavailable(_) | Error::OutcomeUnknown(_)), "{write}");
+    assert!(began.elapsed() < Duration::from_millis(4_500), "{:?}", began.elapsed());
+    let stale = tree.stale().get("a").await.unwrap();
+    assert_eq!(stale.value.unwrap(), "1");
+    assert_eq!(own.tree("t").stale().get("a").await.unwrap().value.unwrap(), "1");
+
+    // With a second node, it goes on.
+    let other = last % 3 + 1;
+    cluster.start(other).await;
+    eventually("there is a quorum again", || async { hurried.get("a").await.is_ok() }).await;
+    tree.insert("b", "3").await.unwrap();
+}

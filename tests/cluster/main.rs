@@ -1,0 +1,6 @@
+//! Clusters of real nodes, over QUIC on loopback, seen through their clients.
+
+mod failures;
+mod membership;
+mod operations;
+mod support;
