@@ -27,6 +27,7 @@ mod state_machine;
 pub mod status;
 pub mod transport;
 mod types;
+pub mod watch;
 
 pub use client::{ClientReply, ClientRequest, ClusterMap, Consistency, MemberStep};
 pub use codec::Malformed;
