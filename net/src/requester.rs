@@ -298,6 +298,7 @@ pub(crate) async fn drive(
         reader: FrameReader::new(max_reply),
         writer: FrameWriter::default(),
         batch: Vec::new(),
+        next_look: Instant::now(),
     };
     let mut timer = pin!(tokio::time::sleep(LONGEST_DEADLINE));
     let mut timer_at = None;
@@ -327,6 +328,8 @@ struct Driver<'a> {
     reader: FrameReader,
     writer: FrameWriter,
     batch: Vec<Queued>,
+    /// Deadlines are not looked at before.
+    next_look: Instant,
 }
 
 impl Driver<'_> {
@@ -381,24 +384,27 @@ impl Driver<'_> {
         timer_at: &mut Option<Instant>,
     ) {
         loop {
-            // Between two looks the bounds may be earlier than any deadline, never later.
-            let queued = self.queue.state.lock().earliest;
-            let blocked = (self.writer.pending() > 0).then(|| Instant::now() + BLOCKED_GRAIN);
-            let next = [self.in_flight.earliest, queued, blocked].into_iter().flatten().min();
-            if let Some(next) = next {
-                if timer_at.is_none_or(|at| next + DEADLINE_GRAIN < at) {
-                    let at = next.max(Instant::now()) + DEADLINE_GRAIN;
-                    timer.as_mut().reset(at.into());
-                    *timer_at = Some(at);
-                }
+            let now = Instant::now();
+            let due = |bound: Option<Instant>| bound.is_some_and(|bound| bound <= now);
+            let mut queued = self.queue.state.lock().earliest;
+            if now >= self.next_look && (due(self.in_flight.earliest) || due(queued)) {
+                self.in_flight.expire(now);
+                queued = self.queue.expire(now);
+                self.next_look = now + DEADLINE_GRAIN;
             }
-            if timer_at.is_none() || timer.as_mut().poll(context).is_pending() {
+            // The bounds may be earlier than any deadline, never later.
+            let blocked = (self.writer.pending() > 0).then(|| now + BLOCKED_GRAIN);
+            let next = [self.in_flight.earliest, queued, blocked].into_iter().flatten().min();
+            let Some(next) = next.map(|next| next.max(self.next_look)) else { return };
+            // A timer that rings early costs less than one that is set anew for every request.
+            if timer_at.is_none_or(|at| at <= now || next + DEADLINE_GRAIN < at) {
+                timer.as_mut().reset(next.into());
+                *timer_at = Some(next);
+            }
+            if timer.as_mut().poll(context).is_pending() {
                 return;
             }
             *timer_at = None;
-            let now = Instant::now();
-            self.in_flight.expire(now);
-            self.queue.expire(now);
         }
     }
 }
