@@ -47,6 +47,9 @@ const BLOCKED_GRAIN: Duration = Duration::from_millis(10);
 /// Longer deadlines are cut to this; such a request is waiting for the connection to end.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(365 * 86_400);
 
+/// The code of streams that end before their time.
+const GIVEN_UP: u32 = 1;
+
 type ReplySender = oneshot::Sender<Result<Bytes, TransportError>>;
 
 struct Queued {
@@ -288,10 +291,11 @@ impl Drop for InFlight {
 /// flight are then lost, those still queued stay so.
 pub(crate) async fn drive(
     queue: &RequestQueue,
-    mut send: SendStream,
+    send: SendStream,
     mut receive: RecvStream,
     max_reply: usize,
 ) -> String {
+    let mut send = ResetWhenDropped::new(send);
     let mut driver = Driver {
         queue,
         in_flight: InFlight { slots: Vec::new(), free: Vec::new(), earliest: None },
@@ -304,7 +308,7 @@ pub(crate) async fn drive(
     let mut timer_at = None;
     let why = poll_fn(|context| {
         for _ in 0..ROUNDS {
-            match driver.round(context, &mut send, &mut receive) {
+            match driver.round(context, send.stream(), &mut receive) {
                 Ok(true) => {}
                 Ok(false) => {
                     driver.deadlines(context, timer.as_mut(), &mut timer_at);
@@ -409,6 +413,40 @@ impl Driver<'_> {
     }
 }
 
+/// A stream that is reset unless it was finished: what is not sent yet is thrown away.
+///
+/// quinn 0.11 sends no CONNECTION_CLOSE while congestion control holds back other data (issue 2785
+/// there, fixed after 0.11.19), and the other side is left to its idle timeout. So streams with
+/// much to send must be silent when an endpoint closes.
+pub(crate) struct ResetWhenDropped {
+    send: SendStream,
+    finished: bool,
+}
+
+impl ResetWhenDropped {
+    pub(crate) fn new(send: SendStream) -> ResetWhenDropped {
+        ResetWhenDropped { send, finished: false }
+    }
+
+    pub(crate) fn stream(&mut self) -> &mut SendStream {
+        &mut self.send
+    }
+
+    pub(crate) fn finish(&mut self) {
+        self.finished = true;
+        // Fails only if nobody is there to see it.
+        let _ = self.send.finish();
+    }
+}
+
+impl Drop for ResetWhenDropped {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = self.send.reset(GIVEN_UP.into());
+        }
+    }
+}
+
 fn wire_error(error: WireError) -> String {
     format!("the other side breaks the protocol: {error}")
 }
@@ -432,6 +470,7 @@ pub(crate) fn poll_pieces(
             Ok(Some(true))
         }
         Poll::Ready(Err(quinn::ReadError::ConnectionLost(error))) => Err(explain(&error)),
+        Poll::Ready(Err(quinn::ReadError::Reset(_))) => Err("the other side gave it up".to_owned()),
         Poll::Ready(Err(error)) => Err(error.to_string()),
     }
 }
