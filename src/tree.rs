@@ -148,6 +148,47 @@ impl Tree {
         self.insert_with(key, value, self.database.durability())
     }
 
+    /// Sets a key without looking at what was there before: about twice as fast as
+    /// [`Tree::insert`], and it never reads from disk. Not in sled.
+    ///
+    /// What it saves is looked up once when somebody asks for [`Tree::len`], at the latest by the
+    /// next checkpoint in the background.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let tree = dogsled::Config::new().temporary(true).open()?;
+    /// tree.put("key", "a")?;
+    /// tree.put("key", "b")?;
+    /// assert_eq!(tree.get("key")?.unwrap(), "b");
+    /// assert_eq!(tree.len(), 1);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Tree::insert`].
+    #[inline]
+    pub fn put<K, V>(&self, key: K, value: V) -> Result<()>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        self.put_with(key, value, self.database.durability())
+    }
+
+    /// As [`Tree::put`], with a durability of its own.
+    ///
+    /// # Errors
+    /// As [`Tree::insert`].
+    #[inline]
+    pub fn put_with<K, V>(&self, key: K, value: V, durability: Durability) -> Result<()>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let key = IVec::from(key.as_ref());
+        self.execute(Command::Put { tree: self.id, key, value: value.into() }, durability).map(drop)
+    }
+
     /// As [`Tree::insert`], with a durability of its own.
     ///
     /// ```

@@ -20,6 +20,9 @@ use crate::peers;
 pub enum ChildTask {
     /// Writes, says so, and waits to be killed.
     Write { contestant: String, dir: PathBuf, keys: u64, cache_bytes: u64, writes: u64 },
+    /// Is a node of a cluster.
+    #[cfg(feature = "cluster")]
+    Node(crate::cluster::NodeTask),
     /// Loads, reads, and reports its memory.
     Memory { contestant: String, dir: PathBuf, keys: u64, cache_bytes: u64, gets: u64 },
 }
@@ -45,6 +48,8 @@ pub fn run(task: ChildTask) -> Result<()> {
         ChildTask::Write { contestant, dir, keys, cache_bytes, writes } => {
             write(find(&contestant)?, &dir, keys, cache_bytes, writes)
         }
+        #[cfg(feature = "cluster")]
+        ChildTask::Node(task) => crate::cluster::run_node(task),
         ChildTask::Memory { contestant, dir, keys, cache_bytes, gets } => {
             let memory = load_and_read(find(&contestant)?, &dir, keys, cache_bytes, gets)?;
             println!("{}", serde_json::to_string(&memory)?);

@@ -71,6 +71,8 @@ pub fn run(plan: &Plan) -> Result<Report> {
     run.heavy_stage()?;
     report.workloads =
         ALL.iter().filter_map(|workload| run.recorder.result(workload, &run.participants)).collect();
+    let measured = format!("{}, commit {}", report.machine.date, report.machine.commit);
+    report.workloads.iter_mut().for_each(|result| result.measured.clone_from(&measured));
     if report.workloads.is_empty() {
         bail!("no workload matches {:?}", plan.only);
     }

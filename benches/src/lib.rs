@@ -6,6 +6,8 @@
 //! borrow [`data`] too.
 
 pub mod child;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod compare;
 pub mod contestant;
 pub mod data;

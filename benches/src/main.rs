@@ -29,6 +29,9 @@ struct Cli {
 enum Command {
     /// Measure, print tables, write compare.json and compare.svg.
     Compare(CompareArgs),
+    /// Run three replicated nodes beside three of etcd, write cluster.json.
+    #[cfg(feature = "cluster")]
+    Cluster(ClusterArgs),
     /// Print the README's table from a JSON file that `compare` wrote.
     ReadmeTable {
         /// The file.
@@ -40,6 +43,29 @@ enum Command {
         #[command(subcommand)]
         task: ChildTask,
     },
+}
+
+#[cfg(feature = "cluster")]
+#[derive(Debug, Args)]
+struct ClusterArgs {
+    /// Repeats of each measurement.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Seconds for each measurement.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// How often the leader is killed.
+    #[arg(long, default_value_t = 50)]
+    kills: usize,
+    /// Workloads whose name begins so, separated by commas (put, get, batch, idle, failover, rolling).
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Directory for the nodes' data, on the file system to measure; it is removed at the end.
+    #[arg(long, default_value = "target")]
+    dir: PathBuf,
+    /// Directory for cluster.json.
+    #[arg(long, default_value = "benches/results")]
+    out: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +100,10 @@ struct CompareArgs {
     /// Directory for compare.json and compare.svg.
     #[arg(long, default_value = "benches/results")]
     out: PathBuf,
+    /// Keep the workloads in compare.json that this run does not measure: a long comparison in several sittings.
+    /// Each workload is still measured in one run, with all of its contestants.
+    #[arg(long)]
+    keep: bool,
     /// A run of a few minutes to see that everything works. Not for quoting.
     #[arg(long)]
     quick: bool,
@@ -82,6 +112,15 @@ struct CompareArgs {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Compare(args) => compare(&args),
+        #[cfg(feature = "cluster")]
+        Command::Cluster(args) => dogsled_benches::cluster::run(&dogsled_benches::cluster::Plan {
+            repeats: args.repeats.max(1),
+            seconds: args.seconds,
+            kills: args.kills,
+            only: args.only,
+            dir: args.dir,
+            out: args.out,
+        }),
         Command::ReadmeTable { json } => {
             let text = fs::read_to_string(&json).with_context(|| format!("reading {}", json.display()))?;
             let report: Report = serde_json::from_str(&text)?;
@@ -117,9 +156,24 @@ fn compare(args: &CompareArgs) -> Result<()> {
         contestants,
         dir: scratch.path().to_owned(),
     };
-    let report = compare::run(&plan)?;
+    let earlier = if args.keep { earlier(&args.out)? } else { None };
+    let mut report = compare::run(&plan)?;
+    if let Some(earlier) = earlier {
+        report.keep(earlier)?;
+    }
     println!("{}", report::verdicts(&report).trim_end());
     write(&report, &args.out)
+}
+
+fn earlier(out: &Path) -> Result<Option<Report>> {
+    let json = out.join("compare.json");
+    match fs::read_to_string(&json) {
+        Ok(text) => {
+            Ok(Some(serde_json::from_str(&text).with_context(|| format!("reading {}", json.display()))?))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", json.display())),
+    }
 }
 
 fn named(names: &[String]) -> Result<Vec<&'static dyn Contestant>> {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::stats::Summary;
 use crate::targets::Verdict;
-use crate::workloads::Workload;
+use crate::workloads::{ALL, Workload};
 
 /// Everything about one run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,6 +64,9 @@ pub struct WorkloadResult {
     pub title: String,
     /// See [`Workload::unit`].
     pub unit: String,
+    /// Day, time and commit of its run.
+    #[serde(default)]
+    pub measured: String,
     /// See [`Workload::lower_is_better`].
     pub lower_is_better: bool,
     /// Whether spinner threads kept the cores awake.
@@ -94,6 +98,30 @@ impl Row {
     /// Whether it is a database that keeps the same promise as the others.
     pub fn comparable(&self) -> bool {
         !self.baseline && !self.weaker
+    }
+}
+
+impl Report {
+    /// Adds the workloads of an earlier run that this one did not measure.
+    ///
+    /// # Errors
+    /// When the two do not belong together: another machine, other contestants, another effort.
+    pub fn keep(&mut self, earlier: Report) -> Result<()> {
+        let conditions = |report: &Report| {
+            let names: Vec<String> =
+                report.contestants.iter().map(|one| format!("{} {}", one.name, one.version)).collect();
+            let Effort { keys, memory_keys, repeats, seconds, cache_mebibytes, quick } = report.effort;
+            let effort = format!("{keys} {memory_keys} {repeats} {seconds} {cache_mebibytes} {quick}");
+            (report.machine.processor.clone(), report.machine.cores, names, effort)
+        };
+        let (now, before) = (conditions(self), conditions(&earlier));
+        ensure!(now == before, "the earlier run was under other conditions: {before:?}, this one {now:?}");
+        let kept =
+            earlier.workloads.into_iter().filter(|old| self.workloads.iter().all(|new| new.id != old.id));
+        self.workloads.extend(kept.collect::<Vec<_>>());
+        let place = |result: &WorkloadResult| ALL.iter().position(|workload| workload.id == result.id);
+        self.workloads.sort_by_key(place);
+        Ok(())
     }
 }
 
@@ -187,6 +215,7 @@ impl Recorder {
             id: workload.id.to_owned(),
             title: workload.title.to_owned(),
             unit: workload.unit.to_owned(),
+            measured: String::new(),
             lower_is_better: workload.lower_is_better,
             spinners: self.spinners.contains_key(workload.id),
             rows,

@@ -26,7 +26,8 @@ fn command(choices: &mut Choices<'_>, model: &ModelState) -> Command {
     let kind = choices.byte() % 16;
     let tree = tree(choices, model);
     match kind {
-        0..=3 => Command::Insert { tree, key: choices.key(), value: choices.value() },
+        3 => Command::Put { tree, key: choices.key(), value: choices.value() },
+        0..=2 => Command::Insert { tree, key: choices.key(), value: choices.value() },
         4 | 5 => Command::Remove { tree, key: choices.key() },
         6 => {
             let key = choices.key();

@@ -328,10 +328,10 @@ fn check(
             format!("two nodes have the id {}: this one and the one that has dialled it", shared.node),
         ));
     }
-    if let Some((first, _)) = first {
-        if (first.from, first.incarnation) != (hello.from, hello.incarnation) {
-            return identity("its streams greet as different nodes".to_owned());
-        }
+    if let Some((first, _)) = first
+        && (first.from, first.incarnation) != (hello.from, hello.incarnation)
+    {
+        return identity("its streams greet as different nodes".to_owned());
     }
     Ok(hello)
 }
@@ -460,9 +460,10 @@ async fn client(
         tokio::select! {
             stream = connection.accept_bi() => match stream {
                 // QUIC's limit of streams bounds these tasks.
-                Ok((send, receive)) => {
+                Ok(stream) => {
+                    let closing = shared.closing.subscribe();
                     tasks.spawn(client_stream::serve(
-                        service.clone(), identity.clone(), send, receive, options.max_client_body, max_reply,
+                        service.clone(), identity.clone(), stream, closing, options.max_client_body, max_reply,
                     ));
                 }
                 Err(_) => break,

@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use quinn::{Connection, RecvStream, SendStream};
 
 use crate::certs::{CertificateError, Certificates};
-use crate::client_stream::ResultStream;
+use crate::client_stream::{ClosedWhenDropped, ResultStream};
 use crate::options::NetOptions;
 use crate::peer::{CLOSED_NORMALLY, CLOSED_REFUSED, other_cluster, read_answer, write_error};
 use crate::requester::{RequestQueue, drive};
@@ -157,7 +157,7 @@ pub struct ClientConnection {
 }
 
 struct ConnectionInner {
-    connection: Connection,
+    connection: Arc<ClosedWhenDropped>,
     requests: Arc<RequestQueue>,
     node: NodeId,
     cluster: u128,
@@ -171,15 +171,8 @@ impl std::fmt::Debug for ClientConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ClientConnection")
             .field("node", &self.inner.node)
-            .field("address", &self.inner.connection.remote_address())
+            .field("address", &self.inner.connection.0.remote_address())
             .finish_non_exhaustive()
-    }
-}
-
-impl Drop for ConnectionInner {
-    fn drop(&mut self) {
-        // Streams hold clones of the connection and may outlive this; requests do not.
-        self.requests.refuse("the connection was dropped");
     }
 }
 
@@ -200,6 +193,7 @@ impl ClientConnection {
         requests.accept();
         let (queue, max_item) = (requests.clone(), options.max_client_body);
         let driven = connection.clone();
+        let connection = Arc::new(ClosedWhenDropped(connection));
         tokio::spawn(async move {
             let why = drive(&queue, greeted.send, greeted.receive, max_item).await;
             queue.refuse(&format!("the connection was lost: {why}"));
@@ -230,17 +224,17 @@ impl ClientConnection {
 
     /// Where the node was reached.
     pub fn remote_address(&self) -> SocketAddr {
-        self.inner.connection.remote_address()
+        self.inner.connection.0.remote_address()
     }
 
     /// Whether requests have a chance.
     pub fn is_open(&self) -> bool {
-        self.inner.connection.close_reason().is_none()
+        self.inner.connection.0.close_reason().is_none()
     }
 
     /// Waits until the connection has ended, and says why.
     pub async fn closed(&self) -> String {
-        let connection = self.inner.connection.clone();
+        let connection = self.inner.connection.0.clone();
         explain(&connection.closed().await)
     }
 
@@ -261,7 +255,7 @@ impl ClientConnection {
             return Err(TransportError::TooLarge { length: body.len(), limit });
         }
         let connection = &self.inner.connection;
-        let opened = tokio::time::timeout(deadline, connection.open_bi()).await;
+        let opened = tokio::time::timeout(deadline, connection.0.open_bi()).await;
         let (mut send, receive) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(error)) => return Err(TransportError::Unreachable(explain(&error))),
@@ -285,6 +279,6 @@ impl ClientConnection {
 
     /// Ends the connection; requests and streams under way are lost.
     pub fn close(&self) {
-        self.inner.connection.close(CLOSED_NORMALLY.into(), b"the client has closed it");
+        self.inner.connection.0.close(CLOSED_NORMALLY.into(), b"the client has closed it");
     }
 }

@@ -12,8 +12,10 @@ use bytes::Bytes;
 use dogsled_replication::{ClientIdentity, Service, TransportError};
 use futures_util::stream::{BoxStream, Stream};
 use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::watch;
 
-use crate::requester::{poll_pieces, poll_write};
+use crate::peer::CLOSED_NORMALLY;
+use crate::requester::{ResetWhenDropped, poll_pieces, poll_write};
 use crate::wire::{FrameKind, FrameReader, FrameWriter};
 
 /// Items are gathered up to so many bytes before they are written.
@@ -26,8 +28,8 @@ const BATCH_ITEMS: usize = 256;
 pub(crate) async fn serve(
     service: Arc<dyn Service>,
     client: ClientIdentity,
-    mut send: SendStream,
-    mut receive: RecvStream,
+    (send, mut receive): (SendStream, RecvStream),
+    mut closing: watch::Receiver<bool>,
     max_request: usize,
     max_item: usize,
 ) -> Result<(), String> {
@@ -53,21 +55,22 @@ pub(crate) async fn serve(
     let mut writer = FrameWriter::default();
     let mut ended = false;
     let mut stopped = pin!(send.stopped());
+    let mut send = ResetWhenDropped::new(send);
+    let mut closing = pin!(closing.wait_for(|closing| *closing));
     poll_fn(|context| {
-        // Ends when the client drops its end, or the connection fails.
-        if stopped.as_mut().poll(context).is_ready() {
+        // The client has dropped its end, the connection has failed, or the endpoint closes.
+        if stopped.as_mut().poll(context).is_ready() || closing.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
         for _ in 0..8 {
             ended = ended || gather(context, &mut items, &mut writer, max_item);
-            match poll_write(context, &mut send, &mut writer) {
+            match poll_write(context, send.stream(), &mut writer) {
                 Err(_) => return Poll::Ready(()),
                 Ok(true) => {}
                 Ok(false) => return Poll::Pending,
             }
             if ended && writer.pending() == 0 {
-                // Fails only if nobody is there to see it.
-                let _ = send.finish();
+                send.finish();
                 return Poll::Ready(());
             }
         }
@@ -109,13 +112,22 @@ fn gather(
     false
 }
 
+/// A client's connection. The task that drives its requests does not keep it open.
+pub(crate) struct ClosedWhenDropped(pub(crate) Connection);
+
+impl Drop for ClosedWhenDropped {
+    fn drop(&mut self) {
+        self.0.close(CLOSED_NORMALLY.into(), b"the client needs it no longer");
+    }
+}
+
 /// The results of one [`open_stream`](crate::ClientConnection::open_stream). Dropping it ends the
 /// stream on the server. The last element is an error unless the stream came to its end.
 pub struct ResultStream {
     receive: RecvStream,
     reader: FrameReader,
     /// While there are streams the connection stays open.
-    _connection: Connection,
+    _connection: Arc<ClosedWhenDropped>,
     ended: bool,
 }
 
@@ -126,7 +138,11 @@ impl std::fmt::Debug for ResultStream {
 }
 
 impl ResultStream {
-    pub(crate) fn new(connection: Connection, receive: RecvStream, max_item: usize) -> ResultStream {
+    pub(crate) fn new(
+        connection: Arc<ClosedWhenDropped>,
+        receive: RecvStream,
+        max_item: usize,
+    ) -> ResultStream {
         ResultStream { receive, reader: FrameReader::new(max_item), _connection: connection, ended: false }
     }
 

@@ -30,6 +30,9 @@ const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 86_400);
 /// Strangers can not fill the log: one complaint per interval, with the count of the others.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Several round trips of a local network, and the longest delay of an acknowledgement.
+const QUIET_BEFORE_CLOSE: Duration = Duration::from_millis(60);
+
 /// Where an endpoint's certificates come from.
 #[derive(Clone, Debug)]
 pub enum CertificateSource {
@@ -248,7 +251,12 @@ impl Endpoint {
     /// Says goodbye to everyone and frees the port. Requests under way are lost; the service's
     /// futures are dropped.
     pub async fn close(&self) {
-        self.shared.closing.send_replace(true);
+        if self.shared.closing.send_replace(true) {
+            return;
+        }
+        // Requests and streams of results fall silent, and what is under way arrives: see
+        // `ResetWhenDropped`.
+        tokio::time::sleep(QUIET_BEFORE_CLOSE).await;
         let Some(quic) = self.shared.endpoint.lock().take() else { return };
         // Those who dial again at once would keep it busy.
         quic.set_server_config(None);

@@ -74,7 +74,7 @@ impl Default for NetOptions {
             initial_rtt: Duration::from_millis(10),
             stream_window: 8 << 20,
             udp_buffer: 8 << 20,
-            max_datagram: 8952,
+            max_datagram: 6500,
             certificate_poll: Some(Duration::from_secs(10)),
         }
     }

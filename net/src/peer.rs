@@ -157,7 +157,7 @@ impl Peer {
                 () = self.nudged_after(began + FRESH_DIAL) => continue,
                 _ = addresses.changed() => continue,
             };
-            let failed = match dialled {
+            match dialled {
                 Ok(dialled) => {
                     reported.clear();
                     let began = Instant::now();
@@ -165,10 +165,13 @@ impl Peer {
                     tracing::warn!(peer = %self.node, why, "connection lost");
                     if began.elapsed() >= SHORT_LIVED {
                         failures = 0;
+                    }
+                    if failures == 0 {
+                        // Requests go on waiting: it was there, and most likely is again.
+                        failures = 1;
                         continue;
                     }
-                    // Requests go on waiting: it was there, and most likely will be again.
-                    true
+                    self.refuse(&format!("the connection to node {} was lost: {why}", self.node));
                 }
                 Err(error) => {
                     self.refuse(&error.why);
@@ -180,18 +183,14 @@ impl Peer {
                         }
                         reported = error.why;
                     }
-                    true
                 }
-            };
-            if failed {
-                let pause = back_off(failures, shared);
-                failures += 1;
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = self.expire_waiting() => {}
-                    () = self.nudged_after(began) => {}
-                    _ = addresses.changed() => {}
-                }
+            }
+            let pause = back_off(failures, shared);
+            failures += 1;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.nudged_after(began) => {}
+                _ = addresses.changed() => addresses.mark_changed(),
             }
         }
     }

@@ -47,6 +47,9 @@ const BLOCKED_GRAIN: Duration = Duration::from_millis(10);
 /// Longer deadlines are cut to this; such a request is waiting for the connection to end.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(365 * 86_400);
 
+/// The code of streams that end before their time.
+const GIVEN_UP: u32 = 1;
+
 type ReplySender = oneshot::Sender<Result<Bytes, TransportError>>;
 
 struct Queued {
@@ -288,22 +291,24 @@ impl Drop for InFlight {
 /// flight are then lost, those still queued stay so.
 pub(crate) async fn drive(
     queue: &RequestQueue,
-    mut send: SendStream,
+    send: SendStream,
     mut receive: RecvStream,
     max_reply: usize,
 ) -> String {
+    let mut send = ResetWhenDropped::new(send);
     let mut driver = Driver {
         queue,
         in_flight: InFlight { slots: Vec::new(), free: Vec::new(), earliest: None },
         reader: FrameReader::new(max_reply),
         writer: FrameWriter::default(),
         batch: Vec::new(),
+        next_look: Instant::now(),
     };
     let mut timer = pin!(tokio::time::sleep(LONGEST_DEADLINE));
     let mut timer_at = None;
     let why = poll_fn(|context| {
         for _ in 0..ROUNDS {
-            match driver.round(context, &mut send, &mut receive) {
+            match driver.round(context, send.stream(), &mut receive) {
                 Ok(true) => {}
                 Ok(false) => {
                     driver.deadlines(context, timer.as_mut(), &mut timer_at);
@@ -327,6 +332,8 @@ struct Driver<'a> {
     reader: FrameReader,
     writer: FrameWriter,
     batch: Vec<Queued>,
+    /// Deadlines are not looked at before.
+    next_look: Instant,
 }
 
 impl Driver<'_> {
@@ -381,24 +388,61 @@ impl Driver<'_> {
         timer_at: &mut Option<Instant>,
     ) {
         loop {
-            // Between two looks the bounds may be earlier than any deadline, never later.
-            let queued = self.queue.state.lock().earliest;
-            let blocked = (self.writer.pending() > 0).then(|| Instant::now() + BLOCKED_GRAIN);
-            let next = [self.in_flight.earliest, queued, blocked].into_iter().flatten().min();
-            if let Some(next) = next {
-                if timer_at.is_none_or(|at| next + DEADLINE_GRAIN < at) {
-                    let at = next.max(Instant::now()) + DEADLINE_GRAIN;
-                    timer.as_mut().reset(at.into());
-                    *timer_at = Some(at);
-                }
+            let now = Instant::now();
+            let due = |bound: Option<Instant>| bound.is_some_and(|bound| bound <= now);
+            let mut queued = self.queue.state.lock().earliest;
+            if now >= self.next_look && (due(self.in_flight.earliest) || due(queued)) {
+                self.in_flight.expire(now);
+                queued = self.queue.expire(now);
+                self.next_look = now + DEADLINE_GRAIN;
             }
-            if timer_at.is_none() || timer.as_mut().poll(context).is_pending() {
+            // The bounds may be earlier than any deadline, never later.
+            let blocked = (self.writer.pending() > 0).then(|| now + BLOCKED_GRAIN);
+            let next = [self.in_flight.earliest, queued, blocked].into_iter().flatten().min();
+            let Some(next) = next.map(|next| next.max(self.next_look)) else { return };
+            // A timer that rings early costs less than one that is set anew for every request.
+            if timer_at.is_none_or(|at| at <= now || next + DEADLINE_GRAIN < at) {
+                timer.as_mut().reset(next.into());
+                *timer_at = Some(next);
+            }
+            if timer.as_mut().poll(context).is_pending() {
                 return;
             }
             *timer_at = None;
-            let now = Instant::now();
-            self.in_flight.expire(now);
-            self.queue.expire(now);
+        }
+    }
+}
+
+/// A stream that is reset unless it was finished: what is not sent yet is thrown away.
+///
+/// quinn 0.11 sends no CONNECTION_CLOSE while congestion control holds back other data (issue 2785
+/// there, fixed after 0.11.19), and the other side is left to its idle timeout. So streams with
+/// much to send must be silent when an endpoint closes.
+pub(crate) struct ResetWhenDropped {
+    send: SendStream,
+    finished: bool,
+}
+
+impl ResetWhenDropped {
+    pub(crate) fn new(send: SendStream) -> ResetWhenDropped {
+        ResetWhenDropped { send, finished: false }
+    }
+
+    pub(crate) fn stream(&mut self) -> &mut SendStream {
+        &mut self.send
+    }
+
+    pub(crate) fn finish(&mut self) {
+        self.finished = true;
+        // Fails only if nobody is there to see it.
+        let _ = self.send.finish();
+    }
+}
+
+impl Drop for ResetWhenDropped {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = self.send.reset(GIVEN_UP.into());
         }
     }
 }
@@ -426,6 +470,7 @@ pub(crate) fn poll_pieces(
             Ok(Some(true))
         }
         Poll::Ready(Err(quinn::ReadError::ConnectionLost(error))) => Err(explain(&error)),
+        Poll::Ready(Err(quinn::ReadError::Reset(_))) => Err("the other side gave it up".to_owned()),
         Poll::Ready(Err(error)) => Err(error.to_string()),
     }
 }

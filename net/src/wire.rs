@@ -61,8 +61,8 @@ mod frame;
 mod greeting;
 
 pub use frame::{
-    FRAME_HEADER_LENGTH, FrameHeader, FrameKind, FrameReader, FrameWriter, decode_frame, decode_header,
-    encode_header,
+    DecodedFrame, FRAME_HEADER_LENGTH, FrameHeader, FrameKind, FrameReader, FrameWriter, decode_frame,
+    decode_header, encode_header,
 };
 pub use greeting::{
     Answer, ClientHello, Greeting, Hello, MAX_ANSWER_LENGTH, MAX_GREETING_LENGTH, MAX_REASON_LENGTH, Verdict,

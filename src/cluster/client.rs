@@ -225,7 +225,12 @@ impl Client {
     /// [`Error::Unavailable`].
     pub async fn map(&self) -> Result<ClusterMap> {
         match self.ask(None, &ClientRequest::Map).await.map_err(nothing_asked)? {
-            ClientReply::Map(map) => Ok(map),
+            ClientReply::Map(map) => {
+                if let Reach::Network(pool) = &self.core().reach {
+                    routes::adopt(self.core(), pool, map.clone());
+                }
+                Ok(map)
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -267,9 +272,7 @@ impl Client {
     /// [`Error::Invalid`] if one of them belongs to another cluster; [`Error::Unavailable`] if one
     /// cannot be reached by the others.
     pub async fn create_cluster(&self, partitions: u32, members: Vec<(NodeId, Vec<String>)>) -> Result<()> {
-        self.done(&ClientRequest::Initialize { partitions, members }).await?;
-        self.core().ask.notify_one();
-        Ok(())
+        self.done(&ClientRequest::Initialize { partitions, members }).await
     }
 
     /// Makes a running node, that has adopted the cluster, a voting member of every partition; or
@@ -304,7 +307,10 @@ impl Client {
     }
 
     async fn done(&self, request: &ClientRequest) -> Result<()> {
-        match self.ask(None, request).await? {
+        let reply = self.ask(None, request).await;
+        // Who belongs to the cluster, or leads, is probably about to change, whatever was heard.
+        self.core().ask.notify_one();
+        match reply? {
             ClientReply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }

@@ -153,15 +153,20 @@ impl Pool {
         }
     }
 
-    /// Some node that can be reached under one of the addresses that the client was given.
+    /// Some node that can be reached under one of the addresses that the client was given or has learned.
     pub(super) async fn any(&self) -> Result<NodeId, TransportError> {
         let _one_at_a_time = self.seeding.lock().await;
         if let Some(node) = self.connected().first() {
             return Ok(*node);
         }
         let mut failures = Vec::new();
-        for seed in &self.seeds {
-            match self.endpoint.connect(std::slice::from_ref(seed), 0).await {
+        // Those that were given may have left the cluster since.
+        let known: Vec<_> = self.nodes.lock().values().cloned().collect();
+        let learned = known.iter().flat_map(|known| known.state.lock().addresses.clone());
+        let mut addresses = self.seeds.clone();
+        addresses.extend(learned.filter(|address| !self.seeds.contains(address)));
+        for address in addresses {
+            match self.endpoint.connect(&[address], 0).await {
                 Ok(connection) => {
                     let node = connection.node();
                     self.keep(connection);

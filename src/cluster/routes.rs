@@ -1,8 +1,8 @@
 //! The router: keeps the map of who leads what, as the cluster changes.
 //!
 //! Nodes pass on what another leads, so a map that is old costs a hop and no error; and no answer
-//! says that it came that way. So the map is asked for again: every second while the client is used,
-//! from any node; and at once when a call waits too long or fails, from all nodes. Of different
+//! says that it came that way. So the map is asked for again: every second while the client is used
+//! (every ten while it is not), from any node; and at once when a call waits too long or fails, from all nodes. Of different
 //! answers the more frequent counts: a node that was cut off may believe for a while what it knew
 //! before.
 
@@ -21,6 +21,8 @@ use super::pool::Pool;
 
 /// How often a client that is used asks for the map.
 const EVERY: Duration = Duration::from_secs(1);
+/// And one that is not, every so many times of that: the members that it knows may all leave.
+const IDLE: u32 = 10;
 /// How long the answers of all nodes are waited for.
 const ROUND: Duration = Duration::from_millis(400);
 /// The least between two rounds.
@@ -28,6 +30,7 @@ const PAUSE: Duration = Duration::from_millis(40);
 
 /// Runs until the client is closed.
 pub(super) async fn run(core: Weak<Core>) {
+    let mut seconds_idle = 0;
     loop {
         let Some(strong) = core.upgrade().filter(|core| !core.is_closed()) else { return };
         let Reach::Network(pool) = &strong.reach else { return };
@@ -35,9 +38,11 @@ pub(super) async fn run(core: Weak<Core>) {
             () = strong.ask.notified() => true,
             () = sleep(EVERY) => false,
         };
-        if !urgent && !strong.used.swap(false, Ordering::Relaxed) {
+        seconds_idle += 1;
+        if !urgent && !strong.used.swap(false, Ordering::Relaxed) && seconds_idle < IDLE {
             continue;
         }
+        seconds_idle = 0;
         let found = if urgent { ask_all(&strong, pool).await } else { ask_one(&strong, pool).await };
         if let Some(map) = found {
             adopt(&strong, pool, map);
@@ -102,7 +107,9 @@ async fn ask_all(core: &Core, pool: &Pool) -> Option<ClusterMap> {
 
 /// Of each group the leader that most name; of two that are named as often, one that is not suspected.
 fn merge(maps: Vec<ClusterMap>, is_suspected: impl Fn(NodeId) -> bool) -> Option<ClusterMap> {
-    let mut merged = maps.first()?.clone();
+    // Members that most agree upon: one that has left believes for ever what it knew then.
+    let alike = |of: &&ClusterMap| maps.iter().filter(|map| map.members == of.members).count();
+    let mut merged = maps.iter().max_by_key(alike)?.clone();
     for (group, leader) in merged.leaders.iter_mut().enumerate() {
         let mut votes: HashMap<NodeId, usize> = HashMap::new();
         for named in maps.iter().filter_map(|map| map.leaders.get(group).copied().flatten()) {
@@ -114,9 +121,11 @@ fn merge(maps: Vec<ClusterMap>, is_suspected: impl Fn(NodeId) -> bool) -> Option
     Some(merged)
 }
 
-fn adopt(core: &Core, pool: &Pool, found: ClusterMap) {
+/// From now on the client goes by this map, unless there is reason to doubt it.
+pub(super) fn adopt(core: &Core, pool: &Pool, found: ClusterMap) {
     let known = Arc::clone(&core.map.borrow());
-    if found.partitions == 0 && known.partitions > 0 {
+    // A node that was taken out, or is being opened, knows nothing of the others any more, or yet.
+    if known.partitions > 0 && (found.partitions == 0 || found.members.is_empty()) {
         return;
     }
     if known.cluster != 0 && found.cluster != known.cluster {

@@ -56,7 +56,7 @@ impl Engine {
             note: None,
         };
         for id in state.catalog.ids.keys() {
-            checkpoint.lengths.insert(*id, state.length_at(*id, snapshot.sequence()));
+            checkpoint.lengths.insert(*id, snapshot.len(*id)?);
         }
         let total = checkpoint.lengths.values().sum();
         let mut report = BackupReport {

@@ -86,6 +86,14 @@ impl Base {
         self.trees.iter().map(|(id, tree)| (*id, tree))
     }
 
+    /// Whether a tree holds a key.
+    pub(crate) fn contains(&self, id: TreeId, key: &[u8]) -> Result<bool> {
+        match self.trees.get(&id) {
+            Some(tree) => Ok(tree.get(key)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
     pub(crate) fn length(&self, id: TreeId) -> u64 {
         self.trees.get(&id).map_or(0, |tree| tree.length)
     }

@@ -5,13 +5,16 @@
 //!    place. Writers go on at once.
 //! 2. **Sync the WAL** up to the frozen overlay's last commit. The B-tree must never hold more
 //!    than the WAL has durably: what follows would be a hole in the history.
-//! 3. **Slices**: the frozen overlay's newest state is written in key order, some ten thousand keys
+//! 3. **Count**: keys that were put without looking are looked up in the B-tree while it is still
+//!    as it was under them; see [`crate::overlay`]. Now the lengths of the trees are known.
+//! 4. **Slices**: the frozen overlay's newest state is written in key order, some ten thousand keys
 //!    to a redb transaction (durable, two-phase, with quick repair). After each the new B-tree is
 //!    published under the same frozen overlay, which shadows every key that is half-way, so each
 //!    such state reads the same. That is why slices exist: with one large transaction the held
 //!    B-tree pins every old page until the end, and the file grows to twice its size.
-//! 4. The **last slice** also records the applied sequence, the catalog and the lengths.
-//! 5. The frozen overlay goes, and the WAL's prefix with it.
+//!    The **first slice** also says what the record will be (row `folding`).
+//! 5. The **last slice** also records the applied sequence, the catalog and the lengths.
+//! 6. The frozen overlay goes, and the WAL's prefix with it.
 //!
 //! # Replicas
 //! A [replica](crate::replica) has no effects to replay, it evaluates the commands of its log
@@ -20,16 +23,18 @@
 //! position has moved. Its thread sleeps without end while all is folded.
 //!
 //! # Crashes
-//! Before step 4 is durable the record still names the old sequence, so recovery replays the whole
+//! Before step 5 is durable the record still names the old sequence, so recovery replays the whole
 //! WAL behind it over a B-tree that holds some of it already. Effects are absolute and replayed in
-//! order, so the result is the same. After step 4 the replay starts behind it.
+//! order, so the contents are the same. How many keys there are at the last commit that was being
+//! folded is in the row `folding`; counted again over a B-tree that holds slices it would come out
+//! wrong. After step 5 the replay starts behind it.
 //!
 //! # Errors
 //! An error of redb latches it: the checkpoint's failure is kept, writers that need room get it,
 //! and the WAL is poisoned so that nothing more is acknowledged. Everything acknowledged is in the
 //! WAL; reopening recovers it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -40,8 +45,8 @@ use crate::base::Base;
 use crate::engine::{EMBEDDED_STREAM, Shared};
 use crate::evaluate::Versioned;
 use crate::leaf_cache::{LeafCache, ValueRef};
-use crate::meta::{CHECKPOINT_ROW, Checkpoint, META_TABLE, table_name};
-use crate::overlay::Overlay;
+use crate::meta::{CHECKPOINT_ROW, Checkpoint, FOLDING_ROW, META_TABLE, table_name};
+use crate::overlay::{Length, Overlay};
 use crate::replica::Applied;
 use crate::state::State;
 use crate::{IVec, Result, TreeId};
@@ -61,8 +66,17 @@ const WAL_BYTES: u64 = 256 << 20;
 const REPLICA_IDLE: Duration = Duration::from_secs(10);
 /// How often the thread of a replica looks while something is not folded.
 const REPLICA_TICK: Duration = Duration::from_secs(2);
-/// After this long without a commit the WAL's spare segments are given back.
+/// After this long without a commit the WAL's spare segments are given back: those that nobody waits for, and all.
 const AT_REST: Duration = Duration::from_secs(5);
+const LONG_AT_REST: Duration = Duration::from_secs(60);
+
+/// Which spare segments of the WAL were given back since the last commit.
+#[derive(PartialEq, Eq)]
+enum Trimmed {
+    Not,
+    Cold,
+    All,
+}
 
 /// Tells those who wait for a checkpoint that none will come if the thread panics: redb asserts
 /// much of what it finds, and a caller must get an error then, not wait for ever.
@@ -84,7 +98,7 @@ pub(crate) fn run(shared: &Arc<Shared>) {
     let _guard = FailOnPanic(shared);
     let mut last_sequence = 0;
     let mut quiet_since = Instant::now();
-    let mut trimmed = false;
+    let mut trimmed = Trimmed::Not;
     // Bytes that the WAL had written when the last checkpoint began.
     let mut folded = 0;
     loop {
@@ -121,17 +135,20 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                     if sequence != last_sequence {
                         last_sequence = sequence;
                         quiet_since = Instant::now();
-                        trimmed = false;
+                        trimmed = Trimmed::Not;
                     } else if state.active.bytes() >= IDLE_BYTES && quiet_since.elapsed() >= IDLE {
                         progress.wanted = progress.wanted.max(progress.finished + 1);
                     } else if shared.replica.is_some() {
                         if quiet_since.elapsed() >= REPLICA_IDLE {
                             progress.wanted = progress.wanted.max(progress.finished + 1);
                         }
-                    } else if !trimmed && quiet_since.elapsed() >= AT_REST {
-                        trimmed = true;
+                    } else if trimmed == Trimmed::Not && quiet_since.elapsed() >= AT_REST {
+                        trimmed = Trimmed::Cold;
                         // A spare that cannot be removed costs its space, no more.
                         let _ = shared.wal.trim();
+                    } else if trimmed == Trimmed::Cold && quiet_since.elapsed() >= LONG_AT_REST {
+                        trimmed = Trimmed::All;
+                        let _ = shared.wal.trim_all();
                     }
                 }
             }
@@ -188,7 +205,7 @@ pub(crate) fn request_and_wait(shared: &Arc<Shared>) -> Result<()> {
 /// in between is as good as any.
 fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> {
     let mut freezing = shared.freezing.lock();
-    let record = match freezing.take() {
+    let mut record = match freezing.take() {
         Some(record) => record,
         None => match freeze(shared) {
             Some(record) => record,
@@ -197,11 +214,13 @@ fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> 
     };
     let frozen =
         Arc::clone(shared.state.load().frozen.as_ref().expect("a record exists only with a frozen overlay"));
-    *freezing = Some(record);
-    let record = freezing.as_ref().expect("set above");
+    // Even if what follows fails: it can be done again.
+    *freezing = Some(record.clone());
     shared.wal.sync()?;
+    record.lengths = lengths(shared, &frozen, &record)?;
+    let record = &*freezing.insert(record);
 
-    let mut writer = SliceWriter { shared, frozen: &frozen, record, started: Vec::new() };
+    let mut writer = SliceWriter { shared, frozen: &frozen, record, begun: false, started: Vec::new() };
     let mut trees = Vec::new();
     frozen.for_each_tree(|id, cleared, _| trees.push((id, cleared)));
     let mut slice = Slice::default();
@@ -259,21 +278,12 @@ fn freeze(shared: &Shared) -> Option<Checkpoint> {
     if state.active.is_empty() && !is_moved {
         return None;
     }
-    let mut lengths: std::collections::BTreeMap<TreeId, u64> =
-        state.base.trees().map(|(id, tree)| (id, tree.length)).collect();
-    state.active.for_each_tree(|id, _, length| {
-        lengths.insert(id, length);
-    });
-    lengths.retain(|id, _| state.catalog.ids.contains_key(id));
-    for id in state.catalog.ids.keys() {
-        lengths.entry(*id).or_insert(0);
-    }
     let record = Checkpoint {
         applied: committer.sequence,
         time_ms: committer.time_ms,
         next_id: committer.next_id,
         catalog: (*state.catalog).clone(),
-        lengths,
+        lengths: Default::default(),
         note: shared.replica.as_ref().map(|_| committer.note.clone()),
     };
     shared.state.store(Arc::new(State {
@@ -283,6 +293,23 @@ fn freeze(shared: &Shared) -> Option<Checkpoint> {
         catalog: Arc::clone(&state.catalog),
     }));
     Some(record)
+}
+
+/// Step 3: the number of keys of each tree at the frozen overlay's last commit.
+fn lengths(shared: &Shared, frozen: &Overlay, record: &Checkpoint) -> Result<BTreeMap<TreeId, u64>> {
+    let state = shared.state.load_full();
+    state.count_frozen(&shared.readers, frozen)?;
+    let mut lengths: BTreeMap<TreeId, u64> =
+        record.catalog.ids.keys().map(|id| (*id, state.base.length(*id))).collect();
+    frozen.for_each_tree(|id, _, length| {
+        if let Some(total) = lengths.get_mut(&id) {
+            *total = match length {
+                Length::All(all) => all,
+                Length::More(more) => total.strict_add_signed(more),
+            };
+        }
+    });
+    Ok(lengths)
 }
 
 /// Lets WAL segments go that nobody needs any more.
@@ -345,6 +372,8 @@ struct SliceWriter<'a> {
     shared: &'a Arc<Shared>,
     frozen: &'a Arc<Overlay>,
     record: &'a Checkpoint,
+    /// The row that says so is written.
+    begun: bool,
     /// Trees whose old contents are gone from the B-tree already.
     started: Vec<TreeId>,
 }
@@ -381,10 +410,12 @@ impl SliceWriter<'_> {
                 }
             }
         }
-        if last {
+        if last || !self.begun {
             let mut meta = transaction.open_table(META_TABLE).map_err(|error| failed(error.into()))?;
             let row = self.record.encode();
-            meta.insert(CHECKPOINT_ROW, &row[..]).map_err(|error| failed(error.into()))?;
+            let name = if last { CHECKPOINT_ROW } else { FOLDING_ROW };
+            meta.insert(name, &row[..]).map_err(|error| failed(error.into()))?;
+            self.begun = true;
         }
         transaction.commit().map_err(|error| failed(error.into()))?;
         self.publish(&base, &slice, last)

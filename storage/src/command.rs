@@ -182,6 +182,16 @@ pub enum Command {
     Counter(CounterCommand),
     /// An operation of a lock. Reply: [`Reply::Lock`].
     Lock(LockCommand),
+    /// Puts a value without looking at what was there: cheaper than [`Command::Insert`]. Reply:
+    /// [`Reply::Done`].
+    Put {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+        /// The new value.
+        value: IVec,
+    },
 }
 
 /// What the caller of a [`Command`] is told.
@@ -225,7 +235,7 @@ impl Command {
     pub fn check_limits(&self) -> Result<()> {
         match self {
             Command::CreateTree { name } | Command::DropTree { name } => check_name("tree", name),
-            Command::Insert { key, value, .. } => {
+            Command::Insert { key, value, .. } | Command::Put { key, value, .. } => {
                 check_key(key)?;
                 check_value(value)
             }

@@ -208,7 +208,7 @@ fn put(name: &IVec, current: Option<i64>, new: i64) -> Effects {
             tree: TreeId::COUNTERS,
             key: name.clone(),
             value: IVec::from(new.to_be_bytes()),
-            fresh: current.is_none(),
+            fresh: Some(current.is_none()),
         });
     }
     effects

@@ -31,7 +31,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
 use crate::base::Base;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, LogTime, SystemClock};
 use crate::codec::encode_effects;
 use crate::directory::Directory;
 use crate::disk::{Disk, RealDisk};
@@ -120,6 +120,7 @@ impl Options {
 pub(crate) struct Committer {
     pub(crate) sequence: u64,
     pub(crate) time_ms: u64,
+    log_time: LogTime,
     pub(crate) next_id: u64,
     /// Of a replica: what came with its last entry; see [`Applied::note`].
     pub(crate) note: Vec<u8>,
@@ -140,6 +141,7 @@ impl Committer {
         Committer {
             sequence,
             time_ms,
+            log_time: LogTime::default(),
             next_id,
             note: Vec::new(),
             scratch: Vec::new(),
@@ -148,6 +150,12 @@ impl Committer {
             retains,
             ends: Ends::default(),
         }
+    }
+
+    /// The log's time.
+    #[inline]
+    fn now_ms(&mut self, clock: &dyn Clock) -> u64 {
+        self.log_time.now_ms(clock, self.time_ms)
     }
 
     /// Counts the bytes of a commit that is in the WAL.
@@ -260,7 +268,7 @@ impl Engine {
         let tree_path = directory.tree_path();
         let (database, file) =
             open_redb_and_file(&*directory.disk, &tree_path, directory.database_id, redb_cache as u64)?;
-        let mut checkpoint = read_checkpoint(&database, &tree_path)?;
+        let (mut checkpoint, folding) = read_checkpoint(&database, &tree_path)?;
         crate::replica::check_kind(&directory, &mut checkpoint, is_replica)?;
         let wal = match shared_wal {
             Some(wal) => wal,
@@ -286,7 +294,8 @@ impl Engine {
         let recovered = if is_replica {
             at_checkpoint(checkpoint, base)
         } else {
-            recover(&wal, checkpoint, base, &directory.wal_path(), options.retain_changes_bytes > 0)?
+            let retains = options.retain_changes_bytes > 0;
+            recover(&wal, checkpoint, folding, base, &directory.wal_path(), retains)?
         };
         let sequence = recovered.committer.sequence;
         let replica = is_replica.then(|| {
@@ -340,6 +349,14 @@ impl Engine {
         self.shared.options.durability
     }
 
+    /// Puts a value without looking at what was there, which [`Command::Insert`] does.
+    ///
+    /// # Errors
+    /// As [`Engine::execute`].
+    pub fn put(&self, tree: TreeId, key: IVec, value: IVec, durability: Durability) -> Result<()> {
+        self.execute(Command::Put { tree, key, value }, durability).map(drop)
+    }
+
     /// Carries out a command: all of its effects or none.
     ///
     /// # Errors
@@ -363,6 +380,7 @@ impl Engine {
         let mut prefetched: Option<Prefetched> = None;
         let (reply, ticket, sequence) = loop {
             let mut committer = shared.commit.lock();
+            let time_ms = committer.now_ms(&*shared.options.clock);
             let state = shared.state.load();
             let view = LatestView {
                 state: &state,
@@ -374,10 +392,7 @@ impl Engine {
                 may_read_disk: prefetched.is_some(),
                 needs_disk: false.into(),
             };
-            let context = Context {
-                sequence: committer.sequence + 1,
-                time_ms: committer.time_ms.max(shared.options.clock.now_ms()),
-            };
+            let context = Context { sequence: committer.sequence + 1, time_ms };
             match evaluate(&view, &context, &command) {
                 Err(_) if view.needs_disk.get() => {
                     let state = Arc::clone(&state);
@@ -439,14 +454,17 @@ impl Engine {
         Ok(self.get(tree, key)?.is_some())
     }
 
-    /// How many keys a tree has. O(1).
+    /// How many keys a tree has; see [`Snapshot::len`] for the cost.
     ///
     /// # Errors
     /// [`Error::TreeNotFound`].
     pub fn len(&self, tree: TreeId) -> Result<u64> {
         let state = self.shared.state.load();
         state.require_tree(tree)?;
-        Ok(state.length_at(tree, u64::MAX))
+        match state.latest_length(tree) {
+            Some(length) => Ok(length),
+            None => self.snapshot().len(tree),
+        }
     }
 
     /// The number of a tree.
@@ -498,7 +516,7 @@ impl Engine {
 
     /// The log's time in milliseconds since 1970: the clock's, but never running backwards.
     pub fn now_ms(&self) -> u64 {
-        self.shared.commit.lock().time_ms.max(self.shared.options.clock.now_ms())
+        self.shared.commit.lock().now_ms(&*self.shared.options.clock)
     }
 
     /// Events of the keys of `tree` that begin with `prefix`, from now on. A subscriber that falls
@@ -628,19 +646,24 @@ impl Shared {
     ) -> Wakeups {
         committer.sequence = context.sequence;
         committer.time_ms = context.time_ms;
-        let below = |tree| state.length_below_active(tree);
         // A snapshot of this commit must know its trees: they are published with it.
-        state.active.apply(context.sequence, effects, &self.readers, below, || {
-            for effect in effects {
-                match effect {
-                    Effect::CreateTree { id, name } => {
-                        self.change_catalog(|catalog| catalog.insert(*id, name.clone()))
+        state.active.apply(
+            context.sequence,
+            effects,
+            &self.readers,
+            |tree| state.is_empty_below_active(tree),
+            || {
+                for effect in effects {
+                    match effect {
+                        Effect::CreateTree { id, name } => {
+                            self.change_catalog(|catalog| catalog.insert(*id, name.clone()))
+                        }
+                        Effect::DropTree { id } => self.change_catalog(|catalog| catalog.remove(*id)),
+                        _ => {}
                     }
-                    Effect::DropTree { id } => self.change_catalog(|catalog| catalog.remove(*id)),
-                    _ => {}
                 }
-            }
-        });
+            },
+        );
         for effect in effects {
             match effect {
                 Effect::SetNextId { next } => committer.next_id = *next,
@@ -773,7 +796,7 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
         | Command::Remove { tree, key }
         | Command::CompareAndSwap { tree, key, .. } => read(*tree, key)?,
         Command::Batch { writes } => {
-            for write in writes {
+            for write in writes.iter().filter(|write| write.value.is_none()) {
                 read(write.tree, &write.key)?;
             }
         }
@@ -781,13 +804,14 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
             for key in reads {
                 read(key.tree, &key.key)?;
             }
-            for write in writes {
+            for write in writes.iter().filter(|write| write.value.is_none()) {
                 read(write.tree, &write.key)?;
             }
         }
         Command::Counter(counter) => read(TreeId::COUNTERS, counter.name())?,
         Command::Lock(lock) => read(TreeId::LOCKS, lock.name())?,
-        Command::CreateTree { .. }
+        Command::Put { .. }
+        | Command::CreateTree { .. }
         | Command::DropTree { .. }
         | Command::ClearTree { .. }
         | Command::Pop { .. }

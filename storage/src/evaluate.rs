@@ -6,9 +6,11 @@
 //! command at the same position computes the same effects. The embedded database logs the
 //! effects; a cluster logs the command and evaluates on every replica.
 //!
-//! Effects are absolute (what a key becomes, never by how much it changes), and say of each put
-//! whether the key is new, so that replaying a WAL over a B-tree that already holds a part of it
-//! gives the same contents and the same number of keys.
+//! Effects are absolute (what a key becomes, never by how much it changes), so that replaying a WAL
+//! over a B-tree that already holds a part of it gives the same contents. A put says whether its
+//! key is new where the command had to look anyway. Puts of batches and transactions do not look:
+//! a lookup costs more than all else of such a put, and a read from disk where the key is not
+//! cached. How many keys there are is then found out when somebody asks; see [`crate::overlay`].
 
 use std::ops::Bound;
 
@@ -78,8 +80,9 @@ pub enum Effect {
         key: IVec,
         /// The new value.
         value: IVec,
-        /// Whether the key was absent.
-        fresh: bool,
+        /// Whether the key was absent; `None`: nobody looked, and the number of keys is settled
+        /// when somebody asks for it.
+        fresh: Option<bool>,
     },
     /// A key that was there goes.
     Remove {
@@ -146,7 +149,7 @@ pub fn evaluate(view: &impl View, context: &Context, command: &Command) -> Resul
                 tree: *tree,
                 key: key.clone(),
                 value: value.clone(),
-                fresh: previous.is_none(),
+                fresh: Some(previous.is_none()),
             });
             Ok(Outcome { effects, reply: Reply::Previous(previous.map(|found| found.value)) })
         }
@@ -171,7 +174,7 @@ pub fn evaluate(view: &impl View, context: &Context, command: &Command) -> Resul
                     tree: *tree,
                     key: key.clone(),
                     value: value.clone(),
-                    fresh: current.is_none(),
+                    fresh: Some(current.is_none()),
                 }),
                 None if current.is_some() => effects.push(Effect::Remove { tree: *tree, key: key.clone() }),
                 None => {}
@@ -242,6 +245,12 @@ pub fn evaluate(view: &impl View, context: &Context, command: &Command) -> Resul
             effects.push(Effect::SetNextId { next });
             Ok(Outcome { effects, reply: Reply::Ids { first } })
         }
+        Command::Put { tree, key, value } => {
+            require_tree(view, *tree)?;
+            let mut effects = Effects::new();
+            effects.push(Effect::Put { tree: *tree, key: key.clone(), value: value.clone(), fresh: None });
+            Ok(Outcome { effects, reply: Reply::Done })
+        }
         Command::Counter(command) => counter::evaluate(view, context, command),
         Command::Lock(command) => lock::evaluate(view, context, command),
     }
@@ -280,8 +289,7 @@ fn first_bytes(key: &[u8]) -> u64 {
     u64::from_be_bytes(bytes)
 }
 
-/// Turns writes into effects: the last write to a key wins, and each effect says whether its key
-/// is new.
+/// Turns writes into effects: the last write to a key wins.
 fn effects_of_writes(view: &impl View, writes: &[Write]) -> Result<Effects> {
     // Indices in (tree, key) order with the last write of each key last. Most comparisons are
     // settled by the first eight bytes of the keys, which lie beside the indices.
@@ -310,15 +318,16 @@ fn effects_of_writes(view: &impl View, writes: &[Write]) -> Result<Effects> {
             require_tree(view, write.tree)?;
             known_tree = Some(write.tree);
         }
-        let exists = view.version(write.tree, &write.key)?.is_some();
         match &write.value {
             Some(value) => effects.push(Effect::Put {
                 tree: write.tree,
                 key: write.key.clone(),
                 value: value.clone(),
-                fresh: !exists,
+                fresh: None,
             }),
-            None if exists => effects.push(Effect::Remove { tree: write.tree, key: write.key.clone() }),
+            None if view.version(write.tree, &write.key)?.is_some() => {
+                effects.push(Effect::Remove { tree: write.tree, key: write.key.clone() })
+            }
             None => {}
         }
     }

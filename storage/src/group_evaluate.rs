@@ -158,7 +158,9 @@ fn replace_trees(
         value.as_ref().map_or(Access::Remove, Access::Put)
     }
     match command {
-        Command::Insert { tree, value, .. } => each(tree, Access::Put(value)),
+        Command::Insert { tree, value, .. } | Command::Put { tree, value, .. } => {
+            each(tree, Access::Put(value))
+        }
         Command::Remove { tree, .. } | Command::Pop { tree, .. } | Command::ClearTree { tree } => {
             each(tree, Access::Remove)
         }
@@ -297,5 +299,23 @@ impl<V: View> View for WithMissing<'_, V> {
 
     fn next_id(&self) -> u64 {
         self.view.next_id()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::Catalog;
+    use crate::model::ModelState;
+
+    /// The model has no names for the database's own trees, every replica's catalog has.
+    #[test]
+    fn the_names_of_the_trees_of_its_own_mean_what_the_catalog_says() {
+        let model = ModelState::for_replica();
+        for (name, id) in Catalog::default().names {
+            assert_eq!(tree_number(&model, &name), Some(id));
+        }
+        assert_eq!(tree_number(&model, SESSIONS_TREE_NAME), Some(TreeId::SESSIONS));
+        assert_eq!(tree_number(&model, b"users"), None);
     }
 }

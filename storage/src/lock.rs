@@ -349,7 +349,7 @@ fn put(name: &IVec, holder: Holder, fresh: bool) -> Effects {
     let record = Record { owner: holder.owner, token: holder.token.0, expires_ms: holder.expires_ms };
     let value = IVec::from(codec::encode_record(RECORD_VERSION, &record));
     let mut effects = Effects::new();
-    effects.push(Effect::Put { tree: TreeId::LOCKS, key: name.clone(), value, fresh });
+    effects.push(Effect::Put { tree: TreeId::LOCKS, key: name.clone(), value, fresh: Some(fresh) });
     effects
 }
 

@@ -1,7 +1,7 @@
 //! What a checkpoint records beside the trees: how far it goes, and the catalog.
 //!
 //! One row, `checkpoint`, of redb's table `meta`, written in the transaction that completes a
-//! checkpoint. All numbers little-endian:
+//! checkpoint; and one, `folding`, with the same contents, in the one that begins it. All numbers little-endian:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -26,8 +26,12 @@ use crate::{Error, IVec, Result, TreeId};
 /// redb's table of the checkpoint record.
 pub(crate) const META_TABLE: redb::TableDefinition<'static, &'static str, &'static [u8]> =
     redb::TableDefinition::new("meta");
-/// Its only row.
+/// Its row of the last checkpoint.
 pub(crate) const CHECKPOINT_ROW: &str = "checkpoint";
+
+/// The row of a checkpoint that is being written, as [`CHECKPOINT_ROW`] will have it: written with
+/// the first slice. See [`crate::checkpoint`].
+pub(crate) const FOLDING_ROW: &str = "folding";
 
 /// redb's name for a tree.
 pub(crate) fn table_name(tree: TreeId) -> String {

@@ -128,7 +128,13 @@ impl ModelState {
             Effect::Put { tree, key, value, fresh } => {
                 let entry = Versioned { version: sequence, value: value.clone() };
                 let previous = self.tree_mut(*tree).insert(key.clone(), entry);
-                assert_eq!(previous.is_none(), *fresh, "fresh is wrong at sequence {sequence}: {effect:?}");
+                if let Some(fresh) = fresh {
+                    assert_eq!(
+                        previous.is_none(),
+                        *fresh,
+                        "fresh is wrong at sequence {sequence}: {effect:?}"
+                    );
+                }
             }
             Effect::Remove { tree, key } => {
                 let previous = self.tree_mut(*tree).remove(key);

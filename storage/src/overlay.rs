@@ -19,6 +19,18 @@
 //! order of magnitude slower. Snapshots are rarer than writes here, so they pay (a registration
 //! under a mutex), not the writes.
 //!
+//! # How many keys a tree has
+//! is kept as a difference to the layers below, for each sequence at which a snapshot may ask. A put
+//! that did not look whether its key is new ([`Effect::Put`]) is counted at once if this overlay
+//! knows the key, or there is nothing below, as in a first load. If not, the key is remembered as *uncounted*, and looked up below
+//! when somebody asks for a length ([`Overlay::count`]): the first who asks, at the latest the
+//! checkpoint. Each such put is looked up at most once, outside of all locks that writers take.
+//!
+//! What is below must then still be what it was under that put. It is: nothing is changed below an
+//! overlay but by folding the one under it, which changes no answer; and a checkpoint counts an
+//! overlay before it folds the first slice of it. Recovery finds a B-tree with slices of an
+//! unfinished checkpoint in it; [`Overlay::set_lengths`] says how it counts.
+//!
 //! # Clearing a tree
 //! is O(1) for what lies below: the tree's overlay remembers the sequence of its first clear, and
 //! readers at or after it do not look further down. A tree made in this overlay starts cleared.
@@ -59,20 +71,39 @@ struct Version {
     older: Option<Box<Version>>,
 }
 
-/// The number of keys of a tree, for each sequence at which a snapshot may ask.
+/// What an overlay knows of the number of keys of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Length {
+    /// So many more than the layers below have.
+    More(i64),
+    /// So many, whatever is below.
+    All(u64),
+}
+
+/// A key that was put when nobody looked whether it is new: before the first clear of its tree, for
+/// after it this overlay knows.
 #[derive(Debug)]
-struct Lengths(Vec<(u64, u64)>);
+struct Uncounted {
+    /// The commit that put it.
+    from: u64,
+    key: IVec,
+}
+
+/// The number of keys of a tree, for each sequence at which a snapshot may ask: up to the first
+/// clear as a difference to what is below.
+#[derive(Debug)]
+struct Lengths(Vec<(u64, i64)>);
 
 impl Lengths {
-    fn current(&self) -> u64 {
+    fn current(&self) -> i64 {
         self.0.last().expect("a tree's length is set when its overlay is made").1
     }
 
-    fn at(&self, sequence: u64) -> Option<u64> {
+    fn at(&self, sequence: u64) -> Option<i64> {
         self.0.iter().rev().find(|(from, _)| *from <= sequence).map(|(_, length)| *length)
     }
 
-    fn set(&mut self, sequence: u64, length: u64, bounds: &ReaderBounds<'_>) {
+    fn set(&mut self, sequence: u64, length: i64, bounds: &ReaderBounds<'_>) {
         let last = self.0.last_mut().expect("a tree's length is set when its overlay is made");
         if last.0 == sequence || !bounds.need(last.0, sequence) {
             *last = (sequence, length);
@@ -90,6 +121,27 @@ impl Lengths {
 }
 
 impl Lengths {
+    /// Counts a key that was put by commit `from` and, at the latest, cleared away by commit `until`.
+    fn count(&mut self, from: u64, until: u64, bounds: &ReaderBounds<'_>) {
+        let mut first = self.0.partition_point(|(sequence, _)| *sequence < from);
+        if self.0.get(first).is_none_or(|(sequence, _)| *sequence > from) && first > 0 {
+            // Readers before `from` go on seeing what they saw.
+            let before = self.0[first - 1];
+            if bounds.newest == 0 && first == self.0.len() {
+                first -= 1;
+                self.0[first].0 = from;
+            } else {
+                self.0.insert(first, (from, before.1));
+            }
+        }
+        for (_, length) in self.0[first..].iter_mut().take_while(|(sequence, _)| *sequence < until) {
+            *length += 1;
+        }
+        if self.0.len() >= 16 && self.0.len().is_power_of_two() {
+            self.prune(bounds);
+        }
+    }
+
     /// Drops what no reader needs any more.
     #[cold]
     fn prune(&mut self, bounds: &ReaderBounds<'_>) {
@@ -105,6 +157,9 @@ struct TreeOverlay {
     /// The first sequence at which all that is below was cleared away.
     cleared: Option<u64>,
     lengths: Lengths,
+    /// The layers below hold no key of the tree: what this overlay does not know is not there.
+    alone: bool,
+    uncounted: Vec<Uncounted>,
     entries: SortedMap<Version>,
 }
 
@@ -199,6 +254,10 @@ pub(crate) struct Overlay {
     bytes: AtomicUsize,
     /// The last sequence applied.
     sequence: AtomicU64,
+    /// How many keys are uncounted, those included that somebody is looking up.
+    uncounted: AtomicUsize,
+    /// Held by who looks them up.
+    counting: Mutex<()>,
 }
 
 impl Overlay {
@@ -234,20 +293,19 @@ impl Overlay {
 
     /// Applies the effects of one commit, visible at once and together.
     ///
-    /// `length_below` gives the number of keys of a tree as the layers below hold it. `publish` is
-    /// called while no reader can register: what it stores belongs to this commit, and whoever
+    /// `is_empty_below` tells of a tree whether the layers below are known to hold no key of it. `publish` is called while no reader can register: what it stores belongs to this commit, and whoever
     /// sees the one sees the other.
     pub(crate) fn apply(
         &self,
         sequence: u64,
         effects: &[Effect],
         readers: &Readers,
-        length_below: impl Fn(TreeId) -> u64,
+        is_empty_below: impl Fn(TreeId) -> bool,
         publish: impl FnOnce(),
     ) {
         let mut trees = self.trees.write();
         let bounds = readers.bounds();
-        let mut bytes = 0isize;
+        let (mut bytes, mut uncounted) = (0isize, 0isize);
         let mut current: Option<(TreeId, &mut TreeOverlay)> = None;
         for effect in effects {
             let (Effect::Put { tree, .. }
@@ -263,18 +321,25 @@ impl Overlay {
                     bytes += 256;
                     TreeOverlay {
                         cleared: None,
-                        lengths: Lengths(vec![(0, length_below(*tree))]),
+                        lengths: Lengths(vec![(0, 0)]),
+                        alone: is_empty_below(*tree),
+                        uncounted: Vec::new(),
                         entries: SortedMap::new(),
                     }
                 });
                 current = Some((*tree, overlay));
             }
             let (_, tree) = current.as_mut().expect("set above");
+            let before = tree.uncounted.len();
             bytes += tree.apply(sequence, effect, &bounds);
+            uncounted += tree.uncounted.len() as isize - before as isize;
         }
         // Never reported empty once something was applied.
         let before = self.bytes.load(Ordering::Relaxed) as isize;
         self.bytes.store((before + bytes).max(1) as usize, Ordering::Relaxed);
+        if uncounted != 0 {
+            self.uncounted.fetch_add(uncounted as usize, Ordering::Relaxed);
+        }
         self.sequence.store(sequence, Ordering::Release);
         publish();
     }
@@ -314,15 +379,94 @@ impl Overlay {
         }
     }
 
-    /// The number of keys of a tree as of `sequence`; `None` if this overlay does not know.
-    pub(crate) fn length_at(&self, tree: TreeId, sequence: u64) -> Option<u64> {
+    /// The number of keys of a tree as of `sequence`. What is uncounted is left out; see
+    /// [`Overlay::count`].
+    pub(crate) fn length_at(&self, tree: TreeId, sequence: u64) -> Length {
         if self.is_empty() {
-            return None;
+            return Length::More(0);
+        }
+        self.trees.read().get(&tree).map_or(Length::More(0), |tree| tree.length_at(sequence))
+    }
+
+    /// The number of keys of a tree as of the newest commit; `None` if some are uncounted.
+    pub(crate) fn latest_length(&self, tree: TreeId) -> Option<Length> {
+        if self.is_empty() {
+            return Some(Length::More(0));
         }
         let trees = self.trees.read();
-        let tree = trees.get(&tree)?;
-        // The first entry, of sequence 0, is what lies below.
-        tree.lengths.at(sequence)
+        // Under the lock: no commit comes between this and what follows.
+        if self.uncounted.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        Some(trees.get(&tree).map_or(Length::More(0), |tree| tree.length_at(u64::MAX)))
+    }
+
+    /// Looks up all uncounted keys of commits that a reader registered before this call can see.
+    ///
+    /// `exists_below` tells whether the layers below hold a key. On an error the keys stay
+    /// uncounted.
+    pub(crate) fn count(
+        &self,
+        readers: &Readers,
+        exists_below: impl Fn(TreeId, &[u8]) -> crate::Result<bool>,
+    ) -> crate::Result<()> {
+        if self.uncounted.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        let _counting = self.counting.lock();
+        let mut taken: Vec<(TreeId, Vec<Uncounted>)> = Vec::new();
+        for (id, tree) in &mut *self.trees.write() {
+            if !tree.uncounted.is_empty() {
+                taken.push((*id, std::mem::take(&mut tree.uncounted)));
+            }
+        }
+        let mut fresh: Vec<(TreeId, Vec<u64>)> = Vec::new();
+        let looked_up = taken.iter_mut().try_for_each(|(id, keys)| {
+            // In order, neighbours are found in the same place.
+            keys.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+            let mut new = Vec::new();
+            for Uncounted { from, key } in keys.iter() {
+                if !exists_below(*id, key)? {
+                    new.push(*from);
+                }
+            }
+            fresh.push((*id, new));
+            Ok(())
+        });
+        let mut trees = self.trees.write();
+        if let Err(error) = looked_up {
+            for (id, keys) in taken {
+                trees.get_mut(&id).expect("no tree leaves an overlay").uncounted.extend(keys);
+            }
+            return Err(error);
+        }
+        let bounds = readers.bounds();
+        for (id, new) in fresh {
+            let tree = trees.get_mut(&id).expect("no tree leaves an overlay");
+            let until = tree.cleared.unwrap_or(u64::MAX);
+            for from in new {
+                tree.lengths.count(from, until, &bounds);
+            }
+        }
+        let counted: usize = taken.iter().map(|(_, keys)| keys.len()).sum();
+        self.uncounted.fetch_sub(counted, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes the number of keys of each tree as of the last commit known: the layers below have
+    /// `length(tree).0` keys of it, and all of them together `length(tree).1`.
+    ///
+    /// For recovery, which replays commits over a B-tree that holds some of them already, so that
+    /// looking there whether a key is new would tell nothing. The unfinished checkpoint that put
+    /// them there had recorded the lengths before.
+    pub(crate) fn set_lengths(&self, length: impl Fn(TreeId) -> (u64, u64)) {
+        for (id, tree) in &mut *self.trees.write() {
+            let (below, all) = length(*id);
+            let below = if tree.cleared.is_some() { 0 } else { below as i64 };
+            tree.lengths = Lengths(vec![(0, all as i64 - below)]);
+            self.uncounted.fetch_sub(tree.uncounted.len(), Ordering::Relaxed);
+            tree.uncounted.clear();
+        }
     }
 
     /// Whether the layers below hold nothing for `tree` that a reader at `sequence` may see.
@@ -367,10 +511,10 @@ impl Overlay {
     }
 
     /// Calls `each` with every tree that was touched: its number, whether what is below it was
-    /// cleared away, and its newest length.
-    pub(crate) fn for_each_tree(&self, mut each: impl FnMut(TreeId, bool, u64)) {
+    /// cleared away, and its newest length without what is uncounted.
+    pub(crate) fn for_each_tree(&self, mut each: impl FnMut(TreeId, bool, Length)) {
         for (id, tree) in &*self.trees.read() {
-            each(*id, tree.cleared.is_some(), tree.lengths.current());
+            each(*id, tree.cleared.is_some(), tree.length_at(u64::MAX));
         }
     }
 
@@ -390,7 +534,11 @@ impl Overlay {
     /// Panics if something that always holds does not.
     pub(crate) fn check_invariants(&self) {
         let sequence = self.sequence();
-        for (id, tree) in &*self.trees.read() {
+        let _counting = self.counting.lock();
+        let trees = self.trees.read();
+        let uncounted: usize = trees.values().map(|tree| tree.uncounted.len()).sum();
+        assert_eq!(uncounted, self.uncounted.load(Ordering::Relaxed), "uncounted keys");
+        for (id, tree) in &*trees {
             for (key, version) in tree.entries.iter() {
                 let mut newer = sequence + 1;
                 let mut next = Some(version);
@@ -472,27 +620,41 @@ impl TreeOverlay {
         self.cleared.is_some_and(|cleared| cleared <= sequence)
     }
 
+    fn length_at(&self, sequence: u64) -> Length {
+        // Before the first record nothing was done here.
+        let length = self.lengths.at(sequence).unwrap_or(0);
+        if self.cleared_at(sequence) {
+            Length::All(u64::try_from(length).expect("no tree has less than no keys"))
+        } else {
+            Length::More(length)
+        }
+    }
+
     /// Applies one effect and returns by how much the memory grew.
     fn apply(&mut self, sequence: u64, effect: &Effect, bounds: &ReaderBounds<'_>) -> isize {
         match effect {
             Effect::Put { key, value, fresh, .. } => {
-                if *fresh {
+                if *fresh == Some(true) {
                     let length = self.lengths.current() + 1;
                     self.lengths.set(sequence, length, bounds);
                 }
                 // What is part of a block of the leaf cache would keep all of it, uncounted.
-                self.set(sequence, key, Some(value.compact()), bounds)
+                self.set(sequence, key, Some(value.compact()), bounds, fresh.is_none())
             }
             Effect::Remove { key, .. } => {
-                let length = self.lengths.current();
-                assert!(length > 0, "key {key:?} is removed from a tree of length 0");
-                self.lengths.set(sequence, length - 1, bounds);
-                self.set(sequence, key, None, bounds)
+                let length = self.lengths.current() - 1;
+                assert!(
+                    length >= 0 || self.cleared.is_none(),
+                    "key {key:?} is removed from a tree of length 0"
+                );
+                self.lengths.set(sequence, length, bounds);
+                self.set(sequence, key, None, bounds, false)
             }
             Effect::Clear { .. } | Effect::CreateTree { .. } | Effect::DropTree { .. } => {
                 self.lengths.set(sequence, 0, bounds);
                 self.cleared.get_or_insert(sequence);
                 if bounds.newest == 0 {
+                    self.uncounted.clear();
                     let bytes: usize =
                         self.entries.iter().map(|(key, version)| entry_size(key, version)).sum();
                     self.entries = SortedMap::new();
@@ -508,19 +670,48 @@ impl TreeOverlay {
         }
     }
 
+    /// `counts`: the number of keys changes, too, if the key was absent.
     #[inline]
-    fn set(&mut self, sequence: u64, key: &IVec, value: Option<IVec>, bounds: &ReaderBounds<'_>) -> isize {
+    fn set(
+        &mut self,
+        sequence: u64,
+        key: &IVec,
+        value: Option<IVec>,
+        bounds: &ReaderBounds<'_>,
+        counts: bool,
+    ) -> isize {
         // The closures share the value: only one of them runs.
         let value = std::cell::Cell::new(value);
-        self.entries.upsert(
+        let (bytes, fresh) = self.entries.upsert(
             key,
-            |version| version.replace(sequence, value.take(), bounds),
+            |version| {
+                let fresh = version.value.is_none();
+                (version.replace(sequence, value.take(), bounds), Some(fresh))
+            },
             || {
                 let version = Version { sequence, value: value.take(), older: None };
                 let bytes = entry_size(key, &version);
-                (version, bytes as isize)
+                (version, (bytes as isize, None))
             },
-        )
+        );
+        if !counts {
+            return bytes;
+        }
+        let knows_all = self.alone || self.cleared.is_some();
+        match fresh.or(knows_all.then_some(true)) {
+            Some(true) => {
+                let length = self.lengths.current() + 1;
+                self.lengths.set(sequence, length, bounds);
+                bytes
+            }
+            Some(false) => bytes,
+            None => {
+                let key = key.compact();
+                let more = std::mem::size_of::<Uncounted>() + key.heap_size();
+                self.uncounted.push(Uncounted { from: sequence, key });
+                bytes + more as isize
+            }
+        }
     }
 }
 

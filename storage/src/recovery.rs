@@ -13,7 +13,7 @@ use crate::codec::decode_effects;
 use crate::directory::Directory;
 use crate::engine::{Committer, EMBEDDED_STREAM};
 use crate::evaluate::Effect;
-use crate::meta::{CHECKPOINT_ROW, Checkpoint, META_TABLE};
+use crate::meta::{CHECKPOINT_ROW, Checkpoint, FOLDING_ROW, META_TABLE};
 use crate::overlay::{Overlay, Readers};
 use crate::state::State;
 use crate::tree_file::map_redb_error;
@@ -43,19 +43,26 @@ pub(crate) struct Recovered {
     pub(crate) committer: Committer,
 }
 
-/// The checkpoint record, or the default if there never was one.
-pub(crate) fn read_checkpoint(database: &redb::Database, path: &Path) -> Result<Checkpoint> {
+/// The checkpoint record, or the default if there never was one; and that of a checkpoint after it
+/// that was begun and not finished.
+pub(crate) fn read_checkpoint(
+    database: &redb::Database,
+    path: &Path,
+) -> Result<(Checkpoint, Option<Checkpoint>)> {
     use redb::ReadableDatabase;
     let transaction = database.begin_read().map_err(|error| map_redb_error(path, "reading", error))?;
     let table = match transaction.open_table(META_TABLE) {
         Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Checkpoint::default()),
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok((Checkpoint::default(), None)),
         Err(error) => return Err(map_redb_error(path, "reading", error)),
     };
-    match table.get(CHECKPOINT_ROW).map_err(|error| map_redb_error(path, "reading", error))? {
-        Some(row) => Checkpoint::decode(row.value(), path),
-        None => Ok(Checkpoint::default()),
-    }
+    let read = |row| {
+        let row = table.get(row).map_err(|error| map_redb_error(path, "reading", error))?;
+        row.map(|row| Checkpoint::decode(row.value(), path)).transpose()
+    };
+    let finished = read(CHECKPOINT_ROW)?.unwrap_or_default();
+    let begun = read(FOLDING_ROW)?.filter(|begun| begun.applied > finished.applied);
+    Ok((finished, begun))
 }
 
 /// Replays the WAL behind the checkpoint into a fresh overlay.
@@ -64,6 +71,7 @@ pub(crate) fn read_checkpoint(database: &redb::Database, path: &Path) -> Result<
 pub(crate) fn recover(
     wal: &Wal,
     checkpoint: Checkpoint,
+    folding: Option<Checkpoint>,
     base: Base,
     wal_path: &Path,
     retains: bool,
@@ -106,7 +114,8 @@ pub(crate) fn recover(
                 format!("commit {sequence} follows commit {}", committer.sequence),
             ));
         }
-        overlay.apply(sequence, &effects, &readers, |tree| base.length(tree), || {});
+        // Also over slices of an unfinished checkpoint: what they hold is in this overlay, too.
+        overlay.apply(sequence, &effects, &readers, |tree| base.length(tree) == 0, || {});
         for effect in &effects {
             match effect {
                 Effect::CreateTree { id, name } => catalog.insert(*id, name.clone()),
@@ -117,8 +126,24 @@ pub(crate) fn recover(
         }
         committer.sequence = sequence;
         committer.time_ms = committer.time_ms.max(time_ms);
+        if let Some(folding) = folding.as_ref().filter(|folding| folding.applied == sequence) {
+            overlay.set_lengths(|tree| (base.length(tree), folding.length(tree)));
+        }
         Ok(())
     })?;
+    if let Some(folding) = folding
+        && folding.applied > committer.sequence
+    {
+        return Err(Error::corrupt(
+            wal_path,
+            None,
+            format!(
+                "the WAL ends with commit {}, but a checkpoint has begun to fold commits up to {} into the B-tree; \
+                 the commits between are missing; `dogsled repair` saves what is there",
+                committer.sequence, folding.applied
+            ),
+        ));
+    }
     let state =
         State { active: Arc::new(overlay), frozen: None, base: Arc::new(base), catalog: Arc::new(catalog) };
     Ok(Recovered { state, committer })

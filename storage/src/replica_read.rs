@@ -48,9 +48,8 @@ impl Replica {
                 }
             }
             GroupRead::Len { tree } => {
-                let state = shared.state.load();
-                let id = find(&state, tree)?;
-                GroupReadReply::Length(id.map_or(0, |id| state.length_at(id, u64::MAX)))
+                let id = find(&shared.state.load(), tree)?;
+                GroupReadReply::Length(id.map_or(Ok(0), |id| self.engine().len(id))?)
             }
             GroupRead::Counter { name } => {
                 let found = shared.state.load().get_latest(TreeId::COUNTERS, name)?;
@@ -150,7 +149,6 @@ fn page(range: impl Iterator<Item = Result<Entry>>, limits: &Limits) -> Result<G
 // The names that commands resolve by themselves are in every replica's catalog.
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::group_evaluate::tree_number;
     use crate::model::ModelState;
 

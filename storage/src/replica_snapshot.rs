@@ -40,7 +40,9 @@
 //! A snapshot keeps memory and pages of the B-tree alive as any [`Snapshot`] does: drop it when it is
 //! sent.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::{Arc, OnceLock};
 
 use bincode::{Decode, Encode};
 use twox_hash::XxHash3_128;
@@ -126,7 +128,10 @@ pub struct Chunk {
 #[derive(Clone, Debug)]
 pub struct ReplicaSnapshot {
     snapshot: Snapshot,
+    /// Without the lengths.
     record: Checkpoint,
+    /// Asked for when the first chunk is: keys may have to be looked up to know them.
+    lengths: Arc<OnceLock<BTreeMap<TreeId, u64>>>,
     applied: Applied,
 }
 
@@ -135,16 +140,15 @@ impl ReplicaSnapshot {
     pub(crate) fn new(snapshot: Snapshot, committer: &Committer) -> ReplicaSnapshot {
         let applied = Applied { position: committer.sequence, note: committer.note.clone() };
         let catalog = (*snapshot.state().catalog).clone();
-        let length = |id: &TreeId| (*id, snapshot.state().length_at(*id, snapshot.sequence()));
         let record = Checkpoint {
             applied: applied.position,
             time_ms: committer.time_ms,
             next_id: committer.next_id,
-            lengths: catalog.ids.keys().map(length).collect(),
+            lengths: BTreeMap::new(),
             catalog,
             note: Some(applied.note.clone()),
         };
-        ReplicaSnapshot { snapshot, record, applied }
+        ReplicaSnapshot { snapshot, record, lengths: Arc::default(), applied }
     }
 
     /// Position and note that it is of.
@@ -153,8 +157,24 @@ impl ReplicaSnapshot {
     }
 
     /// How many entries it holds.
-    pub fn keys(&self) -> u64 {
-        self.record.lengths.values().sum()
+    ///
+    /// # Errors
+    /// Damage found while looking keys up; see [`Snapshot::len`].
+    pub fn keys(&self) -> Result<u64> {
+        Ok(self.lengths()?.values().sum())
+    }
+
+    fn lengths(&self) -> Result<&BTreeMap<TreeId, u64>> {
+        if let Some(lengths) = self.lengths.get() {
+            return Ok(lengths);
+        }
+        let length = |id: &TreeId| Ok((*id, self.snapshot.len(*id)?));
+        let lengths = self.record.catalog.ids.keys().map(length).collect::<Result<_>>()?;
+        Ok(self.lengths.get_or_init(|| lengths))
+    }
+
+    fn record(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint { lengths: self.lengths()?.clone(), ..self.record.clone() })
     }
 
     /// The chunk that begins at `from`, of about `max_bytes`; only keys make it longer.
@@ -168,7 +188,7 @@ impl ReplicaSnapshot {
         let mut keys = from.keys;
         let place = match &from.place {
             Place::Record => {
-                body = self.record.encode();
+                body = self.record()?.encode();
                 Place::Entry { tree: TreeId(0), key: IVec::new(), offset: 0 }
             }
             Place::Entry { tree, key, offset } => {
@@ -233,7 +253,7 @@ impl ReplicaSnapshot {
     /// # Errors
     /// Damage and I/O errors met while reading.
     pub fn fingerprint(&self) -> Result<u64> {
-        let mut buffer = Checkpoint { note: None, ..self.record.clone() }.encode();
+        let mut buffer = Checkpoint { note: None, ..self.record()? }.encode();
         let mut digest = 0;
         let mut add = |buffer: &mut Vec<u8>, least: usize| {
             if buffer.len() >= least {

@@ -127,7 +127,7 @@ pub(crate) fn exactly_once(
         put_record(tag.session, &after, false, &mut effects);
     }
     let value = IVec::from(encode_group_reply(&reply)?);
-    effects.push(Effect::Put { tree: TreeId::SESSIONS, key: reply_key, value, fresh: true });
+    effects.push(Effect::Put { tree: TreeId::SESSIONS, key: reply_key, value, fresh: Some(true) });
     Ok((effects, reply))
 }
 
@@ -304,12 +304,12 @@ fn replies(view: &impl View, session: SessionId, from: u64, to: u64, limit: usiz
 
 fn put_record(session: SessionId, record: &Record, fresh: bool, effects: &mut Effects) {
     let value = IVec::from(codec::encode_record(RECORD_VERSION, record));
-    effects.push(Effect::Put { tree: TreeId::SESSIONS, key: record_key(session), value, fresh });
+    effects.push(Effect::Put { tree: TreeId::SESSIONS, key: record_key(session), value, fresh: Some(fresh) });
 }
 
 fn put_expiry(session: SessionId, expires_ms: u64) -> Effect {
     let key = expiry_key(expires_ms, session);
-    Effect::Put { tree: TreeId::SESSIONS, key, value: IVec::new(), fresh: true }
+    Effect::Put { tree: TreeId::SESSIONS, key, value: IVec::new(), fresh: Some(true) }
 }
 
 fn move_expiry(session: SessionId, before: &Record, after: Record, effects: &mut Effects) {

@@ -75,19 +75,21 @@ impl Snapshot {
         iter
     }
 
-    /// How many keys a tree has. O(1).
+    /// How many keys a tree has. O(1), but for the puts of batches, transactions and
+    /// [`Command::Put`](crate::Command::Put): each of those is looked up once, by the first who asks
+    /// after it or by the next checkpoint.
     ///
     /// # Errors
-    /// [`Error::TreeNotFound`](crate::Error::TreeNotFound) if there was no such tree.
+    /// [`Error::TreeNotFound`](crate::Error::TreeNotFound) if there was no such tree; damage found while looking up.
     pub fn len(&self, tree: TreeId) -> Result<u64> {
         self.0.state.require_tree(tree)?;
-        Ok(self.0.state.length_at(tree, self.0.sequence))
+        self.0.state.length_at(&self.0.readers, tree, self.0.sequence)
     }
 
     /// The trees, sorted by name; the database's own ones only if they hold something.
     pub fn trees(&self) -> Vec<(IVec, TreeId)> {
         let state = &self.0.state;
-        let shown = |id: TreeId| !id.is_system() || state.length_at(id, self.0.sequence) > 0;
+        let shown = |id: TreeId| !id.is_system() || self.len(id).is_ok_and(|length| length > 0);
         let names = &state.catalog.names;
         names.iter().filter(|(_, id)| shown(**id)).map(|(name, id)| (name.clone(), *id)).collect()
     }

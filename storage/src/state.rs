@@ -9,7 +9,7 @@ use crate::base::Base;
 use crate::evaluate::{Entry, Versioned, View};
 use crate::leaf_cache::Lookup;
 use crate::meta::Catalog;
-use crate::overlay::{Found, Overlay};
+use crate::overlay::{Found, Length, Overlay, Readers};
 use crate::snapshot::RangeIter;
 use crate::{Error, IVec, Result, TreeId};
 
@@ -64,20 +64,54 @@ impl State {
         }
     }
 
-    /// The number of keys of a tree as of `sequence`.
-    pub(crate) fn length_at(&self, tree: TreeId, sequence: u64) -> u64 {
-        std::iter::once(&self.active)
-            .chain(&self.frozen)
-            .find_map(|overlay| overlay.length_at(tree, sequence))
-            .unwrap_or_else(|| self.base.length(tree))
+    /// The number of keys of a tree as of `sequence`, at which a reader is registered.
+    pub(crate) fn length_at(&self, readers: &Readers, tree: TreeId, sequence: u64) -> Result<u64> {
+        if let Some(frozen) = &self.frozen {
+            self.count_frozen(readers, frozen)?;
+        }
+        self.active.count(readers, |tree, key| {
+            match self.frozen.as_ref().map_or(Found::Unknown, |frozen| frozen.get_latest(tree, key)) {
+                Found::Value(_) => Ok(true),
+                Found::Absent => Ok(false),
+                Found::Unknown => self.base.contains(tree, key),
+            }
+        })?;
+        Ok(self
+            .sum_lengths(tree, |overlay| Some(overlay.length_at(tree, sequence)))
+            .expect("none is unknown"))
     }
 
-    /// What is below the active overlay.
-    pub(crate) fn length_below_active(&self, tree: TreeId) -> u64 {
-        self.frozen
-            .as_ref()
-            .and_then(|frozen| frozen.length_at(tree, u64::MAX))
-            .unwrap_or_else(|| self.base.length(tree))
+    /// The number of keys of a tree as of the newest commit, if that is known without looking
+    /// anything up.
+    pub(crate) fn latest_length(&self, tree: TreeId) -> Option<u64> {
+        self.sum_lengths(tree, |overlay| overlay.latest_length(tree))
+    }
+
+    /// Whether the layers below the active overlay are known to hold no key of a tree.
+    pub(crate) fn is_empty_below_active(&self, tree: TreeId) -> bool {
+        let of_frozen =
+            self.frozen.as_ref().map_or(Some(Length::More(0)), |frozen| frozen.latest_length(tree));
+        match of_frozen {
+            Some(Length::All(0)) => true,
+            Some(Length::More(0)) => self.base.length(tree) == 0,
+            _ => false,
+        }
+    }
+
+    /// Makes the lengths of the frozen overlay's trees known.
+    pub(crate) fn count_frozen(&self, readers: &Readers, frozen: &Overlay) -> Result<()> {
+        frozen.count(readers, |tree, key| self.base.contains(tree, key))
+    }
+
+    fn sum_lengths(&self, tree: TreeId, length: impl Fn(&Overlay) -> Option<Length>) -> Option<u64> {
+        let mut more = 0;
+        for overlay in std::iter::once(&self.active).chain(&self.frozen) {
+            match length(overlay)? {
+                Length::More(some) => more += some,
+                Length::All(all) => return Some(all.strict_add_signed(more)),
+            }
+        }
+        Some(self.base.length(tree).strict_add_signed(more))
     }
 
     pub(crate) fn require_tree(&self, tree: TreeId) -> Result<()> {

@@ -49,15 +49,16 @@ impl Engine {
         let shared = &*self.shared;
         let sequence = self.sequence();
         let (open_snapshots, oldest_snapshot) = shared.readers.summary();
-        let state = shared.state.load_full();
+        let snapshot = self.snapshot();
+        let state = snapshot.state();
         let frozen = state.frozen.as_ref();
-        let trees: Vec<_> = state
-            .catalog
-            .ids
-            .keys()
-            .map(|id| (*id, state.length_at(*id, u64::MAX)))
-            .filter(|(id, length)| !id.is_system() || *length > 0)
-            .collect();
+        let mut trees = Vec::new();
+        for id in state.catalog.ids.keys() {
+            let length = snapshot.len(*id)?;
+            if !id.is_system() || length > 0 {
+                trees.push((*id, length));
+            }
+        }
         let (tree_file_bytes, wal_file_bytes) = file_sizes(shared)?;
         Ok(Stats {
             trees: trees.len() as u64,

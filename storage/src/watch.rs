@@ -384,7 +384,7 @@ mod tests {
     const TREE: TreeId = TreeId(20);
 
     fn put(key: &str, value: &str) -> Effect {
-        Effect::Put { tree: TREE, key: key.into(), value: value.into(), fresh: true }
+        Effect::Put { tree: TREE, key: key.into(), value: value.into(), fresh: Some(true) }
     }
 
     #[test]
@@ -426,7 +426,8 @@ mod tests {
         let slow = watchers.subscribe(TREE, b"", 100);
         let large = IVec::from(vec![7; MAX_QUEUED_BYTES / 2 + 1]);
         for sequence in 1..=3 {
-            let effect = Effect::Put { tree: TREE, key: "k".into(), value: large.clone(), fresh: false };
+            let effect =
+                Effect::Put { tree: TREE, key: "k".into(), value: large.clone(), fresh: Some(false) };
             drop(watchers.publish(sequence, &[effect]));
         }
         assert_eq!(slow.try_next().unwrap().sequence(), 1);

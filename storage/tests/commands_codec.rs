@@ -88,13 +88,13 @@ fn commands_have_the_bytes_they_always_had() {
 #[test]
 fn effects_have_the_bytes_they_always_had() {
     let tree = TreeId(16);
-    let golden: [(Effect, &[u8]); 7] = [
+    let golden: [(Effect, &[u8]); 8] = [
         (
-            Effect::Put { tree, key: "k".into(), value: "val".into(), fresh: false },
+            Effect::Put { tree, key: "k".into(), value: "val".into(), fresh: Some(false) },
             b"\x01\x10\x01\x03kval",
         ),
         (
-            Effect::Put { tree: TreeId(u32::MAX), key: "".into(), value: vec![b'x'; 128].into(), fresh: true },
+            Effect::Put { tree: TreeId(u32::MAX), key: "".into(), value: vec![b'x'; 128].into(), fresh: Some(true) },
             b"\x81\xff\xff\xff\xff\x0f\x00\x80\x01xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\
               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
         ),
@@ -103,6 +103,7 @@ fn effects_have_the_bytes_they_always_had() {
         (Effect::CreateTree { id: tree, name: "t".into() }, b"\x04\x10\x01t"),
         (Effect::DropTree { id: tree }, b"\x05\x10"),
         (Effect::SetNextId { next: u64::MAX }, b"\x06\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+        (Effect::Put { tree, key: "k".into(), value: "val".into(), fresh: None }, b"\x07\x10\x01\x03kval"),
     ];
     let head = b"\x01\x80\xa0\xef\xf3\xb3\x33";
     let time_ms = 1_766_279_860_224;
@@ -115,7 +116,7 @@ fn effects_have_the_bytes_they_always_had() {
     }
     let all: Vec<Effect> = golden.iter().map(|(effect, _)| effect.clone()).collect();
     let bytes: Vec<&[u8]> = golden.iter().map(|(_, bytes)| *bytes).collect();
-    assert_eq!(encoded(time_ms, &all), [&head[..], &[7], &bytes.concat()].concat());
+    assert_eq!(encoded(time_ms, &all), [&head[..], &[8], &bytes.concat()].concat());
 }
 
 fn encoded(time_ms: u64, effects: &[Effect]) -> Vec<u8> {
@@ -242,7 +243,7 @@ fn malformed_effects_are_told_with_their_place() {
         (b"\x01\x05\x02\x03\x10", "byte 2 of the record: 2 effects announced, with room for 1 at most"),
         (b"\x01\x05\x00\x03", "byte 3 of the record: 1 bytes after the last effect"),
         (b"\x01\x05\x01\x00\x00", "byte 3 of the record: no effect is of kind 0x00"),
-        (b"\x01\x05\x01\x07\x00", "byte 3 of the record: no effect is of kind 0x07"),
+        (b"\x01\x05\x01\x08\x00", "byte 3 of the record: no effect is of kind 0x08"),
         (b"\x01\x05\x01\x82\x00", "byte 3 of the record: no effect is of kind 0x82"),
         (b"\x01\x05\x01\x01\x10", "byte 5 of the record: the record ends before the length of a key"),
         (b"\x01\x05\x01\x02\x10\x02k", "byte 5 of the record: the length of a key is 2, with 1 bytes left"),

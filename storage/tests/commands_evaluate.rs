@@ -59,6 +59,10 @@ impl Expected {
                 let tree = self.trees.get_mut(&tree).ok_or(NO_TREE)?;
                 Reply::Previous(tree.insert(key, (value, next)).map(|old| old.0))
             }
+            Command::Put { tree, key, value } => {
+                self.trees.get_mut(&tree).ok_or(NO_TREE)?.insert(key, (value, next));
+                Reply::Done
+            }
             Command::Remove { tree, key } => {
                 let old = self.trees.get_mut(&tree).ok_or(NO_TREE)?.remove(&key);
                 has_changed = old.is_some();

@@ -339,7 +339,7 @@ fn only_changes_of_locks_wake() {
         assert_eq!(head.wait(None), Woken::Turn);
         let soon = || Some(Instant::now() + Duration::from_millis(5));
         let key = || IVec::from("door");
-        let put = |tree| Effect::Put { tree, key: key(), value: key(), fresh: true };
+        let put = |tree| Effect::Put { tree, key: key(), value: key(), fresh: Some(true) };
         for (effect, expected) in [
             (put(TreeId::COUNTERS), Woken::TimeUp),
             (put(TreeId::LOCKS), Woken::Turn),

@@ -48,6 +48,10 @@ impl Plain {
                 assert_eq!(*reply, Reply::Previous(self.get(*tree, key)), "{command:?}");
                 self.set(*tree, key, Some(value));
             }
+            Command::Put { tree, key, value } => {
+                assert_eq!(*reply, Reply::Done);
+                self.set(*tree, key, Some(value));
+            }
             Command::Remove { tree, key } => {
                 assert_eq!(*reply, Reply::Previous(self.get(*tree, key)), "{command:?}");
                 self.set(*tree, key, None);

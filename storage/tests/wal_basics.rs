@@ -299,3 +299,28 @@ fn a_read_only_disk_gives_a_plain_error() {
     disk.set_read_only(true);
     assert!(matches!(open(&disk).unwrap_err(), Error::Io { .. }));
 }
+
+#[test]
+fn spare_segments_that_writers_waited_on_outlive_a_trim_and_others_do_not() {
+    for (waits, left) in [(true, true), (false, false)] {
+        let disk = SimulatedDisk::new(1);
+        let options = WalOptions { segment_size: 256 << 10, ..options() };
+        let wal = Wal::open(Arc::new(disk), options).unwrap();
+        for index in 1..=400u64 {
+            let ticket = wal.append(ONE, index, &[&[7; 3000]]).unwrap();
+            if waits {
+                wal.wait_durable(ticket).unwrap();
+            } else {
+                wal.write_out().unwrap();
+            }
+        }
+        wal.purge_to(ONE, 400).unwrap();
+        wal.sync().unwrap();
+        let spares = || wal.stats().spare_segments;
+        assert!(spares() > 2, "{} spares", spares());
+        wal.trim().unwrap();
+        assert_eq!(spares() > 2, left, "waits: {waits}, {} spares", spares());
+        wal.trim_all().unwrap();
+        assert!(spares() <= 1, "{} spares", spares());
+    }
+}

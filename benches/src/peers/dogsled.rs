@@ -102,7 +102,8 @@ impl Reader for Session<'_> {
 
 impl Writer for Session<'_> {
     fn put(&mut self, key: &Key, value: &Value) -> Result<()> {
-        self.0.insert(key, &value[..])?;
+        // As what is compared: a put that does not return the old value.
+        self.0.put(key, &value[..])?;
         Ok(())
     }
 

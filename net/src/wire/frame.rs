@@ -89,9 +89,12 @@ pub fn decode_header(bytes: &[u8; FRAME_HEADER_LENGTH], limit: usize) -> Result<
     }
 }
 
+/// A header, its body, and how many bytes both had.
+pub type DecodedFrame<'a> = (FrameHeader, &'a [u8], usize);
+
 /// Takes a frame off the front of `bytes`: header, body, how many bytes they had. `None` if more
 /// bytes are needed.
-pub fn decode_frame(bytes: &[u8], limit: usize) -> Result<Option<(FrameHeader, &[u8], usize)>, WireError> {
+pub fn decode_frame(bytes: &[u8], limit: usize) -> Result<Option<DecodedFrame<'_>>, WireError> {
     let Some((header, rest)) = bytes.split_first_chunk::<FRAME_HEADER_LENGTH>() else { return Ok(None) };
     let header = decode_header(header, limit)?;
     let length = header.length as usize;
@@ -138,12 +141,11 @@ impl FrameReader {
         loop {
             // The common case: header and body lie in one piece.
             if let (Partial::Header { filled: 0, .. }, Some(piece)) = (&self.partial, self.pieces.front_mut())
+                && let Some((header, body, consumed)) = decode_frame(piece, self.limit)?
             {
-                if let Some((header, body, consumed)) = decode_frame(piece, self.limit)? {
-                    let body = Bytes::copy_from_slice(body);
-                    advance(&mut self.pieces, consumed);
-                    return Ok(Some((header, body)));
-                }
+                let body = Bytes::copy_from_slice(body);
+                advance(&mut self.pieces, consumed);
+                return Ok(Some((header, body)));
             }
             match &mut self.partial {
                 Partial::Header { bytes, filled } => {

@@ -23,6 +23,7 @@
 //! | `0x04` | create tree | its number, length of name, name |
 //! | `0x05` | drop tree | its number |
 //! | `0x06` | set next id | the number |
+//! | `0x07` | put, whether the key was there is not known | as `0x01` |
 //!
 //! All numbers and lengths are varints in LEB128: seven bits per byte, the lowest first, the high
 //! bit set on all but the last byte. Each number has one encoding only: a varint that ends in a
@@ -54,6 +55,7 @@ const CLEAR: u8 = 0x03;
 const CREATE_TREE: u8 = 0x04;
 const DROP_TREE: u8 = 0x05;
 const SET_NEXT_ID: u8 = 0x06;
+const BLIND_PUT: u8 = 0x07;
 /// Set in the kind of a [`PUT`] whose key was absent.
 const FRESH: u8 = 0x80;
 
@@ -72,7 +74,7 @@ const MIN_EFFECT: usize = 2;
 ///     tree: TreeId::DEFAULT,
 ///     key: "key".into(),
 ///     value: "value".into(),
-///     fresh: true,
+///     fresh: Some(true),
 /// }];
 /// let mut record = Vec::new();
 /// encode_effects(300, &effects, &mut record);
@@ -101,7 +103,12 @@ fn encode_effect(effect: &Effect, out: &mut Vec<u8>) {
     match effect {
         Effect::Put { tree, key, value, fresh } => {
             let (key, value) = (&key[..], &value[..]);
-            let mut head = Head::<{ 1 + 3 * MAX_VARINT }>::new(if *fresh { PUT | FRESH } else { PUT });
+            let kind = match fresh {
+                Some(true) => PUT | FRESH,
+                Some(false) => PUT,
+                None => BLIND_PUT,
+            };
+            let mut head = Head::<{ 1 + 3 * MAX_VARINT }>::new(kind);
             head.varint(tree.0.into());
             head.varint(key.len() as u64);
             head.varint(value.len() as u64);
@@ -205,8 +212,8 @@ pub enum EffectRef<'a> {
         key: &'a [u8],
         /// The new value.
         value: &'a [u8],
-        /// Whether the key was absent.
-        fresh: bool,
+        /// Whether the key was absent, if that is known.
+        fresh: Option<bool>,
     },
     /// See [`Effect::Remove`].
     Remove {
@@ -330,13 +337,14 @@ impl<'a> EffectRefs<'a> {
         let kind_offset = reader.position;
         let kind = reader.byte("the kind of an effect")?;
         let effect = match kind & !FRESH {
-            PUT => {
+            PUT | BLIND_PUT if kind != BLIND_PUT | FRESH => {
                 let tree = reader.tree()?;
                 let key_length = reader.length("the length of a key")?;
                 let value_length = reader.length("the length of a value")?;
                 let key = reader.bytes(key_length, "a key")?;
                 let value = reader.bytes(value_length, "a value")?;
-                EffectRef::Put { tree, key, value, fresh: kind & FRESH != 0 }
+                let fresh = (kind != BLIND_PUT).then_some(kind & FRESH != 0);
+                EffectRef::Put { tree, key, value, fresh }
             }
             _ if kind & FRESH != 0 => return Err(unknown_kind(kind_offset, kind)),
             REMOVE => {

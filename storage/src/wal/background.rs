@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::Ticket;
-use super::segment::PrepareError;
+use super::segment::{PrepareError, Reuse};
 use super::writer::Shared;
 
 /// How long the flusher keeps its rhythm without anything to do before it sleeps for good.
@@ -156,11 +156,16 @@ impl Shared {
         };
         // Readers get segments from the map only: one that nobody else holds now, nobody will.
         let in_use = Arc::strong_count(&segment) > 1;
+        let reuse = match segment.is_hot() {
+            _ if in_use => Reuse::Never,
+            true => Reuse::Hot,
+            false => Reuse::Cold,
+        };
         let (path, size, number) = (segment.path.clone(), segment.size, segment.number);
         if in_use {
             drop(segment);
         }
-        match self.files.retire(&path, size, number, in_use) {
+        match self.files.retire(&path, size, number, reuse) {
             Ok(()) => true,
             Err(error) => {
                 self.poison(&error.to_string());
@@ -196,7 +201,7 @@ impl Shared {
         };
         let size = size.next_multiple_of(crate::disk::BLOCK_SIZE as u64);
         if let Some(old) = too_short {
-            let retired = self.files.retire(&old.path, old.size, old.number, false);
+            let retired = self.files.retire(&old.path, old.size, old.number, Reuse::Cold);
             if let Err(error) = retired.and_then(|()| self.files.sync_directory()) {
                 self.poison(&error.to_string());
                 return false;

@@ -183,7 +183,8 @@ pub struct WalOptions {
     /// Identifies the database that the segments belong to.
     pub database_id: u128,
     /// Files kept for reuse while there is something to do, beside the one that is prepared; see
-    /// [`Wal::trim`]. Default 16: about what a checkpoint lets go at a time.
+    /// [`Wal::trim`]. Default 40: somewhat more than the 256 MiB after which the engine makes a
+    /// checkpoint, so that a steady stream of synced writes reuses all of its segments.
     pub spare_segments: usize,
     /// Appended bytes are written out when there are this many. Default 256 KiB.
     pub write_out_bytes: usize,
@@ -208,7 +209,7 @@ impl WalOptions {
             directory: directory.into(),
             segment_size: 8 << 20,
             database_id,
-            spare_segments: 16,
+            spare_segments: 40,
             write_out_bytes: 256 << 10,
             write_out_after: Duration::from_millis(5),
             max_pending_bytes: 8 << 20,
@@ -428,10 +429,16 @@ impl Wal {
         self.shared.stats()
     }
 
-    /// Removes the spare segments. For an owner with nothing to do: the next burst of appends makes
-    /// new ones. Closing does it, too.
+    /// Removes the spare segments that no waiting writer will miss: the next burst of appends makes
+    /// new ones beside it. Those that writers had waited on stay, or each checkpoint would make the
+    /// next such writers share the disk with the filling of new segments.
     pub fn trim(&self) -> Result<()> {
-        self.shared.files.trim()
+        self.shared.files.trim(false)
+    }
+
+    /// Removes all spare segments. For an owner with nothing to do; closing does it, too.
+    pub fn trim_all(&self) -> Result<()> {
+        self.shared.files.trim(true)
     }
 
     /// Stops acknowledging anything, for a reason that lies outside (the B-tree's file failed,
@@ -465,7 +472,7 @@ impl Wal {
             }
         }
         self.shared.close()?;
-        self.shared.files.trim()
+        self.shared.files.trim(true)
     }
 }
 

@@ -14,7 +14,7 @@ use super::format::{
     FIRST_FRAME, FLAG_CLOSED, FLAG_OPENING, FRAME_HEADER_SIZE, FrameHeader, HeaderFound, Kind, Opening,
     Records, SegmentHeader,
 };
-use super::segment::{FileName, Files, PrepareError, Segment, parse_name, segment_path};
+use super::segment::{FileName, Files, PrepareError, Reuse, Segment, parse_name, segment_path};
 use super::streams::Streams;
 use super::writer::{Frame, Pen, State, first_size, write_opening};
 
@@ -208,7 +208,7 @@ pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recov
 
     let prepared = tidy(&files, names, &unused, Some(last.number + 1))?;
     for one in &stale {
-        files.retire(&one.path, one.length, one.number, false)?;
+        files.retire(&one.path, one.length, one.number, Reuse::Cold)?;
     }
     cursor.streams.group_taken();
     let mut state = new_state(Arc::clone(&active), cursor.streams, cursor.next_group);
@@ -323,7 +323,7 @@ fn go_on_in_new_segment(files: &Files, state: &mut State, pen: &mut Pen) -> Resu
         Some(next) if next.size >= needed => next,
         too_short => {
             if let Some(old) = too_short {
-                files.retire(&old.path, old.size, old.number, false)?;
+                files.retire(&old.path, old.size, old.number, Reuse::Cold)?;
                 files.sync_directory()?;
             }
             let size = state.next_size(files.segment_size).max(needed.next_multiple_of(BLOCK_SIZE as u64));
@@ -545,7 +545,7 @@ fn tidy(files: &Files, names: Names, unused: &[Found], next: Option<u64>) -> Res
                 prepared = Some(Arc::new(Segment::new(header, one.path.clone(), file)));
             }
             _ => {
-                files.retire(&one.path, one.length, one.number, false)?;
+                files.retire(&one.path, one.length, one.number, Reuse::Cold)?;
                 renamed = true;
             }
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -18,6 +18,28 @@ use super::format::SegmentHeader;
 /// them, and closing never waits for a whole segment to be filled.
 const FILL_STEP: u64 = 256 << 10;
 
+/// A segment in which so many groups were waited for is hot; see [`Segment::is_hot`].
+const HOT_GROUPS: u32 = 16;
+
+/// The most spares that are kept for writers who do not wait.
+const COLD_SPARES: usize = 16;
+
+/// What may become of a segment out of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reuse {
+    /// Somebody still reads it.
+    Never,
+    Cold,
+    /// See [`Segment::is_hot`].
+    Hot,
+}
+
+/// A filled file out of use.
+struct Spare {
+    path: PathBuf,
+    hot: bool,
+}
+
 /// One segment file, open.
 pub(super) struct Segment {
     pub(super) number: u64,
@@ -25,6 +47,8 @@ pub(super) struct Segment {
     pub(super) size: u64,
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn DiskFile>,
+    /// Groups in it whose durability somebody waited for.
+    awaited: AtomicU32,
     /// A map and how much of it holds frames that will not change.
     map: Mutex<Option<(u64, DiskMap)>>,
 }
@@ -37,8 +61,20 @@ impl Segment {
             size: header.size,
             path,
             file,
+            awaited: AtomicU32::new(0),
             map: Mutex::new(None),
         }
+    }
+
+    /// Somebody waited for a group in it.
+    pub(super) fn was_awaited(&self) {
+        self.awaited.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether writers who wait took it up: their next segment should be there before they ask for
+    /// it, without zeros being written beside them. For what nobody waits for that is no loss.
+    pub(super) fn is_hot(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed) >= HOT_GROUPS
     }
 
     /// Keeps a map whose first `valid` bytes will not change.
@@ -134,7 +170,7 @@ pub(super) struct Files {
     pub(super) segment_size: u64,
     spare_segments: usize,
     /// Filled files of `segment_size`, ready to be prepared.
-    spares: Mutex<Vec<PathBuf>>,
+    spares: Mutex<Vec<Spare>>,
     random: AtomicU64,
     stop: AtomicBool,
 }
@@ -186,16 +222,17 @@ impl Files {
         let length = self.disk.open(&path, OpenMode::Read).and_then(|file| file.length()).map_err(failed)?;
         let mut spares = self.spares.lock();
         if length == self.segment_size && spares.len() < self.spare_segments.max(1) {
-            spares.push(path);
+            spares.push(Spare { path, hot: false });
         } else {
             self.disk.remove(&path).map_err(failed)?;
         }
         Ok(())
     }
 
-    /// Removes the spares: a database at rest needs none.
-    pub(super) fn trim(&self) -> Result<()> {
-        for path in std::mem::take(&mut *self.spares.lock()) {
+    /// Removes the spares, those that were hot only if `all`.
+    pub(super) fn trim(&self, all: bool) -> Result<()> {
+        let gone: Vec<Spare> = self.spares.lock().extract_if(.., |spare| all || !spare.hot).collect();
+        for Spare { path, .. } in gone {
             self.disk
                 .remove(&path)
                 .map_err(|error| Error::io(format!("removing {}", path.display()), error))?;
@@ -206,14 +243,19 @@ impl Files {
     /// Takes a segment out of use: what it held is no longer needed. Keeps it as a spare, unless
     /// there are enough, its size is unusual, or somebody still reads it (a removed file stays
     /// as it was for those who map it; one written anew would change under them).
-    pub(super) fn retire(&self, path: &Path, size: u64, number: u64, in_use: bool) -> Result<()> {
+    pub(super) fn retire(&self, path: &Path, size: u64, number: u64, reuse: Reuse) -> Result<()> {
         let failed = |error| Error::io(format!("recycling {}", path.display()), error);
-        if !in_use && size == self.segment_size && self.spares() < self.spare_segments {
+        let most = match reuse {
+            Reuse::Never => 0,
+            Reuse::Cold => self.spare_segments.min(COLD_SPARES),
+            Reuse::Hot => self.spare_segments,
+        };
+        if size == self.segment_size && self.spares() < most {
             let spare = self.directory.join(format!("{number:016x}.spare"));
             self.disk.rename(path, &spare).map_err(failed)?;
             // Its header may be overwritten only when the old name is gone for good.
             self.sync_directory()?;
-            self.spares.lock().push(spare);
+            self.spares.lock().push(Spare { path: spare, hot: reuse == Reuse::Hot });
         } else {
             self.disk.remove(path).map_err(failed)?;
         }
@@ -226,7 +268,7 @@ impl Files {
         assert!(size.is_multiple_of(BLOCK_SIZE as u64), "a segment of {size} bytes is not whole blocks");
         let spare = if size == self.segment_size { self.spares.lock().pop() } else { None };
         let path = match spare {
-            Some(path) => path,
+            Some(spare) => spare.path,
             None => self.fill(number, size)?,
         };
         let header = SegmentHeader { database_id: self.database_id, number, epoch: self.epoch(number), size };

@@ -516,6 +516,9 @@ impl Shared {
         let failed =
             |error| Error::io(format!("writing {} at {}", segment.path.display(), taken.offset), error);
         self.counters.bytes_written.fetch_add(frame.len() as u64, Relaxed);
+        if sync {
+            segment.was_awaited();
+        }
         if sync && !pen.unsynced {
             segment.file.write_at_synced(taken.offset, frame).map_err(failed)?;
             self.counters.syncs.fetch_add(1, Relaxed);

@@ -243,7 +243,8 @@ impl Random {
         let (tree, key, value) = (self.tree(), self.bytes(), self.bytes());
         let (name, owner, token) = (self.bytes(), self.bytes(), FencingToken(self.number()));
         let (delta, lease_ms) = (self.signed(), self.number());
-        match self.below(20) {
+        match self.below(21) {
+            20 => Command::Put { tree, key, value },
             0 => Command::CreateTree { name },
             1 => Command::DropTree { name },
             2 => Command::ClearTree { tree },
@@ -289,7 +290,12 @@ impl Random {
     pub fn effect(&mut self) -> Effect {
         let (tree, key) = (self.tree(), self.bytes());
         match self.below(9) {
-            0..=3 => Effect::Put { tree, key, value: self.bytes(), fresh: self.coin() },
+            0..=3 => Effect::Put {
+                tree,
+                key,
+                value: self.bytes(),
+                fresh: [None, Some(false), Some(true)][self.below(3) as usize],
+            },
             4 => Effect::Remove { tree, key },
             5 => Effect::Clear { tree },
             6 => Effect::CreateTree { id: tree, name: key },

@@ -139,7 +139,8 @@ impl Workload {
     pub fn command(&mut self, model: &ModelState) -> Command {
         self.remember(model);
         match self.random.below(100) {
-            0..=29 => Command::Insert { tree: self.tree(model), key: self.key(), value: self.value() },
+            0..=17 => Command::Insert { tree: self.tree(model), key: self.key(), value: self.value() },
+            18..=29 => Command::Put { tree: self.tree(model), key: self.key(), value: self.value() },
             30..=41 => Command::Remove { tree: self.tree(model), key: self.key() },
             42..=49 => self.compare_and_swap(model),
             50..=61 => Command::Batch { writes: self.writes(model) },

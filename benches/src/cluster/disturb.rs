@@ -1,0 +1,178 @@
+//! What a cluster does when it is left alone, and when its nodes go.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::nodes::Cluster;
+use crate::data::Rng;
+
+/// Clients that write while nodes go and come.
+const CLIENTS: u64 = 16;
+/// Without a write for so long a cluster is taken to have stopped.
+const STOPPED: Duration = Duration::from_secs(30);
+
+/// Percent of a core and MiB resident of the node that takes most of each, over ten seconds of rest.
+pub(super) async fn idle(cluster: &Cluster) -> Result<(f64, f64)> {
+    // Replicas fold what they have, and then sleep.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let processes: Vec<u32> = cluster.nodes.iter().flatten().map(|child| child.id()).collect();
+    let ticks = |id: &u32| -> Result<u64> {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        // utime and stime, counted from behind the name.
+        Ok(fields.get(11).context("no utime")?.parse::<u64>()? + fields.get(12).context("no stime")?.parse::<u64>()?)
+    };
+    let resident = |id: &u32| -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    };
+    let before = processes.iter().map(ticks).collect::<Result<Vec<_>>>()?;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let after = processes.iter().map(ticks).collect::<Result<Vec<_>>>()?;
+    // A hundred ticks a second, over ten seconds: a tick is a tenth of a percent.
+    let most = before.iter().zip(&after).map(|(before, after)| (after - before) as f64 / 10.0);
+    let memory = processes.iter().map(resident).collect::<Result<Vec<_>>>()?;
+    Ok((most.fold(0.0, f64::max), memory.into_iter().fold(0.0, f64::max)))
+}
+
+/// Clients that count: each adds to its own counter, and knows how far it must have come.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
+    tasks: Vec<tokio::task::JoinHandle<Result<()>>>,
+}
+
+impl Writers {
+    async fn start(cluster: &Cluster) -> Result<Writers> {
+        let client = cluster.client().await?.with_deadline(STOPPED);
+        let writers = Writers {
+            stop: Arc::default(),
+            acknowledged: Arc::default(),
+            failed: Arc::default(),
+            tasks: Vec::new(),
+        };
+        let tasks = (0..CLIENTS).map(|n| {
+            let (client, stop) = (client.clone(), Arc::clone(&writers.stop));
+            let (acknowledged, failed) = (Arc::clone(&writers.acknowledged), Arc::clone(&writers.failed));
+            tokio::spawn(async move {
+                let counters: Vec<_> = (0..4).map(|at| client.counter(format!("writer-{n}-{at}"))).collect();
+                let mut counts = Vec::new();
+                for counter in &counters {
+                    counts.push(counter.get().await?);
+                }
+                let mut rng = Rng::new(n);
+                while !stop.load(Relaxed) {
+                    let at = rng.below(4) as usize;
+                    match counters[at].add(1).await {
+                        Ok(now) => {
+                            counts[at] += 1;
+                            // Counted once each, whatever was repeated on the way.
+                            anyhow::ensure!(now == counts[at], "counter {n}/{at}: {now} after {} adds", counts[at]);
+                            acknowledged.fetch_add(1, Relaxed);
+                        }
+                        Err(error) => {
+                            eprintln!("    a call failed: {error}");
+                            failed.fetch_add(1, Relaxed);
+                            counts[at] = counters[at].get().await?;
+                        }
+                    }
+                }
+                Ok(())
+            })
+        });
+        let tasks = tasks.collect();
+        Ok(Writers { tasks, ..writers })
+    }
+
+    /// Milliseconds of the longest time without an acknowledged write from now until writes have
+    /// gone on for `calm`.
+    async fn longest_stop(&self, calm: Duration) -> f64 {
+        let begun = Instant::now();
+        let (mut last_count, mut last_change, mut longest) =
+            (self.acknowledged.load(Relaxed), Instant::now(), Duration::ZERO);
+        let mut since = Instant::now();
+        while since.elapsed() < calm && begun.elapsed() < STOPPED {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let count = self.acknowledged.load(Relaxed);
+            let stopped = last_change.elapsed();
+            if stopped > Duration::from_millis(50) {
+                since = Instant::now();
+            }
+            longest = longest.max(stopped);
+            if count != last_count {
+                (last_count, last_change) = (count, Instant::now());
+            }
+        }
+        longest.as_secs_f64() * 1000.0
+    }
+
+    async fn finish(self) -> Result<u64> {
+        self.stop.store(true, Relaxed);
+        for task in self.tasks {
+            task.await.context("a writer panicked")??;
+        }
+        Ok(self.failed.load(Relaxed))
+    }
+}
+
+/// The node, by index, that leads most partitions.
+async fn busiest(cluster: &Cluster) -> Result<usize> {
+    let map = cluster.client().await?.map().await?;
+    let mut led = [0; 3];
+    for leader in map.leaders.iter().flatten() {
+        if let Some(count) = (leader.0 as usize).checked_sub(1).and_then(|at| led.get_mut(at)) {
+            *count += 1;
+        }
+    }
+    Ok((0..3).max_by_key(|at| led[*at]).unwrap_or(0))
+}
+
+/// Milliseconds for which some client's writes stop after each of `kills` kills of the busiest leader.
+///
+/// A write to a partition whose leader lives goes on; what is measured is the longest time in which
+/// the sixteen clients together, each waiting for its turn in whatever partition, got nothing done.
+pub(super) async fn failovers(cluster: &mut Cluster, kills: usize) -> Result<Vec<f64>> {
+    let mut stops = Vec::new();
+    for _ in 0..kills {
+        let writers = Writers::start(cluster).await?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let victim = busiest(cluster).await?;
+        cluster.kill(victim)?;
+        stops.push(writers.longest_stop(Duration::from_secs(1)).await);
+        cluster.spawn(victim, false)?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        writers.finish().await?;
+    }
+    Ok(stops)
+}
+
+/// The longest stall in milliseconds, and calls that failed, while each node in turn is shut down
+/// and started again under load.
+pub(super) async fn rolling_restart(cluster: &mut Cluster) -> Result<(f64, u64)> {
+    let writers = Writers::start(cluster).await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut longest = 0f64;
+    for n in 0..3 {
+        let stall = async {
+            let mut child = cluster.nodes[n].take().context("the node runs")?;
+            drop(child.stdin.take());
+            let watched = writers.longest_stop(Duration::from_secs(1));
+            let ended = tokio::task::spawn_blocking(move || child.wait());
+            let (stall, ended) = tokio::join!(watched, ended);
+            let status = ended.context("waiting for a node")??;
+            anyhow::ensure!(status.success(), "node {} ended with {status}", n + 1);
+            Ok(stall)
+        };
+        longest = longest.max(stall.await?);
+        cluster.spawn(n, false)?;
+        longest = longest.max(writers.longest_stop(Duration::from_secs(2)).await);
+    }
+    let failed = writers.finish().await?;
+    Ok((longest, failed))
+}

@@ -1,0 +1,245 @@
+//! Three nodes of dogsled beside three of etcd, on loopback, in one run.
+//!
+//! Both clusters run all the time, each node a process of its own; only one is asked for something at a
+//! time, and the two take turns within each repeat, so that noise meets both alike. Both keep their data on
+//! the same file system and sync every acknowledged write on a quorum. The clients live in this process and
+//! have the same two cores as the six nodes: what is measured is the cost of a replicated write with all
+//! that belongs to it. dogsled speaks QUIC with mutual TLS, as it always does; etcd plain HTTP/2.
+//!
+//! Without an `etcd` on the PATH (Debian's `etcd-server`) dogsled is measured alone, and the table says so.
+
+mod disturb;
+mod etcd;
+mod load;
+mod nodes;
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::machine::Machine;
+use crate::spinners::Spinners;
+use crate::stats::{Summary, human};
+
+use load::{Measured, Store, Work};
+pub use nodes::{NodeTask, run_node};
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Repeats of each measurement.
+    pub repeats: usize,
+    /// Seconds of each measurement.
+    pub seconds: f64,
+    /// How often the leader is killed.
+    pub kills: usize,
+    /// Beginnings of names of workloads; empty for all.
+    pub only: Vec<String>,
+    /// Where the nodes' directories go.
+    pub dir: PathBuf,
+    /// Where `cluster.json` goes.
+    pub out: PathBuf,
+}
+
+/// One row of the table.
+#[derive(Debug, Serialize)]
+struct Row {
+    id: String,
+    title: String,
+    unit: &'static str,
+    dogsled: Vec<f64>,
+    etcd: Vec<f64>,
+    /// dogsled's median over etcd's.
+    ratio: Option<f64>,
+    target: &'static str,
+    met: Option<bool>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    machine: Machine,
+    repeats: usize,
+    seconds: f64,
+    /// Microseconds of a bare 4 KiB overwrite and `fdatasync`, median.
+    fdatasync_us: f64,
+    rows: Vec<Row>,
+}
+
+struct Case {
+    id: &'static str,
+    title: &'static str,
+    work: Work,
+    clients: usize,
+    /// Least ratio to etcd.
+    least: Option<f64>,
+}
+
+const CASES: [Case; 5] = [
+    Case { id: "put-256", title: "puts, 256 clients", work: Work::Put, clients: 256, least: Some(8.0) },
+    Case { id: "put-64", title: "puts, 64 clients", work: Work::Put, clients: 64, least: Some(5.0) },
+    Case { id: "put-1", title: "put, 1 client", work: Work::Put, clients: 1, least: None },
+    Case {
+        id: "get-256",
+        title: "linearizable gets, 256 clients",
+        work: Work::Get,
+        clients: 256,
+        least: Some(5.0),
+    },
+    Case { id: "batch-100", title: "batches of 100 puts, 16 clients, keys", work: Work::Batch, clients: 16, least: None },
+];
+
+/// Runs `plan`, printing as it goes.
+///
+/// # Errors
+/// A cluster that does not come up, a call that fails.
+pub fn run(plan: &Plan) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(measure(plan))
+}
+
+async fn measure(plan: &Plan) -> Result<()> {
+    let scratch = crate::compare::scratch(&plan.dir)?;
+    let machine = Machine::describe(scratch.path());
+    println!("{}", machine.in_words());
+    println!("three nodes each on loopback, values of 256 bytes, every acknowledged write synced on a quorum; spinner threads keep the cores awake");
+    let fdatasync_us = {
+        let _awake = Spinners::start();
+        load::fdatasync_microseconds(scratch.path())?
+    };
+    println!("a bare 4 KiB overwrite + fdatasync takes {fdatasync_us:.0} us (median)\n");
+    let mut dogsled = nodes::Cluster::start(&scratch.path().join("dogsled")).await?;
+    let etcd = match etcd::Cluster::start(&scratch.path().join("etcd")).await {
+        Ok(cluster) => Some(cluster),
+        Err(error) => {
+            println!("without etcd: {error:#}");
+            None
+        }
+    };
+    let wanted = |id: &str| plan.only.is_empty() || plan.only.iter().any(|only| id.starts_with(only.as_str()));
+    let mut rows = Vec::new();
+    let mut stores = vec![Store::Dogsled(dogsled.client().await?.tree("bench"))];
+    if let Some(etcd) = &etcd {
+        stores.push(Store::Etcd(etcd.client().await?));
+    }
+    for case in CASES.iter().filter(|case| wanted(case.id)) {
+        let _awake = Spinners::start();
+        let mut all: Vec<Vec<Measured>> = vec![Vec::new(); stores.len()];
+        for store in &stores {
+            load::run(store, case.work, case.clients, Duration::from_millis(500)).await?; // warms up
+        }
+        for repeat in 0..plan.repeats {
+            for turn in 0..stores.len() {
+                let at = (turn + repeat) % stores.len();
+                let measured =
+                    load::run(&stores[at], case.work, case.clients, Duration::from_secs_f64(plan.seconds)).await;
+                all[at].push(measured.with_context(|| format!("{} of {}", case.title, stores[at].name()))?);
+            }
+        }
+        let rates = |at: usize| all.get(at).map_or(Vec::new(), |all| all.iter().map(|one| one.rate).collect());
+        let target = match case.id {
+            "put-256" => "≥ 8 × etcd",
+            "put-64" | "get-256" => "≥ 5 × etcd",
+            "batch-100" => "≥ 150,000 keys/s",
+            _ => "",
+        };
+        let mut row = Row::new(case.id, case.title, "per second", rates(0), rates(1), target);
+        row.met = match (case.least, row.ratio) {
+            (Some(least), Some(ratio)) => Some(ratio >= least),
+            _ if case.work == Work::Batch => Some(median(&row.dogsled) >= 150_000.0),
+            _ => None,
+        };
+        row.print();
+        rows.push(row);
+        let latencies =
+            |at: usize| all.get(at).map_or(Vec::new(), |all| all.iter().map(|one| one.p50_us).collect());
+        let mut latency =
+            Row::new(&format!("{}-p50", case.id), &format!("{}, p50", case.title), "us", latencies(0), latencies(1), "");
+        if case.id == "put-1" {
+            latency.target = "≤ 0.6 × etcd and ≤ 2.5 × fdatasync";
+            let own = median(&latency.dogsled);
+            latency.met = latency.ratio.map(|ratio| ratio <= 0.6 && own <= 2.5 * fdatasync_us);
+            println!("    {:.2} x the bare fdatasync", own / fdatasync_us);
+        }
+        latency.print();
+        rows.push(latency);
+    }
+    drop(stores);
+    drop(etcd);
+    if wanted("idle") {
+        let (percent, mebibytes) = disturb::idle(&dogsled).await?;
+        let mut row = Row::new("idle-cpu", "idle: a core, highest of the nodes", "%", vec![percent], Vec::new(), "< 2 %");
+        row.met = Some(percent < 2.0);
+        row.print();
+        rows.push(row);
+        let mut row =
+            Row::new("idle-memory", "idle: resident, highest of the nodes", "MiB", vec![mebibytes], Vec::new(), "< 80 MiB");
+        row.met = Some(mebibytes < 80.0);
+        row.print();
+        rows.push(row);
+    }
+    if wanted("failover") {
+        let _awake = Spinners::start();
+        let stops = disturb::failovers(&mut dogsled, plan.kills).await?;
+        let worst = stops.iter().copied().fold(0.0, f64::max);
+        let mut row =
+            Row::new("failover", "writes stop after kill -9 of a leader", "ms", stops, Vec::new(), "p99 < 1,000 ms");
+        row.met = Some(worst < 1000.0);
+        row.print();
+        println!("    the longest of {}: {worst:.0} ms", row.dogsled.len());
+        rows.push(row);
+    }
+    if wanted("rolling") {
+        let _awake = Spinners::start();
+        let (stall, failed) = disturb::rolling_restart(&mut dogsled).await?;
+        let mut row =
+            Row::new("rolling", "rolling restart: longest stall", "ms", vec![stall], Vec::new(), "< 300 ms, no failed call");
+        row.met = Some(stall < 300.0 && failed == 0);
+        row.print();
+        println!("    {failed} failed calls");
+        rows.push(row);
+    }
+    let report = Report { machine, repeats: plan.repeats, seconds: plan.seconds, fdatasync_us, rows };
+    std::fs::create_dir_all(&plan.out)?;
+    let path = plan.out.join("cluster.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
+    println!("\nwrote {}", path.display());
+    Ok(())
+}
+
+fn median(values: &[f64]) -> f64 {
+    Summary::of(values).map_or(0.0, |summary| summary.median)
+}
+
+impl Row {
+    fn new(
+        id: &str,
+        title: &str,
+        unit: &'static str,
+        dogsled: Vec<f64>,
+        etcd: Vec<f64>,
+        target: &'static str,
+    ) -> Row {
+        let ratio = (!etcd.is_empty()).then(|| median(&dogsled) / median(&etcd));
+        Row { id: id.to_owned(), title: title.to_owned(), unit, dogsled, etcd, ratio, target, met: None }
+    }
+
+    fn print(&self) {
+        let mut line = format!("{:44} {:>10} {}", self.title, human(median(&self.dogsled)), self.unit);
+        if let Some(ratio) = self.ratio {
+            let _ = write!(line, "   etcd {:>8}   {ratio:.2} x", human(median(&self.etcd)));
+        }
+        match self.met {
+            Some(true) => {
+                let _ = write!(line, "   {}: met", self.target);
+            }
+            Some(false) => {
+                let _ = write!(line, "   {}: MISSED", self.target);
+            }
+            None => {}
+        }
+        println!("{line}");
+    }
+}

@@ -1,0 +1,145 @@
+//! Three processes of dogsled: this executable, run as a node.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use dogsled::cluster::{Client, ClientOptions, Node, NodeCertificates, NodeConfig, NodeId};
+
+/// Partitions of the cluster, the default of `dogsled serve`.
+const PARTITIONS: u32 = 16;
+const READY: &str = "ready";
+
+/// A node that this process is to be. Not for people.
+#[derive(Debug, Args)]
+pub struct NodeTask {
+    /// The node's directory.
+    dir: PathBuf,
+    /// The directory of the development certificates that all nodes share.
+    certificates: PathBuf,
+    /// Its id.
+    id: u64,
+    /// Where it listens.
+    listen: SocketAddr,
+    /// Addresses of all members, in the order of their ids, when this one is to make the cluster.
+    #[arg(long, value_delimiter = ',')]
+    create: Vec<String>,
+}
+
+/// Is a node until standard input ends, then shuts down.
+///
+/// # Errors
+/// What the node says.
+pub fn run_node(task: NodeTask) -> Result<()> {
+    // As many threads as a node would have on a machine of its own with as many cores.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut config = NodeConfig::new(&task.dir, task.id, task.listen);
+        config.certificates = NodeCertificates::Development(task.certificates);
+        let node = Node::start(config).await?;
+        if !task.create.is_empty() {
+            let members = task.create.iter().zip(1..);
+            let members = members.map(|(address, id)| (NodeId(id), vec![address.clone()])).collect();
+            node.create_cluster(PARTITIONS, members).await?;
+        }
+        println!("{READY}");
+        tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
+        node.shutdown().await?;
+        Ok(())
+    })
+}
+
+/// Three nodes; ended when dropped.
+pub(super) struct Cluster {
+    dir: PathBuf,
+    pub(super) addresses: Vec<String>,
+    pub(super) nodes: Vec<Option<Child>>,
+}
+
+impl Cluster {
+    pub(super) async fn start(dir: &Path) -> Result<Cluster> {
+        fs::create_dir_all(dir)?;
+        let free = |_| Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.to_string());
+        let addresses = (0..3).map(free).collect::<Result<Vec<_>>>()?;
+        let mut cluster = Cluster { dir: dir.to_owned(), addresses, nodes: vec![None, None, None] };
+        for n in [1, 2, 0] {
+            cluster.spawn(n, n == 0)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Starts the node of index `n` and waits until it says that it is ready.
+    pub(super) fn spawn(&mut self, n: usize, create: bool) -> Result<()> {
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .args(["child", "node"])
+            .arg(self.dir.join(format!("n{}", n + 1)))
+            .arg(&self.dir)
+            .args([(n + 1).to_string(), self.addresses[n].clone()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        if create {
+            command.args(["--create", &self.addresses.join(",")]);
+        }
+        let mut child = command.spawn().context("starting a node")?;
+        let mut line = String::new();
+        let out = child.stdout.take().context("the node has no output")?;
+        BufReader::new(out).read_line(&mut line)?;
+        if line.trim() != READY {
+            let _ = child.kill();
+            bail!("node {} ended early: {}", n + 1, child.wait()?);
+        }
+        self.nodes[n] = Some(child);
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub(super) fn kill(&mut self, n: usize) -> Result<()> {
+        if let Some(mut child) = self.nodes[n].take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Lets a node shut down in order; returns when it has ended.
+    pub(super) fn stop(&mut self, n: usize) -> Result<()> {
+        if let Some(mut child) = self.nodes[n].take() {
+            drop(child.stdin.take());
+            let status = child.wait()?;
+            anyhow::ensure!(status.success(), "node {} ended with {status}", n + 1);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn client(&self) -> Result<Client> {
+        let options = ClientOptions::development(&self.dir)?;
+        let client = Client::connect(self.addresses.clone(), options).await?;
+        // Every partition has its leader.
+        let begun = Instant::now();
+        loop {
+            let map = client.map().await?;
+            if map.leaders.len() == PARTITIONS as usize + 1 && map.leaders.iter().all(Option::is_some) {
+                return Ok(client);
+            }
+            if begun.elapsed() > Duration::from_secs(20) {
+                bail!("not every partition has a leader after 20 s: {map:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in self.nodes.iter_mut().flatten() {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+}
