@@ -14,7 +14,7 @@ use cli_support::nodes::{Served, free_address};
 use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId, Role};
 
 const WRITERS: usize = 8;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Cluster {
     sandbox: Sandbox,

@@ -142,7 +142,7 @@ fn systemd_hears_when_the_node_is_ready_and_when_it_stops() {
     let mut command = sandbox.bare(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]);
     command.env("NOTIFY_SOCKET", sandbox.path("notify"));
     let served = Served::start(command, &sandbox.path("log"));
-    let mut heard = || {
+    let heard = || {
         let mut buffer = [0; 256];
         let length = socket.recv(&mut buffer).expect("a message");
         String::from_utf8_lossy(&buffer[..length]).into_owned()

@@ -24,7 +24,7 @@ const WRITERS: usize = 8;
 /// How long is written before the leader goes, without it, and after it is back.
 const SPELL: Duration = Duration::from_millis(1500);
 /// Nothing here takes long; if it does, something is wrong, and the demo says so.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 const TREE: &str = "demo";
 
 pub(crate) fn demo(out: &mut Output, args: &DemoArgs) -> Result<()> {
@@ -190,11 +190,12 @@ async fn show_failover(
     let probe = tokio::spawn(async move { probe.add(1).await.map(|_| halted.elapsed()) });
     let mut changes = survivor.changes();
     let groups = survivor.map().leaders.len();
-    let mut told = 0;
+    let (mut told, mut last) = (0, Instant::now());
     while told < groups {
         let led = survivor.map().leaders.iter().flatten().filter(|leader| **leader != victim).count();
-        if led > told {
-            told = led;
+        // Several at a time make one line.
+        if led == groups || (led > told && (told == 0 || last.elapsed() > Duration::from_millis(100))) {
+            (told, last) = (led, Instant::now());
             story.tell(format_args!(
                 "  +{:3} ms: {led} of {groups} groups are led by other nodes",
                 halted.elapsed().as_millis()
@@ -206,9 +207,8 @@ async fn show_failover(
                 PATIENCE.as_secs()
             )));
         }
-        // Several at a time make one line.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let _ = tokio::time::timeout(Duration::from_millis(100), changes.changed()).await;
+        // Whether something has changed is seen above.
+        let _ = tokio::time::timeout(Duration::from_millis(20), changes.changed()).await;
     }
     let served = probe.await.map_err(|error| Failure::new(Code::Io, error.to_string()))??;
     story.tell(format_args!(

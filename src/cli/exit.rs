@@ -41,7 +41,7 @@ Exit codes:
   0  done
   1  the key or tree asked for is not there
   2  wrong command line or configuration, or a key, value or name over its limit
-  3  the database, or the address to listen on, is in use by another process
+  3  the database is in use by another process, or the address to listen on is
   4  damage was found (see `dogsled repair`)
   5  the operating system refused: disk full, read-only, no permission, I/O error
   6  the input of load or import is wrong or damaged

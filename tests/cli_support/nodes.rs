@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{Run, Sandbox, dogsled, run};
 
 /// How long a node may take for anything that a test waits for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An address whose port was free a moment ago.
 pub(crate) fn free_address() -> String {

@@ -11,7 +11,14 @@ use crate::cli::args::LogFormat;
 use crate::cli::exit::{Failure, Result};
 
 /// Libraries whose reports of ordinary work would drown the node's own.
-const TALKATIVE: [&str; 5] = ["openraft", "quinn", "quinn_proto", "quinn_udp", "rustls"];
+/// What matters of an election is told by the node.
+const TALKATIVE: [(&str, LevelFilter); 5] = [
+    ("openraft", LevelFilter::ERROR),
+    ("quinn", LevelFilter::WARN),
+    ("quinn_proto", LevelFilter::WARN),
+    ("quinn_udp", LevelFilter::WARN),
+    ("rustls", LevelFilter::WARN),
+];
 
 /// What of the log is wanted: a level, or levels of parts (`info,dogsled_net=debug`).
 fn filter(level: &str) -> Result<Targets> {
@@ -21,10 +28,12 @@ fn filter(level: &str) -> Result<Targets> {
              info,dogsled_net=debug"
         ))
     };
-    if let Ok(level) = LevelFilter::from_str(level) {
+    if !level.is_empty()
+        && let Ok(level) = LevelFilter::from_str(level)
+    {
         let mut targets = Targets::new().with_default(level);
-        for library in TALKATIVE {
-            targets = targets.with_target(library, level.min(LevelFilter::WARN));
+        for (library, most) in TALKATIVE {
+            targets = targets.with_target(library, level.min(most));
         }
         return Ok(targets);
     }
