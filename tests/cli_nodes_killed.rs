@@ -166,7 +166,7 @@ fn killing_one_leader_after_another_loses_nothing_that_was_acknowledged() {
             all.added,
             all.perhaps_added
         );
-        assert!(all.keys.len() > 1000, "only {} keys were written", all.keys.len());
+        assert!(all.keys.len() > 500, "only {} keys were written", all.keys.len());
         reader.close().await;
         client.close().await;
     });

@@ -108,7 +108,7 @@ fn an_embedded_database_moves_into_a_node_and_back() {
     alone.run(&["import", &archive]).fails_saying(8, &["--merge"]);
 
     let exported = alone.run(&["export", "--format", "jsonl", "-t", "dogs"]).ok();
-    assert_eq!(exported, "{\"tree\":\"dogs\",\"key\":\"a\",\"value\":\"1\"}\n");
+    assert_eq!(exported, "{\"key\":\"a\",\"tree\":\"dogs\",\"value\":\"1\"}\n");
 }
 
 #[test]
@@ -171,7 +171,8 @@ fn a_write_that_is_not_answered_has_an_exit_code_of_its_own() {
     let mut input = load.stdin.take().expect("piped");
     let write = |input: &mut std::process::ChildStdin, from: u32, to: u32| {
         let lines: String = (from..to).map(|number| format!("key {number:06}\tvalue\n")).collect();
-        input.write_all(lines.as_bytes()).expect("it reads");
+        // It may have given up before it has read everything.
+        let _ = input.write_all(lines.as_bytes());
     };
     write(&mut input, 0, 30_000);
     let began = std::time::Instant::now();
