@@ -119,8 +119,10 @@ async fn run(story: &mut Story<'_>, directory: &Path) -> Result<()> {
     story.tell(format_args!("node {victim} has caught up with everything that was written without it"))?;
     check(story, &client, &nodes, victim, &ledger).await?;
     client.close().await;
-    for node in nodes {
-        node.shutdown().await?;
+    // All at once, and without handing over: there is nobody left to hand over to.
+    let mut halted: JoinSet<_> = nodes.into_iter().map(|node| async move { node.halt().await }).collect();
+    while let Some(halted) = halted.join_next().await {
+        halted.map_err(|error| Failure::new(Code::Io, error.to_string()))??;
     }
     Ok(())
 }

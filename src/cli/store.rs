@@ -174,6 +174,9 @@ pub(crate) fn hold(directory: &Path) -> Result<Option<Box<dyn DiskLock>>> {
     }
 }
 
+/// What `Tree::range` takes.
+pub(crate) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// A range of keys: at or after the first, before the second.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeyRange {
@@ -199,7 +202,7 @@ impl KeyRange {
     }
 
     /// Its bounds; `None` if it ends before it begins.
-    pub(crate) fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub(crate) fn bounds(&self) -> Option<Bounds<'_>> {
         let low = &self.low[..];
         match self.high.as_deref() {
             Some(high) if high <= low => None,
