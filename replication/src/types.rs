@@ -56,7 +56,7 @@ impl openraft::RaftTypeConfig for TypeConfig {
     type Vote = Vote;
     type Payload = Payload;
     type Entry = Entry;
-    type AsyncRuntime = openraft_rt_tokio::TokioRuntime;
+    type AsyncRuntime = crate::runtime::Runtime;
     type Responder<T>
         = Responder<T>
     where
@@ -108,13 +108,18 @@ pub(crate) struct Member {
 }
 
 /// Tells a caller the outcome; a caller that has gone away is no matter.
-pub(crate) struct Responder<T>(pub(crate) tokio::sync::oneshot::Sender<T>);
+pub(crate) struct Responder<T> {
+    pub(crate) sender: tokio::sync::oneshot::Sender<T>,
+    /// Dropped with the responder of a batch's last entry.
+    pub(crate) last: Option<tokio::sync::oneshot::Sender<()>>,
+}
 
 impl<T: openraft::OptionalSend + 'static> openraft::raft::responder::Responder<TypeConfig, T>
     for Responder<T>
 {
     fn on_complete(self, result: T) {
-        let _ = self.0.send(result);
+        let _ = self.sender.send(result);
+        drop(self.last);
     }
 }
 
