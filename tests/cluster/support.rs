@@ -1,4 +1,5 @@
 //! Nodes of a cluster in the test's process, over QUIC on loopback.
+#![allow(unreachable_pub, reason = "its modules are those of one test")]
 
 use std::collections::BTreeMap;
 use std::future::Future;
