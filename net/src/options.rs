@@ -47,8 +47,8 @@ pub struct NetOptions {
     pub stream_window: u32,
     /// Asked of the system for each direction of the UDP socket.
     pub udp_buffer: usize,
-    /// The largest datagram that path discovery tries. Networks with jumbo frames and loopback
-    /// gain by more than 1452.
+    /// The largest datagram that path discovery tries, 1,200 to 6,550. Networks with jumbo frames
+    /// and loopback gain by more than 1,452.
     pub max_datagram: u16,
     /// How often files of certificates are looked at for changes; `None`: only when told.
     pub certificate_poll: Option<Duration>,
@@ -80,7 +80,17 @@ impl Default for NetOptions {
     }
 }
 
+/// quinn hands up to ten datagrams to the kernel at a time, which takes less than 64 KiB together
+/// and drops all of them if it is more.
+const MAX_DATAGRAM: u16 = 6550;
+/// What QUIC demands of every path.
+const MIN_DATAGRAM: u16 = 1200;
+
 impl NetOptions {
+    pub(crate) fn datagram(&self) -> u16 {
+        self.max_datagram.clamp(MIN_DATAGRAM, MAX_DATAGRAM)
+    }
+
     /// For connections that this side dials, to peers or as a client.
     pub(crate) fn dialling(&self) -> Arc<TransportConfig> {
         let mut config = self.common();
@@ -105,7 +115,7 @@ impl NetOptions {
         // bulk that nobody reads would stop the control lane.
         let connection_window = u64::from(self.stream_window) * 4;
         let mut discovery = MtuDiscoveryConfig::default();
-        discovery.upper_bound(self.max_datagram);
+        discovery.upper_bound(self.datagram());
         let mut config = TransportConfig::default();
         config
             .max_concurrent_uni_streams(VarInt::from_u32(0))

@@ -49,7 +49,7 @@ pub(crate) fn endpoint_config(
         }
     };
     // An error would mean less than the 1200 bytes that QUIC demands.
-    if config.max_udp_payload_size(options.max_datagram.max(1200)).is_err() {
+    if config.max_udp_payload_size(options.datagram()).is_err() {
         tracing::error!("the largest datagram is out of range");
     }
     config

@@ -7,7 +7,7 @@
 //!
 //! # Greeting
 //!
-//! Between nodes the side that requests opens three bidirectional streams, one per [`Lane`], and
+//! Between nodes the side that requests opens three bidirectional streams, one per [`Lane`](dogsled_replication::Lane), and
 //! greets on each; a client greets on the first stream of its connection. The first twelve bytes of
 //! a greeting, and a whole answer, keep their layout in all versions to come, so that any two
 //! versions can tell each other why they part.

@@ -1,8 +1,7 @@
 //! Gathers what is proposed to a group into batches.
 //!
 //! Every entry that goes its way alone wakes the core of Raft, a sync, a message to each follower,
-//! their cores, their syncs, and all the way back; a hundred that go together cost little more than
-//! one. So while a batch is on its way, what comes in waits for the next one, which begins when that
+//! their cores, their syncs, and all the way back; those that go together share that. So while a batch is on its way, what comes in waits for the next one, which begins when that
 //! batch is through, or after [`LINGER`]: the busier the node, the larger the batches. When nothing is
 //! on its way a proposal goes at once.
 

@@ -1,8 +1,8 @@
 //! What openraft runs on: tokio, with two differences.
 //!
 //! - **Waits too short for tokio's timer end at once.** The timer counts whole milliseconds, and openraft
-//!   waits a microsecond between two reports of what is durable, to merge them. Rounded up to one or two
-//!   milliseconds, that was most of the time that a write took.
+//!   waits a microsecond between two reports of what is durable, to merge them; that must not become a
+//!   millisecond. (What it costs otherwise was reasoned from openraft's source, not measured alone.)
 //! - **Random numbers can be seeded** for the thread ([`seed_thread`]), for simulations.
 
 use std::cell::Cell;

@@ -305,7 +305,7 @@ fn lengths(shared: &Shared, frozen: &Overlay, record: &Checkpoint) -> Result<BTr
         if let Some(total) = lengths.get_mut(&id) {
             *total = match length {
                 Length::All(all) => all,
-                Length::More(more) => total.strict_add_signed(more),
+                Length::More(more) => total.checked_add_signed(more).expect("no tree has less than no keys"),
             };
         }
     });

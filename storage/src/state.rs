@@ -108,10 +108,10 @@ impl State {
         for overlay in std::iter::once(&self.active).chain(&self.frozen) {
             match length(overlay)? {
                 Length::More(some) => more += some,
-                Length::All(all) => return Some(all.strict_add_signed(more)),
+                Length::All(all) => return all.checked_add_signed(more),
             }
         }
-        Some(self.base.length(tree).strict_add_signed(more))
+        self.base.length(tree).checked_add_signed(more)
     }
 
     pub(crate) fn require_tree(&self, tree: TreeId) -> Result<()> {

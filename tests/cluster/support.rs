@@ -1,4 +1,5 @@
 //! Nodes of a cluster in the test's process, over QUIC on loopback.
+#![allow(unreachable_pub, reason = "its modules are those of one test")]
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -33,7 +34,8 @@ impl Cluster {
     pub async fn start(&mut self, node: u64) -> &Node {
         let started = Node::start(self.config(node)).await.unwrap();
         self.ports.insert(node, started.local_address());
-        self.nodes.entry(node).insert_entry(started).into_mut()
+        self.nodes.insert(node, started);
+        &self.nodes[&node]
     }
 
     /// Members 1 to `count`.

@@ -24,7 +24,8 @@ pub(super) async fn idle(cluster: &Cluster) -> Result<(f64, f64)> {
         let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         // utime and stime, counted from behind the name.
-        Ok(fields.get(11).context("no utime")?.parse::<u64>()? + fields.get(12).context("no stime")?.parse::<u64>()?)
+        Ok(fields.get(11).context("no utime")?.parse::<u64>()?
+            + fields.get(12).context("no stime")?.parse::<u64>()?)
     };
     let resident = |id: &u32| -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{id}/status"))?;
@@ -73,7 +74,11 @@ impl Writers {
                         Ok(now) => {
                             counts[at] += 1;
                             // Counted once each, whatever was repeated on the way.
-                            anyhow::ensure!(now == counts[at], "counter {n}/{at}: {now} after {} adds", counts[at]);
+                            anyhow::ensure!(
+                                now == counts[at],
+                                "counter {n}/{at}: {now} after {} adds",
+                                counts[at]
+                            );
                             acknowledged.fetch_add(1, Relaxed);
                         }
                         Err(error) => {

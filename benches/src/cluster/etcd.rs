@@ -46,7 +46,9 @@ impl Cluster {
         let begun = Instant::now();
         loop {
             let answer = match cluster.client().await {
-                Ok(mut clients) => clients[0].put("up", "1", None).await.map(drop).map_err(anyhow::Error::from),
+                Ok(mut clients) => {
+                    clients[0].put("up", "1", None).await.map(drop).map_err(anyhow::Error::from)
+                }
                 Err(error) => Err(error),
             };
             match answer {

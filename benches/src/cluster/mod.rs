@@ -88,7 +88,13 @@ const CASES: [Case; 5] = [
         clients: 256,
         least: Some(5.0),
     },
-    Case { id: "batch-100", title: "batches of 100 puts, 16 clients, keys", work: Work::Batch, clients: 16, least: None },
+    Case {
+        id: "batch-100",
+        title: "batches of 100 puts, 16 clients, keys",
+        work: Work::Batch,
+        clients: 16,
+        least: None,
+    },
 ];
 
 /// Runs `plan`, printing as it goes.
@@ -104,7 +110,9 @@ async fn measure(plan: &Plan) -> Result<()> {
     let scratch = crate::compare::scratch(&plan.dir)?;
     let machine = Machine::describe(scratch.path());
     println!("{}", machine.in_words());
-    println!("three nodes each on loopback, values of 256 bytes, every acknowledged write synced on a quorum; spinner threads keep the cores awake");
+    println!(
+        "three nodes each on loopback, values of 256 bytes, every acknowledged write synced on a quorum; spinner threads keep the cores awake"
+    );
     let fdatasync_us = {
         let _awake = Spinners::start();
         load::fdatasync_microseconds(scratch.path())?
@@ -118,7 +126,8 @@ async fn measure(plan: &Plan) -> Result<()> {
             None
         }
     };
-    let wanted = |id: &str| plan.only.is_empty() || plan.only.iter().any(|only| id.starts_with(only.as_str()));
+    let wanted =
+        |id: &str| plan.only.is_empty() || plan.only.iter().any(|only| id.starts_with(only.as_str()));
     let mut rows = Vec::new();
     let mut stores = vec![Store::Dogsled(dogsled.client().await?.tree("bench"))];
     if let Some(etcd) = &etcd {
@@ -134,11 +143,13 @@ async fn measure(plan: &Plan) -> Result<()> {
             for turn in 0..stores.len() {
                 let at = (turn + repeat) % stores.len();
                 let measured =
-                    load::run(&stores[at], case.work, case.clients, Duration::from_secs_f64(plan.seconds)).await;
+                    load::run(&stores[at], case.work, case.clients, Duration::from_secs_f64(plan.seconds))
+                        .await;
                 all[at].push(measured.with_context(|| format!("{} of {}", case.title, stores[at].name()))?);
             }
         }
-        let rates = |at: usize| all.get(at).map_or(Vec::new(), |all| all.iter().map(|one| one.rate).collect());
+        let rates =
+            |at: usize| all.get(at).map_or(Vec::new(), |all| all.iter().map(|one| one.rate).collect());
         let target = match case.id {
             "put-256" => "≥ 8 × etcd",
             "put-64" | "get-256" => "≥ 5 × etcd",
@@ -155,8 +166,14 @@ async fn measure(plan: &Plan) -> Result<()> {
         rows.push(row);
         let latencies =
             |at: usize| all.get(at).map_or(Vec::new(), |all| all.iter().map(|one| one.p50_us).collect());
-        let mut latency =
-            Row::new(&format!("{}-p50", case.id), &format!("{}, p50", case.title), "us", latencies(0), latencies(1), "");
+        let mut latency = Row::new(
+            &format!("{}-p50", case.id),
+            &format!("{}, p50", case.title),
+            "us",
+            latencies(0),
+            latencies(1),
+            "",
+        );
         if case.id == "put-1" {
             latency.target = "≤ 0.6 × etcd and ≤ 2.5 × fdatasync";
             let own = median(&latency.dogsled);
@@ -170,12 +187,25 @@ async fn measure(plan: &Plan) -> Result<()> {
     drop(etcd);
     if wanted("idle") {
         let (percent, mebibytes) = disturb::idle(&dogsled).await?;
-        let mut row = Row::new("idle-cpu", "idle: a core, highest of the nodes", "%", vec![percent], Vec::new(), "< 2 %");
+        let mut row = Row::new(
+            "idle-cpu",
+            "idle: a core, highest of the nodes",
+            "%",
+            vec![percent],
+            Vec::new(),
+            "< 2 %",
+        );
         row.met = Some(percent < 2.0);
         row.print();
         rows.push(row);
-        let mut row =
-            Row::new("idle-memory", "idle: resident, highest of the nodes", "MiB", vec![mebibytes], Vec::new(), "< 80 MiB");
+        let mut row = Row::new(
+            "idle-memory",
+            "idle: resident, highest of the nodes",
+            "MiB",
+            vec![mebibytes],
+            Vec::new(),
+            "< 80 MiB",
+        );
         row.met = Some(mebibytes < 80.0);
         row.print();
         rows.push(row);
@@ -184,8 +214,14 @@ async fn measure(plan: &Plan) -> Result<()> {
         let _awake = Spinners::start();
         let stops = disturb::failovers(&mut dogsled, plan.kills).await?;
         let worst = stops.iter().copied().fold(0.0, f64::max);
-        let mut row =
-            Row::new("failover", "writes stop after kill -9 of a leader", "ms", stops, Vec::new(), "p99 < 1,000 ms");
+        let mut row = Row::new(
+            "failover",
+            "writes stop after kill -9 of a leader",
+            "ms",
+            stops,
+            Vec::new(),
+            "p99 < 1,000 ms",
+        );
         row.met = Some(worst < 1000.0);
         row.print();
         println!("    the longest of {}: {worst:.0} ms", row.dogsled.len());
@@ -194,8 +230,14 @@ async fn measure(plan: &Plan) -> Result<()> {
     if wanted("rolling") {
         let _awake = Spinners::start();
         let (stall, failed) = disturb::rolling_restart(&mut dogsled).await?;
-        let mut row =
-            Row::new("rolling", "rolling restart: longest stall", "ms", vec![stall], Vec::new(), "< 300 ms, no failed call");
+        let mut row = Row::new(
+            "rolling",
+            "rolling restart: longest stall",
+            "ms",
+            vec![stall],
+            Vec::new(),
+            "< 300 ms, no failed call",
+        );
         row.met = Some(stall < 300.0 && failed == 0);
         row.print();
         println!("    {failed} failed calls");
