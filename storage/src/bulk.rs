@@ -55,20 +55,28 @@ impl BulkBuilder {
     }
 
     /// Makes it a database with this checkpoint record; durable on return.
-    pub(crate) fn finish(mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.write(Some(checkpoint))?;
-        drop(self.database);
+    pub(crate) fn finish(self, checkpoint: &Checkpoint) -> Result<()> {
+        let segment_size = self.segment_size;
+        let directory = self.finish_tree(checkpoint)?;
         let wal = Wal::open(
-            Arc::clone(&self.directory.disk),
+            Arc::clone(&directory.disk),
             WalOptions {
-                segment_size: self.segment_size,
+                segment_size,
                 threads: false,
-                ..WalOptions::new(self.directory.wal_path(), self.directory.database_id)
+                ..WalOptions::new(directory.wal_path(), directory.database_id)
             },
         )?;
         wal.close()?;
         drop(wal);
-        self.directory.finish_creation()
+        directory.finish_creation()
+    }
+
+    /// Completes the B-tree's file with this checkpoint record and closes it. It is durable on return;
+    /// the directory is no database yet.
+    pub(crate) fn finish_tree(mut self, checkpoint: &Checkpoint) -> Result<Directory> {
+        self.write(Some(checkpoint))?;
+        drop(self.database);
+        Ok(self.directory)
     }
 
     fn write(&mut self, checkpoint: Option<&Checkpoint>) -> Result<()> {

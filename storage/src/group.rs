@@ -130,7 +130,7 @@ pub enum Answer {
 
 /// Why an [`Operation`] was not carried out, grouped by what the caller can do. Every replica
 /// refuses alike.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub enum Refusal {
     /// The request cannot be carried out as it stands; change it.
     Invalid(String),

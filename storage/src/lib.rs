@@ -17,7 +17,8 @@
 //!   ├─ watch, changes ───── events as they happen; the history, read back from the WAL
 //!   ├─ replica ──────────── the same engine, changed by the entries of a replicated log instead
 //!   │    ├─ group, session     what an entry asks for, and how a retried one happens once
-//!   │    └─ replica_read       reads without an entry
+//!   │    ├─ replica_read       reads without an entry
+//!   │    └─ replica_snapshot, replica_install   one replica's state on its way to another
 //!   ├─ recovery ─────────── what an opened database begins with
 //!   ├─ backup, verify, repair (bulk: making a whole database from entries)
 //!   └─ directory, meta ──── what is on disk beside the WAL and the trees
@@ -78,6 +79,7 @@ pub mod repair;
 pub mod replica;
 mod replica_install;
 mod replica_read;
+mod replica_snapshot;
 pub mod session;
 mod snapshot;
 mod sorted_map;
@@ -104,6 +106,8 @@ pub use ivec::IVec;
 pub use meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, MAX_NOTE_LENGTH, SESSIONS_TREE_NAME};
 pub use repair::{Loss, LossKind, RepairOptions, RepairProgress, RepairReport, repair, repair_with};
 pub use replica::{Applied, Replica, ReplicaOptions};
+pub use replica_install::ReplicaInstaller;
+pub use replica_snapshot::{Chunk, ChunkPosition, MAX_CHUNK_BYTES, ReplicaSnapshot};
 pub use snapshot::{RangeIter, Snapshot};
 pub use stats::Stats;
 pub use verify::{Damage, KeyRange, VerifyReport, verify_directory};

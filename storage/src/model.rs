@@ -24,6 +24,8 @@ use std::ops::Bound;
 
 use crate::command::{Command, Reply, TreeId};
 use crate::evaluate::{Context, Effect, Entry, Versioned, View, evaluate};
+use crate::group::{GroupCommand, GroupReply};
+use crate::group_evaluate::evaluate_group;
 use crate::{IVec, Result};
 
 /// The contents of one tree, with the sequence that wrote each key.
@@ -58,6 +60,25 @@ impl ModelState {
             sequence: 0,
             time_ms: 0,
         }
+    }
+
+    /// A new replica: an empty database, with a tree for sessions.
+    pub fn for_replica() -> ModelState {
+        let mut state = ModelState::new();
+        state.trees.insert(TreeId::SESSIONS, ModelTree::new());
+        state
+    }
+
+    /// Applies an entry of a replica's log, as [`Replica::apply`](crate::Replica::apply) does.
+    ///
+    /// # Errors
+    /// None that a log's entry causes; those are in the reply.
+    pub fn apply_entry(&mut self, position: u64, command: GroupCommand) -> Result<GroupReply> {
+        let context = Context { sequence: position, time_ms: self.time_ms.max(command.time_ms) };
+        let outcome = evaluate_group(self, &context, command)?;
+        self.time_ms = context.time_ms;
+        self.apply(position, &outcome.effects);
+        Ok(outcome.reply)
     }
 
     /// The sequence of the last commit; 0: none yet.

@@ -53,6 +53,8 @@ use crate::evaluate::Context;
 use crate::group::{GroupReply, Operation, Refusal};
 use crate::group_evaluate::{Resolved, evaluate_resolved, resolve};
 use crate::meta::{Checkpoint, MAX_NOTE_LENGTH, SESSIONS_TREE_NAME};
+use crate::replica_install::{check_id, remove_stale};
+use crate::replica_snapshot::ReplicaSnapshot;
 use crate::session;
 use crate::state::{LatestView, Prefetched, State};
 use crate::wal::Wal;
@@ -237,7 +239,7 @@ impl Replica {
     /// # Errors
     /// As [`Engine::open`].
     pub fn open(options: ReplicaOptions, wal: Arc<Wal>) -> Result<Arc<Replica>> {
-        crate::replica_install::remove_stale(&*options.disk, &options.directory)?;
+        remove_stale(&*options.disk, &options.directory)?;
         let engine_options = Options {
             cache_capacity: options.cache_capacity,
             background_threads: options.background_threads,
@@ -247,16 +249,7 @@ impl Replica {
             ..Options::new(&options.directory)
         };
         let engine = Engine::open_with(engine_options, Some(wal))?;
-        let found = engine.shared.directory.database_id;
-        if found != options.database_id {
-            return Err(Error::NotADatabase {
-                path: options.directory,
-                what: format!(
-                    "it belongs to the node {found:032x}, not to {:032x} as the rest",
-                    options.database_id
-                ),
-            });
-        }
+        check_id(engine.shared.directory.database_id, options.database_id, &options.directory)?;
         Ok(Arc::new(Replica { engine }))
     }
 
@@ -377,6 +370,12 @@ impl Replica {
         }
         let time_ms = self.pass(position, note)?;
         Ok(GroupReply { position, time_ms, result: Err(Refusal::Malformed(error.to_string())) })
+    }
+
+    /// The state as of now, for as long as it is held: to be sent to another replica.
+    pub fn snapshot(&self) -> ReplicaSnapshot {
+        let committer = self.engine.shared.commit.lock();
+        ReplicaSnapshot::new(self.engine.snapshot(), &committer)
     }
 
     /// Makes the state durable as of now, or a little later, in [`Replica::durable_applied`].

@@ -9,7 +9,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use commands_support::Random;
-use dogsled_storage::codec::{decode_command, decode_effects, encode_command};
+use dogsled_storage::codec::{
+    decode_command, decode_effects, decode_group_command, decode_group_read, decode_group_read_reply,
+    decode_group_reply, encode_command,
+};
 use dogsled_storage::{Command, TreeId, Write};
 
 struct Counting;
@@ -70,6 +73,32 @@ fn memory_follows_the_bytes_and_not_their_claims() {
                 let bytes = [prefix, claim, &vec![0; tail]].concat();
                 let peak = peak_of(|| assert!(decode_command(&bytes).is_err(), "{}", bytes.escape_ascii()));
                 assert!(peak < SLACK + 50 * bytes.len(), "{peak} bytes for {}", bytes.escape_ascii());
+            }
+        }
+    }
+
+    // What a group exchanges: one of these claims falls into a list of each decoder.
+    for claim in [&largest[..], within_limit] {
+        for prefix in [
+            &b"\x01\x00\x07"[..],        // the names of a command's trees; a reply
+            b"\x01\x00\x07\x01",         // one such name
+            b"\x01\x00\x07\x00\x01\x06", // a batch
+            b"\x01\x03\x07\x01\x00",     // why a reply refuses
+            b"\x01\x01\x01t",            // keys of a read
+            b"\x01\x01",                 // values of an answer
+            b"\x01\x02",                 // a page
+            b"\x01\x02\x01",             // a key in it
+            b"\x01\x06",                 // names of trees
+        ] {
+            for tail in [0, 1, 1_000] {
+                let bytes = [prefix, claim, &vec![0; tail]].concat();
+                let peak = peak_of(|| {
+                    let _ = decode_group_command(&bytes);
+                    let _ = decode_group_reply(&bytes);
+                    let _ = decode_group_read(&bytes);
+                    let _ = decode_group_read_reply(&bytes);
+                });
+                assert!(peak < SLACK + 75 * bytes.len(), "{peak} bytes for {}", bytes.escape_ascii());
             }
         }
     }

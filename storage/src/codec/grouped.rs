@@ -1,8 +1,12 @@
 //! What a group of replicas exchanges, in bincode; see [`crate::codec`] for the rules.
 
+use bincode::Decode;
+use bincode::de::Decoder;
+use bincode::error::DecodeError;
+
 use super::bincoded::{Body, MAX_ENCODED_COMMAND_LENGTH, decode_command_body, encode, versioned_body};
-use crate::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation};
-use crate::{Error, Result};
+use crate::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId};
+use crate::{Error, IVec, Result};
 
 /// The first byte of an encoded [`GroupCommand`]. An entry of a newer version stops a replica: to
 /// skip what others carry out would make it another database.
@@ -144,6 +148,28 @@ pub fn decode_group_read_reply(bytes: &[u8]) -> Result<GroupReadReply> {
         })
     })
 }
+
+/// By hand because bincode makes room for as long a `String` as the input claims.
+impl<Context> Decode<Context> for Refusal {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Refusal, DecodeError> {
+        fn text<D: Decoder>(decoder: &mut D) -> Result<String, DecodeError> {
+            let bytes = IVec::decode(decoder)?;
+            let text = std::str::from_utf8(&bytes).map_err(|inner| DecodeError::Utf8 { inner })?;
+            Ok(text.to_owned())
+        }
+        Ok(match u32::decode(decoder)? {
+            0 => Refusal::Invalid(text(decoder)?),
+            1 => Refusal::TooLarge(text(decoder)?),
+            2 => Refusal::TreeNotFound(IVec::decode(decoder)?),
+            3 => Refusal::SessionUnknown(SessionId::decode(decoder)?),
+            4 => Refusal::Forgotten { first_incomplete: u64::decode(decoder)? },
+            5 => Refusal::Malformed(text(decoder)?),
+            other => return Err(DecodeError::OtherString(unknown("refusal", other))),
+        })
+    }
+}
+
+bincode::impl_borrow_decode!(Refusal);
 
 fn within(limit: usize, what: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
     if bytes.len() > limit {

@@ -1,0 +1,416 @@
+//! Sessions: a command that is retried happens once; and what else an entry of a group comes to.
+//!
+//! On the model, where the rules are seen without an engine; `replica_model.rs` compares the two.
+
+use std::sync::Arc;
+
+use dogsled_storage::codec::encode_group_command;
+use dogsled_storage::counter::{CounterCommand, CounterReply};
+use dogsled_storage::disk::SimulatedDisk;
+use dogsled_storage::lock::{LockCommand, LockReply};
+use dogsled_storage::model::ModelState;
+use dogsled_storage::session::{FORGET_AT_ONCE, MAX_OUTSTANDING, REMOVE_AT_ONCE};
+use dogsled_storage::wal::{Wal, WalOptions};
+use dogsled_storage::{
+    Answer, Command, GroupCommand, GroupRead, GroupReadReply, GroupReply, IVec, Operation, Refusal, Replica,
+    ReplicaInstaller, ReplicaOptions, Reply, SessionId, SessionTag, TreeId, View, Write,
+};
+
+const ANN: SessionId = SessionId(0xa);
+const BEN: SessionId = SessionId(0xb);
+
+/// A group of one model.
+struct Group {
+    state: ModelState,
+    time_ms: u64,
+}
+
+impl Group {
+    fn new() -> Group {
+        Group { state: ModelState::for_replica(), time_ms: 1_000 }
+    }
+
+    fn apply(
+        &mut self,
+        session: Option<SessionTag>,
+        trees: &[&str],
+        operation: Operation,
+    ) -> Result<Answer, Refusal> {
+        self.reply(session, trees, operation).result
+    }
+
+    fn reply(&mut self, session: Option<SessionTag>, trees: &[&str], operation: Operation) -> GroupReply {
+        let trees = trees.iter().map(|name| IVec::from(*name)).collect();
+        let command = GroupCommand { session, time_ms: self.time_ms, trees, operation };
+        self.state.apply_entry(self.state.sequence() + 1, command).unwrap()
+    }
+
+    fn open(&mut self, session: SessionId, lease_ms: u64) -> Result<Answer, Refusal> {
+        self.apply(None, &[], Operation::OpenSession { session, lease_ms })
+    }
+
+    /// Adds one to a counter within a session.
+    fn add(&mut self, session: SessionId, sequence: u64, first_incomplete: u64) -> Result<Answer, Refusal> {
+        self.apply(Some(SessionTag { session, sequence, first_incomplete }), &[], add_one())
+    }
+
+    /// How many keys the tree of sessions has.
+    fn kept(&self) -> u64 {
+        self.state.len(TreeId::SESSIONS)
+    }
+}
+
+fn add_one() -> Operation {
+    Operation::Command(Command::Counter(CounterCommand::Add { name: "visits".into(), delta: 1 }))
+}
+
+fn added(value: i64) -> Result<Answer, Refusal> {
+    Ok(Answer::Reply(Reply::Counter(CounterReply::Added { value })))
+}
+
+fn insert(tree: u32, key: &str, value: &str) -> Operation {
+    Operation::Command(Command::Insert { tree: TreeId(tree), key: key.into(), value: value.into() })
+}
+
+#[test]
+fn a_retry_gets_the_first_answer_and_happens_once() {
+    let mut group = Group::new();
+    assert_eq!(group.open(ANN, 500), Ok(Answer::Session { expires_ms: 1_500 }));
+    let tag = Some(SessionTag { session: ANN, sequence: 7, first_incomplete: 7 });
+    let first = group.reply(tag, &[], add_one());
+    assert_eq!(first.result, added(1));
+    group.time_ms = 1_400;
+    let state = group.state.clone();
+    for _ in 0..3 {
+        assert_eq!(group.reply(tag, &[], add_one()), first, "position and time are the first ones, too");
+    }
+    assert_eq!(group.state.tree(TreeId::SESSIONS), state.tree(TreeId::SESSIONS));
+    // Even if it asks for something else under the same number.
+    assert_eq!(group.reply(tag, &["t"], insert(0, "k", "v")), first);
+    assert_eq!(group.add(ANN, 8, 7), added(2));
+    // Another session has numbers of its own.
+    group.open(BEN, 500).unwrap();
+    assert_eq!(group.add(BEN, 7, 0), added(3));
+}
+
+#[test]
+fn a_refusal_is_remembered_too() {
+    let mut group = Group::new();
+    group.open(ANN, 500).unwrap();
+    let tag = Some(SessionTag { session: ANN, sequence: 1, first_incomplete: 0 });
+    let refused = group.reply(tag, &[], insert(0, "k", "v"));
+    assert!(matches!(refused.result, Err(Refusal::Invalid(_))), "{refused:?}");
+    assert_eq!(group.reply(tag, &["t"], insert(0, "k", "v")), refused);
+}
+
+#[test]
+fn what_the_client_has_given_up_is_refused_and_its_answers_go() {
+    let mut group = Group::new();
+    group.open(ANN, 500).unwrap();
+    for sequence in 0..4 {
+        group.add(ANN, sequence, 0).unwrap();
+    }
+    // Session, expiry, four answers.
+    assert_eq!(group.kept(), 6);
+    assert_eq!(group.add(ANN, 4, 3), added(5));
+    assert_eq!(group.kept(), 4, "answers 3 and 4");
+    assert_eq!(group.add(ANN, 2, 0), Err(Refusal::Forgotten { first_incomplete: 3 }));
+    assert_eq!(group.add(ANN, 3, 0), added(4), "this one is still there");
+    // It was under way for long, and knows less than what came after it.
+    assert_eq!(group.add(ANN, 5, 1), added(6));
+    assert_eq!(group.add(ANN, 2, 0), Err(Refusal::Forgotten { first_incomplete: 3 }));
+}
+
+#[test]
+fn forgetting_much_is_spread_over_many_commands() {
+    let mut group = Group::new();
+    group.open(ANN, 500).unwrap();
+    for sequence in 0..100 {
+        group.add(ANN, sequence * 3, 0).unwrap();
+    }
+    assert_eq!(group.kept(), 102);
+    let before = group.kept();
+    group.add(ANN, 300, 300).unwrap();
+    assert_eq!(group.kept(), before + 1 - FORGET_AT_ONCE as u64);
+    assert_eq!(group.add(ANN, 297, 0), Err(Refusal::Forgotten { first_incomplete: 300 }));
+    for sequence in 301..310 {
+        group.add(ANN, sequence, 300).unwrap();
+    }
+    assert_eq!(group.kept(), 2 + 10, "the answers from 300 on");
+}
+
+#[test]
+fn numbers_out_of_bounds_are_refused() {
+    let mut group = Group::new();
+    group.open(ANN, 500).unwrap();
+    assert!(matches!(group.add(ANN, 3, 4), Err(Refusal::Invalid(_))));
+    assert!(matches!(group.add(ANN, MAX_OUTSTANDING, 0), Err(Refusal::Invalid(_))));
+    assert!(matches!(group.add(ANN, u64::MAX, 0), Err(Refusal::Invalid(_))));
+    assert_eq!(group.add(ANN, MAX_OUTSTANDING - 1, 0), added(1));
+    assert_eq!(group.add(ANN, u64::MAX, u64::MAX), added(2));
+    assert_eq!(group.add(ANN, u64::MAX, u64::MAX), added(2));
+    let numbered = Some(SessionTag { session: ANN, sequence: 1, first_incomplete: 0 });
+    let refused = group.apply(numbered, &[], Operation::RenewSession { session: ANN });
+    assert!(matches!(refused, Err(Refusal::Invalid(_))));
+    assert!(matches!(group.open(BEN, 0), Err(Refusal::Invalid(_))));
+}
+
+#[test]
+fn a_session_lives_by_the_logs_time_and_is_as_good_as_gone_when_it_has_ended() {
+    let mut group = Group::new();
+    assert_eq!(group.add(ANN, 0, 0), Err(Refusal::SessionUnknown(ANN)));
+    group.open(ANN, 500).unwrap();
+    group.time_ms = 1_400;
+    let renew = || Operation::RenewSession { session: ANN };
+    assert_eq!(group.apply(None, &[], renew()), Ok(Answer::Session { expires_ms: 1_900 }));
+    // The next leader's clock is behind.
+    group.time_ms = 1_000;
+    assert_eq!(group.apply(None, &[], renew()), Ok(Answer::Session { expires_ms: 1_900 }));
+    group.time_ms = 1_899;
+    assert_eq!(group.add(ANN, 0, 0), added(1));
+    group.time_ms = 1_900;
+    assert_eq!(group.add(ANN, 0, 0), Err(Refusal::SessionUnknown(ANN)));
+    assert_eq!(group.apply(None, &[], renew()), Err(Refusal::SessionUnknown(ANN)));
+    assert_eq!(group.open(ANN, 500), Err(Refusal::SessionUnknown(ANN)));
+    let expire = group.apply(None, &[], Operation::ExpireSessions);
+    assert_eq!(expire, Ok(Answer::SessionsExpired { sessions: 1, more: false }));
+    assert_eq!(group.kept(), 0);
+    let expire = group.apply(None, &[], Operation::ExpireSessions);
+    assert_eq!(expire, Ok(Answer::SessionsExpired { sessions: 0, more: false }));
+    // Nothing but the session is gone.
+    assert_eq!(group.state.len(TreeId::COUNTERS), 1);
+}
+
+#[test]
+fn opening_again_is_a_retry_and_a_session_may_live_for_ever() {
+    let mut group = Group::new();
+    group.open(ANN, 500).unwrap();
+    group.add(ANN, 0, 0).unwrap();
+    assert_eq!(group.open(ANN, 800), Ok(Answer::Session { expires_ms: 1_800 }));
+    assert_eq!(group.add(ANN, 0, 0), added(1), "its answers are kept");
+    assert_eq!(group.open(BEN, u64::MAX), Ok(Answer::Session { expires_ms: u64::MAX }));
+    group.time_ms = u64::MAX;
+    let expire = group.apply(None, &[], Operation::ExpireSessions);
+    assert_eq!(expire, Ok(Answer::SessionsExpired { sessions: 1, more: false }));
+    assert_eq!(group.add(BEN, 0, 0), added(2));
+}
+
+#[test]
+fn closing_and_expiring_do_a_bounded_amount_of_work() {
+    let mut group = Group::new();
+    group.open(ANN, 500).unwrap();
+    group.open(BEN, 600).unwrap();
+    let many = REMOVE_AT_ONCE as u64 * 5 / 2;
+    for sequence in 0..many {
+        group.add(ANN, sequence, 0).unwrap();
+    }
+    group.add(BEN, 0, 0).unwrap();
+    let close = || Operation::CloseSession { session: ANN };
+    assert_eq!(group.apply(None, &[], close()), Ok(Answer::Done));
+    assert!(group.kept() > many - REMOVE_AT_ONCE as u64);
+    // What is left of it cannot be used.
+    assert_eq!(group.add(ANN, many - 1, 0), Err(Refusal::SessionUnknown(ANN)));
+    let mut rounds = 0;
+    loop {
+        let before = group.kept();
+        let answer = group.apply(None, &[], Operation::ExpireSessions);
+        assert!(before - group.kept() <= REMOVE_AT_ONCE as u64);
+        rounds += 1;
+        match answer {
+            Ok(Answer::SessionsExpired { more: true, .. }) => {}
+            Ok(Answer::SessionsExpired { sessions: 1, more: false }) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(rounds, 2);
+    assert_eq!(group.kept(), 3, "the other session, its expiry and its answer");
+    assert_eq!(group.apply(None, &[], close()), Ok(Answer::Done));
+}
+
+#[test]
+fn many_sessions_that_end_at_once_are_expired_over_many_entries() {
+    let mut group = Group::new();
+    for session in 0..3_000 {
+        group.open(SessionId(session), 100).unwrap();
+    }
+    group.time_ms = 2_000;
+    let mut expired = 0;
+    loop {
+        let Ok(Answer::SessionsExpired { sessions, more }) =
+            group.apply(None, &[], Operation::ExpireSessions)
+        else {
+            panic!("it is not refused")
+        };
+        assert!(sessions as usize <= REMOVE_AT_ONCE / 2);
+        expired += sessions;
+        if !more {
+            break;
+        }
+    }
+    assert_eq!((expired, group.kept()), (3_000, 0));
+}
+
+#[test]
+fn a_tree_that_is_not_there_is_empty_and_made_by_the_first_write() {
+    let mut group = Group::new();
+    let empty = |command| Operation::Command(command);
+    let tree = TreeId(0);
+    let remove = || empty(Command::Remove { tree, key: "k".into() });
+    let none = Ok(Answer::Reply(Reply::Previous(None)));
+    assert_eq!(group.apply(None, &["t"], remove()), none);
+    let pop = empty(Command::Pop { tree, last: false });
+    assert_eq!(group.apply(None, &["t"], pop), Ok(Answer::Reply(Reply::Popped(None))));
+    let clear = empty(Command::ClearTree { tree });
+    assert_eq!(group.apply(None, &["t"], clear), Ok(Answer::Reply(Reply::Done)));
+    let swap = empty(Command::CompareAndSwap { tree, key: "k".into(), old: Some("v".into()), new: None });
+    assert_eq!(group.apply(None, &["t"], swap), Ok(Answer::Reply(Reply::Swapped(Err(None)))));
+    assert_eq!(group.state.names().count(), 1, "only the default tree");
+
+    // Of three that are named, twice one of them, the one that is written to.
+    let write = |tree, value: Option<&str>| Write {
+        tree: TreeId(tree),
+        key: "k".into(),
+        value: value.map(IVec::from),
+    };
+    let batch = empty(Command::Batch { writes: vec![write(0, None), write(2, Some("v")), write(1, None)] });
+    assert_eq!(group.apply(None, &["a", "b", "t", "t"], batch), Ok(Answer::Reply(Reply::Done)));
+    let names: Vec<_> = group.state.names().map(|(name, _)| name.clone()).collect();
+    assert_eq!(names, ["__sled__default", "t"]);
+    let id = group.state.tree_id(b"t").unwrap();
+    assert_eq!(
+        group.apply(None, &["x", "t"], insert(1, "k", "w")),
+        Ok(Answer::Reply(Reply::Previous(Some("v".into()))))
+    );
+    assert_eq!(group.state.tree_id(b"t"), Some(id));
+    let position = group.state.sequence();
+    assert_eq!(group.state.get(id, b"k").unwrap().unwrap().version, position);
+}
+
+#[test]
+fn what_would_harm_the_group_is_refused() {
+    let mut group = Group::new();
+    let invalid = |answer| match answer {
+        Err(Refusal::Invalid(what)) => what,
+        other => panic!("{other:?}"),
+    };
+    invalid(group.apply(None, &["t"], insert(1, "k", "v")));
+    invalid(group.apply(None, &[], insert(u32::MAX, "k", "v")));
+    invalid(group.apply(None, &["__dogsled__locks"], insert(0, "k", "v")));
+    invalid(group.apply(None, &["__dogsled__sessions"], insert(0, "k", "v")));
+    let clear = Operation::Command(Command::ClearTree { tree: TreeId(0) });
+    invalid(group.apply(None, &["__dogsled__sessions"], clear));
+    // A counter may be imported, but only one that can be read.
+    invalid(group.apply(None, &["__dogsled__counters"], insert(0, "visits", "v")));
+    group.apply(None, &["__dogsled__counters"], insert(0, "visits", "\0\0\0\0\0\0\0\x07")).unwrap();
+    assert_eq!(group.apply(None, &[], add_one()), added(8));
+    let long = "x".repeat(5_000);
+    assert!(matches!(group.apply(None, &[&long], insert(0, "k", "v")), Err(Refusal::TooLarge(_))));
+    let names = vec!["t"; 1_025];
+    assert!(matches!(group.apply(None, &names, insert(0, "k", "v")), Err(Refusal::TooLarge(_))));
+    let key = "x".repeat(70_000);
+    assert!(matches!(group.apply(None, &["t"], insert(0, &key, "v")), Err(Refusal::TooLarge(_))));
+    assert!(matches!(
+        group.apply(None, &[], Operation::Command(Command::DropTree { name: "__sled__default".into() })),
+        Err(Refusal::Invalid(_))
+    ));
+}
+
+/// A replica on a simulated disk.
+fn replica(disk: &SimulatedDisk, group: u32) -> (Arc<Replica>, ReplicaOptions) {
+    let disk = Arc::new(disk.clone());
+    let wal =
+        WalOptions { threads: false, segment_size: 64 << 10, ..WalOptions::new(format!("wal {group}"), 1) };
+    let wal = Arc::new(Wal::open(Arc::clone(&disk) as _, wal).unwrap());
+    let options = ReplicaOptions {
+        cache_capacity: 8 << 20,
+        disk,
+        background_threads: false,
+        ..ReplicaOptions::new(format!("groups/{group}"), 1)
+    };
+    (Replica::open(options.clone(), wal).unwrap(), options)
+}
+
+fn entry(session: Option<SessionTag>, operation: Operation) -> Vec<u8> {
+    encode_group_command(&GroupCommand { session, time_ms: 1_000, trees: vec!["t".into()], operation })
+        .unwrap()
+}
+
+/// What a failover looks like when the new leader had to install a snapshot: the answer to the
+/// command was lost with the old one, and the client tries again.
+#[test]
+fn a_command_retried_after_a_snapshot_was_installed_happens_once() {
+    let disk = SimulatedDisk::new(1);
+    let (source, _) = replica(&disk, 1);
+    let tag = Some(SessionTag { session: ANN, sequence: 0, first_incomplete: 0 });
+    source.apply(1, None, &entry(None, Operation::OpenSession { session: ANN, lease_ms: 500 })).unwrap();
+    let first = source.apply(2, None, &entry(tag, add_one())).unwrap();
+    assert_eq!(first.result, added(1));
+
+    let (target, options) = replica(&disk, 2);
+    drop(target);
+    let mut installer = ReplicaInstaller::begin(&options).unwrap();
+    let snapshot = source.snapshot();
+    while !installer.is_complete() {
+        installer.chunk(&snapshot.chunk(installer.position(), 1000).unwrap().bytes).unwrap();
+    }
+    installer.finish().unwrap();
+    let (target, _) = replica(&disk, 2);
+    assert_eq!(target.apply(3, None, &entry(tag, add_one())).unwrap(), first);
+    let counter = GroupRead::Counter { name: "visits".into() };
+    assert_eq!(target.read(&counter).unwrap(), GroupReadReply::Counter(Some(1)));
+}
+
+#[test]
+fn reads_see_the_newest_state_and_name_trees() {
+    use std::ops::Bound;
+    let (replica, _) = replica(&SimulatedDisk::new(1), 1);
+    let read = |read| replica.read(&read).unwrap();
+    let tree = || IVec::from("t");
+    assert_eq!(read(GroupRead::Get { tree: tree(), key: "k".into() }), GroupReadReply::Value(None));
+    assert_eq!(read(GroupRead::Len { tree: tree() }), GroupReadReply::Length(0));
+    assert_eq!(read(GroupRead::EarliestSessionExpiry), GroupReadReply::Time(None));
+    let page = |low: Bound<&str>, reverse, limit, limit_bytes| {
+        let (low, high) = (low.map(IVec::from), Bound::Unbounded);
+        match read(GroupRead::Range { tree: tree(), low, high, reverse, limit, limit_bytes, values: true }) {
+            GroupReadReply::Page { entries, more } => {
+                let names = entries
+                    .iter()
+                    .map(|(key, found)| format!("{} {}", String::from_utf8_lossy(key), found.version));
+                (names.collect::<Vec<_>>().join(", "), more)
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(page(Bound::Unbounded, false, 9, 99), (String::new(), false));
+    for (index, key) in ["a", "b", "c"].into_iter().enumerate() {
+        replica.apply(index as u64 + 1, None, &entry(None, insert(0, key, "1234567"))).unwrap();
+    }
+    assert_eq!(page(Bound::Unbounded, false, 9, 99), ("a 1, b 2, c 3".into(), false));
+    assert_eq!(page(Bound::Unbounded, false, 2, 99), ("a 1, b 2".into(), true));
+    assert_eq!(page(Bound::Unbounded, false, 3, 99), ("a 1, b 2, c 3".into(), false));
+    assert_eq!(page(Bound::Unbounded, false, 0, 0), ("a 1".into(), true));
+    assert_eq!(page(Bound::Unbounded, false, 9, 16), ("a 1, b 2".into(), true));
+    assert_eq!(page(Bound::Excluded("a"), true, 1, 99), ("c 3".into(), true));
+    assert_eq!(page(Bound::Excluded("a"), true, 2, 99), ("c 3, b 2".into(), false));
+    let keys = vec!["a".into(), "x".into(), "c".into()];
+    let GroupReadReply::Values(values) = read(GroupRead::GetMany { tree: tree(), keys }) else { panic!() };
+    let versions: Vec<_> = values.iter().map(|found| found.as_ref().map(|found| found.version)).collect();
+    assert_eq!(versions, [Some(1), None, Some(3)]);
+    assert_eq!(read(GroupRead::Len { tree: tree() }), GroupReadReply::Length(3));
+
+    let lock = Command::Lock(LockCommand::TryAcquire { name: "l".into(), owner: "ann".into(), lease_ms: 10 });
+    let held = replica.apply(4, None, &entry(None, Operation::Command(lock))).unwrap();
+    let Ok(Answer::Reply(Reply::Lock(LockReply::Acquired { token, .. }))) = held.result else { panic!() };
+    assert_eq!(token.0, 4, "a grant's token is its position");
+    let holder = || read(GroupRead::LockHolder { name: "l".into() });
+    assert!(matches!(holder(), GroupReadReply::LockHolder(Some(holder)) if holder.owner == "ann"));
+    let open = Operation::OpenSession { session: ANN, lease_ms: 500 };
+    replica.apply(5, None, &entry(None, open)).unwrap();
+    assert_eq!(read(GroupRead::EarliestSessionExpiry), GroupReadReply::Time(Some(1_500)));
+    let later = GroupCommand { session: None, time_ms: 1_010, trees: vec![], operation: Operation::Nothing };
+    replica.apply(6, None, &encode_group_command(&later).unwrap()).unwrap();
+    assert_eq!(holder(), GroupReadReply::LockHolder(None), "by the log's time");
+    let names = ["__dogsled__locks", "__sled__default", "t"].map(IVec::from).to_vec();
+    assert_eq!(read(GroupRead::Trees), GroupReadReply::Trees(names));
+    assert!(replica.read(&GroupRead::Len { tree: "__dogsled__sessions".into() }).is_err());
+}

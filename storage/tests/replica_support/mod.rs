@@ -1,0 +1,287 @@
+//! A log of random entries for replicas, with the state and the reply that the model has at each
+//! position.
+//!
+//! Use beside `engine_support` as `crate::support`.
+
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
+
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dogsled_storage::codec::encode_group_command;
+use dogsled_storage::disk::SimulatedDisk;
+use dogsled_storage::lock::{LockCommand, LockReply};
+use dogsled_storage::model::ModelState;
+use dogsled_storage::wal::{Wal, WalOptions};
+use dogsled_storage::{
+    Answer, ChunkPosition, Command, GroupCommand, GroupReply, IVec, Operation, Refusal, Replica,
+    ReplicaInstaller, ReplicaOptions, ReplicaSnapshot, Reply, SessionId, SessionTag, TreeId,
+};
+
+use crate::support::workload::{Shape, Workload};
+
+pub const DATABASE_ID: u128 = 0x0d06_51ed;
+
+/// One position of a log.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// `None`: an entry without command.
+    pub bytes: Option<Vec<u8>>,
+    pub note: Option<Vec<u8>>,
+    /// What the model answers.
+    pub reply: Option<GroupReply>,
+}
+
+/// A log, and what it must come to.
+#[derive(Clone)]
+pub struct Log {
+    /// Position 1 first.
+    pub entries: Vec<Entry>,
+    /// The state before and after each entry.
+    pub states: Vec<ModelState>,
+    /// The note before and after each entry.
+    pub notes: Vec<Vec<u8>>,
+}
+
+/// A client within a session.
+#[derive(Clone, Debug)]
+struct Client {
+    session: SessionId,
+    next: u64,
+    first_incomplete: u64,
+    /// Commands that may be tried again.
+    sent: Vec<GroupCommand>,
+}
+
+/// Makes logs.
+pub struct LogMaker {
+    workload: Workload,
+    state: ModelState,
+    time_ms: u64,
+    clients: Vec<Client>,
+    sessions: u128,
+}
+
+impl LogMaker {
+    pub fn new(seed: u64) -> LogMaker {
+        LogMaker {
+            workload: Workload::new(seed, Shape::SMALL),
+            state: ModelState::for_replica(),
+            time_ms: 1_000,
+            clients: Vec::new(),
+            sessions: 0,
+        }
+    }
+
+    /// A log of so many entries.
+    pub fn log(seed: u64, length: u64) -> Log {
+        let mut maker = LogMaker::new(seed);
+        let mut log = Log { entries: Vec::new(), states: vec![maker.state.clone()], notes: vec![Vec::new()] };
+        for _ in 0..length {
+            maker.extend(&mut log);
+        }
+        log
+    }
+
+    /// Adds an entry to a log that this maker made.
+    pub fn extend(&mut self, log: &mut Log) {
+        let position = log.entries.len() as u64 + 1;
+        let note = (!self.workload.random.one_in(5)).then(|| format!("note {position}").into_bytes());
+        let (bytes, reply) = match self.workload.random.below(50) {
+            0 => {
+                self.state.apply(position, &[]);
+                (None, None)
+            }
+            1 => {
+                self.state.apply(position, &[]);
+                let time_ms = self.state.time_ms();
+                let result = Err(Refusal::Malformed(String::new()));
+                (Some(vec![1, 0, 0, 0, 77]), Some(GroupReply { position, time_ms, result }))
+            }
+            _ => {
+                let command = self.command();
+                let bytes = encode_group_command(&command).expect("a small command");
+                let reply = self.state.apply_entry(position, command.clone()).expect("the model has no disk");
+                self.learn(&command, &reply);
+                (Some(bytes), Some(reply))
+            }
+        };
+        log.notes.push(note.clone().unwrap_or_else(|| log.notes.last().expect("never empty").clone()));
+        log.states.push(self.state.clone());
+        log.entries.push(Entry { bytes, note, reply });
+    }
+
+    fn command(&mut self) -> GroupCommand {
+        // Stamps may run backwards, as they do when another leader takes over.
+        self.time_ms += self.workload.random.below(30);
+        let time_ms = self.time_ms - self.workload.random.below(60);
+        let plain = |operation| GroupCommand { session: None, time_ms, trees: Vec::new(), operation };
+        let client = self.workload.random.below(self.clients.len() as u64 + 1) as usize;
+        match self.workload.random.below(100) {
+            0..=2 => {
+                self.sessions += 1;
+                let session = SessionId(self.sessions);
+                self.clients.push(Client { session, next: 0, first_incomplete: 0, sent: Vec::new() });
+                if self.clients.len() > 4 {
+                    self.clients.remove(0);
+                }
+                plain(Operation::OpenSession { session, lease_ms: 100 + self.workload.random.below(2000) })
+            }
+            3 => plain(Operation::ExpireSessions),
+            4 => plain(Operation::Nothing),
+            5 | 6 if client < self.clients.len() => {
+                plain(Operation::RenewSession { session: self.clients[client].session })
+            }
+            7 if client < self.clients.len() && self.workload.random.one_in(3) => {
+                plain(Operation::CloseSession { session: self.clients[client].session })
+            }
+            8..=15 if client < self.clients.len() && !self.clients[client].sent.is_empty() => {
+                let sent = &self.clients[client].sent;
+                let mut again = sent[self.workload.random.below(sent.len() as u64) as usize].clone();
+                again.time_ms = time_ms;
+                again
+            }
+            16..=60 if client < self.clients.len() => {
+                let mut command = self.data(time_ms);
+                let random = &mut self.workload.random;
+                let client = &mut self.clients[client];
+                if random.one_in(3) {
+                    client.first_incomplete += random.below(client.next - client.first_incomplete + 1);
+                }
+                command.session = Some(SessionTag {
+                    session: client.session,
+                    sequence: client.next,
+                    first_incomplete: client.first_incomplete,
+                });
+                // Numbers may be left out.
+                client.next += 1 + if random.one_in(10) { random.below(40) } else { 0 };
+                client.sent.push(command.clone());
+                if client.sent.len() > 6 {
+                    client.sent.remove(0);
+                }
+                command
+            }
+            _ => self.data(time_ms),
+        }
+    }
+
+    fn data(&mut self, time_ms: u64) -> GroupCommand {
+        let mut command = self.workload.command(&self.state);
+        let trees = name_trees(&mut command, &self.state);
+        GroupCommand { session: None, time_ms, trees, operation: Operation::Command(command) }
+    }
+
+    fn learn(&mut self, command: &GroupCommand, reply: &GroupReply) {
+        if let Operation::Command(Command::Lock(LockCommand::TryAcquire { name, owner, .. })) =
+            &command.operation
+            && let Ok(Answer::Reply(Reply::Lock(LockReply::Acquired { token, .. }))) = &reply.result
+        {
+            self.workload.granted(name, owner, *token);
+        }
+    }
+}
+
+/// Makes the numbers of trees in a command indices of the names that it returns. A number that no
+/// tree has becomes a name that none has.
+pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
+    let mut names: Vec<IVec> = Vec::new();
+    let mut each = |tree: &mut TreeId| {
+        let found = state.names().find(|(_, id)| id == tree).map(|(name, _)| name.clone());
+        let name = found.unwrap_or_else(|| IVec::from(format!("new {}", tree.0 % 4)));
+        let index = names.iter().position(|other| *other == name).unwrap_or_else(|| {
+            names.push(name);
+            names.len() - 1
+        });
+        *tree = TreeId(index as u32);
+    };
+    match command {
+        Command::Insert { tree, .. }
+        | Command::Remove { tree, .. }
+        | Command::CompareAndSwap { tree, .. }
+        | Command::Pop { tree, .. }
+        | Command::ClearTree { tree } => each(tree),
+        Command::Batch { writes } => writes.iter_mut().for_each(|write| each(&mut write.tree)),
+        Command::Transact { reads, ranges, writes } => {
+            reads.iter_mut().for_each(|read| each(&mut read.tree));
+            ranges.iter_mut().for_each(|range| each(&mut range.tree));
+            writes.iter_mut().for_each(|write| each(&mut write.tree));
+        }
+        _ => {}
+    }
+    names
+}
+
+pub fn open_wal(disk: &SimulatedDisk) -> dogsled_storage::Result<Arc<Wal>> {
+    let options = WalOptions {
+        segment_size: 64 << 10,
+        threads: false,
+        seed: Some(7),
+        ..WalOptions::new("node/wal", DATABASE_ID)
+    };
+    Ok(Arc::new(Wal::open(Arc::new(disk.clone()), options)?))
+}
+
+pub fn options(disk: &SimulatedDisk, group: u32) -> ReplicaOptions {
+    ReplicaOptions {
+        cache_capacity: 8 << 20,
+        disk: Arc::new(disk.clone()),
+        background_threads: false,
+        ..ReplicaOptions::new(PathBuf::from(format!("node/groups/{group}")), DATABASE_ID)
+    }
+}
+
+/// Applies one entry, and compares the reply.
+pub fn apply(replica: &Replica, log: &Log, position: u64) -> dogsled_storage::Result<()> {
+    let entry = &log.entries[position as usize - 1];
+    let note = entry.note.as_deref();
+    let Some(bytes) = &entry.bytes else { return replica.skip(position, note) };
+    let mut found = replica.apply(position, note, bytes)?;
+    if let Err(Refusal::Malformed(what)) = &mut found.result {
+        assert!(!what.is_empty());
+        what.clear();
+    }
+    assert_eq!(Some(&found), entry.reply.as_ref(), "reply to entry {position}");
+    Ok(())
+}
+
+/// Panics unless the replica is as the model is at its position.
+pub fn assert_replica_is(replica: &Replica, log: &Log, context: &str) {
+    let applied = replica.applied();
+    let state = &log.states[applied.position as usize];
+    let context = format!("{context}, at {}", applied.position);
+    assert_eq!(applied.note, log.notes[applied.position as usize], "{context}: note");
+    assert_eq!(replica.time_ms(), state.time_ms(), "{context}: time");
+    let engine = replica.engine();
+    let snapshot = engine.snapshot();
+    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS];
+    let own = own.into_iter().filter(|id| !state.is_empty(*id)).count();
+    assert_eq!(engine.trees().len(), state.names().count() + own, "{context}: trees");
+    for (name, id) in state.names() {
+        assert_eq!(engine.tree_id(name), Some(id), "{context}: the number of {name:?}");
+    }
+    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS];
+    for id in state.names().map(|(_, id)| id).chain(own) {
+        let expected: Vec<_> = state.tree(id).expect("it has one").clone().into_iter().collect();
+        let found = snapshot.range(id, Bound::Unbounded, Bound::Unbounded);
+        let found: Vec<_> = found.map(|entry| entry.expect("it can be read")).collect();
+        assert_eq!(found, expected, "{context}: {id:?}");
+        assert_eq!(engine.len(id).expect("a tree has a length"), expected.len() as u64, "{context}: {id:?}");
+    }
+    engine.check_invariants();
+}
+
+/// Sends a snapshot, in chunks of about so many bytes, up to the last one.
+pub fn send(
+    snapshot: &ReplicaSnapshot,
+    installer: &mut ReplicaInstaller,
+    max_bytes: usize,
+) -> dogsled_storage::Result<()> {
+    while !installer.position().is_end() {
+        let from = ChunkPosition::decode(&installer.position().encode()).expect("just encoded");
+        let chunk = snapshot.chunk(&from, max_bytes).expect("a position of this snapshot");
+        installer.chunk(&chunk.bytes)?;
+        assert_eq!(installer.position(), &chunk.next);
+    }
+    Ok(())
+}
