@@ -156,6 +156,7 @@ impl Group {
                 return;
             }
             tokio::select! {
+                biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep(wait) => wait = (wait * 2).min(REOPEN.1),
             }
@@ -175,6 +176,7 @@ impl Group {
         loop {
             changed(self);
             let alive = tokio::select! {
+                biased;
                 _ = stop.wait_for(|stop| *stop) => None,
                 alive = metrics.changed() => Some(alive.is_ok()),
             };

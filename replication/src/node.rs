@@ -59,7 +59,7 @@ use crate::message::Adoption;
 use crate::network::Network;
 use crate::node_file::NodeFile;
 use crate::snapshot::SnapshotSender;
-use crate::status::NodeStatus;
+use crate::status::{EntryIdentity, NodeStatus};
 use crate::transport::{NodeId, Transport};
 
 /// A node; clones are the same node. See the [module](self).
@@ -252,6 +252,16 @@ impl Node {
         }
     }
 
+    /// What identifies the entries `from..=to` of a group's log on this node, as far as they are
+    /// there. For checking that nodes agree.
+    ///
+    /// # Errors
+    /// What reading them met.
+    pub fn entries(&self, group: u32, from: u64, to: u64) -> std::io::Result<Vec<EntryIdentity>> {
+        let group = self.inner.cluster.get().and_then(|cluster| cluster.groups.get(group as usize));
+        group.map_or_else(|| Ok(Vec::new()), |group| group.log.identities(from, to))
+    }
+
     /// The replica of a group on this node, for what is read or watched without asking the cluster.
     pub fn replica(&self, group: u32) -> Option<Arc<dogsled_storage::replica::Replica>> {
         let cluster = self.inner.cluster.get()?;
@@ -321,7 +331,7 @@ fn open_directory(config: &NodeConfig) -> Result<Opened> {
         return refuse(format!("it belongs to the cluster {:032x}, not to {expected:032x}", file.cluster));
     }
     let options = WalOptions {
-        segment_size: 16 << 20,
+        segment_size: config.wal_segment_bytes,
         threads: config.threads,
         seed: config.seed,
         ..WalOptions::new(directory.join("wal"), file.database_id)
@@ -330,7 +340,7 @@ fn open_directory(config: &NodeConfig) -> Result<Opened> {
     let durability = match config.threads {
         true => Durability::threaded(Arc::clone(&wal))
             .map_err(|error| Error::io("starting the thread that waits for the disk", error))?,
-        false => Durability::inline(Arc::clone(&wal)),
+        false => Durability::inline(Arc::clone(&wal), config.sync_time),
     };
     Ok((lock, file, SharedLog::new(wal, durability)))
 }
@@ -404,9 +414,9 @@ impl Inner {
                     node.group_changed(group);
                 }
             };
-            tasks.push(tokio::spawn(Arc::clone(group).supervise(self.stop.subscribe(), changed)));
+            tasks.push(crate::runtime::spawn(Arc::clone(group).supervise(self.stop.subscribe(), changed)));
         }
-        tasks.push(tokio::spawn(maintenance::run(Arc::downgrade(self), self.stop.subscribe())));
+        tasks.push(crate::runtime::spawn(maintenance::run(Arc::downgrade(self), self.stop.subscribe())));
         tracing::info!(
             node = self.config.node.0,
             cluster = format_args!("{:032x}", file.cluster),

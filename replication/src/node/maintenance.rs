@@ -22,7 +22,7 @@ use super::Inner;
 use crate::group::Group;
 use crate::types::position;
 
-/// Entries that a group may have more of before purging is worth while.
+/// Entries that a group may have more of before purging is worth while, unless it is to keep fewer.
 const PURGE_BATCH: u64 = 1_000;
 /// Groups whose leadership is moved at a time.
 const MOVES: usize = 4;
@@ -37,6 +37,7 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
             None => return,
         };
         tokio::select! {
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(every) => {}
         }
@@ -84,7 +85,7 @@ impl Inner {
         else {
             return;
         };
-        if to < first || (to - first < PURGE_BATCH && position(to) < next) {
+        if to < first || (to - first < PURGE_BATCH.min(self.config.keep_entries) && position(to) < next) {
             return;
         }
         let covered =
