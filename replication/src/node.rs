@@ -186,6 +186,11 @@ impl Node {
         self.inner.map()
     }
 
+    /// Who leads a group, as far as is known here.
+    pub fn leader(&self, group: u32) -> Option<NodeId> {
+        self.inner.cluster.get()?.groups.get(group as usize)?.leader()
+    }
+
     /// Tells of every change of a leader or a membership that this node hears of.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
