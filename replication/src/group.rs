@@ -29,7 +29,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{ChangeMembers, Instant as _, ReadPolicy, ServerState};
 use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::blocking::Blocking;
 use crate::client::MemberStep;
@@ -37,6 +37,7 @@ use crate::error::ClusterError;
 use crate::log_store::{LogOptions, LogStore, SharedLog};
 use crate::network::Network;
 use crate::read_index::{ReadRounds, Round};
+use crate::runtime::watch;
 use crate::stamp::stamp;
 use crate::state_machine::{Machine, ReplicaSlot};
 use crate::status::{FollowerStatus, GroupStatus, Role};

@@ -58,6 +58,7 @@ use crate::log_store::{LogOptions, SharedLog};
 use crate::message::Adoption;
 use crate::network::Network;
 use crate::node_file::NodeFile;
+use crate::runtime;
 use crate::snapshot::SnapshotSender;
 use crate::status::{EntryIdentity, NodeStatus};
 use crate::transport::{NodeId, Transport};
@@ -95,7 +96,7 @@ struct Inner {
     snapshots: Arc<SnapshotSender>,
     /// What the transport was told.
     addresses: Mutex<HashMap<NodeId, Vec<String>>>,
-    stop: watch::Sender<bool>,
+    stop: runtime::watch::Sender<bool>,
     /// Grows whenever a leader or a membership changes.
     changes: watch::Sender<u64>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -154,7 +155,7 @@ impl Node {
             cluster: OnceLock::new(),
             adopting: tokio::sync::Mutex::new(()),
             addresses: Mutex::default(),
-            stop: watch::Sender::new(false),
+            stop: runtime::watch::Sender::new(false),
             changes: watch::Sender::new(0),
             tasks: Mutex::default(),
             _lock: lock,
@@ -419,9 +420,9 @@ impl Inner {
                     node.group_changed(group);
                 }
             };
-            tasks.push(crate::runtime::spawn(Arc::clone(group).supervise(self.stop.subscribe(), changed)));
+            tasks.push(runtime::spawn(Arc::clone(group).supervise(self.stop.subscribe(), changed)));
         }
-        tasks.push(crate::runtime::spawn(maintenance::run(Arc::downgrade(self), self.stop.subscribe())));
+        tasks.push(runtime::spawn(maintenance::run(Arc::downgrade(self), self.stop.subscribe())));
         tracing::info!(
             node = self.config.node.0,
             cluster = format_args!("{:032x}", file.cluster),

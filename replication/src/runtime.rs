@@ -11,7 +11,10 @@
 //!   [`Process`] is a set of tasks to which that can be done. A task that a task of a process spawns
 //!   belongs to it, too: that is why everything in this crate spawns through [`spawn`].
 //!
-//! Both are thread-locals that a real node never sets.
+//! Both are thread-locals that a real node never sets. And nothing may be left to chance that no seed
+//! reaches: see [`watch`].
+
+pub(crate) mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -221,7 +224,7 @@ impl AsyncRuntime for Runtime {
     type Timeout<R, T: Future<Output = R> + OptionalSend> = tokio::time::Timeout<T>;
     type ThreadLocalRng = RandomNumbers;
     type Mpsc = openraft_rt_tokio::TokioMpsc;
-    type Watch = openraft_rt_tokio::TokioWatch;
+    type Watch = watch::OrderedWatch;
     type Oneshot = openraft_rt_tokio::TokioOneshot;
     type Mutex<T: OptionalSend + 'static> = openraft_rt_tokio::TokioMutex<T>;
 
@@ -274,6 +277,11 @@ mod tests {
     use rand::Rng;
 
     use super::*;
+
+    #[test]
+    fn openrafts_suite_passes() {
+        openraft::rt::testing::Suite::<Runtime>::test_all();
+    }
 
     #[test]
     fn a_seed_gives_the_same_numbers_again() {

@@ -15,11 +15,11 @@ use dogsled_storage::codec::encode_group_command;
 use dogsled_storage::group::{Answer, GroupCommand, GroupRead, GroupReadReply, Operation};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Inner;
 use crate::group::Group;
+use crate::runtime::watch;
 use crate::types::position;
 
 /// Entries that a group may have more of before purging is worth while, unless it is to keep fewer.
