@@ -85,10 +85,6 @@ impl Take {
         Take { rest: bytes }
     }
 
-    pub(crate) fn left(&self) -> usize {
-        self.rest.len()
-    }
-
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
         let Some(array) = self.rest.first_chunk::<N>() else {
             return malformed(format!("an end {} bytes too early", N - self.rest.len()));

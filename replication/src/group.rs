@@ -54,7 +54,8 @@ pub(crate) struct GroupOptions {
     pub(crate) replica: ReplicaOptions,
     pub(crate) log: LogOptions,
     pub(crate) raft: Arc<openraft::Config>,
-    pub(crate) network: Network,
+    /// Makes the network of the group over its replica.
+    pub(crate) network: Box<dyn FnOnce(Arc<ReplicaSlot>) -> Network + Send>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) blocking: Blocking,
     pub(crate) max_command_bytes: usize,
@@ -82,14 +83,16 @@ impl Group {
         let wal = Arc::clone(&shared_log.wal);
         let slot = ReplicaSlot::open(options.replica, wal, options.blocking, options.clock)
             .map_err(crate::durability::to_io)?;
+        let slot = Arc::new(slot);
+        let network = (options.network)(Arc::clone(&slot));
         let log = LogStore::open(Arc::clone(&shared_log), StreamId(id), options.log)?;
         Ok(Group {
             id,
-            slot: Arc::new(slot),
+            slot,
             log,
             shared_log,
             config: options.raft,
-            network: options.network,
+            network,
             max_command_bytes: options.max_command_bytes,
             raft: ArcSwapOption::empty(),
             failure: Mutex::new(None),
@@ -208,8 +211,9 @@ impl Group {
     async fn reopen(&self) -> Result<(), String> {
         let slot = Arc::clone(&self.slot);
         let reopened = self.slot.blocking.run(move || {
-            let old = slot.replica();
-            old.close()?;
+            if let Some(old) = slot.take() {
+                old.close()?;
+            }
             let replica = Replica::open(slot.options.clone(), Arc::clone(&slot.wal))?;
             slot.replace(replica);
             Ok(())
@@ -413,7 +417,7 @@ impl Group {
 
     pub(crate) fn status(&self) -> GroupStatus {
         let (first, next) = self.log.bounds();
-        let replica = self.slot.replica();
+        let durable = self.slot.replica().map_or(0, |replica| replica.durable_applied().position);
         let mut status = GroupStatus {
             group: self.id,
             role: Role::Down,
@@ -425,7 +429,7 @@ impl Group {
             last: next,
             committed: 0,
             applied: self.slot.applied(),
-            durable: replica.durable_applied().position,
+            durable,
             followers: Vec::new(),
             failure: self.failure.lock().clone(),
         };

@@ -38,8 +38,8 @@ use openraft::raft::{
 
 use crate::codec::{Malformed, Put, Take, malformed};
 use crate::types::{
-    ENTRY_HEADER, Entry, LogId, TypeConfig, Vote, decode_entry, entry_body, entry_header, put_addresses,
-    put_log_id, put_vote, take_addresses, take_log_id, take_vote,
+    ENTRY_HEADER, Entry, TypeConfig, Vote, decode_entry, entry_body, entry_header, put_addresses, put_log_id,
+    put_vote, take_addresses, take_log_id, take_vote,
 };
 
 pub(crate) const VERSION: u8 = 1;
@@ -136,6 +136,9 @@ fn body_length(entry: &Entry) -> usize {
 
 pub(crate) fn take_append(mut take: Take) -> Result<AppendEntriesRequest<TypeConfig>, Malformed> {
     let vote = take_vote(&mut take)?;
+    if !vote.committed {
+        return malformed("entries of a node that was not elected");
+    }
     let prev_log_id = take_log_id(&mut take)?;
     let leader_commit = take_log_id(&mut take)?;
     let count = take.count(4 + ENTRY_HEADER)?;
@@ -260,12 +263,6 @@ impl SnapshotName {
     pub(crate) fn take(take: &mut Take) -> Result<SnapshotName, Malformed> {
         Ok(SnapshotName { vote: take_vote(take)?, position: take.u64()?, note: take.bytes()? })
     }
-}
-
-pub(crate) fn encode_log_index(index: Option<LogId>) -> Bytes {
-    let mut bytes = ok(32);
-    put_log_id(&mut bytes, index.as_ref());
-    bytes.into()
 }
 
 pub(crate) fn encode_forward(cluster: u64, client: &str, body: &[u8]) -> Bytes {
@@ -403,7 +400,7 @@ mod tests {
     use openraft::vote::RaftLeaderId;
 
     use super::*;
-    use crate::types::{LeaderId, Payload, Proposal};
+    use crate::types::{LeaderId, LogId, Payload, Proposal};
 
     fn log_id(term: u64, index: u64) -> LogId {
         LogId::new(LeaderId::new(term, 1), index)

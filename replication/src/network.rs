@@ -43,8 +43,8 @@ use crate::message::{
     Kind, PeerError, encode_append, encode_transfer, encode_vote, take_append_reply, take_reply,
     take_vote_reply,
 };
-use crate::snapshot::{SnapshotData, SnapshotSender};
-use crate::state_machine::Machine;
+use crate::snapshot::{SnapshotData, Snapshots};
+use crate::state_machine::{Machine, ReplicaSlot};
 use crate::transport::{Lane, NodeId, Transport, TransportError};
 use crate::types::{LogId, Member, SnapshotOf, TypeConfig, Vote};
 
@@ -62,7 +62,9 @@ pub(crate) struct Network {
     pub(crate) group: u32,
     pub(crate) cluster: u64,
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) snapshots: Arc<SnapshotSender>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    /// The replica whose state is sent.
+    pub(crate) slot: Arc<ReplicaSlot>,
     /// How long a request with entries may take: longer than a slow sync.
     pub(crate) append_deadline: Duration,
     /// The first and the last wait before a peer that was unreachable is tried again.

@@ -59,7 +59,7 @@ use crate::message::Adoption;
 use crate::network::Network;
 use crate::node_file::NodeFile;
 use crate::runtime;
-use crate::snapshot::SnapshotSender;
+use crate::snapshot::Snapshots;
 use crate::status::{EntryIdentity, NodeStatus};
 use crate::transport::{NodeId, Transport};
 
@@ -93,14 +93,15 @@ struct Inner {
     cluster: OnceLock<Cluster>,
     /// Only one at a time opens the groups.
     adopting: tokio::sync::Mutex<()>,
-    snapshots: Arc<SnapshotSender>,
+    snapshots: Arc<Snapshots>,
     /// What the transport was told.
     addresses: Mutex<HashMap<NodeId, Vec<String>>>,
     stop: runtime::watch::Sender<bool>,
     /// Grows whenever a leader or a membership changes.
     changes: watch::Sender<u64>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
-    _lock: Box<dyn DiskLock>,
+    /// Until the node is stopped.
+    lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
 
 /// What was read, and how much it knew.
@@ -147,7 +148,7 @@ impl Node {
         let (lock, file, shared_log) =
             blocking.run(open).await.map_err(|error| Error::io("starting the node", error))??;
         let inner = Arc::new(Inner {
-            snapshots: Arc::new(SnapshotSender::new(config.snapshot_bytes_per_second)),
+            snapshots: Arc::new(Snapshots::new(config.snapshot_bytes_per_second, blocking)),
             transport,
             blocking,
             shared_log: Arc::new(shared_log),
@@ -158,7 +159,7 @@ impl Node {
             stop: runtime::watch::Sender::new(false),
             changes: watch::Sender::new(0),
             tasks: Mutex::default(),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
             config,
         });
         if file.cluster != 0 {
@@ -268,10 +269,11 @@ impl Node {
         group.map_or_else(|| Ok(Vec::new()), |group| group.log.identities(from, to))
     }
 
-    /// The replica of a group on this node, for what is read or watched without asking the cluster.
+    /// The replica of a group on this node, for what is read without asking the cluster. Not to be
+    /// kept: a snapshot can only take its place when nobody has it.
     pub fn replica(&self, group: u32) -> Option<Arc<dogsled_storage::replica::Replica>> {
         let cluster = self.inner.cluster.get()?;
-        Some(cluster.groups.get(group as usize)?.slot.replica())
+        cluster.groups.get(group as usize)?.slot.replica()
     }
 
     /// Stops the node: gives up leadership to others first, then ends the groups and closes what is
@@ -387,14 +389,19 @@ impl Inner {
                 ..LogOptions::default()
             },
             raft: Arc::clone(&raft),
-            network: Network {
-                node: self.config.node,
-                group,
-                cluster: file.cluster as u64,
-                transport: Arc::clone(&self.transport),
-                snapshots: Arc::clone(&self.snapshots),
-                append_deadline: self.config.timing.election.1 * 4,
-                backoff: (self.config.timing.heartbeat / 4, self.config.timing.election.1),
+            network: {
+                let (transport, snapshots) = (Arc::clone(&self.transport), Arc::clone(&self.snapshots));
+                let (node, timing) = (self.config.node, self.config.timing);
+                Box::new(move |slot| Network {
+                    node,
+                    group,
+                    cluster: file.cluster as u64,
+                    transport,
+                    snapshots,
+                    slot,
+                    append_deadline: timing.election.1 * 4,
+                    backoff: (timing.heartbeat / 4, timing.election.1),
+                })
             },
             clock: Arc::clone(&self.config.clock),
             blocking: self.blocking,
@@ -528,15 +535,17 @@ impl Inner {
         let shared_log = Arc::clone(&self.shared_log);
         let closed = self.blocking.run(move || {
             for slot in slots {
-                if orderly {
+                if orderly && let Some(replica) = slot.replica() {
                     // Makes the next start quicker; what fails is still in the WAL.
-                    let _ = slot.replica().checkpoint();
+                    let _ = replica.checkpoint();
                 }
                 slot.close();
             }
             shared_log.durability.stop();
             shared_log.wal.close()
         });
-        closed.await.map_err(|error| Error::io("closing the node", error))?
+        let closed = closed.await.map_err(|error| Error::io("closing the node", error))?;
+        drop(self.lock.lock().take());
+        closed
     }
 }

@@ -26,12 +26,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use dogsled_storage::Clock;
 use dogsled_storage::group::GroupReply;
 use dogsled_storage::replica::{Applied, Replica, ReplicaOptions};
 use dogsled_storage::wal::Wal;
+use dogsled_storage::{Clock, ReplicaSnapshot};
 use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
@@ -42,7 +42,7 @@ use crate::blocking::Blocking;
 use crate::codec::{Malformed, Put, Take};
 use crate::durability::to_io;
 use crate::runtime::watch;
-use crate::snapshot::SnapshotData;
+use crate::snapshot::{KEEP, SnapshotData};
 use crate::types::{
     LeaderId, LogId, Payload, SnapshotMeta, SnapshotOf, StoredMembership, TypeConfig, position,
     put_leader_id, put_log_id, put_membership, take_leader_id, take_log_id, take_membership,
@@ -77,7 +77,8 @@ pub(crate) fn decode_applied(applied: &Applied) -> Result<(Option<LogId>, Stored
     Ok((Some(last), StoredMembership::new(membership_id, membership)))
 }
 
-fn meta(applied: &Applied) -> io::Result<SnapshotMeta> {
+/// What openraft is told of a state.
+pub(crate) fn snapshot_meta(applied: &Applied) -> io::Result<SnapshotMeta> {
     let (last_log_id, last_membership) = decode_applied(applied)?;
     Ok(SnapshotMeta { last_log_id, last_membership })
 }
@@ -128,7 +129,10 @@ pub(crate) struct ReplicaSlot {
     pub(crate) wal: Arc<Wal>,
     pub(crate) blocking: Blocking,
     pub(crate) clock: GroupClock,
-    current: ArcSwap<Replica>,
+    /// `None` while a snapshot takes its place.
+    current: ArcSwapOption<Replica>,
+    /// What was last sent, or is being sent, and when it was last wanted.
+    held: Mutex<Option<(ReplicaSnapshot, Instant)>>,
     /// Position of the last entry applied.
     applied: watch::Sender<u64>,
     freshness: Mutex<Freshness>,
@@ -174,14 +178,52 @@ impl ReplicaSlot {
             wal,
             blocking,
             clock,
-            current: ArcSwap::new(replica),
+            current: ArcSwapOption::new(Some(replica)),
+            held: Mutex::new(None),
             applied,
             freshness: Mutex::default(),
         })
     }
 
-    pub(crate) fn replica(&self) -> Arc<Replica> {
+    pub(crate) fn replica(&self) -> Option<Arc<Replica>> {
         self.current.load_full()
+    }
+
+    fn open_replica(&self) -> io::Result<Arc<Replica>> {
+        self.replica().ok_or_else(|| io::Error::other("the replica is closed"))
+    }
+
+    /// Takes the replica out of use.
+    pub(crate) fn take(&self) -> Option<Arc<Replica>> {
+        *self.held.lock() = None;
+        self.current.swap(None)
+    }
+
+    /// The state to be sent to followers: the one that was sent last if it is still wanted, so that a
+    /// transfer can go on; otherwise that of now.
+    fn hold(&self) -> io::Result<ReplicaSnapshot> {
+        let replica = self.open_replica()?;
+        let mut held = self.held.lock();
+        let snapshot = match held.take() {
+            Some((snapshot, used)) if used.elapsed() < KEEP => snapshot,
+            _ => replica.snapshot(),
+        };
+        *held = Some((snapshot.clone(), Instant::now()));
+        Ok(snapshot)
+    }
+
+    /// The held state is being sent.
+    pub(crate) fn touch_held(&self) {
+        if let Some((_, used)) = &mut *self.held.lock() {
+            *used = Instant::now();
+        }
+    }
+
+    /// Position of the held state; forgets it if nobody has wanted it for long.
+    pub(crate) fn held_position(&self) -> Option<u64> {
+        let mut held = self.held.lock();
+        held.take_if(|(_, used)| used.elapsed() >= KEEP);
+        held.as_ref().map(|(snapshot, _)| snapshot.applied().position)
     }
 
     pub(crate) fn applied(&self) -> u64 {
@@ -201,7 +243,7 @@ impl ReplicaSlot {
     pub(crate) fn replace(&self, replica: Arc<Replica>) {
         let applied = replica.applied().position;
         self.clock.observe(replica.time_ms());
-        self.current.store(replica);
+        self.current.store(Some(replica));
         self.applied.send_replace(applied);
     }
 
@@ -221,8 +263,10 @@ impl ReplicaSlot {
     }
 
     pub(crate) fn close(&self) {
-        // Closing cannot fail; what was not folded is in the WAL.
-        let _ = self.replica().close();
+        if let Some(replica) = self.take() {
+            // Closing cannot fail; what was not folded is in the WAL.
+            let _ = replica.close();
+        }
     }
 }
 
@@ -235,7 +279,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new(slot: Arc<ReplicaSlot>) -> io::Result<Machine> {
-        let (last, membership) = decode_applied(&slot.replica().applied())?;
+        let (last, membership) = decode_applied(&slot.open_replica()?.applied())?;
         Ok(Machine { slot, leader: last.map(|last| last.leader_id), membership })
     }
 }
@@ -250,14 +294,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
     /// Of a replica that was just opened this is durable. One that stays open while its Raft is
     /// started again has more, and its log, too.
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok(decode_applied(&self.slot.replica().applied())?)
+        Ok(decode_applied(&self.slot.open_replica()?.applied())?)
     }
 
     async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        let replica = self.slot.replica();
+        let replica = self.slot.open_replica()?;
         let mut last = 0;
         let mut time_ms = 0;
         let mut turn = 0;
@@ -314,12 +358,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Machine>>> {
-        let replica = self.slot.replica();
-        if replica.applied().position == 0 {
+        let snapshot = self.slot.hold()?;
+        if snapshot.applied().position == 0 {
             return Ok(None);
         }
-        let snapshot = SnapshotData::of(&replica);
-        Ok(Some(Snapshot { meta: meta(snapshot.applied())?, snapshot }))
+        let meta = snapshot_meta(snapshot.applied())?;
+        Ok(Some(Snapshot { meta, snapshot: SnapshotData::Held(snapshot) }))
     }
 }
 
@@ -332,8 +376,10 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointLooker {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Machine>> {
-        let replica = self.slot.replica();
-        Ok(Snapshot { meta: meta(&replica.durable_applied())?, snapshot: SnapshotData::of(&replica) })
+        let replica = self.slot.open_replica()?;
+        // Only the first is looked at.
+        let meta = snapshot_meta(&replica.durable_applied())?;
+        Ok(Snapshot { meta, snapshot: SnapshotData::Held(replica.snapshot()) })
     }
 }
 

@@ -2,11 +2,33 @@
 
 mod common;
 
-use common::Cluster;
+use std::time::{Duration, Instant};
+
+use common::{Cluster, command, get, in_session, insert, open_session, reply_of};
+use dogsled_replication::{ClusterError, Consistency, Node, NodeId, Role};
+use dogsled_storage::counter::{CounterCommand, CounterReply};
+use dogsled_storage::group::{Answer, GroupRead, GroupReadReply, Refusal, SessionId};
+use dogsled_storage::{Command, Reply};
+
+fn add_one(name: &str) -> Command {
+    Command::Counter(CounterCommand::Add { name: name.into(), delta: 1 })
+}
+
+fn added(value: i64) -> Reply {
+    Reply::Counter(CounterReply::Added { value })
+}
+
+async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_replicate_a_put_and_each_reads_it() {
-    let cluster = Cluster::made(3, 2, |_| {}).await;
+    let mut cluster = Cluster::made(3, 2, |_| {}).await;
     for group in [1, 2] {
         cluster.put(group, "lead dog", "Balto").await;
         for node in [1, 2, 3] {
@@ -14,8 +36,235 @@ async fn three_nodes_replicate_a_put_and_each_reads_it() {
             assert_eq!(cluster.get(node, group, "other").await, None);
         }
     }
-    let mut cluster = cluster;
     for node in [1, 2, 3] {
         cluster.stop(node).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_is_replaced_and_comes_back_with_what_it_missed() {
+    let mut cluster = Cluster::made(3, 1, |config| config.balance_leaders = false).await;
+    cluster.put(1, "before", "1").await;
+    let leader = cluster.leader(1).await;
+    cluster.kill(leader).await;
+    let began = Instant::now();
+    cluster.put(1, "after", "2").await;
+    let stopped = began.elapsed();
+    assert!(stopped < Duration::from_secs(3), "writes stopped for {stopped:?}");
+    assert_ne!(cluster.leader(1).await, leader);
+    cluster.start(leader).await;
+    assert_eq!(cluster.get(leader, 1, "before").await.as_deref(), Some("1"));
+    assert_eq!(cluster.get(leader, 1, "after").await.as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_restarted_have_everything_that_was_acknowledged() {
+    let mut cluster = Cluster::made(3, 2, |_| {}).await;
+    for n in 0..50 {
+        cluster.put(1 + n % 2, &format!("key-{n}"), "value").await;
+    }
+    for node in [1, 2, 3] {
+        cluster.kill(node).await;
+    }
+    for node in [1, 2, 3] {
+        cluster.start(node).await;
+    }
+    for n in 0..50 {
+        let node = 1 + u64::from(n % 3);
+        assert_eq!(cluster.get(node, 1 + n % 2, &format!("key-{n}")).await.as_deref(), Some("value"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_missed_what_was_purged_gets_a_snapshot() {
+    let mut cluster = Cluster::made(3, 1, |config| {
+        config.keep_entries = 10;
+        config.maintenance_every = Duration::from_millis(50);
+        config.balance_leaders = false;
+    })
+    .await;
+    let away = 1 + cluster.leader(1).await % 3;
+    cluster.put(1, "key-0", "old").await;
+    cluster.kill(away).await;
+    let value = "x".repeat(2000);
+    for n in 0..1500 {
+        cluster.put(1, &format!("key-{n}"), &value).await;
+    }
+    for node in cluster.nodes.values() {
+        node.replica(1).unwrap().checkpoint().unwrap();
+    }
+    let first = |node: &Node| node.status().groups[1].first;
+    let nodes: Vec<Node> = cluster.nodes.values().cloned().collect();
+    wait_for("the log to be purged", || nodes.iter().all(|node| first(node) > 1000)).await;
+    cluster.start(away).await;
+    assert_eq!(cluster.get(away, 1, "key-0").await.as_deref(), Some(value.as_str()));
+    assert_eq!(cluster.get(away, 1, "key-1499").await.as_deref(), Some(value.as_str()));
+    assert!(first(&cluster.nodes[&away]) > 1000, "the log would have been replayed");
+    // And on from there, by entries; and once more from its own disk.
+    cluster.put(1, "later", "entry").await;
+    assert_eq!(cluster.get(away, 1, "later").await.as_deref(), Some("entry"));
+    cluster.kill(away).await;
+    cluster.start(away).await;
+    assert_eq!(cluster.get(away, 1, "later").await.as_deref(), Some("entry"));
+    assert_eq!(cluster.get(away, 1, "key-7").await.as_deref(), Some(value.as_str()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_counter_incremented_through_failovers_counts_each_once() {
+    let mut cluster = Cluster::made(3, 1, |_| {}).await;
+    cluster.submit(1, &open_session(7, 600_000)).await.result.unwrap();
+    let mut sequence = 0;
+    for round in 0..4 {
+        for _ in 0..25 {
+            sequence += 1;
+            let add = in_session(7, sequence, command(add_one("hits"), &[]));
+            if sequence % 25 == 10 {
+                // The leader dies with the command in its hands.
+                let leader = cluster.leader(1).await;
+                let node = cluster.nodes[&leader].clone();
+                let doomed = {
+                    let add = add.clone();
+                    tokio::spawn(async move { node.submit(1, &add).await })
+                };
+                tokio::time::sleep(Duration::from_micros(300 * round)).await;
+                cluster.kill(leader).await;
+                let _ = doomed.await;
+                let retried = reply_of(cluster.submit(1, &add).await);
+                assert_eq!(retried, added(sequence as i64));
+                cluster.start(leader).await;
+            } else {
+                assert_eq!(reply_of(cluster.submit(1, &add).await), added(sequence as i64));
+            }
+        }
+    }
+    for node in [1, 2, 3] {
+        let read = GroupRead::Counter { name: "hits".into() };
+        let answer = loop {
+            match cluster.nodes[&node].read(1, &read, Consistency::Linearizable).await {
+                Ok(answer) => break answer,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        assert_eq!(answer.reply, GroupReadReply::Counter(Some(100)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_joins_gets_everything_and_another_leaves() {
+    let mut cluster = Cluster::made(3, 2, |_| {}).await;
+    cluster.put(1, "a", "1").await;
+    cluster.put(2, "b", "2").await;
+    cluster.start(4).await;
+    let seeds = vec![(NodeId(2), common::addresses(2))];
+    cluster.nodes[&4].join(seeds).await.unwrap();
+    assert_eq!(cluster.get(4, 1, "a").await.as_deref(), Some("1"));
+    assert_eq!(cluster.get(4, 2, "b").await.as_deref(), Some("2"));
+    let status = cluster.nodes[&4].status();
+    assert_eq!(status.members.len(), 4);
+    assert!(status.groups.iter().all(|group| group.voters.len() == 4), "{status:#?}");
+
+    cluster.nodes[&2].remove_member(NodeId(1)).await.unwrap();
+    cluster.kill(1).await;
+    cluster.put(1, "a", "3").await;
+    let nodes: Vec<Node> = cluster.nodes.values().cloned().collect();
+    wait_for("all to know that it is gone", || {
+        nodes.iter().all(|node| node.status().groups.iter().all(|group| group.voters.len() == 3))
+    })
+    .await;
+    // One of the three that are left may die now.
+    cluster.kill(2).await;
+    cluster.put(2, "b", "4").await;
+    assert_eq!(cluster.get(4, 2, "b").await.as_deref(), Some("4"));
+    assert_eq!(cluster.get(4, 1, "a").await.as_deref(), Some("3"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minority_answers_nothing_but_stale_reads_and_says_how_old_they_are() {
+    let cluster = Cluster::made(3, 1, |config| {
+        config.balance_leaders = false;
+        config.request_deadline = Duration::from_secs(1);
+    })
+    .await;
+    cluster.put(1, "a", "old").await;
+    let alone = cluster.leader(1).await;
+    assert_eq!(cluster.get(alone, 1, "a").await.as_deref(), Some("old"));
+    cluster.network.isolate(NodeId(alone));
+    let node = &cluster.nodes[&alone];
+    let write = node.submit(1, &insert("a", "lost")).await.unwrap_err();
+    assert!(matches!(&write, ClusterError::OutcomeUnknown(_) | ClusterError::Unavailable(_)), "{write:?}");
+    let other = 1 + alone % 3;
+    let mut put = None;
+    for _ in 0..200 {
+        put = Some(cluster.nodes[&other].submit(1, &insert("a", "new")).await);
+        if matches!(put, Some(Ok(_))) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    put.unwrap().unwrap();
+    let read = node.read(1, &get("a"), Consistency::Linearizable).await.unwrap_err();
+    assert!(matches!(&read, ClusterError::Unavailable(_) | ClusterError::NotLeader { .. }), "{read:?}");
+    node.read(1, &get("a"), Consistency::Stale).await.unwrap();
+
+    let follower = (1..=3).find(|node| *node != alone && *node != other).unwrap();
+    let stale = cluster.nodes[&follower].read(1, &get("a"), Consistency::Stale).await.unwrap();
+    assert!(stale.age.is_none_or(|age| age < Duration::from_secs(1)), "{stale:?}");
+    cluster.network.heal();
+    // What the minority's leader had appended by itself is gone.
+    assert_eq!(cluster.get(alone, 1, "a").await.as_deref(), Some("new"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_end_by_an_entry_when_their_lease_has_passed() {
+    let cluster = Cluster::made(3, 1, |config| config.maintenance_every = Duration::from_millis(50)).await;
+    let opened = cluster.submit(1, &open_session(9, 300)).await;
+    assert!(matches!(opened.result, Ok(Answer::Session { .. })));
+    cluster.submit(1, &in_session(9, 1, insert("a", "1"))).await.result.unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let late = cluster.submit(1, &in_session(9, 2, insert("a", "2"))).await;
+    assert_eq!(late.result, Err(Refusal::SessionUnknown(SessionId(9))));
+    let earliest =
+        cluster.nodes[&1].read(1, &GroupRead::EarliestSessionExpiry, Consistency::Linearizable).await;
+    assert_eq!(earliest.unwrap().reply, GroupReadReply::Time(None));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_is_shared_and_handed_over_on_shutdown() {
+    let mut cluster =
+        Cluster::made(3, 8, |config| config.maintenance_every = Duration::from_millis(100)).await;
+    let nodes: Vec<Node> = cluster.nodes.values().cloned().collect();
+    let led = |node: &Node| node.status().groups.iter().filter(|group| group.role == Role::Leader).count();
+    wait_for("leaders to be spread", || nodes.iter().all(|node| led(node) == 3)).await;
+    drop(nodes);
+    // An orderly stop: no group waits for an election.
+    let began = Instant::now();
+    cluster.stop(2).await;
+    for group in 0..=8 {
+        cluster.put(group, "a", "1").await;
+    }
+    let elapsed = began.elapsed();
+    assert!(elapsed < Duration::from_millis(1500), "{elapsed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_of_another_node_or_cluster_is_refused() {
+    let mut cluster = Cluster::made(1, 1, |_| {}).await;
+    let config = cluster.config(1);
+    let start = |config| Node::start(config, cluster.network.transport(NodeId(1)));
+    let in_use = start(config.clone()).await.err().unwrap();
+    assert!(in_use.to_string().contains("in use"), "{in_use}");
+    let running = cluster.nodes[&1].clone();
+    running.shutdown().await.unwrap();
+    let mut other_node = config.clone();
+    other_node.node = NodeId(2);
+    let refused = start(other_node).await.err().unwrap().to_string();
+    assert!(refused.contains("it belongs to node 1, not to node 2"), "{refused}");
+    let mut other_cluster = config.clone();
+    other_cluster.cluster = Some(5);
+    let refused = start(other_cluster).await.err().unwrap().to_string();
+    assert!(refused.contains("it belongs to the cluster"), "{refused}");
+    let again = start(config).await.unwrap();
+    assert_eq!(again.cluster(), running.cluster());
+    cluster.nodes.insert(1, again);
+    assert_eq!(cluster.get(1, 1, "a").await, None);
 }

@@ -64,7 +64,7 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
 impl Inner {
     /// Replicas without background threads fold nothing by themselves.
     fn checkpoint_without_threads(&self, group: &Group) {
-        let replica = group.slot.replica();
+        let Some(replica) = group.slot.replica() else { return };
         if !self.config.threads && replica.durable_applied().position < group.slot.applied() {
             // If it fails, the replica refuses the next entry, and the group is opened again.
             let _ = replica.checkpoint();
@@ -74,17 +74,17 @@ impl Inner {
     async fn purge(&self, group: &Group) {
         let Some(raft) = group.raft() else { return };
         let Some(to) = group.log.purgeable(self.config.keep_entries, self.config.keep_bytes) else { return };
-        let durable = group.slot.replica().durable_applied().position;
-        let to = match self.snapshots.oldest_under_way(group.id) {
-            Some(at) => to.min(at),
-            None => to,
-        };
+        let Some(replica) = group.slot.replica() else { return };
         let (first, next) = group.log.bounds();
-        // Index of the last entry to go.
-        let Some(to) = to.min(next.saturating_sub(1)).checked_add(0).filter(|to| position(*to) <= durable)
-        else {
-            return;
-        };
+        // Index of the last entry to go: one that the checkpoint covers, and that no follower will ask
+        // for that is getting a snapshot.
+        let mut to = to.min(next.saturating_sub(1));
+        if let Some(held) = group.slot.held_position() {
+            to = to.min(held);
+        }
+        let Some(last_durable) = replica.durable_applied().position.checked_sub(1) else { return };
+        to = to.min(last_durable);
+        drop(replica);
         if to < first || (to - first < PURGE_BATCH.min(self.config.keep_entries) && position(to) < next) {
             return;
         }
@@ -99,8 +99,8 @@ impl Inner {
     }
 
     async fn expire_sessions(&self, group: &Arc<Group>) {
-        let earliest = group.slot.replica().read(&GroupRead::EarliestSessionExpiry);
-        let Ok(GroupReadReply::Time(Some(earliest))) = earliest else { return };
+        let earliest = group.slot.replica().map(|replica| replica.read(&GroupRead::EarliestSessionExpiry));
+        let Some(Ok(GroupReadReply::Time(Some(earliest)))) = earliest else { return };
         if group.slot.clock.stamp() < earliest {
             return;
         }

@@ -185,7 +185,7 @@ impl Inner {
                 .boxed()
             }
             Kind::SnapshotBegin | Kind::SnapshotPiece | Kind::SnapshotFinish => {
-                self.snapshots.receive(group, running()?, header, take)?
+                begun(self.snapshots.receive(group, running()?, header, take)?)
             }
             Kind::Forward | Kind::Adopt | Kind::Join => unreachable!("handled above"),
         })
@@ -299,7 +299,9 @@ impl Inner {
             Consistency::Stale if group.leads() => None,
             Consistency::Stale => group.slot.age(),
         };
-        let replica = group.slot.replica();
+        let Some(replica) = group.slot.replica() else {
+            return Err(ClusterError::Unavailable(format!("group {} is installing a snapshot", group.id)));
+        };
         // Before reading: the answer includes at least this.
         let position = group.slot.applied();
         let answer = match read {

@@ -1,5 +1,5 @@
 //! A cluster within the test's process.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
