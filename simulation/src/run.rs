@@ -225,8 +225,13 @@ async fn go(
     // Everything once more, by every node, after everything else.
     let mut reader = Client::new(99, seed, Arc::clone(shared), false);
     for id in cluster.ids() {
-        if !reader.read_all(id).await {
-            return Err(format!("node {id} does not answer reads although all is well"));
+        let end = Instant::now() + PATIENCE;
+        // Leadership may be on its way to another node, to share the work.
+        while !reader.read_all(id).await {
+            if Instant::now() > end {
+                return Err(format!("node {id} does not answer reads although all is well"));
+            }
+            tokio::time::sleep(STEP).await;
         }
     }
     Ok(())
