@@ -390,3 +390,6 @@ impl ClientReply {
         Ok(reply)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,20 +29,20 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{ChangeMembers, Instant as _, ReadPolicy, ServerState};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use crate::blocking::Blocking;
 use crate::client::MemberStep;
 use crate::error::ClusterError;
 use crate::log_store::{LogOptions, LogStore, SharedLog};
 use crate::network::Network;
+use crate::proposals::Proposals;
 use crate::read_index::{ReadRounds, Round};
 use crate::runtime::watch;
 use crate::stamp::stamp;
 use crate::state_machine::{Machine, ReplicaSlot};
 use crate::status::{FollowerStatus, GroupStatus, Role};
 use crate::transport::NodeId;
-use crate::types::{Member, Proposal, Responder, TypeConfig, position};
+use crate::types::{Member, Proposal, TypeConfig, position};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
 
@@ -72,6 +72,7 @@ pub(crate) struct Group {
     max_command_bytes: usize,
     raft: ArcSwapOption<Raft>,
     failure: Mutex<Option<String>>,
+    proposals: Proposals,
     rounds: ReadRounds,
     /// For reads while another node leads.
     pub(crate) follower_rounds: ReadRounds,
@@ -96,6 +97,7 @@ impl Group {
             max_command_bytes: options.max_command_bytes,
             raft: ArcSwapOption::empty(),
             failure: Mutex::new(None),
+            proposals: Proposals::default(),
             rounds: ReadRounds::default(),
             follower_rounds: ReadRounds::default(),
         })
@@ -289,10 +291,7 @@ impl Group {
         }
         let stamped = stamp(command, self.slot.clock.stamp())
             .map_err(|error| ClusterError::Invalid(error.to_string()))?;
-        let (sender, receiver) = oneshot::channel();
-        if raft.client_write_ff(Proposal(stamped.into()), Some(Responder(sender))).await.is_err() {
-            return Err(self.down());
-        }
+        let receiver = self.proposals.push(&raft, Proposal(stamped.into()));
         let unknown = |why: &str| Err(ClusterError::OutcomeUnknown(format!("group {}: {why}", self.id)));
         match tokio::time::timeout(deadline, receiver).await {
             Err(_) => unknown("no quorum before the deadline"),

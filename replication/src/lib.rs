@@ -17,6 +17,7 @@ mod message;
 mod network;
 mod node;
 mod node_file;
+mod proposals;
 mod read_index;
 pub mod ring;
 pub mod runtime;
@@ -26,6 +27,7 @@ mod state_machine;
 pub mod status;
 pub mod transport;
 mod types;
+pub mod watch;
 
 pub use client::{ClientReply, ClientRequest, ClusterMap, Consistency, MemberStep};
 pub use codec::Malformed;

@@ -58,8 +58,7 @@ impl ReadRounds {
         F: Fn() -> R,
         R: Future<Output = Round>,
     {
-        // If the task is dropped or panics, the next read begins another.
-        let _end = End(self);
+        let mut end = End { rounds: self, done: false };
         loop {
             // All that are ready to ask get to do so before the round begins.
             tokio::task::yield_now().await;
@@ -67,6 +66,7 @@ impl ReadRounds {
                 let mut waiting = self.waiting.lock();
                 if waiting.senders.is_empty() {
                     waiting.under_way = false;
+                    end.done = true;
                     return;
                 }
                 std::mem::take(&mut waiting.senders)
@@ -79,12 +79,16 @@ impl ReadRounds {
     }
 }
 
-struct End<'a>(&'a ReadRounds);
+/// If the task is dropped or panics, the next read begins another.
+struct End<'a> {
+    rounds: &'a ReadRounds,
+    done: bool,
+}
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        let mut waiting = self.0.waiting.lock();
-        if waiting.under_way && !waiting.senders.is_empty() {
+        if !self.done {
+            let mut waiting = self.rounds.waiting.lock();
             waiting.senders.clear();
             waiting.under_way = false;
         }

@@ -30,6 +30,9 @@
 //! The log behind the snapshot's position is needed when it has arrived: it is not purged as long as
 //! the handle is kept (see the node's maintenance).
 
+// The error is openraft's.
+#![allow(clippy::result_large_err)]
+
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;

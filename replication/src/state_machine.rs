@@ -239,6 +239,12 @@ impl ReplicaSlot {
         let _ = self.applied.subscribe().wait_for(|applied| *applied >= position).await;
     }
 
+    /// Returns when something was applied, or after a while.
+    pub(crate) async fn wait_for_change(&self, at_most: Duration) {
+        // Whether it came in time is the same to the caller.
+        let _ = tokio::time::timeout(at_most, self.applied.subscribe().changed()).await;
+    }
+
     /// Puts another replica, of a later state, into the place of this one.
     pub(crate) fn replace(&self, replica: Arc<Replica>) {
         let applied = replica.applied().position;

@@ -108,13 +108,18 @@ pub(crate) struct Member {
 }
 
 /// Tells a caller the outcome; a caller that has gone away is no matter.
-pub(crate) struct Responder<T>(pub(crate) tokio::sync::oneshot::Sender<T>);
+pub(crate) struct Responder<T> {
+    pub(crate) sender: tokio::sync::oneshot::Sender<T>,
+    /// Dropped with the responder of a batch's last entry.
+    pub(crate) last: Option<tokio::sync::oneshot::Sender<()>>,
+}
 
 impl<T: openraft::OptionalSend + 'static> openraft::raft::responder::Responder<TypeConfig, T>
     for Responder<T>
 {
     fn on_complete(self, result: T) {
-        let _ = self.0.send(result);
+        let _ = self.sender.send(result);
+        drop(self.last);
     }
 }
 

@@ -5,10 +5,14 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Cluster, command, get, in_session, insert, open_session, reply_of};
-use dogsled_replication::{ClusterError, Consistency, Node, NodeId, Role};
+use dogsled_replication::watch::WatchEvent;
+use dogsled_replication::{
+    ClientIdentity, ClientRequest, ClusterError, Consistency, Node, NodeId, Role, Service,
+};
 use dogsled_storage::counter::{CounterCommand, CounterReply};
 use dogsled_storage::group::{Answer, GroupRead, GroupReadReply, Refusal, SessionId};
 use dogsled_storage::{Command, Reply};
+use futures_util::StreamExt;
 
 fn add_one(name: &str) -> Command {
     Command::Counter(CounterCommand::Add { name: name.into(), delta: 1 })
@@ -244,6 +248,28 @@ async fn leadership_is_shared_and_handed_over_on_shutdown() {
     }
     let elapsed = began.elapsed();
     assert!(elapsed < Duration::from_millis(1500), "{elapsed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_tells_what_happens_after_it_began() {
+    let cluster = Cluster::made(3, 1, |_| {}).await;
+    let request = ClientRequest::Watch { group: 1, tree: "tree".into(), prefix: "dog/".into() };
+    let mut stream = cluster.nodes[&2].client_stream(&ClientIdentity::default(), request.encode());
+    let first = WatchEvent::decode(stream.next().await.unwrap()).unwrap();
+    assert!(matches!(first[..], [WatchEvent::Began { .. }]), "{first:?}");
+    // The tree comes into being with this: the client is told to read.
+    cluster.put(1, "dog/1", "Balto").await;
+    let second = WatchEvent::decode(stream.next().await.unwrap()).unwrap();
+    assert!(matches!(second[..], [WatchEvent::Lost { .. }]), "{second:?}");
+    cluster.put(1, "cat/1", "Tom").await;
+    cluster.put(1, "dog/2", "Togo").await;
+    let third = WatchEvent::decode(stream.next().await.unwrap()).unwrap();
+    match &third[..] {
+        [WatchEvent::Put { key, value, .. }] => {
+            assert_eq!((&key[..], &value[..]), (&b"dog/2"[..], &b"Togo"[..]))
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -86,13 +86,25 @@ pub struct Faults {
     usual: Quality,
 }
 
+impl std::str::FromStr for Kind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Kind, String> {
+        let found = ALL.into_iter().find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name));
+        found.ok_or_else(|| format!("there is no such fault; there are {ALL:?}"))
+    }
+}
+
 impl Faults {
-    /// Draws which faults there will be.
-    pub fn new(seed: u64) -> Faults {
+    /// Draws which faults there will be; `only` these, if there are any.
+    pub fn new(seed: u64, only: &[Kind]) -> Faults {
         let mut random = Random::new(seed, 2);
         let mut kinds: Vec<Kind> = ALL.to_vec();
         random.shuffle(&mut kinds);
         kinds.truncate(random.between(1, 8) as usize);
+        if !only.is_empty() {
+            kinds = only.to_vec();
+        }
         let gap_ms = *random.pick(&[(50, 800), (200, 2_000), (1_000, 4_000)]);
         let usual = match random.below(4) {
             0 => Quality { delay_us: (0, 20_000), ..Quality::GOOD },

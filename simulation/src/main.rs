@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use dogsled_simulation::faults::Kind;
 use dogsled_simulation::{Options, Report, run};
 
 /// Simulates whole clusters, each from a seed, and judges them.
@@ -18,6 +19,9 @@ struct Arguments {
     /// Simulated seconds of faults in each
     #[arg(long, default_value_t = 12)]
     seconds: u64,
+    /// Only these kinds of faults, by comma
+    #[arg(long, value_delimiter = ',')]
+    faults: Vec<Kind>,
     /// Print every event
     #[arg(long)]
     trace: bool,
@@ -42,8 +46,10 @@ fn print_failure(report: &Report, arguments: &Arguments) {
         12 => String::new(),
         other => format!(" --seconds {other}"),
     };
+    let names: Vec<String> = arguments.faults.iter().map(|kind| format!("{kind:?}")).collect();
+    let only = if names.is_empty() { String::new() } else { format!(" --faults {}", names.join(",")) };
     println!(
-        "  again: cargo run --release -p dogsled-simulation -- --from {} --seeds 1{seconds} --trace",
+        "  again: cargo run --release -p dogsled-simulation -- --from {} --seeds 1{seconds}{only} --trace",
         report.seed
     );
 }
@@ -58,10 +64,11 @@ fn main() -> ExitCode {
             seed,
             trace: arguments.trace,
             duration: Duration::from_secs(arguments.seconds),
+            only: arguments.faults.clone(),
         };
-        let mut report = run(options);
+        let mut report = run(&options);
         if arguments.twice {
-            let again = run(options);
+            let again = run(&options);
             if again.trace != report.trace {
                 let what = format!("lived twice, it differs: {:?} and {:?}", report.trace, again.trace);
                 report.violations.push(what);

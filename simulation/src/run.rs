@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Setup};
-use crate::faults::Faults;
+use crate::faults::{self, Faults};
 use crate::history::{Heard, History, Kind, Operation, Outcome};
 use crate::invariants::Watchdog;
 use crate::linearizability::{Verdict, check};
@@ -33,7 +33,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(50);
 
 /// How to run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Where everything comes from.
     pub seed: u64,
@@ -41,12 +41,14 @@ pub struct Options {
     pub trace: bool,
     /// How long faults come, in simulated time.
     pub duration: Duration,
+    /// Only these faults, if there are any.
+    pub only: Vec<faults::Kind>,
 }
 
 impl Options {
     /// The usual run of a seed.
     pub fn new(seed: u64) -> Options {
-        Options { seed, trace: false, duration: Duration::from_secs(12) }
+        Options { seed, trace: false, duration: Duration::from_secs(12), only: Vec::new() }
     }
 }
 
@@ -90,7 +92,7 @@ fn watch_for_panics() {
 ///
 /// # Panics
 /// If there is no runtime to be had, or the simulation itself is wrong.
-pub fn run(options: Options) -> Report {
+pub fn run(options: &Options) -> Report {
     watch_for_panics();
     PANICS.with_borrow_mut(Vec::clear);
     WATCHED.set(true);
@@ -140,7 +142,7 @@ fn draw_objects(random: &mut Random) -> Objects {
     }
 }
 
-async fn live(options: Options) -> Report {
+async fn live(options: &Options) -> Report {
     let seed = options.seed;
     let trace = Trace::new(options.trace);
     let mut random = Random::new(seed, 1);
@@ -182,7 +184,7 @@ async fn live(options: Options) -> Report {
 }
 
 async fn go(
-    options: Options,
+    options: &Options,
     cluster: &mut Cluster,
     shared: &Arc<Shared>,
     random: &mut Random,
@@ -190,7 +192,7 @@ async fn go(
 ) -> Result<(), String> {
     let seed = options.seed;
     cluster.make().await?;
-    let mut faults = Faults::new(seed);
+    let mut faults = Faults::new(seed, &options.only);
     *kinds = format!("{:?}", faults.kinds());
     event!(cluster.trace, "the cluster is made; faults: {kinds}");
     cluster.network.set_quality(faults.usual());

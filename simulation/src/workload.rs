@@ -125,7 +125,7 @@ impl Client {
     pub fn new(number: u64, seed: u64, shared: Arc<Shared>, sessions: bool) -> Client {
         let mut random = Random::new(seed, 10_000 + number);
         let favourite = *random.pick(&shared.nodes);
-        let slowest = *random.pick(&[20, 60, 200]);
+        let slowest = *random.pick(&[10, 40, 150]);
         Client {
             number,
             sessions: sessions.then(BTreeMap::new),

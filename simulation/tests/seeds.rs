@@ -4,7 +4,7 @@ use dogsled_simulation::{Options, run};
 
 fn live(seeds: std::ops::Range<u64>) {
     for seed in seeds {
-        let report = run(Options::new(seed));
+        let report = run(&Options::new(seed));
         assert!(
             report.violations.is_empty(),
             "seed {seed}: {}\nagain: cargo run --release -p dogsled-simulation -- --from {seed} --seeds 1 --trace",

@@ -299,3 +299,21 @@ impl<V: View> View for WithMissing<'_, V> {
         self.view.next_id()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::Catalog;
+    use crate::model::ModelState;
+
+    /// The model has no names for the database's own trees, every replica's catalog has.
+    #[test]
+    fn the_names_of_the_trees_of_its_own_mean_what_the_catalog_says() {
+        let model = ModelState::for_replica();
+        for (name, id) in Catalog::default().names {
+            assert_eq!(tree_number(&model, &name), Some(id));
+        }
+        assert_eq!(tree_number(&model, SESSIONS_TREE_NAME), Some(TreeId::SESSIONS));
+        assert_eq!(tree_number(&model, b"users"), None);
+    }
+}

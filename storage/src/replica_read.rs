@@ -146,19 +146,3 @@ fn page(range: impl Iterator<Item = Result<Entry>>, limits: &Limits) -> Result<G
     }
     Ok(GroupReadReply::Page { entries, more: false })
 }
-
-// The names that commands resolve by themselves are in every replica's catalog.
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::group_evaluate::tree_number;
-    use crate::model::ModelState;
-
-    #[test]
-    fn reads_and_commands_find_the_same_trees() {
-        let model = ModelState::new();
-        for (name, id) in crate::meta::Catalog::default().names {
-            assert_eq!(tree_number(&model, &name), Some(id));
-        }
-    }
-}

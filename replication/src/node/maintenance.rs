@@ -3,6 +3,7 @@
 //! - **Purging**: lets entries go that the last checkpoint covers and that are too many or too old to
 //!   be kept for followers that were away; but not those that a snapshot under way will be continued
 //!   with.
+//! - **Memory**: the log of a group that is idle is not kept in memory.
 //! - **Expiry**: as leader, when the log's time has passed the end of some session, proposes that
 //!   sessions be expired. Nothing expires but by that entry.
 //! - **Balance**: leadership belongs to the voters in turn, by the number of the group. A leader hands
@@ -24,6 +25,8 @@ use crate::types::position;
 
 /// Entries that a group may have more of before purging is worth while, unless it is to keep fewer.
 const PURGE_BATCH: u64 = 1_000;
+/// A group without new entries for so long gives back the memory of its log.
+const IDLE: Duration = Duration::from_secs(30);
 /// Groups whose leadership is moved at a time.
 const MOVES: usize = 4;
 /// A node that has just become leader is left alone for so long.
@@ -31,6 +34,8 @@ const SETTLE: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
     let mut led_since: Vec<Option<Instant>> = Vec::new();
+    // By group: the entry that came next when something was last appended, and when that was.
+    let mut appended: Vec<(u64, Instant)> = Vec::new();
     loop {
         let every = match node.upgrade() {
             Some(node) => node.config.maintenance_every,
@@ -44,6 +49,15 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
         let Some(node) = node.upgrade() else { return };
         let Some(cluster) = node.cluster.get() else { continue };
         led_since.resize(cluster.groups.len(), None);
+        appended.resize(cluster.groups.len(), (0, Instant::now()));
+        for (group, (seen, since)) in cluster.groups.iter().zip(&mut appended) {
+            let (_, next) = group.log.bounds();
+            if next != *seen {
+                (*seen, *since) = (next, Instant::now());
+            } else if since.elapsed() >= IDLE {
+                group.log.shrink();
+            }
+        }
         let mut moves = 0;
         for (group, since) in cluster.groups.iter().zip(&mut led_since) {
             node.checkpoint_without_threads(group);

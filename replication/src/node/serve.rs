@@ -69,12 +69,20 @@ impl Service for Node {
 
     fn client_stream(&self, client: &ClientIdentity, body: Bytes) -> BoxStream<'static, Bytes> {
         let _ = client;
-        let refusal = match ClientRequest::decode(body) {
-            Ok(_) => "this is not a request for a stream".to_owned(),
-            Err(error) => error.to_string(),
+        let error = match ClientRequest::decode(body) {
+            Ok(ClientRequest::Watch { group, tree, prefix }) => match self.inner.group(group) {
+                Ok(group) => {
+                    // Those that follow a node that stops are told by the end of the stream.
+                    let mut stop = self.inner.stop.subscribe();
+                    let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
+                    return crate::watch::watch(Arc::clone(group), tree, prefix).take_until(stopped).boxed();
+                }
+                Err(error) => error,
+            },
+            Ok(_) => ClusterError::Invalid("this is not a request for a stream".to_owned()),
+            Err(error) => ClusterError::Invalid(error.to_string()),
         };
-        let reply = ClientReply::Error(ClusterError::Invalid(refusal));
-        futures_util::stream::once(std::future::ready(reply.encode())).boxed()
+        futures_util::stream::once(std::future::ready(ClientReply::Error(error).encode())).boxed()
     }
 }
 

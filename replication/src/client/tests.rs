@@ -1,0 +1,137 @@
+//! Golden bytes of the client protocol.
+
+use super::*;
+use crate::status::{FollowerStatus, GroupStatus, Role};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn requests_keep_their_bytes() {
+    let members = vec![(NodeId(1), vec!["a:1".to_owned()]), (NodeId(2), Vec::new())];
+    let cases = [
+        (
+            ClientRequest::Submit {
+                group: 3,
+                deadline: Duration::from_millis(500),
+                command: Bytes::from_static(b"cmd"),
+            },
+            "010103000000f4010000636d64",
+        ),
+        (
+            ClientRequest::Read {
+                group: 3,
+                deadline: Duration::ZERO,
+                consistency: Consistency::Stale,
+                read: Bytes::from_static(b"r"),
+            },
+            "010203000000000000000172",
+        ),
+        (ClientRequest::Map, "0103"),
+        (ClientRequest::Status, "0104"),
+        (
+            ClientRequest::Initialize { partitions: 16, members },
+            "01051000000002000000010000000000000001000000030000\
+             00613a31020000000000000000000000",
+        ),
+        (
+            ClientRequest::AddMember { node: NodeId(4), addresses: vec!["d:4".to_owned()] },
+            "010604000000000000000100000003000000643a34",
+        ),
+        (ClientRequest::RemoveMember { node: NodeId(4) }, "01070400000000000000"),
+        (ClientRequest::TransferLeader { group: 2, to: NodeId(4) }, "0108020000000400000000000000"),
+        (
+            ClientRequest::ChangeMember { group: 2, node: NodeId(4), step: MemberStep::Voter },
+            "01090200000001040000000000000000000000",
+        ),
+        (
+            ClientRequest::Watch { group: 1, tree: "t".into(), prefix: "p/".into() },
+            "010a01000000010000007402000000702f",
+        ),
+    ];
+    for (request, golden) in cases {
+        let bytes = request.encode();
+        assert_eq!(hex(&bytes), golden.replace(' ', ""), "{request:?}");
+        assert_eq!(ClientRequest::decode(bytes).unwrap(), request);
+    }
+}
+
+#[test]
+fn replies_keep_their_bytes() {
+    let map = ClusterMap {
+        cluster: 5,
+        partitions: 1,
+        members: vec![(NodeId(1), vec!["a:1".to_owned()])],
+        leaders: vec![Some(NodeId(1)), None],
+    };
+    let not_leader =
+        ClusterError::NotLeader { group: 1, leader: Some(NodeId(2)), addresses: vec!["b:2".to_owned()] };
+    let cases = [
+        (ClientReply::Done, "0100"),
+        (ClientReply::Applied(Bytes::from_static(b"reply")), "01017265706c79"),
+        (
+            ClientReply::Read {
+                position: 9,
+                age: Some(Duration::from_millis(7)),
+                reply: Bytes::from_static(b"x"),
+            },
+            "01020900000000000000010700000000000000 78",
+        ),
+        (
+            ClientReply::Map(map),
+            "0103 05000000000000000000000000000000 01000000 01000000 0100000000000000 01000000 03000000 613a31 \
+             02000000 0100000000000000 0000000000000000",
+        ),
+        (ClientReply::Error(not_leader), "0105 01 01000000 01 0200000000000000 01000000 03000000 623a32"),
+        (ClientReply::Error(ClusterError::OutcomeUnknown("why".to_owned())), "0105 03 03000000 776879"),
+    ];
+    for (reply, golden) in cases {
+        let bytes = reply.encode();
+        assert_eq!(hex(&bytes), golden.replace(' ', ""), "{reply:?}");
+        assert_eq!(ClientReply::decode(bytes).unwrap(), reply);
+    }
+}
+
+#[test]
+fn a_status_survives_the_wire_and_no_bytes_make_a_decoder_panic() {
+    let status = NodeStatus {
+        node: NodeId(1),
+        cluster: 7,
+        members: vec![(NodeId(1), vec!["a:1".to_owned()])],
+        groups: vec![GroupStatus {
+            group: 0,
+            role: Role::Leader,
+            leader: Some(NodeId(1)),
+            term: 2,
+            voters: vec![NodeId(1), NodeId(2)],
+            learners: vec![NodeId(3)],
+            first: 1,
+            last: 9,
+            committed: 8,
+            applied: 8,
+            durable: 4,
+            followers: vec![FollowerStatus {
+                node: NodeId(2),
+                matched: 8,
+                heard: Some(Duration::from_millis(5)),
+            }],
+            failure: Some("none really".to_owned()),
+        }],
+        wal_live_bytes: 1,
+        wal_file_bytes: 2,
+        wal_syncs: 3,
+        failure: None,
+    };
+    let reply = ClientReply::Status(Box::new(status));
+    let bytes = reply.encode();
+    assert_eq!(ClientReply::decode(bytes.clone()).unwrap(), reply);
+    for position in 0..bytes.len() {
+        for value in [0, 1, 2, 5, 10, 127, 255] {
+            let mut changed = bytes.to_vec();
+            changed[position] = value;
+            let _ = ClientReply::decode(changed.clone().into());
+            let _ = ClientRequest::decode(changed.into());
+        }
+    }
+}
