@@ -52,6 +52,10 @@ pub struct NodeConfig {
     /// Whether work may run on threads. Without, everything happens in the tasks of the runtime, for
     /// simulations.
     pub threads: bool,
+    /// Without threads: how long a sync of the WAL takes, at least and at most. Default: no time.
+    pub sync_time: (Duration, Duration),
+    /// Length of a segment of the WAL. Default 16 MiB.
+    pub wal_segment_bytes: u64,
     /// Where random numbers come from; from the operating system if `None`.
     pub seed: Option<u64>,
     /// Memory for the caches of all groups together. Default 256 MiB.
@@ -89,6 +93,8 @@ impl NodeConfig {
             disk: Arc::new(RealDisk),
             clock: Arc::new(SystemClock),
             threads: true,
+            sync_time: (Duration::ZERO, Duration::ZERO),
+            wal_segment_bytes: 16 << 20,
             seed: None,
             cache_bytes: 256 << 20,
             log_cache_bytes: 64 << 20,

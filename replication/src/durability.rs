@@ -9,17 +9,20 @@
 //! Callbacks of one batch are called newest first. To openraft they are watermarks: the first says
 //! all, and the ones after it, being older, wake nobody.
 //!
-//! In a simulation there are no threads: [`Durability::inline`] syncs in the caller's call.
+//! In a simulation there are no threads: [`Durability::inline`] syncs in the caller's call, or in a
+//! task some simulated time later, so that what can happen between an append and its sync does.
 
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use dogsled_storage::wal::{Ticket, Wal};
 use openraft::storage::IOFlushed;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+use crate::runtime;
 use crate::types::TypeConfig;
 
 /// Whom to tell.
@@ -41,7 +44,7 @@ impl Waiter {
 #[derive(Default)]
 struct Queue {
     waiting: Vec<(Ticket, Waiter)>,
-    /// The thread has nothing to do and sleeps.
+    /// The thread has nothing to do and sleeps; without threads: there is no task.
     idle: bool,
     stopping: bool,
 }
@@ -56,7 +59,15 @@ struct Shared {
 pub(crate) struct Durability {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    inline: bool,
+    mode: Mode,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Thread,
+    InCall,
+    /// In a task, after a time between these two.
+    Later(Duration, Duration),
 }
 
 impl Durability {
@@ -66,18 +77,21 @@ impl Durability {
         let run = Arc::clone(&shared);
         let thread =
             std::thread::Builder::new().name("dogsled-durability".to_owned()).spawn(move || run.run())?;
-        Ok(Durability { shared, thread: Mutex::new(Some(thread)), inline: false })
+        Ok(Durability { shared, thread: Mutex::new(Some(thread)), mode: Mode::Thread })
     }
 
-    /// Without: everything happens in [`Durability::when_durable`].
-    pub(crate) fn inline(wal: Arc<Wal>) -> Durability {
-        let shared = Arc::new(Shared { wal, queue: Mutex::default(), wake: Condvar::new() });
-        Durability { shared, thread: Mutex::new(None), inline: true }
+    /// Without. A sync takes between `time.0` and `time.1`; if that is nothing, it happens in
+    /// [`Durability::when_durable`].
+    pub(crate) fn inline(wal: Arc<Wal>, time: (Duration, Duration)) -> Durability {
+        let queue = Mutex::new(Queue { idle: true, ..Queue::default() });
+        let shared = Arc::new(Shared { wal, queue, wake: Condvar::new() });
+        let mode = if time.1.is_zero() { Mode::InCall } else { Mode::Later(time.0, time.1) };
+        Durability { shared, thread: Mutex::new(None), mode }
     }
 
     /// Tells `waiter` when everything up to `ticket` is durable, or that it never will be.
     pub(crate) fn when_durable(&self, ticket: Ticket, waiter: Waiter) {
-        if self.inline {
+        if self.mode == Mode::InCall {
             waiter.complete(self.shared.wal.wait_durable(ticket).map_err(to_io));
             return;
         }
@@ -91,7 +105,12 @@ impl Durability {
         if queue.idle {
             queue.idle = false;
             drop(queue);
-            self.shared.wake.notify_one();
+            match self.mode {
+                Mode::Later(least, most) => {
+                    drop(runtime::spawn(Arc::clone(&self.shared).run_in_task((least, most))));
+                }
+                _ => drop(self.shared.wake.notify_one()),
+            }
         }
     }
 
@@ -106,6 +125,9 @@ impl Durability {
     pub(crate) fn stop(&self) {
         self.shared.queue.lock().stopping = true;
         self.shared.wake.notify_one();
+        if self.mode != Mode::Thread {
+            self.shared.complete_waiting();
+        }
         if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()
         {
@@ -136,10 +158,34 @@ impl Shared {
                 queue.idle = false;
                 std::mem::swap(&mut batch, &mut queue.waiting);
             }
-            let newest = batch.iter().map(|(ticket, _)| *ticket).max().unwrap_or_default();
-            let result = self.wal.wait_durable(newest);
-            for (_, waiter) in batch.drain(..).rev() {
-                waiter.complete(result.clone().map_err(to_io));
+            self.complete(&mut batch);
+        }
+    }
+
+    /// Syncs, and tells everybody of the batch.
+    fn complete(&self, batch: &mut Vec<(Ticket, Waiter)>) {
+        let newest = batch.iter().map(|(ticket, _)| *ticket).max().unwrap_or_default();
+        let result = self.wal.wait_durable(newest);
+        for (_, waiter) in batch.drain(..).rev() {
+            waiter.complete(result.clone().map_err(to_io));
+        }
+    }
+
+    fn complete_waiting(&self) {
+        let mut batch = std::mem::take(&mut self.queue.lock().waiting);
+        if !batch.is_empty() {
+            self.complete(&mut batch);
+        }
+    }
+
+    async fn run_in_task(self: Arc<Self>, time: (Duration, Duration)) {
+        loop {
+            tokio::time::sleep(runtime::random_duration(time)).await;
+            self.complete_waiting();
+            let mut queue = self.queue.lock();
+            if queue.waiting.is_empty() {
+                queue.idle = true;
+                return;
             }
         }
     }

@@ -29,7 +29,6 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{ChangeMembers, Instant as _, ReadPolicy, ServerState};
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use crate::blocking::Blocking;
 use crate::client::MemberStep;
@@ -38,6 +37,7 @@ use crate::log_store::{LogOptions, LogStore, SharedLog};
 use crate::network::Network;
 use crate::proposals::Proposals;
 use crate::read_index::{ReadRounds, Round};
+use crate::runtime::watch;
 use crate::stamp::stamp;
 use crate::state_machine::{Machine, ReplicaSlot};
 use crate::status::{FollowerStatus, GroupStatus, Role};
@@ -162,6 +162,7 @@ impl Group {
                 return;
             }
             tokio::select! {
+                biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep(wait) => wait = (wait * 2).min(REOPEN.1),
             }
@@ -181,6 +182,7 @@ impl Group {
         loop {
             changed(self);
             let alive = tokio::select! {
+                biased;
                 _ = stop.wait_for(|stop| *stop) => None,
                 alive = metrics.changed() => Some(alive.is_ok()),
             };

@@ -43,6 +43,8 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 
 use crate::durability::{Durability, Waiter, to_io};
+use crate::status::EntryIdentity;
+use crate::transport::NodeId;
 use crate::types::{
     Entry, LogId, Register, TypeConfig, Vote, decode_entry, entry_body, entry_header, entry_memory, position,
     shared_bytes,
@@ -208,6 +210,29 @@ impl LogStore {
         let mut state = self.inner.state.lock();
         state.cache = VecDeque::new();
         state.cache_bytes = 0;
+    }
+
+    /// See [`crate::Node::entries`].
+    pub(crate) fn identities(&self, from: u64, to: u64) -> io::Result<Vec<EntryIdentity>> {
+        let mut identities = Vec::new();
+        let mut next = from.saturating_sub(1);
+        while next < to {
+            let entries = self.read(next, to, self.inner.options.read_bytes)?;
+            let Some(last) = entries.last() else { break };
+            next = last.log_id.index + 1;
+            identities.extend(entries.iter().map(|entry| {
+                let mut checksum = crc32fast::Hasher::new();
+                checksum.update(&entry_header(entry));
+                checksum.update(&entry_body(entry));
+                EntryIdentity {
+                    position: position(entry.log_id.index),
+                    term: entry.log_id.leader_id.term,
+                    leader: NodeId(entry.log_id.leader_id.node_id),
+                    checksum: checksum.finalize(),
+                }
+            }));
+        }
+        Ok(identities)
     }
 
     fn set_register(&self, state: &State) -> io::Result<Ticket> {

@@ -58,8 +58,9 @@ use crate::log_store::{LogOptions, SharedLog};
 use crate::message::Adoption;
 use crate::network::Network;
 use crate::node_file::NodeFile;
+use crate::runtime;
 use crate::snapshot::Snapshots;
-use crate::status::NodeStatus;
+use crate::status::{EntryIdentity, NodeStatus};
 use crate::transport::{NodeId, Transport};
 
 /// A node; clones are the same node. See the [module](self).
@@ -95,7 +96,7 @@ struct Inner {
     snapshots: Arc<Snapshots>,
     /// What the transport was told.
     addresses: Mutex<HashMap<NodeId, Vec<String>>>,
-    stop: watch::Sender<bool>,
+    stop: runtime::watch::Sender<bool>,
     /// Grows whenever a leader or a membership changes.
     changes: watch::Sender<u64>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -155,7 +156,7 @@ impl Node {
             cluster: OnceLock::new(),
             adopting: tokio::sync::Mutex::new(()),
             addresses: Mutex::default(),
-            stop: watch::Sender::new(false),
+            stop: runtime::watch::Sender::new(false),
             changes: watch::Sender::new(0),
             tasks: Mutex::default(),
             lock: Mutex::new(Some(lock)),
@@ -258,6 +259,16 @@ impl Node {
         }
     }
 
+    /// What identifies the entries `from..=to` of a group's log on this node, as far as they are
+    /// there. For checking that nodes agree.
+    ///
+    /// # Errors
+    /// What reading them met.
+    pub fn entries(&self, group: u32, from: u64, to: u64) -> std::io::Result<Vec<EntryIdentity>> {
+        let group = self.inner.cluster.get().and_then(|cluster| cluster.groups.get(group as usize));
+        group.map_or_else(|| Ok(Vec::new()), |group| group.log.identities(from, to))
+    }
+
     /// The replica of a group on this node, for what is read without asking the cluster. Not to be
     /// kept: a snapshot can only take its place when nobody has it.
     pub fn replica(&self, group: u32) -> Option<Arc<dogsled_storage::replica::Replica>> {
@@ -328,7 +339,7 @@ fn open_directory(config: &NodeConfig) -> Result<Opened> {
         return refuse(format!("it belongs to the cluster {:032x}, not to {expected:032x}", file.cluster));
     }
     let options = WalOptions {
-        segment_size: 16 << 20,
+        segment_size: config.wal_segment_bytes,
         threads: config.threads,
         seed: config.seed,
         ..WalOptions::new(directory.join("wal"), file.database_id)
@@ -337,7 +348,7 @@ fn open_directory(config: &NodeConfig) -> Result<Opened> {
     let durability = match config.threads {
         true => Durability::threaded(Arc::clone(&wal))
             .map_err(|error| Error::io("starting the thread that waits for the disk", error))?,
-        false => Durability::inline(Arc::clone(&wal)),
+        false => Durability::inline(Arc::clone(&wal), config.sync_time),
     };
     Ok((lock, file, SharedLog::new(wal, durability)))
 }
@@ -416,9 +427,9 @@ impl Inner {
                     node.group_changed(group);
                 }
             };
-            tasks.push(tokio::spawn(Arc::clone(group).supervise(self.stop.subscribe(), changed)));
+            tasks.push(runtime::spawn(Arc::clone(group).supervise(self.stop.subscribe(), changed)));
         }
-        tasks.push(tokio::spawn(maintenance::run(Arc::downgrade(self), self.stop.subscribe())));
+        tasks.push(runtime::spawn(maintenance::run(Arc::downgrade(self), self.stop.subscribe())));
         tracing::info!(
             node = self.config.node.0,
             cluster = format_args!("{:032x}", file.cluster),

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::group::Raft;
+use crate::runtime;
 use crate::types::{Proposal, Responder, TypeConfig};
 
 /// The longest that a proposal waits for those before it: on a slow link there are several batches on
@@ -48,7 +49,7 @@ impl Proposals {
         };
         if begin {
             let (proposals, raft) = (self.clone(), Arc::clone(raft));
-            tokio::spawn(async move { proposals.run(raft).await });
+            runtime::spawn(async move { proposals.run(raft).await });
         }
         receiver
     }
@@ -71,6 +72,7 @@ impl Proposals {
                 under_way.push(through);
             }
             tokio::select! {
+                biased;
                 // It is over when the batch's last responder is gone, used or not.
                 _ = under_way.next() => {}
                 () = tokio::time::sleep(LINGER) => {}

@@ -48,7 +48,7 @@ impl ReadRounds {
         };
         if begin {
             let rounds = self.clone();
-            tokio::spawn(async move { rounds.run(round).await });
+            crate::runtime::spawn(async move { rounds.run(round).await });
         }
         receiver.await.unwrap_or_else(|_| Err(ClusterError::Unavailable("the node is stopping".to_owned())))
     }

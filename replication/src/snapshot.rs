@@ -175,6 +175,7 @@ impl Snapshots {
         let name = SnapshotName { vote, position: applied.position, note: applied.note.clone().into() };
         tracing::info!(group = network.group, to = to.0, position = name.position, "sending a snapshot");
         tokio::select! {
+            biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             sent = self.send_all(network, to, &name, snapshot) => sent,
         }

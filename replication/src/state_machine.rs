@@ -36,12 +36,12 @@ use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::blocking::Blocking;
 use crate::codec::{Malformed, Put, Take};
 use crate::durability::to_io;
+use crate::runtime::watch;
 use crate::snapshot::{KEEP, SnapshotData};
 use crate::types::{
     LeaderId, LogId, Payload, SnapshotMeta, SnapshotOf, StoredMembership, TypeConfig, position,

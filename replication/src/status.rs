@@ -32,6 +32,20 @@ pub struct FollowerStatus {
     pub heard: Option<Duration>,
 }
 
+/// What identifies an entry of a group's log: two that have position, term and leader in common are
+/// the same, and so is all before them (Raft's *log matching*).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct EntryIdentity {
+    /// Its place.
+    pub position: u64,
+    /// The term in which it was proposed.
+    pub term: u64,
+    /// Who led then.
+    pub leader: NodeId,
+    /// CRC-32 of its bytes.
+    pub checksum: u32,
+}
+
 /// How a group is on this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupStatus {

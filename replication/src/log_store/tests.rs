@@ -20,7 +20,7 @@ fn shared(directory: &TempDir, threaded: bool) -> Arc<SharedLog> {
     let wal = Arc::new(wal);
     let durability = match threaded {
         true => Durability::threaded(Arc::clone(&wal)).unwrap(),
-        false => Durability::inline(Arc::clone(&wal)),
+        false => Durability::inline(Arc::clone(&wal), Default::default()),
     };
     Arc::new(SharedLog::new(wal, durability))
 }

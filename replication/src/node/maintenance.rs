@@ -16,14 +16,14 @@ use dogsled_storage::codec::encode_group_command;
 use dogsled_storage::group::{Answer, GroupCommand, GroupRead, GroupReadReply, Operation};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Inner;
 use crate::group::Group;
+use crate::runtime::watch;
 use crate::types::position;
 
-/// Entries that a group may have more of before purging is worth while.
+/// Entries that a group may have more of before purging is worth while, unless it is to keep fewer.
 const PURGE_BATCH: u64 = 1_000;
 /// A group without new entries for so long gives back the memory of its log.
 const IDLE: Duration = Duration::from_secs(30);
@@ -42,6 +42,7 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
             None => return,
         };
         tokio::select! {
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(every) => {}
         }
@@ -98,7 +99,7 @@ impl Inner {
         let Some(last_durable) = replica.durable_applied().position.checked_sub(1) else { return };
         to = to.min(last_durable);
         drop(replica);
-        if to < first || (to - first < PURGE_BATCH && position(to) < next) {
+        if to < first || (to - first < PURGE_BATCH.min(self.config.keep_entries) && position(to) < next) {
             return;
         }
         let covered =

@@ -74,7 +74,9 @@ impl Service for Node {
                 Ok(group) => {
                     // Those that follow a node that stops are told by the end of the stream.
                     let mut stop = self.inner.stop.subscribe();
-                    let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
+                    let stopped = async move {
+                        let _ = stop.wait_for(|stop| *stop).await;
+                    };
                     return crate::watch::watch(Arc::clone(group), tree, prefix).take_until(stopped).boxed();
                 }
                 Err(error) => error,

@@ -1,0 +1,185 @@
+//! [`Watchdog`]: what must be so at every moment, whatever has failed.
+//!
+//! - **Log matching.** Entries with the same position, term and leader are the same entry, with the
+//!   same entry before them, on whatever node.
+//! - **Committed is for ever.** What one node has applied at a position, every node applies there, in
+//!   this life and all later ones.
+//! - **State machines agree.** Replicas that have applied the same number of entries hold the same,
+//!   sessions and the log's time included.
+//! - **One leader.** No two nodes lead one group in one term under one leader id. (openraft lets the
+//!   node with the greater number win a term that another has won already; the two are told apart by
+//!   the node in the leader id, and the older one commits nothing any more.)
+//! - **Nothing goes back.** As long as a node lives, what it has applied only grows; after a restart it
+//!   is not behind what its checkpoint had made durable.
+
+use std::collections::BTreeMap;
+
+use dogsled_replication::{EntryIdentity, Node, NodeId, Role};
+
+use crate::cluster::Cluster;
+
+/// Term and leader of an entry.
+type Under = (u64, u64);
+
+#[derive(Default)]
+struct GroupRecord {
+    /// By position, term, leader: the checksum, and what the entry before was made under.
+    entries: BTreeMap<(u64, Under), (u32, Option<Under>)>,
+    /// By position: what was applied, and who was seen to have first.
+    applied: BTreeMap<u64, (EntryIdentity, NodeId)>,
+    /// By the position applied: the state's fingerprint, and whose it was.
+    states: BTreeMap<u64, (u64, NodeId)>,
+}
+
+#[derive(Default)]
+struct NodeRecord {
+    starts: u64,
+    applied: u64,
+    /// What was durable when it was last looked at.
+    durable: u64,
+    /// Position up to which applied entries were compared.
+    compared: u64,
+    fingerprinted: u64,
+}
+
+/// See the [module](self).
+#[derive(Default)]
+pub struct Watchdog {
+    groups: BTreeMap<u32, GroupRecord>,
+    nodes: BTreeMap<(NodeId, u32), NodeRecord>,
+}
+
+impl Watchdog {
+    /// Looks at every node that runs.
+    ///
+    /// # Errors
+    /// What must not be, in words.
+    pub fn look(&mut self, cluster: &Cluster) -> Result<(), String> {
+        for machine in cluster.machines.values() {
+            // What it holds after its disk has failed is nothing to go by.
+            if machine.disk.crashed() {
+                continue;
+            }
+            if let Some(running) = &machine.running {
+                self.look_at(machine.id, machine.starts, &running.node)?;
+            }
+        }
+        self.one_leader(cluster)
+    }
+
+    fn look_at(&mut self, id: NodeId, starts: u64, node: &Node) -> Result<(), String> {
+        for status in node.status().groups {
+            let group = status.group;
+            let record = self.nodes.entry((id, group)).or_default();
+            if record.starts != starts {
+                let least = record.durable;
+                *record = NodeRecord { starts, durable: least, ..NodeRecord::default() };
+                if status.applied < least {
+                    return Err(format!(
+                        "group {group}: node {id} starts with {} applied, and had {least} durable",
+                        status.applied
+                    ));
+                }
+            }
+            if status.role != Role::Down && status.applied < record.applied {
+                // It was opened again in its last durable state.
+                record.compared = record.compared.min(status.applied);
+            }
+            record.applied = status.applied;
+            record.durable = record.durable.max(status.durable);
+            let known = self.groups.entry(group).or_default();
+            known.compare(group, id, node, record, status.first, status.last)?;
+            if status.applied > 0 && status.applied != record.fingerprinted {
+                record.fingerprinted = status.applied;
+                known.fingerprint(group, id, node)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn one_leader(&self, cluster: &Cluster) -> Result<(), String> {
+        let mut leaders: BTreeMap<(u32, u64, NodeId), NodeId> = BTreeMap::new();
+        for (id, node) in cluster.nodes() {
+            for status in node.status().groups {
+                if status.role == Role::Leader
+                    && let Some(leader) = status.leader
+                    && let Some(other) = leaders.insert((status.group, status.term, leader), id)
+                {
+                    return Err(format!(
+                        "group {}: nodes {other} and {id} both lead in term {} as {leader}",
+                        status.group, status.term
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn under(entry: &EntryIdentity) -> Under {
+    (entry.term, entry.leader.0)
+}
+
+impl GroupRecord {
+    fn compare(
+        &mut self,
+        group: u32,
+        id: NodeId,
+        node: &Node,
+        record: &mut NodeRecord,
+        first: u64,
+        last: u64,
+    ) -> Result<(), String> {
+        // From one before, so that every entry is seen with its predecessor.
+        let from = record.compared.max(first);
+        let entries = match node.entries(group, from, last) {
+            Ok(entries) => entries,
+            // Its disk has failed; what it says then is its own affair.
+            Err(_) => return Ok(()),
+        };
+        let mut before: Option<&EntryIdentity> = None;
+        for entry in &entries {
+            if let Some(before) = before {
+                if entry.position != before.position + 1 {
+                    return Err(format!(
+                        "group {group}: on node {id} entry {} follows {}",
+                        entry.position, before.position
+                    ));
+                }
+                let found = (entry.checksum, Some(under(before)));
+                let key = (entry.position, under(entry));
+                let known = self.entries.entry(key).or_insert(found);
+                if *known != found {
+                    return Err(format!(
+                        "group {group}: log matching: entry {key:?} is {known:?} elsewhere and {found:?} on node {id}"
+                    ));
+                }
+            }
+            before = Some(entry);
+            if entry.position <= record.applied {
+                let (known, first_seen) = self.applied.entry(entry.position).or_insert((*entry, id));
+                if known != entry {
+                    return Err(format!(
+                        "group {group}: node {first_seen} has applied {known:?}, node {id} {entry:?}"
+                    ));
+                }
+            }
+        }
+        record.compared = record.applied;
+        Ok(())
+    }
+
+    fn fingerprint(&mut self, group: u32, id: NodeId, node: &Node) -> Result<(), String> {
+        let Some(replica) = node.replica(group) else { return Ok(()) };
+        let snapshot = replica.snapshot();
+        let position = snapshot.applied().position;
+        let Ok(fingerprint) = snapshot.fingerprint() else { return Ok(()) };
+        let (known, first_seen) = self.states.entry(position).or_insert((fingerprint, id));
+        if *known != fingerprint {
+            return Err(format!(
+                "group {group}: with {position} applied, node {id} holds {fingerprint:016x} and node {first_seen} held {known:016x}"
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,41 @@
+//! Whole clusters in one process, from one seed.
+//!
+//! The nodes are the real ones, with their Raft, WAL and B-trees. Below and around them everything
+//! is simulated, and misbehaves on purpose:
+//!
+//! ```text
+//! run ──────── one life: make a cluster, work and faults, then peace; the verdict
+//!   ├─ cluster ─── machines: a disk, a clock, a process with a node
+//!   │    ├─ network    delay, loss, doubling, cuts: `Transport`, promising what it must and no more
+//!   │    ├─ clock      skews, drift, jumps
+//!   │    └─ (the disk is dogsled-storage's: lost and torn writes, errors, no room)
+//!   ├─ workload ── clients, who write down what they asked for and heard: history
+//!   ├─ faults ──── what is done to the cluster, and when
+//!   ├─ invariants  what must be so at every moment (Raft's promises, replicas that agree)
+//!   └─ linearizability, of every key, pair of keys and counter
+//! trace ────── all that happens, hashed: the same seed is the same life
+//! ```
+//!
+//! `cargo run --release -p dogsled-simulation -- --seeds 1000` lives a thousand of them; what fails is
+//! named by its seed, and `--from <seed> --seeds 1 --trace` shows it.
+//!
+//! # What is not simulated
+//!
+//! QUIC, its framing and its certificates are below the line: a request here is what the transport
+//! promises to make of them. Threads are too: where a real node waits for its disk in a thread, a
+//! simulated one waits in a task for a simulated time, so races between threads have to be looked for
+//! elsewhere.
+
+pub mod clock;
+pub mod cluster;
+pub mod faults;
+pub mod history;
+pub mod invariants;
+pub mod linearizability;
+pub mod network;
+pub mod random;
+pub mod run;
+pub mod trace;
+pub mod workload;
+
+pub use run::{Options, Report, run};

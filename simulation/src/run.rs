@@ -1,0 +1,343 @@
+//! [`run`]: one cluster's life, from its seed to the verdict.
+//!
+//! A run makes a cluster, lets clients work on it while faults come and go, then ends all faults,
+//! and asks three things: does it serve again within [`PATIENCE`]; do all replicas come to hold the
+//! same; and could everything that the clients heard have happened. What must hold at every moment
+//! is looked at several times in each simulated second on the way.
+//!
+//! Everything happens in one thread, and time passes only when nobody has anything left to do, so a
+//! minute of a cluster's life takes a fraction of a second, and the same seed is the same life.
+
+use std::panic;
+use std::sync::{Arc, Once};
+use std::time::Duration;
+use std::{cell::RefCell, collections::BTreeSet};
+
+use dogsled_replication::runtime::seed_random_numbers;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::cluster::{Cluster, Setup};
+use crate::faults::{self, Faults};
+use crate::history::{Heard, History, Kind, Operation, Outcome};
+use crate::invariants::Watchdog;
+use crate::linearizability::{Verdict, check};
+use crate::network::SimulatedNetwork;
+use crate::random::Random;
+use crate::trace::{Trace, event};
+use crate::workload::{Client, Objects, Shared};
+
+/// After the last fault, the cluster serves again within this time.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How often faults and invariants are looked after.
+const STEP: Duration = Duration::from_millis(50);
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where everything comes from.
+    pub seed: u64,
+    /// Whether to print every event.
+    pub trace: bool,
+    /// How long faults come, in simulated time.
+    pub duration: Duration,
+    /// Only these faults, if there are any.
+    pub only: Vec<faults::Kind>,
+}
+
+impl Options {
+    /// The usual run of a seed.
+    pub fn new(seed: u64) -> Options {
+        Options { seed, trace: false, duration: Duration::from_secs(12), only: Vec::new() }
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Of which seed.
+    pub seed: u64,
+    /// What must not be; empty if all is well.
+    pub violations: Vec<String>,
+    /// Objects whose history was too hard to judge.
+    pub undecided: usize,
+    /// Hash of everything that happened, and how much that was.
+    pub trace: (u64, u64),
+    /// Operations heard, refused, unknown.
+    pub operations: (usize, usize, usize),
+    /// What was done to the cluster.
+    pub faults: String,
+}
+
+thread_local! {
+    /// Panics within tasks would otherwise only end the task.
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static WATCHED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+fn watch_for_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |panicked| {
+            if WATCHED.get() {
+                PANICS.with_borrow_mut(|panics| panics.push(panicked.to_string()));
+            }
+            before(panicked);
+        }));
+    });
+}
+
+/// Lives through a seed.
+///
+/// # Panics
+/// If there is no runtime to be had, or the simulation itself is wrong.
+pub fn run(options: &Options) -> Report {
+    watch_for_panics();
+    PANICS.with_borrow_mut(Vec::clear);
+    WATCHED.set(true);
+    seed_random_numbers(Some(options.seed));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without threads needs nothing");
+    let mut report = runtime.block_on(live(options));
+    drop(runtime);
+    seed_random_numbers(None);
+    WATCHED.set(false);
+    let panics = PANICS.with_borrow_mut(std::mem::take);
+    report.violations.extend(panics.into_iter().map(|panic| format!("a panic: {panic}")));
+    report
+}
+
+fn draw_setup(random: &mut Random) -> (Setup, Vec<i64>) {
+    let nodes = if random.chance(200) { 5 } else { 3 };
+    let millis = Duration::from_millis;
+    let setup = Setup {
+        nodes,
+        partitions: random.between(1, 2) as u32,
+        keep_entries: *random.pick(&[20, 100, 1_000, 200_000]),
+        log_cache_bytes: *random.pick(&[4 << 10, 64 << 10, 8 << 20]),
+        sync_time: *random.pick(&[
+            (millis(0), millis(0)),
+            (millis(0), millis(5)),
+            (millis(1), millis(40)),
+            (millis(0), millis(250)),
+        ]),
+        balance_leaders: random.chance(600),
+        maintenance_every: millis(*random.pick(&[100, 300, 1_000])),
+    };
+    let most = *random.pick(&[0, 50, 5_000, 7_200_000]);
+    let skews = (0..nodes).map(|_| random.between(0, 2 * most) as i64 - most as i64).collect();
+    (setup, skews)
+}
+
+fn draw_objects(random: &mut Random) -> Objects {
+    let names = |letter: &str, many: u64| (0..many).map(|at| format!("{letter}{at}")).collect();
+    Objects {
+        keys: names("key", random.between(1, 4)),
+        pairs: names("pair", random.between(1, 2)),
+        counters: names("counter", random.between(1, 2)),
+    }
+}
+
+async fn live(options: &Options) -> Report {
+    let seed = options.seed;
+    let trace = Trace::new(options.trace);
+    let mut random = Random::new(seed, 1);
+    let (setup, skews) = draw_setup(&mut random);
+    let objects = draw_objects(&mut random);
+    let network = SimulatedNetwork::new(Random::new(seed, 3), trace.clone());
+    event!(trace, "seed {seed}: {setup:?} skews {skews:?}");
+    let mut cluster = Cluster::new(seed, setup, &skews, network.clone(), trace.clone());
+    let shared = Arc::new(Shared {
+        network,
+        history: History::default(),
+        trace: trace.clone(),
+        nodes: cluster.ids(),
+        partitions: cluster.setup.partitions,
+        objects,
+        violations: Default::default(),
+    });
+    let mut faults = "none".to_owned();
+    let mut violations = Vec::new();
+    if let Err(error) = go(options, &mut cluster, &shared, &mut random, &mut faults).await {
+        violations.push(error);
+    }
+    violations.extend(shared.violations.lock().drain(..));
+    let undecided = judge(&shared.history, &mut violations);
+    for violation in &violations {
+        event!(trace, "VIOLATION: {violation}");
+    }
+    if options.trace && !violations.is_empty() {
+        print_history(&shared.history);
+    }
+    Report { seed, violations, undecided, trace: trace.digest(), operations: shared.history.counts(), faults }
+}
+
+async fn go(
+    options: &Options,
+    cluster: &mut Cluster,
+    shared: &Arc<Shared>,
+    random: &mut Random,
+    kinds: &mut String,
+) -> Result<(), String> {
+    let seed = options.seed;
+    cluster.make().await?;
+    let mut faults = Faults::new(seed, &options.only);
+    *kinds = format!("{:?}", faults.kinds());
+    event!(cluster.trace, "the cluster is made; faults: {kinds}");
+    cluster.network.set_quality(faults.usual());
+    let (stop, stopped) = watch::channel(false);
+    let clients: Vec<_> = (1..=random.between(3, 8))
+        .map(|number| {
+            let client = Client::new(number, seed, Arc::clone(shared), random.chance(600));
+            tokio::spawn(client.run(stopped.clone()))
+        })
+        .collect();
+    let mut watchdog = Watchdog::default();
+    let end = Instant::now() + options.duration;
+    let mut faulty = Ok(());
+    while faulty.is_ok() && Instant::now() < end {
+        faulty = faults.step(cluster).await;
+        if faulty.is_ok() {
+            faulty = watchdog.look(cluster);
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    if faulty.is_ok() {
+        faulty = faults.end(cluster).await;
+    }
+    stop.send_replace(true);
+    faulty?;
+    serves_again(cluster, shared, &mut watchdog, seed).await?;
+    for client in clients {
+        // One that panicked is counted among the panics.
+        let _ = client.await;
+    }
+    agree(cluster, &mut watchdog).await?;
+    // Everything once more, by every node, after everything else.
+    let mut reader = Client::new(99, seed, Arc::clone(shared), false);
+    for id in cluster.ids() {
+        let end = Instant::now() + PATIENCE;
+        // Leadership may be on its way to another node, to share the work.
+        while !reader.read_all(id).await {
+            if Instant::now() > end {
+                return Err(format!("node {id} does not answer reads although all is well"));
+            }
+            tokio::time::sleep(STEP).await;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until every node serves writes and reads of every group.
+async fn serves_again(
+    cluster: &Cluster,
+    shared: &Arc<Shared>,
+    watchdog: &mut Watchdog,
+    seed: u64,
+) -> Result<(), String> {
+    let mut client = Client::new(98, seed, Arc::clone(shared), false);
+    let end = Instant::now() + PATIENCE;
+    let mut left: BTreeSet<_> = cluster
+        .ids()
+        .into_iter()
+        .flat_map(|id| (0..=cluster.setup.partitions).map(move |group| (id, group)))
+        .collect();
+    while let Some(&(id, group)) = left.first() {
+        watchdog.look(cluster)?;
+        if client.touch(id, group).await {
+            left.remove(&(id, group));
+            continue;
+        }
+        if Instant::now() > end {
+            let status: Vec<_> = cluster.nodes().map(|(_, node)| node.status()).collect();
+            return Err(format!(
+                "{PATIENCE:?} after the last fault node {id} does not serve a write of group {group}: {status:#?}"
+            ));
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    event!(cluster.trace, "it serves again");
+    Ok(())
+}
+
+/// Waits until all replicas have applied the same.
+async fn agree(cluster: &Cluster, watchdog: &mut Watchdog) -> Result<(), String> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        watchdog.look(cluster)?;
+        let applied: BTreeSet<Vec<(u64, u64)>> = cluster
+            .nodes()
+            .map(|(_, node)| node.status().groups.iter().map(|group| (group.applied, group.last)).collect())
+            .collect();
+        if applied.len() == 1 {
+            event!(cluster.trace, "all replicas agree");
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(format!("{PATIENCE:?} after the last write the replicas differ: {applied:?}"));
+        }
+        tokio::time::sleep(STEP).await;
+    }
+}
+
+/// Judges the history of every object; how many could not be judged.
+fn judge(history: &History, violations: &mut Vec<String>) -> usize {
+    let mut undecided = 0;
+    for (name, kind, operations) in history.objects() {
+        match check(kind, &operations) {
+            Verdict::Linearizable => {}
+            Verdict::Undecided => undecided += 1,
+            Verdict::Violated { depth, state, due } => violations.push(format!(
+                "{name} is not linearizable: {depth} of {} operations can be put in order; then, with {state} there, none of these can come next:\n  {}",
+                operations.len(),
+                due.join("\n  ")
+            )),
+        }
+        if kind == Kind::Counter {
+            counts_once(&name, &operations, violations);
+        }
+    }
+    undecided
+}
+
+/// The last sum of a counter: all that was acknowledged, and some of what is not known.
+fn counts_once(name: &str, operations: &[Operation], violations: &mut Vec<String>) {
+    use crate::history::Action;
+    let (mut least, mut unknown) = (0, 0);
+    let mut last = None;
+    for operation in operations {
+        match (operation.action, operation.outcome) {
+            (Action::Add(delta), Outcome::Heard(_)) => least += delta,
+            (Action::Add(delta), Outcome::Unknown) => unknown += delta,
+            // The last reads come after everything else.
+            (Action::Get, Outcome::Heard(Heard::Value(value))) if operation.client == 99 => {
+                last = Some(value as i64)
+            }
+            _ => {}
+        }
+    }
+    if let Some(last) = last
+        && !(least..=least + unknown).contains(&last)
+    {
+        violations.push(format!(
+            "{name} ends at {last}: {least} were added for certain, and at most {unknown} more"
+        ));
+    }
+}
+
+fn print_history(history: &History) {
+    for (name, kind, operations) in history.objects() {
+        println!("{name} ({kind:?})");
+        for operation in operations {
+            let answered = operation.answered.map_or("never".to_owned(), |at| at.to_string());
+            println!(
+                "  {:>6}..{answered:>6} client {:>2} {:?}: {:?}",
+                operation.invoked, operation.client, operation.action, operation.outcome
+            );
+        }
+    }
+}
