@@ -10,7 +10,7 @@
 //! over a B-tree that already holds a part of it gives the same contents. A put says whether its
 //! key is new where the command had to look anyway. Puts of batches and transactions do not look:
 //! a lookup costs more than all else of such a put, and a read from disk where the key is not
-//! cached. How many keys there are is then found out when somebody asks; see [`crate::overlay`].
+//! cached. How many keys there are is then found out when somebody asks; see `overlay.rs`.
 
 use std::ops::Bound;
 
