@@ -63,7 +63,7 @@ use crate::snapshot::Snapshots;
 use crate::status::{EntryIdentity, NodeStatus};
 use crate::transport::{NodeId, Transport};
 
-/// A node; clones are the same node. See the [module](self).
+/// A node; clones are the same node.
 #[derive(Clone)]
 pub struct Node {
     inner: Arc<Inner>,

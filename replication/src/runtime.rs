@@ -1,4 +1,4 @@
-//! [`Runtime`]: tokio, as openraft sees it, with one difference and the doors that a simulation needs.
+//! `Runtime`: tokio, as openraft sees it, with one difference and the doors that a simulation needs.
 //!
 //! The difference: **waits too short for tokio's timer end at once.** The timer counts whole
 //! milliseconds, and openraft waits a microsecond between two reports of what is durable, to merge
@@ -14,10 +14,10 @@
 //! - **Processes.** A process that dies takes all its tasks with it, wherever they were; one that is
 //!   stopped (`kill -STOP`, a hypervisor that looks elsewhere) does nothing while time goes on. A
 //!   [`Process`] is a set of tasks to which that can be done. A task that a task of a process spawns
-//!   belongs to it, too: that is why everything in this crate spawns through [`spawn`].
+//!   belongs to it, too: that is why everything in this crate spawns through `spawn`.
 //!
 //! Both are thread-locals that a real node never sets. And nothing may be left to chance that no seed
-//! reaches: see [`watch`].
+//! reaches: see `watch`.
 
 pub(crate) mod watch;
 
