@@ -1,16 +1,24 @@
 //! Some dozens of lives, each under other faults.
 
+use dogsled_simulation::faults::Kind;
 use dogsled_simulation::{Options, run};
+
+fn judge(options: &Options) {
+    let seed = options.seed;
+    let names: Vec<String> = options.only.iter().map(|kind| format!("{kind:?}")).collect();
+    let only = if names.is_empty() { String::new() } else { format!(" --faults {}", names.join(",")) };
+    let report = run(options);
+    assert!(
+        report.violations.is_empty(),
+        "seed {seed}: {}\nagain: cargo run --release -p dogsled-simulation -- --from {seed} --seeds 1{only} --trace",
+        report.violations.join("\n")
+    );
+    assert_eq!(report.undecided, 0, "seed {seed}: a history that is too hard to judge");
+}
 
 fn live(seeds: std::ops::Range<u64>) {
     for seed in seeds {
-        let report = run(&Options::new(seed));
-        assert!(
-            report.violations.is_empty(),
-            "seed {seed}: {}\nagain: cargo run --release -p dogsled-simulation -- --from {seed} --seeds 1 --trace",
-            report.violations.join("\n")
-        );
-        assert_eq!(report.undecided, 0, "seed {seed}: a history that is too hard to judge");
+        judge(&Options::new(seed));
     }
 }
 
@@ -22,4 +30,14 @@ fn clusters_keep_their_promises_through_faults_one() {
 #[test]
 fn clusters_keep_their_promises_through_faults_two() {
     live(25..50);
+}
+
+/// These once left a replica behind for ever: its leader had purged the entry behind the snapshot that
+/// it held for it, and sent the same snapshot again and again.
+#[test]
+fn a_follower_gets_on_after_a_held_snapshot() {
+    for seed in [1008, 1050, 1080] {
+        let only = vec![Kind::DiskError, Kind::PowerCut, Kind::Kill];
+        judge(&Options { only, ..Options::new(seed) });
+    }
 }

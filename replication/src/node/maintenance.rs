@@ -94,7 +94,11 @@ impl Inner {
         // for that is getting a snapshot.
         let mut to = to.min(next.saturating_sub(1));
         if let Some(held) = group.slot.held_position() {
-            to = to.min(held);
+            // A position is one more than its index: this is the last entry that the snapshot has. The
+            // one behind it is the first that the follower will ask for; without it, it would be
+            // sent the same snapshot again, for ever.
+            let Some(last_held) = held.checked_sub(1) else { return };
+            to = to.min(last_held);
         }
         let Some(last_durable) = replica.durable_applied().position.checked_sub(1) else { return };
         to = to.min(last_durable);
