@@ -74,10 +74,11 @@
 //! * *Which commits.* Reopening must never need a page of an unfinished commit. redb's
 //!   one-phase commits do (they try the newer header slot and fall back), so every transaction on this
 //!   file must use `set_quick_repair(true)`, which implies two phases.
-//! * *Opening after a killed process* finds bytes in the page cache that were never synced.
-//!   [`TreeFile::open`] therefore syncs before the first header slot may be overwritten.
 //! * *A failed sync* is not tried again: what it should have written is in doubt, so the file
 //!   takes no more writes until it is reopened.
+//! * *Opening after a killed process or a failed sync* finds bytes in the page cache that are not
+//!   on the disk, and after a failed sync never will be. [`TreeFile::open`] therefore writes the
+//!   header slot that it goes by once more, and syncs, before anything else may be overwritten.
 //!
 //! # Not here
 //!
@@ -177,10 +178,27 @@ impl TreeFile {
     /// or of something else; [`Error::Corrupt`] when the identity or both copies of redb's
     /// header are damaged.
     pub fn open(file: Arc<dyn DiskFile>, path: &Path, database_id: u128) -> Result<TreeFile> {
-        // What a killed process left in the page cache must be durable before a slot that may
-        // hold the only synced header is overwritten.
-        file.sync().map_err(|error| Error::io(format!("syncing {}", path.display()), error))?;
-        TreeFile::open_read_only(file, path, database_id)
+        let opened = TreeFile::open_read_only(file, path, database_id)?;
+        opened
+            .make_header_durable()
+            .map_err(|error| Error::io(format!("syncing {}", path.display()), error))?;
+        Ok(opened)
+    }
+
+    /// Makes sure that the header that was read, and with it the pages that it reaches, is on the disk
+    /// before the other slot is overwritten or a page that only an older header reaches.
+    ///
+    /// A sync alone does that after a process was killed, but not after a sync has failed: what that
+    /// one should have written is still in the page cache, no longer dirty, and no later sync writes
+    /// it. So the slot is written again. What it reaches needs no such care: redb flips its header
+    /// only after the sync of the new pages has succeeded. If the write is torn, the other slot counts,
+    /// as nothing has changed that it reaches.
+    fn make_header_durable(&self) -> io::Result<()> {
+        let header = self.0.header.lock();
+        let slot = Slot { sequence: header.sequence, header: header.current };
+        let block = SLOT_BLOCKS[header.synced_slot];
+        self.0.file.write_at(block * BLOCK, &slot.encode(block))?;
+        self.0.file.sync()
     }
 
     /// Like [`TreeFile::open`], for a handle that will only be read.

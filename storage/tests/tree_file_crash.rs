@@ -3,6 +3,7 @@
 mod support;
 
 use dogsled_storage::disk::{Fault, Operation};
+use dogsled_storage::tree_file::TreeFile;
 use support::*;
 
 /// Commits until the disk fails; returns the states that may be found afterwards: the last one
@@ -133,5 +134,87 @@ fn any_failing_call_is_an_error_and_loses_nothing() {
         let found = read_all(&database).unwrap();
         // A commit whose last sync failed may be there all the same.
         assert!(found == next || (found == model && result.is_err()), "call {call}: {result:?}");
+    }
+}
+
+/// What a failed sync should have written stays readable until the machine goes down, and no later sync
+/// writes it. A program that reopens the file on the same machine must not build on it.
+#[test]
+fn a_file_reopened_after_a_failed_sync_survives_a_power_cut() {
+    for failing in 0..6 {
+        for later in 0..40 {
+            let disk = new_disk(7);
+            let mut model = Model::new();
+            let (database, _) = open(&disk).unwrap();
+            let mut random = Random(5);
+            for _ in 0..3 {
+                random_commit(&database, &mut model, &mut random).unwrap();
+            }
+            disk.inject(Fault { operation: Some(Operation::Sync), after: failing, from_then_on: false });
+            while disk.pending_faults() > 0 {
+                if random_commit(&database, &mut model, &mut random).is_err() {
+                    break;
+                }
+            }
+            drop(database);
+            disk.clear_faults();
+
+            let what = format!("sync {failing} failed, cut {later} changes later");
+            let (database, _) = open(&disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let mut acknowledged = read_all(&database).unwrap();
+            disk.crash_at_change(disk.changes() + later);
+            let tried = loop {
+                let mut tried = acknowledged.clone();
+                random_commit(&in_memory(), &mut tried, &mut Random(random.0)).unwrap();
+                if random_commit(&database, &mut acknowledged, &mut random).is_err() {
+                    break tried;
+                }
+            };
+            for seed in 0..4 {
+                let after = disk.power_cut(seed);
+                let (database, _) = open(&after).unwrap_or_else(|error| panic!("{what}: {error}"));
+                let found = read_all(&database).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert!(found == acknowledged || found == tried, "{what}: neither state");
+            }
+        }
+    }
+}
+
+/// The same of the header alone: once the newer one has been read, only that one or a later one may be
+/// found again, for pages that only the older one reaches may be overwritten from then on.
+#[test]
+fn a_header_that_was_read_after_a_failed_sync_is_never_taken_back() {
+    use dogsled_storage::disk::{Disk, OpenMode};
+    use redb::StorageBackend;
+
+    let path = std::path::Path::new(PATH);
+    let file = |disk: &dogsled_storage::disk::SimulatedDisk| disk.open(path, OpenMode::ReadWrite).unwrap();
+    for seed in 0..64 {
+        let disk = new_disk(8);
+        let tree =
+            TreeFile::create(disk.open(path, OpenMode::CreateNew).unwrap(), path, DATABASE_ID).unwrap();
+        tree.set_len(8 * 4096).unwrap();
+        disk.sync_directory(std::path::Path::new("db")).unwrap();
+        for version in [1; 3] {
+            tree.write(0, &[version; 64]).unwrap();
+            tree.sync_data().unwrap();
+        }
+        disk.inject(Fault { operation: Some(Operation::Sync), after: 0, from_then_on: false });
+        tree.write(0, &[2; 64]).unwrap();
+        tree.sync_data().unwrap_err();
+        drop(tree);
+
+        let tree = TreeFile::open(file(&disk), path, DATABASE_ID).unwrap();
+        let mut read = [0; 64];
+        tree.read(0, &mut read).unwrap();
+        assert_eq!(read, [2; 64], "it is in the page cache");
+        disk.crash_at_change(disk.changes() + 2);
+        tree.write(0, &[3; 64]).unwrap();
+        tree.sync_data().unwrap_err();
+        let after = disk.power_cut(seed);
+        let tree = TreeFile::open(file(&after), path, DATABASE_ID)
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        tree.read(0, &mut read).unwrap();
+        assert!(read == [2; 64] || read == [3; 64], "seed {seed}: header {} is back", read[0]);
     }
 }

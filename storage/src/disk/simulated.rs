@@ -250,6 +250,11 @@ impl SimulatedDisk {
         self.0.lock().faults.push(fault);
     }
 
+    /// Errors still to come.
+    pub fn pending_faults(&self) -> usize {
+        self.0.lock().faults.len()
+    }
+
     /// Forgets the errors to come.
     pub fn clear_faults(&self) {
         self.0.lock().faults.clear();
