@@ -41,3 +41,13 @@ fn a_follower_gets_on_after_a_held_snapshot() {
         judge(&Options { only, ..Options::new(seed) });
     }
 }
+
+/// These once damaged a B-tree: a repeated checkpoint wrote the same bytes as the one whose sync had
+/// failed, so the checksums of its blocks were taken for written, and were only in the page cache.
+#[test]
+fn a_checkpoint_repeated_after_a_failed_sync_survives_a_power_cut() {
+    for seed in [2554, 2882, 3002] {
+        let only = vec![Kind::DiskError, Kind::PowerCut, Kind::Kill];
+        judge(&Options { only, ..Options::new(seed) });
+    }
+}

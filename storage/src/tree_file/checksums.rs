@@ -24,7 +24,7 @@ pub(crate) struct Checksums {
 #[derive(Debug)]
 struct Group {
     entries: Box<[AtomicU32]>,
-    /// Whether an entry differs from what was last written to the file.
+    /// Whether an entry has been set since the entries were last written to the file.
     dirty: AtomicBool,
 }
 
@@ -35,10 +35,11 @@ impl Group {
     }
 
     fn set(&self, index: usize, value: u32) {
-        // Release on `dirty` after the entry: whoever clears `dirty` sees the entry.
-        if self.entries[index].swap(value, Ordering::AcqRel) != value {
-            self.dirty.store(true, Ordering::Release);
-        }
+        // Release on `dirty` after the entry: whoever clears `dirty` sees the entry. Dirty even if the
+        // entry is the same as before: it may have been read from a page cache that holds what a failed
+        // sync did not write, and the disk another (a repeated commit writes the same bytes again).
+        self.entries[index].store(value, Ordering::Release);
+        self.dirty.store(true, Ordering::Release);
     }
 }
 
