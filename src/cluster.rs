@@ -31,6 +31,7 @@
 //! | `insert`, `put`, `get`, `remove`, `compare_and_swap`, `update_and_fetch` | `get_many`, `len`, `first`, `last` |
 //! | `apply_batch`: atomic | `apply_batch_by_partition`: atomic in each, not as a whole |
 //! | a counter, a lock: where its name belongs | `iter`, `range`, `scan_prefix`: merged, in order |
+//! | `watch_prefix`: in the order of commits | `watch_prefix`: as it comes |
 //!
 //! A client connects to one node and learns from it of all others and of who leads what. It has one
 //! connection to each node that it needs; any number of calls share it, none waiting for another.
@@ -82,8 +83,8 @@
 //!
 //! # What is not here
 //!
-//! Transactions, merge operators, typed trees, snapshots and subscribers of the embedded database are
-//! not offered over a cluster.
+//! Transactions, merge operators, typed trees and snapshots of the embedded database are not offered
+//! over a cluster.
 
 mod client;
 mod core;
@@ -97,6 +98,7 @@ mod pool;
 mod routes;
 mod session;
 mod stale;
+mod subscriber;
 mod tree;
 
 pub use dogsled_net::certs::{self, CertificateError, CertificateFiles, Certificates};
@@ -114,4 +116,5 @@ pub use self::lock::{Lock, LockGuard};
 pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
 pub use self::options::ClientOptions;
 pub use self::stale::{Stale, StaleTree};
+pub use self::subscriber::{Event, Part, Subscriber};
 pub use self::tree::{CompareAndSwapResult, Tree};

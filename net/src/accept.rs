@@ -405,7 +405,8 @@ async fn client(
 ) {
     let address = connection.remote_address();
     let names = remote_names(&connection);
-    // A node may be a client as well: of another node, for its own users.
+    // A node may be a client as well: of another node, for its own users, and when it joins.
+    let administrator = names.administrator || !names.nodes.is_empty();
     let name = names.client.or_else(|| names.nodes.first().map(|node| format!("node-{node}")));
     let (mut send, receive, greeting) = match greeted_stream(&shared, &connection).await {
         Ok(stream) => stream,
@@ -416,7 +417,7 @@ async fn client(
     };
     let checked = greeting.and_then(|greeting| match (greeting, name) {
         (Greeting::Client(hello), Some(name)) if hello.cluster == 0 || hello.cluster == shared.cluster => {
-            Ok((hello, ClientIdentity { name }))
+            Ok((hello, ClientIdentity { name, administrator }))
         }
         (Greeting::Client(hello), Some(_)) => {
             Err((Verdict::Cluster, other_cluster(shared.cluster, hello.cluster)))

@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `node-<id>.dogsled` | the node with that id; may serve, and speak to other nodes |
 //! | `client-<name>.dogsled` | a client; can not pose as a node: its extended key usage forbids to serve |
-//! | `cluster-<name>.dogsled` | on both, the cluster: what a client demands of the node it reaches |
+//! | `admin.dogsled` | beside the former: a client that may also change the cluster, its members above all |
+//! | `cluster-<name>.dogsled` | on all, the cluster: what a client demands of the node it reaches |
 //!
 //! and on a node's certificate the addresses given, for tools that check them. Whoever holds the
 //! authority's key can be anyone: keep `ca.key` away from the nodes.
@@ -189,6 +190,8 @@ pub struct CertificateNames {
     pub nodes: Vec<NodeId>,
     /// The client that it names.
     pub client: Option<String>,
+    /// Whether it says that this client may change the cluster.
+    pub administrator: bool,
     /// The cluster that it names.
     pub cluster: Option<String>,
 }
@@ -205,6 +208,7 @@ impl CertificateNames {
         for name in &alternatives.value.general_names {
             let GeneralName::DNSName(name) = name else { continue };
             let Some(stem) = name.strip_suffix(".dogsled") else { continue };
+            names.administrator |= stem == "admin";
             if let Some(id) = stem.strip_prefix("node-") {
                 // Only the canonical form, so that two spellings are not two identities.
                 if let Some(id) = id.parse::<u64>().ok().filter(|number| number.to_string() == id) {

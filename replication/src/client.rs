@@ -200,6 +200,22 @@ fn take_nodes(take: &mut Take) -> Result<Vec<(NodeId, Vec<String>)>, Malformed> 
 }
 
 impl ClientRequest {
+    /// Whether only an administrator may ask for it: it changes the cluster, not what the cluster holds.
+    pub fn is_administrative(&self) -> bool {
+        match self {
+            ClientRequest::Submit { .. }
+            | ClientRequest::Read { .. }
+            | ClientRequest::Map
+            | ClientRequest::Status
+            | ClientRequest::Watch { .. } => false,
+            ClientRequest::Initialize { .. }
+            | ClientRequest::AddMember { .. }
+            | ClientRequest::RemoveMember { .. }
+            | ClientRequest::TransferLeader { .. }
+            | ClientRequest::ChangeMember { .. } => true,
+        }
+    }
+
     /// Its bytes.
     pub fn encode(&self) -> Bytes {
         let mut bytes = Vec::with_capacity(64);

@@ -32,6 +32,9 @@ pub enum ClusterError {
     Invalid(String),
     /// Nothing was done: this node's storage has failed. Ask another node.
     Storage(String),
+    /// Nothing was done, and nothing will be: only an administrator may ask for this. Show an
+    /// administrator's certificate.
+    Denied(String),
 }
 
 impl fmt::Display for ClusterError {
@@ -47,6 +50,7 @@ impl fmt::Display for ClusterError {
             ClusterError::OutcomeUnknown(why) => write!(f, "the outcome is unknown: {why}"),
             ClusterError::Invalid(what) => write!(f, "invalid request: {what}"),
             ClusterError::Storage(what) => write!(f, "the node's storage failed: {what}"),
+            ClusterError::Denied(what) => write!(f, "not permitted: {what}"),
         }
     }
 }
@@ -81,6 +85,7 @@ impl ClusterError {
             ClusterError::OutcomeUnknown(why) => text(3, why),
             ClusterError::Invalid(what) => text(4, what),
             ClusterError::Storage(what) => text(5, what),
+            ClusterError::Denied(what) => text(6, what),
         }
     }
 
@@ -95,6 +100,7 @@ impl ClusterError {
             3 => ClusterError::OutcomeUnknown(take.text()?),
             4 => ClusterError::Invalid(take.text()?),
             5 => ClusterError::Storage(take.text()?),
+            6 => ClusterError::Denied(take.text()?),
             other => return malformed(format!("an error of the unknown kind {other}")),
         })
     }

@@ -242,6 +242,18 @@ impl Group {
         })
     }
 
+    /// Whether this node has heard within `limit` from those who decide in the group: as follower from its
+    /// leader, as leader from a majority. Otherwise it may be cut off and know nothing of it.
+    pub(crate) fn is_in_touch(&self, limit: Duration) -> bool {
+        if !self.leads() {
+            return self.slot.age().is_some_and(|age| age <= limit);
+        }
+        let Some(raft) = self.raft() else { return false };
+        let metrics = raft.data_metrics();
+        let heard = metrics.borrow_watched().last_quorum_acked;
+        heard.is_some_and(|heard| heard.elapsed() <= limit)
+    }
+
     /// The members and where to reach them, voters first.
     pub(crate) fn members(&self) -> (Vec<u64>, BTreeMap<u64, Member>) {
         let Some(raft) = self.raft() else { return Default::default() };

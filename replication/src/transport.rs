@@ -86,6 +86,10 @@ pub trait Transport: Send + Sync + 'static {
 pub struct ClientIdentity {
     /// The name that its certificate carries.
     pub name: String,
+    /// Whether it may change the cluster itself: make it, change its members, move leadership. Without
+    /// this it may only use data and look at the status; a request for more is
+    /// [`ClusterError::Denied`](crate::ClusterError::Denied).
+    pub administrator: bool,
 }
 
 /// Answers what comes in from the network.

@@ -5,6 +5,10 @@
 //! nothing. What it cannot tell it says ([`WatchEvent::Lost`]): the client was too slow, or the replica
 //! jumped ahead by a snapshot, or the tree came into being just then. Then the client reads again.
 //!
+//! A node that is cut off from the group's leader would be silent, and its client could not tell that from
+//! nothing happening. So a watch ends when the node has heard of nobody for a while, and the client goes
+//! elsewhere.
+//!
 //! ```text
 //! message    version u8 (1), 6, events u32, each:
 //!    0 began    position u64
@@ -22,6 +26,7 @@ use bytes::Bytes;
 use dogsled_storage::watch::{DEFAULT_CAPACITY, Event, Subscription};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
+use tokio::time::Instant;
 
 use crate::client::PROTOCOL_VERSION;
 use crate::codec::{Malformed, Put, Take, malformed};
@@ -31,6 +36,10 @@ use crate::group::Group;
 const EVENTS: u8 = 6;
 /// Events are put into one message up to about so many bytes.
 const MESSAGE_BYTES: usize = 256 << 10;
+/// A node that is out of touch for so long ends its watches.
+const OUT_OF_TOUCH: Duration = Duration::from_secs(5);
+/// How often that is looked at while nothing happens.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Something that a watch tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -155,32 +164,39 @@ struct Watch {
     group: Arc<Group>,
     tree: Bytes,
     prefix: Bytes,
-    began: bool,
+    began: Option<Instant>,
     subscription: Option<Subscription>,
 }
 
-/// The messages of a watch; it ends only with the node.
+/// The messages of a watch; it ends with the node, and when that is out of touch with the group.
 pub(crate) fn watch(group: Arc<Group>, tree: Bytes, prefix: Bytes) -> BoxStream<'static, Bytes> {
-    let watch = Watch { group, tree, prefix, began: false, subscription: None };
+    let watch = Watch { group, tree, prefix, began: None, subscription: None };
     stream::unfold(watch, |mut watch| async move {
-        let events = watch.next().await;
+        let events = watch.next().await?;
         Some((WatchEvent::encode(&events), watch))
     })
     .boxed()
 }
 
 impl Watch {
-    async fn next(&mut self) -> Vec<WatchEvent> {
+    async fn next(&mut self) -> Option<Vec<WatchEvent>> {
         loop {
+            // One that has just begun may wait for a leader to be elected.
+            let is_old = self.began.is_some_and(|began| began.elapsed() > OUT_OF_TOUCH);
+            if is_old && !self.group.is_in_touch(OUT_OF_TOUCH) {
+                return None;
+            }
             let Some(subscription) = &self.subscription else {
                 if let Some(event) = self.subscribe() {
-                    return vec![event];
+                    return Some(vec![event]);
                 }
                 self.group.slot.wait_for_change(Duration::from_millis(100)).await;
                 continue;
             };
             // It ends with the tree, and with the replica when a snapshot takes its place.
-            let Some(first) = poll_fn(|context| subscription.poll_next(context)).await else {
+            let first = poll_fn(|context| subscription.poll_next(context));
+            let Ok(first) = tokio::time::timeout(LOOK, first).await else { continue };
+            let Some(first) = first else {
                 self.subscription = None;
                 continue;
             };
@@ -193,7 +209,7 @@ impl Watch {
                 length += event.length();
                 events.push(event);
             }
-            return events;
+            return Some(events);
         }
     }
 
@@ -205,7 +221,8 @@ impl Watch {
         self.subscription = tree.map(|tree| engine.watch(tree, &self.prefix, DEFAULT_CAPACITY));
         // After subscribing: what is up to here can be read, what comes later is told.
         let position = replica.applied().position;
-        if !std::mem::replace(&mut self.began, true) {
+        if self.began.is_none() {
+            self.began = Some(Instant::now());
             return Some(WatchEvent::Began { position });
         }
         self.subscription.is_some().then_some(WatchEvent::Lost { position })

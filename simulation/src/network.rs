@@ -301,7 +301,7 @@ impl SimulatedNetwork {
                 if request_lost || !alive {
                     return;
                 }
-                let identity = ClientIdentity { name: format!("client {client}") };
+                let identity = ClientIdentity { name: format!("client {client}"), administrator: true };
                 let service = Arc::clone(&node.service);
                 let served = node.process.spawn(async move { service.client_request(&identity, body).await });
                 let Ok(reply) = served.await else { return };

@@ -31,7 +31,7 @@ pub(crate) enum Code {
     Unavailable = 9,
     /// The answer to a write was not heard. It may have happened, and may still happen.
     OutcomeUnknown = 10,
-    /// Certificates are missing, not valid, of another authority or of somebody else.
+    /// Certificates are missing, not valid, of another authority, of somebody else, or do not permit it.
     Certificates = 11,
 }
 
@@ -49,7 +49,7 @@ Exit codes:
   8  a condition was not met: lock held, counter at its bound, target not empty, node id taken
   9  the cluster is not available: nothing was done, try again
   10 the outcome is not known: the write may have happened; read before writing again
-  11 certificates are missing, not valid, or somebody else's";
+  11 certificates are missing, not valid, somebody else's, or do not permit it";
 
 /// Why a command stopped.
 #[derive(Debug)]

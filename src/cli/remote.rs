@@ -21,6 +21,8 @@ impl From<Error> for Failure {
                 format!("the cluster is not available, nothing was done: {why}"),
             ),
             Error::Invalid(what) => Failure::usage(what),
+            Error::Denied(_) => Failure::new(Code::Certificates, error.to_string())
+                .adding("`dogsled certs client --admin` makes such a certificate"),
             Error::OutcomeUnknown(why) => Failure::new(
                 Code::OutcomeUnknown,
                 format!("the outcome is not known, the write may have happened or happen yet: {why}"),

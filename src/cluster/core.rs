@@ -36,8 +36,9 @@ use dogsled_storage::codec::{
 use dogsled_storage::{
     Answer, Command, GroupCommand, GroupRead, GroupReply, IVec, Operation, Refusal, Reply, SessionId,
 };
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -54,6 +55,8 @@ const FIRST_ATTEMPT: Duration = Duration::from_secs(2);
 const SUSPICIOUS: Duration = Duration::from_secs(1);
 /// The waits between attempts.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(250));
+/// How long the beginning of a stream may take.
+const OPEN_STREAM: Duration = Duration::from_secs(5);
 /// How long closing sessions may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -76,13 +79,18 @@ impl Link {
         match self {
             Link::Network(connection) => connection.request(body, limit),
             Link::Here(node) => {
-                let reply = node.client_request(&ClientIdentity::default(), body);
+                let reply = node.client_request(&this_process(), body);
                 tokio::time::timeout(limit, reply)
                     .map(|reply| reply.map_err(|_| TransportError::TimedOut))
                     .boxed()
             }
         }
     }
+}
+
+/// Whoever has a node in hand may do anything with it.
+fn this_process() -> ClientIdentity {
+    ClientIdentity { name: "this process".to_owned(), administrator: true }
 }
 
 /// Whom a call prefers.
@@ -364,6 +372,29 @@ impl Core {
         }
     }
 
+    /// Begins to follow keys of one group, at a node that is not `avoid` if there is another: messages to
+    /// be decoded by [`replication::watch::WatchEvent`].
+    pub(super) async fn open_watch(
+        &self,
+        request: &ClientRequest,
+        group: u32,
+        avoid: Option<NodeId>,
+    ) -> Result<(NodeId, BoxStream<'static, Result<Bytes, TransportError>>), TransportError> {
+        self.used.store(true, Ordering::Relaxed);
+        let (node, link) = self.link(Some(group), avoid, Prefer::Leader).await?;
+        let stream = match link {
+            Link::Network(connection) => connection.open_stream(request.encode(), OPEN_STREAM).await?.boxed(),
+            Link::Here(node) => node.client_stream(&this_process(), request.encode()).map(Ok).boxed(),
+        };
+        Ok((node, stream))
+    }
+
+    /// Waits a little before another attempt, and asks for a new map.
+    pub(super) async fn before_next_attempt(&self, attempt: u32) {
+        self.ask.notify_one();
+        self.back_off(attempt, Instant::now() + BACK_OFF.1).await;
+    }
+
     /// Asks one node, once: for what is not to be repeated, or is asked of that node only.
     pub(super) async fn ask_once(
         &self,
@@ -394,6 +425,7 @@ impl Core {
         match ClientReply::decode(reply).map_err(|error| Error::Incompatible(error.to_string()))? {
             ClientReply::Error(ClusterError::Invalid(what)) => Err(Error::Invalid(what)),
             ClientReply::Error(ClusterError::OutcomeUnknown(why)) => Err(Error::OutcomeUnknown(why)),
+            ClientReply::Error(ClusterError::Denied(what)) => Err(Error::Denied(what)),
             ClientReply::Error(error) => Err(Error::Unavailable(error.to_string())),
             reply => Ok(reply),
         }
@@ -533,6 +565,7 @@ impl Core {
             avoid = Some(node);
             match error {
                 ClusterError::Invalid(what) => return Err(give_up(perhaps, Error::Invalid(what), &why)),
+                ClusterError::Denied(what) => return Err(give_up(perhaps, Error::Denied(what), &why)),
                 ClusterError::NotLeader { group, leader: Some(leader), addresses } if leader != node => {
                     self.learn(group, leader, &addresses);
                     redirected += 1;

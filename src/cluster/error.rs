@@ -15,6 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | tries again later | [`Error::Unavailable`] |
 /// | changes the request | [`Error::Invalid`] |
 /// | reads before it writes again | [`Error::OutcomeUnknown`] |
+/// | shows an administrator's certificate | [`Error::Denied`] |
 /// | opens another client | [`Error::Closed`] |
 /// | updates one of the two sides | [`Error::Incompatible`] |
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub enum Error {
     /// Within the deadline the client repeats what it did not hear the outcome of, so this is rare:
     /// see [`cluster`](crate::cluster#writes).
     OutcomeUnknown(String),
+    /// Nothing was done, and nothing will be: the client's certificate does not permit it. Only an
+    /// [administrator](super::certs::Authority::administrator) changes a cluster's members.
+    Denied(String),
     /// Nothing was done: the client, or the node that it belongs to, was closed.
     Closed,
     /// The answer of the cluster is not what this version understands: client and nodes are of
@@ -57,6 +61,7 @@ impl fmt::Display for Error {
             Error::Unavailable(why) => write!(f, "the cluster is not available, try again: {why}"),
             Error::Invalid(what) => write!(f, "invalid request: {what}"),
             Error::OutcomeUnknown(why) => write!(f, "whether it has happened is not known: {why}"),
+            Error::Denied(what) => write!(f, "not permitted: {what}"),
             Error::Closed => f.write_str("the client was closed"),
             Error::Incompatible(what) => {
                 write!(f, "client and node are of versions that do not fit: {what}")

@@ -146,6 +146,7 @@ fn explain(error: ClusterError) -> Error {
     match error {
         ClusterError::Invalid(what) => Error::Invalid(what),
         ClusterError::OutcomeUnknown(why) => Error::OutcomeUnknown(why),
+        ClusterError::Denied(what) => Error::Denied(what),
         other => Error::Unavailable(other.to_string()),
     }
 }

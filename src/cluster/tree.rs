@@ -11,7 +11,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
 use super::core::unexpected;
-use super::{Client, Entries, Error, Result, StaleTree};
+use super::{Client, Entries, Error, Result, StaleTree, Subscriber};
 use crate::tree::{owned_bounds, prefix_bounds};
 use crate::{Batch, CompareAndSwapError, IVec};
 
@@ -481,6 +481,33 @@ impl Tree {
     /// Keys that begin with a prefix, and their values, in the order of the keys.
     pub fn scan_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Entries {
         self.entries(prefix_bounds(prefix.as_ref()), Consistency::Linearizable)
+    }
+
+    /// Follows what happens to keys that begin with a prefix, from now on: every write that begins after
+    /// this has returned is told, in the order in which it was committed in its key's partition.
+    ///
+    /// ```no_run
+    /// # async fn follow(users: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
+    /// use dogsled::cluster::Event;
+    ///
+    /// let mut changes = users.watch_prefix("ann").await?;
+    /// while let Some(event) = changes.next().await {
+    ///     match event? {
+    ///         Event::Insert { key, value } => println!("{key:?} is {value:?}"),
+    ///         Event::Remove { key } => println!("{key:?} is gone"),
+    ///         // The tree was cleared, or something was missed: what is true now can be read.
+    ///         Event::Clear { .. } | Event::Lost { .. } => println!("{:?}", users.get("ann").await?),
+    ///         _ => {}
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if not every partition was reached before the deadline.
+    pub async fn watch_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Result<Subscriber> {
+        let until = self.client.until();
+        Subscriber::begin(self.client.clone(), self.name.clone(), IVec::from(prefix.as_ref()), until).await
     }
 
     pub(super) fn entries(&self, bounds: (Bound<IVec>, Bound<IVec>), consistency: Consistency) -> Entries {

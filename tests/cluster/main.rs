@@ -4,3 +4,4 @@ mod failures;
 mod membership;
 mod operations;
 mod support;
+mod watching;

@@ -46,6 +46,37 @@ async fn a_new_node_can_be_connected_to_and_made_a_cluster_of() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_an_administrator_changes_the_cluster() {
+    let mut cluster = Cluster::made(2, 1).await;
+    let authority = Authority::load(&cluster.directory.path().join("dev-certs")).unwrap();
+    let connect = |issued: dogsled::cluster::certs::IssuedCertificate| {
+        Client::connect([cluster.address(1)], ClientOptions::new(issued.certificates().unwrap()))
+    };
+    let hour = Duration::from_secs(3600);
+    let application = connect(authority.client("application", hour).unwrap()).await.unwrap();
+    application.tree("t").put("a", "1").await.unwrap();
+    assert_eq!(application.map().await.unwrap().members.len(), 2);
+    assert_eq!(application.status().await.unwrap().len(), 2);
+    let (first, second) = (cluster.nodes[&1].id(), cluster.nodes[&2].id());
+    for refused in [
+        application.remove_member(second).await,
+        application.add_member(first, vec![cluster.address(2)]).await,
+        application.transfer_leader(1, second).await,
+        application.create_cluster(1, Vec::new()).await,
+    ] {
+        let refused = refused.unwrap_err();
+        assert!(matches!(&refused, Error::Denied(why) if why.contains("application")), "{refused}");
+        assert!(refused.is_definite() && !refused.is_temporary());
+    }
+    assert_eq!(application.map().await.unwrap().members.len(), 2, "nothing of it was done");
+
+    let administrator = connect(authority.administrator("operator", hour).unwrap()).await.unwrap();
+    administrator.with_deadline(Duration::from_secs(60)).remove_member(second).await.unwrap();
+    cluster.shutdown(2).await;
+    assert_eq!(administrator.map().await.unwrap().members.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_are_refused_with_the_reason() {
     let mut cluster = Cluster::new();
     cluster.start(1).await;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use dogsled::cluster::{Client, ClientOptions, Error, Node, NodeCertificates, NodeConfig, NodeId};
@@ -15,6 +16,20 @@ pub struct Cluster {
     ports: BTreeMap<u64, SocketAddr>,
 }
 
+/// An address below those that the system gives away by itself: while a node is down, no client of
+/// another test takes its port.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 16_000 + (std::process::id() % 8_000) as u16;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 8_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if std::net::UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
 impl Cluster {
     pub fn new() -> Cluster {
         let directory = tempfile::tempdir().unwrap();
@@ -22,7 +37,7 @@ impl Cluster {
     }
 
     pub fn config(&self, node: u64) -> NodeConfig {
-        let listen = self.ports.get(&node).copied().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let listen = self.ports.get(&node).copied().unwrap_or_else(free_address);
         let directory = self.directory.path().join(format!("node-{node}"));
         let mut config = NodeConfig::new(directory, node, listen);
         config.certificates = NodeCertificates::Development(self.directory.path().to_owned());

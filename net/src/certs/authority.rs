@@ -129,19 +129,36 @@ impl Authority {
     ) -> Result<IssuedCertificate, CertificateError> {
         let stem = format!("node-{node}");
         let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(stem, addresses, usages, life)
+        self.issue(stem, &[], addresses, usages, life)
     }
 
-    /// A certificate for a client; the name is letters, digits, `-`, `_` and `.`, at most 60.
+    /// A certificate for a client, which may use the data; the name is letters, digits, `-`, `_` and
+    /// `.`, at most 60.
     pub fn client(&self, name: &str, life: Duration) -> Result<IssuedCertificate, CertificateError> {
+        self.issue_client(name, &[], life)
+    }
+
+    /// Like [`client`](Self::client), for one that may change the cluster as well: make it, change its
+    /// members, move leadership.
+    pub fn administrator(&self, name: &str, life: Duration) -> Result<IssuedCertificate, CertificateError> {
+        self.issue_client(name, &["admin.dogsled"], life)
+    }
+
+    fn issue_client(
+        &self,
+        name: &str,
+        more: &[&str],
+        life: Duration,
+    ) -> Result<IssuedCertificate, CertificateError> {
         let rule = "1 to 60 small letters, digits, \"-\", \"_\" and \".\", a letter or digit first and last";
         check_label(name, 60, |c| matches!(c, '-' | '_' | '.'), rule)?;
-        self.issue(format!("client-{name}"), &[], vec![ExtendedKeyUsagePurpose::ClientAuth], life)
+        self.issue(format!("client-{name}"), more, &[], vec![ExtendedKeyUsagePurpose::ClientAuth], life)
     }
 
     fn issue(
         &self,
         stem: String,
+        more: &[&str],
         addresses: &[String],
         usages: Vec<ExtendedKeyUsagePurpose>,
         life: Duration,
@@ -154,8 +171,8 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         set_validity(&mut params, life);
         let own = [format!("{stem}.dogsled"), format!("cluster-{}.dogsled", self.cluster)];
-        for name in &own {
-            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into().map_err(issue)?));
+        for name in own.iter().map(String::as_str).chain(more.iter().copied()) {
+            params.subject_alt_names.push(SanType::DnsName(name.try_into().map_err(issue)?));
         }
         for address in addresses {
             // Such a name would be another identity.
@@ -218,7 +235,7 @@ impl IssuedCertificate {
 }
 
 /// Certificates for trying things out: an authority of its own in `<data_dir>/dev-certs/`, a
-/// certificate of the node and one of the client `dev`; made if missing or near their end. The
+/// certificate of the node and one of the administrator `dev`; made if missing or near their end. The
 /// authority's key lies beside them, so whoever can read the directory can be anyone: says so in
 /// the log.
 pub fn dev_certificates(
@@ -247,8 +264,9 @@ pub fn dev_certificates(
         let left = certificates.not_after().ok()?.duration_since(SystemTime::now()).ok()?;
         (left > RENEW_BEFORE).then_some(certificates)
     };
-    if usable(&CertificateFiles::of_client(&directory, "dev")).is_none() {
-        authority.client("dev", DEV_LIFE)?.replace(&directory)?;
+    let may_all = |certificates: &Certificates| certificates.names().is_ok_and(|names| names.administrator);
+    if !usable(&CertificateFiles::of_client(&directory, "dev")).as_ref().is_some_and(may_all) {
+        authority.administrator("dev", DEV_LIFE)?.replace(&directory)?;
     }
     let files = CertificateFiles::of_node(&directory, node);
     if usable(&files).is_some_and(|certificates| certificates.check_node(node).is_ok()) {

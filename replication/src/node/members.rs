@@ -223,7 +223,8 @@ impl Inner {
         let request = ClientRequest::ChangeMember { group: group.id, node, step };
         loop {
             // Taking a step twice does no harm, so nothing is lost by an unknown outcome.
-            let reply = Box::pin(Arc::clone(self).serve(request.encode(), false)).await;
+            let serve = Arc::clone(self).serve(request.clone(), request.encode(), false);
+            let reply = Box::pin(serve).await;
             let error = match ClientReply::decode(reply) {
                 Ok(ClientReply::Error(error @ (ClusterError::Invalid(_) | ClusterError::Storage(_)))) => {
                     return Err(error);

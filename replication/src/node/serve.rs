@@ -24,7 +24,7 @@ use crate::message::{
 };
 use crate::read_index::Round;
 use crate::transport::{ClientIdentity, Lane, NodeId, Service, TransportError};
-use crate::types::position;
+use crate::types::{Vote, position};
 
 /// The longest that a request may ask for.
 const MAX_DEADLINE: Duration = Duration::from_secs(3600);
@@ -44,8 +44,22 @@ fn error(error: PeerError) -> BoxFuture<'static, Bytes> {
     std::future::ready(encode_error(&error)).boxed()
 }
 
+fn refused(error: ClusterError) -> BoxFuture<'static, Bytes> {
+    std::future::ready(ClientReply::Error(error).encode()).boxed()
+}
+
 fn failed(error: impl std::fmt::Display) -> Bytes {
     encode_error(&PeerError::Failed(error.to_string()))
+}
+
+/// Whether who leads, or wants to, is who sends this: no node speaks for another, whatever its
+/// certificate.
+fn check_sender(from: NodeId, vote: &Vote) -> Result<(), PeerError> {
+    let named = vote.leader_id.node_id;
+    if named == from.0 {
+        return Ok(());
+    }
+    Err(PeerError::Malformed(format!("node {from} speaks for node {named}")))
 }
 
 impl Service for Node {
@@ -63,8 +77,17 @@ impl Service for Node {
     }
 
     fn client_request(&self, client: &ClientIdentity, body: Bytes) -> BoxFuture<'static, Bytes> {
-        let _ = client;
-        begun(Arc::clone(&self.inner).serve(body, false))
+        let request = match ClientRequest::decode(body.clone()) {
+            Ok(request) => request,
+            Err(error) => return refused(ClusterError::Invalid(error.to_string())),
+        };
+        if request.is_administrative() && !client.administrator {
+            return refused(ClusterError::Denied(format!(
+                "the certificate of \"{}\" is not an administrator's, and only they change the cluster",
+                client.name
+            )));
+        }
+        begun(Arc::clone(&self.inner).serve(request, body, false))
     }
 
     fn client_stream(&self, client: &ClientIdentity, body: Bytes) -> BoxStream<'static, Bytes> {
@@ -131,7 +154,10 @@ impl Inner {
         }
         if header.kind == Kind::Forward {
             let _client = take.text().map_err(malformed)?;
-            let serve = Arc::clone(self).serve(take.rest(), true);
+            let body = take.rest();
+            // Whether the client may ask for it was judged by the node that it asked.
+            let request = ClientRequest::decode(body.clone()).map_err(malformed)?;
+            let serve = Arc::clone(self).serve(request, body, true);
             return Ok(begun(async move {
                 let reply = serve.await;
                 let mut bytes = ok(reply.len());
@@ -148,6 +174,7 @@ impl Inner {
         Ok(match header.kind {
             Kind::Append => {
                 let request = take_append(take).map_err(malformed)?;
+                check_sender(from, &request.vote)?;
                 group.slot.heard(request.leader_commit.map_or(0, |commit| position(commit.index)));
                 let raft = running()?;
                 begun(async move {
@@ -159,6 +186,7 @@ impl Inner {
             }
             Kind::Vote => {
                 let request = take_vote_request(take).map_err(malformed)?;
+                check_sender(from, &request.vote)?;
                 let raft = running()?;
                 begun(async move {
                     raft.vote(request).await.map_or_else(failed, |reply| encode_vote_reply(&reply))
@@ -166,6 +194,7 @@ impl Inner {
             }
             Kind::PreVote => {
                 let request = take_vote_request(take).map_err(malformed)?;
+                check_sender(from, &request.vote)?;
                 let raft = running()?;
                 begun(async move {
                     raft.pre_vote(request).await.map_or_else(failed, |reply| encode_vote_reply(&reply))
@@ -202,11 +231,13 @@ impl Inner {
     }
 
     /// Serves a client's request; `forwarded` if another node has passed it on.
-    pub(super) async fn serve(self: Arc<Self>, body: Bytes, forwarded: bool) -> Bytes {
-        let request = match ClientRequest::decode(body.clone()) {
-            Ok(request) => request,
-            Err(error) => return ClientReply::Error(ClusterError::Invalid(error.to_string())).encode(),
-        };
+    /// Answers a client's request; `body` is the same, to be passed on.
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        request: ClientRequest,
+        body: Bytes,
+        forwarded: bool,
+    ) -> Bytes {
         let deadline = match &request {
             ClientRequest::Submit { deadline, .. } | ClientRequest::Read { deadline, .. }
                 if !deadline.is_zero() =>

@@ -120,9 +120,11 @@ pub(crate) enum CertsCommand {
     },
     /// Make a client's certificate: client-NAME.crt and client-NAME.key
     Client {
-        /// The client's name
-        #[arg(default_value = "admin")]
-        name: String,
+        /// The client's name; without one, the administrator `admin`
+        name: Option<String>,
+        /// Let it change the cluster too: its members, and where groups are led
+        #[arg(long)]
+        admin: bool,
         /// How long it is valid
         #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u64).range(1..=3650))]
         days: u64,

@@ -67,9 +67,15 @@ pub(crate) fn certs(global: &Global, out: &mut Output, command: &CertsCommand) -
             let issued = authority()?.node(NodeId(*id), host, DAY * days_of(*days))?;
             say(out, &save(issued, *replace)?, &format!("node {id}"), *days)
         }
-        CertsCommand::Client { name, days, replace } => {
-            let issued = authority()?.client(name, DAY * days_of(*days))?;
-            say(out, &save(issued, *replace)?, &format!("the client {name:?}"), *days)
+        CertsCommand::Client { name, admin, days, replace } => {
+            let (life, unnamed) = (DAY * days_of(*days), name.is_none());
+            let name = name.as_deref().unwrap_or("admin");
+            let (issued, whose) = if *admin || unnamed {
+                (authority()?.administrator(name, life)?, format!("the administrator {name:?}"))
+            } else {
+                (authority()?.client(name, life)?, format!("the client {name:?}"))
+            };
+            say(out, &save(issued, *replace)?, &whose, *days)
         }
     }
 }

@@ -1,0 +1,172 @@
+//! Who follows keys is told of every change, or that something is missing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dogsled::IVec;
+use dogsled::cluster::{Client, Event, Subscriber, Tree, ring};
+
+use crate::support::{Cluster, eventually};
+
+const PARTITIONS: u32 = 4;
+
+async fn next(subscriber: &mut Subscriber) -> Event {
+    let event = tokio::time::timeout(Duration::from_secs(20), subscriber.next()).await;
+    event.expect("an event in time").expect("no end").expect("no error")
+}
+
+/// A copy of a tree that is kept by following it.
+#[derive(Default)]
+struct Copy {
+    keys: BTreeMap<IVec, IVec>,
+    lost: usize,
+}
+
+impl Copy {
+    async fn apply(&mut self, tree: &Tree, event: Event) {
+        match event {
+            Event::Insert { key, value } => drop(self.keys.insert(key, value)),
+            Event::Remove { key } => drop(self.keys.remove(&key)),
+            Event::Clear { part } => self.keys.retain(|key, _| !part.contains(key)),
+            Event::Lost { part } => {
+                self.lost += 1;
+                let now = tree.scan_prefix("k").into_vec().await.unwrap();
+                self.keys.retain(|key, _| !part.contains(key));
+                self.keys.extend(now.into_iter().filter(|(key, _)| part.contains(key)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn until_level(&mut self, tree: &Tree, subscriber: &mut Subscriber) {
+        let truth: BTreeMap<_, _> = tree.scan_prefix("k").into_vec().await.unwrap().into_iter().collect();
+        while self.keys != truth {
+            let event = next(subscriber).await;
+            self.apply(tree, event).await;
+        }
+    }
+}
+
+async fn tells_everything(client: &Client, writer: &Client) {
+    let tree = client.tree("followed");
+    tree.put("k", "before").await.unwrap();
+    for i in 0..PARTITIONS {
+        // So that every partition has the tree.
+        let other = (0..)
+            .map(|n| format!("other {i} {n}"))
+            .find(|key| ring::group_of(key.as_bytes(), PARTITIONS) == i + 1);
+        tree.put(other.unwrap(), "").await.unwrap();
+    }
+    // A replica that has not heard of the tree would say later that something may be missing.
+    assert_eq!(tree.len().await.unwrap(), 1 + u64::from(PARTITIONS));
+    let mut subscriber = tree.watch_prefix("k").await.unwrap();
+    let mut copy = Copy::default();
+    let mut told: BTreeMap<IVec, Vec<IVec>> = BTreeMap::new();
+    let written = writer.tree("followed");
+    for round in 0..50 {
+        for key in 0..10 {
+            written.put(format!("k{key}"), round.to_string()).await.unwrap();
+        }
+        written.put("other", "not followed").await.unwrap();
+    }
+    for _ in 0..500 {
+        let event = next(&mut subscriber).await;
+        let Event::Insert { key, value } = event.clone() else { panic!("{event:?}") };
+        told.entry(key).or_default().push(value);
+        copy.apply(&tree, event).await;
+    }
+    let rounds: Vec<IVec> = (0..50).map(|round| IVec::from(round.to_string().as_str())).collect();
+    assert_eq!(told.len(), 10);
+    assert!(told.values().all(|values| *values == rounds), "every value of a key, in order: {told:?}");
+
+    written.remove("k3").await.unwrap();
+    assert_eq!(next(&mut subscriber).await, Event::Remove { key: "k3".into() });
+    written.clear().await.unwrap();
+    let mut cleared = Vec::new();
+    while cleared.len() < PARTITIONS as usize {
+        match next(&mut subscriber).await {
+            Event::Clear { part } => cleared.push(part),
+            other => panic!("{other:?}"),
+        }
+    }
+    for key in ["a", "b", "c", "d"] {
+        assert_eq!(cleared.iter().filter(|part| part.contains(key)).count(), 1);
+    }
+    assert!(subscriber.try_next().is_none(), "nothing of what was before or beside it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_change_under_the_prefix_is_told_in_order() {
+    let cluster = Cluster::made(3, PARTITIONS).await;
+    let client = cluster.client(1).await;
+    tells_everything(&client, &cluster.client(2).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_change_is_told_to_the_node_s_own_client() {
+    let cluster = Cluster::made(3, PARTITIONS).await;
+    let own = cluster.nodes[&3].client();
+    tells_everything(&own, &cluster.client(1).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_that_does_not_exist_yet_can_be_followed() {
+    let cluster = Cluster::made(1, 2).await;
+    let client = cluster.client(1).await;
+    let tree = client.tree("later");
+    let mut subscriber = tree.watch_prefix("k").await.unwrap();
+    let mut copy = Copy::default();
+    for i in 0..20 {
+        tree.put(format!("k{i}"), "1").await.unwrap();
+    }
+    copy.until_level(&tree, &mut subscriber).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_hears_when_something_may_be_missing_and_then_misses_nothing() {
+    let mut cluster = Cluster::made(3, 2).await;
+    let client = cluster.client(1).await;
+    let tree = client.tree("followed");
+    tree.put("k", "0").await.unwrap();
+    let mut subscriber = tree.watch_prefix("k").await.unwrap();
+    let mut copy = Copy::default();
+    for round in 0..3 {
+        let leader = cluster.leader(1).await;
+        cluster.halt(leader).await;
+        for i in 0..60 {
+            tree.put(format!("k{i}"), format!("{round} {i}")).await.unwrap();
+            if i == 30 {
+                cluster.start(leader).await;
+            }
+        }
+        copy.until_level(&tree, &mut subscriber).await;
+    }
+    assert!(copy.lost > 0, "the streams of three nodes broke");
+    let quick = client.with_deadline(Duration::from_millis(200));
+    drop(subscriber);
+    eventually("the cluster goes on", || async { quick.tree("followed").put("k", "1").await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_goes_on_with_another_node_when_its_own_is_cut_off() {
+    let mut cluster = Cluster::made(3, 1).await;
+    let leader = cluster.leader(1).await;
+    // A client whose own node is the only one that it knows cannot go elsewhere; it is told the end.
+    let own = cluster.nodes[&leader].client();
+    let mut subscriber = own.tree("t").watch_prefix("").await.unwrap();
+    for node in (1..=3).filter(|node| *node != leader) {
+        cluster.halt(node).await;
+    }
+    cluster.halt(leader).await;
+    loop {
+        match tokio::time::timeout(Duration::from_secs(20), subscriber.next()).await.expect("an end") {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                assert_eq!(error, dogsled::cluster::Error::Closed);
+                assert!(subscriber.next().await.is_none());
+                break;
+            }
+            None => panic!("the reason comes before the end"),
+        }
+    }
+}
