@@ -1,6 +1,11 @@
-//! `Runtime`: tokio, as openraft sees it, with one difference and the doors that a simulation needs.
+//! `Runtime`: tokio, as openraft sees it, with two differences and the doors that a simulation needs.
 //!
-//! The difference: **waits too short for tokio's timer end at once.** The timer counts whole
+//! The first difference: **waits of all groups end together.** Each group would look at its clock fifty times a
+//! second (a fifth of a heartbeat), and a node has many groups. Waits that are not short end on a
+//! grid that they share, so that one wake-up serves all groups, and their heartbeats travel in one
+//! packet.
+//!
+//! The second: **waits too short for tokio's timer end at once.** The timer counts whole
 //! milliseconds, and openraft waits a microsecond between two reports of what is durable, to merge
 //! them; that must not become a millisecond. (What it costs otherwise was reasoned from openraft's
 //! source, not measured alone.)
@@ -26,9 +31,9 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, Ready};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::Either;
 use openraft::OptionalSend;
@@ -226,6 +231,21 @@ impl Drop for Leave {
 /// A wait that tokio would make twenty times as long.
 const TOO_SHORT: Duration = Duration::from_micros(50);
 
+/// Waits of at least this length end at multiples of it.
+const GRID: Duration = Duration::from_millis(50);
+
+/// The wait that ends together with others; see the [module](self). A simulation has an order of its
+/// own, which may not depend on when its process was started.
+fn together(wait: Duration) -> Duration {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    if wait < GRID / 2 || RANDOM.get().is_some() {
+        return wait;
+    }
+    let now = BEGAN.get_or_init(Instant::now).elapsed();
+    let end = (now + wait).as_millis().next_multiple_of(GRID.as_millis());
+    Duration::from_millis(end as u64).saturating_sub(now)
+}
+
 type Sleep = Either<Ready<()>, tokio::time::Sleep>;
 
 /// See the [module](self).
@@ -257,7 +277,7 @@ impl AsyncRuntime for Runtime {
         if duration < TOO_SHORT {
             return Either::Left(std::future::ready(()));
         }
-        Either::Right(TokioRuntime::sleep(duration))
+        Either::Right(TokioRuntime::sleep(together(duration)))
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
