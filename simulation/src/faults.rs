@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Death};
 use crate::figure8::{Figure8, Next};
+use crate::members::Members;
 use crate::network::Quality;
 use crate::random::Random;
 use crate::trace::event;
@@ -50,6 +51,12 @@ pub enum Kind {
     Transfer,
     /// Leaders change amid their work so that an old entry is on a quorum and overwritten all the same.
     Figure8,
+    /// A new machine becomes a member.
+    Join,
+    /// A member is taken out.
+    Leave,
+    /// A machine loses its disk, and comes back as a new member.
+    Wipe,
 }
 
 /// What most runs are about.
@@ -74,7 +81,8 @@ const USUAL: [Kind; 16] = [
 
 /// What comes on top, in so many of a thousand runs. Drawn apart, so that a kind more does not change
 /// what the other runs are.
-const EXTRA: [(Kind, u64); 1] = [(Kind::Figure8, 250)];
+const EXTRA: [(Kind, u64); 4] =
+    [(Kind::Figure8, 250), (Kind::Join, 150), (Kind::Leave, 150), (Kind::Wipe, 150)];
 
 /// Brings faults, and ends them.
 pub struct Faults {
@@ -92,6 +100,7 @@ pub struct Faults {
     full: Vec<(Instant, NodeId)>,
     /// While it goes on, nothing else begins.
     figure8: Option<Figure8>,
+    members: Members,
     /// The network's usual quality in this run.
     usual: Quality,
 }
@@ -135,6 +144,7 @@ impl Faults {
             due: Vec::new(),
             full: Vec::new(),
             figure8: None,
+            members: Members::new(Random::new(seed, 5)),
             usual,
         }
     }
@@ -180,8 +190,9 @@ impl Faults {
         let full: Vec<NodeId> = self.full.iter().filter(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
         self.full.retain(|(at, _)| *at > now);
         for id in full {
+            let Some(machine) = cluster.machines.get(&id) else { continue };
             event!(cluster.trace, "node {id}'s disk has room again");
-            cluster.machines[&id].disk.set_capacity(None);
+            machine.disk.set_capacity(None);
         }
         for id in cluster.ids() {
             let machine = &cluster.machines[&id];
@@ -202,13 +213,16 @@ impl Faults {
         let due: Vec<NodeId> = self.due.iter().filter(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
         self.due.retain(|(at, _)| *at > now);
         for id in due {
-            if cluster.machines[&id].paused {
+            // It may have left for good.
+            let Some(machine) = cluster.machines.get(&id) else { continue };
+            if machine.paused {
                 cluster.resume(id);
-            } else if cluster.machines[&id].running.is_none() && !self.start(cluster, id).await? {
+            } else if machine.running.is_none() && !self.start(cluster, id).await? {
                 self.due.push((now + Duration::from_millis(500), id));
             }
         }
-        self.go_on(cluster).await
+        self.go_on(cluster).await?;
+        self.members.step(cluster).await
     }
 
     /// What goes on by steps.
@@ -360,7 +374,23 @@ impl Faults {
                 let gather = Duration::from_millis(random.between(50, 400));
                 self.figure8 = Figure8::begin(cluster, group, gather);
             }
+            Kind::Join => self.members.join(cluster),
+            Kind::Leave => self.members.leave(cluster, node),
+            Kind::Wipe => self.members.wipe(cluster, node).await,
         }
+    }
+
+    /// Whether somebody is still joining or leaving.
+    pub fn members_change(&self) -> bool {
+        self.members.busy()
+    }
+
+    /// Goes on with what was begun of joining and leaving, when all faults have ended.
+    ///
+    /// # Errors
+    /// What must not be.
+    pub async fn change_members(&mut self, cluster: &mut Cluster) -> Result<(), String> {
+        self.members.step(cluster).await
     }
 
     /// Ends all faults: everything runs, hears each other and has room.

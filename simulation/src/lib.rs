@@ -11,7 +11,8 @@
 //!   │    └─ (the disk is dogsled-storage's: lost and torn writes, errors, no room)
 //!   ├─ workload ── clients, who write down what they asked for and heard: history
 //!   ├─ faults ──── what is done to the cluster, and when
-//!   │    └─ figure8    a schedule that chance does not find
+//!   │    ├─ figure8    a schedule that chance does not find
+//!   │    └─ members    who joins, who leaves, who has lost a disk
 //!   ├─ invariants  what must be so at every moment (Raft's promises, replicas that agree)
 //!   └─ linearizability, of every key, pair of keys and counter
 //! trace ────── all that happens, hashed: the same seed is the same life
@@ -45,6 +46,7 @@ pub mod figure8;
 pub mod history;
 pub mod invariants;
 pub mod linearizability;
+pub mod members;
 pub mod network;
 pub mod random;
 pub mod run;

@@ -59,3 +59,11 @@ fn entries_of_old_terms_are_not_committed_by_counting() {
         judge(&Options { only: vec![Kind::Figure8], ..Options::new(seed) });
     }
 }
+
+#[test]
+fn members_come_and_go_while_clients_work() {
+    for seed in 0..6 {
+        let only = vec![Kind::Join, Kind::Leave, Kind::Wipe, Kind::PowerCut, Kind::Isolate];
+        judge(&Options { only, ..Options::new(seed) });
+    }
+}
