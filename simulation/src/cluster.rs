@@ -89,6 +89,21 @@ pub struct Cluster {
     pub trace: Trace,
 }
 
+impl Machine {
+    fn new(id: NodeId, mut random: Random, skew_ms: i64) -> Machine {
+        let drift = random.between(0, 400) as i64 - 200;
+        Machine {
+            id,
+            disk: SimulatedDisk::new(random.number()),
+            clock: SimulatedClock::new(skew_ms, drift),
+            starts: 0,
+            running: None,
+            paused: false,
+            random,
+        }
+    }
+}
+
 /// The address of a node; nobody resolves it.
 pub fn addresses(node: NodeId) -> Vec<String> {
     vec![format!("node-{node}:1")]
@@ -104,18 +119,8 @@ impl Cluster {
         trace: Trace,
     ) -> Cluster {
         let machine = |number: u64| {
-            let mut random = Random::new(seed, 1_000 + number);
             let skew = skews_ms.get(number as usize - 1).copied().unwrap_or(0);
-            let drift = random.between(0, 400) as i64 - 200;
-            Machine {
-                id: NodeId(number),
-                disk: SimulatedDisk::new(random.number()),
-                clock: SimulatedClock::new(skew, drift),
-                starts: 0,
-                running: None,
-                paused: false,
-                random,
-            }
+            Machine::new(NodeId(number), Random::new(seed, 1_000 + number), skew)
         };
         let machines = (1..=setup.nodes).map(|number| (NodeId(number), machine(number))).collect();
         Cluster { machines, network, setup, trace }
@@ -124,6 +129,20 @@ impl Cluster {
     /// All machines' numbers.
     pub fn ids(&self) -> Vec<NodeId> {
         self.machines.keys().copied().collect()
+    }
+
+    /// A machine more, whose node has not been started yet.
+    pub fn add(&mut self, id: NodeId, seed: u64) {
+        event!(self.trace, "machine {id} is new");
+        self.machines.insert(id, Machine::new(id, Random::new(seed, id.0), 0));
+    }
+
+    /// A machine whose node does not run gets an empty disk.
+    pub fn wipe(&mut self, id: NodeId, seed: u64) {
+        if let Some(machine) = self.machines.get_mut(&id) {
+            event!(self.trace, "machine {id} loses its disk");
+            machine.disk = SimulatedDisk::new(seed);
+        }
     }
 
     /// Every running node.

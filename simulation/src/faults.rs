@@ -8,6 +8,8 @@ use dogsled_storage::disk::{Fault, Operation};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Death};
+use crate::figure8::{Figure8, Next};
+use crate::members::Members;
 use crate::network::Quality;
 use crate::random::Random;
 use crate::trace::event;
@@ -47,9 +49,18 @@ pub enum Kind {
     DiskFull,
     /// Leadership is asked to go elsewhere.
     Transfer,
+    /// Leaders change amid their work so that an old entry is on a quorum and overwritten all the same.
+    Figure8,
+    /// A new machine becomes a member.
+    Join,
+    /// A member is taken out.
+    Leave,
+    /// A machine loses its disk, and comes back as a new member.
+    Wipe,
 }
 
-const ALL: [Kind; 16] = [
+/// What most runs are about.
+const USUAL: [Kind; 16] = [
     Kind::Isolate,
     Kind::Split,
     Kind::OneWay,
@@ -68,6 +79,11 @@ const ALL: [Kind; 16] = [
     Kind::Transfer,
 ];
 
+/// What comes on top, in so many of a thousand runs. Drawn apart, so that a kind more does not change
+/// what the other runs are.
+const EXTRA: [(Kind, u64); 4] =
+    [(Kind::Figure8, 250), (Kind::Join, 150), (Kind::Leave, 150), (Kind::Wipe, 150)];
+
 /// Brings faults, and ends them.
 pub struct Faults {
     random: Random,
@@ -82,6 +98,9 @@ pub struct Faults {
     due: Vec<(Instant, NodeId)>,
     /// Disks that are full, and until when.
     full: Vec<(Instant, NodeId)>,
+    /// While it goes on, nothing else begins.
+    figure8: Option<Figure8>,
+    members: Members,
     /// The network's usual quality in this run.
     usual: Quality,
 }
@@ -90,8 +109,9 @@ impl std::str::FromStr for Kind {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Kind, String> {
-        let found = ALL.into_iter().find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name));
-        found.ok_or_else(|| format!("there is no such fault; there are {ALL:?}"))
+        let all: Vec<Kind> = USUAL.into_iter().chain(EXTRA.map(|(kind, _)| kind)).collect();
+        let found = all.iter().find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name));
+        found.copied().ok_or_else(|| format!("there is no such fault; there are {all:?}"))
     }
 }
 
@@ -99,9 +119,11 @@ impl Faults {
     /// Draws which faults there will be; `only` these, if there are any.
     pub fn new(seed: u64, only: &[Kind]) -> Faults {
         let mut random = Random::new(seed, 2);
-        let mut kinds: Vec<Kind> = ALL.to_vec();
+        let mut kinds: Vec<Kind> = USUAL.to_vec();
         random.shuffle(&mut kinds);
         kinds.truncate(random.between(1, 8) as usize);
+        let mut extra = Random::new(seed, 4);
+        kinds.extend(EXTRA.iter().filter(|(_, per_mille)| extra.chance(*per_mille)).map(|(kind, _)| *kind));
         if !only.is_empty() {
             kinds = only.to_vec();
         }
@@ -121,6 +143,8 @@ impl Faults {
             good_at: None,
             due: Vec::new(),
             full: Vec::new(),
+            figure8: None,
+            members: Members::new(Random::new(seed, 5)),
             usual,
         }
     }
@@ -142,7 +166,7 @@ impl Faults {
     pub async fn step(&mut self, cluster: &mut Cluster) -> Result<(), String> {
         let now = Instant::now();
         self.tend(cluster, now).await?;
-        if now < self.next {
+        if self.figure8.is_some() || now < self.next {
             return Ok(());
         }
         self.next = now + Duration::from_millis(self.random.between(self.gap_ms.0, self.gap_ms.1));
@@ -166,8 +190,9 @@ impl Faults {
         let full: Vec<NodeId> = self.full.iter().filter(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
         self.full.retain(|(at, _)| *at > now);
         for id in full {
+            let Some(machine) = cluster.machines.get(&id) else { continue };
             event!(cluster.trace, "node {id}'s disk has room again");
-            cluster.machines[&id].disk.set_capacity(None);
+            machine.disk.set_capacity(None);
         }
         for id in cluster.ids() {
             let machine = &cluster.machines[&id];
@@ -188,11 +213,36 @@ impl Faults {
         let due: Vec<NodeId> = self.due.iter().filter(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
         self.due.retain(|(at, _)| *at > now);
         for id in due {
-            if cluster.machines[&id].paused {
+            // It may have left for good.
+            let Some(machine) = cluster.machines.get(&id) else { continue };
+            if machine.paused {
                 cluster.resume(id);
-            } else if cluster.machines[&id].running.is_none() && !self.start(cluster, id).await? {
+            } else if machine.running.is_none() && !self.start(cluster, id).await? {
                 self.due.push((now + Duration::from_millis(500), id));
             }
+        }
+        self.go_on(cluster).await?;
+        self.members.step(cluster).await
+    }
+
+    /// What goes on by steps.
+    async fn go_on(&mut self, cluster: &mut Cluster) -> Result<(), String> {
+        let Some(mut figure8) = self.figure8.take() else { return Ok(()) };
+        let next = figure8.step(cluster).await;
+        let (node, over) = match next {
+            Next::Wait => (None, false),
+            Next::Start(node) => (Some(node), false),
+            Next::Over(node) => (Some(node), true),
+        };
+        if !over {
+            self.figure8 = Some(figure8);
+        }
+        if let Some(node) = node
+            && cluster.machines.get(&node).is_some_and(|machine| machine.running.is_none())
+            && !self.due.iter().any(|(_, due)| *due == node)
+            && !self.start(cluster, node).await?
+        {
+            self.due.push((Instant::now() + Duration::from_millis(500), node));
         }
         Ok(())
     }
@@ -319,7 +369,28 @@ impl Faults {
                 let asking = cluster.network.clone();
                 tokio::spawn(async move { asking.ask(0, node, request.encode(), deadline).await });
             }
+            Kind::Figure8 => {
+                let group = random.between(1, u64::from(cluster.setup.partitions)) as u32;
+                let gather = Duration::from_millis(random.between(50, 400));
+                self.figure8 = Figure8::begin(cluster, group, gather);
+            }
+            Kind::Join => self.members.join(cluster),
+            Kind::Leave => self.members.leave(cluster, node),
+            Kind::Wipe => self.members.wipe(cluster, node).await,
         }
+    }
+
+    /// Whether somebody is still joining or leaving.
+    pub fn members_change(&self) -> bool {
+        self.members.busy()
+    }
+
+    /// Goes on with what was begun of joining and leaving, when all faults have ended.
+    ///
+    /// # Errors
+    /// What must not be.
+    pub async fn change_members(&mut self, cluster: &mut Cluster) -> Result<(), String> {
+        self.members.step(cluster).await
     }
 
     /// Ends all faults: everything runs, hears each other and has room.
@@ -328,6 +399,9 @@ impl Faults {
     /// A node that does not start.
     pub async fn end(&mut self, cluster: &mut Cluster) -> Result<(), String> {
         event!(cluster.trace, "the faults end");
+        if let Some(figure8) = self.figure8.take() {
+            figure8.over(cluster);
+        }
         cluster.network.mend();
         cluster.network.set_quality(Quality::GOOD);
         for machine in cluster.machines.values() {

@@ -4,6 +4,8 @@
 //!   same entry before them, on whatever node.
 //! - **Committed is for ever.** What one node has applied at a position, every node applies there, in
 //!   this life and all later ones.
+//! - **Leader completeness.** What some node had applied while it knew of a term, every leader of a
+//!   later term has in its log, or has let go because its checkpoint has it.
 //! - **State machines agree.** Replicas that have applied the same number of entries hold the same,
 //!   sessions and the log's time included.
 //! - **One leader.** No two nodes lead one group in one term under one leader id. (openraft lets the
@@ -12,9 +14,9 @@
 //! - **Nothing goes back.** As long as a node lives, what it has applied only grows; after a restart it
 //!   is not behind what its checkpoint had made durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dogsled_replication::{EntryIdentity, Node, NodeId, Role};
+use dogsled_replication::{EntryIdentity, GroupStatus, Node, NodeId, Role};
 
 use crate::cluster::Cluster;
 
@@ -25,8 +27,10 @@ type Under = (u64, u64);
 struct GroupRecord {
     /// By position, term, leader: the checksum, and what the entry before was made under.
     entries: BTreeMap<(u64, Under), (u32, Option<Under>)>,
-    /// By position: what was applied, and who was seen to have first.
-    applied: BTreeMap<u64, (EntryIdentity, NodeId)>,
+    /// By position: what was applied, who was seen to have first, and the term that it knew of then.
+    applied: BTreeMap<u64, (EntryIdentity, NodeId, u64)>,
+    /// Terms and leaders whose logs were looked at.
+    complete: BTreeSet<(u64, NodeId)>,
     /// By the position applied: the state's fingerprint, and whose it was.
     states: BTreeMap<u64, (u64, NodeId)>,
 }
@@ -88,7 +92,13 @@ impl Watchdog {
             record.applied = status.applied;
             record.durable = record.durable.max(status.durable);
             let known = self.groups.entry(group).or_default();
-            known.compare(group, id, node, record, status.first, status.last)?;
+            if status.role == Role::Leader
+                && status.leader == Some(id)
+                && known.complete.insert((status.term, id))
+            {
+                known.leader_completeness(&status, id, node)?;
+            }
+            known.compare(&status, id, node, record)?;
             if status.applied > 0 && status.applied != record.fingerprinted {
                 record.fingerprinted = status.applied;
                 known.fingerprint(group, id, node)?;
@@ -121,15 +131,31 @@ fn under(entry: &EntryIdentity) -> Under {
 }
 
 impl GroupRecord {
+    /// Looks at the log of a leader that is seen for the first time in its term.
+    fn leader_completeness(&self, status: &GroupStatus, id: NodeId, node: &Node) -> Result<(), String> {
+        let (group, term) = (status.group, status.term);
+        let Ok(entries) = node.entries(group, status.first, status.last) else { return Ok(()) };
+        let entries: BTreeMap<u64, EntryIdentity> =
+            entries.into_iter().map(|entry| (entry.position, entry)).collect();
+        for (position, (applied, by, known_term)) in self.applied.range(status.first..) {
+            if *known_term < term && entries.get(position) != Some(applied) {
+                return Err(format!(
+                    "group {group}: node {id} leads in term {term} with {:?} where node {by} had applied {applied:?} in term {known_term}",
+                    entries.get(position)
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn compare(
         &mut self,
-        group: u32,
+        status: &GroupStatus,
         id: NodeId,
         node: &Node,
         record: &mut NodeRecord,
-        first: u64,
-        last: u64,
     ) -> Result<(), String> {
+        let GroupStatus { group, first, last, term, .. } = *status;
         // From one before, so that every entry is seen with its predecessor.
         let from = record.compared.max(first);
         let entries = match node.entries(group, from, last) {
@@ -157,7 +183,7 @@ impl GroupRecord {
             }
             before = Some(entry);
             if entry.position <= record.applied {
-                let (known, first_seen) = self.applied.entry(entry.position).or_insert((*entry, id));
+                let (known, first_seen, _) = self.applied.entry(entry.position).or_insert((*entry, id, term));
                 if known != entry {
                     return Err(format!(
                         "group {group}: node {first_seen} has applied {known:?}, node {id} {entry:?}"

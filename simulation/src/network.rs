@@ -76,6 +76,8 @@ struct State {
     nodes: BTreeMap<NodeId, Attached>,
     cuts: BTreeSet<(NodeId, NodeId)>,
     quality: Quality,
+    /// A group whose leaders cannot spread what they write; see [`SimulatedNetwork::starve`].
+    starved: Option<u32>,
     /// Ways that are worse than the rest: by so many microseconds.
     slow: BTreeMap<(NodeId, NodeId), u64>,
     pipes: BTreeMap<Pipe, (mpsc::UnboundedSender<(Instant, Request)>, Instant)>,
@@ -107,6 +109,7 @@ impl SimulatedNetwork {
             nodes: BTreeMap::new(),
             cuts: BTreeSet::new(),
             quality: Quality::GOOD,
+            starved: None,
             slow: BTreeMap::new(),
             pipes: BTreeMap::new(),
             silent: VecDeque::new(),
@@ -149,6 +152,12 @@ impl SimulatedNetwork {
         self.state.lock().cuts.insert((from, to));
     }
 
+    /// From now on each append of the group is lost that brings an entry of its sender's own term;
+    /// heartbeats and older entries are not.
+    pub fn starve(&self, group: Option<u32>) {
+        self.state.lock().starved = group;
+    }
+
     /// All ways are open and equally quick.
     pub fn mend(&self) {
         let mut state = self.state.lock();
@@ -181,7 +190,8 @@ impl SimulatedNetwork {
             || Duration::from_micros(state.random.between(quality.delay_us.0, quality.delay_us.1) + slow);
         let arrival = Instant::now() + delay();
         let late = arrival + delay() * 10;
-        if state.random.chance(quality.requests_lost) {
+        let starved = state.starved.is_some_and(|group| brings_own_entries(&body, group));
+        if starved || state.random.chance(quality.requests_lost) {
             event!(self.trace, "#{number} is lost");
             if state.random.chance(500) {
                 state.keep_silent(answer);
@@ -354,6 +364,42 @@ fn name(body: &[u8]) -> &'static str {
 /// Whether it is a message of Raft's own, which may be carried twice.
 fn is_rafts(body: &[u8]) -> bool {
     matches!(name(body), "append" | "vote" | "pre-vote")
+}
+
+/// Whether it is an append of the group with an entry of the term, and of the leader, that sends it.
+/// The layout is that of `dogsled_replication`'s messages.
+fn brings_own_entries(body: &[u8], group: u32) -> bool {
+    fn take<'b>(rest: &mut &'b [u8], length: usize) -> Option<&'b [u8]> {
+        rest.split_off(..length)
+    }
+    fn number(rest: &mut &[u8]) -> Option<u32> {
+        Some(u32::from_le_bytes(take(rest, 4)?.try_into().ok()?))
+    }
+    fn look(body: &[u8], group: u32) -> Option<bool> {
+        let mut rest = body;
+        // Version, kind, cluster.
+        take(&mut rest, 10)?;
+        if number(&mut rest)? != group {
+            return Some(false);
+        }
+        take(&mut rest, 1)?;
+        let sender = take(&mut rest, 16)?;
+        // The log ids of the entry before, and of the last one committed.
+        for _ in 0..2 {
+            if take(&mut rest, 1)? != [0] {
+                take(&mut rest, 24)?;
+            }
+        }
+        for _ in 0..number(&mut rest)? {
+            let length = number(&mut rest)? as usize;
+            let entry = take(&mut rest, length)?;
+            if entry.get(1..17)? == sender {
+                return Some(true);
+            }
+        }
+        Some(false)
+    }
+    name(body) == "append" && look(body, group).unwrap_or(false)
 }
 
 struct SimulatedTransport {

@@ -155,7 +155,7 @@ async fn live(options: &Options) -> Report {
         network,
         history: History::default(),
         trace: trace.clone(),
-        nodes: cluster.ids(),
+        nodes: cluster.ids().into(),
         partitions: cluster.setup.partitions,
         objects,
         violations: Default::default(),
@@ -204,10 +204,11 @@ async fn go(
         if faulty.is_ok() {
             faulty = watchdog.look(cluster);
         }
+        *shared.nodes.lock() = cluster.ids();
         tokio::time::sleep(STEP).await;
     }
     if faulty.is_ok() {
-        faulty = faults.end(cluster).await;
+        faulty = end_faults(&mut faults, cluster, shared, &mut watchdog).await;
     }
     stop.send_replace(true);
     faulty?;
@@ -217,6 +218,7 @@ async fn go(
         let _ = client.await;
     }
     agree(cluster, &mut watchdog).await?;
+    members_are_the_machines(cluster)?;
     // Everything once more, by every node, after everything else.
     let mut reader = Client::new(99, seed, Arc::clone(shared), false);
     for id in cluster.ids() {
@@ -227,6 +229,47 @@ async fn go(
                 return Err(format!("node {id} does not answer reads although all is well"));
             }
             tokio::time::sleep(STEP).await;
+        }
+    }
+    Ok(())
+}
+
+/// Ends all faults, and waits until whoever was about to join or leave has.
+async fn end_faults(
+    faults: &mut Faults,
+    cluster: &mut Cluster,
+    shared: &Shared,
+    watchdog: &mut Watchdog,
+) -> Result<(), String> {
+    faults.end(cluster).await?;
+    let end = Instant::now() + PATIENCE * 2;
+    while faults.members_change() {
+        if Instant::now() > end {
+            let status: Vec<_> = cluster.nodes().map(|(_, node)| node.status()).collect();
+            return Err(format!(
+                "the members do not change as they were asked to although all is well: {status:#?}"
+            ));
+        }
+        faults.change_members(cluster).await?;
+        watchdog.look(cluster)?;
+        *shared.nodes.lock() = cluster.ids();
+        tokio::time::sleep(STEP).await;
+    }
+    Ok(())
+}
+
+/// Every group's voters are the machines that there are.
+fn members_are_the_machines(cluster: &Cluster) -> Result<(), String> {
+    for (id, node) in cluster.nodes() {
+        for status in node.status().groups {
+            if status.voters != cluster.ids() {
+                return Err(format!(
+                    "node {id} takes {:?} for the voters of group {}, and there are {:?}",
+                    status.voters,
+                    status.group,
+                    cluster.ids()
+                ));
+            }
         }
     }
     Ok(())

@@ -53,8 +53,8 @@ pub struct Shared {
     pub history: History,
     /// What happens.
     pub trace: Trace,
-    /// Whom to ask.
-    pub nodes: Vec<NodeId>,
+    /// Whom to ask, as of now.
+    pub nodes: Mutex<Vec<NodeId>>,
     /// How many partitions there are.
     pub partitions: u32,
     /// What to work on.
@@ -124,7 +124,7 @@ impl Client {
     /// A client; with sessions, or without.
     pub fn new(number: u64, seed: u64, shared: Arc<Shared>, sessions: bool) -> Client {
         let mut random = Random::new(seed, 10_000 + number);
-        let favourite = *random.pick(&shared.nodes);
+        let favourite = *random.pick(&shared.nodes.lock());
         let slowest = *random.pick(&[10, 40, 150]);
         Client {
             number,
@@ -251,7 +251,7 @@ impl Client {
     async fn go_on(&mut self, hint: Option<NodeId>) {
         self.favourite = match hint {
             Some(leader) if self.random.chance(700) => leader,
-            _ => *self.random.pick(&self.shared.nodes.clone()),
+            _ => *self.random.pick(&self.shared.nodes.lock()),
         };
         let wait = self.random.between(5, 150);
         tokio::time::sleep(Duration::from_millis(wait)).await;
@@ -397,7 +397,7 @@ impl Client {
             read: read.into(),
         };
         // Any node answers reads.
-        let from = node.unwrap_or_else(|| *self.random.pick(&self.shared.nodes));
+        let from = node.unwrap_or_else(|| *self.random.pick(&self.shared.nodes.lock()));
         let begun = self.shared.history.invoke(self.number, object, kind, Action::Get);
         event!(self.shared.trace, "client {} {object} Get from {from}", self.number);
         let outcome = match self.ask(from, &request).await {

@@ -51,3 +51,19 @@ fn a_checkpoint_repeated_after_a_failed_sync_survives_a_power_cut() {
         judge(&Options { only, ..Options::new(seed) });
     }
 }
+
+/// Seeds that catch an entry of an old term that is committed by counting replicas, if that is built in.
+#[test]
+fn entries_of_old_terms_are_not_committed_by_counting() {
+    for seed in 0..6 {
+        judge(&Options { only: vec![Kind::Figure8], ..Options::new(seed) });
+    }
+}
+
+#[test]
+fn members_come_and_go_while_clients_work() {
+    for seed in 0..6 {
+        let only = vec![Kind::Join, Kind::Leave, Kind::Wipe, Kind::PowerCut, Kind::Isolate];
+        judge(&Options { only, ..Options::new(seed) });
+    }
+}
