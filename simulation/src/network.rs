@@ -21,8 +21,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use dogsled_replication::runtime::Process;
 use dogsled_replication::{ClientIdentity, Lane, NodeId, Service, Transport, TransportError};
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -330,6 +330,27 @@ impl SimulatedNetwork {
             }
             Ok(Ok(reply)) => Ok(reply),
         }
+    }
+}
+
+impl SimulatedNetwork {
+    /// A client's request that is answered by a stream; `None` if the node is down. Messages come one
+    /// after the other and as fast as they are taken; the stream breaks off when the node dies. Its
+    /// time on the way is always the same, so that who only listens changes nothing for others.
+    pub fn watch(&self, client: u64, to: NodeId, body: Bytes) -> Option<mpsc::Receiver<Bytes>> {
+        let node = self.state.lock().nodes.get(&to).cloned()?;
+        let (sender, receiver) = mpsc::channel(1);
+        let identity = ClientIdentity { name: format!("watcher {client}") };
+        node.process.spawn(async move {
+            let mut stream = node.service.client_stream(&identity, body);
+            while let Some(message) = stream.next().await {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                if sender.send(message).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Some(receiver)
     }
 }
 

@@ -25,10 +25,13 @@ use crate::linearizability::{Verdict, check};
 use crate::network::SimulatedNetwork;
 use crate::random::Random;
 use crate::trace::{Trace, event};
+use crate::watchers::{Watched, Watcher};
 use crate::workload::{Client, Objects, Shared};
 
 /// After the last fault, the cluster serves again within this time.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Time for what happened last to come to those who watch.
+const QUIET: Duration = Duration::from_secs(3);
 /// How often faults and invariants are looked after.
 const STEP: Duration = Duration::from_millis(50);
 
@@ -154,6 +157,7 @@ async fn live(options: &Options) -> Report {
     let shared = Arc::new(Shared {
         network,
         history: History::default(),
+        watched: Watched::default(),
         trace: trace.clone(),
         nodes: cluster.ids().into(),
         partitions: cluster.setup.partitions,
@@ -167,6 +171,7 @@ async fn live(options: &Options) -> Report {
     }
     violations.extend(shared.violations.lock().drain(..));
     let undecided = judge(&shared.history, &mut violations);
+    violations.extend(shared.watched.judge());
     for violation in &violations {
         event!(trace, "VIOLATION: {violation}");
     }
@@ -196,6 +201,17 @@ async fn go(
             tokio::spawn(client.run(stopped.clone()))
         })
         .collect();
+    // Runs with certain faults only have no watchers: most are there because of their seeds, which
+    // are to stay the lives that they were.
+    let watchers = if options.only.is_empty() { Random::new(seed, 6).between(0, 3) } else { 0 };
+    let watchers: Vec<_> = (1..=watchers)
+        .map(|number| {
+            // Each its own: tokio wakes those who share one in whatever order.
+            let (stop, stopped) = watch::channel(false);
+            let watcher = Watcher::new(number, seed, Arc::clone(shared));
+            (stop, tokio::spawn(watcher.run(stopped)))
+        })
+        .collect();
     let mut watchdog = Watchdog::default();
     let end = Instant::now() + options.duration;
     let mut faulty = Ok(());
@@ -219,6 +235,12 @@ async fn go(
     }
     agree(cluster, &mut watchdog).await?;
     members_are_the_machines(cluster)?;
+    // Whatever was told is heard by now.
+    tokio::time::sleep(QUIET).await;
+    for (stop, watcher) in watchers {
+        stop.send_replace(true);
+        let _ = watcher.await;
+    }
     // Everything once more, by every node, after everything else.
     let mut reader = Client::new(99, seed, Arc::clone(shared), false);
     for id in cluster.ids() {

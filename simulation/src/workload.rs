@@ -28,9 +28,10 @@ use crate::history::{Action, Heard, History, Kind, Outcome, Value};
 use crate::network::SimulatedNetwork;
 use crate::random::Random;
 use crate::trace::{Trace, event};
+use crate::watchers::Watched;
 
 /// The tree that clients work in.
-const TREE: &str = "tree";
+pub(crate) const TREE: &str = "tree";
 /// Tries of one operation before a client gives it up.
 const TRIES: u64 = 12;
 
@@ -51,6 +52,8 @@ pub struct Shared {
     pub network: SimulatedNetwork,
     /// What they write down.
     pub history: History,
+    /// What those were told who watch.
+    pub watched: Watched,
     /// What happens.
     pub trace: Trace,
     /// Whom to ask, as of now.
@@ -99,7 +102,7 @@ fn value_bytes(value: Value) -> IVec {
     bytes.into()
 }
 
-fn value_of(bytes: Option<&IVec>) -> Value {
+pub(crate) fn value_of(bytes: Option<&IVec>) -> Value {
     bytes.and_then(|bytes| bytes.get(..8)).map_or(0, |head| {
         let mut value = [0; 8];
         value.copy_from_slice(head);
@@ -301,7 +304,8 @@ impl Client {
         let Some(request) = submit(group, &command) else { return };
         let begun = self.shared.history.invoke(self.number, object, kind, action);
         event!(self.shared.trace, "client {} {object} {action:?}", self.number);
-        let outcome = self.until_known(group, &request, command.session.is_some()).await;
+        let (outcome, position) = self.until_known(group, &request, command.session.is_some()).await;
+        self.tell_watched(group, position, object, action, outcome);
         event!(self.shared.trace, "client {} {object} {action:?}: {outcome:?}", self.number);
         self.shared.history.answer(&begun, outcome);
         match (outcome, action) {
@@ -315,15 +319,15 @@ impl Client {
     }
 
     /// In a session, until the outcome is known or patience is at an end; otherwise until it is known
-    /// or may have happened.
-    async fn until_known(&mut self, group: u32, request: &ClientRequest, in_session: bool) -> Outcome {
+    /// or may have happened. With the position in the log, if it happened.
+    async fn until_known(&mut self, group: u32, request: &ClientRequest, in_session: bool) -> (Outcome, u64) {
         let mut maybe = false;
-        let or_unknown = |maybe: bool| if maybe { Outcome::Unknown } else { Outcome::Refused };
+        let or_unknown = |maybe: bool| (if maybe { Outcome::Unknown } else { Outcome::Refused }, 0);
         for _ in 0..TRIES {
             match self.ask(self.favourite, request).await {
                 Asked::Reply(ClientReply::Applied(reply)) => match decode_group_reply(&reply) {
                     Ok(reply) => match reply.result {
-                        Ok(Answer::Reply(reply)) => return self.heard(reply),
+                        Ok(Answer::Reply(answer)) => return (self.heard(answer), reply.position),
                         Err(Refusal::SessionUnknown(_)) => {
                             if let Some(sessions) = &mut self.sessions {
                                 sessions.remove(&group);
@@ -332,17 +336,17 @@ impl Client {
                         }
                         other => {
                             self.violation(format!("a command was answered by {other:?}"));
-                            return Outcome::Unknown;
+                            return (Outcome::Unknown, 0);
                         }
                     },
                     Err(error) => {
                         self.violation(format!("a reply cannot be read: {error}"));
-                        return Outcome::Unknown;
+                        return (Outcome::Unknown, 0);
                     }
                 },
                 Asked::Reply(other) => {
                     self.violation(format!("a command was answered by {other:?}"));
-                    return Outcome::Unknown;
+                    return (Outcome::Unknown, 0);
                 }
                 Asked::Refused(hint) => self.go_on(hint).await,
                 Asked::Unknown => {
@@ -355,6 +359,25 @@ impl Client {
             }
         }
         or_unknown(maybe)
+    }
+
+    /// What certainly happened, and where in the log, for those who compare it with what watchers are
+    /// told.
+    fn tell_watched(&self, group: u32, position: u64, object: &str, action: Action, outcome: Outcome) {
+        let Outcome::Heard(heard) = outcome else { return };
+        let watched = &self.shared.watched;
+        match (action, heard) {
+            (Action::Put(value), _) | (Action::Swap(_, value), Heard::Swapped) => {
+                watched.acknowledged(group, position, object.as_bytes(), value)
+            }
+            (Action::Remove, Heard::Value(before)) if before != 0 => {
+                watched.acknowledged(group, position, object.as_bytes(), 0)
+            }
+            (Action::Write(value), _) => {
+                halves(object).iter().for_each(|key| watched.acknowledged(group, position, key, value))
+            }
+            _ => {}
+        }
     }
 
     fn heard(&self, reply: Reply) -> Outcome {

@@ -16,6 +16,9 @@
 //!
 //! Everything is deterministic from the seeds and the order of calls. Clones are the same disk.
 
+mod faults;
+mod surviving;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,65 +28,11 @@ use parking_lot::Mutex;
 
 use super::{BLOCK_SIZE, Disk, DiskFile, DiskLock, DiskMap, OpenMode};
 
+use faults::{Entered, crash_error, input_output_error};
+pub use faults::{Fault, Operation};
+use surviving::{FileState, NameChange};
+
 const BLOCK: u64 = BLOCK_SIZE as u64;
-
-/// Versions of one block kept between syncs; middle ones beyond it are forgotten.
-const VERSIONS_KEPT: usize = 4;
-
-/// What a caller can ask of a disk, for counting and for [`Fault`]s.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Operation {
-    /// [`Disk::open`]
-    Open,
-    /// [`DiskFile::read_at`]
-    Read,
-    /// [`DiskFile::map`]
-    Map,
-    /// [`DiskFile::length`]
-    Length,
-    /// [`Disk::list`]
-    List,
-    /// [`Disk::exists`]
-    Exists,
-    /// [`Disk::lock`]
-    Lock,
-    /// [`Disk::create_directories`]
-    CreateDirectories,
-    /// A [`Disk::open`] that makes a file.
-    Create,
-    /// [`DiskFile::write_at`]
-    Write,
-    /// [`DiskFile::write_at_synced`]
-    WriteSynced,
-    /// [`DiskFile::sync`]
-    Sync,
-    /// [`DiskFile::set_length`]
-    SetLength,
-    /// [`Disk::rename`]
-    Rename,
-    /// [`Disk::remove`]
-    Remove,
-    /// [`Disk::sync_directory`]
-    SyncDirectory,
-}
-
-impl Operation {
-    /// Whether it changes what is on the disk, or makes a change durable.
-    pub fn is_change(self) -> bool {
-        self >= Operation::CreateDirectories
-    }
-}
-
-/// An error to come; see [`SimulatedDisk::inject`].
-#[derive(Clone, Debug)]
-pub struct Fault {
-    /// Which operation is to fail; `None` counts and fails any.
-    pub operation: Option<Operation>,
-    /// How many matching calls still succeed.
-    pub after: u64,
-    /// Whether every later one fails too.
-    pub from_then_on: bool,
-}
 
 /// A misbehaving disk in memory; see the [module](self).
 #[derive(Clone)]
@@ -110,55 +59,6 @@ struct Inner {
     last_write: Option<(u64, u64)>,
 }
 
-#[derive(Clone, Debug)]
-enum NameChange {
-    Create(PathBuf, u64),
-    Rename(PathBuf, PathBuf, u64),
-    Remove(PathBuf),
-}
-
-impl NameChange {
-    fn directory(&self) -> &Path {
-        match self {
-            NameChange::Create(path, _) | NameChange::Remove(path) | NameChange::Rename(_, path, _) => {
-                path.parent().unwrap_or(Path::new(""))
-            }
-        }
-    }
-
-    fn apply(&self, names: &mut BTreeMap<PathBuf, u64>) {
-        match self {
-            NameChange::Create(path, file) => {
-                names.insert(path.clone(), *file);
-            }
-            NameChange::Rename(from, to, file) => {
-                names.remove(from);
-                names.insert(to.clone(), *file);
-            }
-            NameChange::Remove(path) => {
-                names.remove(path);
-            }
-        }
-    }
-}
-
-#[derive(Clone, Default)]
-struct FileState {
-    bytes: Vec<u8>,
-    durable_length: u64,
-    /// Blocks written since the last sync, with their older contents, durable one first. An
-    /// absent content is all zero.
-    dirty: BTreeMap<u64, Dirty>,
-    open: u64,
-}
-
-#[derive(Clone, Default)]
-struct Dirty {
-    versions: Vec<Option<Box<[u8]>>>,
-    /// A sync of it failed: later ones do nothing for it until it is written again.
-    lost: bool,
-}
-
 /// splitmix64: small, and good enough to choose what to break.
 #[derive(Clone)]
 struct Random(u64);
@@ -175,14 +75,6 @@ impl Random {
     fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
-}
-
-fn input_output_error() -> io::Error {
-    io::Error::from_raw_os_error(5)
-}
-
-fn crash_error() -> io::Error {
-    io::Error::other("the simulated machine has crashed")
 }
 
 impl SimulatedDisk {
@@ -234,45 +126,9 @@ impl SimulatedDisk {
         self.0.lock().counts.get(&operation).copied().unwrap_or(0)
     }
 
-    /// Lets the machine crash in its `change`th changing call, counted as [`SimulatedDisk::changes`]
-    /// does: that call and all later ones fail, and it may or may not have taken effect.
-    pub fn crash_at_change(&self, change: u64) {
-        self.0.lock().crash_at = Some(change);
-    }
-
-    /// Whether it has crashed.
-    pub fn crashed(&self) -> bool {
-        self.0.lock().crashed
-    }
-
-    /// Adds an error to come.
-    pub fn inject(&self, fault: Fault) {
-        self.0.lock().faults.push(fault);
-    }
-
-    /// Errors still to come.
-    pub fn pending_faults(&self) -> usize {
-        self.0.lock().faults.len()
-    }
-
-    /// Forgets the errors to come.
-    pub fn clear_faults(&self) {
-        self.0.lock().faults.clear();
-    }
-
-    /// Bytes that fit on the disk, counting the lengths of its files; `None` for no limit.
-    pub fn set_capacity(&self, bytes: Option<u64>) {
-        self.0.lock().capacity = bytes;
-    }
-
     /// Sum of the lengths of the files.
     pub fn used(&self) -> u64 {
         self.0.lock().used()
-    }
-
-    /// Refuses every change with `EROFS`, or stops refusing.
-    pub fn set_read_only(&self, read_only: bool) {
-        self.0.lock().read_only = read_only;
     }
 
     /// Flips one bit of a file, durably.
@@ -316,30 +172,6 @@ impl SimulatedDisk {
         inner.durable_names.remove(path);
     }
 
-    /// A disk as another process finds it after this one was killed: everything written is there,
-    /// synced or not. This one has crashed from now on.
-    pub fn process_kill(&self) -> SimulatedDisk {
-        let mut inner = self.0.lock();
-        inner.crashed = true;
-        let seed = inner.random.next();
-        let mut files = inner.files.clone();
-        files.values_mut().for_each(|file| file.open = 0);
-        let killed = SimulatedDisk::from_parts(
-            seed,
-            files,
-            inner.names.clone(),
-            inner.directories.clone(),
-            inner.next_file,
-        );
-        {
-            let mut new = killed.0.lock();
-            new.durable_names = inner.durable_names.clone();
-            new.log = inner.log.clone();
-            new.last_write = inner.last_write;
-        }
-        killed
-    }
-
     /// An independent copy of what a reader sees, all of it durable.
     pub fn duplicate(&self) -> SimulatedDisk {
         let inner = self.0.lock();
@@ -351,214 +183,11 @@ impl SimulatedDisk {
         let (names, directories) = (inner.names.clone(), inner.directories.clone());
         SimulatedDisk::from_parts(inner.random.0, files, names, directories, inner.next_file)
     }
-
-    /// Cuts the power: this disk has crashed from now on, and the one returned holds what `seed`
-    /// lets survive.
-    pub fn power_cut(&self, seed: u64) -> SimulatedDisk {
-        let mut inner = self.0.lock();
-        inner.crashed = true;
-        let mut random = Random(seed ^ 0x5eed_0fd1_5c00_5eed);
-        // Extremes come up often: nothing, everything, half, few and most of what is unsynced.
-        let survive = [0, 1000, 500, 100, 900][random.below(5) as usize];
-        let mut names = inner.durable_names.clone();
-        let directories: BTreeSet<&Path> = inner.log.iter().map(NameChange::directory).collect();
-        for directory in directories {
-            let changes: Vec<_> = inner.log.iter().filter(|change| change.directory() == directory).collect();
-            let kept = match survive {
-                0 => 0,
-                1000 => changes.len(),
-                _ => random.below(changes.len() as u64 + 1) as usize,
-            };
-            changes[..kept].iter().for_each(|change| change.apply(&mut names));
-        }
-        let linked: BTreeSet<u64> = names.values().copied().collect();
-        let mut files = BTreeMap::new();
-        for number in linked {
-            let file = &inner.files[&number];
-            let torn_block = inner.last_write.filter(|(last, _)| *last == number).map(|(_, block)| block);
-            files.insert(number, FileState::durable(file.surviving(&mut random, survive, torn_block)));
-        }
-        SimulatedDisk::from_parts(random.next(), files, names, inner.directories.clone(), inner.next_file)
-    }
-}
-
-impl FileState {
-    fn durable(bytes: Vec<u8>) -> FileState {
-        FileState { durable_length: bytes.len() as u64, bytes, ..FileState::default() }
-    }
-
-    /// Remembers the blocks of `range` as they are before they change.
-    fn touch(&mut self, offset: u64, length: u64) {
-        if length == 0 {
-            return;
-        }
-        for block in offset / BLOCK..=(offset + length - 1) / BLOCK {
-            let old = self.block(block);
-            let dirty = self.dirty.entry(block).or_default();
-            dirty.lost = false;
-            if dirty.versions.len() == VERSIONS_KEPT {
-                dirty.versions.remove(1);
-            }
-            dirty.versions.push(old);
-        }
-    }
-
-    /// The current content of a block, `None` if it is beyond the end.
-    fn block(&self, block: u64) -> Option<Box<[u8]>> {
-        let start = (block * BLOCK) as usize;
-        if start >= self.bytes.len() {
-            return None;
-        }
-        let end = self.bytes.len().min(start + BLOCK_SIZE);
-        let mut content = vec![0; BLOCK_SIZE].into_boxed_slice();
-        content[..end - start].copy_from_slice(&self.bytes[start..end]);
-        Some(content)
-    }
-
-    fn write(&mut self, offset: u64, bytes: &[u8]) {
-        self.touch(offset, bytes.len() as u64);
-        let end = offset as usize + bytes.len();
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
-        }
-        self.bytes[offset as usize..end].copy_from_slice(bytes);
-    }
-
-    fn set_length(&mut self, length: u64) {
-        let old = self.bytes.len() as u64;
-        if length < old {
-            self.touch(length, old - length);
-        }
-        self.bytes.resize(length as usize, 0);
-    }
-
-    fn sync(&mut self) {
-        self.dirty.retain(|_, dirty| dirty.lost);
-        self.durable_length = self.bytes.len() as u64;
-    }
-
-    fn sync_blocks(&mut self, offset: u64, length: u64) {
-        if length == 0 {
-            return;
-        }
-        for block in offset / BLOCK..=(offset + length - 1) / BLOCK {
-            self.dirty.remove(&block);
-        }
-        self.durable_length = self.durable_length.max(offset + length);
-    }
-
-    fn surviving(&self, random: &mut Random, survive: u64, torn_block: Option<u64>) -> Vec<u8> {
-        let latest = self.bytes.len() as u64;
-        let length = if random.below(1000) < survive { latest } else { self.durable_length };
-        let mut bytes = self.bytes.clone();
-        bytes.resize(length as usize, 0);
-        for (block, dirty) in &self.dirty {
-            let start = (block * BLOCK) as usize;
-            if start >= bytes.len() {
-                continue;
-            }
-            let mut versions: Vec<Option<Box<[u8]>>> = dirty.versions.clone();
-            versions.push(self.block(*block));
-            let chosen = if random.below(1000) < survive && !dirty.lost {
-                versions.len() - 1
-            } else if random.below(4) == 0 {
-                random.below(versions.len() as u64) as usize
-            } else {
-                0
-            };
-            let zeros = || vec![0; BLOCK_SIZE].into_boxed_slice();
-            let mut content = versions[chosen].clone().unwrap_or_else(zeros);
-            let torn = if torn_block == Some(*block) { 2 } else { 16 };
-            if random.below(torn) == 0 {
-                let other = random.below(versions.len() as u64) as usize;
-                let other = versions[other].clone().unwrap_or_else(zeros);
-                tear(&mut content, &other, random);
-            }
-            let end = bytes.len().min(start + BLOCK_SIZE);
-            bytes[start..end].copy_from_slice(&content[..end - start]);
-        }
-        bytes
-    }
-}
-
-/// Replaces parts of `content` by those of `other`: what follows an arbitrary byte, or some of the
-/// 512-byte sectors.
-fn tear(content: &mut [u8], other: &[u8], random: &mut Random) {
-    if random.below(2) == 0 {
-        let at = random.below(content.len() as u64) as usize;
-        content[at..].copy_from_slice(&other[at..]);
-    } else {
-        let chosen = random.next();
-        for (sector, part) in content.chunks_mut(512).enumerate() {
-            if chosen >> sector & 1 == 1 {
-                part.copy_from_slice(&other[sector * 512..][..part.len()]);
-            }
-        }
-    }
-}
-
-/// How a call that was let in goes on.
-enum Entered {
-    Normally,
-    /// Take effect if you like, then fail with [`crash_error`].
-    Crashing,
-    /// Fail with `EIO`.
-    Failing,
 }
 
 impl Inner {
-    fn enter(&mut self, operation: Operation) -> io::Result<Entered> {
-        if self.crashed {
-            return Err(crash_error());
-        }
-        self.calls += 1;
-        *self.counts.entry(operation).or_default() += 1;
-        if operation.is_change() {
-            self.changes += 1;
-            if self.read_only {
-                return Err(io::Error::from_raw_os_error(30));
-            }
-            if self.crash_at.is_some_and(|change| self.changes >= change) {
-                self.crashed = true;
-                return Ok(Entered::Crashing);
-            }
-        }
-        let mut failing = false;
-        self.faults.retain_mut(|fault| {
-            if fault.operation.is_some_and(|wanted| wanted != operation) {
-                return true;
-            }
-            if fault.after > 0 {
-                fault.after -= 1;
-                return true;
-            }
-            failing = true;
-            fault.from_then_on
-        });
-        Ok(if failing { Entered::Failing } else { Entered::Normally })
-    }
-
-    /// [`Inner::enter`] for calls that have no halves.
-    fn enter_whole(&mut self, operation: Operation) -> io::Result<bool> {
-        match self.enter(operation)? {
-            Entered::Normally => Ok(false),
-            Entered::Crashing => Ok(true),
-            Entered::Failing => Err(input_output_error()),
-        }
-    }
-
     fn used(&self) -> u64 {
         self.names.values().map(|file| self.files[file].bytes.len() as u64).sum()
-    }
-
-    fn check_space(&self, file: u64, end: u64) -> io::Result<()> {
-        let length = self.files[&file].bytes.len() as u64;
-        match self.capacity {
-            Some(capacity) if end > length && self.used() + (end - length) > capacity => {
-                Err(io::Error::from_raw_os_error(28))
-            }
-            _ => Ok(()),
-        }
     }
 
     fn change_name(&mut self, change: NameChange) {
