@@ -5,16 +5,13 @@
 mod cli_support;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use cli_support::Sandbox;
+use cli_support::load::{Load, eventually, is_whole};
 use cli_support::nodes::{Served, free_address};
-use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId, Role};
+use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId};
 
 const WRITERS: usize = 8;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Cluster {
     sandbox: Sandbox,
@@ -55,59 +52,10 @@ impl Cluster {
     }
 }
 
-async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let began = Instant::now();
-    while !holds().await {
-        assert!(began.elapsed() < PATIENCE, "still not: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// Whether every member votes in every group and has what its leader has, but for what is under way.
-async fn is_whole(client: &Client) -> bool {
-    let Ok(members) = client.status().await else { return false };
-    let told: Vec<_> = members.into_iter().filter_map(|member| member.status.ok()).collect();
-    let leading = told.iter().flat_map(|status| &status.groups).filter(|group| group.role == Role::Leader);
-    let level = leading.filter(|group| {
-        let near = |matched: u64| matched + 100 >= group.last;
-        group.followers.len() == 2 && group.followers.iter().all(|follower| near(follower.matched))
-    });
-    told.len() == 3 && level.count() == 17
-}
-
 async fn busiest(client: &Client) -> u64 {
     let leaders = client.map().await.expect("a node answers").leaders;
     let led = |node: &u64| leaders.iter().filter(|leader| **leader == Some(NodeId(*node))).count();
     (1..=3).max_by_key(led).expect("there are three")
-}
-
-/// What a writer was told.
-#[derive(Default)]
-struct Told {
-    keys: Vec<String>,
-    added: i64,
-    perhaps_added: i64,
-}
-
-async fn write(client: Client, writer: usize, stop: Arc<AtomicBool>, progress: Arc<AtomicU64>) -> Told {
-    let (tree, counter) = (client.tree("killed"), client.counter(format!("counter {}", writer % 4)));
-    let mut told = Told::default();
-    for number in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let key = format!("{writer}/{number:06}");
-        if tree.insert(&key, key.as_bytes()).await.is_ok() {
-            told.keys.push(key);
-        }
-        match counter.add(1).await {
-            Ok(_) => told.added += 1,
-            Err(error) if error.is_definite() => {}
-            Err(_) => told.perhaps_added += 1,
-        }
-        progress.fetch_add(1, Ordering::Relaxed);
-    }
-    told
 }
 
 #[test]
@@ -117,55 +65,22 @@ fn killing_one_leader_after_another_loses_nothing_that_was_acknowledged() {
     runtime.block_on(async {
         let client =
             Client::connect(cluster.addresses.values().cloned(), cluster.options()).await.expect("a client");
-        let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| {
-                tokio::spawn(write(client.clone(), writer, Arc::clone(&stop), Arc::clone(&progress)))
-            })
-            .collect();
-        let goes_on = async |rounds: u64| {
-            let from = progress.load(Ordering::Relaxed);
-            eventually("the writers go on", || async { progress.load(Ordering::Relaxed) >= from + rounds })
-                .await;
-        };
+        let load = Load::start(&client, "killed", WRITERS);
         for _ in 0..3 {
-            eventually("all three are level", || is_whole(&client)).await;
-            goes_on(100).await;
+            eventually("all three are level", || is_whole(&client, 100)).await;
+            load.goes_on(100).await;
             let victim = busiest(&client).await;
             cluster.nodes.remove(&victim).expect("it runs").kill_nine();
-            goes_on(100).await;
+            load.goes_on(100).await;
             cluster.nodes.insert(victim, cluster.launch(victim, &[]));
         }
-        eventually("all three are level", || is_whole(&client)).await;
-        stop.store(true, Ordering::Relaxed);
-        let mut all = Told::default();
-        for writer in writers {
-            let told = writer.await.expect("it does not panic");
-            all.keys.extend(told.keys);
-            all.added += told.added;
-            all.perhaps_added += told.perhaps_added;
-        }
+        eventually("all three are level", || is_whole(&client, 100)).await;
+        let all = load.stop().await;
 
         // A client of its own: it remembers nothing.
         let reader =
             Client::connect(cluster.addresses.values().cloned(), cluster.options()).await.expect("a client");
-        let tree = reader.tree("killed");
-        for part in all.keys.chunks(1024) {
-            let values = tree.get_many(part).await.expect("values");
-            for (key, value) in part.iter().zip(values) {
-                assert_eq!(value.as_deref(), Some(key.as_bytes()), "acknowledged and lost: {key}");
-            }
-        }
-        let mut counted = 0;
-        for number in 0..4 {
-            counted += reader.counter(format!("counter {number}")).get().await.expect("a value");
-        }
-        assert!(
-            (all.added..=all.added + all.perhaps_added).contains(&counted),
-            "counted {counted}, acknowledged {}, perhaps {}",
-            all.added,
-            all.perhaps_added
-        );
+        all.check(&reader).await;
         assert!(all.keys.len() > 500, "only {} keys were written", all.keys.len());
         reader.close().await;
         client.close().await;

@@ -172,6 +172,8 @@ impl Others {
                         return Err(self.id_is_taken(&map));
                     }
                 }
+                // One that has been taken in just now: who the members are it learns in a moment.
+                Ok(Some(map)) if map.members.is_empty() => passed_over = None,
                 Ok(Some(map)) => {
                     return Err(Failure::refused(format!(
                         "the cluster {:032x} was made without node {}: start it with --join instead of --members",

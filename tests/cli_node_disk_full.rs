@@ -1,0 +1,193 @@
+//! Three processes of `dogsled serve`, of which one has its data on a file system that fills up: the
+//! other two go on, it says what is wrong, and when there is space again it catches up by itself.
+//!
+//! The file system is a tmpfs in a mount namespace that a process of this test holds open; the node is
+//! started in there, and the host sees nothing of it. Where that is not permitted the test says so on
+//! standard error, past the harness, and passes.
+#![cfg(all(feature = "cli", target_os = "linux"))]
+
+mod cli_support;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cli_support::Sandbox;
+use cli_support::load::{Load, eventually, is_whole};
+use cli_support::nodes::{Served, free_address};
+use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId};
+
+const SIZE: &str = "192m";
+/// The node with little space.
+const POOR: u64 = 3;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A small file system, seen only from within, until it is dropped.
+struct SmallDisk {
+    holder: Child,
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    fn new(path: &Path) -> Result<SmallDisk, String> {
+        let text = path.to_str().expect("a path that is text");
+        let script = format!(
+            "mount --make-rprivate / && mount -t tmpfs -o size={SIZE} tmpfs '{text}' && echo mounted && exec cat"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]);
+        // It ends with its input.
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut holder =
+            command.spawn().map_err(|error| format!("`unshare` (package util-linux): {error}"))?;
+        let mut line = String::new();
+        let said = BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut line);
+        if said.is_ok() && line == "mounted\n" {
+            return Ok(SmallDisk { holder, path: path.to_owned() });
+        }
+        drop(holder.stdin.take());
+        let output = holder.wait_with_output().map_err(|error| error.to_string())?;
+        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+    }
+
+    /// A command that runs with it in view.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--target", &self.holder.id().to_string(), program]);
+        command
+    }
+
+    /// Where this process finds a file of it.
+    fn seen_from_outside(&self, name: &str) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
+        root.join(self.path.strip_prefix("/").expect("an absolute path")).join(name)
+    }
+
+    /// Takes all the space that is left.
+    fn fill(&self) -> io::Result<u64> {
+        let mut options = File::options();
+        let mut file = options.create(true).append(true).open(self.seen_from_outside("filler"))?;
+        let mut filled = 0;
+        for size in [1 << 20, 4 << 10] {
+            let zeros = vec![0; size];
+            loop {
+                match file.write(&zeros) {
+                    Ok(written) => filled += written as u64,
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => break,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(filled)
+    }
+
+    fn empty(&self) -> io::Result<()> {
+        std::fs::remove_file(self.seen_from_outside("filler"))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
+    }
+}
+
+/// Past the harness, which keeps what passing tests print to itself.
+fn say(what: &str) {
+    let _ = writeln!(io::stderr(), "cli_node_disk_full: {what}");
+}
+
+/// Why the poor node does not serve, if it says so.
+async fn complaint(client: &Client) -> Option<String> {
+    let status = client.node_status(Some(NodeId(POOR))).await.ok()?;
+    status.failure.or_else(|| status.groups.into_iter().find_map(|group| group.failure))
+}
+
+#[test]
+fn a_node_whose_disk_fills_is_not_missed_and_catches_up_when_there_is_space() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("small")).expect("a directory");
+    let disk = match SmallDisk::new(&sandbox.path("small")) {
+        Ok(disk) => disk,
+        Err(why) => {
+            return say(&format!(
+                "SKIPPED: no file system to fill. {why}. It needs util-linux, and root or CAP_SYS_ADMIN."
+            ));
+        }
+    };
+    sandbox.certificates(&[1, 2, 3]);
+    let addresses: Vec<String> = (0..3).map(|_| free_address()).collect();
+    let members: Vec<String> = (1..).zip(&addresses).map(|(id, address)| format!("{id}={address}")).collect();
+    let start = |node: u64| {
+        let binary = env!("CARGO_BIN_EXE_dogsled");
+        let mut command = if node == POOR { disk.command(binary) } else { Command::new(binary) };
+        let data = if node == POOR { "small/data".to_owned() } else { format!("data-{node}") };
+        command.args(["serve", "--json", "--node", &node.to_string(), "--members", &members.join(",")]);
+        command.args(["--certs", &sandbox.argument("certs"), "--data", &sandbox.argument(&data)]);
+        command.args(["--listen", &addresses[node as usize - 1]]).args((node == 1).then_some("--init"));
+        let mut served = Served::start(command, &sandbox.path(&format!("log-{node}")));
+        served.says("\"listening\"");
+        served
+    };
+    let mut nodes: Vec<Served> = [3, 2, 1].map(start).into();
+    for served in &mut nodes {
+        served.says("\"serving\"");
+    }
+
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    runtime.block_on(async {
+        let connect = async || {
+            let files = CertificateFiles::of_client(&sandbox.path("certs"), "admin");
+            let options = ClientOptions::from_files(&files).expect("certificates of a client");
+            Client::connect(addresses.clone(), options).await.expect("a client")
+        };
+        let client = connect().await;
+        eventually("all three are level", || is_whole(&client, 100)).await;
+        let load = Load::start(&client, "small", 4);
+        load.goes_on(100).await;
+
+        let filled = disk.fill().expect("it can be filled");
+        say(&format!("filled with {filled} bytes"));
+        let (bulk, value) = (client.tree("bulk"), vec![7; 64 << 10]);
+        let (began, mut written, mut why) = (Instant::now(), 0, None);
+        // What it has set aside is used up first.
+        while why.is_none() {
+            assert!(began.elapsed() < PATIENCE, "{written} values were written, and it does not complain");
+            // The other two acknowledge it.
+            bulk.insert(format!("{written}"), &value[..]).await.expect("there is a quorum with space");
+            written += 1;
+            if written % 50 == 0 {
+                disk.fill().expect("it can be filled");
+                why = complaint(&client).await;
+            }
+        }
+        let why = why.expect("the loop ends with it");
+        say(&format!("after {written} values: {why}"));
+        assert!(why.contains("No space left"), "{why}");
+        load.goes_on(200).await;
+        for number in 0..50 {
+            let key = format!("{}", written + number);
+            bulk.insert(key, &value[..]).await.expect("there is a quorum with space");
+        }
+
+        disk.empty().expect("there was a filler");
+        let began = Instant::now();
+        eventually("the node has caught up by itself", || is_whole(&client, 100)).await;
+        say(&format!("caught up {:?} after there was space", began.elapsed()));
+        assert_eq!(complaint(&client).await, None);
+        load.goes_on(100).await;
+        let told = load.stop().await;
+        eventually("all three have all", || is_whole(&client, 0)).await;
+        let reader = connect().await;
+        told.check(&reader).await;
+        assert_eq!(reader.tree("bulk").len().await.expect("a number"), written + 50);
+        reader.close().await;
+        client.close().await;
+    });
+    for served in nodes {
+        assert_eq!(served.terminate(), 0);
+    }
+}

@@ -1,0 +1,138 @@
+//! Clients that write while a test does something to the nodes, and what must be true afterwards.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use dogsled::cluster::{Client, Role};
+use tokio::task::JoinHandle;
+
+/// How long anything that a test waits for may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Groups of a cluster that `dogsled serve` makes.
+pub(crate) const GROUPS: usize = 17;
+const TREE: &str = "load";
+
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < PATIENCE, "still not: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Whether every one of three members votes in every group and has what its leader has, but for so
+/// many entries.
+pub(crate) async fn is_whole(client: &Client, behind: u64) -> bool {
+    let Ok(members) = client.status().await else { return false };
+    let told: Vec<_> = members.into_iter().filter_map(|member| member.status.ok()).collect();
+    let leading = told.iter().flat_map(|status| &status.groups).filter(|group| group.role == Role::Leader);
+    let level = leading.filter(|group| {
+        let near = |matched: u64| matched + behind >= group.last;
+        group.followers.len() == 2 && group.followers.iter().all(|follower| near(follower.matched))
+    });
+    told.len() == 3 && level.count() == GROUPS
+}
+
+/// What the writers were told.
+#[derive(Default)]
+pub(crate) struct Told {
+    pub(crate) keys: Vec<String>,
+    added: i64,
+    perhaps_added: i64,
+}
+
+impl Told {
+    pub(crate) fn add(&mut self, more: Told) {
+        self.keys.extend(more.keys);
+        self.added += more.added;
+        self.perhaps_added += more.perhaps_added;
+    }
+
+    /// Asserts that everything that was acknowledged is there, and was counted once. A client that
+    /// remembers nothing is to be asked.
+    pub(crate) async fn check(&self, reader: &Client) {
+        let tree = reader.tree(TREE);
+        for part in self.keys.chunks(1024) {
+            let values = tree.get_many(part).await.expect("values");
+            for (key, value) in part.iter().zip(values) {
+                assert_eq!(value.as_deref(), Some(key.as_bytes()), "acknowledged and lost: {key}");
+            }
+        }
+        let mut counted = 0;
+        for number in 0..4 {
+            counted += reader.counter(format!("counter {number}")).get().await.expect("a value");
+        }
+        assert!(
+            (self.added..=self.added + self.perhaps_added).contains(&counted),
+            "counted {counted}, acknowledged {}, perhaps {}",
+            self.added,
+            self.perhaps_added
+        );
+    }
+}
+
+/// Clients that write keys of their own, and count.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    progress: Arc<AtomicU64>,
+    writers: Vec<JoinHandle<Told>>,
+}
+
+impl Load {
+    /// Starts writers, whose keys begin with `name`.
+    pub(crate) fn start(client: &Client, name: &str, writers: usize) -> Load {
+        let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let write =
+            |writer| write(client.clone(), name.to_owned(), writer, Arc::clone(&stop), Arc::clone(&progress));
+        let writers = (0..writers).map(|writer| tokio::spawn(write(writer))).collect();
+        Load { stop, progress, writers }
+    }
+
+    /// So many keys were acknowledged so far.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more keys are acknowledged.
+    pub(crate) async fn goes_on(&self, keys: u64) {
+        let from = self.acknowledged();
+        eventually("the writers go on", || async { self.acknowledged() >= from + keys }).await;
+    }
+
+    pub(crate) async fn stop(self) -> Told {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Told::default();
+        for writer in self.writers {
+            all.add(writer.await.expect("it does not panic"));
+        }
+        all
+    }
+}
+
+async fn write(
+    client: Client,
+    name: String,
+    writer: usize,
+    stop: Arc<AtomicBool>,
+    progress: Arc<AtomicU64>,
+) -> Told {
+    let (tree, counter) = (client.tree(TREE), client.counter(format!("counter {}", writer % 4)));
+    let mut told = Told::default();
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let key = format!("{name}/{writer}/{number:06}");
+        if tree.insert(&key, key.as_bytes()).await.is_ok() {
+            told.keys.push(key);
+            progress.fetch_add(1, Ordering::Relaxed);
+        }
+        match counter.add(1).await {
+            Ok(_) => told.added += 1,
+            Err(error) if error.is_definite() => {}
+            Err(_) => told.perhaps_added += 1,
+        }
+    }
+    told
+}
