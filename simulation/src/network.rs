@@ -340,7 +340,7 @@ impl SimulatedNetwork {
     pub fn watch(&self, client: u64, to: NodeId, body: Bytes) -> Option<mpsc::Receiver<Bytes>> {
         let node = self.state.lock().nodes.get(&to).cloned()?;
         let (sender, receiver) = mpsc::channel(1);
-        let identity = ClientIdentity { name: format!("watcher {client}") };
+        let identity = ClientIdentity { name: format!("watcher {client}"), administrator: false };
         node.process.spawn(async move {
             let mut stream = node.service.client_stream(&identity, body);
             while let Some(message) = stream.next().await {
