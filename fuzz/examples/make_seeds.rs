@@ -4,7 +4,13 @@
 use std::fs;
 use std::path::Path;
 
+use dogsled_fuzz::node::{To, World, runtime, start};
 use dogsled_fuzz::sound_database;
+use dogsled_net::wire::{
+    Answer, ClientHello, FrameKind, FrameWriter, Hello, Verdict, WIRE_VERSION, encode_answer,
+    encode_client_hello, encode_hello,
+};
+use dogsled_replication::{ClientIdentity, Lane, NodeId, Service};
 use dogsled_storage::codec::{encode_command, encode_effects};
 use dogsled_storage::command::{KeyRead, RangeRead};
 use dogsled_storage::counter::CounterCommand;
@@ -47,7 +53,65 @@ fn commands() -> Vec<Command> {
     ]
 }
 
+/// What is exchanged on the wire: greetings, frames, and every request and its reply.
+fn wire(world: &World) {
+    let (cluster, max_body) = (world.cluster, 1 << 20);
+    let (from, to) = (NodeId(2), NodeId(1));
+    let hello = Hello { cluster, from, to, incarnation: 5, max_body, lane: Lane::Data };
+    save("wire_decode", "hello", &encode_hello(&hello));
+    save("wire_decode", "client-hello", &encode_client_hello(&ClientHello { cluster, max_body }));
+    let refusal = Answer {
+        version: WIRE_VERSION,
+        verdict: Verdict::Busy,
+        cluster,
+        node: to,
+        incarnation: 6,
+        max_body,
+        reason: "full".to_owned(),
+    };
+    save("wire_decode", "answer", &encode_answer(&refusal));
+    let mut writer = FrameWriter::default();
+    let kinds = [FrameKind::Request, FrameKind::Reply, FrameKind::Failed, FrameKind::Item, FrameKind::End];
+    for (id, kind) in kinds.into_iter().enumerate() {
+        writer.push(kind, id as u64, vec![b'b'; id * 20].into());
+    }
+    save("wire_decode", "frames", &writer.chunks().concat());
+    runtime().block_on(async {
+        let node = start(&world.disk.duplicate()).await;
+        for (number, (to, body)) in world.requests.iter().enumerate() {
+            save("wire_decode", &format!("request-{number:02}"), body);
+            let answer = match to {
+                To::Peer => node.peer_request(from, Lane::Data, body.clone()),
+                To::Client => node.client_request(&ClientIdentity::default(), body.clone()),
+                To::Stream => continue,
+            };
+            let limit = std::time::Duration::from_secs(5);
+            if let Ok(answer) = tokio::time::timeout(limit, answer).await {
+                save("wire_decode", &format!("reply-{number:02}"), &answer);
+            }
+        }
+        node.halt().await.expect("a sound disk");
+    });
+}
+
+/// Each request as it is, and in two runs the requests of peers and of clients one after the other.
+fn handler(world: &World) {
+    let mut runs = [Vec::new(), Vec::new()];
+    for (number, (to, _)) in world.requests.iter().enumerate() {
+        // (kind, request, no patches).
+        let chosen = [64, number as u8, 0];
+        save("rpc_handler", &format!("{number:02}"), &chosen);
+        runs[usize::from(*to == To::Peer)].extend(chosen);
+    }
+    for (run, name) in runs.iter().zip(["clients", "peers"]) {
+        save("rpc_handler", name, run);
+    }
+}
+
 fn main() {
+    let world = World::new();
+    wire(&world);
+    handler(&world);
     let mut model = dogsled_storage::model::ModelState::new();
     for (number, command) in commands().into_iter().enumerate() {
         let bytes = encode_command(&command).expect("within the limit");

@@ -1,5 +1,8 @@
 //! What the fuzz targets share: reading decisions from the fuzzer's bytes, and damaging files.
 
+pub mod memory;
+pub mod node;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

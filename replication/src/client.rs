@@ -16,7 +16,7 @@
 //!    8 lead        group u32, node u64: leadership is to go there
 //!    9 change one group's members (nodes use it among themselves)
 //!                  group u32, step u8 (0 learner, 1 voter, 2 remove), node u64, addresses
-//!   10 watch       group u32, tree: length u32, bytes; prefix: length u32, bytes; from u64
+//!   10 watch       group u32, tree: length u32, bytes; prefix: length u32, bytes
 //!
 //! reply     version u8 (1), kind u8, then by kind:
 //!    0 done        nothing

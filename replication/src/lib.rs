@@ -11,6 +11,8 @@ mod config;
 mod durability;
 mod error;
 mod group;
+#[doc(hidden)]
+pub mod hostile;
 mod log_store;
 pub mod memory;
 mod message;

@@ -38,8 +38,8 @@ use openraft::raft::{
 
 use crate::codec::{Malformed, Put, Take, malformed};
 use crate::types::{
-    ENTRY_HEADER, Entry, TypeConfig, Vote, decode_entry, entry_body, entry_header, put_addresses, put_log_id,
-    put_vote, take_addresses, take_log_id, take_vote,
+    ENTRY_HEADER, Entry, LogId, TypeConfig, Vote, decode_entry, entry_body, entry_header, put_addresses,
+    put_log_id, put_vote, take_addresses, take_log_id, take_vote,
 };
 
 pub(crate) const VERSION: u8 = 1;
@@ -160,6 +160,20 @@ pub(crate) fn take_append(mut take: Take) -> Result<AppendEntriesRequest<TypeCon
         return malformed("entries of a later leader than the one who sends them");
     }
     Ok(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit })
+}
+
+/// Refuses entries that contradict what is committed here, of which openraft takes for granted that
+/// all leaders have it.
+pub(crate) fn check_append(
+    request: &AppendEntriesRequest<TypeConfig>,
+    committed: Option<LogId>,
+) -> Result<(), Malformed> {
+    let Some(committed) = committed else { return Ok(()) };
+    let mut named = request.prev_log_id.iter().chain(request.entries.iter().map(|entry| &entry.log_id));
+    match named.find(|log_id| log_id.index <= committed.index && **log_id > committed) {
+        Some(log_id) => malformed(format!("entry {log_id} contradicts {committed}, which is committed")),
+        None => Ok(()),
+    }
 }
 
 pub(crate) fn encode_append_reply(reply: &AppendEntriesResponse<TypeConfig>) -> Bytes {
@@ -400,7 +414,7 @@ mod tests {
     use openraft::vote::RaftLeaderId;
 
     use super::*;
-    use crate::types::{LeaderId, LogId, Payload, Proposal};
+    use crate::types::{LeaderId, Payload, Proposal};
 
     fn log_id(term: u64, index: u64) -> LogId {
         LogId::new(LeaderId::new(term, 1), index)
@@ -425,6 +439,16 @@ mod tests {
         let mut take = Take::new(bytes.clone());
         Header::take(&mut take).unwrap();
         take
+    }
+
+    #[test]
+    fn an_append_that_contradicts_what_is_committed_is_refused() {
+        // It names entry 6 of term 2, 7 of term 2, 8 of term 3.
+        for (term, index, sound) in [(2, 5, true), (2, 6, true), (2, 8, false), (3, 8, true), (1, 6, false)] {
+            let checked = check_append(&append(), Some(log_id(term, index)));
+            assert_eq!(checked.is_ok(), sound, "committed {index} of term {term}: {checked:?}");
+        }
+        assert_eq!(check_append(&append(), None), Ok(()));
     }
 
     #[test]

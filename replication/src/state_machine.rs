@@ -104,7 +104,7 @@ impl GroupClock {
             if elapsed >= Duration::from_millis(1) {
                 let elapsed_ms = elapsed.as_millis() as u64;
                 // The part of a millisecond that is cut off stays to be counted.
-                *latest = (latest.0 + elapsed_ms, latest.1 + Duration::from_millis(elapsed_ms));
+                *latest = (latest.0.saturating_add(elapsed_ms), latest.1 + Duration::from_millis(elapsed_ms));
             }
             return latest.0.max(clock);
         }

@@ -294,3 +294,26 @@ async fn a_directory_of_another_node_or_cluster_is_refused() {
     cluster.nodes.insert(1, again);
     assert_eq!(cluster.get(1, 1, "a").await, None);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_that_goes_to_who_has_it_changes_nothing() {
+    let mut cluster = Cluster::made(1, 1, |_| {}).await;
+    cluster.put(1, "before", "1").await;
+    cluster.any().transfer_leader(1, NodeId(1)).await.unwrap();
+    cluster.put(1, "after", "2").await;
+    assert_eq!(cluster.get(1, 1, "after").await.as_deref(), Some("2"));
+    cluster.stop(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_of_another_version_does_not_get_into_the_log() {
+    let mut cluster = Cluster::made(1, 1, |_| {}).await;
+    cluster.put(1, "before", "1").await;
+    let mut command = dogsled_storage::codec::encode_group_command(&insert("key", "value")).unwrap();
+    command[0] += 1;
+    let request = ClientRequest::Submit { group: 1, deadline: Duration::ZERO, command: command.into() };
+    let refused = cluster.any().request(request).await.unwrap_err();
+    assert!(matches!(&refused, ClusterError::Invalid(why) if why.contains("version 2")), "{refused:?}");
+    cluster.put(1, "after", "2").await;
+    cluster.stop(1).await;
+}

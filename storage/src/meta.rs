@@ -72,7 +72,9 @@ impl Catalog {
     pub(crate) fn insert(&mut self, id: TreeId, name: IVec) {
         self.names.insert(name.clone(), id);
         self.ids.insert(id, name);
-        self.next = self.next.max(TreeId(id.0 + 1));
+        // A record that another machine has sent may name the last number there is; it is refused
+        // for having no next one.
+        self.next = self.next.max(TreeId(id.0.saturating_add(1)));
     }
 
     pub(crate) fn remove(&mut self, id: TreeId) {
@@ -206,5 +208,13 @@ mod tests {
                 assert!(Checkpoint::decode(&bytes[..length], file).is_err());
             }
         }
+    }
+
+    #[test]
+    fn a_record_may_name_the_last_tree_number_there_is() {
+        let mut checkpoint = Checkpoint::default();
+        checkpoint.catalog.insert(TreeId(u32::MAX), IVec::from("last"));
+        let found = Checkpoint::decode(&checkpoint.encode(), Path::new("tree.redb"));
+        assert_eq!(found.expect("sound").catalog.next, TreeId(u32::MAX));
     }
 }

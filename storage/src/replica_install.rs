@@ -36,6 +36,9 @@ use crate::{Error, IVec, Result, TreeId};
 /// A session remembers answers, which hold a key and a value at the most.
 const MAX_STORED_LENGTH: usize = MAX_VALUE_LENGTH + (1 << 20);
 
+/// No database has made so many trees; one that says so would soon have no number for another.
+const MAX_NEXT_TREE: TreeId = TreeId(u32::MAX / 2);
+
 /// Takes a snapshot chunk by chunk; see the [module](self). Dropping it gives up.
 #[derive(Debug)]
 pub struct ReplicaInstaller {
@@ -367,7 +370,8 @@ fn check_record(record: &Checkpoint) -> Result<(), String> {
     let is_one_to_one = catalog.ids.len() == catalog.names.len()
         && catalog.ids.iter().all(|(id, name)| catalog.names.get(name) == Some(id));
     let last = catalog.ids.keys().next_back().expect("it has the trees of its own");
-    if !is_one_to_one || catalog.next <= *last || catalog.next < TreeId::FIRST_USER {
+    let is_next = catalog.next > *last && (TreeId::FIRST_USER..MAX_NEXT_TREE).contains(&catalog.next);
+    if !is_one_to_one || !is_next {
         return fail("has a catalog that cannot be");
     }
     if catalog.names.keys().any(|name| name.len() > MAX_NAME_LENGTH) {

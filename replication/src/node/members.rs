@@ -249,6 +249,11 @@ impl Inner {
         if !group.members().0.contains(&to.0) {
             return Err(ClusterError::Invalid(format!("node {to} does not vote in group {}", group.id)));
         }
+        if to == self.config.node {
+            // It leads already. openraft would refuse writes and send no heartbeats until somebody
+            // else is elected: with a single voter, for ever.
+            return Ok(());
+        }
         match raft.trigger().transfer_leader(to.0).await {
             Ok(()) => Ok(()),
             Err(error) => Err(ClusterError::Unavailable(error.to_string())),

@@ -12,6 +12,7 @@ use dogsled_storage::group::GroupRead;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
+use openraft::async_runtime::WatchReceiver;
 
 use super::{Inner, Node};
 use crate::client::{ClientReply, ClientRequest, Consistency};
@@ -19,8 +20,8 @@ use crate::codec::{Put, Take};
 use crate::error::ClusterError;
 use crate::group::Group;
 use crate::message::{
-    Adoption, Header, Kind, PeerError, encode_append_reply, encode_error, encode_forward, encode_vote_reply,
-    ok, take_append, take_join, take_reply, take_transfer, take_vote_request,
+    Adoption, Header, Kind, PeerError, check_append, encode_append_reply, encode_error, encode_forward,
+    encode_vote_reply, ok, take_append, take_join, take_reply, take_transfer, take_vote_request,
 };
 use crate::read_index::Round;
 use crate::transport::{ClientIdentity, Lane, NodeId, Service, TransportError};
@@ -175,8 +176,10 @@ impl Inner {
             Kind::Append => {
                 let request = take_append(take).map_err(malformed)?;
                 check_sender(from, &request.vote)?;
-                group.slot.heard(request.leader_commit.map_or(0, |commit| position(commit.index)));
                 let raft = running()?;
+                let committed = raft.data_metrics().borrow_watched().local_committed;
+                check_append(&request, committed).map_err(malformed)?;
+                group.slot.heard(request.leader_commit.map_or(0, |commit| position(commit.index)));
                 begun(async move {
                     match raft.append_entries(request).await {
                         Ok(reply) => encode_append_reply(&reply),

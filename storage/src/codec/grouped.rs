@@ -10,7 +10,7 @@ use crate::{Error, IVec, Result};
 
 /// The first byte of an encoded [`GroupCommand`]. An entry of a newer version stops a replica: to
 /// skip what others carry out would make it another database.
-pub(crate) const GROUP_COMMAND_VERSION: u8 = 1;
+pub const GROUP_COMMAND_VERSION: u8 = 1;
 /// The first byte of an encoded [`GroupReply`].
 const GROUP_REPLY_VERSION: u8 = 1;
 /// The first byte of an encoded [`GroupRead`].
