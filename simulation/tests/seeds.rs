@@ -24,12 +24,12 @@ fn live(seeds: std::ops::Range<u64>) {
 
 #[test]
 fn clusters_keep_their_promises_through_faults_one() {
-    live(0..25);
+    live(0..20);
 }
 
 #[test]
 fn clusters_keep_their_promises_through_faults_two() {
-    live(25..50);
+    live(20..40);
 }
 
 /// These once left a replica behind for ever: its leader had purged the entry behind the snapshot that
@@ -55,14 +55,14 @@ fn a_checkpoint_repeated_after_a_failed_sync_survives_a_power_cut() {
 /// Seeds that catch an entry of an old term that is committed by counting replicas, if that is built in.
 #[test]
 fn entries_of_old_terms_are_not_committed_by_counting() {
-    for seed in 0..6 {
+    for seed in 0..3 {
         judge(&Options { only: vec![Kind::Figure8], ..Options::new(seed) });
     }
 }
 
 #[test]
 fn members_come_and_go_while_clients_work() {
-    for seed in 0..6 {
+    for seed in 0..3 {
         let only = vec![Kind::Join, Kind::Leave, Kind::Wipe, Kind::PowerCut, Kind::Isolate];
         judge(&Options { only, ..Options::new(seed) });
     }
