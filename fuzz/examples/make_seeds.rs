@@ -76,13 +76,14 @@ fn wire(world: &World) {
         writer.push(kind, id as u64, vec![b'b'; id * 20].into());
     }
     save("wire_decode", "frames", &writer.chunks().concat());
+    let client = ClientIdentity { name: "fuzzer".into(), administrator: true };
     runtime().block_on(async {
         let node = start(&world.disk.duplicate()).await;
         for (number, (to, body)) in world.requests.iter().enumerate() {
             save("wire_decode", &format!("request-{number:02}"), body);
             let answer = match to {
                 To::Peer => node.peer_request(from, Lane::Data, body.clone()),
-                To::Client => node.client_request(&ClientIdentity::default(), body.clone()),
+                To::Client => node.client_request(&client, body.clone()),
                 To::Stream => continue,
             };
             let limit = std::time::Duration::from_secs(5);

@@ -57,7 +57,7 @@ fn raw(choices: &mut Choices<'_>) -> Vec<u8> {
 
 /// Whether a peer may have led, and whether a snapshot may have taken the place of the state.
 async fn run(node: &Node, choices: &mut Choices<'_>) -> (bool, bool) {
-    let client = ClientIdentity { name: "fuzzer".into() };
+    let client = ClientIdentity { name: "fuzzer".into(), administrator: true };
     let mut waiting = Vec::new();
     let (mut led, mut installed) = (false, false);
     while !choices.is_empty() && waiting.len() < 40 {
