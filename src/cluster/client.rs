@@ -219,12 +219,12 @@ impl Client {
         Ok(dropped.contains(&true))
     }
 
-    /// Where everything is, as far as the node that is asked knows.
+    /// Where everything is, as far as the node that is asked knows: one after the other, until one answers.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn map(&self) -> Result<ClusterMap> {
-        match self.ask(None, &ClientRequest::Map).await.map_err(nothing_asked)? {
+        match self.core().ask_any(&ClientRequest::Map, self.until()).await? {
             ClientReply::Map(map) => {
                 if let Reach::Network(pool) = &self.core().reach {
                     routes::adopt(self.core(), pool, map.clone());

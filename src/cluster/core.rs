@@ -395,6 +395,12 @@ impl Core {
         self.back_off(attempt, Instant::now() + BACK_OFF.1).await;
     }
 
+    /// Asks nodes for what any of them can tell, until one does.
+    pub(super) async fn ask_any(&self, request: &ClientRequest, until: Instant) -> Result<ClientReply> {
+        let answered = self.call(None, Prefer::Any, Repeat::Harmless, until, |_| request.clone()).await?;
+        Ok(answered.reply)
+    }
+
     /// Asks one node, once: for what is not to be repeated, or is asked of that node only.
     pub(super) async fn ask_once(
         &self,
