@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use dogsled::cluster::{Client, ClientOptions, Error, Node, NodeCertificates, NodeConfig, NodeId};
+use dogsled::cluster::{
+    Client, ClientOptions, Error, Node, NodeCertificates, NodeConfig, NodeId, StartError,
+};
 use tempfile::TempDir;
 
 pub struct Cluster {
@@ -47,7 +49,17 @@ impl Cluster {
 
     /// Starts a node; again under the port that it had.
     pub async fn start(&mut self, node: u64) -> &Node {
-        let started = Node::start(self.config(node)).await.unwrap();
+        let began = Instant::now();
+        let started = loop {
+            match Node::start(self.config(node)).await {
+                // A connection that was being made when the node was halted holds the port for a while:
+                // within one process only.
+                Err(StartError::Listen(_)) if began.elapsed() < Duration::from_secs(10) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                started => break started.unwrap(),
+            }
+        };
         self.ports.insert(node, started.local_address());
         self.nodes.insert(node, started);
         &self.nodes[&node]
