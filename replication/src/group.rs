@@ -249,9 +249,11 @@ impl Group {
             return self.slot.age().is_some_and(|age| age <= limit);
         }
         let Some(raft) = self.raft() else { return false };
-        let metrics = raft.data_metrics();
-        let heard = metrics.borrow_watched().last_quorum_acked;
-        heard.is_some_and(|heard| heard.elapsed() <= limit)
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        // Who is a majority alone hears from nobody.
+        let alone = metrics.membership_config.membership().voter_ids().eq([self.network.node.0]);
+        alone || metrics.last_quorum_acked.is_some_and(|heard| heard.elapsed() <= limit)
     }
 
     /// The members and where to reach them, voters first.

@@ -273,6 +273,29 @@ async fn a_watch_tells_what_happens_after_it_began() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_lasts_while_nothing_happens_and_ends_when_its_node_is_cut_off() {
+    let request = ClientRequest::Watch { group: 1, tree: "tree".into(), prefix: "".into() };
+    let watch = |node: &Node| node.client_stream(&ClientIdentity::default(), request.encode());
+    let alone = Cluster::made(1, 1, |_| {}).await;
+    let mut cluster = Cluster::made(3, 1, |_| {}).await;
+    let mut alone_quiet = watch(&alone.nodes[&1]);
+    let mut quiet: Vec<_> = cluster.nodes.values().map(watch).collect();
+    for stream in quiet.iter_mut().chain([&mut alone_quiet]) {
+        assert!(stream.next().await.is_some(), "it begins");
+    }
+    {
+        let all = quiet.iter_mut().chain([&mut alone_quiet]);
+        let any = futures_util::future::select_all(all.map(|stream| stream.next()));
+        let heard = tokio::time::timeout(Duration::from_secs(12), any).await;
+        assert!(heard.is_err(), "nothing happens, but one of them says something, or ends");
+    }
+    cluster.kill(2).await;
+    cluster.kill(3).await;
+    let ended = async { while quiet[0].next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("an end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_of_another_node_or_cluster_is_refused() {
     let mut cluster = Cluster::made(1, 1, |_| {}).await;
     let config = cluster.config(1);

@@ -148,10 +148,10 @@ async fn who_follows_hears_when_something_may_be_missing_and_then_misses_nothing
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_follows_goes_on_with_another_node_when_its_own_is_cut_off() {
+async fn who_follows_by_a_node_in_this_process_is_told_when_it_stops() {
     let mut cluster = Cluster::made(3, 1).await;
     let leader = cluster.leader(1).await;
-    // A client whose own node is the only one that it knows cannot go elsewhere; it is told the end.
+    // A node's own client cannot go elsewhere.
     let own = cluster.nodes[&leader].client();
     let mut subscriber = own.tree("t").watch_prefix("").await.unwrap();
     for node in (1..=3).filter(|node| *node != leader) {
