@@ -144,7 +144,7 @@ fn client_requests() -> Vec<ClientRequest> {
     let key = || IVec::from("key");
     let write = |value: Option<&str>| Write { tree, key: key(), value: value.map(IVec::from) };
     let session = SessionId(7);
-    let tag = |sequence| Some(SessionTag { session, sequence, first_incomplete: 1 });
+    let tag = |sequence| Some(SessionTag { session, slot: 1, sequence });
     let command = |command| in_trees(&["tree"], Operation::Command(command));
     let commands = [
         put("tree", "key", "value"),

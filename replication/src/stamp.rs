@@ -45,7 +45,7 @@ pub(crate) fn stamp(command: &[u8], time_ms: u64) -> Result<Vec<u8>, Malformed> 
         Some(0) => at += 1,
         Some(1) => {
             at += 1;
-            // Session, sequence, first incomplete.
+            // Session, slot, sequence.
             for _ in 0..3 {
                 at += varint_length(rest(at))?;
             }
@@ -84,12 +84,13 @@ mod tests {
 
     #[test]
     fn a_stamped_command_is_what_encoding_it_with_that_time_gives() {
-        let tag = |session: u128, sequence| SessionTag {
-            session: SessionId(session),
-            sequence,
-            first_incomplete: sequence / 2,
-        };
-        let sessions = [None, Some(tag(1, 0)), Some(tag(u128::MAX, 70_000)), Some(tag(1 << 40, u64::MAX))];
+        let tag = |session, slot, sequence| SessionTag { session: SessionId(session), slot, sequence };
+        let sessions = [
+            None,
+            Some(tag(1, 0, 0)),
+            Some(tag(u128::MAX, u16::MAX, 70_000)),
+            Some(tag(1 << 40, 251, u64::MAX)),
+        ];
         let times = [0, 250, 251, 0xffff, 0x1_0000, 0xffff_ffff, 0x1_0000_0000, u64::MAX];
         let operation = Operation::Command(Command::Remove { tree: TreeId(0), key: "a key".into() });
         for session in sessions {
@@ -113,7 +114,7 @@ mod tests {
     fn what_is_no_command_is_refused() {
         // The last is sound but for its version.
         for bytes in
-            [&[][..], &[1], &[1, 2], &[1, 0], &[1, 0, 253, 1], &[1, 1, 5], &[1, 0, 255], &[2, 0, 1, 0, 0]]
+            [&[][..], &[2], &[2, 2], &[2, 0], &[2, 0, 253, 1], &[2, 1, 5], &[2, 0, 255], &[1, 0, 1, 0, 0]]
         {
             assert!(stamp(bytes, 7).is_err(), "{bytes:?}");
         }

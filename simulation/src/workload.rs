@@ -264,7 +264,7 @@ impl Client {
     async fn tag(&mut self, group: u32) -> Option<SessionTag> {
         let known = self.sessions.as_mut()?.get_mut(&group).map(|session| {
             session.next += 1;
-            SessionTag { session: session.id, sequence: session.next, first_incomplete: session.next }
+            SessionTag { session: session.id, slot: 0, sequence: session.next }
         });
         if known.is_some() {
             return known;
@@ -281,7 +281,7 @@ impl Client {
         for _ in 0..TRIES {
             match self.ask(self.favourite, &request).await {
                 Asked::Reply(ClientReply::Applied(_)) => {
-                    let tag = SessionTag { session: id, sequence: 1, first_incomplete: 1 };
+                    let tag = SessionTag { session: id, slot: 0, sequence: 1 };
                     self.sessions.as_mut()?.insert(group, Session { id, next: 1 });
                     return Some(tag);
                 }

@@ -253,7 +253,7 @@ impl Core {
             let reply = applied(reply)?;
             match reply.result {
                 Err(Refusal::SessionUnknown(_)) => {
-                    self.sessions.slot(group).forget(&session);
+                    self.sessions.place(group).forget(&session);
                     if perhaps_before {
                         let why = "the session ended before the outcome was heard";
                         return Err(Error::OutcomeUnknown(why.to_owned()));
@@ -264,7 +264,7 @@ impl Core {
                     }
                 }
                 Err(Refusal::Forgotten { .. }) => {
-                    return Err(Error::OutcomeUnknown("the answer was forgotten".to_owned()));
+                    return Err(Error::OutcomeUnknown("a later write has taken its place".to_owned()));
                 }
                 Err(Refusal::Malformed(what)) => return Err(Error::Incompatible(what)),
                 Err(refusal @ (Refusal::Invalid(_) | Refusal::TooLarge(_) | Refusal::TreeNotFound(_))) => {
@@ -295,16 +295,16 @@ impl Core {
 
     /// The session in a group, opened if there is none.
     async fn session(&self, group: u32, until: Instant) -> Result<Arc<Session>> {
-        let slot = self.sessions.slot(group);
-        if let Some(session) = slot.get() {
+        let place = self.sessions.place(group);
+        if let Some(session) = place.get() {
             return Ok(session);
         }
         let not_opened = |why: &str| Error::Unavailable(format!("no session with group {group}: {why}"));
-        let Ok(_one_at_a_time) = timeout_at(until, slot.opening.lock()).await else {
+        let Ok(_one_at_a_time) = timeout_at(until, place.opening.lock()).await else {
             return Err(not_opened("none was opened before the deadline"));
         };
         loop {
-            if let Some(session) = slot.get() {
+            if let Some(session) = place.get() {
                 return Ok(session);
             }
             self.check_open()?;
@@ -316,7 +316,7 @@ impl Core {
             match applied(answered.reply)?.result {
                 Ok(Answer::Session { .. }) => {
                     let session = Arc::new(Session::new(session));
-                    slot.set(Arc::clone(&session));
+                    place.set(Arc::clone(&session));
                     return Ok(session);
                 }
                 // The answer came after the lease had ended.
@@ -698,7 +698,7 @@ async fn upkeep(core: std::sync::Weak<Core>, lease: Duration) {
                     let renewed = core.call_command(group, bytes, Repeat::Harmless, until).await;
                     let reply = renewed.and_then(|answered| applied(answered.reply));
                     if let Ok(GroupReply { result: Err(Refusal::SessionUnknown(_)), .. }) = reply {
-                        core.sessions.slot(group).forget(&session);
+                        core.sessions.place(group).forget(&session);
                     }
                 }
             }

@@ -2,17 +2,16 @@
 //! [`dogsled_replication`'s sessions](dogsled_storage::session).
 //!
 //! A client has one session in each partition that it writes to, opened by its first write there.
-//! Each write takes the next number and keeps it over all repetitions. *First incomplete* is the
-//! watermark below which the client has heard of, or given up, all: the cluster forgets their answers.
+//! Each write takes a slot that no other uses, with the slot's next number, and keeps both over all
+//! repetitions. Whoever comes next in the slot tells the cluster that this answer is heard or given up.
 //!
-//! Invariant: the numbers under way are all of `first..first + done.len()`, `done[0]` is false, and
-//! there are never more of them than the cluster remembers
-//! ([`MAX_OUTSTANDING`](dogsled_storage::session::MAX_OUTSTANDING)).
+//! The slot that was used last is used again first, so that the cluster remembers no more answers
+//! than there were ever writes under way at a time, and finds their place warm.
 //!
 //! A session whose lease has ended is replaced by one with another id: an id is never opened twice,
 //! or messages of its first life could be taken for ones of the second.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,21 +30,21 @@ pub(super) fn random_u64() -> u64 {
 /// One session in one partition.
 pub(super) struct Session {
     pub(super) id: SessionId,
-    numbers: Mutex<Numbers>,
+    slots: Mutex<Slots>,
     room: Notify,
 }
 
 #[derive(Default)]
-struct Numbers {
-    /// The first incomplete one.
-    first: u64,
-    /// Of it and those after it: whether it is complete.
-    done: VecDeque<bool>,
-    /// No number is given out any more.
+struct Slots {
+    /// Slots that no write uses, each with its next number.
+    free: Vec<(u16, u64)>,
+    /// How many there are, the used ones included.
+    count: usize,
+    /// None is given out any more.
     ended: bool,
 }
 
-/// A number of a session, under way until this is dropped.
+/// A slot of a session, with the number of a write in it; the slot is free again when this is dropped.
 pub(super) struct Numbered {
     session: Arc<Session>,
     pub(super) tag: SessionTag,
@@ -53,31 +52,36 @@ pub(super) struct Numbered {
 
 impl Drop for Numbered {
     fn drop(&mut self) {
-        self.session.complete(self.tag.sequence);
+        let SessionTag { slot, sequence, .. } = self.tag;
+        self.session.slots.lock().free.push((slot, sequence + 1));
+        // One for each place: a crowd that waits is not woken for every one of them.
+        self.session.room.notify_one();
     }
 }
 
 impl Session {
     pub(super) fn new(id: SessionId) -> Session {
-        Session { id, numbers: Mutex::default(), room: Notify::new() }
+        Session { id, slots: Mutex::default(), room: Notify::new() }
     }
 
-    /// The next number, when fewer than `limit` lie between it and the first incomplete one; `None`
-    /// if the session has ended.
+    /// A slot and its next number, when fewer than `limit` are in use; `None` if the session has ended.
     pub(super) async fn number(self: &Arc<Self>, limit: usize) -> Option<Numbered> {
         loop {
             let mut room = std::pin::pin!(self.room.notified());
-            // Before looking: what is completed from here on is heard.
+            // Before looking: what is freed from here on is heard.
             room.as_mut().enable();
             {
-                let mut numbers = self.numbers.lock();
-                if numbers.ended {
+                let mut slots = self.slots.lock();
+                if slots.ended {
                     return None;
                 }
-                if numbers.done.len() < limit {
-                    let sequence = numbers.first + numbers.done.len() as u64;
-                    numbers.done.push_back(false);
-                    let tag = SessionTag { session: self.id, sequence, first_incomplete: numbers.first };
+                let taken = slots.free.pop().or_else(|| {
+                    let slot = u16::try_from(slots.count).ok().filter(|_| slots.count < limit)?;
+                    slots.count += 1;
+                    Some((slot, 0))
+                });
+                if let Some((slot, sequence)) = taken {
+                    let tag = SessionTag { session: self.id, slot, sequence };
                     return Some(Numbered { session: Arc::clone(self), tag });
                 }
             }
@@ -85,29 +89,11 @@ impl Session {
         }
     }
 
-    fn complete(&self, sequence: u64) {
-        let moved = {
-            let mut numbers = self.numbers.lock();
-            let index = sequence.checked_sub(numbers.first).expect("a number completes once");
-            numbers.done[index as usize] = true;
-            let before = numbers.first;
-            while numbers.done.front() == Some(&true) {
-                numbers.done.pop_front();
-                numbers.first += 1;
-            }
-            numbers.first - before
-        };
-        // One for each place: a crowd that waits is not woken for every one of them.
-        for _ in 0..moved {
-            self.room.notify_one();
-        }
-    }
-
     fn end(&self, only_if_idle: bool) -> bool {
         let ended = {
-            let mut numbers = self.numbers.lock();
-            let ends = numbers.done.is_empty() || !only_if_idle;
-            numbers.ended |= ends;
+            let mut slots = self.slots.lock();
+            let ends = slots.free.len() == slots.count || !only_if_idle;
+            slots.ended |= ends;
             ends
         };
         if ended {
@@ -122,22 +108,22 @@ pub(super) struct Sessions {
     /// Random, the lowest 32 bits zero: they count the sessions.
     base: u128,
     opened: AtomicU32,
-    slots: Mutex<HashMap<u32, Arc<Slot>>>,
+    places: Mutex<HashMap<u32, Arc<Place>>>,
 }
 
 /// The session in one partition, or its place.
-pub(super) struct Slot {
-    state: Mutex<SlotState>,
+pub(super) struct Place {
+    state: Mutex<PlaceState>,
     /// Only one call at a time opens it.
     pub(super) opening: tokio::sync::Mutex<()>,
 }
 
-struct SlotState {
+struct PlaceState {
     session: Option<Arc<Session>>,
     used: Instant,
 }
 
-impl Slot {
+impl Place {
     pub(super) fn get(&self) -> Option<Arc<Session>> {
         let mut state = self.state.lock();
         state.used = Instant::now();
@@ -176,38 +162,38 @@ pub(super) enum Upkeep {
 impl Sessions {
     pub(super) fn new() -> Sessions {
         let base = (u128::from(random_u64()) << 64) | u128::from(random_u64());
-        Sessions { base: base & !u128::from(u32::MAX), opened: AtomicU32::new(0), slots: Mutex::default() }
+        Sessions { base: base & !u128::from(u32::MAX), opened: AtomicU32::new(0), places: Mutex::default() }
     }
 
     pub(super) fn fresh_id(&self) -> SessionId {
         SessionId(self.base | u128::from(self.opened.fetch_add(1, Ordering::Relaxed)))
     }
 
-    pub(super) fn slot(&self, group: u32) -> Arc<Slot> {
-        let mut slots = self.slots.lock();
-        let slot = slots.entry(group).or_insert_with(|| {
-            let state = SlotState { session: None, used: Instant::now() };
-            Arc::new(Slot { state: Mutex::new(state), opening: tokio::sync::Mutex::default() })
+    pub(super) fn place(&self, group: u32) -> Arc<Place> {
+        let mut places = self.places.lock();
+        let place = places.entry(group).or_insert_with(|| {
+            let state = PlaceState { session: None, used: Instant::now() };
+            Arc::new(Place { state: Mutex::new(state), opening: tokio::sync::Mutex::default() })
         });
-        Arc::clone(slot)
+        Arc::clone(place)
     }
 
     /// Sessions that are used are renewed; those that were not for as long as `idle` are closed.
     pub(super) fn upkeep(&self, idle: Duration) -> Vec<Upkeep> {
-        let slots: Vec<_> =
-            self.slots.lock().iter().map(|(group, slot)| (*group, Arc::clone(slot))).collect();
-        let due = slots.into_iter().filter_map(|(group, slot)| match slot.take_idle(idle) {
+        let places: Vec<_> =
+            self.places.lock().iter().map(|(group, place)| (*group, Arc::clone(place))).collect();
+        let due = places.into_iter().filter_map(|(group, place)| match place.take_idle(idle) {
             Some(session) => Some(Upkeep::Close(group, session.id)),
-            None => slot.state.lock().session.clone().map(|session| Upkeep::Renew(group, session)),
+            None => place.state.lock().session.clone().map(|session| Upkeep::Renew(group, session)),
         });
         due.collect()
     }
 
     /// Ends all sessions; those that the cluster is to be told of.
     pub(super) fn end_all(&self) -> Vec<(u32, SessionId)> {
-        let slots: Vec<_> = self.slots.lock().drain().collect();
-        let ended = slots.into_iter().filter_map(|(group, slot)| {
-            let session = slot.state.lock().session.take()?;
+        let places: Vec<_> = self.places.lock().drain().collect();
+        let ended = places.into_iter().filter_map(|(group, place)| {
+            let session = place.state.lock().session.take()?;
             session.end(false);
             Some((group, session.id))
         });
@@ -224,34 +210,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_watermark_waits_for_the_first_number_and_then_moves_over_all_that_are_done() {
+    async fn no_two_writes_share_a_slot_and_a_slot_counts_upwards() {
         let session = Arc::new(Session::new(SessionId(1)));
-        let (zero, one, two) = (take(&session, 9).await, take(&session, 9).await, take(&session, 9).await);
-        assert_eq!([zero.tag.sequence, one.tag.sequence, two.tag.sequence], [0, 1, 2]);
-        drop(one);
-        assert_eq!(take(&session, 9).await.tag.first_incomplete, 0);
-        drop(zero);
-        let five = take(&session, 9).await;
-        assert_eq!((five.tag.sequence, five.tag.first_incomplete), (4, 2));
-        drop(two);
-        assert_eq!(session.numbers.lock().first, 4);
+        let place = |number: &Numbered| (number.tag.slot, number.tag.sequence);
+        let (a, b, c) = (take(&session, 9).await, take(&session, 9).await, take(&session, 9).await);
+        assert_eq!([place(&a), place(&b), place(&c)], [(0, 0), (1, 0), (2, 0)]);
+        drop(b);
+        let again = take(&session, 9).await;
+        assert_eq!(place(&again), (1, 1));
+        drop(a);
+        drop(again);
+        assert_eq!(place(&take(&session, 9).await), (1, 2), "the one that was used last");
+        assert_eq!(session.slots.lock().count, 3);
     }
 
     #[tokio::test]
     async fn a_writer_waits_while_too_many_are_under_way_and_hears_of_the_end() {
         let session = Arc::new(Session::new(SessionId(1)));
-        let (first, second) = (take(&session, 2).await, take(&session, 2).await);
+        let (_first, second) = (take(&session, 2).await, take(&session, 2).await);
         let waiting = tokio::spawn({
             let session = Arc::clone(&session);
             async move { session.number(2).await.map(|number| number.tag) }
         });
-        drop(second);
         tokio::task::yield_now().await;
-        assert!(!waiting.is_finished(), "the first is still under way");
-        drop(first);
+        assert!(!waiting.is_finished(), "both slots are in use");
+        drop(second);
         let tag = waiting.await.unwrap().unwrap();
-        assert_eq!((tag.sequence, tag.first_incomplete), (2, 2));
-        assert!(session.end(true), "nothing is under way");
+        assert_eq!((tag.slot, tag.sequence), (1, 1));
+        assert!(!session.end(true), "the first is under way");
+        assert!(session.end(false));
         assert!(session.number(2).await.is_none());
     }
 
@@ -259,14 +246,14 @@ mod tests {
     async fn an_id_is_never_used_twice_and_idle_sessions_are_closed() {
         let sessions = Sessions::new();
         assert_ne!(sessions.fresh_id(), sessions.fresh_id());
-        let slot = sessions.slot(3);
+        let place = sessions.place(3);
         let session = Arc::new(Session::new(sessions.fresh_id()));
-        slot.set(Arc::clone(&session));
+        place.set(Arc::clone(&session));
         let number = take(&session, 9).await;
         assert!(matches!(sessions.upkeep(Duration::ZERO)[..], [Upkeep::Renew(3, _)]), "it is in use");
         drop(number);
         assert!(matches!(sessions.upkeep(Duration::from_secs(9))[..], [Upkeep::Renew(3, _)]));
         assert!(matches!(sessions.upkeep(Duration::ZERO)[..], [Upkeep::Close(3, id)] if id == session.id));
-        assert!(slot.get().is_none() && sessions.upkeep(Duration::ZERO).is_empty());
+        assert!(place.get().is_none() && sessions.upkeep(Duration::ZERO).is_empty());
     }
 }

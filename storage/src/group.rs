@@ -47,11 +47,11 @@ impl std::fmt::Display for SessionId {
 pub struct SessionTag {
     /// Which session.
     pub session: SessionId,
-    /// Numbers the commands of the session. Each has its own, its retries the same.
+    /// Of several commands under way, each is in another slot.
+    pub slot: u16,
+    /// Numbers the commands of the slot, upwards. Retries of a command keep slot and number. The
+    /// first with a larger number says that the client has heard of those before, or given them up.
     pub sequence: u64,
-    /// The client has heard of all commands numbered below this, or given them up: it will not
-    /// retry them.
-    pub first_incomplete: u64,
 }
 
 /// An entry of a group's log; see the [module](self).
@@ -141,10 +141,10 @@ pub enum Refusal {
     /// The session was never opened here, or its lease has ended: open a new one. If this was a
     /// retry, whether the command has happened is not known.
     SessionUnknown(SessionId),
-    /// The client has said that it will not retry this command.
+    /// A later command of the same slot has been carried out: the client had given this one up.
     Forgotten {
-        /// The first number of the session that can still be asked for.
-        first_incomplete: u64,
+        /// The number of the latest.
+        latest: u64,
     },
     /// The entry's bytes are not a command.
     Malformed(String),
@@ -156,8 +156,8 @@ impl std::fmt::Display for Refusal {
             Refusal::Invalid(what) | Refusal::TooLarge(what) => write!(f, "invalid request: {what}"),
             Refusal::TreeNotFound(name) => write!(f, "there is no tree \"{}\"", name.escape_ascii()),
             Refusal::SessionUnknown(session) => write!(f, "session {session} is not open, or has expired"),
-            Refusal::Forgotten { first_incomplete } => {
-                write!(f, "the session's client has given up all commands before {first_incomplete}")
+            Refusal::Forgotten { latest } => {
+                write!(f, "the session's client had given it up: command {latest} of its slot came before it")
             }
             Refusal::Malformed(what) => write!(f, "the entry is not a command: {what}"),
         }

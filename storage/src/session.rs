@@ -3,18 +3,27 @@
 //! # Promise
 //!
 //! A client that does not hear the answer to a command cannot know whether it has happened. Within
-//! a session it sends the same command again under the same number ([`SessionTag::sequence`]), as
+//! a session it sends the same command again under the same number ([`SessionTag`]), as
 //! often as it likes, to whichever replica leads: the command happens once, and every answer is the
 //! answer to that one time. This is RIFL's idea (Lee et al., *Implementing linearizability at large
 //! scale and low latency*, 2015): the answer is remembered in the same commit as the effects, in the
 //! same trees, and travels with them in every snapshot.
 //!
-//! | the log holds | then |
+//! # Slots
+//!
+//! RIFL's client tells below which number it has heard everything, and the server forgets those
+//! answers one by one. Here a session has *slots*, as in NFS 4.1 (RFC 8881, section 2.10.6): a client
+//! has at most one command under way in each, and numbers those of one slot upwards. So a slot
+//! remembers one answer, and the next command's takes its place: one put, and nothing to remove. (The
+//! watermark cost two puts, a removal and four times the time of the command itself.) One command
+//! that is slow holds up no other, either.
+//!
+//! | the slot holds | then |
 //! |---|---|
-//! | a number that is new | it is carried out, and its answer remembered, a refusal too |
-//! | a number whose answer is remembered | that answer, and nothing is done |
-//! | a number below what the client has given up | [`Refusal::Forgotten`], and nothing is done |
-//! | any number of a session that is not there, or whose lease has ended | [`Refusal::SessionUnknown`], and nothing is done |
+//! | nothing, or a smaller number | the command is carried out, and its answer remembered, a refusal too |
+//! | this number | the answer that is remembered, and nothing is done |
+//! | a larger number: the client has heard of this one, or given it up | [`Refusal::Forgotten`], and nothing is done |
+//! | no matter what, but the session is not there, or its lease has ended | [`Refusal::SessionUnknown`], and nothing is done |
 //!
 //! **What a session cannot do.** When it has ended, its answers go. A retry that comes later is
 //! refused, and its client does not know whether the first try happened: leases should be longer
@@ -26,9 +35,8 @@
 //! [`Operation::OpenSession`]. What has ended stays until [`Operation::ExpireSessions`] removes it, but is as
 //! good as gone.
 //!
-//! **Bounded work.** A command forgets at most [`FORGET_AT_ONCE`] answers that its client has given
-//! up, closing and expiring at most [`REMOVE_AT_ONCE`] keys, and a session has at most
-//! [`MAX_OUTSTANDING`] numbers under way, so no entry of the log takes long.
+//! **Bounded work.** A session remembers at most [`MAX_SLOTS`] answers; closing and expiring removes
+//! at most [`REMOVE_AT_ONCE`] keys, so no entry of the log takes long.
 //!
 //! # Layout
 //!
@@ -36,12 +44,9 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | 1, session (16) | version 1, then as varints: lease, `expires_ms`, first incomplete, first kept |
-//! | 2, session (16), sequence (8) | an encoded [`GroupReply`] |
+//! | 1, session (16) | version 2, then as varints: lease, `expires_ms` |
+//! | 2, session (16), slot (2) | the number (8, big-endian), an encoded [`GroupReply`] |
 //! | 3, `expires_ms` (8), session (16) | nothing: it is the order in which sessions end |
-//!
-//! No answer is kept below *first kept*, which lags behind *first incomplete* when there is much
-//! to forget.
 //!
 //! [`Operation::RenewSession`]: crate::group::Operation::RenewSession
 //! [`Operation::OpenSession`]: crate::group::Operation::OpenSession
@@ -53,22 +58,20 @@ use bincode::{Decode, Encode};
 
 use crate::codec::{self, decode_group_reply, encode_group_reply};
 use crate::command::TreeId;
-use crate::evaluate::{Context, Effect, Effects, Versioned, View};
+use crate::evaluate::{Context, Effect, Effects, View};
 use crate::group::{Answer, GroupReply, Refusal, SessionId, SessionTag};
 use crate::{Error, IVec, Result};
 
-/// The most answers that one command of a session forgets.
-pub const FORGET_AT_ONCE: usize = 16;
 /// The most keys that closing a session or expiring sessions removes at a time.
 pub const REMOVE_AT_ONCE: usize = 1024;
-/// How far a number may be above the first that is incomplete.
-pub const MAX_OUTSTANDING: u64 = 64 << 10;
+/// How many slots a session has: so many commands may be under way at a time.
+pub const MAX_SLOTS: usize = 1 << 16;
 
 /// The version byte of the records that this build writes.
-const RECORD_VERSION: u8 = 1;
+const RECORD_VERSION: u8 = 2;
 
 const RECORD: u8 = 1;
-const REPLY: u8 = 2;
+const SLOT: u8 = 2;
 const EXPIRY: u8 = 3;
 
 /// What is kept of a session beside its answers.
@@ -76,8 +79,6 @@ const EXPIRY: u8 = 3;
 struct Record {
     lease_ms: u64,
     expires_ms: u64,
-    first_incomplete: u64,
-    first_kept: u64,
 }
 
 impl Record {
@@ -99,35 +100,29 @@ pub(crate) fn exactly_once(
 ) -> Result<(Effects, GroupReply)> {
     let answer = |result| GroupReply { position: context.sequence, time_ms: context.time_ms, result };
     let refuse = |refusal| Ok((Effects::new(), answer(Err(refusal))));
-    let Some(record) = live(view, context, tag.session)? else {
+    if live(view, context, tag.session)?.is_none() {
         return refuse(Refusal::SessionUnknown(tag.session));
-    };
-    if tag.sequence < tag.first_incomplete || tag.sequence - tag.first_incomplete >= MAX_OUTSTANDING {
-        return refuse(Refusal::Invalid(format!(
-            "number {} of a session whose first incomplete number is {}; it must be one of the {MAX_OUTSTANDING} \
-             from there",
-            tag.sequence, tag.first_incomplete
-        )));
     }
-    if tag.sequence < record.first_incomplete {
-        return refuse(Refusal::Forgotten { first_incomplete: record.first_incomplete });
-    }
-    let reply_key = reply_key(tag.session, tag.sequence);
-    if let Some(stored) = view.get(TreeId::SESSIONS, &reply_key)? {
-        return Ok((Effects::new(), stored_reply(tag, &stored)?));
+    let key = slot_key(tag.session, tag.slot);
+    let stored = view.get(TreeId::SESSIONS, &key)?;
+    if let Some(stored) = &stored {
+        let (latest, reply) = split_slot(&stored.value)?;
+        if latest > tag.sequence {
+            return refuse(Refusal::Forgotten { latest });
+        }
+        if latest == tag.sequence {
+            return Ok((Effects::new(), decode_stored(tag, reply)?));
+        }
     }
 
     let (mut effects, result) = run()?;
     let reply = answer(result);
-    let mut after = record.clone();
-    // A command that was under way for long may know less than what came before it.
-    after.first_incomplete = record.first_incomplete.max(tag.first_incomplete);
-    forget(view, tag.session, &mut after, &mut effects)?;
-    if after != record {
-        put_record(tag.session, &after, false, &mut effects);
-    }
-    let value = IVec::from(encode_group_reply(&reply)?);
-    effects.push(Effect::Put { tree: TreeId::SESSIONS, key: reply_key, value, fresh: Some(true) });
+    let encoded = encode_group_reply(&reply)?;
+    let mut value = Vec::with_capacity(8 + encoded.len());
+    value.extend_from_slice(&tag.sequence.to_be_bytes());
+    value.extend_from_slice(&encoded);
+    let fresh = Some(stored.is_none());
+    effects.push(Effect::Put { tree: TreeId::SESSIONS, key, value: IVec::from(value), fresh });
     Ok((effects, reply))
 }
 
@@ -144,9 +139,9 @@ pub(crate) fn open(view: &impl View, context: &Context, session: SessionId, leas
             return Ok((effects, Err(Refusal::SessionUnknown(session))));
         }
         // A retry: the answer to the first try was lost.
-        Some(found) => move_expiry(session, &found, Record { lease_ms, expires_ms, ..found }, &mut effects),
+        Some(found) => move_expiry(session, &found, Record { lease_ms, expires_ms }, &mut effects),
         None => {
-            let record = Record { lease_ms, expires_ms, first_incomplete: 0, first_kept: 0 };
+            let record = Record { lease_ms, expires_ms };
             put_record(session, &record, true, &mut effects);
             effects.push(put_expiry(session, expires_ms));
         }
@@ -224,7 +219,7 @@ pub(crate) fn earliest_expiry(view: &impl View) -> Result<Option<u64>> {
 
 /// The keys that [`exactly_once`] looks at first.
 pub(crate) fn keys_of(tag: &SessionTag) -> [IVec; 2] {
-    [record_key(tag.session), reply_key(tag.session, tag.sequence)]
+    [record_key(tag.session), slot_key(tag.session, tag.slot)]
 }
 
 fn live(view: &impl View, context: &Context, session: SessionId) -> Result<Option<Record>> {
@@ -238,33 +233,17 @@ fn read_record(view: &impl View, session: SessionId) -> Result<Option<Record>> {
     Ok(Some(record))
 }
 
-fn stored_reply(tag: &SessionTag, stored: &Versioned) -> Result<GroupReply> {
-    decode_group_reply(&stored.value).map_err(|error| {
-        damaged(&format!("the answer to number {} of session {}: {error}", tag.sequence, tag.session))
-    })
+/// The number and the encoded answer that a slot remembers.
+fn split_slot(value: &[u8]) -> Result<(u64, &[u8])> {
+    let (number, reply) = value.split_first_chunk().ok_or_else(|| damaged("a short slot"))?;
+    Ok((u64::from_be_bytes(*number), reply))
 }
 
-/// Removes answers below the first incomplete number, a bounded number of them.
-fn forget(view: &impl View, session: SessionId, record: &mut Record, effects: &mut Effects) -> Result<()> {
-    let behind = record.first_incomplete - record.first_kept;
-    // Numbers usually follow one another: looking at each is cheaper than a scan.
-    if behind <= FORGET_AT_ONCE as u64 {
-        for sequence in record.first_kept..record.first_incomplete {
-            let key = reply_key(session, sequence);
-            if view.version(TreeId::SESSIONS, &key)?.is_some() {
-                effects.push(Effect::Remove { tree: TreeId::SESSIONS, key });
-            }
-        }
-        record.first_kept = record.first_incomplete;
-        return Ok(());
-    }
-    let found = replies(view, session, record.first_kept, record.first_incomplete, FORGET_AT_ONCE)?;
-    record.first_kept = match found.last() {
-        Some(last) if found.len() == FORGET_AT_ONCE => sequence_in_reply(last)? + 1,
-        _ => record.first_incomplete,
-    };
-    effects.extend(found.into_iter().map(|key| Effect::Remove { tree: TreeId::SESSIONS, key }));
-    Ok(())
+fn decode_stored(tag: &SessionTag, reply: &[u8]) -> Result<GroupReply> {
+    decode_group_reply(reply).map_err(|error| {
+        let SessionTag { session, slot, sequence } = tag;
+        damaged(&format!("the answer to number {sequence} in slot {slot} of session {session}: {error}"))
+    })
 }
 
 /// Removes a session with at most `budget` effects; whether nothing of it is left.
@@ -276,7 +255,7 @@ fn remove(
     effects: &mut Effects,
 ) -> Result<bool> {
     let limit = budget - 2;
-    let mut found = replies(view, session, 0, u64::MAX, limit + 1)?;
+    let mut found = slots(view, session, limit + 1)?;
     let whole = found.len() <= limit;
     found.truncate(limit);
     let mut gone = |key| effects.push(Effect::Remove { tree: TreeId::SESSIONS, key });
@@ -288,12 +267,11 @@ fn remove(
     Ok(whole)
 }
 
-/// Keys of the answers numbered `from..to` (`u64::MAX`: and that one), at most `limit`.
-fn replies(view: &impl View, session: SessionId, from: u64, to: u64, limit: usize) -> Result<Vec<IVec>> {
-    let (low, high) = (reply_key(session, from), reply_key(session, to));
-    let high = if to == u64::MAX { Bound::Included(&high[..]) } else { Bound::Excluded(&high[..]) };
+/// Keys of the slots that remember something, at most `limit`.
+fn slots(view: &impl View, session: SessionId, limit: usize) -> Result<Vec<IVec>> {
+    let (low, high) = (slot_key(session, 0), slot_key(session, u16::MAX));
     let mut found = Vec::new();
-    view.scan(TreeId::SESSIONS, Bound::Included(&low), high, &mut |key, _| {
+    view.scan(TreeId::SESSIONS, Bound::Included(&low), Bound::Included(&high), &mut |key, _| {
         if found.len() < limit {
             found.push(IVec::from(key));
         }
@@ -330,10 +308,10 @@ fn record_key(session: SessionId) -> IVec {
     IVec::from(key)
 }
 
-fn reply_key(session: SessionId, sequence: u64) -> IVec {
-    let mut key = [REPLY; 25];
+fn slot_key(session: SessionId, slot: u16) -> IVec {
+    let mut key = [SLOT; 19];
     key[1..17].copy_from_slice(&session.0.to_be_bytes());
-    key[17..].copy_from_slice(&sequence.to_be_bytes());
+    key[17..].copy_from_slice(&slot.to_be_bytes());
     IVec::from(key)
 }
 
@@ -347,11 +325,6 @@ fn expiry_key(expires_ms: u64, session: SessionId) -> IVec {
 fn session_in_expiry(key: &[u8]) -> Result<SessionId> {
     let bytes = key.last_chunk().ok_or_else(|| damaged("a short key"))?;
     Ok(SessionId(u128::from_be_bytes(*bytes)))
-}
-
-fn sequence_in_reply(key: &[u8]) -> Result<u64> {
-    let bytes = key.last_chunk().ok_or_else(|| damaged("a short key"))?;
-    Ok(u64::from_be_bytes(*bytes))
 }
 
 fn damaged(what: &str) -> Error {

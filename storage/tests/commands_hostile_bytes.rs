@@ -80,9 +80,10 @@ fn memory_follows_the_bytes_and_not_their_claims() {
     // What a group exchanges: one of these claims falls into a list of each decoder.
     for claim in [&largest[..], within_limit] {
         for prefix in [
-            &b"\x01\x00\x07"[..],        // the names of a command's trees; a reply
-            b"\x01\x00\x07\x01",         // one such name
-            b"\x01\x00\x07\x00\x01\x06", // a batch
+            &b"\x02\x00\x07"[..],        // the names of a command's trees
+            b"\x02\x00\x07\x01",         // one such name
+            b"\x02\x00\x07\x00\x01\x06", // a batch
+            b"\x01\x00\x07",             // a reply
             b"\x01\x03\x07\x01\x00",     // why a reply refuses
             b"\x01\x01\x01t",            // keys of a read
             b"\x01\x01",                 // values of an answer

@@ -28,10 +28,10 @@ fn reply(result: Result<Answer, Refusal>) -> GroupReply {
 /// version instead.
 #[test]
 fn commands_of_a_group_have_the_bytes_they_always_had() {
-    let tag = SessionTag { session: SessionId(0x0102), sequence: 5, first_incomplete: 4 };
+    let tag = SessionTag { session: SessionId(0x0102), slot: 4, sequence: 5 };
     let put = Write { tree: TreeId(1), key: "k".into(), value: Some("v".into()) };
     let golden: Vec<(GroupCommand, &[u8])> = vec![
-        (command(Operation::Nothing), b"\x01\x00\x07\x00\x00"),
+        (command(Operation::Nothing), b"\x02\x00\x07\x00\x00"),
         (
             GroupCommand {
                 session: Some(tag),
@@ -39,15 +39,15 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
                 trees: vec!["a".into(), "".into()],
                 operation: Operation::Command(Command::Batch { writes: vec![put] }),
             },
-            b"\x01\x01\xfb\x02\x01\x05\x04\xfd\x00\xd0\x7b\x3e\x9b\x01\x00\x00\x02\x01a\x00\x01\x06\x01\x01\x01k\x01\x01v",
+            b"\x02\x01\xfb\x02\x01\x04\x05\xfd\x00\xd0\x7b\x3e\x9b\x01\x00\x00\x02\x01a\x00\x01\x06\x01\x01\x01k\x01\x01v",
         ),
         (
             command(Operation::OpenSession { session: SessionId(u128::MAX), lease_ms: 300 }),
-            b"\x01\x00\x07\x00\x02\xfe\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\x2c\x01",
+            b"\x02\x00\x07\x00\x02\xfe\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\x2c\x01",
         ),
-        (command(Operation::RenewSession { session: SessionId(9) }), b"\x01\x00\x07\x00\x03\x09"),
-        (command(Operation::CloseSession { session: SessionId(9) }), b"\x01\x00\x07\x00\x04\x09"),
-        (command(Operation::ExpireSessions), b"\x01\x00\x07\x00\x05"),
+        (command(Operation::RenewSession { session: SessionId(9) }), b"\x02\x00\x07\x00\x03\x09"),
+        (command(Operation::CloseSession { session: SessionId(9) }), b"\x02\x00\x07\x00\x04\x09"),
+        (command(Operation::ExpireSessions), b"\x02\x00\x07\x00\x05"),
     ];
     for (command, bytes) in golden {
         let encoded = encode_group_command(&command).unwrap();
@@ -67,7 +67,7 @@ fn replies_of_a_group_have_the_bytes_they_always_had() {
         (reply(Err(Refusal::TooLarge("no".into()))), b"\x01\x03\x07\x01\x01\x02no"),
         (reply(Err(Refusal::TreeNotFound("t".into()))), b"\x01\x03\x07\x01\x02\x01t"),
         (reply(Err(Refusal::SessionUnknown(SessionId(4)))), b"\x01\x03\x07\x01\x03\x04"),
-        (reply(Err(Refusal::Forgotten { first_incomplete: 8 })), b"\x01\x03\x07\x01\x04\x08"),
+        (reply(Err(Refusal::Forgotten { latest: 8 })), b"\x01\x03\x07\x01\x04\x08"),
         (reply(Err(Refusal::Malformed("no".into()))), b"\x01\x03\x07\x01\x05\x02no"),
     ];
     for (reply, bytes) in golden {
@@ -153,7 +153,9 @@ fn whatever_the_bytes_are_they_are_refused_or_mean_one_thing() {
     let mut decoded = [0; 5];
     for seed in 0..200_000 {
         let mut random = Random(seed);
-        let mut bytes = vec![if random.below(20) == 0 { random.next() as u8 } else { 1 }];
+        // The versions of commands, and of all else.
+        let version = 1 + random.below(2) as u8;
+        let mut bytes = vec![if random.below(20) == 0 { random.next() as u8 } else { version }];
         let length = if random.below(2) == 0 { 3 + random.below(8) } else { random.below(40) };
         bytes.extend((0..length).map(|_| match random.below(6) {
             0 => 251 + random.below(5) as u8,
@@ -177,7 +179,7 @@ fn whatever_the_bytes_are_they_are_refused_or_mean_one_thing() {
 #[test]
 fn bytes_too_many_or_too_few_are_refused() {
     let whole = encode_group_command(&GroupCommand {
-        session: Some(SessionTag { session: SessionId(1), sequence: 2, first_incomplete: 3 }),
+        session: Some(SessionTag { session: SessionId(1), slot: 2, sequence: 3 }),
         time_ms: 4,
         trees: vec!["t".into()],
         operation: Operation::Command(Command::Insert {
@@ -192,7 +194,7 @@ fn bytes_too_many_or_too_few_are_refused() {
     }
     assert!(decode_group_command(&[&whole[..], &[0]].concat()).is_err());
     let mut newer = whole;
-    newer[0] = 2;
+    newer[0] = 3;
     let error = decode_group_command(&newer).unwrap_err().to_string();
-    assert!(error.contains("version 2"), "{error}");
+    assert!(error.contains("version 3"), "{error}");
 }

@@ -8,6 +8,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dogsled_storage::codec::GROUP_COMMAND_VERSION;
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::wal::Wal;
 use dogsled_storage::{Error, Replica, ReplicaInstaller, ReplicaOptions};
@@ -194,7 +195,10 @@ fn an_entry_out_of_order_is_refused() {
 #[test]
 fn an_entry_of_a_newer_version_stops_the_replica_before_it() {
     let node = Node::new(1, 1, false);
-    assert!(matches!(node.replica().apply(1, None, &[2, 0, 0]), Err(Error::Corrupt(_))));
+    assert!(matches!(
+        node.replica().apply(1, None, &[GROUP_COMMAND_VERSION + 1, 0, 0]),
+        Err(Error::Corrupt(_))
+    ));
     assert_eq!(node.replica().applied().position, 0);
 }
 

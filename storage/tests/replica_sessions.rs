@@ -9,7 +9,7 @@ use dogsled_storage::counter::{CounterCommand, CounterReply};
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::lock::{LockCommand, LockReply};
 use dogsled_storage::model::ModelState;
-use dogsled_storage::session::{FORGET_AT_ONCE, MAX_OUTSTANDING, REMOVE_AT_ONCE};
+use dogsled_storage::session::REMOVE_AT_ONCE;
 use dogsled_storage::wal::{Wal, WalOptions};
 use dogsled_storage::{
     Answer, Command, GroupCommand, GroupRead, GroupReadReply, GroupReply, IVec, Operation, Refusal, Replica,
@@ -50,8 +50,8 @@ impl Group {
     }
 
     /// Adds one to a counter within a session.
-    fn add(&mut self, session: SessionId, sequence: u64, first_incomplete: u64) -> Result<Answer, Refusal> {
-        self.apply(Some(SessionTag { session, sequence, first_incomplete }), &[], add_one())
+    fn add(&mut self, session: SessionId, slot: u16, sequence: u64) -> Result<Answer, Refusal> {
+        self.apply(Some(SessionTag { session, slot, sequence }), &[], add_one())
     }
 
     /// How many keys the tree of sessions has.
@@ -76,7 +76,7 @@ fn insert(tree: u32, key: &str, value: &str) -> Operation {
 fn a_retry_gets_the_first_answer_and_happens_once() {
     let mut group = Group::new();
     assert_eq!(group.open(ANN, 500), Ok(Answer::Session { expires_ms: 1_500 }));
-    let tag = Some(SessionTag { session: ANN, sequence: 7, first_incomplete: 7 });
+    let tag = Some(SessionTag { session: ANN, slot: 0, sequence: 7 });
     let first = group.reply(tag, &[], add_one());
     assert_eq!(first.result, added(1));
     group.time_ms = 1_400;
@@ -87,72 +87,57 @@ fn a_retry_gets_the_first_answer_and_happens_once() {
     assert_eq!(group.state.tree(TreeId::SESSIONS), state.tree(TreeId::SESSIONS));
     // Even if it asks for something else under the same number.
     assert_eq!(group.reply(tag, &["t"], insert(0, "k", "v")), first);
-    assert_eq!(group.add(ANN, 8, 7), added(2));
-    // Another session has numbers of its own.
+    assert_eq!(group.add(ANN, 0, 8), added(2));
+    // Another slot, and another session, have numbers of their own.
+    assert_eq!(group.add(ANN, 1, 7), added(3));
     group.open(BEN, 500).unwrap();
-    assert_eq!(group.add(BEN, 7, 0), added(3));
+    assert_eq!(group.add(BEN, 0, 7), added(4));
 }
 
 #[test]
 fn a_refusal_is_remembered_too() {
     let mut group = Group::new();
     group.open(ANN, 500).unwrap();
-    let tag = Some(SessionTag { session: ANN, sequence: 1, first_incomplete: 0 });
+    let tag = Some(SessionTag { session: ANN, slot: 3, sequence: 1 });
     let refused = group.reply(tag, &[], insert(0, "k", "v"));
     assert!(matches!(refused.result, Err(Refusal::Invalid(_))), "{refused:?}");
     assert_eq!(group.reply(tag, &["t"], insert(0, "k", "v")), refused);
 }
 
 #[test]
-fn what_the_client_has_given_up_is_refused_and_its_answers_go() {
+fn what_the_client_has_given_up_is_refused_and_its_answer_goes() {
     let mut group = Group::new();
     group.open(ANN, 500).unwrap();
-    for sequence in 0..4 {
-        group.add(ANN, sequence, 0).unwrap();
+    for slot in 0..4 {
+        group.add(ANN, slot, 0).unwrap();
     }
     // Session, expiry, four answers.
     assert_eq!(group.kept(), 6);
-    assert_eq!(group.add(ANN, 4, 3), added(5));
-    assert_eq!(group.kept(), 4, "answers 3 and 4");
-    assert_eq!(group.add(ANN, 2, 0), Err(Refusal::Forgotten { first_incomplete: 3 }));
-    assert_eq!(group.add(ANN, 3, 0), added(4), "this one is still there");
-    // It was under way for long, and knows less than what came after it.
-    assert_eq!(group.add(ANN, 5, 1), added(6));
-    assert_eq!(group.add(ANN, 2, 0), Err(Refusal::Forgotten { first_incomplete: 3 }));
+    assert_eq!(group.add(ANN, 2, 5), added(5), "numbers may be left out");
+    assert_eq!(group.kept(), 6, "the answer has taken the place of the one before");
+    for given_up in [0, 1, 4] {
+        assert_eq!(group.add(ANN, 2, given_up), Err(Refusal::Forgotten { latest: 5 }));
+    }
+    assert_eq!(group.add(ANN, 2, 5), added(5));
+    assert_eq!(group.add(ANN, 3, 0), added(4), "those of other slots are still there");
+    assert_eq!(group.state.get(TreeId::COUNTERS, b"visits").unwrap().unwrap().value, 5u64.to_be_bytes());
 }
 
 #[test]
-fn forgetting_much_is_spread_over_many_commands() {
+fn the_first_and_the_last_slot_and_number_are_like_any() {
     let mut group = Group::new();
     group.open(ANN, 500).unwrap();
-    for sequence in 0..100 {
-        group.add(ANN, sequence * 3, 0).unwrap();
+    for (slot, sequence, value) in [(0, 0, 1), (u16::MAX, 0, 2), (u16::MAX, u64::MAX, 3)] {
+        assert_eq!(group.add(ANN, slot, sequence), added(value));
+        assert_eq!(group.add(ANN, slot, sequence), added(value));
     }
-    assert_eq!(group.kept(), 102);
-    let before = group.kept();
-    group.add(ANN, 300, 300).unwrap();
-    assert_eq!(group.kept(), before + 1 - FORGET_AT_ONCE as u64);
-    assert_eq!(group.add(ANN, 297, 0), Err(Refusal::Forgotten { first_incomplete: 300 }));
-    for sequence in 301..310 {
-        group.add(ANN, sequence, 300).unwrap();
-    }
-    assert_eq!(group.kept(), 2 + 10, "the answers from 300 on");
-}
-
-#[test]
-fn numbers_out_of_bounds_are_refused() {
-    let mut group = Group::new();
-    group.open(ANN, 500).unwrap();
-    assert!(matches!(group.add(ANN, 3, 4), Err(Refusal::Invalid(_))));
-    assert!(matches!(group.add(ANN, MAX_OUTSTANDING, 0), Err(Refusal::Invalid(_))));
-    assert!(matches!(group.add(ANN, u64::MAX, 0), Err(Refusal::Invalid(_))));
-    assert_eq!(group.add(ANN, MAX_OUTSTANDING - 1, 0), added(1));
-    assert_eq!(group.add(ANN, u64::MAX, u64::MAX), added(2));
-    assert_eq!(group.add(ANN, u64::MAX, u64::MAX), added(2));
-    let numbered = Some(SessionTag { session: ANN, sequence: 1, first_incomplete: 0 });
+    let numbered = Some(SessionTag { session: ANN, slot: 0, sequence: 1 });
     let refused = group.apply(numbered, &[], Operation::RenewSession { session: ANN });
     assert!(matches!(refused, Err(Refusal::Invalid(_))));
     assert!(matches!(group.open(BEN, 0), Err(Refusal::Invalid(_))));
+    // The last slot goes with the session.
+    group.apply(None, &[], Operation::CloseSession { session: ANN }).unwrap();
+    assert_eq!(group.kept(), 0);
 }
 
 #[test]
@@ -201,15 +186,15 @@ fn closing_and_expiring_do_a_bounded_amount_of_work() {
     group.open(ANN, 500).unwrap();
     group.open(BEN, 600).unwrap();
     let many = REMOVE_AT_ONCE as u64 * 5 / 2;
-    for sequence in 0..many {
-        group.add(ANN, sequence, 0).unwrap();
+    for slot in 0..many {
+        group.add(ANN, slot as u16, 0).unwrap();
     }
     group.add(BEN, 0, 0).unwrap();
     let close = || Operation::CloseSession { session: ANN };
     assert_eq!(group.apply(None, &[], close()), Ok(Answer::Done));
     assert!(group.kept() > many - REMOVE_AT_ONCE as u64);
     // What is left of it cannot be used.
-    assert_eq!(group.add(ANN, many - 1, 0), Err(Refusal::SessionUnknown(ANN)));
+    assert_eq!(group.add(ANN, many as u16 - 1, 0), Err(Refusal::SessionUnknown(ANN)));
     let mut rounds = 0;
     loop {
         let before = group.kept();
@@ -341,7 +326,7 @@ fn entry(session: Option<SessionTag>, operation: Operation) -> Vec<u8> {
 fn a_command_retried_after_a_snapshot_was_installed_happens_once() {
     let disk = SimulatedDisk::new(1);
     let (source, _) = replica(&disk, 1);
-    let tag = Some(SessionTag { session: ANN, sequence: 0, first_incomplete: 0 });
+    let tag = Some(SessionTag { session: ANN, slot: 0, sequence: 0 });
     source.apply(1, None, &entry(None, Operation::OpenSession { session: ANN, lease_ms: 500 })).unwrap();
     let first = source.apply(2, None, &entry(tag, add_one())).unwrap();
     assert_eq!(first.result, added(1));

@@ -148,7 +148,7 @@ pub fn get(key: &str) -> GroupRead {
 }
 
 pub fn in_session(session: u128, sequence: u64, command: GroupCommand) -> GroupCommand {
-    let tag = SessionTag { session: SessionId(session), sequence, first_incomplete: sequence };
+    let tag = SessionTag { session: SessionId(session), slot: 0, sequence };
     GroupCommand { session: Some(tag), ..command }
 }
 

@@ -9,8 +9,9 @@ use crate::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply, Operatio
 use crate::{Error, IVec, Result};
 
 /// The first byte of an encoded [`GroupCommand`]. An entry of a newer version stops a replica: to
-/// skip what others carry out would make it another database.
-pub const GROUP_COMMAND_VERSION: u8 = 1;
+/// skip what others carry out would make it another database. Version 1 had a watermark in the place of
+/// the slot of a [`SessionTag`](crate::SessionTag); it was never released.
+pub const GROUP_COMMAND_VERSION: u8 = 2;
 /// The first byte of an encoded [`GroupReply`].
 const GROUP_REPLY_VERSION: u8 = 1;
 /// The first byte of an encoded [`GroupRead`].
@@ -35,7 +36,7 @@ pub const MAX_ENCODED_GROUP_READ_LENGTH: usize = 64 << 20;
 /// let operation = Operation::Command(Command::Remove { tree: TreeId(0), key: "a".into() });
 /// let command = GroupCommand { session: None, time_ms: 7, trees: vec!["t".into()], operation };
 /// let bytes = encode_group_command(&command)?;
-/// assert_eq!(bytes, b"\x01\0\x07\x01\x01t\x01\x04\0\x01a");
+/// assert_eq!(bytes, b"\x02\0\x07\x01\x01t\x01\x04\0\x01a");
 /// assert_eq!(decode_group_command(&bytes)?, command);
 /// # Ok::<(), dogsled_storage::Error>(())
 /// ```
@@ -162,7 +163,7 @@ impl<Context> Decode<Context> for Refusal {
             1 => Refusal::TooLarge(text(decoder)?),
             2 => Refusal::TreeNotFound(IVec::decode(decoder)?),
             3 => Refusal::SessionUnknown(SessionId::decode(decoder)?),
-            4 => Refusal::Forgotten { first_incomplete: u64::decode(decoder)? },
+            4 => Refusal::Forgotten { latest: u64::decode(decoder)? },
             5 => Refusal::Malformed(text(decoder)?),
             other => return Err(DecodeError::OtherString(unknown("refusal", other))),
         })

@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dogsled_storage::codec::encode_group_command;
+use dogsled_storage::codec::{GROUP_COMMAND_VERSION, encode_group_command};
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::lock::{LockCommand, LockReply};
 use dogsled_storage::model::ModelState;
@@ -49,7 +49,6 @@ pub struct Log {
 struct Client {
     session: SessionId,
     next: u64,
-    first_incomplete: u64,
     /// Commands that may be tried again.
     sent: Vec<GroupCommand>,
 }
@@ -97,7 +96,10 @@ impl LogMaker {
                 self.state.apply(position, &[]);
                 let time_ms = self.state.time_ms();
                 let result = Err(Refusal::Malformed(String::new()));
-                (Some(vec![1, 0, 0, 0, 77]), Some(GroupReply { position, time_ms, result }))
+                (
+                    Some(vec![GROUP_COMMAND_VERSION, 0, 0, 0, 77]),
+                    Some(GroupReply { position, time_ms, result }),
+                )
             }
             _ => {
                 let command = self.command();
@@ -122,7 +124,7 @@ impl LogMaker {
             0..=2 => {
                 self.sessions += 1;
                 let session = SessionId(self.sessions);
-                self.clients.push(Client { session, next: 0, first_incomplete: 0, sent: Vec::new() });
+                self.clients.push(Client { session, next: 0, sent: Vec::new() });
                 if self.clients.len() > 4 {
                     self.clients.remove(0);
                 }
@@ -146,13 +148,10 @@ impl LogMaker {
                 let mut command = self.data(time_ms);
                 let random = &mut self.workload.random;
                 let client = &mut self.clients[client];
-                if random.one_in(3) {
-                    client.first_incomplete += random.below(client.next - client.first_incomplete + 1);
-                }
                 command.session = Some(SessionTag {
                     session: client.session,
+                    slot: random.below(4) as u16,
                     sequence: client.next,
-                    first_incomplete: client.first_incomplete,
                 });
                 // Numbers may be left out.
                 client.next += 1 + if random.one_in(10) { random.below(40) } else { 0 };
