@@ -126,6 +126,8 @@ fn status_tells_of_members_and_groups() {
     assert_eq!(status["groups"].as_array().map(Vec::len), Some(17));
     assert_eq!(status["members"][0]["leads"], 17);
     assert_eq!(status["members"][0]["answers"], true);
+    let bytes = |name: &str| status["members"][0][name].as_u64().expect(name);
+    assert!(bytes("tree_bytes") > 0 && bytes("disk_free_bytes") < bytes("disk_total_bytes"), "{status}");
     assert!(
         status["groups"].as_array().is_some_and(|groups| groups.iter().all(|group| group["leader"] == 1))
     );

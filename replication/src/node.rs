@@ -511,14 +511,21 @@ impl Inner {
 
     fn status(&self) -> NodeStatus {
         let wal = self.shared_log.wal.stats();
+        let groups = || self.cluster.get().into_iter().flat_map(|cluster| &cluster.groups);
+        let replicas = groups().filter_map(|group| group.slot.replica());
+        // A report that lacks a figure is better than none.
+        let space = self.config.disk.space(&self.config.directory).ok();
         NodeStatus {
             node: self.config.node,
             cluster: self.cluster.get().map_or(0, |cluster| cluster.id),
             members: self.map().members,
-            groups: self.cluster.get().into_iter().flat_map(|c| &c.groups).map(|g| g.status()).collect(),
+            groups: groups().map(|group| group.status()).collect(),
             wal_live_bytes: wal.live_bytes,
             wal_file_bytes: wal.file_bytes,
             wal_syncs: wal.syncs,
+            tree_bytes: replicas.map(|replica| replica.engine().tree_bytes()).sum(),
+            disk_total_bytes: space.map_or(0, |space| space.total),
+            disk_free_bytes: space.map_or(0, |space| space.free),
             failure: self.shared_log.wal.poisoned().map(|error| error.to_string()),
         }
     }

@@ -94,6 +94,12 @@ pub struct NodeStatus {
     pub wal_file_bytes: u64,
     /// Syncs since the node was started.
     pub wal_syncs: u64,
+    /// Bytes of the B-trees of all groups.
+    pub tree_bytes: u64,
+    /// Bytes of the file system that the node's directory is on; 0 if that is not known.
+    pub disk_total_bytes: u64,
+    /// How many of them the node can still use.
+    pub disk_free_bytes: u64,
     /// Why the node acknowledges nothing any more, if so.
     pub failure: Option<String>,
 }
@@ -195,7 +201,9 @@ impl NodeStatus {
         for group in &self.groups {
             group.put(bytes);
         }
-        for number in [self.wal_live_bytes, self.wal_file_bytes, self.wal_syncs] {
+        let wal = [self.wal_live_bytes, self.wal_file_bytes, self.wal_syncs];
+        let disk = [self.tree_bytes, self.disk_total_bytes, self.disk_free_bytes];
+        for number in wal.into_iter().chain(disk) {
             bytes.put_u64(number);
         }
         put_text(bytes, self.failure.as_deref());
@@ -214,6 +222,9 @@ impl NodeStatus {
             wal_live_bytes: take.u64()?,
             wal_file_bytes: take.u64()?,
             wal_syncs: take.u64()?,
+            tree_bytes: take.u64()?,
+            disk_total_bytes: take.u64()?,
+            disk_free_bytes: take.u64()?,
             failure: take_text(take)?,
         })
     }

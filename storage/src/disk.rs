@@ -42,6 +42,17 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Takes the exclusive lock file `path`, creating it; `None` if another process (or another
     /// handle of this one) holds it. Dropping the guard releases it before drop returns.
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>>;
+    /// How much room there is where the directory `path` is.
+    fn space(&self, path: &Path) -> io::Result<Space>;
+}
+
+/// See [`Disk::space`]; in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What the file system holds when it is full.
+    pub total: u64,
+    /// What can still be written to it by this process.
+    pub free: u64,
 }
 
 /// Proof of holding a directory; see [`Disk::lock`].

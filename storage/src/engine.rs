@@ -20,8 +20,12 @@
 //! to the leaf cache. The active overlay is frozen at seven sixteenths of the overlays' share;
 //! writers wait when both together reach it.
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+mod commands;
+mod committer;
+mod options;
+mod shared;
+
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -31,195 +35,28 @@ use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
 use crate::base::Base;
-use crate::clock::{Clock, LogTime, SystemClock};
-use crate::codec::encode_effects;
 use crate::directory::Directory;
-use crate::disk::{Disk, RealDisk};
-use crate::evaluate::{Context, Effect, Outcome, evaluate};
+use crate::evaluate::{Context, Outcome, evaluate};
 use crate::leaf_cache::CacheBudget;
 use crate::lock_wait::LockWaiters;
-use crate::meta::{Catalog, Checkpoint};
 use crate::overlay::Readers;
 use crate::recovery::{at_checkpoint, read_checkpoint, recover, require_wal};
 use crate::replica::{Applied, ReplicaState};
 use crate::snapshot::Snapshot;
-use crate::state::{Ends, LatestView, Prefetched, State};
+use crate::state::{LatestView, Prefetched};
 use crate::tree_file::open_redb_and_file;
-use crate::wal::{StreamId, Ticket, Wal, WalOptions};
-use crate::watch::{Subscription, Wakeups, Watchers};
+use crate::wal::{StreamId, Wal, WalOptions};
+use crate::watch::{Subscription, Watchers};
 use crate::{Command, Error, IVec, Reply, Result, TreeId};
+
+use commands::says_it_is_so;
+pub(crate) use commands::{prefetch, touches_locks};
+pub(crate) use committer::Committer;
+pub use options::{Durability, Options};
+pub(crate) use shared::{Progress, Shared};
 
 /// The WAL stream of an embedded database.
 pub const EMBEDDED_STREAM: StreamId = StreamId(0);
-
-/// When a write counts as done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Durability {
-    /// When it would survive power loss.
-    Synced,
-    /// When it is visible; it survives power loss after at most `flush_every_ms`.
-    #[default]
-    Buffered,
-}
-
-/// How to open an [`Engine`].
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Where; made if missing.
-    pub directory: PathBuf,
-    /// Bytes of memory for redb's cache, overlays and leaf cache together. At least 8 MiB are used.
-    pub cache_capacity: u64,
-    /// What writes get that do not say otherwise.
-    pub durability: Durability,
-    /// How long a buffered write may stay unsynced, in milliseconds; `None`: until
-    /// [`Engine::sync`].
-    pub flush_every_ms: Option<u64>,
-    /// Bytes of a WAL segment; a multiple of 4096.
-    pub segment_size: u64,
-    /// Refuse to open a database that exists.
-    pub create_new: bool,
-    /// Commits whose WAL bytes together stay below this are kept for [`Engine::changes_since`]
-    /// after they were folded into the B-tree.
-    pub retain_changes_bytes: u64,
-    /// Run the threads that write out, sync and fold into the B-tree. Without them only calls do:
-    /// for tests that need to know when the disk is written, and for simulation.
-    pub background_threads: bool,
-    /// The most keys that one of a checkpoint's transactions writes.
-    pub checkpoint_slice_keys: usize,
-    /// What tells the time.
-    pub clock: Arc<dyn Clock>,
-    /// What stores the bytes.
-    pub disk: Arc<dyn Disk>,
-    /// The id of a database that is made, and the seed of all else that is random; `None`: drawn
-    /// from the system's entropy.
-    pub database_id: Option<u128>,
-}
-
-impl Options {
-    /// The defaults, for `directory` on the operating system's disk.
-    pub fn new(directory: impl Into<PathBuf>) -> Options {
-        Options {
-            directory: directory.into(),
-            cache_capacity: 1 << 30,
-            durability: Durability::Buffered,
-            flush_every_ms: Some(500),
-            segment_size: 8 << 20,
-            create_new: false,
-            retain_changes_bytes: 0,
-            background_threads: true,
-            checkpoint_slice_keys: 8 << 10,
-            clock: Arc::new(SystemClock),
-            disk: Arc::new(RealDisk),
-            database_id: None,
-        }
-    }
-}
-
-/// What the commit mutex guards.
-#[derive(Debug)]
-pub(crate) struct Committer {
-    pub(crate) sequence: u64,
-    pub(crate) time_ms: u64,
-    log_time: LogTime,
-    pub(crate) next_id: u64,
-    /// Of a replica: what came with its last entry; see [`Applied::note`].
-    pub(crate) note: Vec<u8>,
-    scratch: Vec<u8>,
-    /// Bytes of the commits in the WAL at opening and of those since, and what they were at some commits, oldest first.
-    logged: u64,
-    marks: VecDeque<(u64, u64)>,
-    /// Whether marks are asked for.
-    retains: bool,
-    pub(crate) ends: Ends,
-}
-
-/// Between two marks of [`Committer`].
-const MARK_BYTES: u64 = 1 << 20;
-
-impl Committer {
-    pub(crate) fn new(sequence: u64, time_ms: u64, next_id: u64, retains: bool) -> Committer {
-        Committer {
-            sequence,
-            time_ms,
-            log_time: LogTime::default(),
-            next_id,
-            note: Vec::new(),
-            scratch: Vec::new(),
-            logged: 0,
-            marks: VecDeque::new(),
-            retains,
-            ends: Ends::default(),
-        }
-    }
-
-    /// The log's time.
-    #[inline]
-    fn now_ms(&mut self, clock: &dyn Clock) -> u64 {
-        self.log_time.now_ms(clock, self.time_ms)
-    }
-
-    /// Counts the bytes of a commit that is in the WAL.
-    #[inline]
-    pub(crate) fn mark(&mut self, sequence: u64, bytes: usize) {
-        if !self.retains {
-            return;
-        }
-        self.logged += bytes as u64;
-        if self.marks.back().is_none_or(|(_, logged)| self.logged - logged >= MARK_BYTES) {
-            self.marks.push_back((sequence, self.logged));
-        }
-    }
-
-    /// The last commit behind which at least `keep` bytes were logged; 0 if there is none.
-    pub(crate) fn sequence_before(&mut self, keep: u64) -> u64 {
-        while let Some((_, logged)) = self.marks.get(1)
-            && self.logged - logged >= keep
-        {
-            self.marks.pop_front();
-        }
-        match self.marks.front() {
-            Some((sequence, logged)) if self.logged - logged >= keep => *sequence,
-            _ => 0,
-        }
-    }
-}
-
-/// How far checkpoints have come; guarded by its own mutex, signalled on every change.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    /// Somebody wants one, or the overlay is large.
-    pub(crate) wanted: u64,
-    pub(crate) finished: u64,
-    pub(crate) closing: bool,
-    pub(crate) failed: Option<Error>,
-}
-
-pub(crate) struct Shared {
-    pub(crate) options: Options,
-    pub(crate) state: ArcSwap<State>,
-    pub(crate) commit: Mutex<Committer>,
-    /// Of an embedded database its own, of a replica the node's, which outlives it.
-    pub(crate) wal: Arc<Wal>,
-    /// What only a replica has; `None`: an embedded database.
-    pub(crate) replica: Option<ReplicaState>,
-    pub(crate) database: redb::Database,
-    pub(crate) readers: Arc<Readers>,
-    pub(crate) watchers: Watchers,
-    pub(crate) lock_waiters: LockWaiters,
-    pub(crate) progress: Mutex<Progress>,
-    pub(crate) progressed: Condvar,
-    /// The checkpoint record of the frozen overlay.
-    pub(crate) freezing: Mutex<Option<Checkpoint>>,
-    pub(crate) overlay_limit: usize,
-    durable_sequence: AtomicU64,
-    checkpointed: AtomicU64,
-    pub(crate) checkpoints: AtomicU64,
-    pub(crate) stalls: AtomicUsize,
-    closed: AtomicBool,
-    pub(crate) redb_cache: usize,
-    /// Last: the lock on the directory is released when all else is gone.
-    pub(crate) directory: Directory,
-}
 
 /// An open database. Use it through an [`Arc`]; dropping it closes it, and the directory's lock is
 /// released before the drop returns unless a [`Snapshot`] still lives.
@@ -231,12 +68,6 @@ pub struct Engine {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine").field("directory", &self.shared.directory.path).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("directory", &self.directory.path).finish_non_exhaustive()
     }
 }
 
@@ -582,6 +413,11 @@ impl Engine {
         crate::stats::size_on_disk(&self.shared)
     }
 
+    /// Bytes of the B-tree as of the last checkpoint, without asking the disk.
+    pub fn tree_bytes(&self) -> u64 {
+        self.shared.state.load().base.file().length()
+    }
+
     /// Stops the background, syncs the WAL. Called by drop, which cannot report an error.
     ///
     /// # Errors
@@ -614,210 +450,6 @@ impl Drop for Engine {
         // Drop cannot report; whoever needs to know calls `close` or `sync` before.
         let _ = self.close();
     }
-}
-
-impl Shared {
-    /// Logs, applies and publishes effects. On an error nothing was changed.
-    fn commit(
-        &self,
-        committer: &mut Committer,
-        state: &Arc<State>,
-        context: &Context,
-        effects: &[Effect],
-    ) -> Result<(Ticket, Wakeups)> {
-        self.check_open()?;
-        committer.scratch.clear();
-        encode_effects(context.time_ms, effects, &mut committer.scratch);
-        let ticket = self.wal.append(EMBEDDED_STREAM, context.sequence, &[&committer.scratch])?;
-        let bytes = committer.scratch.len();
-        // A commit of many megabytes must not stay allocated for ever.
-        committer.scratch.shrink_to(1 << 20);
-        committer.mark(context.sequence, bytes);
-        Ok((ticket, self.publish(committer, state, context, effects)))
-    }
-
-    /// Applies and publishes effects that are logged.
-    pub(crate) fn publish(
-        &self,
-        committer: &mut Committer,
-        state: &Arc<State>,
-        context: &Context,
-        effects: &[Effect],
-    ) -> Wakeups {
-        committer.sequence = context.sequence;
-        committer.time_ms = context.time_ms;
-        // A snapshot of this commit must know its trees: they are published with it.
-        state.active.apply(
-            context.sequence,
-            effects,
-            &self.readers,
-            |tree| state.is_empty_below_active(tree),
-            || {
-                for effect in effects {
-                    match effect {
-                        Effect::CreateTree { id, name } => {
-                            self.change_catalog(|catalog| catalog.insert(*id, name.clone()))
-                        }
-                        Effect::DropTree { id } => self.change_catalog(|catalog| catalog.remove(*id)),
-                        _ => {}
-                    }
-                }
-            },
-        );
-        for effect in effects {
-            match effect {
-                Effect::SetNextId { next } => committer.next_id = *next,
-                Effect::Put { tree, key, .. } => committer.ends.put(*tree, key),
-                _ => {}
-            }
-        }
-        let wakeups = self.watchers.publish(context.sequence, effects);
-        if state.active.bytes() > self.freeze_at() {
-            self.want_checkpoint();
-        }
-        wakeups
-    }
-
-    pub(crate) fn check_open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::InvalidRequest("the database is closed".to_owned()));
-        }
-        let failed = self.replica.as_ref().and_then(ReplicaState::failed);
-        match failed.or_else(|| self.wal.poisoned()) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-
-    /// Nothing is acknowledged from here on; whoever waits is told.
-    pub(crate) fn poison(&self, why: &str) {
-        match &self.replica {
-            // The other replicas of the node go on.
-            Some(replica) => replica.fail(why),
-            None => self.wal.poison(why),
-        }
-        self.lock_waiters.notify_all();
-    }
-
-    /// Call with the commit mutex held.
-    fn change_catalog(&self, change: impl FnOnce(&mut Catalog)) {
-        let mut state = State::clone(&self.state.load());
-        change(Arc::make_mut(&mut state.catalog));
-        self.state.store(Arc::new(state));
-    }
-
-    /// The commit up to which the B-tree on disk is complete.
-    pub(crate) fn checkpointed(&self) -> u64 {
-        self.checkpointed.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_checkpointed(&self, sequence: u64) {
-        self.checkpointed.store(sequence, Ordering::Release);
-    }
-
-    pub(crate) fn freeze_at(&self) -> usize {
-        let limit = self.overlay_limit / 16 * 7;
-        if self.replica.is_some() { limit.min(crate::replica::FREEZE_BYTES) } else { limit }
-    }
-
-    fn want_checkpoint(&self) {
-        // Only the first to cross the line takes the mutex: `frozen` is set soon after.
-        let mut progress = self.progress.lock();
-        if progress.wanted == progress.finished {
-            progress.wanted += 1;
-            self.progressed.notify_all();
-        }
-    }
-
-    fn overlay_bytes(&self) -> usize {
-        let state = self.state.load();
-        state.active.bytes() + state.frozen.as_ref().map_or(0, |frozen| frozen.bytes())
-    }
-
-    /// Back-pressure: waits while the overlays are over their share of memory.
-    pub(crate) fn wait_for_room(&self) -> Result<()> {
-        if self.overlay_bytes() < self.overlay_limit || !self.options.background_threads {
-            return Ok(());
-        }
-        self.stalls.fetch_add(1, Ordering::Relaxed);
-        let mut progress = self.progress.lock();
-        while self.overlay_bytes() >= self.overlay_limit {
-            if let Some(error) = &progress.failed {
-                return Err(error.clone());
-            }
-            if progress.closing {
-                return Err(Error::InvalidRequest("the database is closed".to_owned()));
-            }
-            if progress.wanted == progress.finished {
-                progress.wanted += 1;
-                self.progressed.notify_all();
-            }
-            self.progressed.wait_for(&mut progress, Duration::from_millis(100));
-        }
-        Ok(())
-    }
-}
-
-/// Whether a command without effects was answered that what it asks for is so already. A commit
-/// that is not yet durable may have made it so: a key that was found removed must not come back
-/// after a synced remove of it has returned.
-fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
-    match command {
-        Command::Transact { writes, .. } => *reply == Reply::Done && !writes.is_empty(),
-        Command::CompareAndSwap { .. } => *reply == Reply::Swapped(Ok(())),
-        Command::Remove { .. }
-        | Command::Batch { .. }
-        | Command::ClearTree { .. }
-        | Command::CreateTree { .. }
-        | Command::DropTree { .. }
-        | Command::Counter(crate::counter::CounterCommand::Remove { .. }) => true,
-        _ => false,
-    }
-}
-
-pub(crate) fn touches_locks(effects: &[Effect]) -> bool {
-    effects.iter().any(|effect| {
-        matches!(effect, Effect::Put { tree, .. } | Effect::Remove { tree, .. } | Effect::Clear { tree }
-            if *tree == TreeId::LOCKS)
-    })
-}
-
-/// Reads from the B-tree what a command will look at, without the commit mutex.
-pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetched> {
-    let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
-    let mut read = |tree: TreeId, key: &IVec| -> Result<()> {
-        if let Some(base) = state.base.tree(tree) {
-            prefetched.found.insert((tree, key.clone()), base.get(key)?);
-        }
-        Ok(())
-    };
-    match command {
-        Command::Insert { tree, key, .. }
-        | Command::Remove { tree, key }
-        | Command::CompareAndSwap { tree, key, .. } => read(*tree, key)?,
-        Command::Batch { writes } => {
-            for write in writes.iter().filter(|write| write.value.is_none()) {
-                read(write.tree, &write.key)?;
-            }
-        }
-        Command::Transact { reads, writes, .. } => {
-            for key in reads {
-                read(key.tree, &key.key)?;
-            }
-            for write in writes.iter().filter(|write| write.value.is_none()) {
-                read(write.tree, &write.key)?;
-            }
-        }
-        Command::Counter(counter) => read(TreeId::COUNTERS, counter.name())?,
-        Command::Lock(lock) => read(TreeId::LOCKS, lock.name())?,
-        Command::Put { .. }
-        | Command::CreateTree { .. }
-        | Command::DropTree { .. }
-        | Command::ClearTree { .. }
-        | Command::Pop { .. }
-        | Command::ReserveIds { .. } => {}
-    }
-    Ok(prefetched)
 }
 
 /// 128 bits that differ between any two databases.

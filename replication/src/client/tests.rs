@@ -121,6 +121,9 @@ fn a_status_survives_the_wire_and_no_bytes_make_a_decoder_panic() {
         wal_live_bytes: 1,
         wal_file_bytes: 2,
         wal_syncs: 3,
+        tree_bytes: 4,
+        disk_total_bytes: 6,
+        disk_free_bytes: 5,
         failure: None,
     };
     let reply = ClientReply::Status(Box::new(status));

@@ -37,7 +37,8 @@ pub(crate) fn status(global: &Global, out: &mut Output) -> Result<()> {
         ))?;
     }
     out.line("")?;
-    let header = ["node", "address", "leads", "behind", "log", "syncs", "state"].map(str::to_owned);
+    let header =
+        ["node", "address", "leads", "behind", "log", "syncs", "trees", "free", "state"].map(str::to_owned);
     table(out, std::iter::once(header).chain(members.iter().map(|member| member_row(member, &groups))))?;
     if groups.is_empty() {
         return Ok(());
@@ -99,13 +100,13 @@ fn complaints(status: &NodeStatus) -> Vec<String> {
     complaints
 }
 
-fn member_row(member: &MemberStatus, groups: &[Group<'_>]) -> [String; 7] {
+fn member_row(member: &MemberStatus, groups: &[Group<'_>]) -> [String; 9] {
     let (node, addresses) = (member.node.to_string(), member.addresses.join(","));
     match &member.status {
         Err(error) => {
             let dash = || "-".to_owned();
             let why = error.to_string().replace('\n', " ");
-            [node, addresses, dash(), dash(), dash(), dash(), format!("no answer: {why}")]
+            [node, addresses, dash(), dash(), dash(), dash(), dash(), dash(), format!("no answer: {why}")]
         }
         Ok(status) => {
             let complaints = complaints(status);
@@ -116,6 +117,11 @@ fn member_row(member: &MemberStatus, groups: &[Group<'_>]) -> [String; 7] {
                 output::number(behind(status, groups)),
                 format!("{} of {}", output::size(status.wal_live_bytes), output::size(status.wal_file_bytes)),
                 output::number(status.wal_syncs),
+                output::size(status.tree_bytes),
+                match status.disk_total_bytes {
+                    0 => "?".to_owned(),
+                    total => format!("{} of {}", output::size(status.disk_free_bytes), output::size(total)),
+                },
                 if complaints.is_empty() { "ok".to_owned() } else { complaints.join("; ") },
             ]
         }
@@ -133,6 +139,9 @@ fn member_fields(member: &MemberStatus, groups: &[Group<'_>]) -> Value {
             "wal_live_bytes": status.wal_live_bytes,
             "wal_file_bytes": status.wal_file_bytes,
             "wal_syncs": status.wal_syncs,
+            "tree_bytes": status.tree_bytes,
+            "disk_total_bytes": (status.disk_total_bytes > 0).then_some(status.disk_total_bytes),
+            "disk_free_bytes": (status.disk_total_bytes > 0).then_some(status.disk_free_bytes),
             "complaints": complaints(status),
         }),
     };

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{BLOCK_SIZE, Disk, DiskFile, DiskLock, DiskMap, OpenMode};
+use super::{BLOCK_SIZE, Disk, DiskFile, DiskLock, DiskMap, OpenMode, Space};
 
 /// The operating system's disk; see the [module](self).
 #[derive(Clone, Copy, Debug, Default)]
@@ -131,6 +131,12 @@ impl Disk for RealDisk {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(path)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Ok(Space { total: bytes(found.f_blocks), free: bytes(found.f_bavail) })
     }
 }
 

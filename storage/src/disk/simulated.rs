@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{BLOCK_SIZE, Disk, DiskFile, DiskLock, DiskMap, OpenMode};
+use super::{BLOCK_SIZE, Disk, DiskFile, DiskLock, DiskMap, OpenMode, Space};
 
 use faults::{Entered, crash_error, input_output_error};
 pub use faults::{Fault, Operation};
@@ -336,6 +336,13 @@ impl Disk for SimulatedDisk {
             inner.change_name(NameChange::Create(path.to_owned(), file));
         }
         Ok(Some(Box::new(SimulatedLock { disk: self.clone(), path: path.to_owned() })))
+    }
+
+    /// Neither counted as an operation nor failing: it changes nothing, and is for reports only.
+    fn space(&self, _: &Path) -> io::Result<Space> {
+        let inner = self.0.lock();
+        let total = inner.capacity.unwrap_or(u64::MAX);
+        Ok(Space { total, free: total.saturating_sub(inner.used()) })
     }
 }
 

@@ -1,0 +1,69 @@
+//! What the engine has to know of commands before and after they are evaluated.
+
+use std::sync::Arc;
+
+use crate::evaluate::Effect;
+use crate::state::{Prefetched, State};
+use crate::{Command, IVec, Reply, Result, TreeId};
+
+/// Whether a command without effects was answered that what it asks for is so already. A commit
+/// that is not yet durable may have made it so: a key that was found removed must not come back
+/// after a synced remove of it has returned.
+pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
+    match command {
+        Command::Transact { writes, .. } => *reply == Reply::Done && !writes.is_empty(),
+        Command::CompareAndSwap { .. } => *reply == Reply::Swapped(Ok(())),
+        Command::Remove { .. }
+        | Command::Batch { .. }
+        | Command::ClearTree { .. }
+        | Command::CreateTree { .. }
+        | Command::DropTree { .. }
+        | Command::Counter(crate::counter::CounterCommand::Remove { .. }) => true,
+        _ => false,
+    }
+}
+
+pub(crate) fn touches_locks(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| {
+        matches!(effect, Effect::Put { tree, .. } | Effect::Remove { tree, .. } | Effect::Clear { tree }
+            if *tree == TreeId::LOCKS)
+    })
+}
+
+/// Reads from the B-tree what a command will look at, without the commit mutex.
+pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetched> {
+    let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
+    let mut read = |tree: TreeId, key: &IVec| -> Result<()> {
+        if let Some(base) = state.base.tree(tree) {
+            prefetched.found.insert((tree, key.clone()), base.get(key)?);
+        }
+        Ok(())
+    };
+    match command {
+        Command::Insert { tree, key, .. }
+        | Command::Remove { tree, key }
+        | Command::CompareAndSwap { tree, key, .. } => read(*tree, key)?,
+        Command::Batch { writes } => {
+            for write in writes.iter().filter(|write| write.value.is_none()) {
+                read(write.tree, &write.key)?;
+            }
+        }
+        Command::Transact { reads, writes, .. } => {
+            for key in reads {
+                read(key.tree, &key.key)?;
+            }
+            for write in writes.iter().filter(|write| write.value.is_none()) {
+                read(write.tree, &write.key)?;
+            }
+        }
+        Command::Counter(counter) => read(TreeId::COUNTERS, counter.name())?,
+        Command::Lock(lock) => read(TreeId::LOCKS, lock.name())?,
+        Command::Put { .. }
+        | Command::CreateTree { .. }
+        | Command::DropTree { .. }
+        | Command::ClearTree { .. }
+        | Command::Pop { .. }
+        | Command::ReserveIds { .. } => {}
+    }
+    Ok(prefetched)
+}
