@@ -320,7 +320,48 @@ fn spare_segments_that_writers_waited_on_outlive_a_trim_and_others_do_not() {
         assert!(spares() > 2, "{} spares", spares());
         wal.trim().unwrap();
         assert_eq!(spares() > 2, left, "waits: {waits}, {} spares", spares());
+        let full = wal.stats().file_bytes;
         wal.trim_all().unwrap();
         assert!(spares() <= 1, "{} spares", spares());
+        assert!(wal.stats().file_bytes < full || !left, "{} bytes of {full}", wal.stats().file_bytes);
     }
+}
+
+#[test]
+fn a_trimmed_log_has_a_short_segment_stand_ready_and_grows_again() {
+    let disk = SimulatedDisk::new(1);
+    let options = WalOptions { segment_size: 8 << 20, threads: true, ..options() };
+    let wal = Wal::open(Arc::new(disk.clone()), options.clone()).unwrap();
+    let mut index = 0;
+    let mut fill = |wal: &Wal, bytes: u64| {
+        for _ in 0..bytes / 100_000 {
+            index += 1;
+            wal.append(ONE, index, &[&[7; 100_000]]).unwrap();
+            wal.write_out().unwrap();
+        }
+        wal.purge_to(ONE, index).unwrap();
+        wal.sync().unwrap();
+        index
+    };
+    fill(&wal, 40 << 20);
+    // Its threads recycle what was purged, and prepare the next segment.
+    let begun = Instant::now();
+    while wal.stats().segments > 1 || wal.stats().file_bytes < 16 << 20 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", wal.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let before = wal.stats().file_bytes;
+    wal.trim().unwrap();
+    let after = wal.stats().file_bytes;
+    assert!((9 << 20..=10 << 20).contains(&after), "{before} bytes became {after}");
+    // Again it finds nothing to do; what follows does not notice.
+    wal.trim().unwrap();
+    assert_eq!(wal.stats().file_bytes, after);
+    let last = fill(&wal, 40 << 20);
+    wal.append(ONE, last + 1, &[b"kept"]).unwrap();
+    wal.trim_all().unwrap();
+    wal.close().unwrap();
+    drop(wal);
+    let wal = Wal::open(Arc::new(disk), options).unwrap();
+    assert_eq!(wal.read(ONE, last + 1, last + 2, 100).unwrap()[0].1, b"kept");
 }

@@ -8,7 +8,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Ticket;
 use super::segment::{PrepareError, Reuse};
-use super::writer::Shared;
+use super::writer::{Shared, first_size};
+use crate::error::Result;
 
 /// How long the flusher keeps its rhythm without anything to do before it sleeps for good.
 const DORMANT_AFTER_TICKS: u32 = 100;
@@ -126,7 +127,9 @@ impl Shared {
             if state.failure.is_some() {
                 self.maintenance.wait_for(&mut state, RETRY_AFTER);
                 state.failure = None;
-            } else if state.prepared.as_ref().is_some_and(|next| next.size >= state.wanted) {
+            } else if !state.shrinking
+                && state.prepared.as_ref().is_some_and(|next| next.size >= state.wanted)
+            {
                 self.maintenance.wait(&mut state);
             }
         }
@@ -135,6 +138,32 @@ impl Shared {
     /// Does one piece of housekeeping; `false` if there was none, or it failed.
     pub(super) fn maintain(&self) -> bool {
         self.recycle() || self.prepare()
+    }
+
+    /// Has a short segment prepared in the place of the one that stands ready, unless writers who wait
+    /// will want it soon (or also then, if `all`), or something is pending: it takes as much of the disk
+    /// as a full one, and a database at rest may never need it. Returns when that is done, or was given
+    /// up because the disk fails.
+    pub(super) fn shrink(&self, all: bool) -> Result<()> {
+        let mut state = self.state.lock();
+        let short = first_size(self.files.segment_size).max(state.wanted);
+        let is_long = state.prepared.as_ref().is_some_and(|next| next.size > short);
+        let is_wanted = state.pending_records > 0 || (state.active.is_hot() && !all);
+        if state.stopping || !is_long || is_wanted {
+            return Ok(());
+        }
+        state.shrinking = true;
+        if !self.options.threads {
+            drop(state);
+            while self.maintain() {}
+            return Ok(());
+        }
+        self.maintenance.notify_all();
+        while (state.shrinking || state.prepared.is_none()) && state.failure.is_none() && !state.stopping {
+            self.check_poison()?;
+            self.room.wait_for(&mut state, RETRY_AFTER / 10);
+        }
+        Ok(())
     }
 
     /// Lets go of one segment that no stream needs any more.
@@ -179,14 +208,15 @@ impl Shared {
         if self.check_poison().is_err() {
             return false;
         }
-        let (number, size, too_short) = {
+        let (number, size, unfit) = {
             let mut state = self.state.lock();
             if state.stopping || state.failure.is_some() {
                 return false;
             }
-            let too_short = match &state.prepared {
-                Some(next) if next.size >= state.wanted => return false,
-                Some(_) => {
+            let shrinking = std::mem::take(&mut state.shrinking);
+            let short = first_size(self.files.segment_size).max(state.wanted);
+            let unfit = match &state.prepared {
+                Some(next) if next.size < state.wanted => {
                     // A pending group may count on it: only when there is none can it be let go.
                     if state.pending_records > 0 {
                         let group = state.group;
@@ -195,13 +225,22 @@ impl Shared {
                     }
                     state.prepared.take()
                 }
+                Some(next) if shrinking && next.size > short && state.pending_records == 0 => {
+                    state.prepared.take()
+                }
+                Some(_) => {
+                    self.room.notify_all();
+                    return false;
+                }
                 None => None,
             };
-            (state.active.number + 1, state.next_size(self.files.segment_size), too_short)
+            let size = if shrinking { short } else { state.next_size(self.files.segment_size) };
+            let reuse = if shrinking { Reuse::Never } else { Reuse::Cold };
+            (state.active.number + 1, size, unfit.map(|old| (old, reuse)))
         };
         let size = size.next_multiple_of(crate::disk::BLOCK_SIZE as u64);
-        if let Some(old) = too_short {
-            let retired = self.files.retire(&old.path, old.size, old.number, Reuse::Cold);
+        if let Some((old, reuse)) = unfit {
+            let retired = self.files.retire(&old.path, old.size, old.number, reuse);
             if let Err(error) = retired.and_then(|()| self.files.sync_directory()) {
                 self.poison(&error.to_string());
                 return false;

@@ -429,16 +429,19 @@ impl Wal {
         self.shared.stats()
     }
 
-    /// Removes the spare segments that no waiting writer will miss: the next burst of appends makes
-    /// new ones beside it. Those that writers had waited on stay, or each checkpoint would make the
-    /// next such writers share the disk with the filling of new segments.
+    /// Removes the spare segments that no waiting writer will miss, and has a short one stand ready
+    /// behind the active one: the next burst of appends makes new ones beside it. Those that writers
+    /// had waited on stay, or each checkpoint would make the next such writers share the disk with the
+    /// filling of new segments.
     pub fn trim(&self) -> Result<()> {
-        self.shared.files.trim(false)
+        self.shared.files.trim(false)?;
+        self.shared.shrink(false)
     }
 
-    /// Removes all spare segments. For an owner with nothing to do; closing does it, too.
+    /// The same with all spare segments. For an owner with nothing to do; closing removes them, too.
     pub fn trim_all(&self) -> Result<()> {
-        self.shared.files.trim(true)
+        self.shared.files.trim(true)?;
+        self.shared.shrink(true)
     }
 
     /// Stops acknowledging anything, for a reason that lies outside (the B-tree's file failed,

@@ -275,6 +275,7 @@ fn new_state(active: Arc<Segment>, streams: Streams, group: u64) -> State {
         wanted: 0,
         failures: 0,
         failure: None,
+        shrinking: false,
         released: false,
         recycle_below: 0,
         stopping: false,

@@ -93,6 +93,8 @@ pub(super) struct State {
     pub(super) prepared: Option<Arc<Segment>>,
     /// Length that the prepared segment must have at least.
     pub(super) wanted: u64,
+    /// The prepared segment is to be as short as it may be; see [`Shared::shrink`].
+    pub(super) shrinking: bool,
     /// Attempts to prepare a segment that failed, and what became of the last.
     pub(super) failures: u64,
     pub(super) failure: Option<(Instant, Error)>,
