@@ -74,7 +74,8 @@
 //! [`Node::start`] runs a node in the application's own process, and [`Node::client`] is a client that
 //! reaches it without a network. Everything else is the same: what the application writes is
 //! replicated to the other nodes, which may be other instances of the application or the `dogsled`
-//! binary.
+//! binary. An application that has outgrown one machine makes the first node of its embedded database:
+//! see [`ReplicationConfig::convert_embedded`].
 //!
 //! # Who may
 //!

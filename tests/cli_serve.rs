@@ -137,6 +137,57 @@ fn status_tells_of_members_and_groups() {
 }
 
 #[test]
+fn an_embedded_database_becomes_the_first_node_of_a_cluster() {
+    let alone = Alone::new();
+    let embedded = |arguments: &[&str]| {
+        cli_support::run(alone.sandbox.bare(&[&["--dir", "dogsled-data"], arguments].concat()))
+    };
+    embedded(&["put", "greeting", "hello"]).ok();
+    embedded(&["-t", "dogs", "put", "lead", "Balto"]).ok();
+    assert_eq!(embedded(&["counter", "add", "visits", "41"]).ok(), "41\n");
+    let token: u64 = embedded(&["lock", "acquire", "sled", "--owner", "ann", "--lease", "1"])
+        .ok()
+        .trim_end()
+        .parse()
+        .expect("a number");
+
+    alone.sandbox.run_bare(&["serve"]).fails_saying(7, &["embedded database", "--from-embedded"]);
+    alone.sandbox.run_bare(&["serve", "--data", "none", "--from-embedded"]).fails_saying(7, &["none"]);
+    let start = || {
+        let mut command = alone.sandbox.bare(&["serve", "--from-embedded", "--listen", &alone.address]);
+        command.env("DOGSLED_LOG_LEVEL", "info");
+        Served::start(command, &alone.sandbox.path("log"))
+    };
+    for life in 0..2 {
+        let mut served = start();
+        served.says("of this node alone, with 1 partition");
+        assert_eq!(alone.run(&["get", "greeting"]).ok(), "hello\n");
+        assert_eq!(alone.run(&["-t", "dogs", "get", "lead"]).ok(), "Balto\n");
+        assert_eq!(alone.run(&["counter", "add", "visits"]).ok(), format!("{}\n", 42 + life));
+        assert_eq!(served.terminate(), 0);
+    }
+    embedded(&["get", "greeting"]).fails_saying(7, &["node", "dogsled serve"]);
+
+    // It grows as any cluster does, and fencing tokens with it.
+    let mut first = start();
+    first.says("serving");
+    let certs = ["--certs", "dogsled-data/dev-certs"];
+    alone.sandbox.run_bare(&[&["certs", "node", "2"], &certs[..]].concat()).ok();
+    let address = free_address();
+    let join = ["serve", "--node", "2", "--data", "second", "--join", &alone.address, "--listen", &address];
+    let command = alone.sandbox.bare(&[&join[..], &certs].concat());
+    let mut second = Served::start(command, &alone.sandbox.path("second.log"));
+    second.says("joined the cluster");
+    let asks_second = [&certs[..], &["--connect", &address, "-t", "dogs", "get", "lead"]].concat();
+    assert_eq!(alone.sandbox.run_bare(&asks_second).ok(), "Balto\n");
+    let next: u64 =
+        alone.run(&["lock", "acquire", "sled", "--owner", "bo"]).ok().trim_end().parse().expect("a number");
+    assert!(next > token, "{next} after {token}");
+    assert_eq!(second.terminate(), 0);
+    assert_eq!(first.terminate(), 0);
+}
+
+#[test]
 fn systemd_hears_when_the_node_is_ready_and_when_it_stops() {
     let sandbox = Sandbox::new();
     let socket = UnixDatagram::bind(sandbox.path("notify")).expect("a socket");

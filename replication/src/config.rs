@@ -43,6 +43,12 @@ pub struct NodeConfig {
     pub addresses: Vec<String>,
     /// The cluster that the directory is expected to belong to, if that is known.
     pub cluster: Option<u128>,
+    /// Whether an embedded database in the directory is made the first node of a cluster with one
+    /// partition, of this node alone, which others can join. All that it holds stays; it needs room
+    /// for a second copy meanwhile, and cannot be opened as embedded database any more. Without an
+    /// embedded database (or a node that was made of one) it is an error. Default false: an
+    /// embedded database is refused.
+    pub convert_embedded: bool,
     /// Default [`Timing::LAN`].
     pub timing: Timing,
     /// What stores the bytes.
@@ -89,6 +95,7 @@ impl NodeConfig {
             node,
             addresses,
             cluster: None,
+            convert_embedded: false,
             timing: Timing::LAN,
             disk: Arc::new(RealDisk),
             clock: Arc::new(SystemClock),

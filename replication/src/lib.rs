@@ -8,6 +8,7 @@ mod blocking;
 pub mod client;
 mod codec;
 mod config;
+mod convert;
 mod durability;
 mod error;
 mod group;

@@ -7,6 +7,7 @@
 //! node          whose directory this is; see crate::node_file
 //! wal/          the WAL: stream g is the log of group g
 //! groups/<g>/   the replica of group g
+//! wal.new/      empty, but while an embedded database is made a node; see crate::convert
 //! ```
 //!
 //! # A cluster's beginning
@@ -51,6 +52,7 @@ use tokio::task::JoinHandle;
 use crate::blocking::Blocking;
 use crate::client::{ClientReply, ClientRequest, ClusterMap, Consistency};
 use crate::config::{NodeConfig, raft_config};
+use crate::convert;
 use crate::durability::Durability;
 use crate::error::ClusterError;
 use crate::group::{Group, GroupOptions};
@@ -296,16 +298,20 @@ impl Node {
     }
 }
 
-type Opened = (Box<dyn DiskLock>, NodeFile, SharedLog);
+pub(crate) type Opened = (Box<dyn DiskLock>, NodeFile, SharedLog);
 
-fn open_directory(config: &NodeConfig) -> Result<Opened> {
+/// Locks a node's directory, or makes one, and opens its WAL.
+pub(crate) fn open_directory(config: &NodeConfig) -> Result<Opened> {
     let (disk, directory) = (&config.disk, &config.directory);
+    if config.convert_embedded {
+        convert::convert(config, config.cluster.unwrap_or_else(|| random_u128(config.seed)))?;
+    }
     let doing = |what: &str| format!("{what} {}", directory.display());
     disk.create_directories(directory).map_err(|error| Error::io(doing("making"), error))?;
     let lock = disk.lock(&directory.join("LOCK")).map_err(|error| Error::io(doing("locking"), error))?;
     let Some(lock) = lock else { return Err(Error::InUse(directory.clone())) };
     let refuse = |what: String| Err(Error::NotADatabase { path: directory.clone(), what });
-    let file = match NodeFile::read(&**disk, directory)? {
+    let mut file = match NodeFile::read(&**disk, directory)? {
         Some(file) => file,
         None => {
             for name in ["wal", "groups", "MANIFEST"] {
@@ -321,6 +327,7 @@ fn open_directory(config: &NodeConfig) -> Result<Opened> {
                 database_id: random_u128(config.seed),
                 cluster: 0,
                 partitions: 0,
+                converting: false,
             };
             file.write(&**disk, directory)?;
             file
@@ -338,6 +345,7 @@ fn open_directory(config: &NodeConfig) -> Result<Opened> {
     {
         return refuse(format!("it belongs to the cluster {:032x}, not to {expected:032x}", file.cluster));
     }
+    convert::finish(&**disk, directory, &mut file)?;
     let options = WalOptions {
         segment_size: config.wal_segment_bytes,
         threads: config.threads,

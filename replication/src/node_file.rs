@@ -7,7 +7,7 @@
 //!  16  node id       u64
 //!  24  database id   u128  of the node's WAL and replicas, drawn when the directory was made
 //!  40  cluster id    u128  0 as long as the node belongs to no cluster
-//!  56  zero          u32
+//!  56  converting    u32   1 while an embedded database is being made a node; see crate::convert
 //!  60  checksum      u32   CRC-32 of bytes 0..60
 //! ```
 //!
@@ -29,6 +29,7 @@ pub(crate) struct NodeFile {
     pub(crate) database_id: u128,
     pub(crate) cluster: u128,
     pub(crate) partitions: u32,
+    pub(crate) converting: bool,
 }
 
 impl NodeFile {
@@ -66,6 +67,7 @@ impl NodeFile {
             database_id: u128_at(24),
             cluster: u128_at(40),
             partitions: u32_at(12),
+            converting: u32_at(56) != 0,
         }))
     }
 
@@ -78,6 +80,7 @@ impl NodeFile {
         bytes[16..24].copy_from_slice(&self.node.to_le_bytes());
         bytes[24..40].copy_from_slice(&self.database_id.to_le_bytes());
         bytes[40..56].copy_from_slice(&self.cluster.to_le_bytes());
+        bytes[56..60].copy_from_slice(&u32::from(self.converting).to_le_bytes());
         let checksum = crc32fast::hash(&bytes[..60]);
         bytes[60..].copy_from_slice(&checksum.to_le_bytes());
         let aside = directory.join("node.new");
@@ -104,9 +107,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         assert_eq!(NodeFile::read(&RealDisk, path).unwrap(), None);
-        let file = NodeFile { node: 3, database_id: 5 << 100, cluster: 0, partitions: 0 };
+        let file = NodeFile { node: 3, database_id: 5 << 100, cluster: 0, partitions: 0, converting: true };
         file.write(&RealDisk, path).unwrap();
-        let adopted = NodeFile { cluster: 7 << 90, partitions: 16, ..file };
+        assert_eq!(NodeFile::read(&RealDisk, path).unwrap(), Some(file));
+        let adopted = NodeFile { cluster: 7 << 90, partitions: 16, converting: false, ..file };
         adopted.write(&RealDisk, path).unwrap();
         assert_eq!(NodeFile::read(&RealDisk, path).unwrap(), Some(adopted));
         let mut bytes = std::fs::read(path.join("node")).unwrap();

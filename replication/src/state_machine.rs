@@ -53,7 +53,7 @@ pub(crate) type AppliedReply = Option<GroupReply>;
 
 const NOTE_VERSION: u8 = 1;
 
-fn encode_note(leader: &LeaderId, membership: &StoredMembership) -> Vec<u8> {
+pub(crate) fn encode_note(leader: &LeaderId, membership: &StoredMembership) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     bytes.put_u8(NOTE_VERSION);
     put_leader_id(&mut bytes, leader);

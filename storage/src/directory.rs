@@ -42,6 +42,8 @@ const MANIFEST_ASIDE: &str = "MANIFEST.new";
 const CREATING: &str = "CREATING";
 const TREE: &str = "tree.redb";
 const WAL: &str = "wal";
+/// In the directory of a node, by the crate `dogsled-replication`.
+const NODE: &str = "node";
 
 /// An opened, locked directory.
 #[derive(Debug)]
@@ -103,6 +105,15 @@ impl Directory {
         }
         begin_creation(&*disk, path)?;
         Ok(Directory { path: path.to_owned(), database_id: new_id(), existed: false, disk, _lock: lock })
+    }
+
+    /// Refuses the directory of a node. [`Directory::open`] does so, too; but whoever had the lock
+    /// before may have made a node of an embedded database.
+    pub(crate) fn refuse_node(&self) -> Result<()> {
+        match exists(&*self.disk, &self.path.join(NODE))? {
+            true => Err(node_directory(&self.path)),
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn tree_path(&self) -> PathBuf {
@@ -245,11 +256,19 @@ fn refuse_plain_file(disk: &dyn Disk, path: &Path) -> Result<()> {
     Err(Error::NotADatabase { path: path.to_owned(), what: what.to_owned() })
 }
 
+fn node_directory(path: &Path) -> Error {
+    let what = "this is the directory of a node, not an embedded database; start it with `dogsled serve`";
+    Error::NotADatabase { path: path.to_owned(), what: what.to_owned() }
+}
+
 /// Refuses a directory that is somebody else's, before a lock file is put into it.
 fn refuse_foreign(disk: &dyn Disk, path: &Path) -> Result<()> {
     let names = disk.list(path).map_err(|error| Error::io(format!("listing {}", path.display()), error))?;
     let has = |name: &str| names.iter().any(|found| found == name);
     let refuse = |what: &str| Err(Error::NotADatabase { path: path.to_owned(), what: what.to_owned() });
+    if has(NODE) {
+        return Err(node_directory(path));
+    }
     if has(MANIFEST) || has(CREATING) {
         return Ok(());
     }

@@ -96,6 +96,9 @@ impl Engine {
             Directory::open(Arc::clone(&options.disk), &options.directory, options.create_new, || {
                 id.unwrap_or_else(random_id)
             })?;
+        if !is_replica {
+            directory.refuse_node()?;
+        }
         let tree_path = directory.tree_path();
         let (database, file) =
             open_redb_and_file(&*directory.disk, &tree_path, directory.database_id, redb_cache as u64)?;
@@ -168,6 +171,11 @@ impl Engine {
     /// Whether the directory held a database before it was opened.
     pub fn was_recovered(&self) -> bool {
         self.shared.directory.existed
+    }
+
+    /// The number that was drawn when the directory was made.
+    pub fn database_id(&self) -> u128 {
+        self.shared.directory.database_id
     }
 
     /// Where the database is.

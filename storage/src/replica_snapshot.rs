@@ -48,8 +48,8 @@ use bincode::{Decode, Encode};
 use twox_hash::XxHash3_128;
 
 use crate::codec;
-use crate::engine::Committer;
-use crate::meta::Checkpoint;
+use crate::engine::{Committer, Engine};
+use crate::meta::{Checkpoint, SESSIONS_TREE_NAME};
 use crate::replica::Applied;
 use crate::snapshot::Snapshot;
 use crate::{Error, IVec, Result, TreeId};
@@ -151,6 +151,19 @@ impl ReplicaSnapshot {
         ReplicaSnapshot { snapshot, record, lengths: Arc::default(), applied }
     }
 
+    /// The state of an embedded database as if it were a replica's, one position behind the newest
+    /// commit, where `note` came: for whoever makes a node of it.
+    pub fn of_embedded(engine: &Engine, note: Vec<u8>) -> ReplicaSnapshot {
+        let committer = engine.shared.commit.lock();
+        let mut snapshot = ReplicaSnapshot::new(engine.snapshot(), &committer);
+        drop(committer);
+        snapshot.applied = Applied { position: snapshot.applied.position + 1, note };
+        snapshot.record.applied = snapshot.applied.position;
+        snapshot.record.note = Some(snapshot.applied.note.clone());
+        snapshot.record.catalog.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
+        snapshot
+    }
+
     /// Position and note that it is of.
     pub fn applied(&self) -> &Applied {
         &self.applied
@@ -168,9 +181,14 @@ impl ReplicaSnapshot {
         if let Some(lengths) = self.lengths.get() {
             return Ok(lengths);
         }
-        let length = |id: &TreeId| Ok((*id, self.snapshot.len(*id)?));
+        let length = |id: &TreeId| Ok((*id, if self.has(*id) { self.snapshot.len(*id)? } else { 0 }));
         let lengths = self.record.catalog.ids.keys().map(length).collect::<Result<_>>()?;
         Ok(self.lengths.get_or_init(|| lengths))
+    }
+
+    /// Whether the state has a tree that the record names: an embedded database has no sessions.
+    fn has(&self, tree: TreeId) -> bool {
+        self.snapshot.state().catalog.ids.contains_key(&tree)
     }
 
     fn record(&self) -> Result<Checkpoint> {
@@ -213,7 +231,7 @@ impl ReplicaSnapshot {
     ) -> Result<Place> {
         let not_here = || Error::InvalidRequest("no entry of the snapshot is there".to_owned());
         let mut offset = from_offset as usize;
-        for tree in self.record.catalog.ids.range(from_tree..).map(|(id, _)| *id) {
+        for tree in self.record.catalog.ids.range(from_tree..).map(|(id, _)| *id).filter(|id| self.has(*id)) {
             let low = if tree == from_tree { Bound::Included(from_key.clone()) } else { Bound::Unbounded };
             for entry in self.snapshot.range(tree, low, Bound::Unbounded) {
                 let (key, found) = entry?;
@@ -262,7 +280,7 @@ impl ReplicaSnapshot {
             }
             digest
         };
-        for tree in self.record.catalog.ids.keys() {
+        for tree in self.record.catalog.ids.keys().filter(|id| self.has(**id)) {
             for entry in self.snapshot.range(*tree, Bound::Unbounded, Bound::Unbounded) {
                 let (key, found) = entry?;
                 for number in [u64::from(tree.0), found.version, key.len() as u64, found.value.len() as u64] {

@@ -12,8 +12,8 @@ use serde::Deserialize;
 Without any option: a database of one node in ./dogsled-data, reached at 127.0.0.1:7400.
 
 Options overrule variables, variables overrule the file. The file is TOML, and its keys are the names
-of the options: data, node, listen, advertise, init, members, join, partitions, certs, preset, cache,
-log-format, log-level, timeout.
+of the options: data, node, listen, advertise, init, members, join, partitions, from-embedded, certs,
+preset, cache, log-format, log-level, timeout.
 
 The first three nodes of a cluster, each with its own id and address:
   dogsled serve --certs certs --node 1 --listen 10.0.0.1:7400 --init --members 1=10.0.0.1:7400,2=10.0.0.2:7400,3=10.0.0.3:7400
@@ -56,6 +56,11 @@ pub(crate) struct ServeArgs {
     /// How many partitions a new cluster has, for ever [default: 16]
     #[arg(long, env = "DOGSLED_PARTITIONS", value_name = "COUNT")]
     pub(crate) partitions: Option<u32>,
+
+    /// Make the embedded database in --data the first node of a cluster, with one partition for ever.
+    /// Needs room for a second copy; it cannot be opened as embedded database afterwards
+    #[arg(long, env = "DOGSLED_FROM_EMBEDDED", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    pub(crate) from_embedded: Option<bool>,
 
     /// How far apart the nodes are [default: lan]
     #[arg(long, env = "DOGSLED_PRESET")]

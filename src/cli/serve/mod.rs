@@ -40,14 +40,23 @@ const CHECK_UP: Duration = Duration::from_secs(5);
 pub(crate) fn serve(global: &Global, out: &mut Output, args: &ServeArgs) -> Result<()> {
     let settings = Settings::resolve(global, args)?;
     logging::start(settings.log_level.as_deref().unwrap_or("info"), settings.log_format)?;
-    if settings.data.join("MANIFEST").exists() {
+    let is = |name: &str| settings.data.join(name).exists();
+    if is("MANIFEST") && !is("node") && !settings.from_embedded {
         return Err(Failure::new(
             Code::NotADatabase,
             format!(
-                "{} holds an embedded database, not a node's: give another --data, and move its content there with \
-                 `dogsled export` and `dogsled import`",
+                "{} holds an embedded database, not a node's: make it the first node of a cluster of one partition \
+                 with --from-embedded; or give another --data, and move its content there with `dogsled export` and \
+                 `dogsled import`",
                 settings.data.display()
             ),
+        ));
+    }
+    if settings.from_embedded && !is("MANIFEST") && !is("node") {
+        let data = settings.data.display();
+        return Err(Failure::new(
+            Code::NotADatabase,
+            format!("{data}: there is no embedded database to make a node of"),
         ));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -164,6 +173,7 @@ fn node_config(settings: &Settings) -> (NodeConfig, CertificateFiles) {
     let mut config = NodeConfig::new(&settings.data, settings.node.0, settings.listen);
     config.replication.addresses.clone_from(&settings.advertise);
     config.replication.cache_bytes = settings.cache_mib << 20;
+    config.replication.convert_embedded = settings.from_embedded;
     if settings.preset == Preset::Wan {
         config.replication.timing = Timing::WAN;
         config.net.connect_timeout = Duration::from_secs(10);

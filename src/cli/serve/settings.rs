@@ -47,6 +47,7 @@ pub(crate) struct Settings {
     pub(crate) advertise: Vec<String>,
     pub(crate) beginning: Beginning,
     pub(crate) partitions: u32,
+    pub(crate) from_embedded: bool,
     /// `None`: those for trying things out.
     pub(crate) certs: Option<PathBuf>,
     pub(crate) preset: Preset,
@@ -71,6 +72,7 @@ struct File {
     #[serde(default)]
     join: List,
     partitions: Option<u32>,
+    from_embedded: Option<bool>,
     certs: Option<PathBuf>,
     preset: Option<Preset>,
     cache: Option<u64>,
@@ -184,6 +186,19 @@ impl Settings {
                 MAX_PARTITIONS
             )));
         }
+        let from_embedded = args.from_embedded.or(file.from_embedded).unwrap_or(false);
+        if from_embedded && beginning != Beginning::Alone {
+            return Err(Failure::usage(
+                "--from-embedded makes a node of its own: others --join it, and it does not join them",
+            ));
+        }
+        if from_embedded && args.partitions.or(file.partitions).is_some_and(|count| count != 1) {
+            return Err(Failure::usage(
+                "an embedded database becomes a single partition; for more, `dogsled export` it and `import` it \
+                 into a new cluster",
+            ));
+        }
+        let partitions = if from_embedded { 1 } else { partitions };
         let cache_mib = global.cache.or(file.cache).unwrap_or(DEFAULT_CACHE_MIB);
         if !(1..=1 << 20).contains(&cache_mib) {
             return Err(Failure::usage(format!(
@@ -198,6 +213,7 @@ impl Settings {
             advertise,
             beginning,
             partitions,
+            from_embedded,
             certs: global.certs.clone().or(file.certs),
             preset: args.preset.or(file.preset).unwrap_or(Preset::Lan),
             cache_mib,
@@ -334,6 +350,8 @@ mod tests {
             (&["--listen", "0.0.0.0:7400"], "--advertise"),
             (&["--listen", "nonsense"], "--listen"),
             (&["--partitions", "0"], "--partitions"),
+            (&["--from-embedded", "--join", "a:1"], "--join"),
+            (&["--from-embedded", "--partitions", "16"], "single partition"),
         ] {
             let error = settled(arguments, "").expect_err(part);
             assert!(error.contains(part), "{arguments:?}: {error}");
