@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::nodes::Cluster;
+use super::load::{self, Store, Work};
+use super::nodes::{self, Cluster};
 use crate::data::Rng;
 
 /// Clients that write while nodes go and come.
@@ -180,4 +181,54 @@ pub(super) async fn rolling_restart(cluster: &mut Cluster) -> Result<(f64, u64)>
     }
     let failed = writers.finish().await?;
     Ok((longest, failed))
+}
+
+/// What moving a gibibyte to a new node came to.
+pub(super) struct Moved {
+    /// MiB of keys and values in a second, from the start of the new node's process until it votes in
+    /// every partition.
+    pub(super) rate: f64,
+    /// How much longer the clients' slowest call of a hundred took meanwhile than before.
+    pub(super) p99_ratio: f64,
+}
+
+/// A fourth node joins while sixteen clients write; it gets everything as snapshots.
+pub(super) async fn snapshot(cluster: &Cluster, mebibytes: u64) -> Result<Moved> {
+    const VALUE: usize = 16 << 10;
+    let tree = cluster.client().await?.with_deadline(STOPPED).tree("large");
+    let values = mebibytes * (1 << 20) / VALUE as u64;
+    // What compresses or repeats would be cheap to move.
+    let mut rng = Rng::new(7);
+    let mut next = 0;
+    while next < values {
+        let mut puts = tokio::task::JoinSet::new();
+        for n in next..values.min(next + 64) {
+            let value: Vec<u8> = (0..VALUE / 8).flat_map(|_| rng.next_u64().to_le_bytes()).collect();
+            let tree = tree.clone();
+            puts.spawn(async move { tree.put(format!("large-{n:08}").into_bytes(), value).await });
+        }
+        while let Some(put) = puts.join_next().await {
+            put.context("a writer panicked")??;
+        }
+        next += 64;
+    }
+    // Until the nodes have folded it, and let the log go: a new node cannot be brought up to date by that.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let store = Store::Dogsled(cluster.client().await?.tree("bench"));
+    let before = load::run(&store, Work::Put, CLIENTS as usize, Duration::from_secs(5)).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let meanwhile = tokio::spawn({
+        let stop = Arc::clone(&stop);
+        async move { load::run_until(&store, Work::Put, CLIENTS as usize, stop).await }
+    });
+    let command = cluster.joining()?;
+    let begun = Instant::now();
+    let joined = tokio::task::spawn_blocking(move || nodes::start(command, 4)).await;
+    let took = begun.elapsed();
+    stop.store(true, Relaxed);
+    let during = meanwhile.await.context("the clients panicked")??;
+    let mut child = joined.context("waiting for the new node")??;
+    child.kill()?;
+    child.wait()?;
+    Ok(Moved { rate: mebibytes as f64 / took.as_secs_f64(), p99_ratio: during.p99_us / before.p99_us })
 }

