@@ -1,6 +1,5 @@
 //! What a cluster does when it is left alone, and when its nodes go.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use anyhow::{Context as _, Result};
 
 use super::load::{self, Store, Work};
 use super::nodes::{self, Cluster};
+use super::processes;
 use crate::data::Rng;
 
 /// Clients that write while nodes go and come.
@@ -20,25 +20,14 @@ const STOPPED: Duration = Duration::from_secs(30);
 pub(super) async fn idle(cluster: &Cluster) -> Result<(f64, f64)> {
     // Replicas fold what they have, and then sleep.
     tokio::time::sleep(Duration::from_secs(15)).await;
-    let processes: Vec<u32> = cluster.nodes.iter().flatten().map(|child| child.id()).collect();
-    let ticks = |id: &u32| -> Result<u64> {
-        let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        // utime and stime, counted from behind the name.
-        Ok(fields.get(11).context("no utime")?.parse::<u64>()?
-            + fields.get(12).context("no stime")?.parse::<u64>()?)
-    };
-    let resident = |id: &u32| -> Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-    };
-    let before = processes.iter().map(ticks).collect::<Result<Vec<_>>>()?;
+    let processes = cluster.processes();
+    let ticks = || processes.iter().map(|id| processes::ticks(*id)).collect::<Result<Vec<_>>>();
+    let before = ticks()?;
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let after = processes.iter().map(ticks).collect::<Result<Vec<_>>>()?;
+    let after = ticks()?;
     // A hundred ticks a second, over ten seconds: a tick is a tenth of a percent.
     let most = before.iter().zip(&after).map(|(before, after)| (after - before) as f64 / 10.0);
-    let memory = processes.iter().map(resident).collect::<Result<Vec<_>>>()?;
+    let memory = processes.iter().map(|id| processes::resident_mib(*id)).collect::<Result<Vec<_>>>()?;
     Ok((most.fold(0.0, f64::max), memory.into_iter().fold(0.0, f64::max)))
 }
 

@@ -61,7 +61,12 @@ impl Cluster {
         }
     }
 
-    /// Eight connections, spread over the nodes, as etcd's own benchmark has several.
+    /// Their ids.
+    pub(super) fn processes(&self) -> Vec<u32> {
+        self.nodes.iter().map(Child::id).collect()
+    }
+
+    /// Nine connections, spread over the nodes, as etcd's own benchmark has several.
     pub(super) async fn client(&self) -> Result<Vec<Client>> {
         let mut clients = Vec::new();
         for n in 0..9 {

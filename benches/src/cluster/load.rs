@@ -43,6 +43,8 @@ pub(super) struct Measured {
     pub(super) p50_us: f64,
     /// The latency that one call of a hundred exceeds, in microseconds.
     pub(super) p99_us: f64,
+    /// Microseconds that all nodes together spent on processors for one operation.
+    pub(super) nodes_us: f64,
 }
 
 impl Store {
@@ -156,7 +158,7 @@ pub(super) async fn run_until(
     let rate = done as f64 / start.elapsed().as_secs_f64();
     let count = latencies.len();
     let mut nth = |at: usize| *latencies.select_nth_unstable_by(at, f64::total_cmp).1;
-    Ok(Measured { rate, p50_us: nth(count / 2), p99_us: nth(count * 99 / 100) })
+    Ok(Measured { rate, p50_us: nth(count / 2), p99_us: nth(count * 99 / 100), nodes_us: 0.0 })
 }
 
 /// The median of overwriting 4 KiB of a zero-filled file and syncing it.

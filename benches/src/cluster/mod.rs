@@ -12,6 +12,7 @@ mod disturb;
 mod etcd;
 mod load;
 mod nodes;
+mod processes;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ struct Report {
     rows: Vec<Row>,
 }
 
+/// A bare sync that takes longer on an idle machine is one that the idle cores delay.
+const SLOW_SYNC_US: f64 = 1_000.0;
 /// What a new node is sent.
 const SNAPSHOT_MIB: u64 = 1024;
 
@@ -113,13 +116,21 @@ async fn measure(plan: &Plan) -> Result<()> {
     let scratch = crate::compare::scratch(&plan.dir)?;
     let machine = Machine::describe(scratch.path());
     println!("{}", machine.in_words());
-    println!(
-        "three nodes each on loopback, values of 256 bytes, every acknowledged write synced on a quorum; spinner threads keep the cores awake"
-    );
-    let fdatasync_us = {
-        let _awake = Spinners::start();
+    let asleep_us = load::fdatasync_microseconds(scratch.path())?;
+    // Spinners would hide idle cores from the scheduler, which then leaves threads of the nodes waiting behind
+    // each other: only where syncs need them.
+    let awake = asleep_us > SLOW_SYNC_US;
+    let keep_awake = || awake.then(Spinners::start);
+    let fdatasync_us = if awake {
+        let _awake = keep_awake();
         load::fdatasync_microseconds(scratch.path())?
+    } else {
+        asleep_us
     };
+    println!(
+        "three nodes each on loopback, values of 256 bytes, every acknowledged write synced on a quorum; {}",
+        if awake { "spinner threads keep the cores awake" } else { "no spinner threads" }
+    );
     println!("a bare 4 KiB overwrite + fdatasync takes {fdatasync_us:.0} us (median)\n");
     let mut dogsled = nodes::Cluster::start(&scratch.path().join("dogsled")).await?;
     let etcd = match etcd::Cluster::start(&scratch.path().join("etcd")).await {
@@ -146,11 +157,13 @@ async fn measure(plan: &Plan) -> Result<()> {
         rows.push(row);
     }
     let mut stores = vec![Store::Dogsled(dogsled.client().await?.tree("bench"))];
+    let mut processes = vec![dogsled.processes()];
     if let Some(etcd) = &etcd {
         stores.push(Store::Etcd(etcd.client().await?));
+        processes.push(etcd.processes());
     }
     for case in CASES.iter().filter(|case| wanted(case.id)) {
-        let _awake = Spinners::start();
+        let _awake = keep_awake();
         let mut all: Vec<Vec<Measured>> = vec![Vec::new(); stores.len()];
         for store in &stores {
             load::run(store, case.work, case.clients, Duration::from_millis(500)).await?; // warms up
@@ -158,10 +171,15 @@ async fn measure(plan: &Plan) -> Result<()> {
         for repeat in 0..plan.repeats {
             for turn in 0..stores.len() {
                 let at = (turn + repeat) % stores.len();
+                let before = processes::processor_us(&processes[at])?;
                 let measured =
                     load::run(&stores[at], case.work, case.clients, Duration::from_secs_f64(plan.seconds))
                         .await;
-                all[at].push(measured.with_context(|| format!("{} of {}", case.title, stores[at].name()))?);
+                let mut measured =
+                    measured.with_context(|| format!("{} of {}", case.title, stores[at].name()))?;
+                let took = processes::processor_us(&processes[at])? - before;
+                measured.nodes_us = took / (measured.rate * plan.seconds);
+                all[at].push(measured);
             }
         }
         let rates =
@@ -198,6 +216,12 @@ async fn measure(plan: &Plan) -> Result<()> {
         }
         latency.print();
         rows.push(latency);
+        let processor =
+            |at: usize| all.get(at).map_or(Vec::new(), |all| all.iter().map(|one| one.nodes_us).collect());
+        let title = format!("{}, processor time of the nodes", case.title);
+        let row = Row::new(&format!("{}-cpu", case.id), &title, "us", processor(0), processor(1), "");
+        row.print();
+        rows.push(row);
     }
     drop(stores);
     drop(etcd);
@@ -219,7 +243,7 @@ async fn measure(plan: &Plan) -> Result<()> {
         }
     }
     if wanted("failover") {
-        let _awake = Spinners::start();
+        let _awake = keep_awake();
         let stops = disturb::failovers(&mut dogsled, plan.kills).await?;
         let worst = stops.iter().copied().fold(0.0, f64::max);
         let mut row = Row::new(
@@ -236,7 +260,7 @@ async fn measure(plan: &Plan) -> Result<()> {
         rows.push(row);
     }
     if wanted("rolling") {
-        let _awake = Spinners::start();
+        let _awake = keep_awake();
         let (stall, failed) = disturb::rolling_restart(&mut dogsled).await?;
         let title = "rolling restart: longest stall";
         let mut row = Row::alone("rolling", title, "ms", stall, "< 300 ms, no failed call");
@@ -246,7 +270,7 @@ async fn measure(plan: &Plan) -> Result<()> {
         rows.push(row);
     }
     if wanted("snapshot") {
-        let _awake = Spinners::start();
+        let _awake = keep_awake();
         let moved = disturb::snapshot(&dogsled, SNAPSHOT_MIB).await?;
         let title = "1 GiB to an empty node, under load";
         let mut row = Row::alone("snapshot", title, "MiB/s", moved.rate, "≥ 100 MiB/s");

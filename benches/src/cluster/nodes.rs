@@ -108,6 +108,11 @@ impl Cluster {
         Ok(command)
     }
 
+    /// Ids of those that run.
+    pub(super) fn processes(&self) -> Vec<u32> {
+        self.nodes.iter().flatten().map(Child::id).collect()
+    }
+
     /// SIGKILL.
     pub(super) fn kill(&mut self, n: usize) -> Result<()> {
         if let Some(mut child) = self.nodes[n].take() {
