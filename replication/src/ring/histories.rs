@@ -1,5 +1,6 @@
 //! Histories of members that join, leave and change, and what must be true of each step.
 
+use super::share::Shares;
 use super::*;
 use crate::transport::NodeId;
 
@@ -40,7 +41,7 @@ impl Random {
 #[derive(Clone, Debug)]
 enum Event {
     Join(NodeId),
-    Leave,
+    Leave(NodeId),
     Weight(NodeId, u32, u32),
     Zone,
     Replicas,
@@ -99,10 +100,7 @@ impl History {
                 self.members.push(new);
                 Event::Join(node)
             }
-            3..6 => {
-                self.members.remove(chosen);
-                Event::Leave
-            }
+            3..6 => Event::Leave(self.members.remove(chosen).node),
             6 | 7 => {
                 let weight = [0, 50, 100, 200, 1 + self.random.below(400)][self.random.below(5)] as u32;
                 let member = &mut self.members[chosen];
@@ -136,35 +134,265 @@ impl History {
     }
 }
 
+/// Whether everybody could have been brought within the bounds by moving replicas only to one member,
+/// or only away from one. Another way to the same answer than the one under test: a matching of
+/// partitions and members, one at a time.
+struct Oracle {
+    members: Vec<Member>,
+    shares: Shares,
+    load: Vec<u64>,
+    /// For each partition, the members that could take its replica (or give theirs).
+    edges: Vec<Vec<usize>>,
+}
+
+impl Oracle {
+    fn new(before: &Placement, after: &Placement, members: &[Member], one: NodeId, gains: bool) -> Oracle {
+        let mut members: Vec<Member> = members.iter().filter(|member| member.weight > 0).cloned().collect();
+        members.sort_by_key(|member| member.node);
+        let shares = Shares::new(&members, after.partitions(), after.replica_count() as usize);
+        let number = |node: NodeId| members.iter().position(|member| member.node == node);
+        let mut load = vec![0; members.len()];
+        let mut edges = Vec::new();
+        for partition in 1..=before.partitions() {
+            let holders: Vec<usize> = before.replicas(partition).iter().filter_map(|n| number(*n)).collect();
+            holders.iter().for_each(|holder| load[*holder] += 1);
+            let can = |from: Option<usize>, to: usize| {
+                let neighbours =
+                    holders.iter().filter(|h| Some(**h) != from && shares.zone[**h] == shares.zone[to]);
+                !holders.contains(&to) && neighbours.count() < shares.depth
+            };
+            edges.push(match number(one) {
+                Some(one) if gains => holders.iter().copied().filter(|from| can(Some(*from), one)).collect(),
+                _ if !before.replicas(partition).contains(&one) => Vec::new(),
+                from => (0..members.len()).filter(|to| can(from, *to)).collect(),
+            });
+        }
+        Oracle { members, shares, load, edges }
+    }
+
+    fn is_possible(&self, one: NodeId, gains: bool) -> bool {
+        let one = self.members.iter().position(|member| member.node == one);
+        let bounds = &self.shares.bounds;
+        let (mut need, mut most) = (vec![0; self.load.len()], vec![0; self.load.len()]);
+        for member in (0..self.load.len()).filter(|member| Some(*member) != one) {
+            let (load, (low, high)) = (self.load[member], bounds[member]);
+            (need[member], most[member]) = match gains {
+                true => (load.saturating_sub(high), load.saturating_sub(low)),
+                false => (low.saturating_sub(load), high.saturating_sub(load)),
+            };
+            if gains && load < low || !gains && load > high {
+                return false;
+            }
+        }
+        let (least, limit) = match one {
+            Some(one) if gains => (
+                bounds[one].0.saturating_sub(self.load[one]),
+                bounds[one].1 - self.load[one].min(bounds[one].1),
+            ),
+            Some(one) => {
+                (self.load[one].saturating_sub(bounds[one].1), self.load[one].saturating_sub(bounds[one].0))
+            }
+            None => {
+                let lost = self.edges.iter().filter(|edges| !edges.is_empty()).count() as u64;
+                (lost, lost)
+            }
+        };
+        let mut chosen = vec![None; self.edges.len()];
+        let mut total = 0;
+        for stage in [&need, &most] {
+            for member in 0..self.load.len() {
+                loop {
+                    let used = chosen.iter().filter(|c| **c == Some(member)).count() as u64;
+                    if used >= stage[member] || std::ptr::eq(stage, &most) && total >= least {
+                        break;
+                    }
+                    if !self.augment(member, &mut chosen, &mut vec![false; self.edges.len()]) {
+                        if std::ptr::eq(stage, &need) {
+                            return false;
+                        }
+                        break;
+                    }
+                    total += 1;
+                }
+            }
+        }
+        total >= least && total <= limit
+    }
+
+    fn augment(&self, member: usize, chosen: &mut [Option<usize>], seen: &mut [bool]) -> bool {
+        for partition in 0..self.edges.len() {
+            if !self.edges[partition].contains(&member) || std::mem::replace(&mut seen[partition], true) {
+                continue;
+            }
+            let free = match chosen[partition] {
+                None => true,
+                Some(other) => other != member && self.augment(other, chosen, seen),
+            };
+            if free {
+                chosen[partition] = Some(member);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Says how to see a failing history again.
+struct Replay(u64);
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let seed = self.0;
+            eprintln!(
+                "replay with: DOGSLED_SEED={seed} cargo test -p dogsled-replication --lib ring::histories"
+            );
+        }
+    }
+}
+
+fn seeds() -> std::ops::RangeInclusive<u64> {
+    match std::env::var("DOGSLED_SEED") {
+        Ok(seed) => {
+            let seed = seed.parse().expect("DOGSLED_SEED is a number");
+            seed..=seed
+        }
+        Err(_) => 1..=400,
+    }
+}
+
 #[test]
 fn every_step_of_a_history_keeps_every_promise() {
-    for seed in 1..=300 {
+    let (mut steps, mut avoidable) = (0, 0);
+    for seed in seeds() {
+        let _replay = Replay(seed);
         let mut history = History::new(seed);
         history.placement.check_invariants(&history.members);
         for _ in 0..30 {
             let Some((event, before)) = history.step() else { continue };
-            history.placement.check_invariants(&history.members);
-            assert_eq!(
-                history.placement.rebalance(&history.members, history.placement.replica_count()).as_ref(),
-                Ok(&history.placement),
-                "seed {seed}: nothing changed after {event:?}"
-            );
-            let changes = before.changes_to(&history.placement);
-            match &event {
-                Event::Join(node) if history.zones == 1 => {
-                    for change in changes {
-                        assert_eq!(change.added, [*node], "seed {seed}: {change:?} moves between others");
-                    }
-                }
-                Event::Weight(node, old, new) if history.zones == 1 && old < new => {
-                    for change in changes {
-                        assert_eq!(change.added, [*node], "seed {seed}: {change:?} moves between others");
-                    }
-                }
-                _ => {}
+            let after = &history.placement;
+            after.check_invariants(&history.members);
+            let again = after.rebalance(&history.members, after.replica_count());
+            assert_eq!(again.as_ref(), Ok(after), "nothing changed after {event:?}");
+            let (one, gains) = match event {
+                Event::Join(node) => (node, true),
+                Event::Leave(node) => (node, false),
+                Event::Weight(node, old, new) => (node, new > old),
+                Event::Zone | Event::Replicas => continue,
+            };
+            let changes = before.changes_to(after);
+            let moved = changes.iter().flat_map(|change| if gains { &change.added } else { &change.removed });
+            let between_others = moved.filter(|node| **node != one).count();
+            let oracle = Oracle::new(&before, after, &history.members, one, gains);
+            steps += 1;
+            if between_others > 0 && oracle.is_possible(one, gains) {
+                assert!(
+                    history.zones > 1 || matches!(event, Event::Weight(..)),
+                    "{event:?} moved {between_others} between others, without need: {changes:?}"
+                );
+                avoidable += 1;
             }
         }
     }
+    // Zones and weights interlock so that a full search sometimes finds what the paths do not.
+    assert!(avoidable * 100 <= steps, "{avoidable} of {steps} steps moved more than they had to");
+}
+
+/// The promise of the fewest movements, with what it comes to in numbers: (1 + 1/16)/N and a rounding.
+#[test]
+fn joins_and_leaves_move_their_share() {
+    for (partitions, replicas) in [(16, 3), (64, 3), (256, 2), (1000, 5)] {
+        let mut members = equal(1..=replicas);
+        let mut placement = Placement::new(&members, partitions, replicas as u32).unwrap();
+        let bound = |members: usize| {
+            let share = f64::from(partitions) * replicas as f64 / members as f64;
+            (share * 17.0 / 16.0).ceil() as u64
+        };
+        for node in replicas + 1..=24 {
+            members.push(member(node, 100, ""));
+            let joined = placement.rebalance(&members, replicas as u32).unwrap();
+            assert_eq!(moved(&placement, &joined), held(&joined, node), "{node} joins");
+            assert!(moved(&placement, &joined) <= bound(members.len()));
+            placement = joined;
+        }
+        for node in (replicas + 1..=24).step_by(2) {
+            members.retain(|member| member.node.0 != node);
+            let left = placement.rebalance(&members, replicas as u32).unwrap();
+            assert_eq!(moved(&placement, &left), held(&placement, node), "{node} leaves");
+            assert!(moved(&placement, &left) <= bound(members.len() + 1));
+            placement = left;
+        }
+    }
+}
+
+#[test]
+fn weights_decide_how_much_is_held_and_led() {
+    let members = [member(1, 100, ""), member(2, 200, ""), member(3, 300, ""), member(4, 0, "")];
+    let placement = Placement::new(&members, 600, 1).unwrap();
+    let loads: Vec<_> = placement.loads().into_iter().map(|(node, loads)| (node.0, loads)).collect();
+    assert_eq!(loads, [(1, (100, 100)), (2, (200, 200)), (3, (300, 300))]);
+    // With two replicas the third cannot have more than all, and the rest is for the others.
+    let members = [member(1, 1, ""), member(2, 2, ""), member(3, 300, "")];
+    let placement = Placement::new(&members, 600, 2).unwrap();
+    let held: Vec<u64> = placement.loads().values().map(|(replicas, _)| *replicas).collect();
+    assert_eq!(held, [200, 400, 600]);
+}
+
+#[test]
+fn a_member_of_weight_zero_is_emptied() {
+    let mut members = equal(1..=5);
+    let placement = Placement::new(&members, 64, 3).unwrap();
+    members[1].weight = 0;
+    let drained = placement.rebalance(&members, 3).unwrap();
+    assert_eq!(held(&drained, 2), 0);
+    assert_eq!(moved(&placement, &drained), held(&placement, 2));
+    members.remove(1);
+    assert_eq!(drained.rebalance(&members, 3), Ok(drained));
+}
+
+#[test]
+fn replicas_are_in_as_many_zones_as_there_are() {
+    let zones_of = |placement: &Placement, members: &[Member], partition| {
+        let zone = |node: &NodeId| &members.iter().find(|member| member.node == *node).unwrap().zone;
+        placement.replicas(partition).iter().map(zone).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    let mut members: Vec<Member> =
+        (1..=9).map(|node| member(node, 100, ["a", "b"][node as usize % 2])).collect();
+    let two = Placement::new(&members, 64, 3).unwrap();
+    assert!((1..=64).all(|partition| zones_of(&two, &members, partition) == 2));
+    // The only one in the third zone gets a replica of every partition, and nothing else moves.
+    members.push(member(10, 100, "c"));
+    let three = two.rebalance(&members, 3).unwrap();
+    assert!((1..=64).all(|partition| zones_of(&three, &members, partition) == 3));
+    assert_eq!((moved(&two, &three), held(&three, 10)), (64, 64));
+    three.check_invariants(&members);
+}
+
+#[test]
+fn members_that_allow_no_placement_are_refused_with_what_to_do() {
+    let idle = [member(1, 0, ""), member(2, 0, "")];
+    let few = [member(1, 1, ""), member(2, 0, ""), member(3, 1, "")];
+    let twice = [member(1, 1, ""), member(1, 2, "")];
+    let cases: [(&[Member], u32, u32, RingError); 6] = [
+        (&few, 0, 1, RingError::NoPartitions),
+        (&few, 1, 0, RingError::NoReplicas),
+        (&[], 1, 1, RingError::NoMembers),
+        (&idle, 1, 1, RingError::NoWeight),
+        (&twice, 1, 1, RingError::Duplicate(NodeId(1))),
+        (&few, 1, 3, RingError::TooFewMembers { replicas: 3, usable: 2, members: 3 }),
+    ];
+    for (members, partitions, replicas, error) in cases {
+        assert_eq!(Placement::new(members, partitions, replicas), Err(error));
+    }
+    let placement = Placement::new(&few, 8, 2).unwrap();
+    let refused = placement.rebalance(&few, 3).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "3 replicas need as many members, and there are 2 (1 more have weight 0): add members, give those a \
+         weight, or ask for fewer replicas"
+    );
+    let most = [member(1, u32::MAX, ""), member(2, u32::MAX, "x"), member(u64::MAX, 1, "")];
+    Placement::new(&most, 100_000, 2).unwrap().check_invariants(&most);
 }
 
 #[test]
@@ -186,26 +414,30 @@ fn placements_are_fixed_for_ever() {
 }
 
 #[test]
-fn a_join_moves_what_the_new_member_gets() {
-    for (before, after) in [(3, 4), (9, 10)] {
-        let placement = Placement::new(&equal(1..=before), 64, 3).unwrap();
-        let joined = placement.rebalance(&equal(1..=after), 3).unwrap();
-        joined.check_invariants(&equal(1..=after));
-        assert_eq!(moved(&placement, &joined), held(&joined, after));
-        assert!(moved(&placement, &joined) <= (64 * 3u64).div_ceil(after));
-        let fullest = joined.loads().values().map(|(replicas, _)| *replicas).max().unwrap();
-        assert!(fullest <= (64 * 3u64).div_ceil(after));
-    }
-}
-
-#[test]
 fn a_placement_survives_its_bytes() {
+    let placement = Placement::new(&equal(1..=2), 2, 1).unwrap();
+    assert_eq!(placement.encode()[..], GOLDEN);
     for nodes in [4, 300] {
-        let placement = Placement::new(&equal(1..=nodes), 500, 3).unwrap();
+        let placement = Placement::new(&equal(1..=nodes), 200, 3).unwrap();
         let bytes = placement.encode();
         assert_eq!(Placement::decode(bytes.clone()), Ok(placement));
         for length in 0..bytes.len() {
             assert!(Placement::decode(bytes.slice(..length)).is_err());
         }
+        for place in 0..bytes.len() {
+            for flip in [1, 0x80] {
+                let mut damaged = bytes.to_vec();
+                damaged[place] ^= flip;
+                // What is still a placement is one that can be worked with.
+                if let Ok(placement) = Placement::decode(damaged.into())
+                    && place % 97 == 0
+                {
+                    placement.rebalance(&equal(1..=nodes), 3).unwrap().check_invariants(&equal(1..=nodes));
+                }
+            }
+        }
     }
 }
+
+const GOLDEN: [u8; 31] =
+    [1, 1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0];

@@ -56,8 +56,9 @@ enum Source {
 /// How much a path may cost.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effort {
-    /// One movement: the rest of the path exchanges what is not where it was before anyway, or returns
-    /// to where it was.
+    /// None: it only exchanges what is not where it was before anyway, or returns to where it was.
+    Nothing,
+    /// One movement, and what costs nothing.
     OneMovement,
     /// Whatever it needs.
     Any,
@@ -86,14 +87,14 @@ impl<'a> Work<'a> {
     pub(super) fn run(mut self) -> Vec<Vec<u32>> {
         self.drop_what_is_too_much();
         self.fill();
-        for member in 0..self.held.len() as u32 {
-            if self.load(member) < self.low(member) {
-                self.take(member);
-            }
+        let takers: Vec<u32> =
+            self.members().filter(|member| self.load(*member) < self.low(*member)).collect();
+        for taker in &takers {
+            self.take(*taker);
         }
-        for member in 0..self.held.len() as u32 {
+        for member in self.members() {
             if self.load(member) > self.high(member) {
-                self.give(member);
+                self.give(member, &takers);
             }
         }
         // What moved took the place of what it came from. Those who have the data come first.
@@ -164,58 +165,92 @@ impl<'a> Work<'a> {
             .map(|partition| (self.distance(partition, taker), partition))
             .collect();
         near.sort_unstable();
-        // Those who must give come before those who may.
-        for must in [true, false] {
-            for (_, partition) in &near {
-                if !self.is_below_share(taker) {
-                    return;
-                }
-                let giver = self.slots[*partition as usize]
-                    .iter()
-                    .copied()
-                    .filter(|from| {
-                        self.load(*from) > if must { self.high(*from) } else { self.target(*from) }
-                    })
-                    .filter(|from| self.allows(*partition, *from, taker))
-                    .reduce(|a, b| self.fuller(a, b));
-                if let Some(from) = giver {
-                    self.apply(&[Step { partition: *partition, from, to: taker }]);
-                }
-            }
-        }
         let here = |_: &Self, member| member == taker;
-        while self.is_below_share(taker) {
-            match self.path(self.those_above_share(), here, Effort::OneMovement) {
-                Some(path) => self.apply(&path),
-                None => break,
-            }
-        }
+        // What must be given anyway comes first, then what is placed anew anyway, then what may be given.
+        self.take_directly(taker, &near, Work::high);
+        self.take_by_paths(taker, Work::high, Effort::OneMovement);
+        self.take_by_paths(taker, Work::target, Effort::Nothing);
+        self.take_directly(taker, &near, Work::target);
+        self.take_by_paths(taker, Work::target, Effort::OneMovement);
         while self.load(taker) < self.low(taker) {
-            self.must(self.those_above_share(), here);
+            self.must(self.those_above(Work::target), here);
         }
     }
 
-    fn give(&mut self, giver: u32) {
+    /// Takes what can be had from members above some bound, nearest first.
+    fn take_directly(&mut self, taker: u32, near: &[(u64, u32)], bound: fn(&Self, u32) -> u64) {
+        for (_, partition) in near {
+            if !self.is_below_share(taker) {
+                return;
+            }
+            let slots = self.slots[*partition as usize].iter().copied();
+            let givers = slots.filter(|from| self.load(*from) > bound(self, *from));
+            let able = givers.filter(|from| self.allows(*partition, *from, taker));
+            if let Some(from) = able.reduce(|a, b| self.fuller(a, b)) {
+                self.apply(&[Step { partition: *partition, from, to: taker }]);
+            }
+        }
+    }
+
+    fn take_by_paths(&mut self, taker: u32, bound: fn(&Self, u32) -> u64, effort: Effort) {
+        while self.is_below_share(taker)
+            && let Some(path) = self.path(self.those_above(bound), |_, member| member == taker, effort)
+        {
+            self.apply(&path);
+        }
+    }
+
+    fn give(&mut self, giver: u32, takers: &[u32]) {
         let mut far: Vec<(u64, u32)> =
             self.held[giver as usize].iter().map(|p| (self.distance(*p, giver), *p)).collect();
         far.sort_unstable();
+        far.reverse();
+        // Who joined can take a little more rather than that replicas move between others.
+        let taker_with_room =
+            |work: &Self, member| takers.contains(&member) && work.load(member) < work.high(member);
+        self.give_directly(giver, &far, Work::high, taker_with_room);
+        self.give_by_paths(giver, Work::high, taker_with_room);
+        if self.load(giver) <= self.high(giver) {
+            return;
+        }
         let below_share = |work: &Self, member| work.is_below_share(member);
-        for (_, partition) in far.into_iter().rev() {
-            if self.load(giver) == self.target(giver) {
-                return;
-            }
-            if let Some(to) = self.first_clockwise(partition, giver, below_share) {
-                self.apply(&[Step { partition, from: giver, to }]);
-            }
-        }
-        while self.load(giver) > self.target(giver) {
-            match self.path(Source::Members(vec![giver]), below_share, Effort::OneMovement) {
-                Some(path) => self.apply(&path),
-                None => break,
-            }
-        }
+        self.give_directly(giver, &far, Work::target, below_share);
+        self.give_by_paths(giver, Work::target, below_share);
         while self.load(giver) > self.high(giver) {
             self.must(Source::Members(vec![giver]), below_share);
+        }
+    }
+
+    fn give_directly(
+        &mut self,
+        giver: u32,
+        far: &[(u64, u32)],
+        down_to: fn(&Self, u32) -> u64,
+        accept: impl Fn(&Self, u32) -> bool,
+    ) {
+        for (_, partition) in far {
+            if self.load(giver) <= down_to(self, giver) || !self.members().any(|member| accept(self, member))
+            {
+                return;
+            }
+            if self.held[giver as usize].contains(partition)
+                && let Some(to) = self.first_clockwise(*partition, giver, &accept)
+            {
+                self.apply(&[Step { partition: *partition, from: giver, to }]);
+            }
+        }
+    }
+
+    fn give_by_paths(
+        &mut self,
+        giver: u32,
+        down_to: fn(&Self, u32) -> u64,
+        accept: impl Fn(&Self, u32) -> bool,
+    ) {
+        while self.load(giver) > down_to(self, giver)
+            && let Some(path) = self.path(Source::Members(vec![giver]), &accept, Effort::OneMovement)
+        {
+            self.apply(&path);
         }
     }
 
@@ -237,13 +272,13 @@ impl<'a> Work<'a> {
         partitions.sort_unstable();
         match (partitions.windows(2).any(|pair| pair[0] == pair[1]), effort) {
             (false, _) => Some(path),
-            (true, Effort::OneMovement) => None,
+            (true, Effort::Nothing | Effort::OneMovement) => None,
             (true, Effort::Any) => self.search(&source, &sink, effort, false),
         }
     }
 
-    /// With `by_cost` the cheapest path, otherwise the one of the fewest edges. With an effort of one
-    /// movement, any that costs no more.
+    /// With `by_cost` the cheapest path, otherwise the one of the fewest edges. If the effort is limited,
+    /// any within the limit.
     fn search(
         &self,
         source: &Source,
@@ -257,13 +292,21 @@ impl<'a> Work<'a> {
             queue: VecDeque::new(),
         };
         // Either the first path found is good enough, or it is in the order of cost that ends are met.
-        let stop_at_first = !by_cost || effort == Effort::OneMovement;
+        let stop_at_first = !by_cost || effort != Effort::Any;
+        let most = match effort {
+            Effort::Nothing => 0,
+            Effort::OneMovement => 1,
+            Effort::Any => u32::MAX,
+        };
         let leave = |partition, from, so_far, search: &mut Search| {
-            for to in 0..self.held.len() as u32 {
+            if so_far == most && self.is_as_before(partition) {
+                return None;
+            }
+            for to in self.members() {
                 let step = Step { partition, from, to };
                 let cost = if by_cost { u32::from(self.is_movement(step)) } else { 1 };
                 if so_far + cost < search.cost[to as usize]
-                    && (effort == Effort::Any || so_far + cost <= 1)
+                    && so_far + cost <= most
                     && self.allows(partition, from, to)
                 {
                     search.reach(step, so_far, cost);
@@ -333,6 +376,12 @@ impl<'a> Work<'a> {
         !before.contains(&step.to) && (step.from == NOBODY || before.contains(&step.from))
     }
 
+    /// Whether nothing of a partition has moved, so that every step costs a movement.
+    fn is_as_before(&self, partition: u32) -> bool {
+        let (slots, before) = (&self.slots[partition as usize], &self.before[partition as usize]);
+        slots.len() == before.len() && slots.iter().all(|member| before.contains(member))
+    }
+
     /// The first member clockwise from a partition to which it may go from another.
     fn first_clockwise(&self, partition: u32, from: u32, accept: impl Fn(&Self, u32) -> bool) -> Option<u32> {
         let mut clockwise = self.points.clockwise(beginning(partition, self.slots.len() as u32));
@@ -363,9 +412,12 @@ impl<'a> Work<'a> {
         self.load(member) < self.target(member)
     }
 
-    fn those_above_share(&self) -> Source {
-        let members = 0..self.held.len() as u32;
-        Source::Members(members.filter(|member| self.load(*member) > self.target(*member)).collect())
+    fn members(&self) -> std::ops::Range<u32> {
+        0..self.held.len() as u32
+    }
+
+    fn those_above(&self, bound: fn(&Self, u32) -> u64) -> Source {
+        Source::Members(self.members().filter(|member| self.load(*member) > bound(self, *member)).collect())
     }
 
     /// Which of two has more for its share; the second if neither.
