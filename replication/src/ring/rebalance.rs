@@ -291,6 +291,7 @@ impl<'a> Work<'a> {
             came: vec![None; self.held.len()],
             queue: VecDeque::new(),
         };
+        let everybody: Vec<u32> = self.members().collect();
         // Either the first path found is good enough, or it is in the order of cost that ends are met.
         let stop_at_first = !by_cost || effort != Effort::Any;
         let most = match effort {
@@ -299,10 +300,11 @@ impl<'a> Work<'a> {
             Effort::Any => u32::MAX,
         };
         let leave = |partition, from, so_far, search: &mut Search| {
-            if so_far == most && self.is_as_before(partition) {
-                return None;
-            }
-            for to in self.members() {
+            // With nothing left to spend, what is where it was can only go back to where another was.
+            let before = &self.before[partition as usize];
+            let must_be_free = so_far == most && (from == NOBODY || before.contains(&from));
+            for to in if must_be_free { before } else { &everybody } {
+                let to = *to;
                 let step = Step { partition, from, to };
                 let cost = if by_cost { u32::from(self.is_movement(step)) } else { 1 };
                 if so_far + cost < search.cost[to as usize]
@@ -374,12 +376,6 @@ impl<'a> Work<'a> {
     fn is_movement(&self, step: Step) -> bool {
         let before = &self.before[step.partition as usize];
         !before.contains(&step.to) && (step.from == NOBODY || before.contains(&step.from))
-    }
-
-    /// Whether nothing of a partition has moved, so that every step costs a movement.
-    fn is_as_before(&self, partition: u32) -> bool {
-        let (slots, before) = (&self.slots[partition as usize], &self.before[partition as usize]);
-        slots.len() == before.len() && slots.iter().all(|member| before.contains(member))
     }
 
     /// The first member clockwise from a partition to which it may go from another.
