@@ -77,6 +77,13 @@
 //! binary. An application that has outgrown one machine makes the first node of its embedded database:
 //! see [`ReplicationConfig::convert_embedded`].
 //!
+//! # Who has what
+//!
+//! Each partition has three replicas ([`Client::change`] with [`Change::Replicas`] makes it more or
+//! fewer), on some of the members. When members come or go, partitions move, while the cluster serves;
+//! any node answers for all of them, and clients go straight to who leads. What a client knows of that
+//! has an epoch: with the answer to a request that was asked with an old one comes the new map.
+//!
 //! # Who may
 //!
 //! Nodes and clients know each other by certificates of the cluster's own authority, both ways, always:
@@ -104,9 +111,11 @@ mod tree;
 
 pub use dogsled_net::certs::{self, CertificateError, CertificateFiles, Certificates};
 pub use dogsled_net::{NetOptions, OpenError};
+pub use dogsled_replication::meta::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT};
 pub use dogsled_replication::status::FollowerStatus;
 pub use dogsled_replication::{
-    ClusterMap, GroupStatus, NodeConfig as ReplicationConfig, NodeId, NodeStatus, Role, Timing, ring,
+    Change, ClusterMap, GroupStatus, MemberRecord, MemberState, MoveSettings,
+    NodeConfig as ReplicationConfig, NodeId, NodeStatus, Record, Role, Timing, ring,
 };
 
 pub use self::client::{Client, MemberStatus};

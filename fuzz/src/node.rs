@@ -7,7 +7,9 @@ use bytes::Bytes;
 use dogsled_replication::hostile::peer_requests;
 use dogsled_replication::memory::MemoryNetwork;
 use dogsled_replication::runtime::seed_random_numbers;
-use dogsled_replication::{ClientRequest, Consistency, MemberStep, Node, NodeConfig, NodeId};
+use dogsled_replication::{
+    Change, ClientRequest, Consistency, GroupChange, MembershipId, Node, NodeConfig, NodeId,
+};
 use dogsled_storage::codec::{encode_group_command, encode_group_read};
 use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::SimulatedDisk;
@@ -192,13 +194,24 @@ fn client_requests() -> Vec<ClientRequest> {
         requests.push(ClientRequest::Read { group: 1, deadline: Duration::ZERO, consistency, read });
     }
     let (node, addresses) = (NodeId(2), vec!["node-2:1".to_owned()]);
-    requests.push(ClientRequest::Initialize { partitions: 1, members: vec![(node, addresses.clone())] });
+    let members = vec![(node, addresses.clone())];
+    requests.push(ClientRequest::Initialize { partitions: 1, replicas: 1, members: members.clone() });
     requests.push(ClientRequest::AddMember { node, addresses: addresses.clone() });
     requests.push(ClientRequest::RemoveMember { node });
     requests.push(ClientRequest::TransferLeader { group: 1, to: NodeId(1) });
-    for step in [MemberStep::Learner { addresses }, MemberStep::Voter, MemberStep::Remove] {
-        requests.push(ClientRequest::ChangeMember { group: 1, node, step });
+    for change in [
+        GroupChange::Begin { members: members.clone() },
+        GroupChange::Learners { nodes: members },
+        GroupChange::Voters { voters: vec![node], keep: true },
+        GroupChange::Remove { nodes: vec![node] },
+        GroupChange::Settle,
+    ] {
+        requests.push(ClientRequest::ChangeGroup { group: 1, based_on: MembershipId::default(), change });
     }
+    for change in [Change::Drain { node, on: true }, Change::Replicas(2), Change::Gone { node }] {
+        requests.push(ClientRequest::Change { epoch: 1, wait: false, change });
+    }
+    requests.extend([ClientRequest::Record, ClientRequest::Membership { group: 1 }]);
     let (group, prefix) = (1, Bytes::from_static(b"k"));
     requests.push(ClientRequest::Watch { group, tree: Bytes::from_static(b"tree"), prefix });
     requests

@@ -239,6 +239,11 @@ impl ReplicaSlot {
         let _ = self.applied.subscribe().wait_for(|applied| *applied >= position).await;
     }
 
+    /// Tells of every position that is applied.
+    pub(crate) fn applied_positions(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
     /// Returns when something was applied, or after a while.
     pub(crate) async fn wait_for_change(&self, at_most: Duration) {
         // Whether it came in time is the same to the caller.

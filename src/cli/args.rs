@@ -13,7 +13,7 @@ use super::load::LoadFormat;
 
 mod node;
 
-pub(crate) use node::{CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, ServeArgs};
+pub(crate) use node::{CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, RebalanceArgs, ServeArgs};
 
 /// A key-value store: run a node of a cluster, and read and write a cluster or a database directory.
 ///
@@ -256,6 +256,31 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: MemberCommand,
     },
+
+    /// Move everything that a member holds to the others; it stays a member
+    Drain {
+        /// The node
+        id: u64,
+        /// Let it have its share again
+        #[arg(long)]
+        cancel: bool,
+        /// Return when it is decided, not when it is done
+        #[arg(long)]
+        no_wait: bool,
+    },
+
+    /// Look at how partitions move between the members, and steer it
+    Rebalance(RebalanceArgs),
+
+    /// Keep so many replicas of each partition
+    Replicas {
+        /// How many; no more than there are active members
+        count: u32,
+        /// Return when it is decided, not when it is done
+        #[arg(long)]
+        no_wait: bool,
+    },
+
     /// Watch a cluster of three nodes in this process lose its leader, and nothing else
     Demo(DemoArgs),
 }

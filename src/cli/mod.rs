@@ -81,6 +81,11 @@ fn run(cli: Cli) -> Result<()> {
         Command::Certs { command } => commands::certs::certs(&global, out, &command),
         Command::Status => commands::status::status(&global, out),
         Command::Member { command } => commands::member::member(&global, out, &command),
+        Command::Drain { id, cancel, no_wait } => {
+            commands::rebalance::drain(&global, out, id, cancel, no_wait)
+        }
+        Command::Rebalance(args) => commands::rebalance::rebalance(&global, out, &args),
+        Command::Replicas { count, no_wait } => commands::rebalance::replicas(&global, out, count, no_wait),
         Command::Demo(args) => demo::demo(out, &args),
     }?;
     output.finish()

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use dogsled_net::ClientEndpoint;
 use dogsled_replication as replication;
-use dogsled_replication::{ClientReply, ClientRequest, ClusterMap, Consistency, NodeId, NodeStatus};
+use dogsled_replication::{
+    Change, ClientReply, ClientRequest, ClusterMap, Consistency, NodeId, NodeStatus, Record,
+};
 use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
 use futures_util::future::{join_all, try_join_all};
 use tokio::sync::watch;
@@ -272,10 +274,11 @@ impl Client {
     /// [`Error::Invalid`] if one of them belongs to another cluster; [`Error::Unavailable`] if one
     /// cannot be reached by the others.
     pub async fn create_cluster(&self, partitions: u32, members: Vec<(NodeId, Vec<String>)>) -> Result<()> {
-        self.done(&ClientRequest::Initialize { partitions, members }).await
+        let replicas = replication::meta::DEFAULT_REPLICAS;
+        self.done(&ClientRequest::Initialize { partitions, replicas, members }).await
     }
 
-    /// Makes a running node, that has adopted the cluster, a voting member of every partition; or
+    /// Takes in a running node that has adopted the cluster, and gives it its share of the partitions; or
     /// tells the others its new addresses. Takes as long as the node needs to catch up: give it a
     /// [deadline](Client::with_deadline) that allows for that, or call it again.
     ///
@@ -285,13 +288,34 @@ impl Client {
         self.done(&ClientRequest::AddMember { node, addresses }).await
     }
 
-    /// Takes a node out of every partition. Its id must never be used again. Can be called again to
-    /// go on.
+    /// Takes out a node: what it has moves to others first. Its id can never be used again. Can be called
+    /// again to go on.
     ///
     /// # Errors
     /// As [`Client::add_member`].
     pub async fn remove_member(&self, node: NodeId) -> Result<()> {
         self.done(&ClientRequest::RemoveMember { node }).await
+    }
+
+    /// What is wanted of the cluster: its members, who is to have which partition, how movement is done.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn record(&self) -> Result<Record> {
+        match self.core().ask_any(&ClientRequest::Record, self.until()).await? {
+            ClientReply::Record(record) => Ok(*record),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Changes what is wanted of the cluster, if its [record](Client::record) still has this epoch; 0:
+    /// whatever it has. With `wait`, returns when it is carried through, otherwise when it is decided.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if somebody else was quicker; [`Error::Invalid`] if it cannot be;
+    /// [`Error::OutcomeUnknown`] at the deadline.
+    pub async fn change(&self, epoch: u64, wait: bool, change: Change) -> Result<()> {
+        self.done(&ClientRequest::Change { epoch, wait, change }).await
     }
 
     /// Asks for a group's leadership to go to a member; returns before it has.

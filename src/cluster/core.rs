@@ -367,14 +367,17 @@ impl Core {
             ClientReply::Error(ClusterError::Invalid(what)) => Err(Error::Invalid(what)),
             ClientReply::Error(ClusterError::OutcomeUnknown(why)) => Err(Error::OutcomeUnknown(why)),
             ClientReply::Error(ClusterError::Denied(what)) => Err(Error::Denied(what)),
+            ClientReply::Error(ClusterError::Conflict(what)) => Err(Error::Conflict(what)),
             ClientReply::Error(error) => Err(Error::Unavailable(error.to_string())),
             reply => Ok(reply),
         }
     }
 }
 
+/// Who leads a group; if nobody has said, who is to.
 pub(super) fn leader_of(map: &ClusterMap, group: u32) -> Option<NodeId> {
-    map.leaders.get(group as usize).copied().flatten()
+    let known = map.leaders.get(group as usize).copied().flatten();
+    known.or_else(|| map.replicas_of(group).first().copied())
 }
 
 fn encode_operation(operation: Operation) -> Result<Bytes> {

@@ -6,9 +6,11 @@
 //! - **Memory**: the log of a group that is idle is not kept in memory.
 //! - **Expiry**: as leader, when the log's time has passed the end of some session, proposes that
 //!   sessions be expired. Nothing expires but by that entry.
-//! - **Balance**: leadership belongs to the voters in turn, by the number of the group. A leader hands
-//!   a group to the one whose turn it is once that one has all but the newest entries and answers.
+//! - **Balance**: leadership of a partition belongs to the first of those that the record gives it to,
+//!   which are spread evenly over the members. A leader hands it to that one once that one has all but
+//!   the newest entries and answers.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -33,9 +35,10 @@ const MOVES: usize = 4;
 const SETTLE: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
-    let mut led_since: Vec<Option<Instant>> = Vec::new();
+    // By group: since when this node leads it.
+    let mut led_since: HashMap<u32, Instant> = HashMap::new();
     // By group: the entry that came next when something was last appended, and when that was.
-    let mut appended: Vec<(u64, Instant)> = Vec::new();
+    let mut appended: HashMap<u32, (u64, Instant)> = HashMap::new();
     loop {
         let every = match node.upgrade() {
             Some(node) => node.config.maintenance_every,
@@ -48,10 +51,10 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
         }
         let Some(node) = node.upgrade() else { return };
         let Some(cluster) = node.cluster.get() else { continue };
-        led_since.resize(cluster.groups.len(), None);
-        appended.resize(cluster.groups.len(), (0, Instant::now()));
-        for (group, (seen, since)) in cluster.groups.iter().zip(&mut appended) {
+        let groups = cluster.groups();
+        for group in groups.values() {
             let (_, next) = group.log.bounds();
+            let (seen, since) = appended.entry(group.id).or_insert_with(|| (0, Instant::now()));
             if next != *seen {
                 (*seen, *since) = (next, Instant::now());
             } else if since.elapsed() >= IDLE {
@@ -59,14 +62,14 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
             }
         }
         let mut moves = 0;
-        for (group, since) in cluster.groups.iter().zip(&mut led_since) {
+        for group in groups.values() {
             node.checkpoint_without_threads(group);
             node.purge(group).await;
             if !group.leads() {
-                *since = None;
+                led_since.remove(&group.id);
                 continue;
             }
-            let since = *since.get_or_insert_with(Instant::now);
+            let since = *led_since.entry(group.id).or_insert_with(Instant::now);
             node.expire_sessions(group).await;
             if node.config.balance_leaders && moves < MOVES && since.elapsed() >= SETTLE {
                 moves += usize::from(node.balance(group).await);
@@ -149,7 +152,12 @@ impl Inner {
             if metrics.membership_config != metrics.committed_membership_config || voters.is_empty() {
                 return false;
             }
-            let heir = voters[group.id as usize % voters.len()];
+            let record = self.cluster.get().and_then(|cluster| cluster.record());
+            let heir = match record.as_ref().and_then(|record| record.preferred_leader(group.id)) {
+                Some(first) if voters.contains(&first.0) => first.0,
+                // It is still on its way to those that are to have it.
+                _ => return false,
+            };
             if heir == metrics.id {
                 return false;
             }

@@ -6,6 +6,7 @@ pub(crate) mod coordination;
 pub(crate) mod entries;
 pub(crate) mod load;
 pub(crate) mod member;
+pub(crate) mod rebalance;
 pub(crate) mod status;
 pub(crate) mod transfer;
 pub(crate) mod upkeep;
