@@ -38,6 +38,10 @@
 //! - **Snapshots leave out the sessions** (`ReplicaSnapshot::chunk` without the entries of that tree):
 //!   four of the seeds 0 to 39 fail, the first being 3. Replicas that have applied the same differ.
 //!
+//! - **A vote is given before the new replica has caught up** (`reconcile::may_vote` says yes to all, and the
+//!   group's leader does not wait): with `--faults Join,Leave,Drain,Isolate,Pause,OneWay,Kill`, seeds 1003
+//!   and 1009 of 1000 to 1010 fail: the new voter's own log has nothing of what was committed before.
+//!
 //! # What is not simulated
 //!
 //! QUIC, its framing and its certificates are below the line: a request here is what the transport

@@ -234,13 +234,13 @@ async fn go(
     }
     stop.send_replace(true);
     faulty?;
+    plans_are_carried_through(cluster, &mut watchdog).await?;
     serves_again(cluster, shared, &mut watchdog, seed).await?;
     for client in clients {
         // One that panicked is counted among the panics.
         let _ = client.await;
     }
     agree(cluster, &mut watchdog).await?;
-    members_are_the_machines(cluster)?;
     // Whatever was told is heard by now.
     tokio::time::sleep(QUIET).await;
     for (stop, watcher) in watchers {
@@ -286,16 +286,44 @@ async fn end_faults(
     Ok(())
 }
 
-/// Every group's voters are the machines that there are.
-fn members_are_the_machines(cluster: &Cluster) -> Result<(), String> {
+/// Waits until every plan is carried through: the members are the machines that there are, every group
+/// is where the record wants it, and nobody has anything else.
+async fn plans_are_carried_through(cluster: &Cluster, watchdog: &mut Watchdog) -> Result<(), String> {
+    let end = Instant::now() + PATIENCE * 2;
+    while let Err(why) = is_as_wanted(cluster) {
+        watchdog.look(cluster)?;
+        if Instant::now() > end {
+            let status: Vec<_> = cluster.nodes().map(|(_, node)| node.status()).collect();
+            return Err(format!("although all is well, {why}: {status:#?}"));
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    event!(cluster.trace, "everything is where it is wanted");
+    Ok(())
+}
+
+fn is_as_wanted(cluster: &Cluster) -> Result<(), String> {
+    let newest = cluster.nodes().filter_map(|(_, node)| node.record()).max_by_key(|record| record.epoch);
+    let Some(record) = newest else { return Err("there is no record".to_owned()) };
+    let members: Vec<_> = record.members.keys().copied().collect();
+    if members != cluster.ids() {
+        return Err(format!("the members are {members:?}, and there are {:?}", cluster.ids()));
+    }
     for (id, node) in cluster.nodes() {
-        for status in node.status().groups {
-            if status.voters != cluster.ids() {
+        let groups = node.status().groups;
+        let has: Vec<u32> = groups.iter().map(|group| group.group).collect();
+        let wanted = |group: &u32| *group == 0 || record.replicas_of(*group).contains(&id);
+        let wanted: Vec<u32> = (0..=record.partitions()).filter(wanted).collect();
+        if has != wanted {
+            return Err(format!("node {id} has {has:?}, wanted are {wanted:?}"));
+        }
+        for status in groups {
+            let mut voters = record.replicas_of(status.group).to_vec();
+            voters.sort_unstable();
+            if status.voters != voters || status.joint {
                 return Err(format!(
-                    "node {id} takes {:?} for the voters of group {}, and there are {:?}",
-                    status.voters,
-                    status.group,
-                    cluster.ids()
+                    "node {id} takes {:?} for the voters of group {}, wanted are {voters:?}",
+                    status.voters, status.group
                 ));
             }
         }
@@ -340,11 +368,11 @@ async fn agree(cluster: &Cluster, watchdog: &mut Watchdog) -> Result<(), String>
     let end = Instant::now() + PATIENCE;
     loop {
         watchdog.look(cluster)?;
-        let applied: BTreeSet<Vec<(u64, u64)>> = cluster
-            .nodes()
-            .map(|(_, node)| node.status().groups.iter().map(|group| (group.applied, group.last)).collect())
-            .collect();
-        if applied.len() == 1 {
+        let groups = cluster.nodes().flat_map(|(_, node)| node.status().groups);
+        let applied: BTreeSet<(u32, u64, u64)> =
+            groups.map(|group| (group.group, group.applied, group.last)).collect();
+        // One of each group.
+        if applied.len() == cluster.setup.partitions as usize + 1 {
             event!(cluster.trace, "all replicas agree");
             return Ok(());
         }

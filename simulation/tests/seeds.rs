@@ -67,3 +67,32 @@ fn members_come_and_go_while_clients_work() {
         judge(&Options { only, ..Options::new(seed) });
     }
 }
+
+/// With five and six machines most have not all partitions: they move through whatever happens.
+#[test]
+fn partitions_move_while_machines_die_and_networks_are_cut() {
+    for seed in [3, 5, 8, 13, 21, 34, 55, 89] {
+        let only = vec![
+            Kind::Join,
+            Kind::Leave,
+            Kind::Drain,
+            Kind::PowerCut,
+            Kind::Kill,
+            Kind::Isolate,
+            Kind::OneWay,
+            Kind::Pause,
+            Kind::Wipe,
+        ];
+        judge(&Options { only, ..Options::new(seed) });
+    }
+}
+
+/// Seeds that catch a vote that is given before the new replica has everything, if that is built in.
+#[test]
+fn nobody_votes_before_he_has_everything() {
+    for seed in [1003, 1009] {
+        let only =
+            vec![Kind::Join, Kind::Leave, Kind::Drain, Kind::Isolate, Kind::Pause, Kind::OneWay, Kind::Kill];
+        judge(&Options { only, ..Options::new(seed) });
+    }
+}
