@@ -69,6 +69,19 @@
 //! What spans partitions is several reads, each linearizable, not of one moment: a sum
 //! ([`Tree::len`]) or a range can show a state that never was, if somebody writes meanwhile.
 //!
+//! # Locks, and writes under them
+//!
+//! A [`Lock`] is held for the time of a lease, under a token that is larger at each grant. It belongs to the
+//! partition of its name. A write can demand that it be held ([`Tree::under`], [`Counter::under`]): the
+//! partition's log carries it out only while that is so, and it fails with [`Error::LockNotHeld`] otherwise.
+//! Lock and keys must be of one partition, so give them a common tag, as in `{printer}` and `{printer}:queue`.
+//!
+//! # Times to live
+//!
+//! [`Tree::insert_with_ttl`] sets a key that expires; every plain write of it takes the time to live from it
+//! again. A key that has expired is not read any more by the first entry of the log after its end, and at the
+//! latest about a tenth of a second after it.
+//!
 //! # The node as a library
 //!
 //! [`Node::start`] runs a node in the application's own process, and [`Node::client`] is a client that
@@ -88,8 +101,10 @@
 //! over a cluster.
 
 mod client;
+mod computed;
 mod core;
 mod counter;
+mod election;
 mod entries;
 mod error;
 mod lock;
@@ -98,9 +113,12 @@ mod options;
 mod pool;
 mod routes;
 mod session;
+mod sharded_counter;
 mod stale;
 mod subscriber;
 mod tree;
+mod ttl;
+mod user_session;
 
 pub use dogsled_net::certs::{self, CertificateError, CertificateFiles, Certificates};
 pub use dogsled_net::{NetOptions, OpenError};
@@ -111,11 +129,14 @@ pub use dogsled_replication::{
 
 pub use self::client::{Client, MemberStatus};
 pub use self::counter::Counter;
+pub use self::election::{Election, Leader, Leadership, Observer};
 pub use self::entries::Entries;
 pub use self::error::{Error, Result};
 pub use self::lock::{Lock, LockGuard};
 pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
 pub use self::options::ClientOptions;
+pub use self::sharded_counter::ShardedCounter;
 pub use self::stale::{Stale, StaleTree};
 pub use self::subscriber::{Event, Part, Subscriber};
 pub use self::tree::{CompareAndSwapResult, Tree};
+pub use self::user_session::Session;

@@ -235,11 +235,17 @@ impl Group {
 
     /// Whether this node leads, as far as it knows.
     pub(crate) fn leads(&self) -> bool {
-        self.raft().is_some_and(|raft| {
-            let metrics = raft.server_metrics();
-            let metrics = metrics.borrow_watched();
-            metrics.state == ServerState::Leader && metrics.current_leader == Some(self.network.node.0)
-        })
+        self.term_led().is_some()
+    }
+
+    /// The term in which this node leads, as far as it knows.
+    pub(crate) fn term_led(&self) -> Option<u64> {
+        let raft = self.raft()?;
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let leads =
+            metrics.state == ServerState::Leader && metrics.current_leader == Some(self.network.node.0);
+        leads.then_some(metrics.vote.leader_id.term)
     }
 
     /// Whether this node has heard within `limit` from those who decide in the group: as follower from its
@@ -264,6 +270,15 @@ impl Group {
         let membership = metrics.membership_config.membership();
         let nodes = membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
         (membership.voter_ids().collect(), nodes)
+    }
+
+    /// Whether this node leads, and keys have expired or locks are due.
+    pub(crate) fn is_due(&self) -> bool {
+        let Some(replica) = self.slot.replica() else { return false };
+        let (keys, locks) = replica.engine().due();
+        let first = keys.min(locks);
+        // Most groups have nothing that is ever due, and are left alone.
+        first != u64::MAX && self.term_led().is_some_and(|term| first <= self.slot.clock.stamp(term))
     }
 
     pub(crate) fn not_leader(&self, leader: Option<NodeId>) -> ClusterError {
@@ -300,10 +315,10 @@ impl Group {
             )));
         }
         let raft = self.running()?;
-        if !self.leads() {
+        let Some(term) = self.term_led() else {
             return Err(self.not_leader(self.leader()));
-        }
-        let stamped = stamp(command, self.slot.clock.stamp())
+        };
+        let stamped = stamp(command, self.slot.clock.stamp(term))
             .map_err(|error| ClusterError::Invalid(error.to_string()))?;
         let receiver = self.proposals.push(&raft, Proposal(stamped.into()));
         let unknown = |why: &str| Err(ClusterError::OutcomeUnknown(format!("group {}: {why}", self.id)));

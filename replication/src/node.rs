@@ -438,6 +438,7 @@ impl Inner {
             tasks.push(runtime::spawn(Arc::clone(group).supervise(self.stop.subscribe(), changed)));
         }
         tasks.push(runtime::spawn(maintenance::run(Arc::downgrade(self), self.stop.subscribe())));
+        tasks.push(runtime::spawn(maintenance::run_due(Arc::downgrade(self), self.stop.subscribe())));
         tracing::info!(
             node = self.config.node.0,
             cluster = format_args!("{:032x}", file.cluster),

@@ -50,6 +50,7 @@ pub mod cluster;
 pub mod faults;
 pub mod figure8;
 pub mod history;
+pub mod holders;
 pub mod invariants;
 pub mod linearizability;
 pub mod members;

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::cluster::{Cluster, Setup};
 use crate::faults::{self, Faults};
 use crate::history::{Heard, History, Kind, Operation, Outcome};
+use crate::holders::{Held, Holder};
 use crate::invariants::Watchdog;
 use crate::linearizability::{Verdict, check};
 use crate::network::SimulatedNetwork;
@@ -158,6 +159,8 @@ async fn live(options: &Options) -> Report {
         network,
         history: History::default(),
         watched: Watched::default(),
+        held: Held::default(),
+        starts: Arc::clone(&cluster.starts),
         trace: trace.clone(),
         nodes: cluster.ids().into(),
         partitions: cluster.setup.partitions,
@@ -172,6 +175,7 @@ async fn live(options: &Options) -> Report {
     violations.extend(shared.violations.lock().drain(..));
     let undecided = judge(&shared.history, &mut violations);
     violations.extend(shared.watched.judge());
+    violations.extend(shared.held.judge());
     for violation in &violations {
         event!(trace, "VIOLATION: {violation}");
     }
@@ -218,6 +222,14 @@ async fn go(
             (stop, tokio::spawn(watcher.run(stopped)))
         })
         .collect();
+    // As with watchers.
+    let holders = if options.only.is_empty() { Random::new(seed, 7).between(0, 4) } else { 0 };
+    let holders: Vec<_> = (1..=holders)
+        .map(|number| {
+            let (stop, stopped) = watch::channel(false);
+            (stop, tokio::spawn(Holder::new(number, seed, Arc::clone(shared)).run(stopped)))
+        })
+        .collect();
     let mut watchdog = Watchdog::default();
     let end = Instant::now() + options.duration;
     let mut faulty = Ok(());
@@ -233,11 +245,17 @@ async fn go(
         faulty = end_faults(&mut faults, cluster, shared, &mut watchdog).await;
     }
     stop.send_replace(true);
+    holders.iter().for_each(|(stop, _)| {
+        stop.send_replace(true);
+    });
     faulty?;
     serves_again(cluster, shared, &mut watchdog, seed).await?;
     for client in clients {
         // One that panicked is counted among the panics.
         let _ = client.await;
+    }
+    for (_, holder) in holders {
+        let _ = holder.await;
     }
     agree(cluster, &mut watchdog).await?;
     members_are_the_machines(cluster)?;

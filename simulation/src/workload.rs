@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dogsled_replication::ring::group_of;
@@ -25,6 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::history::{Action, Heard, History, Kind, Outcome, Value};
+use crate::holders::Held;
 use crate::network::SimulatedNetwork;
 use crate::random::Random;
 use crate::trace::{Trace, event};
@@ -54,6 +56,10 @@ pub struct Shared {
     pub history: History,
     /// What those were told who watch.
     pub watched: Watched,
+    /// What those were told who hold locks.
+    pub held: Held,
+    /// How often nodes were started.
+    pub starts: Arc<AtomicU64>,
     /// What happens.
     pub trace: Trace,
     /// Whom to ask, as of now.
@@ -64,6 +70,13 @@ pub struct Shared {
     pub objects: Objects,
     /// What must not be, and was seen by a client itself.
     pub violations: Mutex<Vec<String>>,
+}
+
+impl Shared {
+    /// How often nodes were started so far.
+    pub fn starts(&self) -> u64 {
+        self.starts.load(Ordering::Relaxed)
+    }
 }
 
 struct Session {

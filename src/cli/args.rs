@@ -237,10 +237,13 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: CounterCommand,
     },
-    /// See or take a lock
+    /// See or take a lock, or run a command under it: `dogsled lock NAME -- command`
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Lock {
         #[command(subcommand)]
-        command: LockCommand,
+        command: Option<LockCommand>,
+        #[command(flatten)]
+        run: LockRun,
     },
     /// Run a node: a database that others connect to, alone or with other nodes
     Serve(Box<ServeArgs>),
@@ -381,6 +384,30 @@ pub(crate) enum CounterCommand {
         /// The counter
         name: OsString,
     },
+}
+
+/// Of `lock`, to run a command.
+#[derive(Debug, Args)]
+pub(crate) struct LockRun {
+    /// The lock under which to run a command (of a cluster: with --connect). One that is called as one of
+    /// the subcommands is can only be used by those
+    pub(crate) name: Option<OsString>,
+    /// How long the lock outlives this process, in seconds; it is renewed while the command runs
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) lease: u64,
+    /// Give up after so long if the lock is held; exit code 8 [default: wait for ever]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) wait: Option<u64>,
+    /// For how long nobody gets the lock after this process has vanished without giving it back
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) delay: u64,
+    /// If the lock is lost the command gets SIGTERM, and SIGKILL after so long
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub(crate) kill_after: u64,
+    /// The command and its arguments; its exit code is passed on, and it finds the fencing token in
+    /// DOGSLED_LOCK_TOKEN
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// Of `lock`.

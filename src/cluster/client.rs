@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::core::{Core, Reach, unexpected};
 use super::options::Behaviour;
 use super::pool::Pool;
-use super::{ClientOptions, Counter, Error, Lock, Result, Tree, routes};
+use super::{ClientOptions, Counter, Election, Error, Lock, Result, Session, ShardedCounter, Tree, routes};
 use crate::IVec;
 
 /// A client of a cluster; see [`cluster`](super). Clones are the same client, and cheap.
@@ -173,7 +173,98 @@ impl Client {
     /// # Ok(()) }
     /// ```
     pub fn lock(&self, name: impl AsRef<[u8]>) -> Lock {
-        Lock::new(self.clone(), IVec::from(name.as_ref()))
+        Lock::new(self.clone(), IVec::from(name.as_ref()), 1, 1)
+    }
+
+    /// A read/write lock, for reading: any number of readers hold it at a time, and no writer. Readers that
+    /// come while a writer waits wait behind it.
+    ///
+    /// ```no_run
+    /// # async fn share(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let reading = client.read_lock("catalogue").acquire(Duration::from_secs(10)).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn read_lock(&self, name: impl AsRef<[u8]>) -> Lock {
+        Lock::reader(self.clone(), IVec::from(name.as_ref()))
+    }
+
+    /// The same read/write lock, for writing: one writer holds it, and nobody else.
+    pub fn write_lock(&self, name: impl AsRef<[u8]>) -> Lock {
+        Lock::writer(self.clone(), IVec::from(name.as_ref()))
+    }
+
+    /// A semaphore: so many hold it at a time. All who use it must say the same number.
+    ///
+    /// ```no_run
+    /// # async fn limit(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let licence = client.semaphore("licences", 5).acquire(Duration::from_secs(10)).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn semaphore(&self, name: impl AsRef<[u8]>, capacity: u32) -> Lock {
+        Lock::new(self.clone(), IVec::from(name.as_ref()), 1, capacity)
+    }
+
+    /// A session of the application's: what it owns dies with it. It lives while it is renewed, which
+    /// happens in the background.
+    ///
+    /// ```no_run
+    /// # async fn live(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let session = client.session(Duration::from_secs(10));
+    /// session.insert(&client.tree("workers"), "10.0.0.7", "idle").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn session(&self, lease: Duration) -> Session {
+        Session::new(self.clone(), lease)
+    }
+
+    /// An election: one leader among many, and everybody knows who.
+    ///
+    /// ```no_run
+    /// # async fn look(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// if let Some(leader) = client.election("scheduler").leader().await? {
+    ///     println!("{:?} leads", leader.value);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn election(&self, name: impl AsRef<[u8]>) -> Election {
+        Election::new(self.clone(), IVec::from(name.as_ref()))
+    }
+
+    /// A counter for one name that is so hot that one partition is not enough: its additions are spread over
+    /// `shards` counters in several partitions, and reading sums them.
+    ///
+    /// ```no_run
+    /// # async fn count(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// let visits = client.sharded_counter("visits", 16);
+    /// visits.add(1).await?;
+    /// println!("{} visits", visits.get().await?);
+    /// # Ok(()) }
+    /// ```
+    pub fn sharded_counter(&self, name: impl AsRef<[u8]>, shards: u16) -> ShardedCounter {
+        ShardedCounter::new(self.clone(), name.as_ref(), shards)
+    }
+
+    /// Adds to several counters at once, or to none if one sum does not fit; what they stand at then, in
+    /// the order of their names. They must be of one partition: give their names a common
+    /// [tag](super#routing).
+    ///
+    /// ```no_run
+    /// # async fn count(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// client.add_to_counters([("{shop}:sold", 1), ("{shop}:stock", -1)]).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a sum does not fit, or they are of several partitions; those of
+    /// [writing](super#writes).
+    pub async fn add_to_counters<N: AsRef<[u8]>>(
+        &self,
+        additions: impl IntoIterator<Item = (N, i64)>,
+    ) -> Result<Vec<(IVec, i64)>> {
+        super::counter::add_to_many(self, additions).await
     }
 
     /// The names of all trees in any partition, sorted; those of the database itself if they hold

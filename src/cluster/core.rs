@@ -25,7 +25,7 @@ use dogsled_storage::codec::{
     decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
 };
 use dogsled_storage::{
-    Answer, Command, GroupCommand, GroupRead, GroupReply, IVec, Operation, Refusal, Reply, SessionId,
+    Answer, Command, Fence, GroupCommand, GroupRead, GroupReply, IVec, Operation, Refusal, Reply, SessionId,
 };
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -168,7 +168,16 @@ impl Core {
         command: Command,
         until: Instant,
     ) -> Result<GroupReply> {
-        let operation = Operation::Command(command);
+        self.submit_operation(group, trees, Operation::Command(command), until).await
+    }
+
+    async fn submit_operation(
+        &self,
+        group: u32,
+        trees: Vec<IVec>,
+        operation: Operation,
+        until: Instant,
+    ) -> Result<GroupReply> {
         let mut command = GroupCommand { session: None, time_ms: 0, trees, operation };
         loop {
             let session = self.session(group, until).await?;
@@ -202,6 +211,9 @@ impl Core {
                     return Err(Error::OutcomeUnknown("a later write has taken its place".to_owned()));
                 }
                 Err(Refusal::Malformed(what)) => return Err(Error::Incompatible(what)),
+                Err(Refusal::LockNotHeld { lock, token, current }) => {
+                    return Err(Error::LockNotHeld { lock, token, current });
+                }
                 Err(refusal @ (Refusal::Invalid(_) | Refusal::TooLarge(_) | Refusal::TreeNotFound(_))) => {
                     let (Refusal::Invalid(what) | Refusal::TooLarge(what)) = refusal else {
                         return Err(Error::Invalid(refusal.to_string()));
@@ -226,6 +238,46 @@ impl Core {
             Ok(Answer::Reply(reply)) => Ok((reply, time_ms)),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// As [`Core::execute`], but only while locks are held.
+    pub(super) async fn execute_fenced(
+        &self,
+        group: u32,
+        trees: Vec<IVec>,
+        fences: &[Fence],
+        command: Command,
+        until: Instant,
+    ) -> Result<Reply> {
+        if fences.is_empty() {
+            return Ok(self.execute(group, trees, command, until).await?.0);
+        }
+        for fence in fences {
+            if self.group_of(&fence.lock, until).await? != group {
+                return Err(Error::Invalid(format!(
+                    "lock \"{}\" and what is to be written under it are of different partitions, and a partition \
+                     knows its own locks only: give both a common {{tag}}",
+                    fence.lock.escape_ascii()
+                )));
+            }
+        }
+        let operation = Operation::Fenced { fences: fences.to_vec(), command };
+        match self.submit_operation(group, trees, operation, until).await?.result {
+            Ok(Answer::Reply(reply)) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has an operation carried out that may be repeated.
+    pub(super) async fn operate(
+        &self,
+        group: u32,
+        operation: Operation,
+        until: Instant,
+    ) -> Result<std::result::Result<Answer, Refusal>> {
+        let bytes = encode_operation(operation)?;
+        let answered = self.call_command(group, bytes, Repeat::Harmless, until).await?;
+        Ok(applied(answered.reply)?.result)
     }
 
     /// The session in a group, opened if there is none.

@@ -48,7 +48,7 @@ pub mod effects;
 mod grouped;
 
 pub use bincoded::{MAX_ENCODED_COMMAND_LENGTH, decode_command, encode_command};
-pub(crate) use bincoded::{decode_record, encode_record};
+pub(crate) use bincoded::{decode_list_record, decode_record, encode_list_record, encode_record};
 pub use effects::{EffectRef, EffectRefs, Malformed, decode_effects, encode_effects};
 pub use grouped::{
     GROUP_COMMAND_VERSION, MAX_ENCODED_GROUP_COMMAND_LENGTH, MAX_ENCODED_GROUP_READ_LENGTH,

@@ -5,8 +5,10 @@
 
 use bincode::{Decode, Encode};
 
-use crate::counter::{CounterCommand, CounterReply};
+use crate::counter::{CounterAddition, CounterCommand, CounterReply};
+use crate::expiry::{ExpiryCommand, ExpiryReply};
 use crate::lock::{LockCommand, LockReply};
+use crate::owned::OwnedCommand;
 use crate::{Error, IVec, Result};
 
 /// The longest key in bytes.
@@ -32,12 +34,18 @@ impl TreeId {
     /// Holds the sessions of a replica; see [`crate::session`]. An embedded database has no such
     /// tree.
     pub const SESSIONS: TreeId = TreeId(3);
+    /// Holds when keys expire; see [`crate::expiry`].
+    pub const EXPIRY: TreeId = TreeId(4);
+    /// Holds those who wait for locks; see [`crate::lock::queue`].
+    pub const LOCK_QUEUES: TreeId = TreeId(5);
+    /// Holds the numbers that come next; see [`crate::owned`].
+    pub const SEQUENCES: TreeId = TreeId(6);
     /// Numbers below this are the database's own trees.
     pub const FIRST_USER: TreeId = TreeId(16);
 
     /// Whether the tree is one of the database's own, not made by `open_tree`.
     pub fn is_system(self) -> bool {
-        self == TreeId::COUNTERS || self == TreeId::LOCKS || self == TreeId::SESSIONS
+        TreeId::DEFAULT < self && self < TreeId::FIRST_USER
     }
 }
 
@@ -192,6 +200,23 @@ pub enum Command {
         /// The new value.
         value: IVec,
     },
+    /// Adds to several counters, or to none if one sum does not fit. Reply: [`Reply::Counted`], or
+    /// [`Reply::Counter`] with the overflow.
+    CountMany {
+        /// A counter that is named more than once is added to more than once.
+        additions: Vec<CounterAddition>,
+    },
+    /// An operation on the time that a key has to live. Reply: [`Reply::Expiry`], [`Reply::Previous`] or
+    /// [`Reply::Swapped`].
+    Expiry(ExpiryCommand),
+    /// Removes keys that have expired, and lets locks go on whose leases have ended while others wait: a
+    /// bounded number of each. Reply: [`Reply::Settled`].
+    SettleDue {
+        /// The most keys, and the most locks; at most [`MOST_DUE`](crate::expiry::MOST_DUE).
+        limit: u32,
+    },
+    /// An operation on keys of sessions or with numbers. Reply: [`Reply::Previous`] or [`Reply::Named`].
+    Owned(OwnedCommand),
 }
 
 /// What the caller of a [`Command`] is told.
@@ -225,6 +250,24 @@ pub enum Reply {
     Counter(CounterReply),
     /// Of a lock.
     Lock(LockReply),
+    /// The sum of the last addition to each counter, in the order of the names.
+    Counted(crate::counter::Sums),
+    /// Of the time that a key has to live.
+    Expiry(ExpiryReply),
+    /// What was due is done.
+    Settled {
+        /// How many keys had expired and are gone, or had been written anew.
+        keys: u64,
+        /// How many locks went on.
+        locks: u64,
+        /// Whether there is more to do: ask again.
+        more: bool,
+    },
+    /// The key that was made.
+    Named {
+        /// With its number.
+        key: IVec,
+    },
 }
 
 impl Command {
@@ -263,7 +306,21 @@ impl Command {
             }
             Command::Counter(counter) => check_name("counter", counter.name()),
             Command::Lock(lock) => check_name("lock", lock.name()),
-            Command::ClearTree { .. } | Command::Pop { .. } | Command::ReserveIds { .. } => Ok(()),
+            Command::CountMany { additions } => {
+                additions.iter().try_for_each(|addition| check_name("counter", &addition.name))
+            }
+            Command::Expiry(expiry) => {
+                check_key(expiry.key())?;
+                expiry.value().map_or(Ok(()), |value| check_value(value))
+            }
+            Command::Owned(owned) => {
+                check_key(owned.prefix())?;
+                check_value(owned.value())
+            }
+            Command::SettleDue { .. }
+            | Command::ClearTree { .. }
+            | Command::Pop { .. }
+            | Command::ReserveIds { .. } => Ok(()),
         }
     }
 }

@@ -18,7 +18,7 @@ use bincode::{Decode, Encode};
 use smallvec::SmallVec;
 
 use crate::command::{Command, KeyRead, RangeFingerprint, RangeRead, Reply, TreeId, Write};
-use crate::{Error, IVec, Result, counter, lock};
+use crate::{Error, IVec, Result, counter, expiry, lock, owned};
 
 /// Position and time in the log of the command that is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,27 @@ pub trait View {
     fn next_tree_id(&self) -> TreeId;
     /// The first number that was never reserved by [`Command::ReserveIds`].
     fn next_id(&self) -> u64;
+    /// The entry after (or before) a key.
+    fn next_to(&self, tree: TreeId, key: &[u8], before: bool) -> Result<Option<Entry>> {
+        let bounds = match before {
+            true => (Bound::Unbounded, Bound::Excluded(key)),
+            false => (Bound::Excluded(key), Bound::Unbounded),
+        };
+        let mut found = None;
+        self.scan(tree, bounds.0, bounds.1, &mut |key, _| {
+            found = Some(IVec::from(key));
+            before
+        })?;
+        let Some(key) = found else { return Ok(None) };
+        Ok(self.get(tree, &key)?.map(|entry| (key, entry)))
+    }
+    /// A time of the log before which no key expires; `u64::MAX`: none ever does.
+    fn earliest_due(&self) -> Result<u64>
+    where
+        Self: Sized,
+    {
+        expiry::first_due(self, TreeId::EXPIRY)
+    }
 }
 
 /// One change of the state.
@@ -140,6 +161,15 @@ impl Outcome {
 /// [`Error::TreeNotFound`] for a tree that was dropped, [`Error::InvalidRequest`] for what no
 /// state allows, and errors of reading the view. No error leaves anything half done.
 pub fn evaluate(view: &impl View, context: &Context, command: &Command) -> Result<Outcome> {
+    match command {
+        Command::SettleDue { limit } => expiry::settle_due(view, context, *limit),
+        _ if view.earliest_due()? <= context.time_ms => expiry::evaluate_live(view, context, command),
+        _ => evaluate_unhidden(view, context, command),
+    }
+}
+
+/// Evaluates a command over all that is there.
+pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &Command) -> Result<Outcome> {
     match command {
         Command::Insert { tree, key, value } => {
             require_tree(view, *tree)?;
@@ -253,10 +283,14 @@ pub fn evaluate(view: &impl View, context: &Context, command: &Command) -> Resul
         }
         Command::Counter(command) => counter::evaluate(view, context, command),
         Command::Lock(command) => lock::evaluate(view, context, command),
+        Command::CountMany { additions } => counter::evaluate_many(view, additions),
+        Command::Expiry(command) => expiry::evaluate(view, context, command),
+        Command::SettleDue { limit } => expiry::settle_due(view, context, *limit),
+        Command::Owned(command) => owned::evaluate(view, command),
     }
 }
 
-fn require_tree(view: &impl View, tree: TreeId) -> Result<()> {
+pub(crate) fn require_tree(view: &impl View, tree: TreeId) -> Result<()> {
     if view.has_tree(tree) {
         return Ok(());
     }

@@ -21,7 +21,8 @@ use bincode::{Decode, Encode};
 
 use crate::command::{Command, Reply};
 use crate::evaluate::{Entry, Versioned};
-use crate::lock::Holder;
+use crate::fence::Fence;
+use crate::lock::{FencingToken, Holder, LockReply};
 use crate::{Error, IVec, Result};
 
 /// The most trees that one command may name.
@@ -91,9 +92,47 @@ pub enum Operation {
         /// Which.
         session: SessionId,
     },
-    /// Forgets sessions whose lease has ended, a bounded number. Answer:
-    /// [`Answer::SessionsExpired`].
-    ExpireSessions,
+    /// Ends sessions whose lease is over, a bounded number. Answer: [`Answer::SessionsExpired`].
+    ExpireSessions {
+        /// For how long, by its own monotonic clock, whoever proposes this has led the group: no
+        /// session with a longer lease is ended. So a new leader gives every lease its full time.
+        led_ms: u64,
+    },
+    /// A command as in [`Operation::Command`], carried out only while locks are held under these tokens.
+    /// Otherwise [`Refusal::LockNotHeld`].
+    Fenced {
+        /// All of them must hold; see [`crate::fence`].
+        fences: Vec<Fence>,
+        /// What to do.
+        command: Command,
+    },
+}
+
+impl GroupReadReply {
+    /// Puts a later time of the log into an answer that tells it: that of an entry which would be made
+    /// now. In a group in which nobody writes the log's time stands still.
+    pub fn set_time(&mut self, time_ms: u64) {
+        if let GroupReadReply::Ticket { now_ms, .. } | GroupReadReply::Expires { now_ms, .. } = self {
+            *now_ms = time_ms.max(*now_ms);
+        }
+    }
+}
+
+impl Operation {
+    /// The command that it carries.
+    pub fn command(&self) -> Option<&Command> {
+        match self {
+            Operation::Command(command) | Operation::Fenced { command, .. } => Some(command),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn fences(&self) -> &[Fence] {
+        match self {
+            Operation::Fenced { fences, .. } => fences,
+            _ => &[],
+        }
+    }
 }
 
 /// What came of a [`GroupCommand`].
@@ -148,6 +187,16 @@ pub enum Refusal {
     },
     /// The entry's bytes are not a command.
     Malformed(String),
+    /// The command demanded that a lock be held under a token, and it is not. Stop what is done under
+    /// the lock.
+    LockNotHeld {
+        /// The lock.
+        lock: IVec,
+        /// The token that was presented.
+        token: FencingToken,
+        /// The largest token of those who hold it now.
+        current: Option<FencingToken>,
+    },
 }
 
 impl std::fmt::Display for Refusal {
@@ -160,6 +209,7 @@ impl std::fmt::Display for Refusal {
                 write!(f, "the session's client had given it up: command {latest} of its slot came before it")
             }
             Refusal::Malformed(what) => write!(f, "the entry is not a command: {what}"),
+            Refusal::LockNotHeld { lock, token, current } => crate::fence::explain(f, lock, *token, *current),
         }
     }
 }
@@ -175,6 +225,7 @@ impl Refusal {
         match error {
             Error::InvalidRequest(what) => Ok(Refusal::Invalid(what)),
             Error::TreeNotFound(name) => Ok(Refusal::TreeNotFound(name)),
+            Error::LockNotHeld { lock, token, current } => Ok(Refusal::LockNotHeld { lock, token, current }),
             world => Err(world),
         }
     }
@@ -234,6 +285,20 @@ pub enum GroupRead {
     /// When the first session ends: nothing is to be expired before. Reply:
     /// [`GroupReadReply::Time`].
     EarliestSessionExpiry,
+    /// What has become of somebody who waits for a lock. Reply: [`GroupReadReply::Ticket`].
+    Ticket {
+        /// The lock's name.
+        name: IVec,
+        /// The number under which it waits.
+        ticket: u64,
+    },
+    /// When a key expires. Reply: [`GroupReadReply::Expires`].
+    Expires {
+        /// The tree's name.
+        tree: IVec,
+        /// Which key.
+        key: IVec,
+    },
 }
 
 /// The answer to a [`GroupRead`].
@@ -260,4 +325,19 @@ pub enum GroupReadReply {
     Trees(Vec<IVec>),
     /// A time of the log in milliseconds; `None`: never.
     Time(Option<u64>),
+    /// [`LockReply::Waiting`], [`LockReply::Acquired`] or, if the ticket is over,
+    /// [`LockReply::NotHeld`].
+    Ticket {
+        /// What has become of it.
+        reply: LockReply,
+        /// The log's time.
+        now_ms: u64,
+    },
+    /// When a key expires.
+    Expires {
+        /// `None`: there is no such key; else when it expires, `None`: never.
+        at_ms: Option<Option<u64>>,
+        /// The log's time.
+        now_ms: u64,
+    },
 }

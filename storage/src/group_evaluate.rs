@@ -11,8 +11,12 @@ use smallvec::SmallVec;
 
 use crate::command::{Command, MAX_NAME_LENGTH, TreeId};
 use crate::evaluate::{self, Context, Effect, Effects, Entry, Versioned, View};
+use crate::fence;
 use crate::group::{Answer, GroupCommand, GroupReply, MAX_GROUP_TREES, Operation, Refusal};
-use crate::meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME};
+use crate::meta::{
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME,
+    SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME,
+};
 use crate::session::{self, Done};
 use crate::{IVec, Result};
 
@@ -65,7 +69,9 @@ impl Missing {
 pub(crate) fn resolve(view: &impl View, mut command: GroupCommand) -> Resolved {
     let mut missing = Missing { first: view.next_tree_id(), names: SmallVec::new() };
     let refusal = match &mut command.operation {
-        Operation::Command(inner) => resolve_command(view, &command.trees, inner, &mut missing).err(),
+        Operation::Command(inner) | Operation::Fenced { command: inner, .. } => {
+            resolve_command(view, &command.trees, inner, &mut missing).err()
+        }
         _ => None,
     };
     Resolved { command, missing, refusal }
@@ -121,6 +127,9 @@ pub(crate) fn tree_number(view: &impl View, name: &[u8]) -> Option<TreeId> {
         COUNTERS_TREE_NAME => Some(TreeId::COUNTERS),
         LOCKS_TREE_NAME => Some(TreeId::LOCKS),
         SESSIONS_TREE_NAME => Some(TreeId::SESSIONS),
+        EXPIRY_TREE_NAME => Some(TreeId::EXPIRY),
+        LOCK_QUEUES_TREE_NAME => Some(TreeId::LOCK_QUEUES),
+        SEQUENCES_TREE_NAME => Some(TreeId::SEQUENCES),
         _ => view.tree_id(name),
     }
 }
@@ -139,8 +148,11 @@ fn check_access(tree: TreeId, access: Access<'_>) -> Result<(), Refusal> {
         (TreeId::SESSIONS, _) => {
             Err(Refusal::Invalid("the tree of sessions is closed to commands".to_owned()))
         }
-        (TreeId::LOCKS, Access::Remove | Access::Put(_)) => {
+        (TreeId::LOCKS | TreeId::LOCK_QUEUES, Access::Remove | Access::Put(_)) => {
             Err(Refusal::Invalid("the tree of locks is not written to directly".to_owned()))
+        }
+        (TreeId::EXPIRY | TreeId::SEQUENCES, Access::Remove | Access::Put(_)) => {
+            Err(Refusal::Invalid("a tree of the database's own is not written to directly".to_owned()))
         }
         (TreeId::COUNTERS, Access::Put(value)) if value.len() != 8 => {
             Err(Refusal::Invalid(format!("a counter of {} bytes instead of 8", value.len())))
@@ -165,6 +177,12 @@ fn replace_trees(
             each(tree, Access::Remove)
         }
         Command::CompareAndSwap { tree, new, .. } => each(tree, access(new)),
+        Command::Owned(owned) => {
+            let (tree, value) = owned.tree_and_value();
+            each(tree, Access::Put(value))
+        }
+        // What it may be done to is checked where it is done.
+        Command::Expiry(expiry) => each(expiry.tree_mut(), Access::Read),
         Command::Batch { writes } => {
             writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))
         }
@@ -177,7 +195,9 @@ fn replace_trees(
         | Command::DropTree { .. }
         | Command::ReserveIds { .. }
         | Command::Counter(_)
-        | Command::Lock(_) => Ok(()),
+        | Command::Lock(_)
+        | Command::CountMany { .. }
+        | Command::SettleDue { .. } => Ok(()),
     }
 }
 
@@ -188,7 +208,7 @@ pub(crate) fn evaluate_resolved(
     resolved: &Resolved,
 ) -> Result<GroupOutcome> {
     let (effects, reply) = match (&resolved.command.session, &resolved.command.operation) {
-        (Some(tag), Operation::Command(_) | Operation::Nothing) => {
+        (Some(tag), Operation::Command(_) | Operation::Fenced { .. } | Operation::Nothing) => {
             session::exactly_once(view, context, tag, || carry_out(view, context, resolved))?
         }
         (Some(_), _) => {
@@ -210,9 +230,11 @@ fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result
     }
     match &resolved.command.operation {
         Operation::Nothing => Ok((Effects::new(), Ok(Answer::Done))),
-        Operation::Command(command) => {
+        Operation::Command(command) | Operation::Fenced { command, .. } => {
             let view = WithMissing { view, missing: &resolved.missing };
-            match evaluate::evaluate(&view, context, command) {
+            let fences = resolved.command.operation.fences();
+            let checked = if fences.is_empty() { Ok(()) } else { fence::check(&view, context, fences) };
+            match checked.and_then(|()| evaluate::evaluate(&view, context, command)) {
                 Ok(outcome) => {
                     let effects = make_trees(&resolved.missing, outcome.effects);
                     Ok((effects, Ok(Answer::Reply(outcome.reply))))
@@ -223,7 +245,7 @@ fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result
         Operation::OpenSession { session, lease_ms } => session::open(view, context, *session, *lease_ms),
         Operation::RenewSession { session } => session::renew(view, context, *session),
         Operation::CloseSession { session } => session::close(view, *session),
-        Operation::ExpireSessions => session::expire(view, context),
+        Operation::ExpireSessions { led_ms } => session::expire(view, context, *led_ms),
     }
 }
 
@@ -299,6 +321,15 @@ impl<V: View> View for WithMissing<'_, V> {
 
     fn next_id(&self) -> u64 {
         self.view.next_id()
+    }
+
+    fn next_to(&self, tree: TreeId, key: &[u8], before: bool) -> Result<Option<Entry>> {
+        if self.is_missing(tree) { Ok(None) } else { self.view.next_to(tree, key, before) }
+    }
+
+    #[inline]
+    fn earliest_due(&self) -> Result<u64> {
+        self.view.earliest_due()
     }
 }
 

@@ -8,7 +8,8 @@
 //! ```text
 //! engine ──── commits, reads, opening, closing; one commit mutex, one state pointer
 //!   ├─ command, evaluate ── what is asked, and what it means: pure, deterministic
-//!   │    └─ counter, lock      commands of their own; lock_wait: waiting without polling
+//!   │    └─ counter, lock, expiry   commands of their own; fence: writes under a lock
+//!   │                               lock_wait: waiting without polling
 //!   ├─ wal ──────────────── the only durable copy of a commit until a checkpoint
 //!   ├─ overlay ──────────── commits since then, in memory, in several versions (sorted_map)
 //!   ├─ base ─────────────── the B-tree, held open; leaf_cache before it, tree_file below it
@@ -65,6 +66,8 @@ pub mod disk;
 mod engine;
 mod error;
 pub mod evaluate;
+pub mod expiry;
+pub mod fence;
 pub mod group;
 mod group_evaluate;
 mod ivec;
@@ -74,6 +77,7 @@ pub mod lock_wait;
 mod meta;
 pub mod model;
 mod overlay;
+pub mod owned;
 mod recovery;
 pub mod repair;
 pub mod replica;
@@ -98,12 +102,18 @@ pub use directory::FORMAT_VERSION;
 pub use engine::{Durability, EMBEDDED_STREAM, Engine, Options};
 pub use error::{Corruption, Error, Result};
 pub use evaluate::{Context, Effect, Effects, Outcome, Versioned, View};
+pub use expiry::{ExpiryCommand, ExpiryReply, SetIf, When};
+pub use fence::Fence;
 pub use group::{
     Answer, GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId, SessionTag,
 };
 pub use group_evaluate::{GroupOutcome, evaluate_group};
 pub use ivec::IVec;
-pub use meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, MAX_NOTE_LENGTH, SESSIONS_TREE_NAME};
+pub use meta::{
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME,
+    MAX_NOTE_LENGTH, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME,
+};
+pub use owned::OwnedCommand;
 pub use repair::{Loss, LossKind, RepairOptions, RepairProgress, RepairReport, repair, repair_with};
 pub use replica::{Applied, Replica, ReplicaOptions};
 pub use replica_install::ReplicaInstaller;

@@ -26,7 +26,7 @@ use crate::command::{Command, Reply, TreeId};
 use crate::evaluate::{Context, Effect, Entry, Versioned, View, evaluate};
 use crate::group::{GroupCommand, GroupReply};
 use crate::group_evaluate::evaluate_group;
-use crate::{IVec, Result};
+use crate::{IVec, Result, expiry};
 
 /// The contents of one tree, with the sequence that wrote each key.
 pub type ModelTree = BTreeMap<IVec, Versioned>;
@@ -51,7 +51,14 @@ impl Default for ModelState {
 impl ModelState {
     /// An empty database: the default tree and the database's own, no keys, sequence 0.
     pub fn new() -> ModelState {
-        let own = [TreeId::DEFAULT, TreeId::COUNTERS, TreeId::LOCKS];
+        let own = [
+            TreeId::DEFAULT,
+            TreeId::COUNTERS,
+            TreeId::LOCKS,
+            TreeId::EXPIRY,
+            TreeId::LOCK_QUEUES,
+            TreeId::SEQUENCES,
+        ];
         ModelState {
             trees: own.into_iter().map(|id| (id, ModelTree::new())).collect(),
             names: BTreeMap::from([(IVec::from("__sled__default"), TreeId::DEFAULT)]),
@@ -176,6 +183,13 @@ impl ModelState {
     /// Whether a tree holds no key, or is not there.
     pub fn is_empty(&self, tree: TreeId) -> bool {
         self.len(tree) == 0
+    }
+
+    /// Whether a key is there and has not expired by the log's time.
+    pub fn is_live(&self, tree: TreeId, key: &[u8]) -> bool {
+        let Some(found) = self.trees.get(&tree).and_then(|tree| tree.get(key)) else { return false };
+        let record = self.trees[&TreeId::EXPIRY].get(&expiry::record_key(tree, key));
+        !expiry::is_over(record, found.version, self.time_ms).expect("what the model wrote is sound")
     }
 
     /// The names of all trees that have one, in order.

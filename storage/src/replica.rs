@@ -52,7 +52,10 @@ use crate::engine::{Committer, Shared, prefetch, touches_locks};
 use crate::evaluate::Context;
 use crate::group::{GroupReply, Operation, Refusal};
 use crate::group_evaluate::{Resolved, evaluate_resolved, resolve};
-use crate::meta::{Checkpoint, MAX_NOTE_LENGTH, SESSIONS_TREE_NAME};
+use crate::meta::{
+    Checkpoint, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, MAX_NOTE_LENGTH, SEQUENCES_TREE_NAME,
+    SESSIONS_TREE_NAME,
+};
 use crate::replica_install::{check_id, remove_stale};
 use crate::replica_snapshot::ReplicaSnapshot;
 use crate::session;
@@ -112,14 +115,17 @@ pub(crate) struct ReplicaState {
     durable: Mutex<Applied>,
     /// The last position, for those who do not hold the commit mutex.
     applied: AtomicU64,
+    /// The log's time there, or a little later.
+    time_ms: AtomicU64,
     /// The checkpoint thread sleeps until there is an entry.
     asleep: AtomicBool,
     failure: OnceLock<Error>,
 }
 
 impl ReplicaState {
-    pub(crate) fn new(applied: Applied) -> ReplicaState {
+    pub(crate) fn new(applied: Applied, time_ms: u64) -> ReplicaState {
         ReplicaState {
+            time_ms: AtomicU64::new(time_ms),
             applied: AtomicU64::new(applied.position),
             durable: Mutex::new(applied),
             asleep: AtomicBool::new(false),
@@ -133,6 +139,10 @@ impl ReplicaState {
 
     pub(crate) fn applied(&self) -> u64 {
         self.applied.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn time_ms(&self) -> u64 {
+        self.time_ms.load(Ordering::SeqCst)
     }
 
     /// Whether all is folded; if so, the next entry wakes whoever asks. Call with the mutex of the
@@ -163,6 +173,10 @@ impl ReplicaState {
 pub(crate) fn check_kind(directory: &Directory, checkpoint: &mut Checkpoint, is_replica: bool) -> Result<()> {
     let refuse =
         |what: &str| Err(Error::NotADatabase { path: directory.path.clone(), what: what.to_owned() });
+    // A database of a time before there were such.
+    checkpoint.catalog.insert(TreeId::EXPIRY, IVec::from(EXPIRY_TREE_NAME));
+    checkpoint.catalog.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
+    checkpoint.catalog.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
     if !is_replica {
         if checkpoint.note.is_some() {
             return refuse("this is a replica of a node, whose log is elsewhere; open it with its node");
@@ -302,6 +316,7 @@ impl Replica {
                 prefetched: prefetched.as_ref(),
                 may_read_disk: prefetched.is_some(),
                 needs_disk: false.into(),
+                earliest_due: shared.due.keys(),
             };
             let resolved = resolved
                 .get_or_insert_with(|| resolve(&view, decoded.take().expect("it is resolved only once")));
@@ -419,6 +434,9 @@ impl Shared {
             committer.note.clear();
             committer.note.extend_from_slice(note);
         }
+        let replica = self.replica.as_ref().expect("only a replica advances");
+        // Before the effects: whoever sees them goes by no earlier time.
+        replica.time_ms.store(context.time_ms, Ordering::SeqCst);
         let wakeups = if effects.is_empty() {
             committer.sequence = context.sequence;
             committer.time_ms = context.time_ms;
@@ -426,7 +444,6 @@ impl Shared {
         } else {
             Some(self.publish(committer, state, context, effects))
         };
-        let replica = self.replica.as_ref().expect("only a replica advances");
         replica.applied.store(context.sequence, Ordering::SeqCst);
         if replica.asleep.load(Ordering::SeqCst) && replica.asleep.swap(false, Ordering::SeqCst) {
             let _progress = self.progress.lock();
@@ -460,7 +477,7 @@ fn check_position(committer: &Committer, position: u64) -> Result<()> {
 /// foreseen here is read under it.
 fn prefetch_entry(state: &Arc<State>, resolved: &Resolved) -> Result<Prefetched> {
     let mut prefetched = match &resolved.command.operation {
-        Operation::Command(command) => prefetch(state, command)?,
+        Operation::Command(command) | Operation::Fenced { command, .. } => prefetch(state, command)?,
         _ => Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() },
     };
     if let (Some(tag), Some(base)) = (&resolved.command.session, state.base.tree(TreeId::SESSIONS)) {

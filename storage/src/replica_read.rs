@@ -24,7 +24,7 @@ impl Replica {
             GroupRead::Get { tree, key } => {
                 let state = shared.state.load();
                 GroupReadReply::Value(match find(&state, tree)? {
-                    Some(id) => state.get_latest(id, key)?,
+                    Some(id) => shared.get(id, key)?,
                     None => None,
                 })
             }
@@ -60,17 +60,34 @@ impl Replica {
                 // The state is no older than the time.
                 let time_ms = self.time_ms();
                 let found = shared.state.load().get_latest(TreeId::LOCKS, name)?;
-                let holder = found.map(|found| lock::decode_holder(name, &found)).transpose()?;
-                GroupReadReply::LockHolder(holder.filter(|holder| !holder.has_expired(time_ms)))
+                let state = found.map(|found| lock::decode_state(name, &found)).transpose()?;
+                let holder = state.and_then(|state| state.live(time_ms).next().map(lock::Permit::holder));
+                GroupReadReply::LockHolder(holder)
             }
             GroupRead::Trees => {
                 let trees = self.engine().trees().into_iter();
-                let names = trees.filter(|(_, id)| *id != TreeId::SESSIONS).map(|(name, _)| name);
+                let hidden = [TreeId::SESSIONS, TreeId::EXPIRY, TreeId::LOCK_QUEUES, TreeId::SEQUENCES];
+                let names = trees.filter(|(_, id)| !hidden.contains(id)).map(|(name, _)| name);
                 GroupReadReply::Trees(names.collect())
             }
             GroupRead::EarliestSessionExpiry => {
                 let snapshot = self.engine().snapshot();
                 GroupReadReply::Time(session::earliest_expiry(&view(&snapshot, &Ends::default()))?)
+            }
+            GroupRead::Ticket { name, ticket } => {
+                let now_ms = self.time_ms();
+                let snapshot = self.engine().snapshot();
+                let reply = lock::ticket(&view(&snapshot, &Ends::default()), now_ms, name, *ticket)?;
+                GroupReadReply::Ticket { reply, now_ms }
+            }
+            GroupRead::Expires { tree, key } => {
+                // The state is no older than the time.
+                let now_ms = self.time_ms();
+                let at_ms = match find(&shared.state.load(), tree)? {
+                    Some(id) => shared.expires(id, key)?,
+                    None => None,
+                };
+                GroupReadReply::Expires { at_ms, now_ms }
             }
         })
     }
@@ -86,6 +103,7 @@ fn view<'a>(snapshot: &'a Snapshot, ends: &'a Ends) -> LatestView<'a> {
         prefetched: None,
         may_read_disk: true,
         needs_disk: false.into(),
+        earliest_due: u64::MAX,
     }
 }
 

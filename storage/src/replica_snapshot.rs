@@ -138,6 +138,7 @@ pub struct ReplicaSnapshot {
 impl ReplicaSnapshot {
     /// `snapshot` was taken with `committer` locked.
     pub(crate) fn new(snapshot: Snapshot, committer: &Committer) -> ReplicaSnapshot {
+        let snapshot = snapshot.with_expired();
         let applied = Applied { position: committer.sequence, note: committer.note.clone() };
         let catalog = (*snapshot.state().catalog).clone();
         let record = Checkpoint {

@@ -89,7 +89,11 @@ impl Plain {
             | Command::CreateTree { .. }
             | Command::ReserveIds { .. }
             | Command::Counter(_)
-            | Command::Lock(_) => {}
+            | Command::Lock(_)
+            | Command::CountMany { .. }
+            | Command::Expiry(_)
+            | Command::SettleDue { .. }
+            | Command::Owned(_) => {}
         }
     }
 

@@ -4,8 +4,12 @@
 //!   be kept for followers that were away; but not those that a snapshot under way will be continued
 //!   with.
 //! - **Memory**: the log of a group that is idle is not kept in memory.
-//! - **Expiry**: as leader, when the log's time has passed the end of some session, proposes that
-//!   sessions be expired. Nothing expires but by that entry.
+//! - **Sessions**: as leader, when the log's time has passed the end of some session, proposes that
+//!   sessions be ended, and says for how long it has led: no lease ends that it has not seen pass. Nothing
+//!   ends but by that entry.
+//! - **What is due** ([`run_due`]): as leader, when the log's time has passed the end of some key, or of a
+//!   lease of a lock that others wait for, proposes that these be settled. It looks often, at two numbers
+//!   in memory, because somebody waits.
 //! - **Balance**: leadership belongs to the voters in turn, by the number of the group. A leader hands
 //!   a group to the one whose turn it is once that one has all but the newest entries and answers.
 
@@ -13,7 +17,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dogsled_storage::codec::encode_group_command;
+use dogsled_storage::expiry::MOST_DUE;
 use dogsled_storage::group::{Answer, GroupCommand, GroupRead, GroupReadReply, Operation};
+use dogsled_storage::{Command, Reply};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::Instant;
@@ -62,16 +68,58 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
         for (group, since) in cluster.groups.iter().zip(&mut led_since) {
             node.checkpoint_without_threads(group);
             node.purge(group).await;
-            if !group.leads() {
+            let Some(term) = group.term_led() else {
                 *since = None;
                 continue;
-            }
+            };
             let since = *since.get_or_insert_with(Instant::now);
-            node.expire_sessions(group).await;
+            node.expire_sessions(group, term).await;
             if node.config.balance_leaders && moves < MOVES && since.elapsed() >= SETTLE {
                 moves += usize::from(node.balance(group).await);
             }
         }
+    }
+}
+
+/// How often [`run_due`] looks.
+const DUE_EVERY: Duration = Duration::from_millis(100);
+/// Entries that it proposes in a row before it looks at the other groups again.
+const DUE_IN_A_ROW: u32 = 64;
+
+/// Has what is due settled; see the [module](self).
+pub(super) async fn run_due(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
+    let settle = GroupCommand {
+        session: None,
+        time_ms: 0,
+        trees: Vec::new(),
+        operation: Operation::Command(Command::SettleDue { limit: MOST_DUE }),
+    };
+    let settle = encode_group_command(&settle).expect("a command of a few bytes can be encoded");
+    loop {
+        let every = match node.upgrade() {
+            Some(node) => node.config.maintenance_every.min(DUE_EVERY),
+            None => return,
+        };
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(every) => {}
+        }
+        let Some(node) = node.upgrade() else { return };
+        let Some(cluster) = node.cluster.get() else { continue };
+        let deadline = node.config.timing.election.1;
+        let due = cluster.groups.iter().filter(|group| group.is_due()).map(|group| {
+            let settle = &settle;
+            async move {
+                for _ in 0..DUE_IN_A_ROW {
+                    let proposed = group.propose(settle, deadline).await.map(|reply| reply.result);
+                    if !matches!(proposed, Ok(Ok(Answer::Reply(Reply::Settled { more: true, .. })))) {
+                        return;
+                    }
+                }
+            }
+        });
+        futures_util::future::join_all(due).await;
     }
 }
 
@@ -116,17 +164,18 @@ impl Inner {
         let _ = raft.trigger().purge_log(to).await;
     }
 
-    async fn expire_sessions(&self, group: &Arc<Group>) {
+    async fn expire_sessions(&self, group: &Arc<Group>, term: u64) {
         let earliest = group.slot.replica().map(|replica| replica.read(&GroupRead::EarliestSessionExpiry));
         let Some(Ok(GroupReadReply::Time(Some(earliest)))) = earliest else { return };
-        if group.slot.clock.stamp() < earliest {
+        if group.slot.clock.stamp(term) < earliest {
             return;
         }
+        let led_ms = group.slot.clock.led(term).as_millis() as u64;
         let expire = GroupCommand {
             session: None,
             time_ms: 0,
             trees: Vec::new(),
-            operation: Operation::ExpireSessions,
+            operation: Operation::ExpireSessions { led_ms },
         };
         let Ok(expire) = encode_group_command(&expire) else { return };
         let deadline = self.config.timing.election.1;

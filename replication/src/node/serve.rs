@@ -349,18 +349,20 @@ impl Inner {
         // Before reading: the answer includes at least this.
         let position = group.slot.applied();
         let answer = match read {
-            GroupRead::Get { .. } | GroupRead::Counter { .. } | GroupRead::LockHolder { .. } => {
-                replica.read(&read)
-            }
+            GroupRead::Get { .. }
+            | GroupRead::Counter { .. }
+            | GroupRead::LockHolder { .. }
+            | GroupRead::Ticket { .. } => replica.read(&read),
             _ => match self.blocking.run(move || replica.read(&read)).await {
                 Ok(answer) => answer,
                 Err(error) => return Err(ClusterError::Unavailable(error.to_string())),
             },
         };
-        let answer = answer.map_err(|error| match error {
+        let mut answer = answer.map_err(|error| match error {
             dogsled_storage::Error::InvalidRequest(what) => ClusterError::Invalid(what),
             other => ClusterError::Storage(other.to_string()),
         })?;
+        answer.set_time(group.slot.clock.now());
         let reply =
             encode_group_read_reply(&answer).map_err(|error| ClusterError::Invalid(error.to_string()))?;
         Ok(ClientReply::Read { position, age, reply: reply.into() })

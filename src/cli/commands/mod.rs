@@ -5,6 +5,7 @@ pub(crate) mod certs;
 pub(crate) mod coordination;
 pub(crate) mod entries;
 pub(crate) mod load;
+pub(crate) mod lock_run;
 pub(crate) mod member;
 pub(crate) mod status;
 pub(crate) mod transfer;

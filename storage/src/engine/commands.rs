@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use crate::evaluate::Effect;
+use crate::expiry::{ExpiryCommand, record_key};
+use crate::owned::OwnedCommand;
 use crate::state::{Prefetched, State};
 use crate::{Command, IVec, Reply, Result, TreeId};
 
@@ -19,6 +21,10 @@ pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
         | Command::CreateTree { .. }
         | Command::DropTree { .. }
         | Command::Counter(crate::counter::CounterCommand::Remove { .. }) => true,
+        Command::Counter(crate::counter::CounterCommand::SetIf { .. }) => {
+            *reply == Reply::Counter(crate::counter::CounterReply::Swapped(Ok(())))
+        }
+        Command::Expiry(ExpiryCommand::Clear { .. }) => true,
         _ => false,
     }
 }
@@ -58,7 +64,19 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
         }
         Command::Counter(counter) => read(TreeId::COUNTERS, counter.name())?,
         Command::Lock(lock) => read(TreeId::LOCKS, lock.name())?,
-        Command::Put { .. }
+        Command::CountMany { additions } => {
+            for addition in additions {
+                read(TreeId::COUNTERS, &addition.name)?;
+            }
+        }
+        Command::Expiry(expiry) => {
+            read(expiry.tree(), expiry.key())?;
+            read(TreeId::EXPIRY, &record_key(expiry.tree(), expiry.key()))?;
+        }
+        Command::Owned(OwnedCommand::Insert { tree, key, .. }) => read(*tree, key)?,
+        Command::Owned(OwnedCommand::InsertNext { .. })
+        | Command::SettleDue { .. }
+        | Command::Put { .. }
         | Command::CreateTree { .. }
         | Command::DropTree { .. }
         | Command::ClearTree { .. }

@@ -15,11 +15,22 @@ use dogsled_storage::lock::{LockCommand, LockReply};
 use dogsled_storage::model::ModelState;
 use dogsled_storage::wal::{Wal, WalOptions};
 use dogsled_storage::{
-    Answer, ChunkPosition, Command, GroupCommand, GroupReply, IVec, Operation, Refusal, Replica,
-    ReplicaInstaller, ReplicaOptions, ReplicaSnapshot, Reply, SessionId, SessionTag, TreeId,
+    Answer, ChunkPosition, Command, ExpiryCommand, GroupCommand, GroupReply, IVec, Operation, OwnedCommand,
+    Refusal, Replica, ReplicaInstaller, ReplicaOptions, ReplicaSnapshot, Reply, SessionId, SessionTag,
+    Snapshot, TreeId,
 };
 
 use crate::support::workload::{Shape, Workload};
+
+/// The database's own trees.
+const OWN: [TreeId; 6] = [
+    TreeId::COUNTERS,
+    TreeId::LOCKS,
+    TreeId::SESSIONS,
+    TreeId::EXPIRY,
+    TreeId::LOCK_QUEUES,
+    TreeId::SEQUENCES,
+];
 
 pub const DATABASE_ID: u128 = 0x0d06_51ed;
 
@@ -130,7 +141,7 @@ impl LogMaker {
                 }
                 plain(Operation::OpenSession { session, lease_ms: 100 + self.workload.random.below(2000) })
             }
-            3 => plain(Operation::ExpireSessions),
+            3 => plain(Operation::ExpireSessions { led_ms: self.workload.random.below(3000) }),
             4 => plain(Operation::Nothing),
             5 | 6 if client < self.clients.len() => {
                 plain(Operation::RenewSession { session: self.clients[client].session })
@@ -166,14 +177,32 @@ impl LogMaker {
     }
 
     fn data(&mut self, time_ms: u64) -> GroupCommand {
-        let mut command = self.workload.command(&self.state);
+        let mut command = match self.workload.random.below(4) {
+            0 if self.workload.random.one_in(4) => {
+                let client = self.workload.random.below(self.clients.len() as u64 + 1) as usize;
+                let session = self.clients.get(client).map(|client| client.session);
+                self.workload.owned(&self.state, session)
+            }
+            0 => self.workload.coordination(&self.state),
+            _ => self.workload.command(&self.state),
+        };
         let trees = name_trees(&mut command, &self.state);
-        GroupCommand { session: None, time_ms, trees, operation: Operation::Command(command) }
+        let operation = match self.workload.random.below(8) {
+            0 => Operation::Fenced { fences: vec![self.workload.fence()], command },
+            _ => Operation::Command(command),
+        };
+        GroupCommand { session: None, time_ms, trees, operation }
     }
 
     fn learn(&mut self, command: &GroupCommand, reply: &GroupReply) {
-        if let Operation::Command(Command::Lock(LockCommand::TryAcquire { name, owner, .. })) =
-            &command.operation
+        if let Operation::Command(Command::Lock(LockCommand::Acquire { name, .. })) = &command.operation
+            && let Ok(Answer::Reply(Reply::Lock(LockReply::Waiting { ticket, .. }))) = &reply.result
+        {
+            self.workload.waits(name, *ticket);
+        }
+        if let Operation::Command(Command::Lock(
+            LockCommand::TryAcquire { name, owner, .. } | LockCommand::Acquire { name, owner, .. },
+        )) = &command.operation
             && let Ok(Answer::Reply(Reply::Lock(LockReply::Acquired { token, .. }))) = &reply.result
         {
             self.workload.granted(name, owner, *token);
@@ -200,6 +229,16 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
         | Command::CompareAndSwap { tree, .. }
         | Command::Pop { tree, .. }
         | Command::ClearTree { tree } => each(tree),
+        Command::Expiry(
+            ExpiryCommand::Insert { tree, .. }
+            | ExpiryCommand::Swap { tree, .. }
+            | ExpiryCommand::Set { tree, .. }
+            | ExpiryCommand::Clear { tree, .. }
+            | ExpiryCommand::Get { tree, .. },
+        ) => each(tree),
+        Command::Owned(OwnedCommand::Insert { tree, .. } | OwnedCommand::InsertNext { tree, .. }) => {
+            each(tree)
+        }
         Command::Batch { writes } => writes.iter_mut().for_each(|write| each(&mut write.tree)),
         Command::Transact { reads, ranges, writes } => {
             reads.iter_mut().for_each(|read| each(&mut read.tree));
@@ -253,18 +292,31 @@ pub fn assert_replica_is(replica: &Replica, log: &Log, context: &str) {
     assert_eq!(replica.time_ms(), state.time_ms(), "{context}: time");
     let engine = replica.engine();
     let snapshot = engine.snapshot();
-    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS];
-    let own = own.into_iter().filter(|id| !state.is_empty(*id)).count();
+    let all = snapshot.with_expired();
+    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS]
+        .into_iter()
+        .filter(|id| !state.is_empty(*id))
+        .count();
     assert_eq!(engine.trees().len(), state.names().count() + own, "{context}: trees");
     for (name, id) in state.names() {
         assert_eq!(engine.tree_id(name), Some(id), "{context}: the number of {name:?}");
     }
-    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS];
-    for id in state.names().map(|(_, id)| id).chain(own) {
+    for id in state.names().map(|(_, id)| id).chain(OWN) {
         let expected: Vec<_> = state.tree(id).expect("it has one").clone().into_iter().collect();
-        let found = snapshot.range(id, Bound::Unbounded, Bound::Unbounded);
-        let found: Vec<_> = found.map(|entry| entry.expect("it can be read")).collect();
-        assert_eq!(found, expected, "{context}: {id:?}");
+        let read = |snapshot: &Snapshot| -> Vec<_> {
+            let found = snapshot.range(id, Bound::Unbounded, Bound::Unbounded);
+            found.map(|entry| entry.expect("it can be read")).collect()
+        };
+        assert_eq!(read(&all), expected, "{context}: {id:?}");
+        // What has expired by the log's time is not shown, whether it is removed yet or not.
+        let live: Vec<_> = expected.iter().filter(|(key, _)| state.is_live(id, key)).cloned().collect();
+        assert_eq!(read(&snapshot), live, "{context}: what is shown of {id:?}");
+        if !id.is_system() {
+            for (key, found) in &expected {
+                let shown = state.is_live(id, key).then(|| found.value.clone());
+                assert_eq!(engine.get(id, key).expect("it can be read"), shown, "{context}: {key:?}");
+            }
+        }
         assert_eq!(engine.len(id).expect("a tree has a length"), expected.len() as u64, "{context}: {id:?}");
     }
     engine.check_invariants();
