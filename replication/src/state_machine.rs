@@ -99,7 +99,7 @@ struct Latest {
     time_ms: u64,
     /// When it was that, by the monotonic clock.
     at: Instant,
-    /// Whether `at` means that: the stamp was seen when it was made, not read from disk.
+    /// Whether `at` means that: the stamp was not just read from disk.
     is_bridged: bool,
     /// Milliseconds that have passed and not yet drawn the time nearer.
     credit: u64,
@@ -159,14 +159,18 @@ impl GroupClock {
         }
     }
 
-    /// The log has this stamp. `live`: it was made just now.
-    fn observe(&self, time_ms: u64, live: bool) {
+    /// The log has this stamp.
+    fn observe(&self, time_ms: u64) {
         let mut latest = self.latest.lock();
         if time_ms > latest.time_ms {
             (latest.time_ms, latest.at) = (time_ms, Instant::now());
         }
-        // Once it is, it stays so: what is seen from then on is at worst heard of late.
-        latest.is_bridged |= live;
+    }
+
+    /// This node follows a leader and has all that it has: what it sees from now on is at worst heard of
+    /// late, and so it needs no wall clock any more to know how much time has passed since.
+    fn bridge(&self) {
+        self.latest.lock().is_bridged = true;
     }
 }
 
@@ -218,7 +222,7 @@ impl ReplicaSlot {
     ) -> dogsled_storage::Result<ReplicaSlot> {
         let replica = Replica::open(options.clone(), Arc::clone(&wal))?;
         let clock = GroupClock::new(clock);
-        clock.observe(replica.time_ms(), false);
+        clock.observe(replica.time_ms());
         let applied = watch::Sender::new(replica.applied().position);
         Ok(ReplicaSlot {
             options,
@@ -295,8 +299,7 @@ impl ReplicaSlot {
     /// Puts another replica, of a later state, into the place of this one.
     pub(crate) fn replace(&self, replica: Arc<Replica>) {
         let applied = replica.applied().position;
-        // Sent by a leader, or, after a failure here, what this replica had before.
-        self.clock.observe(replica.time_ms(), self.age().is_some());
+        self.clock.observe(replica.time_ms());
         self.current.store(Some(replica));
         self.applied.send_replace(applied);
     }
@@ -306,6 +309,9 @@ impl ReplicaSlot {
         let mut freshness = self.freshness.lock();
         if freshness.settle(self.applied()) {
             freshness.pending = Some((committed, Instant::now()));
+        }
+        if freshness.level.is_some() {
+            self.clock.bridge();
         }
     }
 
@@ -395,9 +401,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         }
         if last > 0 {
             self.slot.applied.send_replace(last);
-            // Once this replica was level with a leader, what comes is new. What comes before may be an old
-            // log that is applied again.
-            self.slot.clock.observe(time_ms, self.slot.age().is_some());
+            self.slot.clock.observe(time_ms);
         }
         Ok(())
     }
@@ -461,7 +465,7 @@ mod tests {
         hand.0.store(1_000, Ordering::Relaxed);
         assert_eq!(clock.stamp(1), 1_000);
         // An entry of a leader whose clock is hours ahead.
-        clock.observe(10_000_000, true);
+        clock.observe(10_000_000);
         tokio::time::advance(Duration::from_millis(1_500)).await;
         assert_eq!(clock.stamp(3), 10_001_500);
         hand.0.store(5, Ordering::Relaxed);
@@ -500,13 +504,14 @@ mod tests {
         let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
         hand.0.store(90_000_000, Ordering::Relaxed);
         // Read from disk after a night.
-        clock.observe(3_600_000, false);
-        clock.observe(3_700_000, false);
+        clock.observe(3_600_000);
+        clock.observe(3_700_000);
         assert_eq!(clock.stamp(4), 90_000_000);
         let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
-        clock.observe(3_600_000, false);
-        // Heard of a leader, whose clock is right.
-        clock.observe(80_000_000, true);
+        clock.observe(3_600_000);
+        // Follows a leader, whose clock is right.
+        clock.observe(80_000_000);
+        clock.bridge();
         tokio::time::advance(Duration::from_millis(10)).await;
         assert_eq!(clock.stamp(5), 80_000_010);
         assert_eq!(clock.led(5), Duration::ZERO);

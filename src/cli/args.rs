@@ -150,6 +150,27 @@ pub(crate) enum Command {
         key: OsString,
         /// The value; with -f file the name of a file that holds it
         value: OsString,
+        /// Let it expire after so long; a later put without this makes it stay
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        ttl: Option<u64>,
+    },
+    /// Say how many seconds a key has to live, or "forever"; exit code 1 if it is not there
+    Ttl {
+        /// The key
+        key: OsString,
+    },
+    /// Let a key expire after so long; exit code 1 if it is not there
+    Expire {
+        /// The key
+        key: OsString,
+        /// How long it has to live
+        #[arg(value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
+    },
+    /// Take the time to live from a key, so that it stays; exit code 1 if it has none
+    Persist {
+        /// The key
+        key: OsString,
     },
     /// Remove keys; synced when the command returns
     Del {

@@ -55,7 +55,10 @@ fn run(cli: Cli) -> Result<()> {
     let out = &mut output;
     match command {
         Command::Get { key, output } => commands::entries::get(&global, out, &key, output.as_deref()),
-        Command::Put { key, value } => commands::entries::put(&global, out, &key, &value),
+        Command::Put { key, value, ttl } => commands::entries::put(&global, out, &key, &value, ttl),
+        Command::Ttl { key } => commands::ttl::ttl(&global, out, &key),
+        Command::Expire { key, seconds } => commands::ttl::expire(&global, out, &key, seconds),
+        Command::Persist { key } => commands::ttl::persist(&global, out, &key),
         Command::Del { keys } => commands::entries::del(&global, out, &keys),
         Command::Scan { range, reverse, limit, keys_only } => {
             commands::entries::scan(&global, out, &range, reverse, limit, keys_only)

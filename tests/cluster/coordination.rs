@@ -162,7 +162,9 @@ async fn writes_under_a_lock_are_refused_by_the_log_when_it_is_lost() {
     jobs.insert_with_ttl("{printer}:b", "4", LEASE).await.unwrap();
     assert_eq!(count.add(2).await.unwrap(), 2);
     // What lies elsewhere is refused before it is sent.
-    let elsewhere = jobs.insert("of another partition, or is it", "x").await;
+    let group = |key: &str| dogsled::cluster::ring::group_of(key.as_bytes(), 4);
+    let other = (0..).map(|number| format!("key {number}")).find(|key| group(key) != group("{printer}"));
+    let elsewhere = jobs.insert(other.unwrap(), "x").await;
     assert!(matches!(&elsewhere, Err(Error::Invalid(what)) if what.contains("{tag}")), "{elsewhere:?}");
 
     guard.release().await.unwrap().unwrap();
@@ -247,6 +249,8 @@ async fn leaders_follow_one_another_and_everybody_knows_who() {
     let (ann, ben) = (cluster.client(1).await, cluster.client(2).await);
     let election = cluster.client(3).await.election("scheduler");
     assert_eq!(election.leader().await.unwrap(), None);
+    // The first election of all makes the tree; who observes before that is told to look.
+    election.campaign("before", LEASE).await.unwrap().resign().await.unwrap().unwrap();
     let mut observer = election.observe().await.unwrap();
     let first = ann.election("scheduler").campaign("ann", LEASE).await.unwrap();
     let leader = election.leader().await.unwrap().unwrap();

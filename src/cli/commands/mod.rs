@@ -9,5 +9,6 @@ pub(crate) mod lock_run;
 pub(crate) mod member;
 pub(crate) mod status;
 pub(crate) mod transfer;
+pub(crate) mod ttl;
 pub(crate) mod upkeep;
 pub(crate) mod wal;
