@@ -12,8 +12,8 @@ use dogsled_storage::codec::{encode_group_command, encode_group_read};
 use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::group::{GroupCommand, GroupRead, Operation, SessionId, SessionTag};
-use dogsled_storage::lock::LockCommand;
-use dogsled_storage::{Clock, Command, IVec, TreeId, Write};
+use dogsled_storage::lock::{FencingToken, LockCommand, LockRequest};
+use dogsled_storage::{Clock, Command, ExpiryCommand, Fence, IVec, OwnedCommand, TreeId, When, Write};
 use std::ops::Bound;
 use tokio::time::Instant;
 
@@ -157,12 +157,38 @@ fn client_requests() -> Vec<ClientRequest> {
         command(Command::ReserveIds { count: 300 }),
         command(Command::Counter(CounterCommand::Add { name: "n".into(), delta: 2 })),
         command(Command::Lock(LockCommand::TryAcquire { name: "l".into(), owner: "me".into(), lease_ms: 5 })),
+        command(Command::Lock(LockCommand::Acquire {
+            name: "l".into(),
+            owner: "you".into(),
+            request: LockRequest { permits: 1, capacity: 1, lease_ms: 5, delay_ms: 5 },
+            wait_ms: 5,
+        })),
+        command(Command::Expiry(ExpiryCommand::Insert {
+            tree,
+            key: key(),
+            value: "value".into(),
+            when: When::After(1),
+        })),
+        command(Command::SettleDue { limit: 9 }),
+        command(Command::Owned(OwnedCommand::InsertNext {
+            tree,
+            prefix: key(),
+            value: "value".into(),
+            session: Some(session),
+        })),
+        in_trees(
+            &["tree"],
+            Operation::Fenced {
+                fences: vec![Fence { lock: "l".into(), token: FencingToken(1) }],
+                command: Command::Put { tree, key: key(), value: "fenced".into() },
+            },
+        ),
         in_trees(&[], Operation::Nothing),
         in_trees(&[], Operation::OpenSession { session, lease_ms: 500 }),
         GroupCommand { session: tag(1), ..put("tree", "key", "in a session") },
         in_trees(&[], Operation::RenewSession { session }),
         in_trees(&[], Operation::CloseSession { session }),
-        in_trees(&[], Operation::ExpireSessions),
+        in_trees(&[], Operation::ExpireSessions { led_ms: u64::MAX }),
     ];
     for command in commands {
         let command = encode_group_command(&command).expect("within the limit").into();
