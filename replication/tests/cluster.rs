@@ -336,7 +336,7 @@ async fn a_command_of_another_version_does_not_get_into_the_log() {
     command[0] += 1;
     let request = ClientRequest::Submit { group: 1, deadline: Duration::ZERO, command: command.into() };
     let refused = cluster.any().request(request).await.unwrap_err();
-    assert!(matches!(&refused, ClusterError::Invalid(why) if why.contains("version 2")), "{refused:?}");
+    assert!(matches!(&refused, ClusterError::Invalid(why) if why.contains("version 4")), "{refused:?}");
     cluster.put(1, "after", "2").await;
     cluster.stop(1).await;
 }

@@ -47,7 +47,7 @@ pub(crate) fn run(global: &Global, arguments: &LockRun) -> Result<()> {
             "a command runs under a lock of a cluster (--connect): a directory is open to one process at a time",
         ));
     };
-    let code = remote.wait(async {
+    let ended = remote.wait(async {
         let lock = remote.client().lock(&name).delay(Duration::from_secs(arguments.delay));
         let lease = Duration::from_secs(arguments.lease);
         let guard = match arguments.wait {
@@ -58,13 +58,17 @@ pub(crate) fn run(global: &Global, arguments: &LockRun) -> Result<()> {
                 granted.ok_or_else(|| held(&name))?
             }
         };
-        under(&guard, &name, program, words, Duration::from_secs(arguments.kill_after))
-            .await
-            .map(|code| (code, guard))
+        let kill_after = Duration::from_secs(arguments.kill_after);
+        let ended = under(&guard, &name, program, words, kill_after).await;
+        // Whether it was still held changes nothing any more; if it is not heard, the lease ends it.
+        if guard.is_valid() {
+            let _ = guard.release().await;
+        } else {
+            guard.keep();
+        }
+        ended
     });
-    let (code, guard) = code?;
-    // Whether it was still held changes nothing any more; if it is not heard, the lease ends it.
-    let _ = remote.wait(guard.release());
+    let code = ended?;
     drop(remote);
     if code == 0 { Ok(()) } else { std::process::exit(code) }
 }
