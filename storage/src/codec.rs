@@ -25,8 +25,9 @@
 //!
 //! A [`GroupCommand`](crate::group::GroupCommand), [`GroupReply`](crate::group::GroupReply),
 //! [`GroupRead`](crate::group::GroupRead) and [`GroupReadReply`](crate::group::GroupReadReply) is
-//! each a version byte, 1, and its fields in order in the same encoding. Within a group command the
-//! operation is last, so that what follows the number 1 is exactly the body of a command.
+//! each a version byte (3 for a command, 1 for the others) and its fields in order in the same encoding.
+//! Within a group command the operation is last, so that what follows the number 1, or the number 6 and the
+//! fences, is exactly the body of a command.
 //!
 //! # Hostile bytes
 //!
