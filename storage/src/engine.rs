@@ -216,7 +216,7 @@ impl Engine {
     /// Carries out a command: all of its effects or none.
     ///
     /// # Errors
-    /// Errors of [`evaluate`] and [`Error::Io`] mean that nothing was changed. [`Error::Poisoned`]
+    /// Errors of [`evaluate`](crate::evaluate::evaluate) and [`Error::Io`] mean that nothing was changed. [`Error::Poisoned`]
     /// means that the disk is in doubt; whether this command survives is known after reopening.
     pub fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
         self.shared.execute(command, &[], durability)

@@ -10,7 +10,7 @@
 //! # Idea
 //!
 //! Two things happen to a key whose time is over. First it is *hidden*: whoever finds it looks whether its time is over. Then it is *removed*, by
-//! [`Command::SettleDue`](crate::Command::SettleDue), of which every run does a bounded amount of work: the leader of a group proposes it, an embedded
+//! [`Command::SettleDue`], of which every run does a bounded amount of work: the leader of a group proposes it, an embedded
 //! database runs it in the background. Watchers are told of the removal.
 //!
 //! When keys expire is kept in a tree of its own, [`TreeId::EXPIRY`]. A record there is *about* one
