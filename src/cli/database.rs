@@ -9,7 +9,9 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dogsled::{Batch, Db, FencingToken, Holder, IVec, OutOfBounds, Tree, cluster};
-use dogsled_storage::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME};
+use dogsled_storage::{
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+};
 
 use super::args::Global;
 use super::bytes;
@@ -87,7 +89,9 @@ impl Database {
             Database::Directory(db) => db.engine().trees().into_iter().map(|(name, _)| name).collect(),
             Database::Cluster(_) => self.tree_names()?,
         };
-        names.retain(|name| name != LOCKS_TREE_NAME && name != SESSIONS_TREE_NAME);
+        names.retain(|name| {
+            ![LOCKS_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME].contains(&&name[..])
+        });
         Ok(names)
     }
 
@@ -109,7 +113,8 @@ impl Database {
 
     /// The tree of that name, made if there is none; not one of the database's own.
     pub(crate) fn tree_for_writing(&self, name: &[u8]) -> Result<Keyspace> {
-        if [COUNTERS_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME].contains(&name) {
+        let own = [COUNTERS_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME];
+        if own.contains(&name) {
             return Err(Failure::usage(format!(
                 "tree {:?} is the database's own; use `dogsled counter` or `dogsled lock`",
                 bytes::display_short(name)

@@ -201,6 +201,11 @@ impl Core {
                 Err(Refusal::Forgotten { .. }) => {
                     return Err(Error::OutcomeUnknown("a later write has taken its place".to_owned()));
                 }
+                // Nodes wait until the lock is gone. A copy may still be on its way to one.
+                Err(Refusal::Locked(lock)) if perhaps_before => {
+                    return Err(Error::OutcomeUnknown(lock.to_string()));
+                }
+                Err(Refusal::Locked(lock)) => return Err(Error::Unavailable(lock.to_string())),
                 Err(Refusal::Malformed(what)) => return Err(Error::Incompatible(what)),
                 Err(refusal @ (Refusal::Invalid(_) | Refusal::TooLarge(_) | Refusal::TreeNotFound(_))) => {
                     let (Refusal::Invalid(what) | Refusal::TooLarge(what)) = refusal else {

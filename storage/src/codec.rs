@@ -46,6 +46,7 @@
 mod bincoded;
 pub mod effects;
 mod grouped;
+mod transacted;
 
 pub use bincoded::{MAX_ENCODED_COMMAND_LENGTH, decode_command, encode_command};
 pub(crate) use bincoded::{decode_record, encode_record};
@@ -55,3 +56,4 @@ pub use grouped::{
     decode_group_command, decode_group_read, decode_group_read_reply, decode_group_reply,
     encode_group_command, encode_group_read, encode_group_read_reply, encode_group_reply,
 };
+pub(crate) use transacted::{decode_decided, decode_prepared, encode_decided, encode_prepared};

@@ -5,6 +5,7 @@
 
 use bincode::{Decode, Encode};
 
+use crate::compare::Comparison;
 use crate::counter::{CounterCommand, CounterReply};
 use crate::lock::{LockCommand, LockReply};
 use crate::{Error, IVec, Result};
@@ -32,17 +33,20 @@ impl TreeId {
     /// Holds the sessions of a replica; see [`crate::session`]. An embedded database has no such
     /// tree.
     pub const SESSIONS: TreeId = TreeId(3);
+    /// Holds what a replica knows of transactions over several groups; see [`crate::transaction`]. An
+    /// embedded database has no such tree.
+    pub const TRANSACTIONS: TreeId = TreeId(8);
     /// Numbers below this are the database's own trees.
     pub const FIRST_USER: TreeId = TreeId(16);
 
     /// Whether the tree is one of the database's own, not made by `open_tree`.
     pub fn is_system(self) -> bool {
-        self == TreeId::COUNTERS || self == TreeId::LOCKS || self == TreeId::SESSIONS
+        [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS, TreeId::TRANSACTIONS].contains(&self)
     }
 }
 
 /// One put (`Some`) or remove (`None`) within a batch or transaction.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Write {
     /// Where.
     pub tree: TreeId,
@@ -53,7 +57,7 @@ pub struct Write {
 }
 
 /// A key that a transaction read, and what it saw there.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct KeyRead {
     /// Where.
     pub tree: TreeId,
@@ -64,7 +68,7 @@ pub struct KeyRead {
 }
 
 /// A range that a transaction read, and what it saw there.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct RangeRead {
     /// Where.
     pub tree: TreeId,
@@ -192,6 +196,15 @@ pub enum Command {
         /// The new value.
         value: IVec,
     },
+    /// Writes one thing or another, as conditions hold or not. Reply: [`Reply::Compared`].
+    Compare {
+        /// What must hold, all of it.
+        comparisons: Vec<Comparison>,
+        /// What to write then.
+        then: Vec<Write>,
+        /// What to write otherwise.
+        otherwise: Vec<Write>,
+    },
 }
 
 /// What the caller of a [`Command`] is told.
@@ -225,6 +238,9 @@ pub enum Reply {
     Counter(CounterReply),
     /// Of a lock.
     Lock(LockReply),
+    /// Whether all conditions held; if not, the number of the first that did not, and the value that its
+    /// key had.
+    Compared(Result<(), (u32, Option<IVec>)>),
 }
 
 impl Command {
@@ -244,28 +260,34 @@ impl Command {
                 check_key(key)?;
                 new.as_ref().map_or(Ok(()), |value| check_value(value))
             }
-            Command::Batch { writes } | Command::Transact { writes, .. } => {
-                let mut total = 0;
-                for write in writes {
-                    check_key(&write.key)?;
-                    total += write.key.len();
-                    if let Some(value) = &write.value {
-                        check_value(value)?;
-                        total += value.len();
-                    }
-                }
-                if total > MAX_COMMAND_LENGTH {
-                    return Err(Error::InvalidRequest(format!(
-                        "a batch or transaction of {total} bytes is over the limit of {MAX_COMMAND_LENGTH}; split it"
-                    )));
-                }
-                Ok(())
+            Command::Batch { writes } | Command::Transact { writes, .. } => check_writes(writes.iter()),
+            Command::Compare { comparisons, then, otherwise } => {
+                comparisons.iter().try_for_each(|comparison| check_key(&comparison.key))?;
+                check_writes(then.iter().chain(otherwise))
             }
             Command::Counter(counter) => check_name("counter", counter.name()),
             Command::Lock(lock) => check_name("lock", lock.name()),
             Command::ClearTree { .. } | Command::Pop { .. } | Command::ReserveIds { .. } => Ok(()),
         }
     }
+}
+
+fn check_writes<'a>(writes: impl Iterator<Item = &'a Write>) -> Result<()> {
+    let mut total = 0;
+    for write in writes {
+        check_key(&write.key)?;
+        total += write.key.len();
+        if let Some(value) = &write.value {
+            check_value(value)?;
+            total += value.len();
+        }
+    }
+    if total > MAX_COMMAND_LENGTH {
+        return Err(Error::InvalidRequest(format!(
+            "a batch or transaction of {total} bytes is over the limit of {MAX_COMMAND_LENGTH}; split it"
+        )));
+    }
+    Ok(())
 }
 
 fn check_key(key: &[u8]) -> Result<()> {

@@ -50,7 +50,7 @@ use crate::watch::{Subscription, Watchers};
 use crate::{Command, Error, IVec, Reply, Result, TreeId};
 
 use commands::says_it_is_so;
-pub(crate) use commands::{prefetch, touches_locks};
+pub(crate) use commands::{prefetch, prefetch_part, touches_locks};
 pub(crate) use committer::Committer;
 pub use options::{Durability, Options};
 pub(crate) use shared::{Progress, Shared};
@@ -226,6 +226,7 @@ impl Engine {
                 sequence: committer.sequence,
                 next_id: committer.next_id,
                 ends: &committer.ends,
+                transactions: None,
                 found_end: None.into(),
                 prefetched: prefetched.as_ref(),
                 may_read_disk: prefetched.is_some(),

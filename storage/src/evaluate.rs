@@ -18,7 +18,8 @@ use bincode::{Decode, Encode};
 use smallvec::SmallVec;
 
 use crate::command::{Command, KeyRead, RangeFingerprint, RangeRead, Reply, TreeId, Write};
-use crate::{Error, IVec, Result, counter, lock};
+use crate::transaction::Transactions;
+use crate::{Error, IVec, Result, compare, counter, lock};
 
 /// Position and time in the log of the command that is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub struct Context {
 }
 
 /// A value with the sequence of the commit that wrote it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Versioned {
     /// The sequence of the commit that wrote it; never 0.
     pub version: u64,
@@ -67,6 +68,11 @@ pub trait View {
     fn next_tree_id(&self) -> TreeId;
     /// The first number that was never reserved by [`Command::ReserveIds`].
     fn next_id(&self) -> u64;
+    /// The transactions over several groups that are prepared or decided here; `None`: there can be
+    /// none, as in an embedded database.
+    fn transactions(&self) -> Option<&Transactions> {
+        None
+    }
 }
 
 /// One change of the state.
@@ -251,24 +257,27 @@ pub fn evaluate(view: &impl View, context: &Context, command: &Command) -> Resul
             effects.push(Effect::Put { tree: *tree, key: key.clone(), value: value.clone(), fresh: None });
             Ok(Outcome { effects, reply: Reply::Done })
         }
+        Command::Compare { comparisons, then, otherwise } => {
+            compare::evaluate(view, comparisons, then, otherwise)
+        }
         Command::Counter(command) => counter::evaluate(view, context, command),
         Command::Lock(command) => lock::evaluate(view, context, command),
     }
 }
 
-fn require_tree(view: &impl View, tree: TreeId) -> Result<()> {
+pub(crate) fn require_tree(view: &impl View, tree: TreeId) -> Result<()> {
     if view.has_tree(tree) {
         return Ok(());
     }
     Err(Error::TreeNotFound(IVec::from(format!("#{}", tree.0))))
 }
 
-fn is_current(view: &impl View, read: &KeyRead) -> Result<bool> {
+pub(crate) fn is_current(view: &impl View, read: &KeyRead) -> Result<bool> {
     require_tree(view, read.tree)?;
     Ok(view.version(read.tree, &read.key)?.unwrap_or(0) == read.version)
 }
 
-fn is_range_current(view: &impl View, range: &RangeRead) -> Result<bool> {
+pub(crate) fn is_range_current(view: &impl View, range: &RangeRead) -> Result<bool> {
     require_tree(view, range.tree)?;
     let mut count = 0;
     let mut fingerprint = RangeFingerprint::default();
@@ -290,7 +299,7 @@ fn first_bytes(key: &[u8]) -> u64 {
 }
 
 /// Turns writes into effects: the last write to a key wins.
-fn effects_of_writes(view: &impl View, writes: &[Write]) -> Result<Effects> {
+pub(crate) fn effects_of_writes(view: &impl View, writes: &[Write]) -> Result<Effects> {
     // Indices in (tree, key) order with the last write of each key last. Most comparisons are
     // settled by the first eight bytes of the keys, which lie beside the indices.
     let mut order: Vec<(TreeId, u64, u32)> = writes

@@ -19,9 +19,10 @@ use std::ops::Bound;
 
 use bincode::{Decode, Encode};
 
-use crate::command::{Command, Reply};
+use crate::command::{Command, KeyRead, RangeRead, Reply};
 use crate::evaluate::{Entry, Versioned};
 use crate::lock::Holder;
+use crate::transaction::{Commit, Decision, LockedBy, Prepare, TransactionId, Vote};
 use crate::{Error, IVec, Result};
 
 /// The most trees that one command may name.
@@ -94,6 +95,32 @@ pub enum Operation {
     /// Forgets sessions whose lease has ended, a bounded number. Answer:
     /// [`Answer::SessionsExpired`].
     ExpireSessions,
+    /// A participant's part of a transaction; as a numbered command of a session only. Answer:
+    /// [`Answer::Vote`].
+    Prepare(Prepare),
+    /// Decides on a transaction; as a numbered command of a session only. Answer: [`Answer::Decided`].
+    Commit(Commit),
+    /// What was decided on a transaction? If nothing, it is aborted now. Answer: [`Answer::Decided`].
+    Settle {
+        /// Which transaction.
+        transaction: TransactionId,
+        /// As in its [`Prepare`].
+        decide_by_ms: u64,
+    },
+    /// Ends what is prepared of a transaction, as it was decided. Answer: [`Answer::Done`], also if
+    /// nothing is.
+    Resolve {
+        /// Which transaction.
+        transaction: TransactionId,
+        /// Whether it was committed.
+        commit: bool,
+    },
+    /// Nobody will ask for these decisions any more: all participants have resolved them. Answer:
+    /// [`Answer::Done`].
+    Forget {
+        /// Which, at most [`MAX_FORGET`](crate::transaction::MAX_FORGET).
+        transactions: Vec<TransactionId>,
+    },
 }
 
 /// What came of a [`GroupCommand`].
@@ -126,6 +153,10 @@ pub enum Answer {
         /// Whether there is more to forget: ask again.
         more: bool,
     },
+    /// Whether a part is prepared.
+    Vote(Vote),
+    /// What was decided on a transaction.
+    Decided(Decision),
 }
 
 /// Why an [`Operation`] was not carried out, grouped by what the caller can do. Every replica
@@ -148,6 +179,9 @@ pub enum Refusal {
     },
     /// The entry's bytes are not a command.
     Malformed(String),
+    /// What it reads or writes is locked by a transaction. The session does not remember this answer:
+    /// repeat it under the same number when the lock is gone.
+    Locked(LockedBy),
 }
 
 impl std::fmt::Display for Refusal {
@@ -160,6 +194,7 @@ impl std::fmt::Display for Refusal {
                 write!(f, "the session's client had given it up: command {latest} of its slot came before it")
             }
             Refusal::Malformed(what) => write!(f, "the entry is not a command: {what}"),
+            Refusal::Locked(lock) => write!(f, "{lock}"),
         }
     }
 }
@@ -234,6 +269,20 @@ pub enum GroupRead {
     /// When the first session ends: nothing is to be expired before. Reply:
     /// [`GroupReadReply::Time`].
     EarliestSessionExpiry,
+    /// Whether all that was read is still so. Reply: [`GroupReadReply::Valid`].
+    Validate {
+        /// Names of the trees that the reads refer to by index.
+        trees: Vec<IVec>,
+        /// Keys that were read.
+        reads: Vec<KeyRead>,
+        /// Ranges that were read.
+        ranges: Vec<RangeRead>,
+        /// If given, the position at which the first of them was read: then nothing that was absent may have come
+        /// and gone again since, either.
+        since: Option<u64>,
+    },
+    /// What is known of transactions over several groups. Reply: [`GroupReadReply::Transactions`].
+    Transactions,
 }
 
 /// The answer to a [`GroupRead`].
@@ -260,4 +309,13 @@ pub enum GroupReadReply {
     Trees(Vec<IVec>),
     /// A time of the log in milliseconds; `None`: never.
     Time(Option<u64>),
+    /// Whether what was read is valid.
+    Valid(bool),
+    /// How much is known of transactions.
+    Transactions {
+        /// Parts that are prepared and wait to be resolved.
+        prepared: u64,
+        /// Decisions that are remembered.
+        decided: u64,
+    },
 }

@@ -12,8 +12,11 @@ use smallvec::SmallVec;
 use crate::command::{Command, MAX_NAME_LENGTH, TreeId};
 use crate::evaluate::{self, Context, Effect, Effects, Entry, Versioned, View};
 use crate::group::{Answer, GroupCommand, GroupReply, MAX_GROUP_TREES, Operation, Refusal};
-use crate::meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME};
+use crate::meta::{
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+};
 use crate::session::{self, Done};
+use crate::transaction::{self, Commit, Guarded, Part, Prepare, Transactions};
 use crate::{IVec, Result};
 
 /// What an entry comes to.
@@ -66,6 +69,9 @@ pub(crate) fn resolve(view: &impl View, mut command: GroupCommand) -> Resolved {
     let mut missing = Missing { first: view.next_tree_id(), names: SmallVec::new() };
     let refusal = match &mut command.operation {
         Operation::Command(inner) => resolve_command(view, &command.trees, inner, &mut missing).err(),
+        Operation::Prepare(Prepare { part, .. }) | Operation::Commit(Commit { part, .. }) => {
+            resolve_part(view, &command.trees, part, &mut missing).err()
+        }
         _ => None,
     };
     Resolved { command, missing, refusal }
@@ -114,6 +120,22 @@ fn resolve_command(
     })
 }
 
+/// A part of a transaction is held to the rules of a transaction of one group.
+fn resolve_part(
+    view: &impl View,
+    names: &[IVec],
+    part: &mut Part,
+    missing: &mut Missing,
+) -> Result<(), Refusal> {
+    let Part { reads, ranges, writes } = std::mem::take(part);
+    let mut command = Command::Transact { reads, ranges, writes };
+    let resolved = resolve_command(view, names, &mut command, missing);
+    if let Command::Transact { reads, ranges, writes } = command {
+        *part = Part { reads, ranges, writes };
+    }
+    resolved
+}
+
 /// The number of a tree that is there.
 pub(crate) fn tree_number(view: &impl View, name: &[u8]) -> Option<TreeId> {
     match name {
@@ -121,6 +143,7 @@ pub(crate) fn tree_number(view: &impl View, name: &[u8]) -> Option<TreeId> {
         COUNTERS_TREE_NAME => Some(TreeId::COUNTERS),
         LOCKS_TREE_NAME => Some(TreeId::LOCKS),
         SESSIONS_TREE_NAME => Some(TreeId::SESSIONS),
+        TRANSACTIONS_TREE_NAME => Some(TreeId::TRANSACTIONS),
         _ => view.tree_id(name),
     }
 }
@@ -138,6 +161,9 @@ fn check_access(tree: TreeId, access: Access<'_>) -> Result<(), Refusal> {
     match (tree, access) {
         (TreeId::SESSIONS, _) => {
             Err(Refusal::Invalid("the tree of sessions is closed to commands".to_owned()))
+        }
+        (TreeId::TRANSACTIONS, _) => {
+            Err(Refusal::Invalid("the tree of transactions is closed to commands".to_owned()))
         }
         (TreeId::LOCKS, Access::Remove | Access::Put(_)) => {
             Err(Refusal::Invalid("the tree of locks is not written to directly".to_owned()))
@@ -173,6 +199,11 @@ fn replace_trees(
             ranges.iter_mut().try_for_each(|range| each(&mut range.tree, Access::Read))?;
             writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))
         }
+        Command::Compare { comparisons, then, otherwise } => {
+            comparisons.iter_mut().try_for_each(|comparison| each(&mut comparison.tree, Access::Read))?;
+            let mut writes = then.iter_mut().chain(otherwise);
+            writes.try_for_each(|write| each(&mut write.tree, access(&write.value)))
+        }
         Command::CreateTree { .. }
         | Command::DropTree { .. }
         | Command::ReserveIds { .. }
@@ -188,8 +219,13 @@ pub(crate) fn evaluate_resolved(
     resolved: &Resolved,
 ) -> Result<GroupOutcome> {
     let (effects, reply) = match (&resolved.command.session, &resolved.command.operation) {
-        (Some(tag), Operation::Command(_) | Operation::Nothing) => {
-            session::exactly_once(view, context, tag, || carry_out(view, context, resolved))?
+        (
+            Some(tag),
+            Operation::Command(_) | Operation::Nothing | Operation::Prepare(_) | Operation::Commit(_),
+        ) => session::exactly_once(view, context, tag, || carry_out(view, context, resolved))?,
+        (None, Operation::Prepare(_) | Operation::Commit(_)) => {
+            let what = "a part of a transaction is to happen once: it needs a session".to_owned();
+            in_reply(context, (Effects::new(), Err(Refusal::Invalid(what))))
         }
         (Some(_), _) => {
             let what = "an operation on a session is not itself a numbered command of one".to_owned();
@@ -208,6 +244,43 @@ fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result
     if let Some(refusal) = &resolved.refusal {
         return Ok((Effects::new(), Err(refusal.clone())));
     }
+    let Some(transactions) = view.transactions() else {
+        return carry_out_freely(view, context, resolved);
+    };
+    match &resolved.command.operation {
+        Operation::Prepare(prepare) => {
+            let trees = all_trees(&resolved.missing);
+            let view = WithMissing { view, missing: &resolved.missing };
+            transaction::prepare(&view, transactions, context, trees, prepare)
+        }
+        Operation::Commit(commit) => {
+            let view = WithMissing { view, missing: &resolved.missing };
+            let (effects, result) = transaction::commit(&view, transactions, context, commit)?;
+            Ok((make_trees(&resolved.missing, effects), result))
+        }
+        Operation::Settle { transaction, decide_by_ms } => {
+            transaction::settle(transactions, context, *transaction, *decide_by_ms)
+        }
+        Operation::Resolve { transaction, commit } => {
+            transaction::resolve(view, transactions, *transaction, *commit)
+        }
+        Operation::Forget { transactions: forgotten } => {
+            transaction::forget(transactions, context, forgotten)
+        }
+        _ if transactions.is_idle() => carry_out_freely(view, context, resolved),
+        _ => {
+            let guarded = Guarded::new(view, transactions);
+            let done = carry_out_freely(&guarded, context, resolved)?;
+            match guarded.stopped_by(&done.0) {
+                Some(lock) => Ok((Effects::new(), Err(Refusal::Locked(lock)))),
+                None => Ok(done),
+            }
+        }
+    }
+}
+
+/// As if there were no transactions over several groups.
+fn carry_out_freely(view: &impl View, context: &Context, resolved: &Resolved) -> Result<Done> {
     match &resolved.command.operation {
         Operation::Nothing => Ok((Effects::new(), Ok(Answer::Done))),
         Operation::Command(command) => {
@@ -224,7 +297,21 @@ fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result
         Operation::RenewSession { session } => session::renew(view, context, *session),
         Operation::CloseSession { session } => session::close(view, *session),
         Operation::ExpireSessions => session::expire(view, context),
+        Operation::Prepare(_)
+        | Operation::Commit(_)
+        | Operation::Settle { .. }
+        | Operation::Resolve { .. }
+        | Operation::Forget { .. } => {
+            let what = "only a replica takes part in transactions over several groups".to_owned();
+            Ok((Effects::new(), Err(Refusal::Invalid(what))))
+        }
     }
+}
+
+/// The making of all trees that are missing, written to or not.
+fn all_trees(missing: &Missing) -> Effects {
+    let names = missing.names.iter().enumerate();
+    names.map(|(index, name)| Effect::CreateTree { id: missing.number(index), name: name.clone() }).collect()
 }
 
 /// Puts before the effects the making of those trees that they write to.
@@ -300,6 +387,10 @@ impl<V: View> View for WithMissing<'_, V> {
     fn next_id(&self) -> u64 {
         self.view.next_id()
     }
+
+    fn transactions(&self) -> Option<&Transactions> {
+        self.view.transactions()
+    }
 }
 
 #[cfg(test)]
@@ -316,6 +407,7 @@ mod tests {
             assert_eq!(tree_number(&model, &name), Some(id));
         }
         assert_eq!(tree_number(&model, SESSIONS_TREE_NAME), Some(TreeId::SESSIONS));
+        assert_eq!(tree_number(&model, TRANSACTIONS_TREE_NAME), Some(TreeId::TRANSACTIONS));
         assert_eq!(tree_number(&model, b"users"), None);
     }
 }

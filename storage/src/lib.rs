@@ -17,6 +17,7 @@
 //!   ├─ watch, changes ───── events as they happen; the history, read back from the WAL
 //!   ├─ replica ──────────── the same engine, changed by the entries of a replicated log instead
 //!   │    ├─ group, session     what an entry asks for, and how a retried one happens once
+//!   │    ├─ transaction        over several groups: what is prepared, locked, decided
 //!   │    ├─ replica_read       reads without an entry
 //!   │    └─ replica_snapshot, replica_install   one replica's state on its way to another
 //!   ├─ recovery ─────────── what an opened database begins with
@@ -59,6 +60,7 @@ mod checkpoint;
 pub mod clock;
 pub mod codec;
 pub mod command;
+pub mod compare;
 pub mod counter;
 mod directory;
 pub mod disk;
@@ -80,11 +82,13 @@ pub mod replica;
 pub mod replica_install;
 mod replica_read;
 pub mod replica_snapshot;
+mod replica_transactions;
 pub mod session;
 mod snapshot;
 mod sorted_map;
 mod state;
 mod stats;
+pub mod transaction;
 pub mod tree_file;
 pub mod verify;
 pub mod wal;
@@ -103,11 +107,16 @@ pub use group::{
 };
 pub use group_evaluate::{GroupOutcome, evaluate_group};
 pub use ivec::IVec;
-pub use meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, MAX_NOTE_LENGTH, SESSIONS_TREE_NAME};
+pub use meta::{
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, MAX_NOTE_LENGTH, SESSIONS_TREE_NAME,
+    TRANSACTIONS_TREE_NAME,
+};
 pub use repair::{Loss, LossKind, RepairOptions, RepairProgress, RepairReport, repair, repair_with};
 pub use replica::{Applied, Replica, ReplicaOptions};
 pub use replica_install::ReplicaInstaller;
 pub use replica_snapshot::{Chunk, ChunkPosition, MAX_CHUNK_BYTES, ReplicaSnapshot};
+pub use replica_transactions::Settled;
 pub use snapshot::{RangeIter, Snapshot};
 pub use stats::Stats;
+pub use transaction::{Decision, LockedBy, Part, TransactionId, Vote};
 pub use verify::{Damage, KeyRange, VerifyReport, verify_directory};

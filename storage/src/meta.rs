@@ -54,6 +54,8 @@ pub const COUNTERS_TREE_NAME: &[u8] = b"__dogsled__counters";
 pub const LOCKS_TREE_NAME: &[u8] = b"__dogsled__locks";
 /// The name of the tree that holds the sessions of a replica.
 pub const SESSIONS_TREE_NAME: &[u8] = b"__dogsled__sessions";
+/// The name of the tree that holds a replica's transactions over several groups.
+pub const TRANSACTIONS_TREE_NAME: &[u8] = b"__dogsled__transactions";
 
 /// The longest note of a checkpoint in bytes.
 pub const MAX_NOTE_LENGTH: usize = 64 << 10;
@@ -69,6 +71,12 @@ impl Default for Catalog {
 }
 
 impl Catalog {
+    /// The trees that every replica has and no embedded database.
+    pub(crate) fn insert_of_replica(&mut self) {
+        self.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
+        self.insert(TreeId::TRANSACTIONS, IVec::from(TRANSACTIONS_TREE_NAME));
+    }
+
     pub(crate) fn insert(&mut self, id: TreeId, name: IVec) {
         self.names.insert(name.clone(), id);
         self.ids.insert(id, name);

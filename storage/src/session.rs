@@ -116,6 +116,11 @@ pub(crate) fn exactly_once(
     }
 
     let (mut effects, result) = run()?;
+    // The one answer that is not remembered: nothing was done, the number is not used up, and the same
+    // command is carried out when it comes again and the lock is gone.
+    if matches!(result, Err(Refusal::Locked(_))) {
+        return Ok((Effects::new(), answer(result)));
+    }
     let reply = answer(result);
     let encoded = encode_group_reply(&reply)?;
     let mut value = Vec::with_capacity(8 + encoded.len());

@@ -11,6 +11,7 @@ use crate::leaf_cache::Lookup;
 use crate::meta::Catalog;
 use crate::overlay::{Found, Length, Overlay, Readers};
 use crate::snapshot::RangeIter;
+use crate::transaction::Transactions;
 use crate::{Error, IVec, Result, TreeId};
 
 /// Active overlay, frozen overlay, held B-tree and catalog. Replaced as a whole by freezing, by
@@ -181,6 +182,8 @@ pub(crate) struct LatestView<'a> {
     pub(crate) sequence: u64,
     pub(crate) next_id: u64,
     pub(crate) ends: &'a Ends,
+    /// Of a replica.
+    pub(crate) transactions: Option<&'a Transactions>,
     /// What [`View::end`] found, to be remembered.
     pub(crate) found_end: RefCell<Option<(TreeId, bool, IVec)>>,
     pub(crate) prefetched: Option<&'a Prefetched>,
@@ -285,5 +288,9 @@ impl View for LatestView<'_> {
 
     fn next_id(&self) -> u64 {
         self.next_id
+    }
+
+    fn transactions(&self) -> Option<&Transactions> {
+        self.transactions
     }
 }

@@ -4,6 +4,7 @@ mod commands_support;
 use commands_support::Random;
 use dogsled_storage::codec::{Malformed, decode_command, decode_effects, encode_command, encode_effects};
 use dogsled_storage::command::{KeyRead, RangeRead};
+use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::lock::{FencingToken, LockCommand};
 use dogsled_storage::{Command, Effect, Error, TreeId, Write};
@@ -78,6 +79,24 @@ fn commands_have_the_bytes_they_always_had() {
         ),
         (Command::Lock(LockCommand::Expire { name: "l".into() }), b"\x01\x0b\x03\x01l"),
     ];
+    // Apart, because what is in it is told by its own module.
+    let comparison = |condition| Comparison { tree, key: "k".into(), condition };
+    let compare = Command::Compare {
+        comparisons: vec![
+            comparison(Condition::Present),
+            comparison(Condition::Absent),
+            comparison(Condition::Is("v".into())),
+            comparison(Condition::IsNot("v".into())),
+            comparison(Condition::Less("v".into())),
+            comparison(Condition::Greater("v".into())),
+            comparison(Condition::Version(7)),
+        ],
+        then: vec![Write { tree, key: "k".into(), value: Some("v".into()) }],
+        otherwise: vec![],
+    };
+    let bytes = b"\x01\x0d\x07\x10\x01k\x00\x10\x01k\x01\x10\x01k\x02\x01v\x10\x01k\x03\x01v\
+                  \x10\x01k\x04\x01v\x10\x01k\x05\x01v\x10\x01k\x06\x07\x01\x10\x01k\x01\x01v\x00";
+    let golden = golden.into_iter().chain([(compare, &bytes[..])]);
     for (command, bytes) in golden {
         let encoded = encode_command(&command).unwrap();
         assert!(encoded == bytes, "{command:?} is \"{}\" now", encoded.escape_ascii());

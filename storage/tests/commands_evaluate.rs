@@ -117,7 +117,7 @@ impl Expected {
                 self.ids_given += count;
                 Reply::Ids { first }
             }
-            Command::Counter(_) | Command::Lock(_) => unreachable!("not here"),
+            Command::Counter(_) | Command::Lock(_) | Command::Compare { .. } => unreachable!("not here"),
         };
         self.commits += u64::from(has_changed);
         Ok(reply)

@@ -89,6 +89,7 @@ impl Plain {
             | Command::CreateTree { .. }
             | Command::ReserveIds { .. }
             | Command::Counter(_)
+            | Command::Compare { .. }
             | Command::Lock(_) => {}
         }
     }

@@ -10,10 +10,13 @@ use dogsled_storage::codec::{
     decode_group_command, decode_group_read, decode_group_read_reply, decode_group_reply,
     encode_group_command, encode_group_read, encode_group_read_reply, encode_group_reply,
 };
+use dogsled_storage::command::{KeyRead, RangeRead};
 use dogsled_storage::lock::{FencingToken, Holder};
+use dogsled_storage::transaction::{Commit, Prepare, Reason};
 use dogsled_storage::{
-    Answer, ChunkPosition, Command, Error, GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation,
-    Refusal, Reply, SessionId, SessionTag, TreeId, Versioned, Write,
+    Answer, ChunkPosition, Command, Decision, Error, GroupCommand, GroupRead, GroupReadReply, GroupReply,
+    LockedBy, Operation, Part, Refusal, Reply, SessionId, SessionTag, TransactionId, TreeId, Versioned, Vote,
+    Write,
 };
 
 fn command(operation: Operation) -> GroupCommand {
@@ -48,6 +51,47 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
         (command(Operation::RenewSession { session: SessionId(9) }), b"\x02\x00\x07\x00\x03\x09"),
         (command(Operation::CloseSession { session: SessionId(9) }), b"\x02\x00\x07\x00\x04\x09"),
         (command(Operation::ExpireSessions), b"\x02\x00\x07\x00\x05"),
+        (
+            command(Operation::Prepare(Prepare {
+                transaction: TransactionId(300),
+                home: 2,
+                decide_by_ms: 9,
+                lease_ms: 8,
+                part: Part {
+                    reads: vec![KeyRead { tree: TreeId(0), key: "r".into(), version: 5 }],
+                    ranges: vec![RangeRead {
+                        tree: TreeId(1),
+                        low: "a".into(),
+                        high: Some("b".into()),
+                        count: 1,
+                        fingerprint: 2,
+                    }],
+                    writes: vec![Write { tree: TreeId(0), key: "w".into(), value: None }],
+                },
+            })),
+            b"\x02\x00\x07\x00\x06\xfb\x2c\x01\x02\x09\x08\x01\x00\x01r\x05\x01\x01\x01a\x01\x01b\x01\x02\x01\x00\x01w\x00",
+        ),
+        (
+            command(Operation::Commit(Commit {
+                transaction: TransactionId(3),
+                decide_by_ms: 9,
+                participants: vec![1, 4],
+                part: Part::default(),
+            })),
+            b"\x02\x00\x07\x00\x07\x03\x09\x02\x01\x04\x00\x00\x00",
+        ),
+        (
+            command(Operation::Settle { transaction: TransactionId(3), decide_by_ms: 9 }),
+            b"\x02\x00\x07\x00\x08\x03\x09",
+        ),
+        (
+            command(Operation::Resolve { transaction: TransactionId(3), commit: true }),
+            b"\x02\x00\x07\x00\x09\x03\x01",
+        ),
+        (
+            command(Operation::Forget { transactions: vec![TransactionId(3), TransactionId(4)] }),
+            b"\x02\x00\x07\x00\x0a\x02\x03\x04",
+        ),
     ];
     for (command, bytes) in golden {
         let encoded = encode_group_command(&command).unwrap();
@@ -58,6 +102,8 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
 
 #[test]
 fn replies_of_a_group_have_the_bytes_they_always_had() {
+    let lock = LockedBy { transaction: TransactionId(9), home: 2, decide_by_ms: 8, expires_ms: 7 };
+    let aborted = |reason| reply(Ok(Answer::Decided(Decision::Aborted(reason))));
     let golden: Vec<(GroupReply, &[u8])> = vec![
         (reply(Ok(Answer::Done)), b"\x01\x03\x07\x00\x00"),
         (reply(Ok(Answer::Reply(Reply::Previous(Some("v".into()))))), b"\x01\x03\x07\x00\x01\x03\x01\x01v"),
@@ -69,6 +115,20 @@ fn replies_of_a_group_have_the_bytes_they_always_had() {
         (reply(Err(Refusal::SessionUnknown(SessionId(4)))), b"\x01\x03\x07\x01\x03\x04"),
         (reply(Err(Refusal::Forgotten { latest: 8 })), b"\x01\x03\x07\x01\x04\x08"),
         (reply(Err(Refusal::Malformed("no".into()))), b"\x01\x03\x07\x01\x05\x02no"),
+        (reply(Err(Refusal::Locked(lock))), b"\x01\x03\x07\x01\x06\x09\x02\x08\x07"),
+        (reply(Ok(Answer::Vote(Vote::Yes))), b"\x01\x03\x07\x00\x04\x00"),
+        (reply(Ok(Answer::Vote(Vote::Conflict))), b"\x01\x03\x07\x00\x04\x01"),
+        (reply(Ok(Answer::Vote(Vote::Locked(lock)))), b"\x01\x03\x07\x00\x04\x02\x09\x02\x08\x07"),
+        (reply(Ok(Answer::Decided(Decision::Committed))), b"\x01\x03\x07\x00\x05\x00"),
+        (aborted(Reason::Conflict), b"\x01\x03\x07\x00\x05\x01\x00"),
+        (aborted(Reason::Locked(lock)), b"\x01\x03\x07\x00\x05\x01\x01\x09\x02\x08\x07"),
+        (aborted(Reason::TooLate), b"\x01\x03\x07\x00\x05\x01\x02"),
+        (aborted(Reason::Settled), b"\x01\x03\x07\x00\x05\x01\x03"),
+        (aborted(Reason::Presumed), b"\x01\x03\x07\x00\x05\x01\x04"),
+        (
+            reply(Ok(Answer::Reply(Reply::Compared(Err((1, Some("v".into()))))))),
+            b"\x01\x03\x07\x00\x01\x0a\x01\x01\x01\x01v",
+        ),
     ];
     for (reply, bytes) in golden {
         let encoded = encode_group_reply(&reply).unwrap();
@@ -103,6 +163,16 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
         (GroupRead::LockHolder { name: "l".into() }, b"\x01\x05\x01l"),
         (GroupRead::Trees, b"\x01\x06"),
         (GroupRead::EarliestSessionExpiry, b"\x01\x07"),
+        (
+            GroupRead::Validate {
+                trees: vec![tree()],
+                reads: vec![KeyRead { tree: TreeId(0), key: "k".into(), version: 5 }],
+                ranges: vec![],
+                since: Some(4),
+            },
+            b"\x01\x08\x01\x01t\x01\x00\x01k\x05\x00\x01\x04",
+        ),
+        (GroupRead::Transactions, b"\x01\x09"),
     ];
     for (read, bytes) in golden {
         let encoded = encode_group_read(&read).unwrap();
@@ -129,6 +199,8 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
         ),
         (GroupReadReply::Trees(vec!["t".into()]), b"\x01\x06\x01\x01t"),
         (GroupReadReply::Time(None), b"\x01\x07\x00"),
+        (GroupReadReply::Valid(true), b"\x01\x08\x01"),
+        (GroupReadReply::Transactions { prepared: 2, decided: 3 }, b"\x01\x09\x02\x03"),
     ];
     for (reply, bytes) in golden {
         let encoded = encode_group_read_reply(&reply).unwrap();

@@ -21,6 +21,9 @@ const BATCH: u32 = 6;
 /// Position of [`Command::Transact`] among the variants.
 const TRANSACT: u32 = 8;
 
+/// Position of [`Command::Compare`] among the variants.
+const COMPARE: u32 = 13;
+
 const STANDARD: Configuration = config::standard();
 
 /// Encodes a command; the same command always gives the same bytes.
@@ -109,6 +112,9 @@ pub(super) fn decode_command_body(bytes: &[u8]) -> Result<Command, String> {
     let command = match body.next::<u32>()? {
         BATCH => Command::Batch { writes: body.list()? },
         TRANSACT => Command::Transact { reads: body.list()?, ranges: body.list()?, writes: body.list()? },
+        COMPARE => {
+            Command::Compare { comparisons: body.list()?, then: body.list()?, otherwise: body.list()? }
+        }
         _ => {
             body = Body(bytes);
             body.next()?
@@ -154,13 +160,16 @@ impl Body<'_> {
 mod tests {
     use super::*;
 
-    /// [`decode_command_body`] takes these two apart by hand, so their positions must hold.
+    /// [`decode_command_body`] takes these apart by hand, so their positions must hold.
     #[test]
     fn lists_are_decoded_at_the_positions_that_bincode_gives_them() {
         let batch = Command::Batch { writes: Vec::new() };
         assert_eq!(encode(1, &batch)[1], BATCH as u8);
         let transact = Command::Transact { reads: Vec::new(), ranges: Vec::new(), writes: Vec::new() };
         assert_eq!(encode(1, &transact)[1], TRANSACT as u8);
+        let (then, otherwise) = (Vec::new(), Vec::new());
+        let compare = Command::Compare { comparisons: Vec::new(), then, otherwise };
+        assert_eq!(encode(1, &compare)[1], COMPARE as u8);
     }
 
     #[test]

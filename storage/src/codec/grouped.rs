@@ -6,6 +6,7 @@ use bincode::error::DecodeError;
 
 use super::bincoded::{Body, MAX_ENCODED_COMMAND_LENGTH, decode_command_body, encode, versioned_body};
 use crate::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId};
+use crate::transaction::{Commit, LockedBy, Prepare};
 use crate::{Error, IVec, Result};
 
 /// The first byte of an encoded [`GroupCommand`]. An entry of a newer version stops a replica: to
@@ -64,6 +65,22 @@ pub fn decode_group_command(bytes: &[u8]) -> Result<GroupCommand> {
                 3 => Operation::RenewSession { session: body.next()? },
                 4 => Operation::CloseSession { session: body.next()? },
                 5 => Operation::ExpireSessions,
+                6 => Operation::Prepare(Prepare {
+                    transaction: body.next()?,
+                    home: body.next()?,
+                    decide_by_ms: body.next()?,
+                    lease_ms: body.next()?,
+                    part: body.part()?,
+                }),
+                7 => Operation::Commit(Commit {
+                    transaction: body.next()?,
+                    decide_by_ms: body.next()?,
+                    participants: body.list()?,
+                    part: body.part()?,
+                }),
+                8 => Operation::Settle { transaction: body.next()?, decide_by_ms: body.next()? },
+                9 => Operation::Resolve { transaction: body.next()?, commit: body.next()? },
+                10 => Operation::Forget { transactions: body.list()? },
                 other => return Err(unknown("operation", other)),
             },
         })
@@ -117,6 +134,13 @@ pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
             5 => GroupRead::LockHolder { name: body.next()? },
             6 => GroupRead::Trees,
             7 => GroupRead::EarliestSessionExpiry,
+            8 => GroupRead::Validate {
+                trees: body.list()?,
+                reads: body.list()?,
+                ranges: body.list()?,
+                since: body.next()?,
+            },
+            9 => GroupRead::Transactions,
             other => return Err(unknown("read", other)),
         })
     })
@@ -145,6 +169,8 @@ pub fn decode_group_read_reply(bytes: &[u8]) -> Result<GroupReadReply> {
             5 => GroupReadReply::LockHolder(body.next()?),
             6 => GroupReadReply::Trees(body.list()?),
             7 => GroupReadReply::Time(body.next()?),
+            8 => GroupReadReply::Valid(body.next()?),
+            9 => GroupReadReply::Transactions { prepared: body.next()?, decided: body.next()? },
             other => return Err(unknown("answer", other)),
         })
     })
@@ -165,6 +191,7 @@ impl<Context> Decode<Context> for Refusal {
             3 => Refusal::SessionUnknown(SessionId::decode(decoder)?),
             4 => Refusal::Forgotten { latest: u64::decode(decoder)? },
             5 => Refusal::Malformed(text(decoder)?),
+            6 => Refusal::Locked(LockedBy::decode(decoder)?),
             other => return Err(DecodeError::OtherString(unknown("refusal", other))),
         })
     }

@@ -3,6 +3,7 @@
 
 use dogsled_storage::codec::{decode_command, decode_effects, encode_command, encode_effects};
 use dogsled_storage::command::{KeyRead, RangeRead};
+use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::counter::{CounterCommand, CounterReply};
 use dogsled_storage::evaluate::evaluate;
 use dogsled_storage::lock::{self, FencingToken, LockCommand, LockReply};
@@ -238,12 +239,30 @@ impl Random {
         Write { tree: self.tree(), key: self.bytes(), value: self.option(Random::bytes) }
     }
 
+    fn comparison(&mut self) -> Comparison {
+        let condition = match self.below(7) {
+            0 => Condition::Present,
+            1 => Condition::Absent,
+            2 => Condition::Is(self.bytes()),
+            3 => Condition::IsNot(self.bytes()),
+            4 => Condition::Less(self.bytes()),
+            5 => Condition::Greater(self.bytes()),
+            _ => Condition::Version(self.number()),
+        };
+        Comparison { tree: self.tree(), key: self.bytes(), condition }
+    }
+
     /// Any command at all, most of which no state would accept.
     pub fn command(&mut self) -> Command {
         let (tree, key, value) = (self.tree(), self.bytes(), self.bytes());
         let (name, owner, token) = (self.bytes(), self.bytes(), FencingToken(self.number()));
         let (delta, lease_ms) = (self.signed(), self.number());
-        match self.below(21) {
+        match self.below(22) {
+            21 => Command::Compare {
+                comparisons: self.list(Random::comparison),
+                then: self.list(Random::write),
+                otherwise: self.list(Random::write),
+            },
             20 => Command::Put { tree, key, value },
             0 => Command::CreateTree { name },
             1 => Command::DropTree { name },

@@ -13,10 +13,12 @@ use dogsled_storage::codec::{GROUP_COMMAND_VERSION, encode_group_command};
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::lock::{LockCommand, LockReply};
 use dogsled_storage::model::ModelState;
+use dogsled_storage::transaction::{Commit, Prepare};
 use dogsled_storage::wal::{Wal, WalOptions};
 use dogsled_storage::{
-    Answer, ChunkPosition, Command, GroupCommand, GroupReply, IVec, Operation, Refusal, Replica,
-    ReplicaInstaller, ReplicaOptions, ReplicaSnapshot, Reply, SessionId, SessionTag, TreeId,
+    Answer, ChunkPosition, Command, GroupCommand, GroupReply, IVec, Operation, Part, Refusal, Replica,
+    ReplicaInstaller, ReplicaOptions, ReplicaSnapshot, Reply, SessionId, SessionTag, TransactionId, TreeId,
+    View, Write,
 };
 
 use crate::support::workload::{Shape, Workload};
@@ -60,6 +62,7 @@ pub struct LogMaker {
     time_ms: u64,
     clients: Vec<Client>,
     sessions: u128,
+    transactions: u64,
 }
 
 impl LogMaker {
@@ -70,6 +73,7 @@ impl LogMaker {
             time_ms: 1_000,
             clients: Vec::new(),
             sessions: 0,
+            transactions: 0,
         }
     }
 
@@ -146,6 +150,7 @@ impl LogMaker {
             }
             16..=60 if client < self.clients.len() => {
                 let mut command = self.data(time_ms);
+                self.perhaps_prepare(&mut command);
                 let random = &mut self.workload.random;
                 let client = &mut self.clients[client];
                 command.session = Some(SessionTag {
@@ -161,8 +166,49 @@ impl LogMaker {
                 }
                 command
             }
+            61..=72 if self.transactions > 0 => {
+                let random = &mut self.workload.random;
+                let transaction = TransactionId(1 + u128::from(random.below(self.transactions)));
+                let commit = random.one_in(2);
+                plain(match random.below(8) {
+                    0 => Operation::Settle { transaction, decide_by_ms: self.time_ms + random.below(60) },
+                    1 => Operation::Forget { transactions: vec![transaction, TransactionId(1)] },
+                    _ => Operation::Resolve { transaction, commit },
+                })
+            }
             _ => self.data(time_ms),
         }
+    }
+
+    /// Makes a part of a transaction over several groups of what is one within this group.
+    fn perhaps_prepare(&mut self, command: &mut GroupCommand) {
+        if !matches!(
+            command.operation,
+            Operation::Command(Command::Transact { .. } | Command::Batch { .. } | Command::Remove { .. })
+        ) {
+            return;
+        }
+        let random = &mut self.workload.random;
+        self.transactions += u64::from(!random.one_in(10));
+        let transaction = TransactionId(u128::from(self.transactions));
+        let decide_by_ms = self.time_ms + random.below(500);
+        let Operation::Command(inner) = std::mem::replace(&mut command.operation, Operation::Nothing) else {
+            unreachable!("just seen");
+        };
+        let part = match inner {
+            Command::Transact { reads, ranges, writes } => Part { reads, ranges, writes },
+            Command::Batch { writes } => Part { writes, ..Part::default() },
+            Command::Remove { tree, key } => {
+                Part { writes: vec![Write { tree, key, value: None }], ..Part::default() }
+            }
+            other => unreachable!("{other:?}"),
+        };
+        command.operation = if random.one_in(3) {
+            Operation::Commit(Commit { transaction, decide_by_ms, participants: vec![2], part })
+        } else {
+            let lease_ms = random.below(300);
+            Operation::Prepare(Prepare { transaction, home: 2, decide_by_ms, lease_ms, part })
+        };
     }
 
     fn data(&mut self, time_ms: u64) -> GroupCommand {
@@ -253,13 +299,19 @@ pub fn assert_replica_is(replica: &Replica, log: &Log, context: &str) {
     assert_eq!(replica.time_ms(), state.time_ms(), "{context}: time");
     let engine = replica.engine();
     let snapshot = engine.snapshot();
-    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS];
-    let own = own.into_iter().filter(|id| !state.is_empty(*id)).count();
-    assert_eq!(engine.trees().len(), state.names().count() + own, "{context}: trees");
+    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS, TreeId::TRANSACTIONS];
+    let not_empty = own.into_iter().filter(|id| !state.is_empty(*id)).count();
+    assert_eq!(engine.trees().len(), state.names().count() + not_empty, "{context}: trees");
     for (name, id) in state.names() {
         assert_eq!(engine.tree_id(name), Some(id), "{context}: the number of {name:?}");
     }
-    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS];
+    let transactions = state.transactions().expect("the model of a replica");
+    assert_eq!(replica.transaction_counts(), transactions.counts(), "{context}: transactions");
+    assert_eq!(
+        replica.expired_transactions(u64::MAX, usize::MAX),
+        transactions.expired(u64::MAX).collect::<Vec<_>>(),
+        "{context}: what is prepared"
+    );
     for id in state.names().map(|(_, id)| id).chain(own) {
         let expected: Vec<_> = state.tree(id).expect("it has one").clone().into_iter().collect();
         let found = snapshot.range(id, Bound::Unbounded, Bound::Unbounded);
