@@ -31,8 +31,9 @@
 mod maintenance;
 mod members;
 mod serve;
+mod transactions;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -44,7 +45,7 @@ use dogsled_storage::disk::DiskLock;
 use dogsled_storage::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply};
 use dogsled_storage::replica::ReplicaOptions;
 use dogsled_storage::wal::{Wal, WalOptions};
-use dogsled_storage::{Error, Result};
+use dogsled_storage::{Error, Result, TransactionId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -102,6 +103,10 @@ struct Inner {
     /// Grows whenever a leader or a membership changes.
     changes: watch::Sender<u64>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// Parts of transactions that are being settled, by group.
+    settling: Mutex<HashSet<(u32, TransactionId)>>,
+    /// Groups whose old decisions are being looked after.
+    forgetting: Mutex<HashSet<u32>>,
     /// Until the node is stopped.
     lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
@@ -161,6 +166,8 @@ impl Node {
             stop: runtime::watch::Sender::new(false),
             changes: watch::Sender::new(0),
             tasks: Mutex::default(),
+            settling: Mutex::default(),
+            forgetting: Mutex::default(),
             lock: Mutex::new(Some(lock)),
             config,
         });

@@ -230,6 +230,11 @@ impl ReplicaSlot {
         *self.applied.borrow()
     }
 
+    /// Tells of everything that is applied from here on.
+    pub(crate) fn subscribe_applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
     /// Returns when the entry at `position` is applied.
     pub(crate) async fn wait_applied(&self, position: u64) {
         if self.applied() >= position {

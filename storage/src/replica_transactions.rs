@@ -19,6 +19,9 @@ use crate::snapshot::Snapshot;
 use crate::transaction::{Decided, LockedBy, TransactionId, Transactions};
 use crate::{Engine, IVec, Result, TreeId};
 
+/// With so many keys that are being written in its range, a page is not looked at.
+const MAX_KEYS_BESIDE: usize = 4096;
+
 /// How many transactions are prepared; see the [module](self).
 #[derive(Debug, Default)]
 pub(crate) struct PreparedCount {
@@ -101,6 +104,14 @@ impl Replica {
         }
         let committer = self.engine().shared.commit.lock();
         let snapshot = self.engine().snapshot();
+        if let GroupRead::Range { tree, low, high, reverse, .. } = read {
+            let tree = snapshot.state().catalog.names.get(tree).copied();
+            let bounds = (low.as_ref().map(|low| &low[..]), high.as_ref().map(|high| &high[..]));
+            let written = |tree| committer.transactions.written_in(tree, bounds.0, bounds.1, MAX_KEYS_BESIDE);
+            let written = tree.map_or(Vec::new(), written);
+            drop(committer);
+            return self.page_beside(&snapshot, read, *reverse, &written);
+        }
         if let Some(lock) = self.lock_against(&committer, Some(&snapshot), read) {
             return Ok(Settled::Locked(lock));
         }
@@ -119,6 +130,32 @@ impl Replica {
             }
         };
         Ok(Settled::Answer(answer))
+    }
+
+    /// A page of a range, unless one of the keys that are being written lies within what the page shows: not
+    /// every lock in a tree is to hold up whoever walks through it.
+    fn page_beside(
+        &self,
+        snapshot: &Snapshot,
+        read: &GroupRead,
+        reverse: bool,
+        written: &[(IVec, LockedBy)],
+    ) -> Result<Settled> {
+        if let [.., (_, lock)] = written
+            && written.len() == MAX_KEYS_BESIDE
+        {
+            return Ok(Settled::Locked(*lock));
+        }
+        let answer = self.read_from(snapshot, read)?;
+        let GroupReadReply::Page { entries, more } = &answer else {
+            unreachable!("a range was answered by {answer:?}");
+        };
+        let end = entries.last().filter(|_| *more).map(|(key, _)| key);
+        let shown = |key: &IVec| end.is_none_or(|end| if reverse { key >= end } else { key <= end });
+        Ok(match written.iter().find(|(key, _)| shown(key)) {
+            Some((_, lock)) => Settled::Locked(*lock),
+            None => Settled::Answer(answer),
+        })
     }
 
     /// What keeps a read from being answered, as of the newest commit.
@@ -144,10 +181,6 @@ impl Replica {
                 let tree = tree_id(tree)?;
                 keys.iter().find_map(|key| transactions.against_read(tree, key))
             }
-            GroupRead::Range { tree, low, high, .. } => {
-                let (low, high) = (low.as_ref().map(|low| &low[..]), high.as_ref().map(|high| &high[..]));
-                transactions.against_scan(tree_id(tree)?, low, high)
-            }
             GroupRead::Len { tree } => whole(tree_id(tree)?),
             GroupRead::Counter { name } => transactions.against_read(TreeId::COUNTERS, name),
             GroupRead::LockHolder { name } => transactions.against_read(TreeId::LOCKS, name),
@@ -160,7 +193,11 @@ impl Replica {
                 };
                 reads.iter().find_map(key).or_else(|| ranges.iter().find_map(range))
             }
-            GroupRead::Trees | GroupRead::EarliestSessionExpiry | GroupRead::Transactions => None,
+            // Of a range, it depends on what the page shows.
+            GroupRead::Range { .. }
+            | GroupRead::Trees
+            | GroupRead::EarliestSessionExpiry
+            | GroupRead::Transactions => None,
         }
     }
 

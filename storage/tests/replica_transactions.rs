@@ -169,6 +169,13 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
         values: false,
     };
     assert!(group.read(&page("a", "b")).is_some() && group.read(&page("a", "b0")).is_none());
+    // A page waits only for what it shows.
+    let first = |low: &str, reverse, limit| {
+        let (low, high) = (Bound::Included(low.into()), Bound::Unbounded);
+        GroupRead::Range { tree: "t".into(), low, high, reverse, limit, limit_bytes: 99, values: false }
+    };
+    assert!(group.read(&first("a", false, 1)).is_some() && group.read(&first("a", false, 2)).is_none());
+    assert!(group.read(&first("a", true, 2)).is_some() && group.read(&first("a", true, 3)).is_none());
 
     // Commands.
     let (tree, key) = (TREE, IVec::from("b"));

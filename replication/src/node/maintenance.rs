@@ -6,6 +6,7 @@
 //! - **Memory**: the log of a group that is idle is not kept in memory.
 //! - **Expiry**: as leader, when the log's time has passed the end of some session, proposes that
 //!   sessions be expired. Nothing expires but by that entry.
+//! - **Transactions** whose coordinator is gone: see [`super::transactions`].
 //! - **Balance**: leadership belongs to the voters in turn, by the number of the group. A leader hands
 //!   a group to the one whose turn it is once that one has all but the newest entries and answers.
 
@@ -67,6 +68,7 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
                 continue;
             }
             let since = *since.get_or_insert_with(Instant::now);
+            node.look_after_transactions(group);
             node.expire_sessions(group).await;
             if node.config.balance_leaders && moves < MOVES && since.elapsed() >= SETTLE {
                 moves += usize::from(node.balance(group).await);

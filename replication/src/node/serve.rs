@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dogsled_storage::codec::{decode_group_read, encode_group_read_reply, encode_group_reply};
-use dogsled_storage::group::GroupRead;
+use dogsled_storage::group::{GroupRead, GroupReadReply};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use openraft::async_runtime::WatchReceiver;
 
+use super::transactions::{failed_read, open_replica};
 use super::{Inner, Node};
 use crate::client::{ClientReply, ClientRequest, Consistency};
 use crate::codec::{Put, Take};
@@ -286,7 +287,7 @@ impl Inner {
     ) -> Result<ClientReply, ClusterError> {
         match request {
             ClientRequest::Submit { group, command, .. } => {
-                let reply = self.group(group)?.propose(&command, deadline).await?;
+                let reply = self.propose(self.group(group)?, &command, deadline).await?;
                 let reply = encode_group_reply(&reply)
                     .map_err(|error| ClusterError::OutcomeUnknown(error.to_string()))?;
                 Ok(ClientReply::Applied(reply.into()))
@@ -324,7 +325,7 @@ impl Inner {
     }
 
     async fn read(
-        &self,
+        self: &Arc<Self>,
         group: &Arc<Group>,
         read: GroupRead,
         consistency: Consistency,
@@ -343,11 +344,19 @@ impl Inner {
             Consistency::Stale if group.leads() => None,
             Consistency::Stale => group.slot.age(),
         };
-        let Some(replica) = group.slot.replica() else {
-            return Err(ClusterError::Unavailable(format!("group {} is installing a snapshot", group.id)));
-        };
         // Before reading: the answer includes at least this.
         let position = group.slot.applied();
+        let answer = match consistency {
+            Consistency::Linearizable => self.read_settled(group, read).await?,
+            Consistency::Stale => self.read_stale(group, read).await?,
+        };
+        let reply =
+            encode_group_read_reply(&answer).map_err(|error| ClusterError::Invalid(error.to_string()))?;
+        Ok(ClientReply::Read { position, age, reply: reply.into() })
+    }
+
+    async fn read_stale(&self, group: &Arc<Group>, read: GroupRead) -> Result<GroupReadReply, ClusterError> {
+        let replica = open_replica(group)?;
         let answer = match read {
             GroupRead::Get { .. } | GroupRead::Counter { .. } | GroupRead::LockHolder { .. } => {
                 replica.read(&read)
@@ -357,13 +366,7 @@ impl Inner {
                 Err(error) => return Err(ClusterError::Unavailable(error.to_string())),
             },
         };
-        let answer = answer.map_err(|error| match error {
-            dogsled_storage::Error::InvalidRequest(what) => ClusterError::Invalid(what),
-            other => ClusterError::Storage(other.to_string()),
-        })?;
-        let reply =
-            encode_group_read_reply(&answer).map_err(|error| ClusterError::Invalid(error.to_string()))?;
-        Ok(ClientReply::Read { position, age, reply: reply.into() })
+        answer.map_err(failed_read)
     }
 
     /// As follower: the position up to which a read must know, by the leader. All reads that wait

@@ -136,6 +136,25 @@ impl Transactions {
         within.then(|| self.locked_by(*writer))
     }
 
+    /// The keys of a range that are locked for writing, in order, and by whom; at most so many.
+    pub(crate) fn written_in(
+        &self,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+        limit: usize,
+    ) -> Vec<(IVec, LockedBy)> {
+        let Some(locks) = self.trees.get(&tree) else { return Vec::new() };
+        let within = |key: &IVec| match high {
+            Bound::Included(high) => &key[..] <= high,
+            Bound::Excluded(high) => &key[..] < high,
+            Bound::Unbounded => true,
+        };
+        let from_low = locks.writes.range::<[u8], _>((low, Bound::Unbounded));
+        let written = from_low.take_while(|(key, _)| within(key)).take(limit);
+        written.map(|(key, writer)| (key.clone(), self.locked_by(*writer))).collect()
+    }
+
     /// All that would write to a tree.
     pub(crate) fn writers(&self, tree: TreeId) -> Vec<LockedBy> {
         let Some(locks) = self.trees.get(&tree) else { return Vec::new() };
