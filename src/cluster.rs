@@ -32,6 +32,7 @@
 //! | `apply_batch`: atomic | `apply_batch_by_partition`: atomic in each, not as a whole |
 //! | a counter, a lock: where its name belongs | `iter`, `range`, `scan_prefix`: merged, in order |
 //! | `watch_prefix`: in the order of commits | `watch_prefix`: as it comes |
+//! | `transaction`, `compare`: one round | `transaction`, `compare`: atomic, and serializable, in two |
 //!
 //! A client connects to one node and learns from it of all others and of who leads what. It has one
 //! connection to each node that it needs; any number of calls share it, none waiting for another.
@@ -67,7 +68,8 @@
 //! [its age](Stale::age). Reads change nothing, so the client repeats them as it likes.
 //!
 //! What spans partitions is several reads, each linearizable, not of one moment: a sum
-//! ([`Tree::len`]) or a range can show a state that never was, if somebody writes meanwhile.
+//! ([`Tree::len`]) or a range can show a state that never was, if somebody writes meanwhile. A
+//! [transaction](Client::transaction) that only reads shows one that was.
 //!
 //! # The node as a library
 //!
@@ -84,14 +86,14 @@
 //!
 //! # What is not here
 //!
-//! Transactions, merge operators, typed trees and snapshots of the embedded database are not offered
-//! over a cluster.
+//! Merge operators, typed trees and snapshots of the embedded database are not offered over a cluster.
 
 mod client;
 mod core;
 mod counter;
 mod entries;
 mod error;
+mod finishing;
 mod lock;
 mod node;
 mod options;
@@ -100,6 +102,7 @@ mod routes;
 mod session;
 mod stale;
 mod subscriber;
+pub mod transaction;
 mod tree;
 
 pub use dogsled_net::certs::{self, CertificateError, CertificateFiles, Certificates};

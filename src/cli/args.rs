@@ -237,6 +237,14 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: CounterCommand,
     },
+    /// Carry out several operations as one transaction: lines of JSON such as
+    /// {"op":"put","key":"a","value":"1"}, with the operations get, put, remove, check (with "is") and add
+    /// (with "counter" and "by")
+    Txn {
+        /// The file with the operations; - is standard input
+        #[arg(default_value = "-")]
+        file: PathBuf,
+    },
     /// See or take a lock
     Lock {
         #[command(subcommand)]

@@ -76,6 +76,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Bench(args) => commands::bench::bench(&global, out, &args),
         Command::Wal { command } => commands::wal::wal(&global, out, &command),
         Command::Counter { command } => commands::coordination::counter(&global, out, &command),
+        Command::Txn { file } => commands::txn::txn(&global, out, &file),
         Command::Lock { command } => commands::coordination::lock(&global, out, &command),
         Command::Serve(args) => serve::serve(&global, out, &args),
         Command::Certs { command } => commands::certs::certs(&global, out, &command),

@@ -4,4 +4,5 @@ mod failures;
 mod membership;
 mod operations;
 mod support;
+mod transactions;
 mod watching;

@@ -8,5 +8,6 @@ pub(crate) mod load;
 pub(crate) mod member;
 pub(crate) mod status;
 pub(crate) mod transfer;
+pub(crate) mod txn;
 pub(crate) mod upkeep;
 pub(crate) mod wal;

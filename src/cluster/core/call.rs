@@ -264,7 +264,7 @@ impl Core {
         }
     }
 
-    pub(super) async fn back_off(&self, attempt: u32, until: Instant) {
+    pub(in crate::cluster) async fn back_off(&self, attempt: u32, until: Instant) {
         let longest = BACK_OFF.1.min(BACK_OFF.0 * 2u32.pow(attempt.min(10)));
         let wait = longest.mul_f64(self.jitter());
         let left = until.saturating_duration_since(Instant::now());
@@ -274,12 +274,16 @@ impl Core {
         }
     }
 
-    /// Between a half and one, so that callers who failed together do not come back together.
-    pub(in crate::cluster) fn jitter(&self) -> f64 {
+    /// A number by chance.
+    pub(in crate::cluster) fn next_random(&self) -> u64 {
         // Weyl's sequence, mixed: it need not be good, only different.
         let x = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        let mixed = (x ^ (x >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 11;
-        0.5 + mixed as f64 / (1u64 << 54) as f64
+        (x ^ (x >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 11
+    }
+
+    /// Between a half and one, so that callers who failed together do not come back together.
+    pub(in crate::cluster) fn jitter(&self) -> f64 {
+        0.5 + self.next_random() as f64 / (1u64 << 54) as f64
     }
 
     pub(in crate::cluster) fn next_turn(&self) -> usize {
