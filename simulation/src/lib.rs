@@ -10,6 +10,7 @@
 //!   │    ├─ clock      skews, drift, jumps
 //!   │    └─ (the disk is dogsled-storage's: lost and torn writes, errors, no room)
 //!   ├─ workload ── clients, who write down what they asked for and heard: history
+//!   │    └─ transactions  over partitions, and who leaves them half done
 //!   ├─ watchers ── clients who follow keys, and whether they were told all
 //!   ├─ faults ──── what is done to the cluster, and when
 //!   │    ├─ figure8    a schedule that chance does not find
@@ -56,6 +57,10 @@ pub mod members;
 pub mod network;
 pub mod random;
 pub mod run;
+// The checker of the storage engine's own tests; it is written once.
+#[path = "../../storage/tests/engine_support/serializability.rs"]
+#[allow(missing_docs, reason = "it is a part of another crate's tests")]
+pub mod serializability;
 pub mod trace;
 pub mod watchers;
 pub mod workload;

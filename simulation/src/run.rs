@@ -11,7 +11,10 @@
 use std::panic;
 use std::sync::{Arc, Once};
 use std::time::Duration;
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use dogsled_replication::runtime::seed_random_numbers;
 use tokio::sync::watch;
@@ -26,7 +29,7 @@ use crate::network::SimulatedNetwork;
 use crate::random::Random;
 use crate::trace::{Trace, event};
 use crate::watchers::{Watched, Watcher};
-use crate::workload::{Client, Objects, Shared};
+use crate::workload::{Client, Ledger, Objects, Shared};
 
 /// After the last fault, the cluster serves again within this time.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,12 +49,20 @@ pub struct Options {
     pub duration: Duration,
     /// Only these faults, if there are any.
     pub only: Vec<faults::Kind>,
+    /// Whether clients run transactions over partitions, instead of the usual work.
+    pub transactions: bool,
 }
 
 impl Options {
     /// The usual run of a seed.
     pub fn new(seed: u64) -> Options {
-        Options { seed, trace: false, duration: Duration::from_secs(12), only: Vec::new() }
+        let duration = Duration::from_secs(12);
+        Options { seed, trace: false, duration, only: Vec::new(), transactions: false }
+    }
+
+    /// The run of a seed in which clients run transactions.
+    pub fn with_transactions(seed: u64) -> Options {
+        Options { transactions: true, ..Options::new(seed) }
     }
 }
 
@@ -70,6 +81,8 @@ pub struct Report {
     pub operations: (usize, usize, usize),
     /// What was done to the cluster.
     pub faults: String,
+    /// How transactions over partitions ended, if there were any.
+    pub transactions: BTreeMap<&'static str, u64>,
 }
 
 thread_local! {
@@ -149,7 +162,11 @@ async fn live(options: &Options) -> Report {
     let seed = options.seed;
     let trace = Trace::new(options.trace);
     let mut random = Random::new(seed, 1);
-    let (setup, skews) = draw_setup(&mut random);
+    let (mut setup, skews) = draw_setup(&mut random);
+    if options.transactions {
+        // One more than it would be, so that there are some to go over.
+        setup.partitions += 1;
+    }
     let objects = draw_objects(&mut random);
     let network = SimulatedNetwork::new(Random::new(seed, 3), trace.clone());
     event!(trace, "seed {seed}: {setup:?} skews {skews:?}");
@@ -163,6 +180,8 @@ async fn live(options: &Options) -> Report {
         partitions: cluster.setup.partitions,
         objects,
         violations: Default::default(),
+        ledger: Ledger::default(),
+        began: Instant::now(),
     });
     let mut faults = "none".to_owned();
     let mut violations = Vec::new();
@@ -184,7 +203,8 @@ async fn live(options: &Options) -> Report {
     for id in cluster.ids() {
         cluster.network.detach(id);
     }
-    Report { seed, violations, undecided, trace, operations: shared.history.counts(), faults }
+    let (operations, transactions) = (shared.history.counts(), shared.ledger.counts());
+    Report { seed, violations, undecided, trace, operations, faults, transactions }
 }
 
 async fn go(
@@ -203,7 +223,13 @@ async fn go(
     let (stop, stopped) = watch::channel(false);
     let clients: Vec<_> = (1..=random.between(3, 8))
         .map(|number| {
-            let client = Client::new(number, seed, Arc::clone(shared), random.chance(600));
+            let in_sessions = random.chance(600);
+            // Some of the usual work beside them.
+            if options.transactions && number > 1 {
+                let client = Client::new(number, seed, Arc::clone(shared), true);
+                return tokio::spawn(client.run_transactions(stopped.clone()));
+            }
+            let client = Client::new(number, seed, Arc::clone(shared), in_sessions);
             tokio::spawn(client.run(stopped.clone()))
         })
         .collect();
@@ -249,6 +275,9 @@ async fn go(
     }
     // Everything once more, by every node, after everything else.
     let mut reader = Client::new(99, seed, Arc::clone(shared), false);
+    if options.transactions {
+        no_lock_is_left(cluster).await?;
+    }
     for id in cluster.ids() {
         let end = Instant::now() + PATIENCE;
         // Leadership may be on its way to another node, to share the work.
@@ -258,8 +287,47 @@ async fn go(
             }
             tokio::time::sleep(STEP).await;
         }
+        let mut lists = None;
+        while options.transactions && lists.is_none() {
+            lists = reader.read_lists(id).await;
+            if Instant::now() > end {
+                return Err(format!("node {id} does not answer reads of lists although all is well"));
+            }
+        }
+        if let Some((lists, total)) = lists {
+            let violations = shared.ledger.judge(&lists, total);
+            shared.violations.lock().extend(violations);
+            event!(cluster.trace, "transactions: {:?}", shared.ledger.counts());
+        }
     }
     Ok(())
+}
+
+/// No transaction's lock outlives its owner: some time after the last lease nothing is prepared any more,
+/// in any replica.
+async fn no_lock_is_left(cluster: &Cluster) -> Result<(), String> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let mut left = Vec::new();
+        for (id, node) in cluster.nodes() {
+            for group in 1..=cluster.setup.partitions {
+                let prepared = node.replica(group).map_or(0, |replica| replica.transaction_counts().0);
+                if prepared > 0 {
+                    left.push((id, group, prepared));
+                }
+            }
+        }
+        if left.is_empty() {
+            event!(cluster.trace, "no lock is left");
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(format!(
+                "parts of transactions are prepared for ever (node, group, how many): {left:?}"
+            ));
+        }
+        tokio::time::sleep(STEP).await;
+    }
 }
 
 /// Ends all faults, and waits until whoever was about to join or leave has.

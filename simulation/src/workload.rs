@@ -6,6 +6,8 @@
 //! what may have happened, and so find out whether a refusal is one: they ask again after an error
 //! that says that nothing was done, and write the first try down as never to happen.
 
+mod transactions;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +25,15 @@ use dogsled_storage::group::{
 use dogsled_storage::{Command, IVec, Reply, TreeId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::history::{Action, Heard, History, Kind, Outcome, Value};
 use crate::network::SimulatedNetwork;
 use crate::random::Random;
 use crate::trace::{Trace, event};
 use crate::watchers::Watched;
+
+pub use transactions::Ledger;
 
 /// The tree that clients work in.
 pub(crate) const TREE: &str = "tree";
@@ -64,6 +69,10 @@ pub struct Shared {
     pub objects: Objects,
     /// What must not be, and was seen by a client itself.
     pub violations: Mutex<Vec<String>>,
+    /// What transactions there were.
+    pub ledger: Ledger,
+    /// When the life began.
+    pub began: Instant,
 }
 
 struct Session {

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::{DECISION, Decided, LockedBy, PREPARED, Part, Prepared, TransactionId};
 use crate::codec::{decode_decided, decode_prepared};
-use crate::command::{RangeRead, TreeId};
+use crate::command::{RangeRead, TreeId, Write};
 use crate::evaluate::Effect;
 use crate::{Error, IVec, Result};
 
@@ -219,6 +219,15 @@ impl Transactions {
         match split(key)? {
             (PREPARED, transaction) => {
                 let prepared = decode_prepared(value).map_err(|what| damaged_value(transaction, what))?;
+                // Rows may come from another machine.
+                let taken = |write: &&Write| {
+                    let locks = self.trees.get(&write.tree);
+                    locks.and_then(|locks| locks.writes.get(&write.key)).is_some_and(|by| *by != transaction)
+                };
+                if let Some(write) = prepared.part.writes.iter().find(taken) {
+                    let what = format!("it writes {:?}, as another does that is prepared", write.key);
+                    return Err(damaged_value(transaction, what));
+                }
                 self.lock(transaction, &prepared.part);
                 self.prepared.insert(transaction, Arc::new(prepared));
             }
@@ -306,7 +315,7 @@ fn damaged(what: &str) -> Error {
 mod tests {
     use super::*;
     use crate::codec::encode_prepared;
-    use crate::command::{KeyRead, Write};
+    use crate::command::KeyRead;
 
     fn prepared(reads: &[&str], ranges: &[(&str, Option<&str>)], writes: &[&str]) -> Prepared {
         let tree = TreeId(20);
@@ -375,6 +384,7 @@ mod tests {
         assert_eq!(all.expired(5).count(), 0);
         assert_eq!(all.expired(6).count(), 2);
 
+        assert!(all.follow(&put(3, &prepared(&[], &[], &["c"]))).is_err(), "two cannot write one key");
         for transaction in [2, 1] {
             let key = super::super::key(PREPARED, TransactionId(transaction));
             all.follow(&Effect::Remove { tree: TreeId::TRANSACTIONS, key }).unwrap();

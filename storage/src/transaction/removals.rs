@@ -26,11 +26,11 @@ impl Removals {
     }
 
     pub(crate) fn follow(&mut self, position: u64, effect: &Effect) {
-        if let Effect::Remove { tree, .. } | Effect::Clear { tree } | Effect::DropTree { id: tree } = effect {
-            if self.noted != Some((*tree, position)) {
-                self.noted = Some((*tree, position));
-                self.last.insert(*tree, position);
-            }
+        if let Effect::Remove { tree, .. } | Effect::Clear { tree } | Effect::DropTree { id: tree } = effect
+            && self.noted != Some((*tree, position))
+        {
+            self.noted = Some((*tree, position));
+            self.last.insert(*tree, position);
         }
     }
 
