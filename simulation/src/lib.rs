@@ -36,6 +36,9 @@
 //! - **An append is acknowledged before it is synced** (`Durability::when_durable` completes an
 //!   append's callback at once): eight of the usual seeds 0 to 39 fail, the first being 4. After a power
 //!   cut a node, or a later leader, lacks what was applied, and clients see writes undone.
+//! - **Home forgets an abort** that it has answered with (`settle` without the record): with
+//!   `--transactions`, seed 1 is the first that fails. A slow coordinator commits after all, its participant
+//!   has been released, and the accounts hold less than they did.
 //! - **Snapshots leave out the sessions** (`ReplicaSnapshot::chunk` without the entries of that tree):
 //!   four of the seeds 0 to 39 fail, the first being 3. Replicas that have applied the same differ.
 //!

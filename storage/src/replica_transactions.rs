@@ -276,7 +276,7 @@ fn validate(
     let steady = |tree: Option<TreeId>| match (since, tree) {
         (None, _) => true,
         (Some(since), Some(tree)) => committer.removals.none_after(since, tree),
-        (Some(since), None) => committer.removals.none_at_all_after(since),
+        (Some(since), None) => committer.removals.none_dropped_after(since),
     };
     for read in reads {
         let tree = tree_id(read.tree)?;

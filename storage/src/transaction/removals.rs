@@ -18,6 +18,8 @@ pub(crate) struct Removals {
     last: HashMap<TreeId, u64>,
     /// What was noted last: removals of one tree come one after the other.
     noted: Option<(TreeId, u64)>,
+    /// When a tree was last dropped.
+    dropped: u64,
 }
 
 impl Removals {
@@ -32,6 +34,9 @@ impl Removals {
             self.noted = Some((*tree, position));
             self.last.insert(*tree, position);
         }
+        if let Effect::DropTree { .. } = effect {
+            self.dropped = position;
+        }
     }
 
     /// Whether nothing was removed from a tree behind that position.
@@ -40,7 +45,7 @@ impl Removals {
     }
 
     /// As [`Removals::none_after`], of a tree that is not there: no tree may have been dropped.
-    pub(crate) fn none_at_all_after(&self, position: u64) -> bool {
-        position >= self.opened_at && self.last.values().all(|last| *last <= position)
+    pub(crate) fn none_dropped_after(&self, position: u64) -> bool {
+        position >= self.opened_at && self.dropped <= position
     }
 }
