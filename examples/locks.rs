@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use dogsled::{Config, Result};
+use dogsled::{Config, Error, Result};
 
 /// Something outside of the database that the lock protects: it refuses whoever comes with an
 /// older token than it has seen, so a holder that slept through the end of its lease does no harm.
@@ -32,12 +32,22 @@ fn main() -> Result<()> {
     let slow = db.lock("printer").owner("slow").try_acquire(Duration::from_millis(20))?.expect("it is free");
     assert!(db.lock("printer").owner("fast").try_acquire(Duration::from_secs(10))?.is_none(), "it is held");
 
+    let slow_fence = slow.fence();
+
     // Waits without polling, until it is released or the lease ends; here it is the lease.
     let fast = db.lock("printer").owner("fast").acquire(Duration::from_secs(10))?;
     assert!(fast.token() > slow.token());
     assert!(printer.print(fast.token().0, "fast, page 1"));
     assert!(!printer.print(slow.token().0, "slow, page 1"), "an old token is refused");
     assert!(slow.release()?.is_err(), "it is not held any more, and the caller is told");
+
+    // The database itself refuses just so what is written under a lock that is lost.
+    db.under(&fast).insert("last page", "fast, page 1")?;
+    match db.under(slow_fence).insert("last page", "slow, page 1") {
+        Err(refused @ Error::LockNotHeld { .. }) => println!("{refused}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(db.get("last page")?.unwrap(), "fast, page 1");
 
     let holder = db.lock("printer").holder()?.expect("fast holds it");
     println!("{} holds the printer with token {}", String::from_utf8_lossy(&holder.owner), holder.token);

@@ -32,6 +32,7 @@
 //! | `apply_batch`: atomic | `apply_batch_by_partition`: atomic in each, not as a whole |
 //! | a counter, a lock: where its name belongs | `iter`, `range`, `scan_prefix`: merged, in order |
 //! | `watch_prefix`: in the order of commits | `watch_prefix`: as it comes |
+//! | `transaction`, `compare`: one round | `transaction`, `compare`: atomic, and serializable, in two |
 //!
 //! A client connects to one node and learns from it of all others and of who leads what. It has one
 //! connection to each node that it needs; any number of calls share it, none waiting for another.
@@ -67,7 +68,21 @@
 //! [its age](Stale::age). Reads change nothing, so the client repeats them as it likes.
 //!
 //! What spans partitions is several reads, each linearizable, not of one moment: a sum
-//! ([`Tree::len`]) or a range can show a state that never was, if somebody writes meanwhile.
+//! ([`Tree::len`]) or a range can show a state that never was, if somebody writes meanwhile. A
+//! [transaction](Client::transaction) that only reads shows one that was.
+//!
+//! # Locks, and writes under them
+//!
+//! A [`Lock`] is held for the time of a lease, under a token that is larger at each grant. It belongs to the
+//! partition of its name. A write can demand that it be held ([`Tree::under`], [`Counter::under`]): the
+//! partition's log carries it out only while that is so, and it fails with [`Error::LockNotHeld`] otherwise.
+//! Lock and keys must be of one partition, so give them a common tag, as in `{printer}` and `{printer}:queue`.
+//!
+//! # Times to live
+//!
+//! [`Tree::insert_with_ttl`] sets a key that expires; every plain write of it takes the time to live from it
+//! again. A key that has expired is not read any more by the first entry of the log after its end, and at the
+//! latest about a tenth of a second after it.
 //!
 //! # The node as a library
 //!
@@ -77,6 +92,13 @@
 //! binary. An application that has outgrown one machine makes the first node of its embedded database:
 //! see [`ReplicationConfig::convert_embedded`].
 //!
+//! # Who has what
+//!
+//! Each partition has three replicas ([`Client::change`] with [`Change::Replicas`] makes it more or
+//! fewer), on some of the members. When members come or go, partitions move, while the cluster serves;
+//! any node answers for all of them, and clients go straight to who leads. What a client knows of that
+//! has an epoch: with the answer to a request that was asked with an old one comes the new map.
+//!
 //! # Who may
 //!
 //! Nodes and clients know each other by certificates of the cluster's own authority, both ways, always:
@@ -84,38 +106,49 @@
 //!
 //! # What is not here
 //!
-//! Transactions, merge operators, typed trees and snapshots of the embedded database are not offered
-//! over a cluster.
+//! Merge operators, typed trees and snapshots of the embedded database are not offered over a cluster.
 
 mod client;
+mod computed;
 mod core;
 mod counter;
+mod election;
 mod entries;
 mod error;
+mod finishing;
 mod lock;
 mod node;
 mod options;
 mod pool;
 mod routes;
 mod session;
+mod sharded_counter;
 mod stale;
 mod subscriber;
+pub mod transaction;
 mod tree;
+mod ttl;
+mod user_session;
 
 pub use dogsled_net::certs::{self, CertificateError, CertificateFiles, Certificates};
 pub use dogsled_net::{NetOptions, OpenError};
+pub use dogsled_replication::meta::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT};
 pub use dogsled_replication::status::FollowerStatus;
 pub use dogsled_replication::{
-    ClusterMap, GroupStatus, NodeConfig as ReplicationConfig, NodeId, NodeStatus, Role, Timing, ring,
+    Change, ClusterMap, GroupStatus, MemberRecord, MemberState, MoveSettings,
+    NodeConfig as ReplicationConfig, NodeId, NodeStatus, Record, Role, Timing, ring,
 };
 
 pub use self::client::{Client, MemberStatus};
 pub use self::counter::Counter;
+pub use self::election::{Election, Leader, Leadership, Observer};
 pub use self::entries::Entries;
 pub use self::error::{Error, Result};
 pub use self::lock::{Lock, LockGuard};
 pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
 pub use self::options::ClientOptions;
+pub use self::sharded_counter::ShardedCounter;
 pub use self::stale::{Stale, StaleTree};
 pub use self::subscriber::{Event, Part, Subscriber};
 pub use self::tree::{CompareAndSwapResult, Tree};
+pub use self::user_session::Session;

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use dogsled_storage::counter::{self, CounterCommand, CounterReply};
-use dogsled_storage::{Command, Reply, TreeId};
+use dogsled_storage::{Command, Fence, Reply, TreeId};
 
 use crate::db::Database;
 use crate::{Error, IVec, Result};
@@ -31,6 +31,7 @@ use crate::{Error, IVec, Result};
 pub struct Counter {
     name: IVec,
     database: Arc<Database>,
+    fences: Vec<Fence>,
 }
 
 /// The sum would have been out of bounds; nothing was changed.
@@ -54,7 +55,15 @@ pub(crate) fn overflow(current: i64, delta: i64) -> Error {
 
 impl Counter {
     pub(crate) fn new(name: IVec, database: Arc<Database>) -> Counter {
-        Counter { name, database }
+        Counter { name, database, fences: Vec::new() }
+    }
+
+    /// The same counter, changed only while a lock is held; as [`Tree::under`](crate::Tree::under).
+    #[must_use]
+    pub fn under(&self, fence: impl Into<Fence>) -> Counter {
+        let mut fenced = self.clone();
+        fenced.fences.push(fence.into());
+        fenced
     }
 
     /// The counter's name.
@@ -63,7 +72,8 @@ impl Counter {
     }
 
     fn execute(&self, command: CounterCommand) -> Result<CounterReply> {
-        match self.database.execute(Command::Counter(command), self.database.durability())? {
+        let (command, durability) = (Command::Counter(command), self.database.durability());
+        match self.database.execute_fenced(&self.fences, command, durability)? {
             Reply::Counter(reply) => Ok(reply),
             other => unreachable!("a counter's command was answered with {other:?}"),
         }
@@ -128,6 +138,26 @@ impl Counter {
         match self.database.engine.get(TreeId::COUNTERS, &self.name)? {
             Some(stored) => Ok(counter::decode_value(&self.name, &stored)?),
             None => Ok(0),
+        }
+    }
+
+    /// Sets the value if it is `expected`. Inner error: what it is; nothing was changed.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let version = db.counter("version");
+    /// assert_eq!(version.set_if(0, 1)?, Ok(()));
+    /// assert_eq!(version.set_if(0, 1)?, Err(1));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn set_if(&self, expected: i64, value: i64) -> Result<Result<(), i64>> {
+        match self.execute(CounterCommand::SetIf { name: self.name.clone(), expected, value })? {
+            CounterReply::Swapped(swapped) => Ok(swapped),
+            other => unreachable!("setting was answered with {other:?}"),
         }
     }
 

@@ -7,9 +7,11 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dogsled_storage::counter::{CounterAddition, CounterReply, Sums};
+use dogsled_storage::lock::READ_WRITE;
 use dogsled_storage::{
-    COUNTERS_TREE_NAME, Command, DEFAULT_TREE_NAME, Durability, Engine, LOCKS_TREE_NAME, Reply,
-    Result as StorageResult, TreeId,
+    COUNTERS_TREE_NAME, Command, DEFAULT_TREE_NAME, Durability, EXPIRY_TREE_NAME, Engine, Fence,
+    LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, Reply, Result as StorageResult, SEQUENCES_TREE_NAME, TreeId,
 };
 use parking_lot::Mutex;
 
@@ -103,6 +105,17 @@ impl Database {
         self.engine.execute(command, durability)
     }
 
+    /// As [`Database::execute`], but only while locks are held.
+    pub(crate) fn execute_fenced(
+        &self,
+        fences: &[Fence],
+        command: Command,
+        durability: Durability,
+    ) -> StorageResult<Reply> {
+        WRITES_OF_THIS_THREAD.set(WRITES_OF_THIS_THREAD.get().wrapping_add(1));
+        self.engine.execute_fenced(fences, command, durability)
+    }
+
     pub(crate) fn durability(&self) -> Durability {
         self.engine.durability()
     }
@@ -133,6 +146,9 @@ impl Database {
         // Listed only while they hold something, but they have a history.
         names.insert(TreeId::COUNTERS, IVec::from(COUNTERS_TREE_NAME));
         names.insert(TreeId::LOCKS, IVec::from(LOCKS_TREE_NAME));
+        names.insert(TreeId::EXPIRY, IVec::from(EXPIRY_TREE_NAME));
+        names.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
+        names.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
         let known = self.dropped.lock();
         names.extend(known.iter().map(|(id, name)| (*id, name.clone())));
         names
@@ -425,6 +441,75 @@ impl Db {
     /// # Ok(()) }
     /// ```
     pub fn lock(&self, name: impl AsRef<[u8]>) -> Lock {
-        Lock::new(IVec::from(name.as_ref()), Arc::clone(self.database()))
+        Lock::new(IVec::from(name.as_ref()), 1, 1, Arc::clone(self.database()))
+    }
+
+    /// A read/write lock, for reading: any number of readers hold it at a time, and no writer.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let lease = Duration::from_secs(10);
+    /// let (first, second) = (db.read_lock("book").acquire(lease)?, db.read_lock("book").acquire(lease)?);
+    /// assert!(db.write_lock("book").try_acquire(lease)?.is_none());
+    /// drop((first, second));
+    /// assert!(db.write_lock("book").try_acquire(lease)?.is_some());
+    /// # Ok(()) }
+    /// ```
+    pub fn read_lock(&self, name: impl AsRef<[u8]>) -> Lock {
+        Lock::new(IVec::from(name.as_ref()), 1, READ_WRITE, Arc::clone(self.database()))
+    }
+
+    /// The same read/write lock, for writing: one writer holds it, and nobody else.
+    pub fn write_lock(&self, name: impl AsRef<[u8]>) -> Lock {
+        Lock::new(IVec::from(name.as_ref()), READ_WRITE, READ_WRITE, Arc::clone(self.database()))
+    }
+
+    /// A semaphore: so many hold it at a time. All who use it must say the same number.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let (seats, lease) = (db.semaphore("seats", 2), Duration::from_secs(10));
+    /// let (one, two) = (seats.acquire(lease)?, seats.acquire(lease)?);
+    /// assert!(seats.try_acquire(lease)?.is_none());
+    /// # drop((one, two));
+    /// # Ok(()) }
+    /// ```
+    pub fn semaphore(&self, name: impl AsRef<[u8]>, capacity: u32) -> Lock {
+        Lock::new(IVec::from(name.as_ref()), 1, capacity, Arc::clone(self.database()))
+    }
+
+    /// Adds to several counters at once, or to none if one sum does not fit; what they stand at then, in
+    /// the order of their names.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let sums = db.add_to_counters([("sold", 1), ("in stock", -1)])?;
+    /// assert_eq!(sums, [("in stock".into(), -1), ("sold".into(), 1)]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if a sum does not fit 64 bits, and those of writing.
+    pub fn add_to_counters<N: AsRef<[u8]>>(
+        &self,
+        additions: impl IntoIterator<Item = (N, i64)>,
+    ) -> Result<Vec<(IVec, i64)>> {
+        let additions = additions
+            .into_iter()
+            .map(|(name, delta)| CounterAddition { name: IVec::from(name.as_ref()), delta })
+            .collect();
+        let database = self.database();
+        match database.execute(Command::CountMany { additions }, database.durability())? {
+            Reply::Counted(Sums(sums)) => Ok(sums.into_iter().map(|sum| (sum.name, sum.delta)).collect()),
+            Reply::Counter(CounterReply::Overflow { current }) => Err(Error::Unsupported(format!(
+                "a sum does not fit the 64 bits of a counter that stands at {current}"
+            ))),
+            other => unreachable!("adding was answered with {other:?}"),
+        }
     }
 }

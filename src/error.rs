@@ -50,6 +50,16 @@ pub enum Error {
     /// A write or sync failed and what is on disk is in doubt. Nothing more is acknowledged:
     /// reopen the database, which recovers all that was acknowledged.
     Poisoned(String),
+    /// The write demanded that a lock be held under a token ([`Tree::under`](crate::Tree::under)), and it is
+    /// not. Nothing was changed; stop what is done under the lock.
+    LockNotHeld {
+        /// The lock.
+        lock: IVec,
+        /// The token that was presented.
+        token: crate::FencingToken,
+        /// The largest token of those who hold it now.
+        current: Option<crate::FencingToken>,
+    },
     /// The changes asked for are no longer kept. Take a snapshot and go on from its sequence.
     Compacted {
         /// The oldest sequence that can still be read.
@@ -108,6 +118,7 @@ impl From<StorageError> for Error {
             StorageError::Io { doing, source } => Error::Io(IoContext { doing, source }.into_error()),
             StorageError::Poisoned(why) => Error::Poisoned(why.to_string()),
             StorageError::Compacted { oldest } => Error::Compacted { oldest },
+            StorageError::LockNotHeld { lock, token, current } => Error::LockNotHeld { lock, token, current },
             // The storage crate may learn new ones before this crate does.
             other => Error::ReportableBug(other.to_string()),
         }
@@ -135,6 +146,9 @@ impl Clone for Error {
             }
             Error::Poisoned(why) => Error::Poisoned(why.clone()),
             Error::Compacted { oldest } => Error::Compacted { oldest: *oldest },
+            Error::LockNotHeld { lock, token, current } => {
+                Error::LockNotHeld { lock: lock.clone(), token: *token, current: *current }
+            }
             Error::Decode(what) => Error::Decode(what.clone()),
         }
     }
@@ -155,6 +169,10 @@ impl PartialEq for Error {
                 (a, c) == (b, d)
             }
             (Error::Compacted { oldest: a }, Error::Compacted { oldest: b }) => a == b,
+            (
+                Error::LockNotHeld { lock: a, token: c, current: e },
+                Error::LockNotHeld { lock: b, token: d, current: f },
+            ) => (a, c, e) == (b, d, f),
             _ => false,
         }
     }
@@ -184,6 +202,10 @@ impl fmt::Display for Error {
             }
             Error::Compacted { oldest } => {
                 write!(f, "these changes are no longer kept; the oldest is sequence {oldest}")
+            }
+            Error::LockNotHeld { lock, token, current } => {
+                let (lock, token, current) = (lock.clone(), *token, *current);
+                StorageError::LockNotHeld { lock, token, current }.fmt(f)
             }
             Error::Decode(what) => write!(f, "not what was expected: {what}"),
         }
@@ -215,6 +237,7 @@ impl From<Error> for io::Error {
                 io::ErrorKind::InvalidData
             }
             Error::InUse(_) => io::ErrorKind::WouldBlock,
+            Error::LockNotHeld { .. } => io::ErrorKind::PermissionDenied,
             Error::ReportableBug(_) | Error::Poisoned(_) => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)

@@ -75,10 +75,11 @@ mod subscriber;
 pub mod transaction;
 mod transfer;
 mod tree;
+mod ttl;
 pub mod typed;
 
 pub use dogsled_storage as storage;
-pub use dogsled_storage::IVec;
+pub use dogsled_storage::{Fence, IVec};
 
 pub use batch::Batch;
 pub use changes::{Change, Changes, Commit};
@@ -95,6 +96,7 @@ pub use subscriber::{Event, Subscriber};
 pub use transaction::Transactional;
 pub use transfer::{CollectionName, CollectionType};
 pub use tree::{CompareAndSwapError, CompareAndSwapResult, MergeOperator, Tree};
+pub use ttl::Ttl;
 pub use typed::{TypedIter, TypedTree};
 
 /// The README's program, compiled and run with the doctests.

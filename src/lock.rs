@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dogsled_storage::lock::{self, LockCommand, LockReply};
+use dogsled_storage::lock::{self, LockCommand, LockReply, LockRequest};
 pub use dogsled_storage::lock::{FencingToken, Holder};
-use dogsled_storage::{Command, Reply, TreeId};
+use dogsled_storage::{Command, Fence, Reply, TreeId};
 
 use crate::db::Database;
 use crate::{Durability, IVec, Result};
@@ -19,8 +19,12 @@ use crate::{Durability, IVec, Result};
 /// renewal, so that a holder that died does not stand in the way for ever.
 ///
 /// A holder that was merely slow may go on believing that it holds the lock. Every grant
-/// therefore carries a [`FencingToken`], larger than those before: hand it on with all that is
-/// done under the lock, and refuse what comes with a smaller one than was seen already.
+/// therefore carries a [`FencingToken`], larger than those before. Writes to the database can demand that
+/// it holds: see [`Tree::under`](crate::Tree::under). Hand it on with what is done elsewhere under the lock, and
+/// refuse there what comes with a smaller one than was seen already.
+///
+/// Read/write locks ([`Db::read_lock`](crate::Db::read_lock), [`Db::write_lock`](crate::Db::write_lock)) and
+/// semaphores ([`Db::semaphore`](crate::Db::semaphore)) are locks with more than one permit.
 ///
 /// Taking a lock is always synced, so that no token is given twice.
 ///
@@ -41,12 +45,30 @@ use crate::{Durability, IVec, Result};
 pub struct Lock {
     name: IVec,
     owner: IVec,
+    permits: u32,
+    capacity: u32,
+    delay: Duration,
     database: Arc<Database>,
 }
 
 impl Lock {
-    pub(crate) fn new(name: IVec, database: Arc<Database>) -> Lock {
-        Lock { name, owner: default_owner(), database }
+    pub(crate) fn new(name: IVec, permits: u32, capacity: u32, database: Arc<Database>) -> Lock {
+        Lock { name, owner: default_owner(), permits, capacity, delay: Duration::ZERO, database }
+    }
+
+    /// Asks for so many permits of a semaphore at a time instead of one.
+    #[must_use]
+    pub fn permits(mut self, permits: u32) -> Lock {
+        self.permits = permits;
+        self
+    }
+
+    /// If the lease ends without release, nobody is granted the lock for so long: time for a holder that
+    /// was slow to find out.
+    #[must_use]
+    pub fn delay(mut self, delay: Duration) -> Lock {
+        self.delay = delay;
+        self
     }
 
     /// Who asks for the lock, in bytes that nobody else uses; the default is made up for each
@@ -71,7 +93,14 @@ impl Lock {
 
     fn try_acquire_once(&self, lease: Duration) -> dogsled_storage::Result<LockReply> {
         let (name, owner) = (self.name.clone(), self.owner.clone());
-        let command = LockCommand::TryAcquire { name, owner, lease_ms: milliseconds(lease) };
+        let request = LockRequest {
+            permits: self.permits,
+            capacity: self.capacity,
+            lease_ms: milliseconds(lease),
+            delay_ms: milliseconds(self.delay),
+        };
+        // Who waits does so in this process.
+        let command = LockCommand::Acquire { name, owner, request, wait_ms: 0 };
         // Synced, so that after power loss no grant can be made with this token again.
         self.execute(command, Durability::Synced)
     }
@@ -193,8 +222,8 @@ impl Lock {
         let engine = &self.database.engine;
         // A snapshot, for the version of the record: it may be the token.
         let Some(stored) = engine.snapshot().get(TreeId::LOCKS, &self.name)? else { return Ok(None) };
-        let holder = lock::decode_holder(&self.name, &stored)?;
-        Ok(Some(holder).filter(|holder| !holder.has_expired(engine.now_ms())))
+        let state = lock::decode_state(&self.name, &stored)?;
+        Ok(state.live(engine.now_ms()).next().map(lock::Permit::holder))
     }
 }
 
@@ -233,6 +262,18 @@ impl LockGuard {
     /// The number of this grant, larger than those of all earlier grants of this lock.
     pub fn token(&self) -> FencingToken {
         self.token
+    }
+
+    /// The demand that the lock be held under this grant, for writes: see
+    /// [`Tree::under`](crate::Tree::under).
+    pub fn fence(&self) -> Fence {
+        Fence { lock: self.lock.name.clone(), token: self.token }
+    }
+
+    /// Whether something is left of the lease, by the database's clock. A program that is paused right
+    /// after this call cannot rely on it; a write with the [`fence`](LockGuard::fence) can.
+    pub fn is_valid(&self) -> bool {
+        self.expires_ms() > self.lock.database.engine.now_ms()
     }
 
     /// Who holds it.
@@ -310,6 +351,12 @@ impl LockGuard {
     /// it is taken up by [`Lock::resume`].
     pub fn keep(mut self) {
         self.is_released = true;
+    }
+}
+
+impl From<&LockGuard> for Fence {
+    fn from(guard: &LockGuard) -> Fence {
+        guard.fence()
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use dogsled_storage as engine;
+use dogsled_storage::TreeId;
 
 use crate::db::Database;
 use crate::tree::{owned_bounds, prefix_bounds};
@@ -123,6 +124,11 @@ impl Snapshot {
         self.check(tree).expect("a snapshot reads trees of its own database");
         let (low, high) = prefix_bounds(prefix.as_ref());
         Iter::new(self.inner.range(tree.id, low, high), tree.clone())
+    }
+
+    /// The keys that expire, and when.
+    pub(crate) fn times_to_live(&self) -> impl Iterator<Item = engine::Result<(TreeId, IVec, u64)>> + use<> {
+        self.inner.times_to_live()
     }
 
     /// The names of the trees that were there.

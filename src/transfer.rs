@@ -1,8 +1,13 @@
 //! Export, import and checksums, in forms that sled shares: how data moves over.
 
-use dogsled_storage::{LOCKS_TREE_NAME, TreeId};
+use std::collections::HashMap;
 
-use crate::{Batch, Db, Error, Iter, Result, Tree};
+use dogsled_storage::{EXPIRY_TREE_NAME, LOCKS_TREE_NAME, TreeId};
+
+use crate::{Batch, Db, Error, Iter, Result, Snapshot, Tree};
+
+/// What an exported collection holds: pairs of key and value.
+type ExportedItems = Box<dyn Iterator<Item = Vec<Vec<u8>>> + Send>;
 
 /// What kind of collection an exported item is; there is one kind, `b"tree"`.
 pub type CollectionType = Vec<u8>;
@@ -18,7 +23,7 @@ const IMPORT_BATCH_BYTES: usize = 8 << 20;
 impl Db {
     /// Everything in the database, as it is now, in types of the standard library only: for each
     /// tree its kind, its name, and an iterator over pairs of key and value. Locks that are held are
-    /// not among it.
+    /// not among it. If keys have a time to live, these are a tree of their own at the end.
     ///
     /// sled's [`import`](Db::import) takes it, and the other way round:
     ///
@@ -48,7 +53,45 @@ impl Db {
             })
         };
         let trees = snapshot.trees().into_iter().filter(holds_data);
-        trees.map(|tree| (TREE.to_vec(), tree.name().to_vec(), export_tree(snapshot.iter(&tree)))).collect()
+        let mut all: Vec<_> = trees
+            .map(|tree| {
+                let entries: ExportedItems = Box::new(export_tree(snapshot.iter(&tree)));
+                (TREE.to_vec(), tree.name().to_vec(), entries)
+            })
+            .collect();
+        // Only if there is one: sled's exports have no such tree.
+        let mut ends = self.exported_ends(&snapshot).peekable();
+        if ends.peek().is_some() {
+            all.push((TREE.to_vec(), EXPIRY_TREE_NAME.to_vec(), Box::new(ends)));
+        }
+        all
+    }
+
+    /// The times to live, with the names of trees in the place of numbers.
+    fn exported_ends(&self, snapshot: &Snapshot) -> impl Iterator<Item = Vec<Vec<u8>>> + Send + use<> {
+        let names: HashMap<_, _> = snapshot.trees().into_iter().map(|tree| (tree.id, tree.name())).collect();
+        snapshot.times_to_live().map(move |entry| {
+            let (tree, key, at_ms) = entry.expect("reading failed while exporting");
+            let name = &names[&tree];
+            let length = u16::try_from(name.len()).expect("the name of a tree is within its limit");
+            vec![[&length.to_be_bytes()[..], &name[..], &key[..]].concat(), at_ms.to_be_bytes().to_vec()]
+        })
+    }
+
+    fn import_ends(&self, items: impl Iterator<Item = Vec<Vec<u8>>>) -> Result<()> {
+        for item in items {
+            let parts = || {
+                let [key, at_ms] = &item[..] else { return None };
+                let (length, rest) = key.split_first_chunk()?;
+                let (name, key) = rest.split_at_checked(u16::from_be_bytes(*length).into())?;
+                Some((name, key, u64::from_be_bytes(at_ms[..].try_into().ok()?)))
+            };
+            let Some((name, key, at_ms)) = parts() else {
+                return Err(Error::Unsupported("a time to live that is none".to_owned()));
+            };
+            self.open_tree(name)?.expire_at_ms(key, at_ms)?;
+        }
+        Ok(())
     }
 
     /// Adds everything that was exported by [`Db::export`], or by sled's.
@@ -90,6 +133,10 @@ impl Db {
                 )));
             }
             if name == LOCKS_TREE_NAME {
+                continue;
+            }
+            if name == EXPIRY_TREE_NAME {
+                self.import_ends(items)?;
                 continue;
             }
             import_tree(&self.open_tree(&name)?, items)?;

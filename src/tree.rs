@@ -6,7 +6,7 @@ mod whole;
 use std::fmt;
 use std::sync::Arc;
 
-use dogsled_storage::{Command, Durability, Error as StorageError, Reply, TreeId};
+use dogsled_storage::{Command, Durability, Error as StorageError, Fence, OwnedCommand, Reply, TreeId};
 use parking_lot::RwLock;
 
 pub(crate) use self::order::{owned_bounds, prefix_bounds};
@@ -79,6 +79,8 @@ pub struct Tree {
     pub(crate) id: TreeId,
     pub(crate) state: Arc<TreeState>,
     pub(crate) database: Arc<Database>,
+    /// Locks that must be held for every write; `None`: none, as nearly always.
+    pub(crate) fences: Option<Arc<[Fence]>>,
 }
 
 impl fmt::Debug for Tree {
@@ -102,7 +104,31 @@ impl IntoIterator for &'_ Tree {
 /// Reading and writing single keys.
 impl Tree {
     pub(crate) fn new(state: Arc<TreeState>, database: Arc<Database>) -> Tree {
-        Tree { id: state.id, state, database }
+        Tree { id: state.id, state, database, fences: None }
+    }
+
+    /// The same tree, written to only while a lock is held: every write through it takes place if the lock
+    /// is held under that token then, and fails with [`Error::LockNotHeld`] otherwise. Several can be
+    /// demanded one after the other. Within a transaction it is the commit that fails. Reading is not
+    /// changed.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let guard = db.lock("printer").acquire(Duration::from_secs(10))?;
+    /// let jobs = db.open_tree("jobs")?.under(&guard);
+    /// jobs.insert("last", "42")?;
+    ///
+    /// guard.release()?.expect("it was held");
+    /// assert!(matches!(jobs.insert("last", "43"), Err(dogsled::Error::LockNotHeld { .. })));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn under(&self, fence: impl Into<Fence>) -> Tree {
+        let mut fences = self.fences.as_deref().unwrap_or_default().to_vec();
+        fences.push(fence.into());
+        Tree { fences: Some(fences.into()), ..self.clone() }
     }
 
     #[cold]
@@ -113,18 +139,28 @@ impl Tree {
     /// Grants are only given and taken by locks; see there. (Counters may be imported.)
     #[inline]
     pub(crate) fn check_writable(&self) -> Result<()> {
-        if self.id == TreeId::LOCKS {
-            return Err(Error::Unsupported(
-                "the tree of locks is not written to directly; use `Db::lock`".to_owned(),
-            ));
+        if self.id.is_system() && self.id != TreeId::COUNTERS {
+            return Err(self.not_writable());
         }
         Ok(())
     }
 
+    #[cold]
+    fn not_writable(&self) -> Error {
+        Error::Unsupported(match self.id {
+            TreeId::LOCKS => "the tree of locks is not written to directly; use `Db::lock`".to_owned(),
+            _ => "this tree of the database's own is not written to directly".to_owned(),
+        })
+    }
+
     #[inline]
-    fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
+    pub(crate) fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
         self.check_writable()?;
-        self.database.execute(command, durability).map_err(|error| self.explain(error))
+        let reply = match &self.fences {
+            None => self.database.execute(command, durability),
+            Some(fences) => self.database.execute_fenced(fences, command, durability),
+        };
+        reply.map_err(|error| self.explain(error))
     }
 
     /// Sets a key; the value that was there before.
@@ -211,6 +247,31 @@ impl Tree {
         match self.execute(Command::Insert { tree: self.id, key, value: value.into() }, durability)? {
             Reply::Previous(previous) => Ok(previous),
             other => unreachable!("an insert was answered with {other:?}"),
+        }
+    }
+
+    /// Sets a new key: the prefix and its next number in twenty digits, which no key had before; the key.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let tree = dogsled::Config::new().temporary(true).open()?;
+    /// assert_eq!(tree.insert_next("job-", "resize 7")?, "job-00000000000000000000");
+    /// assert_eq!(tree.insert_next("job-", "resize 8")?, "job-00000000000000000001");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Tree::insert`].
+    pub fn insert_next<P, V>(&self, prefix: P, value: V) -> Result<IVec>
+    where
+        P: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let (prefix, value) = (IVec::from(prefix.as_ref()), value.into());
+        let next = OwnedCommand::InsertNext { tree: self.id, prefix, value, session: None };
+        match self.execute(Command::Owned(next), self.database.durability())? {
+            Reply::Named { key } => Ok(key),
+            other => unreachable!("a numbered insert was answered with {other:?}"),
         }
     }
 

@@ -48,3 +48,19 @@ fn a_lease_ends_by_itself() {
     sandbox.run(&["lock", "holder", "short"]).fails(1);
     sandbox.run(&["lock", "acquire", "short", "--owner", "bo"]).ok();
 }
+
+#[test]
+fn keys_expire_and_can_be_kept() {
+    let sandbox = Sandbox::new();
+    assert_eq!(sandbox.run(&["put", "page", "x", "--ttl", "100"]).ok(), "");
+    assert_eq!(sandbox.run(&["ttl", "page"]).ok(), "100\n");
+    assert_eq!(sandbox.run(&["persist", "page"]).ok(), "");
+    assert_eq!(sandbox.run(&["ttl", "page"]).ok(), "forever\n");
+    sandbox.run(&["persist", "page"]).fails_saying(1, &["no time to live"]);
+    assert_eq!(sandbox.run(&["expire", "page", "1"]).ok(), "");
+    std::thread::sleep(std::time::Duration::from_millis(1_100));
+    sandbox.run(&["get", "page"]).fails(1);
+    sandbox.run(&["ttl", "page"]).fails(1);
+    sandbox.run(&["expire", "page", "1"]).fails_saying(1, &["no key"]);
+    sandbox.run(&["expire", "page", "0"]).fails(2);
+}

@@ -112,7 +112,7 @@ fn a_fourth_node_joins_and_the_first_leaves() {
         "node 1 is no member any more; its id must never be used again\n"
     );
     let listed = run(&["member", "list"]).ok();
-    assert!(listed.contains(&format!("4\t{fourth}\n")) && !listed.contains("1\t127"), "{listed}");
+    assert!(listed.contains(&format!("4\t{fourth}\tactive")) && !listed.contains("1\t127"), "{listed}");
     let alone = ["--connect", &fourth, "--certs", "certs", "get", "key"];
     assert_eq!(sandbox.run_bare(&alone).ok(), "value\n");
     // With the same option it goes on as the member that it is.

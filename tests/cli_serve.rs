@@ -131,7 +131,7 @@ fn status_tells_of_members_and_groups() {
     assert!(
         status["groups"].as_array().is_some_and(|groups| groups.iter().all(|group| group["leader"] == 1))
     );
-    assert_eq!(alone.run(&["member", "list"]).ok(), format!("1\t{}\n", alone.address));
+    assert_eq!(alone.run(&["member", "list"]).ok(), format!("1\t{}\tactive\t100\t-\n", alone.address));
     alone.run(&["member", "remove", "9"]).fails_saying(1, &["node 9 is no member", "its members are 1"]);
     alone.run(&["member", "remove", "1"]).fails_saying(8, &["only member"]);
 }

@@ -4,6 +4,8 @@
 //! implementation per database; [`workloads`] measures; [`compare`] decides who is measured when; [`results`] is
 //! the JSON file; [`report`], [`plot`] and [`readme`] show it; [`targets`] judges it. The criterion benches
 //! borrow [`data`] too.
+//!
+//! [`ring`] is apart from that: the placement of partitions on paper, without a database.
 
 pub mod child;
 #[cfg(feature = "cluster")]
@@ -17,6 +19,7 @@ pub mod plot;
 pub mod readme;
 pub mod report;
 pub mod results;
+pub mod ring;
 pub mod spinners;
 pub mod stats;
 pub mod targets;

@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use dogsled_benches::child::ChildTask;
 use dogsled_benches::contestant::Contestant;
 use dogsled_benches::results::{Effort, Report};
-use dogsled_benches::{child, compare, peers, plot, readme, report};
+use dogsled_benches::{child, compare, peers, plot, readme, report, ring};
 
 /// Benchmarks of dogsled beside other embedded databases.
 #[derive(Debug, Parser)]
@@ -32,6 +32,8 @@ enum Command {
     /// Run three replicated nodes beside three of etcd, write cluster.json.
     #[cfg(feature = "cluster")]
     Cluster(ClusterArgs),
+    /// Place 100,000 partitions on 1,000 nodes, on paper; write ring.json and ring.svg.
+    Ring(RingArgs),
     /// Print the README's table from a JSON file that `compare` wrote.
     ReadmeTable {
         /// The file.
@@ -64,6 +66,19 @@ struct ClusterArgs {
     #[arg(long, default_value = "target")]
     dir: PathBuf,
     /// Directory for cluster.json.
+    #[arg(long, default_value = "benches/results")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct RingArgs {
+    /// Nodes of the large cluster.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(20..=10_000))]
+    nodes: u64,
+    /// Its partitions, of three replicas each.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    partitions: u32,
+    /// Directory for ring.json and ring.svg.
     #[arg(long, default_value = "benches/results")]
     out: PathBuf,
 }
@@ -121,6 +136,7 @@ fn main() -> Result<()> {
             dir: args.dir,
             out: args.out,
         }),
+        Command::Ring(args) => ring::run(args.nodes, args.partitions, &args.out),
         Command::ReadmeTable { json } => {
             let text = fs::read_to_string(&json).with_context(|| format!("reading {}", json.display()))?;
             let report: Report = serde_json::from_str(&text)?;

@@ -100,7 +100,8 @@ fn chart(out: &mut String, result: &WorkloadResult, x: f64, y: f64) -> f64 {
     HEADING + result.rows.len() as f64 * ROW
 }
 
-fn text(out: &mut String, x: f64, y: f64, anchor: &str, attributes: &str, content: &str) {
+/// Writes a text element.
+pub(crate) fn text(out: &mut String, x: f64, y: f64, anchor: &str, attributes: &str, content: &str) {
     let content = content.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     let _ = writeln!(
         out,

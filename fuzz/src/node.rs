@@ -7,13 +7,15 @@ use bytes::Bytes;
 use dogsled_replication::hostile::peer_requests;
 use dogsled_replication::memory::MemoryNetwork;
 use dogsled_replication::runtime::seed_random_numbers;
-use dogsled_replication::{ClientRequest, Consistency, MemberStep, Node, NodeConfig, NodeId};
+use dogsled_replication::{
+    Change, ClientRequest, Consistency, GroupChange, MembershipId, Node, NodeConfig, NodeId,
+};
 use dogsled_storage::codec::{encode_group_command, encode_group_read};
 use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::group::{GroupCommand, GroupRead, Operation, SessionId, SessionTag};
-use dogsled_storage::lock::LockCommand;
-use dogsled_storage::{Clock, Command, IVec, TreeId, Write};
+use dogsled_storage::lock::{FencingToken, LockCommand, LockRequest};
+use dogsled_storage::{Clock, Command, ExpiryCommand, Fence, IVec, OwnedCommand, TreeId, When, Write};
 use std::ops::Bound;
 use tokio::time::Instant;
 
@@ -157,12 +159,38 @@ fn client_requests() -> Vec<ClientRequest> {
         command(Command::ReserveIds { count: 300 }),
         command(Command::Counter(CounterCommand::Add { name: "n".into(), delta: 2 })),
         command(Command::Lock(LockCommand::TryAcquire { name: "l".into(), owner: "me".into(), lease_ms: 5 })),
+        command(Command::Lock(LockCommand::Acquire {
+            name: "l".into(),
+            owner: "you".into(),
+            request: LockRequest { permits: 1, capacity: 1, lease_ms: 5, delay_ms: 5 },
+            wait_ms: 5,
+        })),
+        command(Command::Expiry(ExpiryCommand::Insert {
+            tree,
+            key: key(),
+            value: "value".into(),
+            when: When::After(1),
+        })),
+        command(Command::SettleDue { limit: 9 }),
+        command(Command::Owned(OwnedCommand::InsertNext {
+            tree,
+            prefix: key(),
+            value: "value".into(),
+            session: Some(session),
+        })),
+        in_trees(
+            &["tree"],
+            Operation::Fenced {
+                fences: vec![Fence { lock: "l".into(), token: FencingToken(1) }],
+                command: Command::Put { tree, key: key(), value: "fenced".into() },
+            },
+        ),
         in_trees(&[], Operation::Nothing),
         in_trees(&[], Operation::OpenSession { session, lease_ms: 500 }),
         GroupCommand { session: tag(1), ..put("tree", "key", "in a session") },
         in_trees(&[], Operation::RenewSession { session }),
         in_trees(&[], Operation::CloseSession { session }),
-        in_trees(&[], Operation::ExpireSessions),
+        in_trees(&[], Operation::ExpireSessions { led_ms: u64::MAX }),
     ];
     for command in commands {
         let command = encode_group_command(&command).expect("within the limit").into();
@@ -192,13 +220,24 @@ fn client_requests() -> Vec<ClientRequest> {
         requests.push(ClientRequest::Read { group: 1, deadline: Duration::ZERO, consistency, read });
     }
     let (node, addresses) = (NodeId(2), vec!["node-2:1".to_owned()]);
-    requests.push(ClientRequest::Initialize { partitions: 1, members: vec![(node, addresses.clone())] });
+    let members = vec![(node, addresses.clone())];
+    requests.push(ClientRequest::Initialize { partitions: 1, replicas: 1, members: members.clone() });
     requests.push(ClientRequest::AddMember { node, addresses: addresses.clone() });
     requests.push(ClientRequest::RemoveMember { node });
     requests.push(ClientRequest::TransferLeader { group: 1, to: NodeId(1) });
-    for step in [MemberStep::Learner { addresses }, MemberStep::Voter, MemberStep::Remove] {
-        requests.push(ClientRequest::ChangeMember { group: 1, node, step });
+    for change in [
+        GroupChange::Begin { members: members.clone() },
+        GroupChange::Learners { nodes: members },
+        GroupChange::Voters { voters: vec![node], keep: true },
+        GroupChange::Remove { nodes: vec![node] },
+        GroupChange::Settle,
+    ] {
+        requests.push(ClientRequest::ChangeGroup { group: 1, based_on: MembershipId::default(), change });
     }
+    for change in [Change::Drain { node, on: true }, Change::Replicas(2), Change::Gone { node }] {
+        requests.push(ClientRequest::Change { epoch: 1, wait: false, change });
+    }
+    requests.extend([ClientRequest::Record, ClientRequest::Membership { group: 1 }]);
     let (group, prefix) = (1, Bytes::from_static(b"k"));
     requests.push(ClientRequest::Watch { group, tree: Bytes::from_static(b"tree"), prefix });
     requests

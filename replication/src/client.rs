@@ -8,25 +8,39 @@
 //!    2 read        group u32, deadline u32, consistency u8 (0 linearizable, 1 stale), read to the end
 //!    3 map         nothing
 //!    4 status      nothing
-//!    5 initialize  partitions u32, members
+//!    5 initialize  partitions u32, replicas u32, members
 //!    6 add member, or change its addresses
 //!                  node u64, addresses
 //!    7 remove member
 //!                  node u64
 //!    8 lead        group u32, node u64: leadership is to go there
 //!    9 change one group's members (nodes use it among themselves)
-//!                  group u32, step u8 (0 learner, 1 voter, 2 remove), node u64, addresses
+//!                  group u32, based on: term u64, leader u64, position u64; kind u8, then
+//!                  1 begin, 2 learners: members;  3 voters: keep u8, nodes;  4 remove: nodes;
+//!                  5 settle: nothing
 //!   10 watch       group u32, tree: length u32, bytes; prefix: length u32, bytes
+//!   11 change the cluster
+//!                  epoch u64 (0 any), wait u8, change as in crate::meta
+//!   12 record      nothing: what is wanted of the cluster
+//!   13 membership  group u32: who belongs to it, by its leader
+//!   14 another request, of one who knows the map of an epoch
+//!                  epoch u64, the request to the end
 //!
 //! reply     version u8 (1), kind u8, then by kind:
 //!    0 done        nothing
 //!    1 applied     reply to the end
 //!    2 read        position u64, age: 0, or 1 and ms u64; reply to the end
-//!    3 map         cluster id u128, partitions u32, members, leaders u32, each: node u64 (0 none)
+//!    3 map         cluster id u128, epoch u64, partitions u32, members,
+//!                  leaders u32, each: node u64 (0 none); replicas u32, each: nodes
 //!    4 status      as in crate::status
 //!    5 error       as in crate::error
 //!    6 events      see crate::watch
+//!    7 newer map   length u32, a map reply; then the reply to what was asked
+//!    8 record      as in crate::meta
+//!    9 membership  position u64, nodes
 //! ```
+//!
+//! Nodes: a count u32, then each u64.
 //!
 //! Commands, reads and their replies are storage's; see [`dogsled_storage::codec`]. Members and
 //! addresses: a count u32, then each (node u64, addresses), (length u32, UTF-8).
@@ -38,12 +52,18 @@ use bytes::Bytes;
 use crate::codec::{Malformed, Put, Take, malformed};
 use crate::error::ClusterError;
 use crate::message::{put_members, take_members};
-use crate::status::NodeStatus;
+use crate::meta::{Change, Record};
+use crate::status::{MembershipId, NodeStatus, put_ids, take_ids};
 use crate::transport::NodeId;
 use crate::types::{put_addresses, take_addresses};
 
 /// The first byte of every request and reply.
 pub const PROTOCOL_VERSION: u8 = 1;
+
+/// The kind of request that is another one with an epoch before it.
+const KNOWING: u8 = 14;
+/// The kind of reply that is another one with a map before it.
+const NEWER_MAP: u8 = 7;
 
 /// How much a read must know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -55,18 +75,33 @@ pub enum Consistency {
     Stale,
 }
 
-/// A step of changing who belongs to one group.
+/// A change of who belongs to one group.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum MemberStep {
-    /// The node gets the log, and no vote.
-    Learner {
-        /// Where to reach it.
-        addresses: Vec<String>,
+pub enum GroupChange {
+    /// These are its first members.
+    Begin {
+        /// All of them.
+        members: Vec<(NodeId, Vec<String>)>,
     },
-    /// The learner gets a vote, once it has caught up.
-    Voter,
-    /// The node leaves.
-    Remove,
+    /// These get the log, and no vote.
+    Learners {
+        /// Which, and where to reach them.
+        nodes: Vec<(NodeId, Vec<String>)>,
+    },
+    /// These vote, once they have everything, and no others do.
+    Voters {
+        /// All of them.
+        voters: Vec<NodeId>,
+        /// Whether those that do not vote any more still get the log.
+        keep: bool,
+    },
+    /// These, which do not vote, get nothing any more.
+    Remove {
+        /// Which.
+        nodes: Vec<NodeId>,
+    },
+    /// A change that was half done is done.
+    Settle,
 }
 
 /// A request of a client; see the [module](self).
@@ -101,17 +136,19 @@ pub enum ClientRequest {
     Initialize {
         /// How many partitions, for ever.
         partitions: u32,
+        /// How many replicas of each, as soon as there are so many members.
+        replicas: u32,
         /// Every member and where to reach it.
         members: Vec<(NodeId, Vec<String>)>,
     },
-    /// Make a node a voting member of every group. Reply: [`ClientReply::Done`].
+    /// Take in a node, and give it its share. Reply: [`ClientReply::Done`].
     AddMember {
         /// Which.
         node: NodeId,
         /// Where to reach it.
         addresses: Vec<String>,
     },
-    /// Take a node out of every group. Reply: [`ClientReply::Done`].
+    /// Take out a node, and move away what it has. Reply: [`ClientReply::Done`].
     RemoveMember {
         /// Which.
         node: NodeId,
@@ -123,14 +160,14 @@ pub enum ClientRequest {
         /// To whom.
         to: NodeId,
     },
-    /// One step for one group. Reply: [`ClientReply::Done`].
-    ChangeMember {
+    /// Change who belongs to one group. Reply: [`ClientReply::Done`].
+    ChangeGroup {
         /// The group.
         group: u32,
-        /// Whose membership changes.
-        node: NodeId,
+        /// The newest membership that whoever asks knows of; if there is a newer, nothing is done.
+        based_on: MembershipId,
         /// How.
-        step: MemberStep,
+        change: GroupChange,
     },
     /// Follow what happens to keys. Reply: a stream; see [`crate::watch`].
     Watch {
@@ -141,6 +178,23 @@ pub enum ClientRequest {
         /// What the keys begin with.
         prefix: Bytes,
     },
+    /// Change the cluster. Reply: [`ClientReply::Done`].
+    Change {
+        /// The epoch of the record that whoever asks has seen: if it is another by now, nothing is done.
+        /// 0: whatever it is.
+        epoch: u64,
+        /// Whether the answer is to wait until it is carried through.
+        wait: bool,
+        /// What.
+        change: Change,
+    },
+    /// What is wanted of the cluster? Reply: [`ClientReply::Record`].
+    Record,
+    /// Who belongs to a group? Reply: [`ClientReply::Membership`], by its leader.
+    Membership {
+        /// The group.
+        group: u32,
+    },
 }
 
 /// Where everything is, as far as the node that answers knows.
@@ -148,12 +202,57 @@ pub enum ClientRequest {
 pub struct ClusterMap {
     /// Drawn when the cluster was made; 0 if the node belongs to none.
     pub cluster: u128,
+    /// How often it was changed whose what is to be; 0 as long as the cluster is being made.
+    pub epoch: u64,
     /// Groups 1 to so many are partitions; group 0 is the meta group.
     pub partitions: u32,
     /// The members and where to reach them.
     pub members: Vec<(NodeId, Vec<String>)>,
-    /// Who leads each group, beginning with group 0.
+    /// Who leads each group, beginning with group 0. `None`: there is no leader, or the node that answers
+    /// has no replica of the group.
     pub leaders: Vec<Option<NodeId>>,
+    /// Who has each group, or is about to, beginning with group 0. The first is to lead it.
+    pub replicas: Vec<Vec<NodeId>>,
+}
+
+impl ClusterMap {
+    /// Who has a group; nobody, if that is not known.
+    pub fn replicas_of(&self, group: u32) -> &[NodeId] {
+        self.replicas.get(group as usize).map_or(&[], Vec::as_slice)
+    }
+
+    fn put(&self, bytes: &mut Vec<u8>) {
+        bytes.put_u128(self.cluster);
+        bytes.put_u64(self.epoch);
+        bytes.put_u32(self.partitions);
+        put_nodes(bytes, &self.members);
+        bytes.put_u32(self.leaders.len() as u32);
+        for leader in &self.leaders {
+            bytes.put_u64(leader.map_or(0, |leader| leader.0));
+        }
+        bytes.put_u32(self.replicas.len() as u32);
+        for replicas in &self.replicas {
+            put_ids(bytes, replicas);
+        }
+    }
+
+    fn take(take: &mut Take) -> Result<ClusterMap, Malformed> {
+        let mut map = ClusterMap {
+            cluster: take.u128()?,
+            epoch: take.u64()?,
+            partitions: take.u32()?,
+            members: take_nodes(take)?,
+            leaders: Vec::new(),
+            replicas: Vec::new(),
+        };
+        for _ in 0..take.count(8)? {
+            map.leaders.push(Some(NodeId(take.u64()?)).filter(|leader| leader.0 != 0));
+        }
+        for _ in 0..take.count(4)? {
+            map.replicas.push(take_ids(take)?);
+        }
+        Ok(map)
+    }
 }
 
 /// An answer to a client; see the [module](self).
@@ -178,6 +277,15 @@ pub enum ClientReply {
     Map(ClusterMap),
     /// How the node is.
     Status(Box<NodeStatus>),
+    /// What is wanted of the cluster.
+    Record(Box<Record>),
+    /// Who belongs to a group.
+    Membership {
+        /// The place in the group's log of what says so.
+        position: u64,
+        /// Those that vote, and those that do not.
+        nodes: Vec<NodeId>,
+    },
     /// It was not done, or that is not known.
     Error(ClusterError),
 }
@@ -207,12 +315,15 @@ impl ClientRequest {
             | ClientRequest::Read { .. }
             | ClientRequest::Map
             | ClientRequest::Status
+            | ClientRequest::Record
+            | ClientRequest::Membership { .. }
             | ClientRequest::Watch { .. } => false,
             ClientRequest::Initialize { .. }
             | ClientRequest::AddMember { .. }
             | ClientRequest::RemoveMember { .. }
             | ClientRequest::TransferLeader { .. }
-            | ClientRequest::ChangeMember { .. } => true,
+            | ClientRequest::ChangeGroup { .. }
+            | ClientRequest::Change { .. } => true,
         }
     }
 
@@ -238,9 +349,10 @@ impl ClientRequest {
             }
             ClientRequest::Map => bytes.put_u8(3),
             ClientRequest::Status => bytes.put_u8(4),
-            ClientRequest::Initialize { partitions, members } => {
+            ClientRequest::Initialize { partitions, replicas, members } => {
                 bytes.put_u8(5);
                 bytes.put_u32(*partitions);
+                bytes.put_u32(*replicas);
                 put_nodes(&mut bytes, members);
             }
             ClientRequest::AddMember { node, addresses } => {
@@ -257,17 +369,30 @@ impl ClientRequest {
                 bytes.put_u32(*group);
                 bytes.put_u64(to.0);
             }
-            ClientRequest::ChangeMember { group, node, step } => {
+            ClientRequest::ChangeGroup { group, based_on, change } => {
                 bytes.put_u8(9);
                 bytes.put_u32(*group);
-                let (number, addresses) = match step {
-                    MemberStep::Learner { addresses } => (0, addresses.as_slice()),
-                    MemberStep::Voter => (1, &[][..]),
-                    MemberStep::Remove => (2, &[][..]),
-                };
-                bytes.put_u8(number);
-                bytes.put_u64(node.0);
-                put_addresses(&mut bytes, addresses);
+                based_on.put(&mut bytes);
+                match change {
+                    GroupChange::Begin { members } => {
+                        bytes.put_u8(1);
+                        put_nodes(&mut bytes, members);
+                    }
+                    GroupChange::Learners { nodes } => {
+                        bytes.put_u8(2);
+                        put_nodes(&mut bytes, nodes);
+                    }
+                    GroupChange::Voters { voters, keep } => {
+                        bytes.put_u8(3);
+                        bytes.put_u8(u8::from(*keep));
+                        put_ids(&mut bytes, voters);
+                    }
+                    GroupChange::Remove { nodes } => {
+                        bytes.put_u8(4);
+                        put_ids(&mut bytes, nodes);
+                    }
+                    GroupChange::Settle => bytes.put_u8(5),
+                }
             }
             ClientRequest::Watch { group, tree, prefix } => {
                 bytes.put_u8(10);
@@ -275,8 +400,43 @@ impl ClientRequest {
                 bytes.put_bytes(tree);
                 bytes.put_bytes(prefix);
             }
+            ClientRequest::Change { epoch, wait, change } => {
+                bytes.put_u8(11);
+                bytes.put_u64(*epoch);
+                bytes.put_u8(u8::from(*wait));
+                change.put(&mut bytes);
+            }
+            ClientRequest::Record => bytes.put_u8(12),
+            ClientRequest::Membership { group } => {
+                bytes.put_u8(13);
+                bytes.put_u32(*group);
+            }
         }
         bytes.into()
+    }
+
+    /// Its bytes, from one who knows the map of an epoch: if there is a newer, the answer comes with it.
+    /// See [`ClientReply::decode_with_map`].
+    pub fn encode_knowing(&self, epoch: u64) -> Bytes {
+        let request = self.encode();
+        let mut bytes = Vec::with_capacity(10 + request.len());
+        bytes.put_u8(PROTOCOL_VERSION);
+        bytes.put_u8(KNOWING);
+        bytes.put_u64(epoch);
+        bytes.extend_from_slice(&request);
+        bytes.into()
+    }
+
+    /// Takes off what [`ClientRequest::encode_knowing`] has put before a request: the epoch, if there is
+    /// one, and the request.
+    pub(crate) fn split_knowing(bytes: Bytes) -> Result<(Option<u64>, Bytes), Malformed> {
+        if bytes.get(..2) != Some(&[PROTOCOL_VERSION, KNOWING]) {
+            return Ok((None, bytes));
+        }
+        let mut take = Take::new(bytes);
+        take.version(PROTOCOL_VERSION)?;
+        take.u8()?;
+        Ok((Some(take.u64()?), take.rest()))
     }
 
     /// From bytes that may be anything. Commands and reads are not looked into.
@@ -300,26 +460,36 @@ impl ClientRequest {
             },
             3 => ClientRequest::Map,
             4 => ClientRequest::Status,
-            5 => ClientRequest::Initialize { partitions: take.u32()?, members: take_nodes(&mut take)? },
+            5 => ClientRequest::Initialize {
+                partitions: take.u32()?,
+                replicas: take.u32()?,
+                members: take_nodes(&mut take)?,
+            },
             6 => {
                 ClientRequest::AddMember { node: NodeId(take.u64()?), addresses: take_addresses(&mut take)? }
             }
             7 => ClientRequest::RemoveMember { node: NodeId(take.u64()?) },
             8 => ClientRequest::TransferLeader { group: take.u32()?, to: NodeId(take.u64()?) },
-            9 => {
-                let group = take.u32()?;
-                let step = take.u8()?;
-                let node = NodeId(take.u64()?);
-                let addresses = take_addresses(&mut take)?;
-                let step = match step {
-                    0 => MemberStep::Learner { addresses },
-                    1 => MemberStep::Voter,
-                    2 => MemberStep::Remove,
-                    other => return malformed(format!("a step of the unknown kind {other}")),
-                };
-                ClientRequest::ChangeMember { group, node, step }
-            }
+            9 => ClientRequest::ChangeGroup {
+                group: take.u32()?,
+                based_on: MembershipId::take(&mut take)?,
+                change: match take.u8()? {
+                    1 => GroupChange::Begin { members: take_nodes(&mut take)? },
+                    2 => GroupChange::Learners { nodes: take_nodes(&mut take)? },
+                    3 => GroupChange::Voters { keep: take.flag()?, voters: take_ids(&mut take)? },
+                    4 => GroupChange::Remove { nodes: take_ids(&mut take)? },
+                    5 => GroupChange::Settle,
+                    other => return malformed(format!("a change of a group of the unknown kind {other}")),
+                },
+            },
             10 => ClientRequest::Watch { group: take.u32()?, tree: take.bytes()?, prefix: take.bytes()? },
+            11 => ClientRequest::Change {
+                epoch: take.u64()?,
+                wait: take.flag()?,
+                change: Change::take(&mut take)?,
+            },
+            12 => ClientRequest::Record,
+            13 => ClientRequest::Membership { group: take.u32()? },
             other => return malformed(format!("a request of the unknown kind {other}")),
         };
         take.end()?;
@@ -351,13 +521,7 @@ impl ClientReply {
             }
             ClientReply::Map(map) => {
                 bytes.put_u8(3);
-                bytes.put_u128(map.cluster);
-                bytes.put_u32(map.partitions);
-                put_nodes(&mut bytes, &map.members);
-                bytes.put_u32(map.leaders.len() as u32);
-                for leader in &map.leaders {
-                    bytes.put_u64(leader.map_or(0, |leader| leader.0));
-                }
+                map.put(&mut bytes);
             }
             ClientReply::Status(status) => {
                 bytes.put_u8(4);
@@ -367,8 +531,46 @@ impl ClientReply {
                 bytes.put_u8(5);
                 error.put(&mut bytes);
             }
+            ClientReply::Record(record) => {
+                bytes.put_u8(8);
+                bytes.extend_from_slice(&record.encode());
+            }
+            ClientReply::Membership { position, nodes } => {
+                bytes.put_u8(9);
+                bytes.put_u64(*position);
+                put_ids(&mut bytes, nodes);
+            }
         }
         bytes.into()
+    }
+
+    /// A reply's bytes, with the map that whoever asked does not know yet.
+    pub(crate) fn encode_with_map(map: ClusterMap, reply: &[u8]) -> Bytes {
+        let map = ClientReply::Map(map).encode();
+        let mut bytes = Vec::with_capacity(6 + map.len() + reply.len());
+        bytes.put_u8(PROTOCOL_VERSION);
+        bytes.put_u8(NEWER_MAP);
+        bytes.put_bytes(&map);
+        bytes.extend_from_slice(reply);
+        bytes.into()
+    }
+
+    /// The reply to a request that was [`encode_knowing`](ClientRequest::encode_knowing), and the newer
+    /// map, if there is one.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn decode_with_map(bytes: Bytes) -> Result<(Option<ClusterMap>, ClientReply), Malformed> {
+        if bytes.get(..2) != Some(&[PROTOCOL_VERSION, NEWER_MAP]) {
+            return Ok((None, ClientReply::decode(bytes)?));
+        }
+        let mut take = Take::new(bytes);
+        take.version(PROTOCOL_VERSION)?;
+        take.u8()?;
+        match ClientReply::decode(take.bytes()?)? {
+            ClientReply::Map(map) => Ok((Some(map), ClientReply::decode(take.rest())?)),
+            _ => malformed("what stands for a map is none"),
+        }
     }
 
     /// From bytes that may be anything. Replies of storage are not looked into.
@@ -386,20 +588,11 @@ impl ClientReply {
                 age: if take.flag()? { Some(Duration::from_millis(take.u64()?)) } else { None },
                 reply: take.rest(),
             },
-            3 => {
-                let mut map = ClusterMap {
-                    cluster: take.u128()?,
-                    partitions: take.u32()?,
-                    members: take_nodes(&mut take)?,
-                    leaders: Vec::new(),
-                };
-                for _ in 0..take.count(8)? {
-                    map.leaders.push(Some(NodeId(take.u64()?)).filter(|leader| leader.0 != 0));
-                }
-                ClientReply::Map(map)
-            }
+            3 => ClientReply::Map(ClusterMap::take(&mut take)?),
             4 => ClientReply::Status(Box::new(NodeStatus::take(&mut take)?)),
             5 => ClientReply::Error(ClusterError::take(&mut take)?),
+            8 => ClientReply::Record(Box::new(Record::decode(take.rest())?)),
+            9 => ClientReply::Membership { position: take.u64()?, nodes: take_ids(&mut take)? },
             other => return malformed(format!("a reply of the unknown kind {other}")),
         };
         take.end()?;

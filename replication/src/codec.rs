@@ -149,6 +149,11 @@ impl Take {
         }
     }
 
+    /// How many bytes are left.
+    pub(crate) fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     /// All that is left.
     pub(crate) fn rest(&mut self) -> Bytes {
         std::mem::take(&mut self.rest)

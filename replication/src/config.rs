@@ -43,6 +43,12 @@ pub struct NodeConfig {
     pub node: NodeId,
     /// Where others reach it (`host:port`).
     pub addresses: Vec<String>,
+    /// The node's share of what the cluster holds, in proportion to other members'. Counts when it
+    /// becomes a member; later the cluster's record does. Default 100.
+    pub weight: u32,
+    /// What fails together with the node: replicas of a partition lie in distinct zones where that is
+    /// possible. Counts when it becomes a member. Default empty: a zone as well, of all that say nothing.
+    pub zone: String,
     /// The cluster that the directory is expected to belong to, if that is known.
     pub cluster: Option<u128>,
     /// Whether an embedded database in the directory is made the first node of a cluster with one
@@ -96,6 +102,8 @@ impl NodeConfig {
             directory: directory.into(),
             node,
             addresses,
+            weight: crate::meta::DEFAULT_WEIGHT,
+            zone: String::new(),
             cluster: None,
             convert_embedded: false,
             timing: Timing::LAN,

@@ -7,7 +7,7 @@
 //! from another node, and is of one position behind the last commit. There stands, as if it had been
 //! an entry, the membership of this node alone; the group's Raft log begins behind it, like one whose
 //! older entries were purged. Versions and fencing tokens are positions, so they go on growing. The
-//! meta group gets the first entry that every new group has.
+//! meta group gets the first entry that every new group has, and the cluster's record as the second.
 //!
 //! Nothing is changed in the embedded database until all of the node is there: it needs room for two.
 //! Afterwards the way back is an export.
@@ -33,6 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use dogsled_storage::codec::encode_group_command;
 use dogsled_storage::disk::Disk;
 use dogsled_storage::replica::ReplicaOptions;
 use dogsled_storage::wal::{StreamId, Wal, WalOptions};
@@ -40,11 +41,13 @@ use dogsled_storage::{Engine, Error, Options, ReplicaInstaller, ReplicaSnapshot,
 use openraft::vote::RaftLeaderId;
 
 use crate::config::NodeConfig;
+use crate::meta::{DEFAULT_REPLICAS, MemberRecord, MemberState, Record};
+use crate::node::record::swap;
 use crate::node_file::NodeFile;
 use crate::state_machine::encode_note;
 use crate::types::{
-    Entry, LeaderId, LogId, Member, Membership, Payload, Register, StoredMembership, Vote, entry_body,
-    entry_header, position,
+    Entry, Hosting, LeaderId, LogId, Member, Membership, Payload, Proposal, Register, StoredMembership, Vote,
+    entry_body, entry_header, position,
 };
 
 /// The only partition.
@@ -119,15 +122,32 @@ fn make_wal(config: &NodeConfig, database_id: u128, at: LogId, membership: Membe
         vote: Some(Vote::new_committed(vote.term, vote.node_id)),
         committed: purged,
         purged,
+        hosting: Hosting::Yes,
+        hosted: 0,
     };
     // As openraft makes a group's first entry: in term 0, whose leader is whoever makes it.
     let maker = LeaderId::new(0, at.leader_id.node_id);
     let first = Entry { log_id: LogId::new(maker, 0), payload: Payload::Membership(membership) };
     wal.set_state(StreamId(0), &register(&maker, None).encode())?;
     wal.append(StreamId(0), position(first.log_id.index), &[&entry_header(&first), &entry_body(&first)])?;
+    let command = encode_group_command(&swap(None, &record(config)?))?;
+    let second = Entry { log_id: LogId::new(maker, 1), payload: Payload::Normal(Proposal(command.into())) };
+    wal.append(StreamId(0), position(second.log_id.index), &[&entry_header(&second), &entry_body(&second)])?;
     wal.set_state(StreamId(GROUP), &register(&at.leader_id, Some(at)).encode())?;
     wal.sync()?;
     wal.close()
+}
+
+/// The record of a cluster of this node alone.
+fn record(config: &NodeConfig) -> Result<Record> {
+    let member = MemberRecord {
+        state: MemberState::Active,
+        weight: config.weight,
+        zone: config.zone.clone(),
+        addresses: config.addresses.clone(),
+    };
+    let members = BTreeMap::from([(config.node, member)]);
+    Record::new(1, DEFAULT_REPLICAS, members).map_err(Error::InvalidRequest)
 }
 
 /// Completes what [`convert`] has begun, if it has; the directory is locked.

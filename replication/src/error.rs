@@ -35,6 +35,9 @@ pub enum ClusterError {
     /// Nothing was done, and nothing will be: only an administrator may ask for this. Show an
     /// administrator's certificate.
     Denied(String),
+    /// Nothing was done: the cluster was changed by somebody else since the caller looked at it. Look
+    /// again, and ask again if it is still what is wanted.
+    Conflict(String),
 }
 
 impl fmt::Display for ClusterError {
@@ -51,6 +54,7 @@ impl fmt::Display for ClusterError {
             ClusterError::Invalid(what) => write!(f, "invalid request: {what}"),
             ClusterError::Storage(what) => write!(f, "the node's storage failed: {what}"),
             ClusterError::Denied(what) => write!(f, "not permitted: {what}"),
+            ClusterError::Conflict(what) => write!(f, "conflict: {what}"),
         }
     }
 }
@@ -86,6 +90,7 @@ impl ClusterError {
             ClusterError::Invalid(what) => text(4, what),
             ClusterError::Storage(what) => text(5, what),
             ClusterError::Denied(what) => text(6, what),
+            ClusterError::Conflict(what) => text(7, what),
         }
     }
 
@@ -101,6 +106,7 @@ impl ClusterError {
             4 => ClusterError::Invalid(take.text()?),
             5 => ClusterError::Storage(take.text()?),
             6 => ClusterError::Denied(take.text()?),
+            7 => ClusterError::Conflict(take.text()?),
             other => return malformed(format!("an error of the unknown kind {other}")),
         })
     }

@@ -15,7 +15,7 @@
 //! gathered as one. Whoever proposes is told the outcome, or that it is not known: once handed over,
 //! a command may be in the log although leadership was lost, and the error says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,11 +27,14 @@ use dogsled_storage::replica::{Replica, ReplicaOptions};
 use dogsled_storage::wal::StreamId;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::raft::Precondition;
+use openraft::vote::RaftLeaderId;
 use openraft::{ChangeMembers, Instant as _, ReadPolicy, ServerState};
 use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 
 use crate::blocking::Blocking;
-use crate::client::MemberStep;
+use crate::client::GroupChange;
 use crate::error::ClusterError;
 use crate::log_store::{LogOptions, LogStore, SharedLog};
 use crate::network::Network;
@@ -40,9 +43,9 @@ use crate::read_index::{ReadRounds, Round};
 use crate::runtime::watch;
 use crate::stamp::stamp;
 use crate::state_machine::{Machine, ReplicaSlot};
-use crate::status::{FollowerStatus, GroupStatus, Role};
+use crate::status::{FollowerStatus, GroupStatus, MembershipId, Role};
 use crate::transport::NodeId;
-use crate::types::{Member, Proposal, TypeConfig, position};
+use crate::types::{LeaderId, LogId, Member, Proposal, TypeConfig, position};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
 
@@ -76,6 +79,10 @@ pub(crate) struct Group {
     rounds: ReadRounds,
     /// For reads while another node leads.
     pub(crate) follower_rounds: ReadRounds,
+    /// Ends the group on this node, and all who follow it.
+    pub(crate) closing: watch::Sender<bool>,
+    /// What supervises it.
+    pub(crate) task: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Group {
@@ -100,6 +107,8 @@ impl Group {
             proposals: Proposals::default(),
             rounds: ReadRounds::default(),
             follower_rounds: ReadRounds::default(),
+            closing: watch::Sender::new(false),
+            task: Mutex::new(None),
         })
     }
 
@@ -134,13 +143,10 @@ impl Group {
         Ok(())
     }
 
-    /// Starts openraft and keeps it running until `stop` says so. `changed` is called when who
-    /// leads, or who belongs to the group, has changed.
-    pub(crate) async fn supervise(
-        self: Arc<Self>,
-        mut stop: watch::Receiver<bool>,
-        changed: impl Fn(&Group) + Send + Sync + 'static,
-    ) {
+    /// Starts openraft and keeps it running until the group is [closed](Group::close). `changed` is
+    /// called when who leads, or who belongs to the group, has changed.
+    pub(crate) async fn supervise(self: Arc<Self>, changed: impl Fn(&Group) + Send + Sync + 'static) {
+        let mut stop = self.closing.subscribe();
         let mut wait = REOPEN.0;
         let mut first = true;
         loop {
@@ -166,6 +172,16 @@ impl Group {
                 _ = stop.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep(wait) => wait = (wait * 2).min(REOPEN.1),
             }
+        }
+    }
+
+    /// Ends openraft, and returns when it has ended.
+    pub(crate) async fn close(&self) {
+        self.closing.send_replace(true);
+        let task = self.task.lock().take();
+        if let Some(task) = task {
+            // One that panicked has ended, too.
+            let _ = task.await;
         }
     }
 
@@ -235,11 +251,17 @@ impl Group {
 
     /// Whether this node leads, as far as it knows.
     pub(crate) fn leads(&self) -> bool {
-        self.raft().is_some_and(|raft| {
-            let metrics = raft.server_metrics();
-            let metrics = metrics.borrow_watched();
-            metrics.state == ServerState::Leader && metrics.current_leader == Some(self.network.node.0)
-        })
+        self.term_led().is_some()
+    }
+
+    /// The term in which this node leads, as far as it knows.
+    pub(crate) fn term_led(&self) -> Option<u64> {
+        let raft = self.raft()?;
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let leads =
+            metrics.state == ServerState::Leader && metrics.current_leader == Some(self.network.node.0);
+        leads.then_some(metrics.vote.leader_id.term)
     }
 
     /// Whether this node has heard within `limit` from those who decide in the group: as follower from its
@@ -264,6 +286,15 @@ impl Group {
         let membership = metrics.membership_config.membership();
         let nodes = membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
         (membership.voter_ids().collect(), nodes)
+    }
+
+    /// Whether this node leads, and keys have expired or locks are due.
+    pub(crate) fn is_due(&self) -> bool {
+        let Some(replica) = self.slot.replica() else { return false };
+        let (keys, locks) = replica.engine().due();
+        let first = keys.min(locks);
+        // Most groups have nothing that is ever due, and are left alone.
+        first != u64::MAX && self.term_led().is_some_and(|term| first <= self.slot.clock.stamp(term))
     }
 
     pub(crate) fn not_leader(&self, leader: Option<NodeId>) -> ClusterError {
@@ -300,10 +331,10 @@ impl Group {
             )));
         }
         let raft = self.running()?;
-        if !self.leads() {
+        let Some(term) = self.term_led() else {
             return Err(self.not_leader(self.leader()));
-        }
-        let stamped = stamp(command, self.slot.clock.stamp())
+        };
+        let stamped = stamp(command, self.slot.clock.stamp(term))
             .map_err(|error| ClusterError::Invalid(error.to_string()))?;
         let receiver = self.proposals.push(&raft, Proposal(stamped.into()));
         let unknown = |why: &str| Err(ClusterError::OutcomeUnknown(format!("group {}: {why}", self.id)));
@@ -345,44 +376,70 @@ impl Group {
         }
     }
 
-    /// As leader: one step of changing the members. A voter is made only of a learner that has
-    /// nearly everything.
-    pub(crate) async fn change_member(
+    /// The newest membership that is known to be committed, and its members.
+    pub(crate) fn committed_members(&self) -> (u64, Vec<NodeId>) {
+        let Some(raft) = self.raft() else { return (0, Vec::new()) };
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let committed = &metrics.committed_membership_config;
+        let nodes = committed.membership().nodes().map(|(node, _)| NodeId(*node)).collect();
+        (committed.log_id().as_ref().map_or(0, |log_id| position(log_id.index)), nodes)
+    }
+
+    /// Gives the group its first members; nothing if it has begun.
+    pub(crate) async fn begin(&self, members: Vec<(NodeId, Vec<String>)>) -> Result<(), ClusterError> {
+        let nodes: BTreeMap<u64, Member> =
+            members.into_iter().map(|(node, addresses)| (node.0, Member { addresses })).collect();
+        match self.running()?.initialize(nodes).await {
+            Ok(()) => Ok(()),
+            Err(RaftError::APIError(error)) => {
+                tracing::debug!(group = self.id, %error, "the group has begun already");
+                Ok(())
+            }
+            Err(RaftError::Fatal(_)) => Err(self.down()),
+        }
+    }
+
+    /// As leader: changes the members, if the newest membership is still the one that this is based on.
+    /// Nobody is given a vote before he has everything, and a majority of those who vote then has, too.
+    pub(crate) async fn change(
         &self,
-        node: NodeId,
-        step: MemberStep,
+        based_on: MembershipId,
+        change: GroupChange,
         deadline: Duration,
     ) -> Result<(), ClusterError> {
         let raft = self.running()?;
         if !self.leads() {
             return Err(self.not_leader(self.leader()));
         }
-        let (voters, members) = self.members();
-        let change = match step {
-            MemberStep::Learner { addresses } => {
-                let member = Member { addresses };
-                if members.get(&node.0) == Some(&member) {
-                    return Ok(());
+        let ids = |nodes: Vec<NodeId>| nodes.into_iter().map(|node| node.0).collect::<BTreeSet<u64>>();
+        let mut keep = false;
+        let change = match change {
+            GroupChange::Begin { .. } => {
+                return Err(ClusterError::Invalid(format!("group {} has begun", self.id)));
+            }
+            GroupChange::Learners { nodes } => {
+                let member = |(node, addresses): (NodeId, Vec<String>)| (node.0, Member { addresses });
+                ChangeMembers::AddNodes(nodes.into_iter().map(member).collect())
+            }
+            GroupChange::Voters { voters, keep: kept } => {
+                if voters.is_empty() {
+                    return Err(ClusterError::Invalid("a group without voters".to_owned()));
                 }
-                ChangeMembers::SetNodes(BTreeMap::from([(node.0, member)]))
+                keep = kept;
+                let voters = ids(voters);
+                let before = self.members().0.into_iter().collect();
+                self.wait_until_caught_up(&raft, &before, &voters, deadline).await?;
+                ChangeMembers::ReplaceAllVoters(voters)
             }
-            MemberStep::Voter if voters.contains(&node.0) => return Ok(()),
-            MemberStep::Voter => {
-                self.wait_until_caught_up(&raft, node, deadline).await?;
-                ChangeMembers::AddVoterIds([node.0].into())
-            }
-            MemberStep::Remove if voters.contains(&node.0) => {
-                if voters.len() == 1 {
-                    return Err(ClusterError::Invalid("the last member cannot be removed".to_owned()));
-                }
-                ChangeMembers::RemoveVoters([node.0].into())
-            }
-            MemberStep::Remove if members.contains_key(&node.0) => {
-                ChangeMembers::RemoveNodes([node.0].into())
-            }
-            MemberStep::Remove => return Ok(()),
+            GroupChange::Remove { nodes } => ChangeMembers::RemoveNodes(ids(nodes)),
+            GroupChange::Settle => ChangeMembers::AddVoterIds(BTreeSet::new()),
         };
-        let changed = tokio::time::timeout(deadline, raft.change_membership(change, false)).await;
+        let made_by = LeaderId::new(based_on.term, based_on.leader);
+        let based_on = based_on.position.checked_sub(1).map(|index| LogId::new(made_by, index));
+        let only_then = [Precondition::LastMembershipLogId { last_membership_log_id: based_on }];
+        let changed =
+            tokio::time::timeout(deadline, raft.change_membership_if(change, keep, only_then)).await;
         match changed {
             Err(_) => Err(ClusterError::OutcomeUnknown("no quorum before the deadline".to_owned())),
             Ok(Ok(_)) => Ok(()),
@@ -400,20 +457,26 @@ impl Group {
     async fn wait_until_caught_up(
         &self,
         raft: &Raft,
-        node: NodeId,
+        before: &BTreeSet<u64>,
+        nodes: &BTreeSet<u64>,
         deadline: Duration,
     ) -> Result<(), ClusterError> {
         // What came after this has time until the change is committed.
         let goal = raft.data_metrics().borrow_watched().last_log.map_or(0, |last| last.index);
         let mut metrics = raft.data_metrics();
+        let me = self.network.node.0;
         let caught_up = async {
             loop {
-                let matched = {
+                let enough = {
                     let metrics = metrics.borrow_watched();
-                    let replication = metrics.replication.as_ref();
-                    replication.and_then(|all| all.get(&node.0)?.as_ref().map(|log_id| log_id.index))
+                    let has_all = |node: &u64| {
+                        let matched = metrics.replication.as_ref().and_then(|all| all.get(node)?.as_ref());
+                        *node == me || matched.is_some_and(|log_id| log_id.index >= goal)
+                    };
+                    let good = nodes.iter().filter(|node| has_all(node)).count();
+                    nodes.difference(before).all(has_all) && good * 2 > nodes.len()
                 };
-                if matched.is_some_and(|matched| matched >= goal) {
+                if enough {
                     return true;
                 }
                 if !self.leads() || metrics.changed().await.is_err() {
@@ -424,7 +487,10 @@ impl Group {
         match tokio::time::timeout(deadline, caught_up).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(self.not_leader(self.leader())),
-            Err(_) => Err(ClusterError::Unavailable(format!("node {node} has not caught up yet"))),
+            Err(_) => Err(ClusterError::Unavailable(format!(
+                "not enough of nodes {nodes:?} have caught up with group {}",
+                self.id
+            ))),
         }
     }
 
@@ -438,6 +504,9 @@ impl Group {
             term: 0,
             voters: Vec::new(),
             learners: Vec::new(),
+            membership: MembershipId::default(),
+            settled: false,
+            joint: false,
             first: position(first),
             last: next,
             committed: 0,
@@ -461,6 +530,16 @@ impl Group {
         let membership = metrics.membership_config.membership();
         status.voters = membership.voter_ids().map(NodeId).collect();
         status.learners = membership.learner_ids().map(NodeId).collect();
+        status.membership = match metrics.membership_config.log_id() {
+            None => MembershipId::default(),
+            Some(log_id) => MembershipId {
+                term: log_id.leader_id.term,
+                leader: log_id.leader_id.node_id,
+                position: position(log_id.index),
+            },
+        };
+        status.settled = metrics.membership_config == metrics.committed_membership_config;
+        status.joint = membership.get_joint_config().len() > 1;
         status.committed = metrics.cluster_committed.map_or(0, |committed| position(committed.index));
         for (node, matched) in metrics.replication.iter().flatten() {
             if *node == self.network.node.0 {
@@ -475,4 +554,14 @@ impl Group {
         }
         status
     }
+}
+
+/// The newest membership in a node's log, be it committed or not: its place, and whether the node belongs
+/// to it.
+pub(crate) fn newest_membership(raft: &Raft) -> (u64, bool) {
+    let metrics = raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    let newest = &metrics.membership_config;
+    let is_member = newest.membership().get_node(&metrics.id).is_some();
+    (newest.log_id().as_ref().map_or(0, |log_id| position(log_id.index)), is_member)
 }

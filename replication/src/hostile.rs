@@ -60,6 +60,10 @@ pub fn check_messages(bytes: &[u8]) {
 
     comes_back(bytes, ClientRequest::decode, ClientRequest::encode);
     comes_back(bytes, ClientReply::decode, ClientReply::encode);
+    if let Ok((Some(map), reply)) = ClientReply::decode_with_map(bytes.clone()) {
+        let again = ClientReply::encode_with_map(map.clone(), &reply.encode());
+        assert_eq!(ClientReply::decode_with_map(again), Ok((Some(map), reply)));
+    }
     comes_back(bytes, WatchEvent::decode, |events| WatchEvent::encode(events));
     comes_back(bytes, |bytes| Register::decode(bytes.to_vec()), |register| register.encode().into());
     comes_back(
@@ -93,6 +97,7 @@ pub fn check_messages(bytes: &[u8]) {
         bytes_come_back(bytes, take_transfer, |transfer| encode_transfer(1, 2, transfer), header);
         bytes_come_back(bytes, take_join, |(node, addresses)| encode_join(*node, addresses), header);
         bytes_come_back(bytes, Adoption::take, encode_adopt, header);
+        bytes_come_back(bytes, take_host, |(position, anew)| encode_host(1, 2, *position, *anew), header);
         let name = |mut take: Take| {
             let name = SnapshotName::take(&mut take)?;
             take.end()?;

@@ -199,6 +199,18 @@ impl LogStore {
         by_count.max(by_age).filter(|index| *index >= state.first)
     }
 
+    /// Whether a vote may be granted: the log has reached what it has to have; see
+    /// [`crate::node::hosting`].
+    pub(crate) fn may_vote(&self) -> bool {
+        let state = self.inner.state.lock();
+        state.next() >= state.register.hosted
+    }
+
+    /// What the stream's register says of the replica's beginning.
+    pub(crate) fn hosted(&self) -> u64 {
+        self.inner.state.lock().register.hosted
+    }
+
     /// Entries that are there: index of the first, and of the one that comes next.
     pub(crate) fn bounds(&self) -> (u64, u64) {
         let state = self.inner.state.lock();

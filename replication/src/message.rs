@@ -20,8 +20,12 @@
 //!                     name: length u32, UTF-8; the client's bytes to the end
 //!   10 a cluster was made, you belong to it (cluster 0: it is in the body)
 //!                     cluster id u128, partitions u32, members
-//!   11 take me in (cluster 0)
+//!                     answer: weight u32, zone: length u32, UTF-8
+//!   11 which cluster are you, that I may join it (cluster 0)
 //!                     node u64, addresses
+//!   12 you are given a replica of this group
+//!                     position u64: of the membership that says so far whose it is; anew u8: whether
+//!                     that membership is without you, so that what you have of the group is to go
 //!
 //! reply      version u8 (1), 0 and the answer, or 1, kind u8, text to the end
 //! snapshot   position u64, note: length u32, bytes
@@ -61,6 +65,7 @@ pub(crate) enum Kind {
     Forward = 9,
     Adopt = 10,
     Join = 11,
+    Host = 12,
 }
 
 impl Kind {
@@ -78,6 +83,7 @@ impl Kind {
             Forward,
             Adopt,
             Join,
+            Host,
         ];
         match all.into_iter().find(|kind| *kind as u8 == byte) {
             Some(kind) => Ok(kind),
@@ -327,6 +333,20 @@ pub(crate) fn encode_adopt(adoption: &Adoption) -> Bytes {
     bytes.into()
 }
 
+/// The answer to an adoption: the share and the zone that the node was started with.
+pub(crate) fn encode_share(weight: u32, zone: &str) -> Bytes {
+    let mut bytes = ok(8 + zone.len());
+    bytes.put_u32(weight);
+    bytes.put_bytes(zone.as_bytes());
+    bytes.into()
+}
+
+pub(crate) fn take_share(take: &mut Take) -> Result<(u32, String), Malformed> {
+    let share = (take.u32()?, take.text()?);
+    take.end()?;
+    Ok(share)
+}
+
 pub(crate) fn encode_join(node: u64, addresses: &[String]) -> Bytes {
     let mut bytes = Header { kind: Kind::Join, cluster: 0, group: 0 }.encode(256);
     bytes.put_u64(node);
@@ -338,6 +358,19 @@ pub(crate) fn take_join(mut take: Take) -> Result<(u64, Vec<String>), Malformed>
     let join = (take.u64()?, take_addresses(&mut take)?);
     take.end()?;
     Ok(join)
+}
+
+pub(crate) fn encode_host(cluster: u64, group: u32, position: u64, anew: bool) -> Bytes {
+    let mut bytes = Header { kind: Kind::Host, cluster, group }.encode(9);
+    bytes.put_u64(position);
+    bytes.put_u8(u8::from(anew));
+    bytes.into()
+}
+
+pub(crate) fn take_host(mut take: Take) -> Result<(u64, bool), Malformed> {
+    let host = (take.u64()?, take.flag()?);
+    take.end()?;
+    Ok(host)
 }
 
 /// Why a peer did not answer a request.

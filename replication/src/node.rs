@@ -6,7 +6,7 @@
 //! LOCK          held while the node runs
 //! node          whose directory this is; see crate::node_file
 //! wal/          the WAL: stream g is the log of group g
-//! groups/<g>/   the replica of group g
+//! groups/<g>/   the replica of group g, if the node has one; see hosting
 //! wal.new/      empty, but while an embedded database is made a node; see crate::convert
 //! ```
 //!
@@ -15,51 +15,63 @@
 //! A new node belongs to no cluster: it answers nothing but being taken into one. There are two ways:
 //!
 //! - [`Node::initialize_cluster`] on one of the first members draws the cluster's id, writes it down,
-//!   makes the other members *adopt* it, and gives every group its first membership. Interrupted
+//!   makes the other members *adopt* it, gives group 0 its first membership, and writes the cluster's
+//!   [record](crate::meta) there. By that, whoever leads group 0 begins all other groups. Interrupted
 //!   anywhere, it can be called again, and goes on.
-//! - [`Node::join`] asks a member for the cluster's id, adopts it, and asks to be made a member of
-//!   every group: as a learner first, which gets the log or a snapshot, and a voter when it has caught
-//!   up.
+//! - [`Node::join`] asks a member for the cluster's id, adopts it, and asks to be taken into the record.
+//!   Then it is made to follow group 0, and is given its share of the partitions.
 //!
 //! A cluster's id never changes, and every message between nodes carries it.
 //!
+//! # Who has what
+//!
+//! Every member follows group 0, and with it the record: who is to have which partition. What a node has
+//! is told in [`hosting`], how it comes to be what is wanted in [`crate::reconcile`], who sees to it in
+//! [`drive`].
+//!
 //! # Answering
 //!
-//! The node is a [`Service`]. Requests of peers go to openraft in the order of their arrival; requests
-//! of clients are served here if they can be, and passed on to the group's leader otherwise, once.
+//! The node is a [`Service`](crate::Service). Requests of peers go to openraft in the order of their
+//! arrival; requests of clients are served here if they can be, and passed on otherwise: to the group's
+//! leader, or to whoever is to have the group, until one says who leads it.
 
+mod drive;
+pub(crate) mod hosting;
 mod maintenance;
 mod members;
+pub(crate) mod record;
 mod serve;
+mod transactions;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use dogsled_storage::codec::{
     decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
 };
 use dogsled_storage::disk::DiskLock;
 use dogsled_storage::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply};
-use dogsled_storage::replica::ReplicaOptions;
 use dogsled_storage::wal::{Wal, WalOptions};
-use dogsled_storage::{Error, Result};
+use dogsled_storage::{Error, Result, TransactionId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::blocking::Blocking;
 use crate::client::{ClientReply, ClientRequest, ClusterMap, Consistency};
-use crate::config::{NodeConfig, raft_config};
+use crate::config::NodeConfig;
 use crate::convert;
 use crate::durability::Durability;
 use crate::error::ClusterError;
-use crate::group::{Group, GroupOptions};
-use crate::log_store::{LogOptions, SharedLog};
+use crate::group::Group;
+use crate::log_store::SharedLog;
 use crate::message::Adoption;
-use crate::network::Network;
+use crate::meta::Record;
 use crate::node_file::NodeFile;
+use crate::reconcile::View;
 use crate::runtime;
 use crate::snapshot::Snapshots;
 use crate::status::{EntryIdentity, NodeStatus};
@@ -75,14 +87,79 @@ pub struct Node {
 struct Cluster {
     id: u128,
     partitions: u32,
-    /// By group.
-    groups: Vec<Arc<Group>>,
+    /// Those that the node hosts. Group 0 is always among them.
+    groups: ArcSwap<Groups>,
+    /// What is known of the record.
+    record: ArcSwapOption<Record>,
+    /// Who was said to lead groups that are not here.
+    leaders: Mutex<HashMap<u32, NodeId>>,
 }
 
+type Groups = BTreeMap<u32, Arc<Group>>;
+
 impl Cluster {
+    fn new(id: u128, partitions: u32, groups: Groups) -> Cluster {
+        Cluster {
+            id,
+            partitions,
+            groups: ArcSwap::from_pointee(groups),
+            record: ArcSwapOption::empty(),
+            leaders: Mutex::default(),
+        }
+    }
+
     /// What messages carry of the id.
     fn number(&self) -> u64 {
         self.id as u64
+    }
+
+    fn group(&self, group: u32) -> Option<Arc<Group>> {
+        self.groups.load().get(&group).cloned()
+    }
+
+    fn groups(&self) -> Arc<Groups> {
+        self.groups.load_full()
+    }
+
+    fn insert(&self, group: Arc<Group>) {
+        self.groups.rcu(|groups| {
+            let mut groups = Groups::clone(groups);
+            groups.insert(group.id, Arc::clone(&group));
+            groups
+        });
+    }
+
+    fn remove(&self, group: u32) {
+        self.groups.rcu(|groups| {
+            let mut groups = Groups::clone(groups);
+            groups.remove(&group);
+            groups
+        });
+    }
+
+    fn record(&self) -> Option<Arc<Record>> {
+        self.record.load_full()
+    }
+
+    /// The epoch that clients are told; 0 as long as the cluster is being made.
+    fn epoch(&self) -> u64 {
+        self.record.load().as_ref().filter(|record| !record.forming).map_or(0, |record| record.epoch)
+    }
+
+    fn set_record(&self, record: Record) {
+        self.record.store(Some(Arc::new(record)));
+    }
+
+    /// Who is to have a group, as far as is known.
+    fn replicas_of(&self, group: u32) -> Vec<NodeId> {
+        self.record.load().as_ref().map_or_else(Vec::new, |record| record.replicas_of(group).to_vec())
+    }
+
+    /// Who leads a group that is not here: who was last said to, or who is to.
+    fn leader_elsewhere(&self, group: u32) -> Option<NodeId> {
+        let replicas = self.replicas_of(group);
+        let said = self.leaders.lock().get(&group).copied();
+        said.filter(|leader| replicas.contains(leader)).or_else(|| replicas.first().copied())
     }
 }
 
@@ -95,6 +172,12 @@ struct Inner {
     cluster: OnceLock<Cluster>,
     /// Only one at a time opens the groups.
     adopting: tokio::sync::Mutex<()>,
+    /// Only one at a time gives the node a group, or takes one from it.
+    hosting: tokio::sync::Mutex<()>,
+    /// Wakes the [driver](drive).
+    wake_driver: tokio::sync::Notify,
+    /// What the driver has found last, while this node leads group 0.
+    progress: runtime::watch::Sender<Option<Arc<(Record, View)>>>,
     snapshots: Arc<Snapshots>,
     /// What the transport was told.
     addresses: Mutex<HashMap<NodeId, Vec<String>>>,
@@ -102,6 +185,10 @@ struct Inner {
     /// Grows whenever a leader or a membership changes.
     changes: watch::Sender<u64>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// Parts of transactions that are being settled, by group.
+    settling: Mutex<HashSet<(u32, TransactionId)>>,
+    /// Groups whose old decisions are being looked after.
+    forgetting: Mutex<HashSet<u32>>,
     /// Until the node is stopped.
     lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
@@ -157,15 +244,20 @@ impl Node {
             file: Mutex::new(file),
             cluster: OnceLock::new(),
             adopting: tokio::sync::Mutex::new(()),
+            hosting: tokio::sync::Mutex::new(()),
+            wake_driver: tokio::sync::Notify::new(),
+            progress: runtime::watch::Sender::new(None),
             addresses: Mutex::default(),
             stop: runtime::watch::Sender::new(false),
             changes: watch::Sender::new(0),
             tasks: Mutex::default(),
+            settling: Mutex::default(),
+            forgetting: Mutex::default(),
             lock: Mutex::new(Some(lock)),
             config,
         });
         if file.cluster != 0 {
-            inner.open_groups().await?;
+            inner.open_cluster().await?;
         }
         Ok(Node { inner })
     }
@@ -192,7 +284,7 @@ impl Node {
 
     /// Who leads a group, as far as is known here.
     pub fn leader(&self, group: u32) -> Option<NodeId> {
-        self.inner.cluster.get()?.groups.get(group as usize)?.leader()
+        self.inner.cluster.get()?.group(group)?.leader()
     }
 
     /// Tells of every change of a leader or a membership that this node hears of.
@@ -267,15 +359,19 @@ impl Node {
     /// # Errors
     /// What reading them met.
     pub fn entries(&self, group: u32, from: u64, to: u64) -> std::io::Result<Vec<EntryIdentity>> {
-        let group = self.inner.cluster.get().and_then(|cluster| cluster.groups.get(group as usize));
+        let group = self.inner.cluster.get().and_then(|cluster| cluster.group(group));
         group.map_or_else(|| Ok(Vec::new()), |group| group.log.identities(from, to))
     }
 
     /// The replica of a group on this node, for what is read without asking the cluster. Not to be
     /// kept: a snapshot can only take its place when nobody has it.
     pub fn replica(&self, group: u32) -> Option<Arc<dogsled_storage::replica::Replica>> {
-        let cluster = self.inner.cluster.get()?;
-        cluster.groups.get(group as usize)?.slot.replica()
+        self.inner.cluster.get()?.group(group)?.slot.replica()
+    }
+
+    /// What is wanted of the cluster, as far as is known here; `None` as long as it is being made.
+    pub fn record(&self) -> Option<Arc<Record>> {
+        self.inner.cluster.get()?.record()
     }
 
     /// Stops the node: gives up leadership to others first, then ends the groups and closes what is
@@ -368,89 +464,37 @@ impl Inner {
             .ok_or_else(|| ClusterError::Unavailable("this node belongs to no cluster yet".to_owned()))
     }
 
-    fn group(&self, group: u32) -> std::result::Result<&Arc<Group>, ClusterError> {
+    /// A group that is here. For one that is not, the error says who may have it.
+    fn group(&self, group: u32) -> std::result::Result<Arc<Group>, ClusterError> {
         let cluster = self.cluster()?;
-        cluster.groups.get(group as usize).ok_or_else(|| {
-            ClusterError::Invalid(format!("there is no group {group}, only 0 to {}", cluster.partitions))
-        })
-    }
-
-    /// Opens all groups of the cluster that the node's file names, and starts them.
-    async fn open_groups(self: &Arc<Self>) -> Result<()> {
-        let file = *self.file.lock();
-        let raft = raft_config(&self.config.timing)
-            .map_err(|error| Error::InvalidRequest(format!("the timing cannot be: {error}")))?;
-        let raft = Arc::new(raft);
-        let count = file.partitions + 1;
-        let options = |group: u32| GroupOptions {
-            replica: ReplicaOptions {
-                cache_capacity: self.config.cache_bytes / u64::from(count),
-                disk: Arc::clone(&self.config.disk),
-                background_threads: self.config.threads,
-                ..ReplicaOptions::new(
-                    self.config.directory.join("groups").join(group.to_string()),
-                    file.database_id,
-                )
-            },
-            log: LogOptions {
-                cache_bytes: self.config.log_cache_bytes / count as usize,
-                ..LogOptions::default()
-            },
-            raft: Arc::clone(&raft),
-            network: {
-                let (transport, snapshots) = (Arc::clone(&self.transport), Arc::clone(&self.snapshots));
-                let (node, timing) = (self.config.node, self.config.timing);
-                Box::new(move |slot| Network {
-                    node,
-                    group,
-                    cluster: file.cluster as u64,
-                    transport,
-                    snapshots,
-                    slot,
-                    append_deadline: timing.election.1 * 4,
-                    backoff: (timing.heartbeat / 4, timing.election.1),
-                })
-            },
-            clock: Arc::clone(&self.config.clock),
-            blocking: self.blocking,
-            max_command_bytes: self.config.max_command_bytes,
-        };
-        let all: Vec<(u32, GroupOptions)> = (0..count).map(|group| (group, options(group))).collect();
-        let shared_log = Arc::clone(&self.shared_log);
-        let opened = self.blocking.run(move || {
-            let open = |(id, options)| Group::open(id, Arc::clone(&shared_log), options).map(Arc::new);
-            all.into_iter().map(open).collect::<std::io::Result<Vec<_>>>()
-        });
-        let groups = match opened.await {
-            Ok(Ok(groups)) => groups,
-            Ok(Err(error)) | Err(error) => return Err(Error::io("opening the groups", error)),
-        };
-        let cluster = Cluster { id: file.cluster, partitions: file.partitions, groups };
-        let cluster = self.cluster.get_or_init(|| cluster);
-        let mut tasks = self.tasks.lock();
-        for group in &cluster.groups {
-            let node = Arc::downgrade(self);
-            let changed = move |group: &Group| {
-                if let Some(node) = node.upgrade() {
-                    node.group_changed(group);
-                }
-            };
-            tasks.push(runtime::spawn(Arc::clone(group).supervise(self.stop.subscribe(), changed)));
+        if let Some(found) = cluster.group(group) {
+            return Ok(found);
         }
-        tasks.push(runtime::spawn(maintenance::run(Arc::downgrade(self), self.stop.subscribe())));
-        tracing::info!(
-            node = self.config.node.0,
-            cluster = format_args!("{:032x}", file.cluster),
-            partitions = file.partitions,
-            "the node's groups are open"
-        );
-        Ok(())
+        if group > cluster.partitions {
+            return Err(ClusterError::Invalid(format!(
+                "there is no group {group}, only 0 to {}",
+                cluster.partitions
+            )));
+        }
+        let leader = cluster.leader_elsewhere(group).filter(|leader| *leader != self.config.node);
+        let addresses = match (leader, cluster.record()) {
+            (Some(leader), Some(record)) => record.members.get(&leader).map(|m| m.addresses.clone()),
+            _ => None,
+        };
+        Err(ClusterError::NotLeader { group, leader, addresses: addresses.unwrap_or_default() })
     }
 
     fn group_changed(&self, group: &Group) {
-        let (_, members) = group.members();
-        for (node, member) in members {
-            self.set_addresses(NodeId(node), member.addresses);
+        if group.id == crate::ring::META_GROUP {
+            // Whoever leads it now has something to do.
+            self.wake_driver.notify_one();
+        }
+        // The record knows better, once there is one.
+        if self.cluster.get().is_none_or(|cluster| cluster.record.load().is_none()) {
+            let (_, members) = group.members();
+            for (node, member) in members {
+                self.set_addresses(NodeId(node), member.addresses);
+            }
         }
         self.changes.send_modify(|changes| *changes += 1);
     }
@@ -501,25 +545,45 @@ impl Inner {
             }
         }
         if self.cluster.get().is_none() {
-            self.open_groups().await.map_err(|error| error.to_string())?;
+            self.open_cluster().await.map_err(|error| error.to_string())?;
         }
         Ok(())
     }
 
     fn map(&self) -> ClusterMap {
         let Some(cluster) = self.cluster.get() else { return ClusterMap::default() };
-        let (_, members) = cluster.groups[0].members();
-        ClusterMap {
+        let (groups, record) = (cluster.groups(), cluster.record());
+        let leader = |group: u32| match groups.get(&group) {
+            Some(group) => group.leader(),
+            None => cluster.leaders.lock().get(&group).copied(),
+        };
+        let mut map = ClusterMap {
             cluster: cluster.id,
             partitions: cluster.partitions,
-            members: members.into_iter().map(|(node, member)| (NodeId(node), member.addresses)).collect(),
-            leaders: cluster.groups.iter().map(|group| group.leader()).collect(),
+            leaders: (0..=cluster.partitions).map(leader).collect(),
+            ..ClusterMap::default()
+        };
+        match record {
+            Some(record) => {
+                map.epoch = if record.forming { 0 } else { record.epoch };
+                map.replicas =
+                    (0..=cluster.partitions).map(|group| record.replicas_of(group).to_vec()).collect();
+                let members = record.members.iter();
+                map.members = members.map(|(node, member)| (*node, member.addresses.clone())).collect();
+            }
+            None => {
+                let (_, members) = groups.get(&0).map(|group| group.members()).unwrap_or_default();
+                map.members =
+                    members.into_iter().map(|(node, member)| (NodeId(node), member.addresses)).collect();
+            }
         }
+        map
     }
 
     fn status(&self) -> NodeStatus {
         let wal = self.shared_log.wal.stats();
-        let groups = || self.cluster.get().into_iter().flat_map(|cluster| &cluster.groups);
+        let groups = self.cluster.get().map(|cluster| cluster.groups()).unwrap_or_default();
+        let groups = || groups.values();
         let replicas = groups().filter_map(|group| group.slot.replica());
         // A report that lacks a figure is better than none.
         let space = self.config.disk.space(&self.config.directory).ok();
@@ -545,8 +609,16 @@ impl Inner {
             // A task that panicked has ended, too.
             let _ = task.await;
         }
-        let slots: Vec<_> =
-            self.cluster.get().into_iter().flat_map(|c| &c.groups).map(|g| Arc::clone(&g.slot)).collect();
+        // Whoever is giving the node a group is through, and nobody begins to.
+        let _hosting = self.hosting.lock().await;
+        let groups = self.cluster.get().map(|cluster| cluster.groups()).unwrap_or_default();
+        for group in groups.values() {
+            group.closing.send_replace(true);
+        }
+        for group in groups.values() {
+            group.close().await;
+        }
+        let slots: Vec<_> = groups.values().map(|group| Arc::clone(&group.slot)).collect();
         let shared_log = Arc::clone(&self.shared_log);
         let closed = self.blocking.run(move || {
             for slot in slots {

@@ -1,4 +1,6 @@
-//! Which partition a key belongs to.
+//! Which partition a key belongs to, and which members hold a partition. Pure: no clock, no I/O.
+//!
+//! # Keys to partitions
 //!
 //! The 64-bit hash space is cut into equal partitions, as many as the cluster was made with. The hash
 //! is **XXH3 (64 bit) with seed 0** of the key, or of its tag; this, what a tag is, and the cut are
@@ -7,6 +9,66 @@
 //!
 //! A **tag** is what stands between the first `{` and the first `}` behind it, if that is not empty:
 //! `{user:7}:name` and `{user:7}:mail` share a partition.
+//!
+//! # Partitions to members
+//!
+//! Consistent hashing (Karger et al., 1997) gives every member a number of **virtual points** on the
+//! circle of hashes, and a partition to the members met first, clockwise from where it begins. Who
+//! joins takes a place between others and disturbs nobody else. What it does not give is balance: with
+//! v points each, loads still differ by about 1/√v, and with replicas on distinct members and in
+//! distinct zones by more. Bounded loads (Mirrokni, Thorup and Zadimoghaddam, 2018) repair that: a
+//! member that has its share is passed over. But then a placement that is computed from the members
+//! alone cascades: who joins relieves some, whose room attracts partitions of others, and so on. So
+//! here the ring, the bound and the past share the work:
+//!
+//! - **The previous placement decides who stays.** [`Placement::rebalance`] is a function of it, the
+//!   members and the number of replicas. The meta group keeps the placement, so that everybody
+//!   computes the same next one.
+//! - **The ring decides preferences**: where a replica goes that needs a place, and which partitions a
+//!   member takes when it joins.
+//! - **The share decides how many.** Each member's share is proportional to its weight, by exact
+//!   arithmetic; [`Member`] says what limits it.
+//! - **What the ring cannot place is repaired by flows.** Replicas are units of flow from partitions to
+//!   members. A replica that finds no member with room takes the cheapest path of exchanges that ends
+//!   at one, where an exchange of what is placed anew anyway costs nothing. Since the shares are a
+//!   fractional solution, whole numbers next to them are one too, and such a path always exists:
+//!   the bounds below are kept always, not usually.
+//!
+//! # Promises
+//!
+//! For every placement that comes out, and checked by [`Placement::check_invariants`]:
+//!
+//! - Each partition has exactly as many replicas as asked for, on distinct members of weight above 0.
+//! - They are spread over as many zones as there are: if *d* is the smallest number with which they can
+//!   be placed with at most *d* of a partition in a zone, then no zone has more. With as many zones as
+//!   replicas that is one in each. This comes before balance: see [`Member::zone`].
+//! - A member holds at least its share less a sixteenth, rounded down, and at most its share and a
+//!   sixteenth more, rounded up. Placements aim at the share itself, and those made from nothing have
+//!   it, rounded down or up; the margin is what moving nothing needlessly may cost.
+//! - The preferred leaders are as even: a member has its replicas divided by the number of replicas,
+//!   rounded down or up ([`Placement::preferred_leader`]).
+//!
+//! And for every step from one to the next:
+//!
+//! - A join moves what the new member receives, a leave what the old one had, a change of weight what
+//!   the share changed by, if that is more than the margin. No replica moves between other members,
+//!   unless otherwise one would be beyond its bounds. The tests search all ways for one without: when
+//!   members join or leave a single zone there is none that would have moved less; of all steps, zones
+//!   and weights changing wildly, there is one for 1 of 100 at most. A change in the number of zones or
+//!   of replicas moves what spreading over them needs.
+//!
+//! A different history can give a different placement of the same members. That is the price of moving
+//! nothing that need not move, and why the placement is stored and not recomputed.
+
+#[cfg(test)]
+mod histories;
+mod leaders;
+mod placement;
+mod points;
+mod rebalance;
+mod share;
+
+pub use placement::{Change, Member, Placement, RingError};
 
 use twox_hash::XxHash3_64;
 

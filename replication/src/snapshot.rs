@@ -37,6 +37,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -129,7 +130,10 @@ struct Transfer {
 
 /// A node's snapshots, in both directions; see the [module](self).
 pub(crate) struct Snapshots {
-    bytes_per_second: Option<u64>,
+    /// What the node was started with; 0: no limit.
+    own_bytes_per_second: u64,
+    /// What holds now.
+    bytes_per_second: AtomicU64,
     /// When the link is free for the next piece.
     free_at: Mutex<Instant>,
     blocking: Blocking,
@@ -141,15 +145,31 @@ type Sent = Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>>;
 impl Snapshots {
     pub(crate) fn new(bytes_per_second: Option<u64>, blocking: Blocking) -> Snapshots {
         Snapshots {
-            bytes_per_second,
+            own_bytes_per_second: bytes_per_second.unwrap_or(0),
+            bytes_per_second: AtomicU64::new(bytes_per_second.unwrap_or(0)),
             free_at: Mutex::new(Instant::now()),
             blocking,
             receiving: Mutex::default(),
         }
     }
 
+    /// From now on no more than this, or than the node was started with if that is less. 0: no limit.
+    pub(crate) fn set_limit(&self, bytes_per_second: u64) {
+        let limits = [self.own_bytes_per_second, bytes_per_second];
+        let least = limits.into_iter().filter(|limit| *limit > 0).min().unwrap_or(0);
+        self.bytes_per_second.store(least, Ordering::Relaxed);
+    }
+
+    /// What is there of a snapshot that is being received for a group is not needed any more.
+    pub(crate) fn forget(&self, group: u32) {
+        drop(self.receiving.lock().remove(&group));
+    }
+
     async fn wait_for_link(&self, bytes: usize) {
-        let Some(rate) = self.bytes_per_second.filter(|rate| *rate > 0) else { return };
+        let rate = self.bytes_per_second.load(Ordering::Relaxed);
+        if rate == 0 {
+            return;
+        }
         let turn = {
             let mut free_at = self.free_at.lock();
             let turn = (*free_at).max(Instant::now());

@@ -114,7 +114,7 @@ mod tests {
     fn what_is_no_command_is_refused() {
         // The last is sound but for its version.
         for bytes in
-            [&[][..], &[2], &[2, 2], &[2, 0], &[2, 0, 253, 1], &[2, 1, 5], &[2, 0, 255], &[1, 0, 1, 0, 0]]
+            [&[][..], &[3], &[3, 2], &[3, 0], &[3, 0, 253, 1], &[3, 1, 5], &[3, 0, 255], &[1, 0, 1, 0, 0]]
         {
             assert!(stamp(bytes, 7).is_err(), "{bytes:?}");
         }

@@ -83,43 +83,94 @@ pub(crate) fn snapshot_meta(applied: &Applied) -> io::Result<SnapshotMeta> {
     Ok(SnapshotMeta { last_log_id, last_membership })
 }
 
-/// The time that leaders stamp on entries: the clock's, but never behind what the log has, and never
-/// standing still because a leader before had a clock that was ahead.
+/// The time that leaders stamp on entries, and how long this node has led.
+///
+/// Leases and times to live are measured by it, so it must pass as time does, whatever somebody sets the
+/// machine's clock to. It goes on from the latest stamp by the *monotonic* clock. The wall clock has two
+/// parts in it: it bridges the time in which nobody watched (the whole cluster was off), and, where it is
+/// ahead, it draws the log's time nearer by a 64th of the time that passes. A clock that is behind the log is
+/// waited for.
 pub(crate) struct GroupClock {
     clock: Arc<dyn Clock>,
-    latest: Mutex<(u64, Instant)>,
+    latest: Mutex<Latest>,
 }
+
+struct Latest {
+    time_ms: u64,
+    /// When it was that, by the monotonic clock.
+    at: Instant,
+    /// Whether `at` means that: the stamp was not just read from disk.
+    is_bridged: bool,
+    /// Milliseconds that have passed and not yet drawn the time nearer.
+    credit: u64,
+    /// The term in which this node leads, and since when.
+    leads: Option<(u64, Instant)>,
+}
+
+/// The log's time comes nearer to a clock that is ahead by one part of so many.
+const SLEW: u64 = 64;
 
 impl GroupClock {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> GroupClock {
-        GroupClock { clock, latest: Mutex::new((0, Instant::now())) }
+        let latest = Latest { time_ms: 0, at: Instant::now(), is_bridged: false, credit: 0, leads: None };
+        GroupClock { clock, latest: Mutex::new(latest) }
     }
 
-    /// A stamp for a new entry, in milliseconds since 1970.
-    pub(crate) fn stamp(&self) -> u64 {
+    /// A stamp for a new entry of the leader of this term, in milliseconds since 1970.
+    pub(crate) fn stamp(&self, term: u64) -> u64 {
         let clock = self.clock.now_ms();
+        let now = Instant::now();
         let mut latest = self.latest.lock();
-        if clock < latest.0 {
-            let elapsed = latest.1.elapsed();
-            if elapsed >= Duration::from_millis(1) {
-                let elapsed_ms = elapsed.as_millis() as u64;
-                // The part of a millisecond that is cut off stays to be counted.
-                *latest = (latest.0.saturating_add(elapsed_ms), latest.1 + Duration::from_millis(elapsed_ms));
+        if latest.leads.is_none_or(|(led, _)| led != term) {
+            latest.leads = Some((term, now));
+            if !latest.is_bridged && clock > latest.time_ms {
+                (latest.time_ms, latest.at) = (clock, now);
             }
-            return latest.0.max(clock);
+            latest.is_bridged = true;
         }
-        if clock > latest.0 {
-            *latest = (clock, Instant::now());
+        let passed = now.saturating_duration_since(latest.at).as_millis() as u64;
+        if passed > 0 {
+            let behind = clock.saturating_sub(latest.time_ms.saturating_add(passed));
+            latest.credit += passed;
+            let nearer = behind.min(latest.credit / SLEW);
+            latest.credit %= SLEW;
+            latest.time_ms = latest.time_ms.saturating_add(passed).saturating_add(nearer);
+            // The part of a millisecond that is cut off stays to be counted.
+            latest.at += Duration::from_millis(passed);
         }
-        clock
+        latest.time_ms
+    }
+
+    /// The log's time as far as this node can tell: what has passed since the latest stamp it has seen,
+    /// if it has seen that being made.
+    pub(crate) fn now(&self) -> u64 {
+        let latest = self.latest.lock();
+        match latest.is_bridged {
+            true => latest.time_ms.saturating_add(latest.at.elapsed().as_millis() as u64),
+            false => latest.time_ms,
+        }
+    }
+
+    /// For how long this node has led in this term; nothing before the first stamp.
+    pub(crate) fn led(&self, term: u64) -> Duration {
+        match self.latest.lock().leads {
+            Some((led, since)) if led == term => since.elapsed(),
+            _ => Duration::ZERO,
+        }
     }
 
     /// The log has this stamp.
     fn observe(&self, time_ms: u64) {
         let mut latest = self.latest.lock();
-        if time_ms > latest.0 {
-            *latest = (time_ms, Instant::now());
+        if time_ms > latest.time_ms {
+            (latest.time_ms, latest.at) = (time_ms, Instant::now());
         }
+    }
+
+    /// This node follows a leader and has all that it has: what it sees from now on is at worst heard of
+    /// late, and so it needs no wall clock any more to know how much time has passed since.
+    fn bridge(&self) {
+        self.latest.lock().is_bridged = true;
     }
 }
 
@@ -230,6 +281,11 @@ impl ReplicaSlot {
         *self.applied.borrow()
     }
 
+    /// Tells of everything that is applied from here on.
+    pub(crate) fn subscribe_applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
     /// Returns when the entry at `position` is applied.
     pub(crate) async fn wait_applied(&self, position: u64) {
         if self.applied() >= position {
@@ -237,6 +293,11 @@ impl ReplicaSlot {
         }
         // It cannot be closed: `self` has the sender.
         let _ = self.applied.subscribe().wait_for(|applied| *applied >= position).await;
+    }
+
+    /// Tells of every position that is applied.
+    pub(crate) fn applied_positions(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
     }
 
     /// Returns when something was applied, or after a while.
@@ -258,6 +319,9 @@ impl ReplicaSlot {
         let mut freshness = self.freshness.lock();
         if freshness.settle(self.applied()) {
             freshness.pending = Some((committed, Instant::now()));
+        }
+        if freshness.level.is_some() {
+            self.clock.bridge();
         }
     }
 
@@ -409,20 +473,59 @@ mod tests {
         let hand = Arc::new(Hand::default());
         let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
         hand.0.store(1_000, Ordering::Relaxed);
-        assert_eq!(clock.stamp(), 1_000);
-        hand.0.store(2_000, Ordering::Relaxed);
-        assert_eq!(clock.stamp(), 2_000);
+        assert_eq!(clock.stamp(1), 1_000);
         // An entry of a leader whose clock is hours ahead.
         clock.observe(10_000_000);
         tokio::time::advance(Duration::from_millis(1_500)).await;
-        assert_eq!(clock.stamp(), 10_001_500);
-        // A clock that jumps back and forth.
-        hand.0.store(20_000_000, Ordering::Relaxed);
-        assert_eq!(clock.stamp(), 20_000_000);
+        assert_eq!(clock.stamp(3), 10_001_500);
         hand.0.store(5, Ordering::Relaxed);
         tokio::time::advance(Duration::from_millis(10)).await;
-        assert_eq!(clock.stamp(), 20_000_010);
-        hand.0.store(20_000_020, Ordering::Relaxed);
-        assert_eq!(clock.stamp(), 20_000_020);
+        assert_eq!(clock.stamp(3), 10_001_510);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_jumps_ahead_draws_the_logs_time_nearer_and_no_more() {
+        let hand = Arc::new(Hand::default());
+        let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
+        hand.0.store(1_000, Ordering::Relaxed);
+        assert_eq!(clock.stamp(1), 1_000);
+        hand.0.store(20_000_000, Ordering::Relaxed);
+        assert_eq!(clock.stamp(1), 1_000);
+        // Whether it is asked often or seldom.
+        for _ in 0..640 {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            clock.stamp(1);
+        }
+        assert_eq!(clock.stamp(1), 1_650);
+        tokio::time::advance(Duration::from_millis(6_400)).await;
+        assert_eq!(clock.stamp(1), 8_150);
+        // Another leader that has followed goes on likewise: by its own clock of the same kind.
+        assert_eq!(clock.stamp(2), 8_150);
+        // Once it is there it stays there.
+        hand.0.store(8_151, Ordering::Relaxed);
+        tokio::time::advance(Duration::from_millis(64)).await;
+        hand.0.store(8_215, Ordering::Relaxed);
+        assert_eq!(clock.stamp(2), 8_215);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wall_clock_bridges_only_what_nobody_has_seen() {
+        let hand = Arc::new(Hand::default());
+        let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
+        hand.0.store(90_000_000, Ordering::Relaxed);
+        // Read from disk after a night.
+        clock.observe(3_600_000);
+        clock.observe(3_700_000);
+        assert_eq!(clock.stamp(4), 90_000_000);
+        let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
+        clock.observe(3_600_000);
+        // Follows a leader, whose clock is right.
+        clock.observe(80_000_000);
+        clock.bridge();
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert_eq!(clock.stamp(5), 80_000_010);
+        assert_eq!(clock.led(5), Duration::ZERO);
+        tokio::time::advance(Duration::from_millis(30)).await;
+        assert_eq!((clock.led(5), clock.led(6)), (Duration::from_millis(30), Duration::ZERO));
     }
 }

@@ -46,6 +46,29 @@ pub struct EntryIdentity {
     pub checksum: u32,
 }
 
+/// What identifies a membership of a group: the entry that made it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct MembershipId {
+    /// The term in which it was proposed.
+    pub term: u64,
+    /// Who led then.
+    pub leader: u64,
+    /// Its place; 0: there is none yet.
+    pub position: u64,
+}
+
+impl MembershipId {
+    pub(crate) fn put(&self, bytes: &mut Vec<u8>) {
+        bytes.put_u64(self.term);
+        bytes.put_u64(self.leader);
+        bytes.put_u64(self.position);
+    }
+
+    pub(crate) fn take(take: &mut Take) -> Result<MembershipId, Malformed> {
+        Ok(MembershipId { term: take.u64()?, leader: take.u64()?, position: take.u64()? })
+    }
+}
+
 /// How a group is on this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupStatus {
@@ -61,6 +84,12 @@ pub struct GroupStatus {
     pub voters: Vec<NodeId>,
     /// The members that do not.
     pub learners: Vec<NodeId>,
+    /// The newest membership.
+    pub membership: MembershipId,
+    /// Whether that is known to be committed.
+    pub settled: bool,
+    /// Whether it is a joint one: of the members before and after a change that is under way.
+    pub joint: bool,
     /// Position of the first entry that is still in the log.
     pub first: u64,
     /// Position of the last entry.
@@ -119,14 +148,14 @@ fn take_text(take: &mut Take) -> Result<Option<String>, Malformed> {
     Ok(if take.flag()? { Some(take.text()?) } else { None })
 }
 
-fn put_ids(bytes: &mut Vec<u8>, ids: &[NodeId]) {
+pub(crate) fn put_ids(bytes: &mut Vec<u8>, ids: &[NodeId]) {
     bytes.put_u32(ids.len() as u32);
     for id in ids {
         bytes.put_u64(id.0);
     }
 }
 
-fn take_ids(take: &mut Take) -> Result<Vec<NodeId>, Malformed> {
+pub(crate) fn take_ids(take: &mut Take) -> Result<Vec<NodeId>, Malformed> {
     (0..take.count(8)?).map(|_| Ok(NodeId(take.u64()?))).collect()
 }
 
@@ -144,6 +173,9 @@ impl GroupStatus {
         bytes.put_u64(self.term);
         put_ids(bytes, &self.voters);
         put_ids(bytes, &self.learners);
+        self.membership.put(bytes);
+        bytes.put_u8(u8::from(self.settled));
+        bytes.put_u8(u8::from(self.joint));
         for number in [self.first, self.last, self.committed, self.applied, self.durable] {
             bytes.put_u64(number);
         }
@@ -171,6 +203,9 @@ impl GroupStatus {
             term: take.u64()?,
             voters: take_ids(take)?,
             learners: take_ids(take)?,
+            membership: MembershipId::take(take)?,
+            settled: take.flag()?,
+            joint: take.flag()?,
             first: take.u64()?,
             last: take.u64()?,
             committed: take.u64()?,

@@ -25,10 +25,12 @@
 //! # Bytes of a stream's register
 //!
 //! ```text
-//! version    u8    1
+//! version    u8    2
 //! vote       u8    0 none, 1 not granted, 2 granted by a quorum; then term u64, node u64
 //! committed  u8    0 none, 1; then term u64, node u64, index u64
 //! purged     u8    the same
+//! hosting    u8    0 no, 1 yes, 2 it is being dropped; see crate::node::hosting
+//! hosted     u64   no vote is granted before the log reaches this position
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -288,13 +290,28 @@ pub(crate) struct Register {
     pub(crate) vote: Option<Vote>,
     pub(crate) committed: Option<LogId>,
     pub(crate) purged: Option<LogId>,
+    pub(crate) hosting: Hosting,
+    /// See [`crate::node::hosting`].
+    pub(crate) hosted: u64,
 }
 
-const REGISTER_VERSION: u8 = 1;
+/// Whether a node has a replica of a group. Of group 0 every node has one.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) enum Hosting {
+    /// It has none; if it had one, that is gone.
+    #[default]
+    No,
+    /// It has.
+    Yes,
+    /// What it had is to be removed: whatever is left of it is not to be used.
+    Dropping,
+}
+
+const REGISTER_VERSION: u8 = 2;
 
 impl Register {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(80);
+        let mut bytes = Vec::with_capacity(96);
         bytes.put_u8(REGISTER_VERSION);
         match &self.vote {
             None => bytes.put_u8(0),
@@ -302,6 +319,8 @@ impl Register {
         }
         put_log_id(&mut bytes, self.committed.as_ref());
         put_log_id(&mut bytes, self.purged.as_ref());
+        bytes.put_u8(self.hosting as u8);
+        bytes.put_u64(self.hosted);
         bytes
     }
 
@@ -311,8 +330,15 @@ impl Register {
         let vote = take_optional_vote(&mut take)?;
         let committed = take_log_id(&mut take)?;
         let purged = take_log_id(&mut take)?;
+        let hosting = match take.u8()? {
+            0 => Hosting::No,
+            1 => Hosting::Yes,
+            2 => Hosting::Dropping,
+            other => return malformed(format!("{other} does not say whether a group is hosted")),
+        };
+        let hosted = take.u64()?;
         take.end()?;
-        Ok(Register { vote, committed, purged })
+        Ok(Register { vote, committed, purged, hosting, hosted })
     }
 }
 
@@ -352,22 +378,25 @@ mod tests {
             vote: Some(Vote::new_committed(3, 1)),
             committed: Some(log_id(2, 1, 5)),
             purged: None,
+            hosting: Hosting::Yes,
+            hosted: 9,
         };
         let bytes = register.encode();
         let golden = [
-            &[1u8, 2][..],
+            &[2u8, 2][..],
             &3u64.to_le_bytes(),
             &1u64.to_le_bytes(),
             &[1],
             &2u64.to_le_bytes(),
             &1u64.to_le_bytes(),
             &5u64.to_le_bytes(),
-            &[0],
+            &[0, 1],
+            &9u64.to_le_bytes(),
         ]
         .concat();
         assert_eq!(bytes, golden);
         assert_eq!(Register::decode(bytes), Ok(register));
         assert_eq!(Register::decode(Register::default().encode()), Ok(Register::default()));
-        assert!(Register::decode(vec![2]).is_err());
+        assert!(Register::decode(vec![3]).is_err());
     }
 }

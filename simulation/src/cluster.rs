@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dogsled_replication::runtime::Process;
@@ -93,6 +94,8 @@ pub struct Cluster {
     pub setup: Setup,
     /// What happens.
     pub trace: Trace,
+    /// How often nodes were started.
+    pub starts: Arc<AtomicU64>,
 }
 
 impl Machine {
@@ -129,7 +132,7 @@ impl Cluster {
             Machine::new(NodeId(number), Random::new(seed, 1_000 + number), skew)
         };
         let machines = (1..=setup.nodes).map(|number| (NodeId(number), machine(number))).collect();
-        Cluster { machines, network, setup, trace }
+        Cluster { machines, network, setup, trace, starts: Arc::default() }
     }
 
     /// All machines' numbers.
@@ -182,6 +185,7 @@ impl Cluster {
     pub async fn start(&mut self, id: NodeId) -> Result<(), String> {
         let Some(machine) = self.machines.get_mut(&id) else { return Err(format!("no machine {id}")) };
         machine.starts += 1;
+        self.starts.fetch_add(1, Ordering::Relaxed);
         let seed = machine.random.number();
         let machine = &self.machines[&id];
         event!(self.trace, "node {id} starts, life {}", machine.starts);

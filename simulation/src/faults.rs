@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dogsled_replication::{ClientRequest, NodeId};
+use dogsled_replication::{Change, ClientRequest, NodeId};
 use dogsled_storage::disk::{Fault, Operation};
 use tokio::time::Instant;
 
@@ -57,6 +57,8 @@ pub enum Kind {
     Leave,
     /// A machine loses its disk, and comes back as a new member.
     Wipe,
+    /// A member is to hold nothing for a while.
+    Drain,
 }
 
 /// What most runs are about.
@@ -81,8 +83,8 @@ const USUAL: [Kind; 16] = [
 
 /// What comes on top, in so many of a thousand runs. Drawn apart, so that a kind more does not change
 /// what the other runs are.
-const EXTRA: [(Kind, u64); 4] =
-    [(Kind::Figure8, 250), (Kind::Join, 150), (Kind::Leave, 150), (Kind::Wipe, 150)];
+const EXTRA: [(Kind, u64); 5] =
+    [(Kind::Figure8, 250), (Kind::Join, 150), (Kind::Leave, 150), (Kind::Wipe, 150), (Kind::Drain, 200)];
 
 /// Brings faults, and ends them.
 pub struct Faults {
@@ -377,6 +379,14 @@ impl Faults {
             Kind::Join => self.members.join(cluster),
             Kind::Leave => self.members.leave(cluster, node),
             Kind::Wipe => self.members.wipe(cluster, node).await,
+            Kind::Drain => {
+                // Refused if too few would be left; heard by nobody if the meta group has no leader.
+                let change = Change::Drain { node, on: random.chance(600) };
+                let request = ClientRequest::Change { epoch: 0, wait: false, change };
+                let (asking, asked) = (cluster.network.clone(), ids[0]);
+                let deadline = Duration::from_secs(2);
+                tokio::spawn(async move { asking.ask(0, asked, request.encode(), deadline).await });
+            }
         }
     }
 

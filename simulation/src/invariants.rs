@@ -12,7 +12,9 @@
 //!   node with the greater number win a term that another has won already; the two are told apart by
 //!   the node in the leader id, and the older one commits nothing any more.)
 //! - **Nothing goes back.** As long as a node lives, what it has applied only grows; after a restart it
-//!   is not behind what its checkpoint had made durable.
+//!   is not behind what its checkpoint had made durable. Unless the group has moved away meanwhile.
+//! - **No empty voters.** Whoever is newly given a vote has what was committed when he was given it: with
+//!   him counts a replica, not the promise of one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +35,8 @@ struct GroupRecord {
     complete: BTreeSet<(u64, NodeId)>,
     /// By the position applied: the state's fingerprint, and whose it was.
     states: BTreeMap<u64, (u64, NodeId)>,
+    /// Position of the newest membership whose voters were looked at, and those voters.
+    voters: (u64, Vec<NodeId>),
 }
 
 #[derive(Default)]
@@ -65,16 +69,24 @@ impl Watchdog {
                 continue;
             }
             if let Some(running) = &machine.running {
-                self.look_at(machine.id, machine.starts, &running.node)?;
+                self.look_at(cluster, machine.id, machine.starts, &running.node)?;
             }
         }
         self.one_leader(cluster)
     }
 
-    fn look_at(&mut self, id: NodeId, starts: u64, node: &Node) -> Result<(), String> {
-        for status in node.status().groups {
+    fn look_at(&mut self, cluster: &Cluster, id: NodeId, starts: u64, node: &Node) -> Result<(), String> {
+        let groups = node.status().groups;
+        // What a node has let go it need not know any more.
+        let has = |group: u32| groups.iter().any(|status| status.group == group);
+        self.nodes.retain(|(node, group), _| *node != id || has(*group));
+        for status in groups {
             let group = status.group;
             let record = self.nodes.entry((id, group)).or_default();
+            if status.durable < record.durable && (record.starts == starts || status.last == 0) {
+                // It has let go the group, and was given it again, between two looks.
+                *record = NodeRecord { starts, ..NodeRecord::default() };
+            }
             if record.starts != starts {
                 let least = record.durable;
                 *record = NodeRecord { starts, durable: least, ..NodeRecord::default() };
@@ -99,6 +111,9 @@ impl Watchdog {
                 known.leader_completeness(&status, id, node)?;
             }
             known.compare(&status, id, node, record)?;
+            if status.role == Role::Leader && status.leader == Some(id) && status.settled && !status.joint {
+                known.no_empty_voters(&status, cluster)?;
+            }
             if status.applied > 0 && status.applied != record.fingerprinted {
                 record.fingerprinted = status.applied;
                 known.fingerprint(group, id, node)?;
@@ -142,6 +157,33 @@ impl GroupRecord {
                 return Err(format!(
                     "group {group}: node {id} leads in term {term} with {:?} where node {by} had applied {applied:?} in term {known_term}",
                     entries.get(position)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the voters of a membership that is seen for the first time: what their own logs have.
+    fn no_empty_voters(&mut self, status: &GroupStatus, cluster: &Cluster) -> Result<(), String> {
+        let position = status.membership.position;
+        if position <= self.voters.0 {
+            return Ok(());
+        }
+        let (_, before) = std::mem::replace(&mut self.voters, (position, status.voters.clone()));
+        for voter in status.voters.iter().filter(|voter| !before.contains(voter)) {
+            let Some(machine) = cluster.machines.get(voter).filter(|machine| !machine.disk.crashed()) else {
+                continue;
+            };
+            // One that does not run is not looked at.
+            let Some(running) = &machine.running else { continue };
+            let groups = running.node.status().groups;
+            let own = groups.iter().find(|own| own.group == status.group);
+            let has = own.map_or(0, |own| own.last);
+            // What came between the look at what he had and the change itself may be on its way yet.
+            if has + 64 < position {
+                return Err(format!(
+                    "group {}: node {voter} was given a vote at {position}, and has {has} only",
+                    status.group
                 ));
             }
         }

@@ -10,6 +10,7 @@
 //!   │    ├─ clock      skews, drift, jumps
 //!   │    └─ (the disk is dogsled-storage's: lost and torn writes, errors, no room)
 //!   ├─ workload ── clients, who write down what they asked for and heard: history
+//!   │    └─ transactions  over partitions, and who leaves them half done
 //!   ├─ watchers ── clients who follow keys, and whether they were told all
 //!   ├─ faults ──── what is done to the cluster, and when
 //!   │    ├─ figure8    a schedule that chance does not find
@@ -35,8 +36,15 @@
 //! - **An append is acknowledged before it is synced** (`Durability::when_durable` completes an
 //!   append's callback at once): eight of the usual seeds 0 to 39 fail, the first being 4. After a power
 //!   cut a node, or a later leader, lacks what was applied, and clients see writes undone.
+//! - **Home forgets an abort** that it has answered with (`settle` without the record): with
+//!   `--transactions`, seed 1 is the first that fails. A slow coordinator commits after all, its participant
+//!   has been released, and the accounts hold less than they did.
 //! - **Snapshots leave out the sessions** (`ReplicaSnapshot::chunk` without the entries of that tree):
 //!   four of the seeds 0 to 39 fail, the first being 3. Replicas that have applied the same differ.
+//!
+//! - **A vote is given before the new replica has caught up** (`reconcile::may_vote` says yes to all, and the
+//!   group's leader does not wait): with `--faults Join,Leave,Drain,Isolate,Pause,OneWay,Kill`, seeds 1003
+//!   and 1009 of 1000 to 1010 fail: the new voter's own log has nothing of what was committed before.
 //!
 //! # What is not simulated
 //!
@@ -50,12 +58,17 @@ pub mod cluster;
 pub mod faults;
 pub mod figure8;
 pub mod history;
+pub mod holders;
 pub mod invariants;
 pub mod linearizability;
 pub mod members;
 pub mod network;
 pub mod random;
 pub mod run;
+// The checker of the storage engine's own tests; it is written once.
+#[path = "../../storage/tests/engine_support/serializability.rs"]
+#[allow(missing_docs, reason = "it is a part of another crate's tests")]
+pub mod serializability;
 pub mod trace;
 pub mod watchers;
 pub mod workload;

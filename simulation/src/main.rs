@@ -22,6 +22,9 @@ struct Arguments {
     /// Only these kinds of faults, by comma
     #[arg(long, value_delimiter = ',')]
     faults: Vec<Kind>,
+    /// Clients run transactions over partitions
+    #[arg(long)]
+    transactions: bool,
     /// Print every event
     #[arg(long)]
     trace: bool,
@@ -47,7 +50,10 @@ fn print_failure(report: &Report, arguments: &Arguments) {
         other => format!(" --seconds {other}"),
     };
     let names: Vec<String> = arguments.faults.iter().map(|kind| format!("{kind:?}")).collect();
-    let only = if names.is_empty() { String::new() } else { format!(" --faults {}", names.join(",")) };
+    let mut only = if names.is_empty() { String::new() } else { format!(" --faults {}", names.join(",")) };
+    if arguments.transactions {
+        only.push_str(" --transactions");
+    }
     println!(
         "  again: cargo run --release -p dogsled-simulation -- --from {} --seeds 1{seconds}{only} --trace",
         report.seed
@@ -65,6 +71,7 @@ fn main() -> ExitCode {
             trace: arguments.trace,
             duration: Duration::from_secs(arguments.seconds),
             only: arguments.faults.clone(),
+            transactions: arguments.transactions,
         };
         let mut report = run(&options);
         if arguments.twice {
@@ -81,8 +88,8 @@ fn main() -> ExitCode {
         totals.3 += report.trace.1;
         if arguments.verbose {
             println!(
-                "seed {seed}: trace {:016x}, {} events, operations {:?}, {}",
-                report.trace.0, report.trace.1, report.operations, report.faults
+                "seed {seed}: trace {:016x}, {} events, operations {:?}, {}, {:?}",
+                report.trace.0, report.trace.1, report.operations, report.faults, report.transactions
             );
         }
         if !report.violations.is_empty() {

@@ -1,8 +1,9 @@
 //! [`Members`]: an operator who changes who belongs to the cluster, the way the binary's commands do.
 //!
 //! - A new machine **joins**: its node is started with an empty disk and calls
-//!   [`Node::join`](dogsled_replication::Node::join), again and again until it votes in every group.
-//! - A member **leaves**: some node is asked to remove it; once that is done, the machine goes.
+//!   [`Node::join`](dogsled_replication::Node::join), again and again until it has its share.
+//! - A member **leaves**: some node is asked to remove it; once what it held has moved away, the machine
+//!   goes.
 //! - A machine is **wiped**: it loses its disk. For a while its node is started all the same, under its
 //!   old id, as a careless operator would: it must belong to no cluster, so it cannot vote or
 //!   acknowledge as the one whose memory it has lost. Then a new machine joins under a new id, and the

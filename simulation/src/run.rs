@@ -11,7 +11,10 @@
 use std::panic;
 use std::sync::{Arc, Once};
 use std::time::Duration;
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use dogsled_replication::runtime::seed_random_numbers;
 use tokio::sync::watch;
@@ -20,13 +23,14 @@ use tokio::time::Instant;
 use crate::cluster::{Cluster, Setup};
 use crate::faults::{self, Faults};
 use crate::history::{Heard, History, Kind, Operation, Outcome};
+use crate::holders::{Held, Holder};
 use crate::invariants::Watchdog;
 use crate::linearizability::{Verdict, check};
 use crate::network::SimulatedNetwork;
 use crate::random::Random;
 use crate::trace::{Trace, event};
 use crate::watchers::{Watched, Watcher};
-use crate::workload::{Client, Objects, Shared};
+use crate::workload::{Client, Ledger, Objects, Shared};
 
 /// After the last fault, the cluster serves again within this time.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,12 +50,20 @@ pub struct Options {
     pub duration: Duration,
     /// Only these faults, if there are any.
     pub only: Vec<faults::Kind>,
+    /// Whether clients run transactions over partitions, instead of the usual work.
+    pub transactions: bool,
 }
 
 impl Options {
     /// The usual run of a seed.
     pub fn new(seed: u64) -> Options {
-        Options { seed, trace: false, duration: Duration::from_secs(12), only: Vec::new() }
+        let duration = Duration::from_secs(12);
+        Options { seed, trace: false, duration, only: Vec::new(), transactions: false }
+    }
+
+    /// The run of a seed in which clients run transactions.
+    pub fn with_transactions(seed: u64) -> Options {
+        Options { transactions: true, ..Options::new(seed) }
     }
 }
 
@@ -70,6 +82,8 @@ pub struct Report {
     pub operations: (usize, usize, usize),
     /// What was done to the cluster.
     pub faults: String,
+    /// How transactions over partitions ended, if there were any.
+    pub transactions: BTreeMap<&'static str, u64>,
 }
 
 thread_local! {
@@ -149,7 +163,11 @@ async fn live(options: &Options) -> Report {
     let seed = options.seed;
     let trace = Trace::new(options.trace);
     let mut random = Random::new(seed, 1);
-    let (setup, skews) = draw_setup(&mut random);
+    let (mut setup, skews) = draw_setup(&mut random);
+    if options.transactions {
+        // One more than it would be, so that there are some to go over.
+        setup.partitions += 1;
+    }
     let objects = draw_objects(&mut random);
     let network = SimulatedNetwork::new(Random::new(seed, 3), trace.clone());
     event!(trace, "seed {seed}: {setup:?} skews {skews:?}");
@@ -158,11 +176,15 @@ async fn live(options: &Options) -> Report {
         network,
         history: History::default(),
         watched: Watched::default(),
+        held: Held::default(),
+        starts: Arc::clone(&cluster.starts),
         trace: trace.clone(),
         nodes: cluster.ids().into(),
         partitions: cluster.setup.partitions,
         objects,
         violations: Default::default(),
+        ledger: Ledger::default(),
+        began: Instant::now(),
     });
     let mut faults = "none".to_owned();
     let mut violations = Vec::new();
@@ -172,6 +194,7 @@ async fn live(options: &Options) -> Report {
     violations.extend(shared.violations.lock().drain(..));
     let undecided = judge(&shared.history, &mut violations);
     violations.extend(shared.watched.judge());
+    violations.extend(shared.held.judge());
     for violation in &violations {
         event!(trace, "VIOLATION: {violation}");
     }
@@ -184,7 +207,8 @@ async fn live(options: &Options) -> Report {
     for id in cluster.ids() {
         cluster.network.detach(id);
     }
-    Report { seed, violations, undecided, trace, operations: shared.history.counts(), faults }
+    let (operations, transactions) = (shared.history.counts(), shared.ledger.counts());
+    Report { seed, violations, undecided, trace, operations, faults, transactions }
 }
 
 async fn go(
@@ -203,7 +227,13 @@ async fn go(
     let (stop, stopped) = watch::channel(false);
     let clients: Vec<_> = (1..=random.between(3, 8))
         .map(|number| {
-            let client = Client::new(number, seed, Arc::clone(shared), random.chance(600));
+            let in_sessions = random.chance(600);
+            // Some of the usual work beside them.
+            if options.transactions && number > 1 {
+                let client = Client::new(number, seed, Arc::clone(shared), true);
+                return tokio::spawn(client.run_transactions(stopped.clone()));
+            }
+            let client = Client::new(number, seed, Arc::clone(shared), in_sessions);
             tokio::spawn(client.run(stopped.clone()))
         })
         .collect();
@@ -216,6 +246,14 @@ async fn go(
             let (stop, stopped) = watch::channel(false);
             let watcher = Watcher::new(number, seed, Arc::clone(shared));
             (stop, tokio::spawn(watcher.run(stopped)))
+        })
+        .collect();
+    // As with watchers.
+    let holders = if options.only.is_empty() { Random::new(seed, 7).between(0, 4) } else { 0 };
+    let holders: Vec<_> = (1..=holders)
+        .map(|number| {
+            let (stop, stopped) = watch::channel(false);
+            (stop, tokio::spawn(Holder::new(number, seed, Arc::clone(shared)).run(stopped)))
         })
         .collect();
     let mut watchdog = Watchdog::default();
@@ -233,14 +271,20 @@ async fn go(
         faulty = end_faults(&mut faults, cluster, shared, &mut watchdog).await;
     }
     stop.send_replace(true);
+    holders.iter().for_each(|(stop, _)| {
+        stop.send_replace(true);
+    });
     faulty?;
+    plans_are_carried_through(cluster, &mut watchdog).await?;
     serves_again(cluster, shared, &mut watchdog, seed).await?;
     for client in clients {
         // One that panicked is counted among the panics.
         let _ = client.await;
     }
+    for (_, holder) in holders {
+        let _ = holder.await;
+    }
     agree(cluster, &mut watchdog).await?;
-    members_are_the_machines(cluster)?;
     // Whatever was told is heard by now.
     tokio::time::sleep(QUIET).await;
     for (stop, watcher) in watchers {
@@ -249,6 +293,9 @@ async fn go(
     }
     // Everything once more, by every node, after everything else.
     let mut reader = Client::new(99, seed, Arc::clone(shared), false);
+    if options.transactions {
+        no_lock_is_left(cluster).await?;
+    }
     for id in cluster.ids() {
         let end = Instant::now() + PATIENCE;
         // Leadership may be on its way to another node, to share the work.
@@ -258,8 +305,47 @@ async fn go(
             }
             tokio::time::sleep(STEP).await;
         }
+        let mut lists = None;
+        while options.transactions && lists.is_none() {
+            lists = reader.read_lists(id).await;
+            if Instant::now() > end {
+                return Err(format!("node {id} does not answer reads of lists although all is well"));
+            }
+        }
+        if let Some((lists, total)) = lists {
+            let violations = shared.ledger.judge(&lists, total);
+            shared.violations.lock().extend(violations);
+            event!(cluster.trace, "transactions: {:?}", shared.ledger.counts());
+        }
     }
     Ok(())
+}
+
+/// No transaction's lock outlives its owner: some time after the last lease nothing is prepared any more,
+/// in any replica.
+async fn no_lock_is_left(cluster: &Cluster) -> Result<(), String> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let mut left = Vec::new();
+        for (id, node) in cluster.nodes() {
+            for group in 1..=cluster.setup.partitions {
+                let prepared = node.replica(group).map_or(0, |replica| replica.transaction_counts().0);
+                if prepared > 0 {
+                    left.push((id, group, prepared));
+                }
+            }
+        }
+        if left.is_empty() {
+            event!(cluster.trace, "no lock is left");
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(format!(
+                "parts of transactions are prepared for ever (node, group, how many): {left:?}"
+            ));
+        }
+        tokio::time::sleep(STEP).await;
+    }
 }
 
 /// Ends all faults, and waits until whoever was about to join or leave has.
@@ -286,16 +372,44 @@ async fn end_faults(
     Ok(())
 }
 
-/// Every group's voters are the machines that there are.
-fn members_are_the_machines(cluster: &Cluster) -> Result<(), String> {
+/// Waits until every plan is carried through: the members are the machines that there are, every group
+/// is where the record wants it, and nobody has anything else.
+async fn plans_are_carried_through(cluster: &Cluster, watchdog: &mut Watchdog) -> Result<(), String> {
+    let end = Instant::now() + PATIENCE * 2;
+    while let Err(why) = is_as_wanted(cluster) {
+        watchdog.look(cluster)?;
+        if Instant::now() > end {
+            let status: Vec<_> = cluster.nodes().map(|(_, node)| node.status()).collect();
+            return Err(format!("although all is well, {why}: {status:#?}"));
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    event!(cluster.trace, "everything is where it is wanted");
+    Ok(())
+}
+
+fn is_as_wanted(cluster: &Cluster) -> Result<(), String> {
+    let newest = cluster.nodes().filter_map(|(_, node)| node.record()).max_by_key(|record| record.epoch);
+    let Some(record) = newest else { return Err("there is no record".to_owned()) };
+    let members: Vec<_> = record.members.keys().copied().collect();
+    if members != cluster.ids() {
+        return Err(format!("the members are {members:?}, and there are {:?}", cluster.ids()));
+    }
     for (id, node) in cluster.nodes() {
-        for status in node.status().groups {
-            if status.voters != cluster.ids() {
+        let groups = node.status().groups;
+        let has: Vec<u32> = groups.iter().map(|group| group.group).collect();
+        let wanted = |group: &u32| *group == 0 || record.replicas_of(*group).contains(&id);
+        let wanted: Vec<u32> = (0..=record.partitions()).filter(wanted).collect();
+        if has != wanted {
+            return Err(format!("node {id} has {has:?}, wanted are {wanted:?}"));
+        }
+        for status in groups {
+            let mut voters = record.replicas_of(status.group).to_vec();
+            voters.sort_unstable();
+            if status.voters != voters || status.joint {
                 return Err(format!(
-                    "node {id} takes {:?} for the voters of group {}, and there are {:?}",
-                    status.voters,
-                    status.group,
-                    cluster.ids()
+                    "node {id} takes {:?} for the voters of group {}, wanted are {voters:?}",
+                    status.voters, status.group
                 ));
             }
         }
@@ -340,11 +454,11 @@ async fn agree(cluster: &Cluster, watchdog: &mut Watchdog) -> Result<(), String>
     let end = Instant::now() + PATIENCE;
     loop {
         watchdog.look(cluster)?;
-        let applied: BTreeSet<Vec<(u64, u64)>> = cluster
-            .nodes()
-            .map(|(_, node)| node.status().groups.iter().map(|group| (group.applied, group.last)).collect())
-            .collect();
-        if applied.len() == 1 {
+        let groups = cluster.nodes().flat_map(|(_, node)| node.status().groups);
+        let applied: BTreeSet<(u32, u64, u64)> =
+            groups.map(|group| (group.group, group.applied, group.last)).collect();
+        // One of each group.
+        if applied.len() == cluster.setup.partitions as usize + 1 {
             event!(cluster.trace, "all replicas agree");
             return Ok(());
         }

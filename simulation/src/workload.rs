@@ -6,8 +6,11 @@
 //! what may have happened, and so find out whether a refusal is one: they ask again after an error
 //! that says that nothing was done, and write the first try down as never to happen.
 
+mod transactions;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dogsled_replication::ring::group_of;
@@ -23,12 +26,16 @@ use dogsled_storage::group::{
 use dogsled_storage::{Command, IVec, Reply, TreeId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::history::{Action, Heard, History, Kind, Outcome, Value};
+use crate::holders::Held;
 use crate::network::SimulatedNetwork;
 use crate::random::Random;
 use crate::trace::{Trace, event};
 use crate::watchers::Watched;
+
+pub use transactions::Ledger;
 
 /// The tree that clients work in.
 pub(crate) const TREE: &str = "tree";
@@ -54,6 +61,10 @@ pub struct Shared {
     pub history: History,
     /// What those were told who watch.
     pub watched: Watched,
+    /// What those were told who hold locks.
+    pub held: Held,
+    /// How often nodes were started.
+    pub starts: Arc<AtomicU64>,
     /// What happens.
     pub trace: Trace,
     /// Whom to ask, as of now.
@@ -64,6 +75,17 @@ pub struct Shared {
     pub objects: Objects,
     /// What must not be, and was seen by a client itself.
     pub violations: Mutex<Vec<String>>,
+    /// What transactions there were.
+    pub ledger: Ledger,
+    /// When the life began.
+    pub began: Instant,
+}
+
+impl Shared {
+    /// How often nodes were started so far.
+    pub fn starts(&self) -> u64 {
+        self.starts.load(Ordering::Relaxed)
+    }
 }
 
 struct Session {

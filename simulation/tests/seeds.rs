@@ -1,12 +1,15 @@
 //! Some dozens of lives, each under other faults.
 
 use dogsled_simulation::faults::Kind;
-use dogsled_simulation::{Options, run};
+use dogsled_simulation::{Options, Report, run};
 
-fn judge(options: &Options) {
+fn judge(options: &Options) -> Report {
     let seed = options.seed;
     let names: Vec<String> = options.only.iter().map(|kind| format!("{kind:?}")).collect();
-    let only = if names.is_empty() { String::new() } else { format!(" --faults {}", names.join(",")) };
+    let mut only = if names.is_empty() { String::new() } else { format!(" --faults {}", names.join(",")) };
+    if options.transactions {
+        only.push_str(" --transactions");
+    }
     let report = run(options);
     assert!(
         report.violations.is_empty(),
@@ -14,6 +17,7 @@ fn judge(options: &Options) {
         report.violations.join("\n")
     );
     assert_eq!(report.undecided, 0, "seed {seed}: a history that is too hard to judge");
+    report
 }
 
 fn live(seeds: std::ops::Range<u64>) {
@@ -64,6 +68,59 @@ fn entries_of_old_terms_are_not_committed_by_counting() {
 fn members_come_and_go_while_clients_work() {
     for seed in 0..3 {
         let only = vec![Kind::Join, Kind::Leave, Kind::Wipe, Kind::PowerCut, Kind::Isolate];
+        judge(&Options { only, ..Options::new(seed) });
+    }
+}
+
+/// With five and six machines most have not all partitions: they move through whatever happens.
+#[test]
+fn partitions_move_while_machines_die_and_networks_are_cut() {
+    for seed in [3, 5, 8, 13, 21, 34, 55, 89] {
+        let only = vec![
+            Kind::Join,
+            Kind::Leave,
+            Kind::Drain,
+            Kind::PowerCut,
+            Kind::Kill,
+            Kind::Isolate,
+            Kind::OneWay,
+            Kind::Pause,
+            Kind::Wipe,
+        ];
+        judge(&Options { only, ..Options::new(seed) });
+    }
+}
+
+#[test]
+fn transactions_over_partitions_are_strictly_serializable_through_faults() {
+    let mut counts = std::collections::BTreeMap::new();
+    for seed in 0..20 {
+        for (what, count) in judge(&Options::with_transactions(seed)).transactions {
+            *counts.entry(what).or_insert(0) += count;
+        }
+    }
+    println!("{counts:?}");
+    // That there was enough of everything.
+    for (what, least) in [
+        ("committed", 500),
+        ("aborted", 100),
+        ("unknown", 3),
+        ("audits", 30),
+        ("audits disturbed", 10),
+        ("died before the decision", 10),
+        ("died after the decision", 10),
+    ] {
+        let count = counts.get(what).copied().unwrap_or(0);
+        assert!(count >= least, "only {count} {what}: {counts:?}");
+    }
+}
+
+/// Seeds that catch a vote that is given before the new replica has everything, if that is built in.
+#[test]
+fn nobody_votes_before_he_has_everything() {
+    for seed in [1003, 1009] {
+        let only =
+            vec![Kind::Join, Kind::Leave, Kind::Drain, Kind::Isolate, Kind::Pause, Kind::OneWay, Kind::Kill];
         judge(&Options { only, ..Options::new(seed) });
     }
 }

@@ -13,7 +13,7 @@ use super::load::LoadFormat;
 
 mod node;
 
-pub(crate) use node::{CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, ServeArgs};
+pub(crate) use node::{CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, RebalanceArgs, ServeArgs};
 
 /// A key-value store: run a node of a cluster, and read and write a cluster or a database directory.
 ///
@@ -150,6 +150,27 @@ pub(crate) enum Command {
         key: OsString,
         /// The value; with -f file the name of a file that holds it
         value: OsString,
+        /// Let it expire after so long; a later put without this makes it stay
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        ttl: Option<u64>,
+    },
+    /// Say how many seconds a key has to live, or "forever"; exit code 1 if it is not there
+    Ttl {
+        /// The key
+        key: OsString,
+    },
+    /// Let a key expire after so long; exit code 1 if it is not there
+    Expire {
+        /// The key
+        key: OsString,
+        /// How long it has to live
+        #[arg(value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
+    },
+    /// Take the time to live from a key, so that it stays; exit code 1 if it has none
+    Persist {
+        /// The key
+        key: OsString,
     },
     /// Remove keys; synced when the command returns
     Del {
@@ -237,10 +258,21 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: CounterCommand,
     },
-    /// See or take a lock
+    /// Carry out several operations as one transaction: lines of JSON such as
+    /// {"op":"put","key":"a","value":"1"}, with the operations get, put, remove, check (with "is") and add
+    /// (with "counter" and "by")
+    Txn {
+        /// The file with the operations; - is standard input
+        #[arg(default_value = "-")]
+        file: PathBuf,
+    },
+    /// See or take a lock, or run a command under it: `dogsled lock NAME -- command`
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Lock {
         #[command(subcommand)]
-        command: LockCommand,
+        command: Option<LockCommand>,
+        #[command(flatten)]
+        run: LockRun,
     },
     /// Run a node: a database that others connect to, alone or with other nodes
     Serve(Box<ServeArgs>),
@@ -256,6 +288,31 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: MemberCommand,
     },
+
+    /// Move everything that a member holds to the others; it stays a member
+    Drain {
+        /// The node
+        id: u64,
+        /// Let it have its share again
+        #[arg(long)]
+        cancel: bool,
+        /// Return when it is decided, not when it is done
+        #[arg(long)]
+        no_wait: bool,
+    },
+
+    /// Look at how partitions move between the members, and steer it
+    Rebalance(RebalanceArgs),
+
+    /// Keep so many replicas of each partition
+    Replicas {
+        /// How many; no more than there are active members
+        count: u32,
+        /// Return when it is decided, not when it is done
+        #[arg(long)]
+        no_wait: bool,
+    },
+
     /// Watch a cluster of three nodes in this process lose its leader, and nothing else
     Demo(DemoArgs),
 }
@@ -381,6 +438,30 @@ pub(crate) enum CounterCommand {
         /// The counter
         name: OsString,
     },
+}
+
+/// Of `lock`, to run a command.
+#[derive(Debug, Args)]
+pub(crate) struct LockRun {
+    /// The lock under which to run a command (of a cluster: with --connect). One that is called as one of
+    /// the subcommands is can only be used by those
+    pub(crate) name: Option<OsString>,
+    /// How long the lock outlives this process, in seconds; it is renewed while the command runs
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) lease: u64,
+    /// Give up after so long if the lock is held; exit code 8 [default: wait for ever]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) wait: Option<u64>,
+    /// For how long nobody gets the lock after this process has vanished without giving it back
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) delay: u64,
+    /// If the lock is lost the command gets SIGTERM, and SIGKILL after so long
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub(crate) kill_after: u64,
+    /// The command and its arguments; its exit code is passed on, and it finds the fencing token in
+    /// DOGSLED_LOCK_TOKEN
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// Of `lock`.

@@ -8,8 +8,11 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dogsled::{Batch, Db, FencingToken, Holder, IVec, OutOfBounds, Tree, cluster};
-use dogsled_storage::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME};
+use dogsled::{Batch, Db, FencingToken, Holder, IVec, OutOfBounds, Tree, Ttl, cluster};
+use dogsled_storage::{
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME,
+    SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+};
 
 use super::args::Global;
 use super::bytes;
@@ -87,7 +90,9 @@ impl Database {
             Database::Directory(db) => db.engine().trees().into_iter().map(|(name, _)| name).collect(),
             Database::Cluster(_) => self.tree_names()?,
         };
-        names.retain(|name| name != LOCKS_TREE_NAME && name != SESSIONS_TREE_NAME);
+        names.retain(|name| {
+            ![LOCKS_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME].contains(&&name[..])
+        });
         Ok(names)
     }
 
@@ -109,7 +114,16 @@ impl Database {
 
     /// The tree of that name, made if there is none; not one of the database's own.
     pub(crate) fn tree_for_writing(&self, name: &[u8]) -> Result<Keyspace> {
-        if [COUNTERS_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME].contains(&name) {
+        let own = [
+            COUNTERS_TREE_NAME,
+            LOCKS_TREE_NAME,
+            SESSIONS_TREE_NAME,
+            EXPIRY_TREE_NAME,
+            LOCK_QUEUES_TREE_NAME,
+            SEQUENCES_TREE_NAME,
+            TRANSACTIONS_TREE_NAME,
+        ];
+        if own.contains(&name) {
             return Err(Failure::usage(format!(
                 "tree {:?} is the database's own; use `dogsled counter` or `dogsled lock`",
                 bytes::display_short(name)
@@ -250,6 +264,38 @@ impl Keyspace {
         match self {
             Keyspace::Directory(tree) => Ok(tree.insert(key, value)?),
             Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.insert(key, value))?),
+        }
+    }
+
+    /// Sets a key that expires; the value before.
+    pub(crate) fn insert_with_ttl(&self, key: &[u8], value: Vec<u8>, ttl: Duration) -> Result<Option<IVec>> {
+        match self {
+            Keyspace::Directory(tree) => Ok(tree.insert_with_ttl(key, value, ttl)?),
+            Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.insert_with_ttl(key, value, ttl))?),
+        }
+    }
+
+    /// Has a key expire; whether it was there.
+    pub(crate) fn expire(&self, key: &[u8], ttl: Duration) -> Result<bool> {
+        match self {
+            Keyspace::Directory(tree) => Ok(tree.expire(key, ttl)?),
+            Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.expire(key, ttl))?),
+        }
+    }
+
+    /// Has a key stay; whether it had a time to live.
+    pub(crate) fn persist(&self, key: &[u8]) -> Result<bool> {
+        match self {
+            Keyspace::Directory(tree) => Ok(tree.persist(key)?),
+            Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.persist(key))?),
+        }
+    }
+
+    /// How long a key has to live.
+    pub(crate) fn ttl(&self, key: &[u8]) -> Result<Ttl> {
+        match self {
+            Keyspace::Directory(tree) => Ok(tree.ttl(key)?),
+            Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.ttl(key))?),
         }
     }
 

@@ -55,7 +55,10 @@ fn run(cli: Cli) -> Result<()> {
     let out = &mut output;
     match command {
         Command::Get { key, output } => commands::entries::get(&global, out, &key, output.as_deref()),
-        Command::Put { key, value } => commands::entries::put(&global, out, &key, &value),
+        Command::Put { key, value, ttl } => commands::entries::put(&global, out, &key, &value, ttl),
+        Command::Ttl { key } => commands::ttl::ttl(&global, out, &key),
+        Command::Expire { key, seconds } => commands::ttl::expire(&global, out, &key, seconds),
+        Command::Persist { key } => commands::ttl::persist(&global, out, &key),
         Command::Del { keys } => commands::entries::del(&global, out, &keys),
         Command::Scan { range, reverse, limit, keys_only } => {
             commands::entries::scan(&global, out, &range, reverse, limit, keys_only)
@@ -76,11 +79,18 @@ fn run(cli: Cli) -> Result<()> {
         Command::Bench(args) => commands::bench::bench(&global, out, &args),
         Command::Wal { command } => commands::wal::wal(&global, out, &command),
         Command::Counter { command } => commands::coordination::counter(&global, out, &command),
-        Command::Lock { command } => commands::coordination::lock(&global, out, &command),
+        Command::Lock { command: Some(command), .. } => commands::coordination::lock(&global, out, &command),
+        Command::Lock { command: None, run } => commands::lock_run::run(&global, &run),
+        Command::Txn { file } => commands::txn::txn(&global, out, &file),
         Command::Serve(args) => serve::serve(&global, out, &args),
         Command::Certs { command } => commands::certs::certs(&global, out, &command),
         Command::Status => commands::status::status(&global, out),
         Command::Member { command } => commands::member::member(&global, out, &command),
+        Command::Drain { id, cancel, no_wait } => {
+            commands::rebalance::drain(&global, out, id, cancel, no_wait)
+        }
+        Command::Rebalance(args) => commands::rebalance::rebalance(&global, out, &args),
+        Command::Replicas { count, no_wait } => commands::rebalance::replicas(&global, out, count, no_wait),
         Command::Demo(args) => demo::demo(out, &args),
     }?;
     output.finish()

@@ -27,6 +27,10 @@ impl From<Error> for Failure {
                 Code::OutcomeUnknown,
                 format!("the outcome is not known, the write may have happened or happen yet: {why}"),
             ),
+            Error::Conflict(what) => {
+                Failure::refused(format!("nothing was done, somebody else was quicker: {what}"))
+            }
+            Error::LockNotHeld { .. } => Failure::refused(error.to_string()),
             Error::Closed => Failure::new(Code::Unavailable, error.to_string()),
             // A newer or older dogsled.
             other => Failure::new(Code::NotADatabase, other.to_string()),

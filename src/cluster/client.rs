@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use dogsled_net::ClientEndpoint;
 use dogsled_replication as replication;
-use dogsled_replication::{ClientReply, ClientRequest, ClusterMap, Consistency, NodeId, NodeStatus};
+use dogsled_replication::{
+    Change, ClientReply, ClientRequest, ClusterMap, Consistency, NodeId, NodeStatus, Record,
+};
 use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
 use futures_util::future::{join_all, try_join_all};
 use tokio::sync::watch;
@@ -14,7 +16,7 @@ use tokio::time::Instant;
 use super::core::{Core, Reach, unexpected};
 use super::options::Behaviour;
 use super::pool::Pool;
-use super::{ClientOptions, Counter, Error, Lock, Result, Tree, routes};
+use super::{ClientOptions, Counter, Election, Error, Lock, Result, Session, ShardedCounter, Tree, routes};
 use crate::IVec;
 
 /// A client of a cluster; see [`cluster`](super). Clones are the same client, and cheap.
@@ -173,7 +175,98 @@ impl Client {
     /// # Ok(()) }
     /// ```
     pub fn lock(&self, name: impl AsRef<[u8]>) -> Lock {
-        Lock::new(self.clone(), IVec::from(name.as_ref()))
+        Lock::new(self.clone(), IVec::from(name.as_ref()), 1, 1)
+    }
+
+    /// A read/write lock, for reading: any number of readers hold it at a time, and no writer. Readers that
+    /// come while a writer waits wait behind it.
+    ///
+    /// ```no_run
+    /// # async fn share(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let reading = client.read_lock("catalogue").acquire(Duration::from_secs(10)).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn read_lock(&self, name: impl AsRef<[u8]>) -> Lock {
+        Lock::reader(self.clone(), IVec::from(name.as_ref()))
+    }
+
+    /// The same read/write lock, for writing: one writer holds it, and nobody else.
+    pub fn write_lock(&self, name: impl AsRef<[u8]>) -> Lock {
+        Lock::writer(self.clone(), IVec::from(name.as_ref()))
+    }
+
+    /// A semaphore: so many hold it at a time. All who use it must say the same number.
+    ///
+    /// ```no_run
+    /// # async fn limit(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let licence = client.semaphore("licences", 5).acquire(Duration::from_secs(10)).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn semaphore(&self, name: impl AsRef<[u8]>, capacity: u32) -> Lock {
+        Lock::new(self.clone(), IVec::from(name.as_ref()), 1, capacity)
+    }
+
+    /// A session of the application's: what it owns dies with it. It lives while it is renewed, which
+    /// happens in the background.
+    ///
+    /// ```no_run
+    /// # async fn live(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let session = client.session(Duration::from_secs(10));
+    /// session.insert(&client.tree("workers"), "10.0.0.7", "idle").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn session(&self, lease: Duration) -> Session {
+        Session::new(self.clone(), lease)
+    }
+
+    /// An election: one leader among many, and everybody knows who.
+    ///
+    /// ```no_run
+    /// # async fn look(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// if let Some(leader) = client.election("scheduler").leader().await? {
+    ///     println!("{:?} leads", leader.value);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn election(&self, name: impl AsRef<[u8]>) -> Election {
+        Election::new(self.clone(), IVec::from(name.as_ref()))
+    }
+
+    /// A counter for one name that is so hot that one partition is not enough: its additions are spread over
+    /// `shards` counters in several partitions, and reading sums them.
+    ///
+    /// ```no_run
+    /// # async fn count(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// let visits = client.sharded_counter("visits", 16);
+    /// visits.add(1).await?;
+    /// println!("{} visits", visits.get().await?);
+    /// # Ok(()) }
+    /// ```
+    pub fn sharded_counter(&self, name: impl AsRef<[u8]>, shards: u16) -> ShardedCounter {
+        ShardedCounter::new(self.clone(), name.as_ref(), shards)
+    }
+
+    /// Adds to several counters at once, or to none if one sum does not fit; what they stand at then, in
+    /// the order of their names. They must be of one partition: give their names a common
+    /// [tag](super#routing).
+    ///
+    /// ```no_run
+    /// # async fn count(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// client.add_to_counters([("{shop}:sold", 1), ("{shop}:stock", -1)]).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a sum does not fit, or they are of several partitions; those of
+    /// [writing](super#writes).
+    pub async fn add_to_counters<N: AsRef<[u8]>>(
+        &self,
+        additions: impl IntoIterator<Item = (N, i64)>,
+    ) -> Result<Vec<(IVec, i64)>> {
+        super::counter::add_to_many(self, additions).await
     }
 
     /// The names of all trees in any partition, sorted; those of the database itself if they hold
@@ -272,10 +365,11 @@ impl Client {
     /// [`Error::Invalid`] if one of them belongs to another cluster; [`Error::Unavailable`] if one
     /// cannot be reached by the others.
     pub async fn create_cluster(&self, partitions: u32, members: Vec<(NodeId, Vec<String>)>) -> Result<()> {
-        self.done(&ClientRequest::Initialize { partitions, members }).await
+        let replicas = replication::meta::DEFAULT_REPLICAS;
+        self.done(&ClientRequest::Initialize { partitions, replicas, members }).await
     }
 
-    /// Makes a running node, that has adopted the cluster, a voting member of every partition; or
+    /// Takes in a running node that has adopted the cluster, and gives it its share of the partitions; or
     /// tells the others its new addresses. Takes as long as the node needs to catch up: give it a
     /// [deadline](Client::with_deadline) that allows for that, or call it again.
     ///
@@ -285,13 +379,34 @@ impl Client {
         self.done(&ClientRequest::AddMember { node, addresses }).await
     }
 
-    /// Takes a node out of every partition. Its id must never be used again. Can be called again to
-    /// go on.
+    /// Takes out a node: what it has moves to others first. Its id can never be used again. Can be called
+    /// again to go on.
     ///
     /// # Errors
     /// As [`Client::add_member`].
     pub async fn remove_member(&self, node: NodeId) -> Result<()> {
         self.done(&ClientRequest::RemoveMember { node }).await
+    }
+
+    /// What is wanted of the cluster: its members, who is to have which partition, how movement is done.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn record(&self) -> Result<Record> {
+        match self.core().ask_any(&ClientRequest::Record, self.until()).await? {
+            ClientReply::Record(record) => Ok(*record),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Changes what is wanted of the cluster, if its [record](Client::record) still has this epoch; 0:
+    /// whatever it has. With `wait`, returns when it is carried through, otherwise when it is decided.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if somebody else was quicker; [`Error::Invalid`] if it cannot be;
+    /// [`Error::OutcomeUnknown`] at the deadline.
+    pub async fn change(&self, epoch: u64, wait: bool, change: Change) -> Result<()> {
+        self.done(&ClientRequest::Change { epoch, wait, change }).await
     }
 
     /// Asks for a group's leadership to go to a member; returns before it has.

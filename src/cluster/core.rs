@@ -25,7 +25,8 @@ use dogsled_storage::codec::{
     decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
 };
 use dogsled_storage::{
-    Answer, Command, GroupCommand, GroupRead, GroupReply, IVec, Operation, Refusal, Reply, SessionId,
+    Answer, Command, Fence, GroupCommand, GroupRead, GroupReply, IVec, Operation, Refusal, Reply, SessionId,
+    TransactionId,
 };
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -33,15 +34,29 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::call::{Answered, BACK_OFF, Link, Prefer, Repeat, this_process};
+use super::finishing::Finishing;
 use super::options::Behaviour;
 use super::pool::Pool;
-use super::session::{Session, Sessions, Upkeep, random_u64};
+use super::session::{Numbered, Session, Sessions, Upkeep, random_u64};
 use super::{Error, Result};
 
 /// How long the beginning of a stream may take.
 const OPEN_STREAM: Duration = Duration::from_secs(5);
 /// How long closing sessions may take.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// An operation that was not carried out, or perhaps was.
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// If the outcome is unknown: what whoever asks for it has to use.
+    pub(super) number: Option<Numbered>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Failed {
+        Failed { error, number: None }
+    }
+}
 
 /// How nodes are reached.
 pub(super) enum Reach {
@@ -60,7 +75,9 @@ pub(super) struct Core {
     /// Whether anything was called since the last map.
     pub(super) used: AtomicBool,
     pub(super) page_bytes: u64,
+    pub(super) finishing: Finishing,
     sessions: Sessions,
+    transactions: AtomicU64,
     session_lease: Duration,
     max_pipelined_writes: usize,
     closed: AtomicBool,
@@ -83,7 +100,9 @@ impl Core {
             ask: Notify::new(),
             used: AtomicBool::new(false),
             page_bytes: options.page_bytes,
+            finishing: Finishing::default(),
             sessions: Sessions::new(),
+            transactions: AtomicU64::new(0),
             session_lease: options.session_lease.max(Duration::from_secs(1)),
             max_pipelined_writes: options.max_pipelined_writes.clamp(1, 32 << 10),
             closed: AtomicBool::new(false),
@@ -107,6 +126,10 @@ impl Core {
 
     /// Ends the client: calls under way end at their next attempt.
     pub(super) async fn close(&self) {
+        if !self.is_closed() {
+            // What was decided is told to those who wait for it.
+            let _ = tokio::time::timeout(FAREWELL, self.finishing.idle()).await;
+        }
         if self.closed.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -168,7 +191,28 @@ impl Core {
         command: Command,
         until: Instant,
     ) -> Result<GroupReply> {
-        let operation = Operation::Command(command);
+        self.submit_operation(group, trees, Operation::Command(command), until).await
+    }
+
+    async fn submit_operation(
+        &self,
+        group: u32,
+        trees: Vec<IVec>,
+        operation: Operation,
+        until: Instant,
+    ) -> Result<GroupReply> {
+        let carried_out = self.carry_out(group, trees, operation, until).await;
+        carried_out.map_err(|failed| failed.error)
+    }
+
+    /// As [`Core::submit`], for any operation that a session may number.
+    pub(super) async fn carry_out(
+        &self,
+        group: u32,
+        trees: Vec<IVec>,
+        operation: Operation,
+        until: Instant,
+    ) -> Result<GroupReply, Failed> {
         let mut command = GroupCommand { session: None, time_ms: 0, trees, operation };
         loop {
             let session = self.session(group, until).await?;
@@ -178,39 +222,90 @@ impl Core {
                 Ok(None) => continue,
                 Err(_) => {
                     let why = "too many writes were under way until the deadline";
-                    return Err(Error::Unavailable(why.to_owned()));
+                    return Err(Error::Unavailable(why.to_owned()).into());
                 }
             };
             command.session = Some(number.tag);
             let bytes = encode_group_command(&command).map_err(|error| Error::Invalid(error.to_string()))?;
-            let Answered { reply, perhaps_before } =
-                self.call_command(group, bytes.into(), Repeat::Numbered, until).await?;
+            let answered = self.call_command(group, bytes.into(), Repeat::Numbered, until).await;
+            let Answered { reply, perhaps_before } = match answered {
+                Ok(answered) => answered,
+                Err(error) => {
+                    let number = (!error.is_definite()).then_some(number);
+                    return Err(Failed { error, number });
+                }
+            };
             let reply = applied(reply)?;
+            session.heard(reply.time_ms);
             match reply.result {
                 Err(Refusal::SessionUnknown(_)) => {
                     self.sessions.place(group).forget(&session);
                     if perhaps_before {
                         let why = "the session ended before the outcome was heard";
-                        return Err(Error::OutcomeUnknown(why.to_owned()));
+                        return Err(Error::OutcomeUnknown(why.to_owned()).into());
                     }
                     // Nothing was done: once more, in a new session.
                     if Instant::now() >= until {
-                        return Err(Error::Unavailable("the session has ended".to_owned()));
+                        return Err(Error::Unavailable("the session has ended".to_owned()).into());
                     }
                 }
                 Err(Refusal::Forgotten { .. }) => {
-                    return Err(Error::OutcomeUnknown("a later write has taken its place".to_owned()));
+                    return Err(Error::OutcomeUnknown("a later write has taken its place".to_owned()).into());
                 }
-                Err(Refusal::Malformed(what)) => return Err(Error::Incompatible(what)),
+                // Nodes wait until the lock is gone. A copy may still be on its way to one.
+                Err(Refusal::Locked(lock)) if perhaps_before => {
+                    let error = Error::OutcomeUnknown(lock.to_string());
+                    return Err(Failed { error, number: Some(number) });
+                }
+                Err(Refusal::Locked(lock)) => return Err(Error::Unavailable(lock.to_string()).into()),
+                Err(Refusal::Malformed(what)) => return Err(Error::Incompatible(what).into()),
+                Err(Refusal::LockNotHeld { lock, token, current }) => {
+                    return Err(Error::LockNotHeld { lock, token, current }.into());
+                }
                 Err(refusal @ (Refusal::Invalid(_) | Refusal::TooLarge(_) | Refusal::TreeNotFound(_))) => {
                     let (Refusal::Invalid(what) | Refusal::TooLarge(what)) = refusal else {
-                        return Err(Error::Invalid(refusal.to_string()));
+                        return Err(Error::Invalid(refusal.to_string()).into());
                     };
-                    return Err(Error::Invalid(what));
+                    return Err(Error::Invalid(what).into());
                 }
                 Ok(_) => return Ok(reply),
             }
         }
+    }
+
+    /// Sends an operation under a number that was used already.
+    pub(super) async fn repeat(
+        &self,
+        group: u32,
+        number: &Numbered,
+        operation: Operation,
+        until: Instant,
+    ) -> Result<GroupReply> {
+        let command = GroupCommand { session: Some(number.tag), time_ms: 0, trees: Vec::new(), operation };
+        let bytes = encode_group_command(&command).map_err(|error| Error::Invalid(error.to_string()))?;
+        applied(self.call_command(group, bytes.into(), Repeat::Harmless, until).await?.reply)
+    }
+
+    /// Has an operation carried out that may be carried out more than once.
+    pub(super) async fn operate(
+        &self,
+        group: u32,
+        operation: Operation,
+        until: Instant,
+    ) -> Result<GroupReply> {
+        let bytes = encode_operation(operation)?;
+        applied(self.call_command(group, bytes, Repeat::Harmless, until).await?.reply)
+    }
+
+    /// The time of a group's log, as far as is known here.
+    pub(super) async fn log_time_ms(&self, group: u32, until: Instant) -> Result<u64> {
+        Ok(self.session(group, until).await?.log_time_ms())
+    }
+
+    /// A number that no transaction had before.
+    pub(super) fn fresh_transaction(&self) -> TransactionId {
+        let number = self.transactions.fetch_add(1, Ordering::Relaxed);
+        TransactionId(self.sessions.base().wrapping_add(u128::from(number)))
     }
 
     /// As [`Core::submit`]; what the command was answered, and the log's time there.
@@ -224,6 +319,34 @@ impl Core {
         let GroupReply { time_ms, result, .. } = self.submit(group, trees, command, until).await?;
         match result {
             Ok(Answer::Reply(reply)) => Ok((reply, time_ms)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// As [`Core::execute`], but only while locks are held.
+    pub(super) async fn execute_fenced(
+        &self,
+        group: u32,
+        trees: Vec<IVec>,
+        fences: &[Fence],
+        command: Command,
+        until: Instant,
+    ) -> Result<Reply> {
+        if fences.is_empty() {
+            return Ok(self.execute(group, trees, command, until).await?.0);
+        }
+        for fence in fences {
+            if self.group_of(&fence.lock, until).await? != group {
+                return Err(Error::Invalid(format!(
+                    "lock \"{}\" and what is to be written under it are of different partitions, and a partition \
+                     knows its own locks only: give both a common {{tag}}",
+                    fence.lock.escape_ascii()
+                )));
+            }
+        }
+        let operation = Operation::Fenced { fences: fences.to_vec(), command };
+        match self.submit_operation(group, trees, operation, until).await?.result {
+            Ok(Answer::Reply(reply)) => Ok(reply),
             other => Err(unexpected(&other)),
         }
     }
@@ -248,9 +371,11 @@ impl Core {
             let bytes = encode_operation(Operation::OpenSession { session, lease_ms })?;
             // Opened twice under one id it is only renewed.
             let answered = self.call_command(group, bytes, Repeat::Harmless, until).await?;
-            match applied(answered.reply)?.result {
+            let reply = applied(answered.reply)?;
+            match reply.result {
                 Ok(Answer::Session { .. }) => {
                     let session = Arc::new(Session::new(session));
+                    session.heard(reply.time_ms);
                     place.set(Arc::clone(&session));
                     return Ok(session);
                 }
@@ -367,14 +492,17 @@ impl Core {
             ClientReply::Error(ClusterError::Invalid(what)) => Err(Error::Invalid(what)),
             ClientReply::Error(ClusterError::OutcomeUnknown(why)) => Err(Error::OutcomeUnknown(why)),
             ClientReply::Error(ClusterError::Denied(what)) => Err(Error::Denied(what)),
+            ClientReply::Error(ClusterError::Conflict(what)) => Err(Error::Conflict(what)),
             ClientReply::Error(error) => Err(Error::Unavailable(error.to_string())),
             reply => Ok(reply),
         }
     }
 }
 
+/// Who leads a group; if nobody has said, who is to.
 pub(super) fn leader_of(map: &ClusterMap, group: u32) -> Option<NodeId> {
-    map.leaders.get(group as usize).copied().flatten()
+    let known = map.leaders.get(group as usize).copied().flatten();
+    known.or_else(|| map.replicas_of(group).first().copied())
 }
 
 fn encode_operation(operation: Operation) -> Result<Bytes> {
@@ -407,8 +535,12 @@ async fn upkeep(core: std::sync::Weak<Core>, lease: Duration) {
                     };
                     let renewed = core.call_command(group, bytes, Repeat::Harmless, until).await;
                     let reply = renewed.and_then(|answered| applied(answered.reply));
-                    if let Ok(GroupReply { result: Err(Refusal::SessionUnknown(_)), .. }) = reply {
-                        core.sessions.place(group).forget(&session);
+                    match reply {
+                        Ok(GroupReply { result: Err(Refusal::SessionUnknown(_)), .. }) => {
+                            core.sessions.place(group).forget(&session);
+                        }
+                        Ok(reply) => session.heard(reply.time_ms),
+                        Err(_) => {}
                     }
                 }
             }

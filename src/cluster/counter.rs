@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use dogsled_replication::Consistency;
-use dogsled_storage::counter::{CounterCommand, CounterReply};
-use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
+use dogsled_storage::counter::{CounterAddition, CounterCommand, CounterReply, Sums};
+use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply};
 
 use super::core::unexpected;
 use super::{Client, Error, Result};
@@ -31,11 +31,48 @@ use crate::{IVec, OutOfBounds};
 pub struct Counter {
     client: Client,
     name: IVec,
+    fences: Vec<Fence>,
+}
+
+/// See [`Client::add_to_counters`].
+pub(super) async fn add_to_many<N: AsRef<[u8]>>(
+    client: &Client,
+    additions: impl IntoIterator<Item = (N, i64)>,
+) -> Result<Vec<(IVec, i64)>> {
+    let until = client.until();
+    let core = client.core();
+    let mut group = None;
+    let mut all = Vec::new();
+    for (name, delta) in additions {
+        let name = IVec::from(name.as_ref());
+        let its = core.group_of(&name, until).await?;
+        if *group.get_or_insert(its) != its {
+            let what = "the counters are of several partitions: give their names a common {tag}".to_owned();
+            return Err(Error::Invalid(what));
+        }
+        all.push(CounterAddition { name, delta });
+    }
+    let Some(group) = group else { return Ok(Vec::new()) };
+    match core.execute(group, Vec::new(), Command::CountMany { additions: all }, until).await?.0 {
+        Reply::Counted(Sums(sums)) => Ok(sums.into_iter().map(|sum| (sum.name, sum.delta)).collect()),
+        Reply::Counter(CounterReply::Overflow { current }) => Err(Error::Invalid(format!(
+            "a sum does not fit the 64 bits of a counter that stands at {current}"
+        ))),
+        other => Err(unexpected(&other)),
+    }
 }
 
 impl Counter {
     pub(super) fn new(client: Client, name: IVec) -> Counter {
-        Counter { client, name }
+        Counter { client, name, fences: Vec::new() }
+    }
+
+    /// The same counter, changed only while a lock is held; as [`Tree::under`](super::Tree::under).
+    #[must_use]
+    pub fn under(&self, fence: impl Into<Fence>) -> Counter {
+        let mut fenced = self.clone();
+        fenced.fences.push(fence.into());
+        fenced
     }
 
     /// The counter's name.
@@ -47,7 +84,8 @@ impl Counter {
         let until = self.client.until();
         let core = self.client.core();
         let group = core.group_of(&self.name, until).await?;
-        match core.execute(group, Vec::new(), Command::Counter(command), until).await?.0 {
+        let command = Command::Counter(command);
+        match core.execute_fenced(group, Vec::new(), &self.fences, command, until).await? {
             Reply::Counter(reply) => Ok(reply),
             other => Err(unexpected(&other)),
         }
@@ -96,6 +134,18 @@ impl Counter {
         let read = GroupRead::Counter { name: self.name.clone() };
         match core.read(group, &read, Consistency::Linearizable, until).await?.reply {
             GroupReadReply::Counter(value) => Ok(value.unwrap_or(0)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sets the value if it is `expected`. Inner error: what it is; nothing was changed.
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes).
+    pub async fn set_if(&self, expected: i64, value: i64) -> Result<std::result::Result<(), i64>> {
+        let command = CounterCommand::SetIf { name: self.name.clone(), expected, value };
+        match self.execute(command).await? {
+            CounterReply::Swapped(swapped) => Ok(swapped),
             other => Err(unexpected(&other)),
         }
     }

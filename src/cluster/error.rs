@@ -15,7 +15,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | tries again later | [`Error::Unavailable`] |
 /// | changes the request | [`Error::Invalid`] |
 /// | reads before it writes again | [`Error::OutcomeUnknown`] |
+/// | stops what it does under a lock | [`Error::LockNotHeld`] |
 /// | shows an administrator's certificate | [`Error::Denied`] |
+/// | looks at the cluster again | [`Error::Conflict`] |
 /// | opens another client | [`Error::Closed`] |
 /// | updates one of the two sides | [`Error::Incompatible`] |
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,19 @@ pub enum Error {
     /// Nothing was done, and nothing will be: the client's certificate does not permit it. Only an
     /// [administrator](super::certs::Authority::administrator) changes a cluster's members.
     Denied(String),
+    /// Nothing was done: somebody else has changed the cluster since it was looked at. Look again, and
+    /// ask again if it is still what is wanted.
+    Conflict(String),
+    /// Nothing was done, and nothing will be: the write demanded that a lock be held under a token
+    /// ([`Tree::under`](super::Tree::under)), and it is not. Stop what is done under the lock.
+    LockNotHeld {
+        /// The lock.
+        lock: crate::IVec,
+        /// The token that was presented.
+        token: crate::FencingToken,
+        /// The largest token of those who hold it now.
+        current: Option<crate::FencingToken>,
+    },
     /// Nothing was done: the client, or the node that it belongs to, was closed.
     Closed,
     /// The answer of the cluster is not what this version understands: client and nodes are of
@@ -62,6 +77,11 @@ impl fmt::Display for Error {
             Error::Invalid(what) => write!(f, "invalid request: {what}"),
             Error::OutcomeUnknown(why) => write!(f, "whether it has happened is not known: {why}"),
             Error::Denied(what) => write!(f, "not permitted: {what}"),
+            Error::Conflict(what) => write!(f, "conflict: {what}"),
+            Error::LockNotHeld { lock, token, current } => {
+                let (lock, token) = (lock.clone(), *token);
+                dogsled_storage::Error::LockNotHeld { lock, token, current: *current }.fmt(f)
+            }
             Error::Closed => f.write_str("the client was closed"),
             Error::Incompatible(what) => {
                 write!(f, "client and node are of versions that do not fit: {what}")

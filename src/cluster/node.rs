@@ -147,6 +147,7 @@ fn explain(error: ClusterError) -> Error {
         ClusterError::Invalid(what) => Error::Invalid(what),
         ClusterError::OutcomeUnknown(why) => Error::OutcomeUnknown(why),
         ClusterError::Denied(what) => Error::Denied(what),
+        ClusterError::Conflict(what) => Error::Conflict(what),
         other => Error::Unavailable(other.to_string()),
     }
 }
@@ -239,25 +240,34 @@ impl Node {
     }
 
     /// Makes a cluster of this node and others, all new and running, with so many partitions for
-    /// ever (16 are enough for a few machines). Returns when every group has a leader. Can be called
-    /// again if it was interrupted.
+    /// ever (16 are enough for a few machines), and three replicas of each as soon as there are so many
+    /// members. Returns when every group has begun. Can be called again if it was interrupted.
     ///
     /// # Errors
     /// [`Error::Invalid`] if one of them belongs to another cluster; [`Error::Unavailable`] if one
     /// cannot be reached.
-    pub async fn create_cluster(
+    pub async fn create_cluster(&self, partitions: u32, members: Vec<(NodeId, Vec<String>)>) -> Result<()> {
+        self.create_cluster_with(partitions, replication::meta::DEFAULT_REPLICAS, members).await
+    }
+
+    /// As [`create_cluster`](Node::create_cluster), with so many replicas of each partition.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn create_cluster_with(
         &self,
         partitions: u32,
+        replicas: u32,
         mut members: Vec<(NodeId, Vec<String>)>,
     ) -> Result<()> {
         if !members.iter().any(|(node, _)| *node == self.id()) {
             members.push((self.id(), self.addresses().to_vec()));
         }
-        self.inner.node.initialize_cluster(partitions, members).await.map_err(explain)
+        self.inner.node.initialize_cluster_with(partitions, replicas, members).await.map_err(explain)
     }
 
     /// Makes this node, which is new, a member of the cluster that the nodes at these addresses
-    /// belong to. Returns when it votes in every partition. Can be called again if it was
+    /// belong to. Returns when it has its share of the partitions. Can be called again if it was
     /// interrupted.
     ///
     /// # Errors
@@ -313,6 +323,11 @@ impl Node {
     /// Where everything is, as far as this node knows.
     pub fn map(&self) -> ClusterMap {
         self.inner.node.map()
+    }
+
+    /// What is wanted of the cluster, as far as this node knows; `None` before it is a member.
+    pub fn record(&self) -> Option<Arc<replication::Record>> {
+        self.inner.node.record()
     }
 
     /// How the node is.

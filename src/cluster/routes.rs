@@ -4,7 +4,7 @@
 //! says that it came that way. So the map is asked for again: every second while the client is used
 //! (every ten while it is not), from any node; and at once when a call waits too long or fails, from all nodes. Of different
 //! answers the more frequent counts: a node that was cut off may believe for a while what it knew
-//! before.
+//! before. And whoever answers a call that was made with the map of an old epoch sends the new one along.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -109,7 +109,7 @@ async fn ask_all(core: &Core, pool: &Pool) -> Option<ClusterMap> {
 fn merge(maps: Vec<ClusterMap>, is_suspected: impl Fn(NodeId) -> bool) -> Option<ClusterMap> {
     // Members that most agree upon: one that has left believes for ever what it knew then.
     let alike = |of: &&ClusterMap| maps.iter().filter(|map| map.members == of.members).count();
-    let mut merged = maps.iter().max_by_key(alike)?.clone();
+    let mut merged = maps.iter().max_by_key(|map| (map.epoch, alike(map)))?.clone();
     for (group, leader) in merged.leaders.iter_mut().enumerate() {
         let mut votes: HashMap<NodeId, usize> = HashMap::new();
         for named in maps.iter().filter_map(|map| map.leaders.get(group).copied().flatten()) {
@@ -143,6 +143,12 @@ pub(super) fn adopt(core: &Core, pool: &Pool, found: ClusterMap) {
         pool.retain(&found.members.iter().map(|(node, _)| *node).collect::<Vec<_>>());
     }
     core.map.send_if_modified(|map| {
+        // An answer that was on its way for long is no news.
+        if found.epoch < map.epoch {
+            return false;
+        }
+        let mut found = found;
+        keep_leaders(map, &mut found);
         let changed = **map != found;
         if changed {
             *map = Arc::new(found);
@@ -151,13 +157,35 @@ pub(super) fn adopt(core: &Core, pool: &Pool, found: ClusterMap) {
     });
 }
 
+/// A node tells only of groups that it has; of the others counts what was known, as long as who led
+/// may still have the group.
+fn keep_leaders(known: &ClusterMap, found: &mut ClusterMap) {
+    for group in 0..found.leaders.len() {
+        let before = known.leaders.get(group).copied().flatten();
+        let may_lead = before.filter(|node| found.replicas_of(group as u32).contains(node));
+        let leader = &mut found.leaders[group];
+        *leader = leader.or(may_lead);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn map(leaders: &[u64]) -> ClusterMap {
         let leaders = leaders.iter().map(|leader| Some(NodeId(*leader)).filter(|node| node.0 > 0)).collect();
-        ClusterMap { cluster: 7, partitions: 1, members: Vec::new(), leaders }
+        ClusterMap { cluster: 7, partitions: 1, leaders, ..ClusterMap::default() }
+    }
+
+    #[test]
+    fn a_node_that_has_not_all_groups_takes_no_leader_away() {
+        let known = map(&[1, 2, 3]);
+        let mut found = map(&[1, 0, 0]);
+        found.replicas = [vec![1], vec![2, 4], vec![4, 5]]
+            .map(|nodes: Vec<u64>| nodes.into_iter().map(NodeId).collect())
+            .into();
+        keep_leaders(&known, &mut found);
+        assert_eq!(found.leaders, [Some(NodeId(1)), Some(NodeId(2)), None], "node 3 has left the group");
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     slots: Mutex<Slots>,
     room: Notify,
+    /// The latest time that the group's log was heard to have, and when.
+    log_time: Mutex<(u64, Instant)>,
 }
 
 #[derive(Default)]
@@ -61,7 +63,22 @@ impl Drop for Numbered {
 
 impl Session {
     pub(super) fn new(id: SessionId) -> Session {
-        Session { id, slots: Mutex::default(), room: Notify::new() }
+        let log_time = Mutex::new((0, Instant::now()));
+        Session { id, slots: Mutex::default(), room: Notify::new(), log_time }
+    }
+
+    /// The group's log has, or had, this time.
+    pub(super) fn heard(&self, time_ms: u64) {
+        let mut log_time = self.log_time.lock();
+        if time_ms > log_time.0 {
+            *log_time = (time_ms, Instant::now());
+        }
+    }
+
+    /// The time of the group's log, if it has gone on since as the time here has.
+    pub(super) fn log_time_ms(&self) -> u64 {
+        let (heard, at) = *self.log_time.lock();
+        heard.saturating_add(at.elapsed().as_millis() as u64)
     }
 
     /// A slot and its next number, when fewer than `limit` are in use; `None` if the session has ended.
@@ -167,6 +184,11 @@ impl Sessions {
 
     pub(super) fn fresh_id(&self) -> SessionId {
         SessionId(self.base | u128::from(self.opened.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// A random number whose lowest 32 bits are zero.
+    pub(super) fn base(&self) -> u128 {
+        self.base
     }
 
     pub(super) fn place(&self, group: u32) -> Arc<Place> {

@@ -6,7 +6,7 @@ use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
 use dogsled_replication::{Consistency, ReadAnswer};
-use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply, TreeId, Versioned, Write};
+use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId, Versioned, Write};
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
@@ -30,6 +30,7 @@ const READ_AT_ONCE: usize = 256;
 pub struct Tree {
     client: Client,
     name: IVec,
+    fences: Vec<Fence>,
 }
 
 /// What was read, and how old it may be.
@@ -37,7 +38,29 @@ pub(super) type Aged<T> = (T, Option<Duration>);
 
 impl Tree {
     pub(super) fn new(client: Client, name: IVec) -> Tree {
-        Tree { client, name }
+        Tree { client, name, fences: Vec::new() }
+    }
+
+    /// The same tree, written to only while a lock is held: every write through it is carried out by the
+    /// partition's log if the lock is held under that token then, and fails with
+    /// [`Error::LockNotHeld`] otherwise. Several can be demanded one after the other. Reading is not
+    /// changed.
+    ///
+    /// The lock and the keys must be of one partition, which a common [tag](super#routing) ensures.
+    ///
+    /// ```no_run
+    /// # async fn work(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let guard = client.lock("{printer}").acquire(Duration::from_secs(10)).await?;
+    /// let jobs = client.tree("jobs").under(&guard);
+    /// jobs.insert("{printer}:last", "42").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn under(&self, fence: impl Into<Fence>) -> Tree {
+        let mut fenced = self.clone();
+        fenced.fences.push(fence.into());
+        fenced
     }
 
     /// The tree's name.
@@ -53,7 +76,7 @@ impl Tree {
     /// The same tree, whose calls may take so long.
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Tree {
-        Tree { client: self.client.with_deadline(deadline), name: self.name.clone() }
+        Tree { client: self.client.with_deadline(deadline), ..self.clone() }
     }
 
     /// The same tree, read without asking the leader: what is read may be old, and tells its age.
@@ -68,11 +91,16 @@ impl Tree {
         StaleTree::new(self.clone())
     }
 
-    async fn execute(&self, key: &IVec, command: Command) -> Result<Reply> {
+    pub(super) async fn execute(&self, key: &IVec, command: Command) -> Result<Reply> {
         let until = self.client.until();
         let core = self.client.core();
         let group = core.group_of(key, until).await?;
-        Ok(core.execute(group, vec![self.name.clone()], command, until).await?.0)
+        self.execute_in(group, command, until).await
+    }
+
+    async fn execute_in(&self, group: u32, command: Command, until: Instant) -> Result<Reply> {
+        let trees = vec![self.name.clone()];
+        self.client.core().execute_fenced(group, trees, &self.fences, command, until).await
     }
 
     /// Sets a key; the value before.
@@ -163,7 +191,7 @@ impl Tree {
         let core = self.client.core();
         let group = core.group_of(key, until).await?;
         let command = Command::CompareAndSwap { tree: TreeId(0), key: key.clone(), old, new: new.clone() };
-        match core.execute(group, vec![self.name.clone()], command, until).await?.0 {
+        match self.execute_in(group, command, until).await? {
             Reply::Swapped(Ok(())) => Ok(Ok(())),
             Reply::Swapped(Err(current)) => Ok(Err(CompareAndSwapError { current, proposed: new })),
             other => Err(unexpected(&other)),
@@ -394,8 +422,7 @@ impl Tree {
     }
 
     async fn apply_part(&self, group: u32, writes: Vec<Write>, until: Instant) -> Result<()> {
-        let trees = vec![self.name.clone()];
-        match self.client.core().execute(group, trees, Command::Batch { writes }, until).await?.0 {
+        match self.execute_in(group, Command::Batch { writes }, until).await? {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -445,7 +472,7 @@ impl Tree {
         let groups = 1..=core.partitions(until).await?;
         let cleared = groups.map(|group| async move {
             let command = Command::ClearTree { tree: TreeId(0) };
-            match core.execute(group, vec![self.name.clone()], command, until).await?.0 {
+            match self.execute_in(group, command, until).await? {
                 Reply::Done => Ok(()),
                 other => Err(unexpected(&other)),
             }

@@ -18,7 +18,7 @@ use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::evaluate::{self, Context, Effect, Entry, Versioned, View};
 use dogsled_storage::lock::PENDING_SEQUENCE;
 use dogsled_storage::{Command, Error as StorageError, Reply, Result as StorageResult, TreeId, Write};
-use dogsled_storage::{Durability, Snapshot};
+use dogsled_storage::{Durability, Fence, Snapshot};
 
 use super::UnabortableTransactionResult;
 use crate::db::Database;
@@ -39,6 +39,8 @@ pub(super) struct State {
     /// Few, so that searching them in a row beats any map.
     trees: Vec<TreeAccess>,
     ranges: Vec<RangeTrack>,
+    /// Locks that must be held for the commit.
+    fences: Vec<Fence>,
 }
 
 struct TreeAccess {
@@ -152,6 +154,16 @@ impl Attempt {
         }
     }
 
+    /// The commit is to take place only while these locks are held.
+    pub(super) fn fence(&self, fences: &[Fence]) {
+        let own = &mut self.state.borrow_mut().fences;
+        for fence in fences {
+            if !own.contains(fence) {
+                own.push(fence.clone());
+            }
+        }
+    }
+
     pub(super) fn require_sync(&self) {
         self.must_be_synced.set(true);
     }
@@ -187,7 +199,7 @@ impl Attempt {
 
     /// Ends the attempt and applies its writes, if all that it read is still so.
     pub(super) fn commit(&self, durability: Option<Durability>) -> Result<Committed, StorageError> {
-        let State { trees, ranges } = self.end();
+        let State { trees, ranges, fences } = self.end();
         let engine = &self.database.engine;
         let durability = match durability {
             _ if self.must_be_synced.get() => Durability::Synced,
@@ -207,7 +219,12 @@ impl Attempt {
             writes.extend(written.into_iter().map(|(key, value)| Write { tree, key, value }));
         }
         let ranges = ranges.into_iter().flat_map(RangeTrack::into_reads).collect();
-        match self.database.execute(Command::Transact { reads, ranges, writes }, durability)? {
+        let command = Command::Transact { reads, ranges, writes };
+        let reply = match fences.is_empty() {
+            true => self.database.execute(command, durability)?,
+            false => self.database.execute_fenced(&fences, command, durability)?,
+        };
+        match reply {
             Reply::Done => Ok(Committed::Yes),
             Reply::Conflict => Ok(Committed::Conflict),
             other => unreachable!("a transaction was answered with {other:?}"),
@@ -361,5 +378,10 @@ impl View for AttemptView<'_> {
 
     fn next_id(&self) -> u64 {
         unreachable!("no command of a transaction reserves numbers")
+    }
+
+    fn earliest_due(&self) -> StorageResult<u64> {
+        // The snapshot does not show what has expired.
+        Ok(u64::MAX)
     }
 }

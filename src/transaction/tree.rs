@@ -27,6 +27,9 @@ pub struct TransactionalTree {
 
 impl TransactionalTree {
     pub(super) fn new(tree: &Tree, attempt: &Rc<Attempt>) -> TransactionalTree {
+        if let Some(fences) = &tree.fences {
+            attempt.fence(fences);
+        }
         TransactionalTree { tree: tree.clone(), attempt: Rc::clone(attempt) }
     }
 

@@ -25,8 +25,9 @@
 //!
 //! A [`GroupCommand`](crate::group::GroupCommand), [`GroupReply`](crate::group::GroupReply),
 //! [`GroupRead`](crate::group::GroupRead) and [`GroupReadReply`](crate::group::GroupReadReply) is
-//! each a version byte, 1, and its fields in order in the same encoding. Within a group command the
-//! operation is last, so that what follows the number 1 is exactly the body of a command.
+//! each a version byte (3 for a command, 1 for the others) and its fields in order in the same encoding.
+//! Within a group command the operation is last, so that what follows the number 1, or the number 6 and the
+//! fences, is exactly the body of a command.
 //!
 //! # Hostile bytes
 //!
@@ -46,12 +47,14 @@
 mod bincoded;
 pub mod effects;
 mod grouped;
+mod transacted;
 
 pub use bincoded::{MAX_ENCODED_COMMAND_LENGTH, decode_command, encode_command};
-pub(crate) use bincoded::{decode_record, encode_record};
+pub(crate) use bincoded::{decode_list_record, decode_record, encode_list_record, encode_record};
 pub use effects::{EffectRef, EffectRefs, Malformed, decode_effects, encode_effects};
 pub use grouped::{
     GROUP_COMMAND_VERSION, MAX_ENCODED_GROUP_COMMAND_LENGTH, MAX_ENCODED_GROUP_READ_LENGTH,
     decode_group_command, decode_group_read, decode_group_read_reply, decode_group_reply,
     encode_group_command, encode_group_read, encode_group_read_reply, encode_group_reply,
 };
+pub(crate) use transacted::{decode_decided, decode_prepared, encode_decided, encode_prepared};

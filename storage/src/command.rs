@@ -5,8 +5,11 @@
 
 use bincode::{Decode, Encode};
 
-use crate::counter::{CounterCommand, CounterReply};
+use crate::compare::Comparison;
+use crate::counter::{CounterAddition, CounterCommand, CounterReply};
+use crate::expiry::{ExpiryCommand, ExpiryReply};
 use crate::lock::{LockCommand, LockReply};
+use crate::owned::OwnedCommand;
 use crate::{Error, IVec, Result};
 
 /// The longest key in bytes.
@@ -32,17 +35,26 @@ impl TreeId {
     /// Holds the sessions of a replica; see [`crate::session`]. An embedded database has no such
     /// tree.
     pub const SESSIONS: TreeId = TreeId(3);
+    /// Holds when keys expire; see [`crate::expiry`].
+    pub const EXPIRY: TreeId = TreeId(4);
+    /// Holds those who wait for locks; see [`crate::lock::queue`].
+    pub const LOCK_QUEUES: TreeId = TreeId(5);
+    /// Holds the numbers that come next; see [`crate::owned`].
+    pub const SEQUENCES: TreeId = TreeId(6);
+    /// Holds what a replica knows of transactions over several groups; see [`crate::transaction`]. An
+    /// embedded database has no such tree.
+    pub const TRANSACTIONS: TreeId = TreeId(8);
     /// Numbers below this are the database's own trees.
     pub const FIRST_USER: TreeId = TreeId(16);
 
     /// Whether the tree is one of the database's own, not made by `open_tree`.
     pub fn is_system(self) -> bool {
-        self == TreeId::COUNTERS || self == TreeId::LOCKS || self == TreeId::SESSIONS
+        TreeId::DEFAULT < self && self < TreeId::FIRST_USER
     }
 }
 
 /// One put (`Some`) or remove (`None`) within a batch or transaction.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Write {
     /// Where.
     pub tree: TreeId,
@@ -53,7 +65,7 @@ pub struct Write {
 }
 
 /// A key that a transaction read, and what it saw there.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct KeyRead {
     /// Where.
     pub tree: TreeId,
@@ -64,7 +76,7 @@ pub struct KeyRead {
 }
 
 /// A range that a transaction read, and what it saw there.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct RangeRead {
     /// Where.
     pub tree: TreeId,
@@ -192,6 +204,32 @@ pub enum Command {
         /// The new value.
         value: IVec,
     },
+    /// Adds to several counters, or to none if one sum does not fit. Reply: [`Reply::Counted`], or
+    /// [`Reply::Counter`] with the overflow.
+    CountMany {
+        /// A counter that is named more than once is added to more than once.
+        additions: Vec<CounterAddition>,
+    },
+    /// An operation on the time that a key has to live. Reply: [`Reply::Expiry`], [`Reply::Previous`] or
+    /// [`Reply::Swapped`].
+    Expiry(ExpiryCommand),
+    /// Removes keys that have expired, and lets locks go on whose leases have ended while others wait: a
+    /// bounded number of each. Reply: [`Reply::Settled`].
+    SettleDue {
+        /// The most keys, and the most locks; at most [`MOST_DUE`](crate::expiry::MOST_DUE).
+        limit: u32,
+    },
+    /// An operation on keys of sessions or with numbers. Reply: [`Reply::Previous`] or [`Reply::Named`].
+    Owned(OwnedCommand),
+    /// Writes one thing or another, as conditions hold or not. Reply: [`Reply::Compared`].
+    Compare {
+        /// What must hold, all of it.
+        comparisons: Vec<Comparison>,
+        /// What to write then.
+        then: Vec<Write>,
+        /// What to write otherwise.
+        otherwise: Vec<Write>,
+    },
 }
 
 /// What the caller of a [`Command`] is told.
@@ -225,6 +263,27 @@ pub enum Reply {
     Counter(CounterReply),
     /// Of a lock.
     Lock(LockReply),
+    /// The sum of the last addition to each counter, in the order of the names.
+    Counted(crate::counter::Sums),
+    /// Of the time that a key has to live.
+    Expiry(ExpiryReply),
+    /// What was due is done.
+    Settled {
+        /// How many keys had expired and are gone, or had been written anew.
+        keys: u64,
+        /// How many locks went on.
+        locks: u64,
+        /// Whether there is more to do: ask again.
+        more: bool,
+    },
+    /// The key that was made.
+    Named {
+        /// With its number.
+        key: IVec,
+    },
+    /// Whether all conditions held; if not, the number of the first that did not, and the value that its
+    /// key had.
+    Compared(Result<(), (u32, Option<IVec>)>),
 }
 
 impl Command {
@@ -244,28 +303,48 @@ impl Command {
                 check_key(key)?;
                 new.as_ref().map_or(Ok(()), |value| check_value(value))
             }
-            Command::Batch { writes } | Command::Transact { writes, .. } => {
-                let mut total = 0;
-                for write in writes {
-                    check_key(&write.key)?;
-                    total += write.key.len();
-                    if let Some(value) = &write.value {
-                        check_value(value)?;
-                        total += value.len();
-                    }
-                }
-                if total > MAX_COMMAND_LENGTH {
-                    return Err(Error::InvalidRequest(format!(
-                        "a batch or transaction of {total} bytes is over the limit of {MAX_COMMAND_LENGTH}; split it"
-                    )));
-                }
-                Ok(())
+            Command::Batch { writes } | Command::Transact { writes, .. } => check_writes(writes.iter()),
+            Command::Compare { comparisons, then, otherwise } => {
+                comparisons.iter().try_for_each(|comparison| check_key(&comparison.key))?;
+                check_writes(then.iter().chain(otherwise))
             }
             Command::Counter(counter) => check_name("counter", counter.name()),
             Command::Lock(lock) => check_name("lock", lock.name()),
-            Command::ClearTree { .. } | Command::Pop { .. } | Command::ReserveIds { .. } => Ok(()),
+            Command::CountMany { additions } => {
+                additions.iter().try_for_each(|addition| check_name("counter", &addition.name))
+            }
+            Command::Expiry(expiry) => {
+                check_key(expiry.key())?;
+                expiry.value().map_or(Ok(()), |value| check_value(value))
+            }
+            Command::Owned(owned) => {
+                check_key(owned.prefix())?;
+                check_value(owned.value())
+            }
+            Command::SettleDue { .. }
+            | Command::ClearTree { .. }
+            | Command::Pop { .. }
+            | Command::ReserveIds { .. } => Ok(()),
         }
     }
+}
+
+fn check_writes<'a>(writes: impl Iterator<Item = &'a Write>) -> Result<()> {
+    let mut total = 0;
+    for write in writes {
+        check_key(&write.key)?;
+        total += write.key.len();
+        if let Some(value) = &write.value {
+            check_value(value)?;
+            total += value.len();
+        }
+    }
+    if total > MAX_COMMAND_LENGTH {
+        return Err(Error::InvalidRequest(format!(
+            "a batch or transaction of {total} bytes is over the limit of {MAX_COMMAND_LENGTH}; split it"
+        )));
+    }
+    Ok(())
 }
 
 fn check_key(key: &[u8]) -> Result<()> {

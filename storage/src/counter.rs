@@ -16,6 +16,9 @@
 //! | [`CounterCommand::Get`] | always | [`CounterReply::Value`] |
 //! | [`CounterCommand::Set`] | always | [`CounterReply::Previous`] |
 //! | [`CounterCommand::Remove`] | always | [`CounterReply::Previous`] |
+//! | [`CounterCommand::SetIf`] | it stands at `expected` | [`CounterReply::Swapped`] |
+//! | [`Command::CountMany`](crate::Command::CountMany) | every sum fits 64 bits | [`Reply::Counted`] |
+//! | | otherwise | [`CounterReply::Overflow`] of the first that does not, nothing changed |
 //!
 //! Layout: in [`TreeId::COUNTERS`], key = the name, value = 8 bytes, the integer big-endian in
 //! two's complement. Big-endian because it is what one expects to see in a hex dump; the order of
@@ -46,6 +49,9 @@
 //! assert_eq!(third, Reply::Counter(CounterReply::OutOfBounds { current: 2 }));
 //! # Ok::<(), dogsled_storage::Error>(())
 //! ```
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use bincode::{Decode, Encode};
 
@@ -97,7 +103,29 @@ pub enum CounterCommand {
         /// The counter.
         name: IVec,
     },
+    /// Sets to a value if it stands at `expected`. Reply: [`CounterReply::Swapped`].
+    SetIf {
+        /// The counter.
+        name: IVec,
+        /// What it must stand at; a counter that is not there stands at 0.
+        expected: i64,
+        /// Its new value.
+        value: i64,
+    },
 }
+
+/// One of several additions that are made together; see [`Command::CountMany`](crate::Command::CountMany).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct CounterAddition {
+    /// The counter.
+    pub name: IVec,
+    /// What to add; negative to subtract.
+    pub delta: i64,
+}
+
+/// Names of counters and what they stand at, sorted by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode)]
+pub struct Sums(pub Vec<CounterAddition>);
 
 /// What the caller of a [`CounterCommand`] is told.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -121,6 +149,8 @@ pub enum CounterReply {
     Value(Option<i64>),
     /// What the counter stood at before; `None`: there was no such counter.
     Previous(Option<i64>),
+    /// Whether it stood at what was expected, and was set; if not, what it stands at.
+    Swapped(std::result::Result<(), i64>),
 }
 
 impl CounterCommand {
@@ -131,7 +161,8 @@ impl CounterCommand {
             | CounterCommand::AddWithin { name, .. }
             | CounterCommand::Get { name }
             | CounterCommand::Set { name, .. }
-            | CounterCommand::Remove { name } => name,
+            | CounterCommand::Remove { name }
+            | CounterCommand::SetIf { name, .. } => name,
         }
     }
 }
@@ -196,8 +227,37 @@ pub fn evaluate(view: &impl View, _context: &Context, command: &CounterCommand) 
             }
             (effects, CounterReply::Previous(current))
         }
+        CounterCommand::SetIf { name, expected, value } if counted == *expected => {
+            (put(name, current, *value), CounterReply::Swapped(Ok(())))
+        }
+        CounterCommand::SetIf { .. } => (Effects::new(), CounterReply::Swapped(Err(counted))),
     };
     Ok(Outcome { effects, reply: Reply::Counter(reply) })
+}
+
+/// Evaluates [`Command::CountMany`](crate::Command::CountMany): all additions, or none.
+pub(crate) fn evaluate_many(view: &impl View, additions: &[CounterAddition]) -> Result<Outcome> {
+    // Of each counter: whether it was there, and the sum.
+    let mut sums: BTreeMap<&IVec, (Option<i64>, i64)> = BTreeMap::new();
+    for CounterAddition { name, delta } in additions {
+        let entry = match sums.entry(name) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let current = value(view, name)?;
+                entry.insert((current, current.unwrap_or(0)))
+            }
+        };
+        entry.1 = match entry.1.checked_add(*delta) {
+            Some(sum) => sum,
+            None => {
+                let current = entry.0.unwrap_or(0);
+                return Ok(Outcome::reply(Reply::Counter(CounterReply::Overflow { current })));
+            }
+        };
+    }
+    let effects = sums.iter().flat_map(|(name, (current, sum))| put(name, *current, *sum)).collect();
+    let sums = sums.into_iter().map(|(name, (_, sum))| CounterAddition { name: name.clone(), delta: sum });
+    Ok(Outcome { effects, reply: Reply::Counted(Sums(sums.collect())) })
 }
 
 /// Nothing if the counter stands at `new` already: then the log need not hear of it.

@@ -22,6 +22,8 @@
 
 mod commands;
 mod committer;
+mod due;
+mod execute;
 mod options;
 mod shared;
 
@@ -36,22 +38,22 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::base::Base;
 use crate::directory::Directory;
-use crate::evaluate::{Context, Outcome, evaluate};
+use crate::evaluate::Outcome;
+use crate::fence::Fence;
 use crate::leaf_cache::CacheBudget;
 use crate::lock_wait::LockWaiters;
 use crate::overlay::Readers;
 use crate::recovery::{at_checkpoint, read_checkpoint, recover, require_wal};
 use crate::replica::{Applied, ReplicaState};
 use crate::snapshot::Snapshot;
-use crate::state::{LatestView, Prefetched};
 use crate::tree_file::open_redb_and_file;
 use crate::wal::{StreamId, Wal, WalOptions};
 use crate::watch::{Subscription, Watchers};
 use crate::{Command, Error, IVec, Reply, Result, TreeId};
 
-use commands::says_it_is_so;
-pub(crate) use commands::{prefetch, touches_locks};
+pub(crate) use commands::{prefetch, prefetch_part, touches_locks};
 pub(crate) use committer::Committer;
+pub(crate) use due::DueTimes;
 pub use options::{Durability, Options};
 pub(crate) use shared::{Progress, Shared};
 
@@ -63,6 +65,8 @@ pub const EMBEDDED_STREAM: StreamId = StreamId(0);
 pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     checkpointer: Mutex<Option<JoinHandle<()>>>,
+    /// Of an embedded database only.
+    expirer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -132,11 +136,14 @@ impl Engine {
             recover(&wal, checkpoint, folding, base, &directory.wal_path(), retains)?
         };
         let sequence = recovered.committer.sequence;
+        let state = Arc::new(recovered.state);
+        let due = DueTimes::of(&state, sequence)?;
         let replica = is_replica.then(|| {
-            ReplicaState::new(Applied { position: sequence, note: recovered.committer.note.clone() })
+            let applied = Applied { position: sequence, note: recovered.committer.note.clone() };
+            ReplicaState::new(applied, recovered.committer.time_ms)
         });
         let shared = Arc::new(Shared {
-            state: ArcSwap::from_pointee(recovered.state),
+            state: ArcSwap::new(state),
             commit: Mutex::new(recovered.committer),
             wal,
             replica,
@@ -144,6 +151,7 @@ impl Engine {
             readers: Arc::new(Readers::default()),
             watchers: Watchers::new(),
             lock_waiters: LockWaiters::new(),
+            due,
             progress: Mutex::new(Progress::default()),
             progressed: Condvar::new(),
             freezing: Mutex::new(None),
@@ -157,7 +165,16 @@ impl Engine {
             directory,
             options,
         });
-        let engine = Engine { shared: Arc::clone(&shared), checkpointer: Mutex::new(None) };
+        let engine =
+            Engine { shared: Arc::clone(&shared), checkpointer: Mutex::new(None), expirer: Mutex::new(None) };
+        if shared.options.background_threads && !is_replica {
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new()
+                .name("dogsled-expiry".to_owned())
+                .spawn(move || due::run(&shared))
+                .map_err(|error| Error::io("starting the thread that removes expired keys", error))?;
+            *engine.expirer.lock() = Some(thread);
+        }
         if shared.options.background_threads {
             let thread = std::thread::Builder::new()
                 .name("dogsled-checkpoint".to_owned())
@@ -199,79 +216,23 @@ impl Engine {
     /// Carries out a command: all of its effects or none.
     ///
     /// # Errors
-    /// Errors of [`evaluate`] and [`Error::Io`] mean that nothing was changed. [`Error::Poisoned`]
+    /// Errors of [`evaluate`](crate::evaluate::evaluate) and [`Error::Io`] mean that nothing was changed. [`Error::Poisoned`]
     /// means that the disk is in doubt; whether this command survives is known after reopening.
     pub fn execute(&self, command: Command, durability: Durability) -> Result<Reply> {
-        command.check_limits()?;
-        let shared = &*self.shared;
-        if shared.replica.is_some() {
-            return Err(Error::InvalidRequest(
-                "a replica is changed by the entries of its log only".to_owned(),
-            ));
-        }
-        // Before the reply of a command without effects, too: whoever waits for a lock must hear
-        // that it will never be released.
-        shared.check_open().inspect_err(|_| shared.lock_waiters.notify_all())?;
-        // A lease must not run out because its renewal waits for a checkpoint; locks are few.
-        if !matches!(command, Command::Lock(_)) {
-            shared.wait_for_room()?;
-        }
-        let mut prefetched: Option<Prefetched> = None;
-        let (reply, ticket, sequence) = loop {
-            let mut committer = shared.commit.lock();
-            let time_ms = committer.now_ms(&*shared.options.clock);
-            let state = shared.state.load();
-            let view = LatestView {
-                state: &state,
-                sequence: committer.sequence,
-                next_id: committer.next_id,
-                ends: &committer.ends,
-                found_end: None.into(),
-                prefetched: prefetched.as_ref(),
-                may_read_disk: prefetched.is_some(),
-                needs_disk: false.into(),
-            };
-            let context = Context { sequence: committer.sequence + 1, time_ms };
-            match evaluate(&view, &context, &command) {
-                Err(_) if view.needs_disk.get() => {
-                    let state = Arc::clone(&state);
-                    drop(committer);
-                    prefetched = Some(prefetch(&state, &command)?);
-                }
-                Err(error) => return Err(error),
-                Ok(outcome) => {
-                    if let Some((tree, last, key)) = view.found_end.take() {
-                        committer.ends.found(tree, last, key);
-                    }
-                    let reply = outcome.reply;
-                    if outcome.effects.is_empty() {
-                        drop(committer);
-                        if durability == Durability::Synced && says_it_is_so(&command, &reply) {
-                            shared.wal.sync()?;
-                        }
-                        return Ok(reply);
-                    }
-                    let committed = shared.commit(&mut committer, &state, &context, &outcome.effects);
-                    drop(committer);
-                    let (ticket, wakeups) = committed.inspect_err(|_| shared.lock_waiters.notify_all())?;
-                    // Subscribers and waiters run without the mutex; subscribers last, because
-                    // theirs is a stranger's code, which may panic.
-                    if touches_locks(&outcome.effects) {
-                        shared.lock_waiters.effects_applied(&outcome.effects);
-                    }
-                    drop(wakeups);
-                    break (reply, ticket, context.sequence);
-                }
-            }
-        };
-        if durability == Durability::Synced {
-            if let Err(error) = shared.wal.wait_durable(ticket) {
-                shared.lock_waiters.notify_all();
-                return Err(error);
-            }
-            shared.durable_sequence.fetch_max(sequence, Ordering::Relaxed);
-        }
-        Ok(reply)
+        self.shared.execute(command, &[], durability)
+    }
+
+    /// As [`Engine::execute`], but only while every lock is held under its token; see [`crate::fence`].
+    ///
+    /// # Errors
+    /// [`Error::LockNotHeld`], and nothing was changed; those of [`Engine::execute`].
+    pub fn execute_fenced(
+        &self,
+        fences: &[Fence],
+        command: Command,
+        durability: Durability,
+    ) -> Result<Reply> {
+        self.shared.execute(command, fences, durability)
     }
 
     /// The newest value of a key.
@@ -280,9 +241,27 @@ impl Engine {
     /// [`Error::TreeNotFound`], and damage or I/O errors met while reading.
     #[inline]
     pub fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<IVec>> {
+        if let Some(time_ms) = self.shared.hide_at() {
+            return Ok(self.shared.get_live(tree, key, time_ms)?.map(|found| found.value));
+        }
         let state = self.shared.state.load();
         state.require_tree(tree)?;
         Ok(state.get_latest(tree, key)?.map(|found| found.value))
+    }
+
+    /// When a key expires, by the log's time in milliseconds since 1970; `Some(None)`: never; `None`: there
+    /// is no such key.
+    ///
+    /// # Errors
+    /// As [`Engine::get`].
+    pub fn expires(&self, tree: TreeId, key: &[u8]) -> Result<Option<Option<u64>>> {
+        self.shared.expires(tree, key)
+    }
+
+    /// Before this time of the log no key expires, and before the other no lock is due; `u64::MAX`: none
+    /// ever does. [`Command::SettleDue`] sees to both.
+    pub fn due(&self) -> (u64, u64) {
+        (self.shared.due.keys(), self.shared.due.locks())
     }
 
     /// Whether a key is there.
@@ -318,6 +297,7 @@ impl Engine {
 
     /// A consistent state of all trees, as of the newest commit.
     pub fn snapshot(&self) -> Snapshot {
+        let hide_ms = self.shared.hide_at();
         loop {
             let active = Arc::clone(&self.shared.state.load().active);
             let (sequence, state) =
@@ -325,7 +305,8 @@ impl Engine {
             // Frozen in between: commits may have gone to the next overlay already.
             if Arc::ptr_eq(&active, &state.active) {
                 let keep: Arc<Shared> = Arc::clone(&self.shared);
-                return Snapshot::registered(state, sequence, Arc::clone(&self.shared.readers), keep);
+                let readers = Arc::clone(&self.shared.readers);
+                return Snapshot::registered(state, sequence, readers, keep, hide_ms);
             }
             self.shared.readers.unregister(sequence);
         }
@@ -355,7 +336,8 @@ impl Engine {
 
     /// The log's time in milliseconds since 1970: the clock's, but never running backwards.
     pub fn now_ms(&self) -> u64 {
-        self.shared.commit.lock().now_ms(&*self.shared.options.clock)
+        let now_ms = self.shared.commit.lock().now_ms(&*self.shared.options.clock);
+        now_ms.max(self.shared.due.seen_ms())
     }
 
     /// Events of the keys of `tree` that begin with `prefix`, from now on. A subscriber that falls
@@ -442,6 +424,10 @@ impl Engine {
             let mut progress = self.shared.progress.lock();
             progress.closing = true;
             self.shared.progressed.notify_all();
+        }
+        self.shared.due.close();
+        if let Some(thread) = self.expirer.lock().take() {
+            let _ = thread.join();
         }
         if let Some(thread) = self.checkpointer.lock().take() {
             // Its panic, if any, was printed by the runtime; the WAL holds everything.

@@ -60,6 +60,16 @@ pub enum Error {
     /// A write or sync failed and what is on disk is in doubt. Nothing more is acknowledged:
     /// reopen the database to recover all that was acknowledged.
     Poisoned(Arc<str>),
+    /// The write demanded that a lock be held under a token, and it is not: somebody else holds it by
+    /// now, or nobody. Nothing was changed; stop what is done under the lock.
+    LockNotHeld {
+        /// The lock.
+        lock: crate::IVec,
+        /// The token that was presented.
+        token: crate::lock::FencingToken,
+        /// The token of whoever holds it now.
+        current: Option<crate::lock::FencingToken>,
+    },
     /// The changes asked for were folded into the B-tree and are no longer in the WAL. Take a
     /// snapshot and continue from its sequence.
     Compacted {
@@ -102,6 +112,7 @@ impl fmt::Display for Error {
             Error::Poisoned(why) => {
                 write!(f, "a write failed and the database accepts no more; reopen it to recover: {why}")
             }
+            Error::LockNotHeld { lock, token, current } => crate::fence::explain(f, lock, *token, *current),
             Error::Compacted { oldest } => {
                 write!(f, "these changes are no longer kept; the oldest is sequence {oldest}")
             }

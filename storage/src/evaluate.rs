@@ -18,7 +18,8 @@ use bincode::{Decode, Encode};
 use smallvec::SmallVec;
 
 use crate::command::{Command, KeyRead, RangeFingerprint, RangeRead, Reply, TreeId, Write};
-use crate::{Error, IVec, Result, counter, lock};
+use crate::transaction::Transactions;
+use crate::{Error, IVec, Result, compare, counter, expiry, lock, owned};
 
 /// Position and time in the log of the command that is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub struct Context {
 }
 
 /// A value with the sequence of the commit that wrote it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Versioned {
     /// The sequence of the commit that wrote it; never 0.
     pub version: u64,
@@ -67,6 +68,32 @@ pub trait View {
     fn next_tree_id(&self) -> TreeId;
     /// The first number that was never reserved by [`Command::ReserveIds`].
     fn next_id(&self) -> u64;
+    /// The entry after (or before) a key.
+    fn next_to(&self, tree: TreeId, key: &[u8], before: bool) -> Result<Option<Entry>> {
+        let bounds = match before {
+            true => (Bound::Unbounded, Bound::Excluded(key)),
+            false => (Bound::Excluded(key), Bound::Unbounded),
+        };
+        let mut found = None;
+        self.scan(tree, bounds.0, bounds.1, &mut |key, _| {
+            found = Some(IVec::from(key));
+            before
+        })?;
+        let Some(key) = found else { return Ok(None) };
+        Ok(self.get(tree, &key)?.map(|entry| (key, entry)))
+    }
+    /// A time of the log before which no key expires; `u64::MAX`: none ever does.
+    fn earliest_due(&self) -> Result<u64>
+    where
+        Self: Sized,
+    {
+        expiry::first_due(self, TreeId::EXPIRY)
+    }
+    /// The transactions over several groups that are prepared or decided here; `None`: there can be
+    /// none, as in an embedded database.
+    fn transactions(&self) -> Option<&Transactions> {
+        None
+    }
 }
 
 /// One change of the state.
@@ -140,6 +167,15 @@ impl Outcome {
 /// [`Error::TreeNotFound`] for a tree that was dropped, [`Error::InvalidRequest`] for what no
 /// state allows, and errors of reading the view. No error leaves anything half done.
 pub fn evaluate(view: &impl View, context: &Context, command: &Command) -> Result<Outcome> {
+    match command {
+        Command::SettleDue { limit } => expiry::settle_due(view, context, *limit),
+        _ if view.earliest_due()? <= context.time_ms => expiry::evaluate_live(view, context, command),
+        _ => evaluate_unhidden(view, context, command),
+    }
+}
+
+/// Evaluates a command over all that is there.
+pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &Command) -> Result<Outcome> {
     match command {
         Command::Insert { tree, key, value } => {
             require_tree(view, *tree)?;
@@ -251,24 +287,31 @@ pub fn evaluate(view: &impl View, context: &Context, command: &Command) -> Resul
             effects.push(Effect::Put { tree: *tree, key: key.clone(), value: value.clone(), fresh: None });
             Ok(Outcome { effects, reply: Reply::Done })
         }
+        Command::Compare { comparisons, then, otherwise } => {
+            compare::evaluate(view, comparisons, then, otherwise)
+        }
         Command::Counter(command) => counter::evaluate(view, context, command),
         Command::Lock(command) => lock::evaluate(view, context, command),
+        Command::CountMany { additions } => counter::evaluate_many(view, additions),
+        Command::Expiry(command) => expiry::evaluate(view, context, command),
+        Command::SettleDue { limit } => expiry::settle_due(view, context, *limit),
+        Command::Owned(command) => owned::evaluate(view, command),
     }
 }
 
-fn require_tree(view: &impl View, tree: TreeId) -> Result<()> {
+pub(crate) fn require_tree(view: &impl View, tree: TreeId) -> Result<()> {
     if view.has_tree(tree) {
         return Ok(());
     }
     Err(Error::TreeNotFound(IVec::from(format!("#{}", tree.0))))
 }
 
-fn is_current(view: &impl View, read: &KeyRead) -> Result<bool> {
+pub(crate) fn is_current(view: &impl View, read: &KeyRead) -> Result<bool> {
     require_tree(view, read.tree)?;
     Ok(view.version(read.tree, &read.key)?.unwrap_or(0) == read.version)
 }
 
-fn is_range_current(view: &impl View, range: &RangeRead) -> Result<bool> {
+pub(crate) fn is_range_current(view: &impl View, range: &RangeRead) -> Result<bool> {
     require_tree(view, range.tree)?;
     let mut count = 0;
     let mut fingerprint = RangeFingerprint::default();
@@ -290,7 +333,7 @@ fn first_bytes(key: &[u8]) -> u64 {
 }
 
 /// Turns writes into effects: the last write to a key wins.
-fn effects_of_writes(view: &impl View, writes: &[Write]) -> Result<Effects> {
+pub(crate) fn effects_of_writes(view: &impl View, writes: &[Write]) -> Result<Effects> {
     // Indices in (tree, key) order with the last write of each key last. Most comparisons are
     // settled by the first eight bytes of the keys, which lie beside the indices.
     let mut order: Vec<(TreeId, u64, u32)> = writes

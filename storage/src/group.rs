@@ -19,9 +19,11 @@ use std::ops::Bound;
 
 use bincode::{Decode, Encode};
 
-use crate::command::{Command, Reply};
+use crate::command::{Command, KeyRead, RangeRead, Reply};
 use crate::evaluate::{Entry, Versioned};
-use crate::lock::Holder;
+use crate::fence::Fence;
+use crate::lock::{FencingToken, Holder, LockReply};
+use crate::transaction::{Commit, Decision, LockedBy, Prepare, TransactionId, Vote};
 use crate::{Error, IVec, Result};
 
 /// The most trees that one command may name.
@@ -91,9 +93,73 @@ pub enum Operation {
         /// Which.
         session: SessionId,
     },
-    /// Forgets sessions whose lease has ended, a bounded number. Answer:
-    /// [`Answer::SessionsExpired`].
-    ExpireSessions,
+    /// Ends sessions whose lease is over, a bounded number. Answer: [`Answer::SessionsExpired`].
+    ExpireSessions {
+        /// For how long, by its own monotonic clock, whoever proposes this has led the group: no
+        /// session with a longer lease is ended. So a new leader gives every lease its full time.
+        led_ms: u64,
+    },
+    /// A command as in [`Operation::Command`], carried out only while locks are held under these tokens.
+    /// Otherwise [`Refusal::LockNotHeld`].
+    Fenced {
+        /// All of them must hold; see [`crate::fence`].
+        fences: Vec<Fence>,
+        /// What to do.
+        command: Command,
+    },
+    /// A participant's part of a transaction; as a numbered command of a session only. Answer:
+    /// [`Answer::Vote`].
+    Prepare(Prepare),
+    /// Decides on a transaction; as a numbered command of a session only. Answer: [`Answer::Decided`].
+    Commit(Commit),
+    /// What was decided on a transaction? If nothing, it is aborted now. Answer: [`Answer::Decided`].
+    Settle {
+        /// Which transaction.
+        transaction: TransactionId,
+        /// As in its [`Prepare`].
+        decide_by_ms: u64,
+    },
+    /// Ends what is prepared of a transaction, as it was decided. Answer: [`Answer::Done`], also if
+    /// nothing is.
+    Resolve {
+        /// Which transaction.
+        transaction: TransactionId,
+        /// Whether it was committed.
+        commit: bool,
+    },
+    /// Nobody will ask for these decisions any more: all participants have resolved them. Answer:
+    /// [`Answer::Done`].
+    Forget {
+        /// Which, at most [`MAX_FORGET`](crate::transaction::MAX_FORGET).
+        transactions: Vec<TransactionId>,
+    },
+}
+
+impl GroupReadReply {
+    /// Puts a later time of the log into an answer that tells it: that of an entry which would be made
+    /// now. In a group in which nobody writes the log's time stands still.
+    pub fn set_time(&mut self, time_ms: u64) {
+        if let GroupReadReply::Ticket { now_ms, .. } | GroupReadReply::Expires { now_ms, .. } = self {
+            *now_ms = time_ms.max(*now_ms);
+        }
+    }
+}
+
+impl Operation {
+    /// The command that it carries.
+    pub fn command(&self) -> Option<&Command> {
+        match self {
+            Operation::Command(command) | Operation::Fenced { command, .. } => Some(command),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn fences(&self) -> &[Fence] {
+        match self {
+            Operation::Fenced { fences, .. } => fences,
+            _ => &[],
+        }
+    }
 }
 
 /// What came of a [`GroupCommand`].
@@ -126,6 +192,10 @@ pub enum Answer {
         /// Whether there is more to forget: ask again.
         more: bool,
     },
+    /// Whether a part is prepared.
+    Vote(Vote),
+    /// What was decided on a transaction.
+    Decided(Decision),
 }
 
 /// Why an [`Operation`] was not carried out, grouped by what the caller can do. Every replica
@@ -148,6 +218,19 @@ pub enum Refusal {
     },
     /// The entry's bytes are not a command.
     Malformed(String),
+    /// The command demanded that a lock be held under a token, and it is not. Stop what is done under
+    /// the lock.
+    LockNotHeld {
+        /// The lock.
+        lock: IVec,
+        /// The token that was presented.
+        token: FencingToken,
+        /// The largest token of those who hold it now.
+        current: Option<FencingToken>,
+    },
+    /// What it reads or writes is locked by a transaction. The session does not remember this answer:
+    /// repeat it under the same number when the lock is gone.
+    Locked(LockedBy),
 }
 
 impl std::fmt::Display for Refusal {
@@ -160,6 +243,8 @@ impl std::fmt::Display for Refusal {
                 write!(f, "the session's client had given it up: command {latest} of its slot came before it")
             }
             Refusal::Malformed(what) => write!(f, "the entry is not a command: {what}"),
+            Refusal::LockNotHeld { lock, token, current } => crate::fence::explain(f, lock, *token, *current),
+            Refusal::Locked(lock) => write!(f, "{lock}"),
         }
     }
 }
@@ -175,6 +260,7 @@ impl Refusal {
         match error {
             Error::InvalidRequest(what) => Ok(Refusal::Invalid(what)),
             Error::TreeNotFound(name) => Ok(Refusal::TreeNotFound(name)),
+            Error::LockNotHeld { lock, token, current } => Ok(Refusal::LockNotHeld { lock, token, current }),
             world => Err(world),
         }
     }
@@ -234,6 +320,34 @@ pub enum GroupRead {
     /// When the first session ends: nothing is to be expired before. Reply:
     /// [`GroupReadReply::Time`].
     EarliestSessionExpiry,
+    /// What has become of somebody who waits for a lock. Reply: [`GroupReadReply::Ticket`].
+    Ticket {
+        /// The lock's name.
+        name: IVec,
+        /// The number under which it waits.
+        ticket: u64,
+    },
+    /// When a key expires. Reply: [`GroupReadReply::Expires`].
+    Expires {
+        /// The tree's name.
+        tree: IVec,
+        /// Which key.
+        key: IVec,
+    },
+    /// Whether all that was read is still so. Reply: [`GroupReadReply::Valid`].
+    Validate {
+        /// Names of the trees that the reads refer to by index.
+        trees: Vec<IVec>,
+        /// Keys that were read.
+        reads: Vec<KeyRead>,
+        /// Ranges that were read.
+        ranges: Vec<RangeRead>,
+        /// If given, the position at which the first of them was read: then nothing that was absent may have come
+        /// and gone again since, either.
+        since: Option<u64>,
+    },
+    /// What is known of transactions over several groups. Reply: [`GroupReadReply::Transactions`].
+    Transactions,
 }
 
 /// The answer to a [`GroupRead`].
@@ -260,4 +374,28 @@ pub enum GroupReadReply {
     Trees(Vec<IVec>),
     /// A time of the log in milliseconds; `None`: never.
     Time(Option<u64>),
+    /// [`LockReply::Waiting`], [`LockReply::Acquired`] or, if the ticket is over,
+    /// [`LockReply::NotHeld`].
+    Ticket {
+        /// What has become of it.
+        reply: LockReply,
+        /// The log's time.
+        now_ms: u64,
+    },
+    /// When a key expires.
+    Expires {
+        /// `None`: there is no such key; else when it expires, `None`: never.
+        at_ms: Option<Option<u64>>,
+        /// The log's time.
+        now_ms: u64,
+    },
+    /// Whether what was read is valid.
+    Valid(bool),
+    /// How much is known of transactions.
+    Transactions {
+        /// Parts that are prepared and wait to be resolved.
+        prepared: u64,
+        /// Decisions that are remembered.
+        decided: u64,
+    },
 }

@@ -11,9 +11,14 @@ use smallvec::SmallVec;
 
 use crate::command::{Command, MAX_NAME_LENGTH, TreeId};
 use crate::evaluate::{self, Context, Effect, Effects, Entry, Versioned, View};
+use crate::fence;
 use crate::group::{Answer, GroupCommand, GroupReply, MAX_GROUP_TREES, Operation, Refusal};
-use crate::meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, SESSIONS_TREE_NAME};
+use crate::meta::{
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME,
+    SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+};
 use crate::session::{self, Done};
+use crate::transaction::{self, Commit, Guarded, Part, Prepare, Transactions};
 use crate::{IVec, Result};
 
 /// What an entry comes to.
@@ -65,7 +70,12 @@ impl Missing {
 pub(crate) fn resolve(view: &impl View, mut command: GroupCommand) -> Resolved {
     let mut missing = Missing { first: view.next_tree_id(), names: SmallVec::new() };
     let refusal = match &mut command.operation {
-        Operation::Command(inner) => resolve_command(view, &command.trees, inner, &mut missing).err(),
+        Operation::Command(inner) | Operation::Fenced { command: inner, .. } => {
+            resolve_command(view, &command.trees, inner, &mut missing).err()
+        }
+        Operation::Prepare(Prepare { part, .. }) | Operation::Commit(Commit { part, .. }) => {
+            resolve_part(view, &command.trees, part, &mut missing).err()
+        }
         _ => None,
     };
     Resolved { command, missing, refusal }
@@ -114,6 +124,22 @@ fn resolve_command(
     })
 }
 
+/// A part of a transaction is held to the rules of a transaction of one group.
+fn resolve_part(
+    view: &impl View,
+    names: &[IVec],
+    part: &mut Part,
+    missing: &mut Missing,
+) -> Result<(), Refusal> {
+    let Part { reads, ranges, writes } = std::mem::take(part);
+    let mut command = Command::Transact { reads, ranges, writes };
+    let resolved = resolve_command(view, names, &mut command, missing);
+    if let Command::Transact { reads, ranges, writes } = command {
+        *part = Part { reads, ranges, writes };
+    }
+    resolved
+}
+
 /// The number of a tree that is there.
 pub(crate) fn tree_number(view: &impl View, name: &[u8]) -> Option<TreeId> {
     match name {
@@ -121,6 +147,10 @@ pub(crate) fn tree_number(view: &impl View, name: &[u8]) -> Option<TreeId> {
         COUNTERS_TREE_NAME => Some(TreeId::COUNTERS),
         LOCKS_TREE_NAME => Some(TreeId::LOCKS),
         SESSIONS_TREE_NAME => Some(TreeId::SESSIONS),
+        EXPIRY_TREE_NAME => Some(TreeId::EXPIRY),
+        LOCK_QUEUES_TREE_NAME => Some(TreeId::LOCK_QUEUES),
+        SEQUENCES_TREE_NAME => Some(TreeId::SEQUENCES),
+        TRANSACTIONS_TREE_NAME => Some(TreeId::TRANSACTIONS),
         _ => view.tree_id(name),
     }
 }
@@ -139,8 +169,14 @@ fn check_access(tree: TreeId, access: Access<'_>) -> Result<(), Refusal> {
         (TreeId::SESSIONS, _) => {
             Err(Refusal::Invalid("the tree of sessions is closed to commands".to_owned()))
         }
-        (TreeId::LOCKS, Access::Remove | Access::Put(_)) => {
+        (TreeId::TRANSACTIONS, _) => {
+            Err(Refusal::Invalid("the tree of transactions is closed to commands".to_owned()))
+        }
+        (TreeId::LOCKS | TreeId::LOCK_QUEUES, Access::Remove | Access::Put(_)) => {
             Err(Refusal::Invalid("the tree of locks is not written to directly".to_owned()))
+        }
+        (TreeId::EXPIRY | TreeId::SEQUENCES, Access::Remove | Access::Put(_)) => {
+            Err(Refusal::Invalid("a tree of the database's own is not written to directly".to_owned()))
         }
         (TreeId::COUNTERS, Access::Put(value)) if value.len() != 8 => {
             Err(Refusal::Invalid(format!("a counter of {} bytes instead of 8", value.len())))
@@ -165,6 +201,12 @@ fn replace_trees(
             each(tree, Access::Remove)
         }
         Command::CompareAndSwap { tree, new, .. } => each(tree, access(new)),
+        Command::Owned(owned) => {
+            let (tree, value) = owned.tree_and_value();
+            each(tree, Access::Put(value))
+        }
+        // What it may be done to is checked where it is done.
+        Command::Expiry(expiry) => each(expiry.tree_mut(), Access::Read),
         Command::Batch { writes } => {
             writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))
         }
@@ -173,11 +215,18 @@ fn replace_trees(
             ranges.iter_mut().try_for_each(|range| each(&mut range.tree, Access::Read))?;
             writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))
         }
+        Command::Compare { comparisons, then, otherwise } => {
+            comparisons.iter_mut().try_for_each(|comparison| each(&mut comparison.tree, Access::Read))?;
+            let mut writes = then.iter_mut().chain(otherwise);
+            writes.try_for_each(|write| each(&mut write.tree, access(&write.value)))
+        }
         Command::CreateTree { .. }
         | Command::DropTree { .. }
         | Command::ReserveIds { .. }
         | Command::Counter(_)
-        | Command::Lock(_) => Ok(()),
+        | Command::Lock(_)
+        | Command::CountMany { .. }
+        | Command::SettleDue { .. } => Ok(()),
     }
 }
 
@@ -188,8 +237,17 @@ pub(crate) fn evaluate_resolved(
     resolved: &Resolved,
 ) -> Result<GroupOutcome> {
     let (effects, reply) = match (&resolved.command.session, &resolved.command.operation) {
-        (Some(tag), Operation::Command(_) | Operation::Nothing) => {
-            session::exactly_once(view, context, tag, || carry_out(view, context, resolved))?
+        (
+            Some(tag),
+            Operation::Command(_)
+            | Operation::Fenced { .. }
+            | Operation::Nothing
+            | Operation::Prepare(_)
+            | Operation::Commit(_),
+        ) => session::exactly_once(view, context, tag, || carry_out(view, context, resolved))?,
+        (None, Operation::Prepare(_) | Operation::Commit(_)) => {
+            let what = "a part of a transaction is to happen once: it needs a session".to_owned();
+            in_reply(context, (Effects::new(), Err(Refusal::Invalid(what))))
         }
         (Some(_), _) => {
             let what = "an operation on a session is not itself a numbered command of one".to_owned();
@@ -208,11 +266,50 @@ fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result
     if let Some(refusal) = &resolved.refusal {
         return Ok((Effects::new(), Err(refusal.clone())));
     }
+    let Some(transactions) = view.transactions() else {
+        return carry_out_freely(view, context, resolved);
+    };
+    match &resolved.command.operation {
+        Operation::Prepare(prepare) => {
+            let trees = all_trees(&resolved.missing);
+            let view = WithMissing { view, missing: &resolved.missing };
+            transaction::prepare(&view, transactions, context, trees, prepare)
+        }
+        Operation::Commit(commit) => {
+            let view = WithMissing { view, missing: &resolved.missing };
+            let (effects, result) = transaction::commit(&view, transactions, context, commit)?;
+            Ok((make_trees(&resolved.missing, effects), result))
+        }
+        Operation::Settle { transaction, decide_by_ms } => {
+            transaction::settle(transactions, context, *transaction, *decide_by_ms)
+        }
+        Operation::Resolve { transaction, commit } => {
+            transaction::resolve(view, transactions, *transaction, *commit)
+        }
+        Operation::Forget { transactions: forgotten } => {
+            transaction::forget(transactions, context, forgotten)
+        }
+        _ if transactions.is_idle() => carry_out_freely(view, context, resolved),
+        _ => {
+            let guarded = Guarded::new(view, transactions);
+            let done = carry_out_freely(&guarded, context, resolved)?;
+            match guarded.stopped_by(&done.0) {
+                Some(lock) => Ok((Effects::new(), Err(Refusal::Locked(lock)))),
+                None => Ok(done),
+            }
+        }
+    }
+}
+
+/// As if there were no transactions over several groups.
+fn carry_out_freely(view: &impl View, context: &Context, resolved: &Resolved) -> Result<Done> {
     match &resolved.command.operation {
         Operation::Nothing => Ok((Effects::new(), Ok(Answer::Done))),
-        Operation::Command(command) => {
+        Operation::Command(command) | Operation::Fenced { command, .. } => {
             let view = WithMissing { view, missing: &resolved.missing };
-            match evaluate::evaluate(&view, context, command) {
+            let fences = resolved.command.operation.fences();
+            let checked = if fences.is_empty() { Ok(()) } else { fence::check(&view, context, fences) };
+            match checked.and_then(|()| evaluate::evaluate(&view, context, command)) {
                 Ok(outcome) => {
                     let effects = make_trees(&resolved.missing, outcome.effects);
                     Ok((effects, Ok(Answer::Reply(outcome.reply))))
@@ -223,8 +320,22 @@ fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result
         Operation::OpenSession { session, lease_ms } => session::open(view, context, *session, *lease_ms),
         Operation::RenewSession { session } => session::renew(view, context, *session),
         Operation::CloseSession { session } => session::close(view, *session),
-        Operation::ExpireSessions => session::expire(view, context),
+        Operation::ExpireSessions { led_ms } => session::expire(view, context, *led_ms),
+        Operation::Prepare(_)
+        | Operation::Commit(_)
+        | Operation::Settle { .. }
+        | Operation::Resolve { .. }
+        | Operation::Forget { .. } => {
+            let what = "only a replica takes part in transactions over several groups".to_owned();
+            Ok((Effects::new(), Err(Refusal::Invalid(what))))
+        }
     }
+}
+
+/// The making of all trees that are missing, written to or not.
+fn all_trees(missing: &Missing) -> Effects {
+    let names = missing.names.iter().enumerate();
+    names.map(|(index, name)| Effect::CreateTree { id: missing.number(index), name: name.clone() }).collect()
 }
 
 /// Puts before the effects the making of those trees that they write to.
@@ -300,6 +411,19 @@ impl<V: View> View for WithMissing<'_, V> {
     fn next_id(&self) -> u64 {
         self.view.next_id()
     }
+
+    fn next_to(&self, tree: TreeId, key: &[u8], before: bool) -> Result<Option<Entry>> {
+        if self.is_missing(tree) { Ok(None) } else { self.view.next_to(tree, key, before) }
+    }
+
+    #[inline]
+    fn earliest_due(&self) -> Result<u64> {
+        self.view.earliest_due()
+    }
+
+    fn transactions(&self) -> Option<&Transactions> {
+        self.view.transactions()
+    }
 }
 
 #[cfg(test)]
@@ -316,6 +440,7 @@ mod tests {
             assert_eq!(tree_number(&model, &name), Some(id));
         }
         assert_eq!(tree_number(&model, SESSIONS_TREE_NAME), Some(TreeId::SESSIONS));
+        assert_eq!(tree_number(&model, TRANSACTIONS_TREE_NAME), Some(TreeId::TRANSACTIONS));
         assert_eq!(tree_number(&model, b"users"), None);
     }
 }

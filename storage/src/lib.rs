@@ -8,7 +8,8 @@
 //! ```text
 //! engine ──── commits, reads, opening, closing; one commit mutex, one state pointer
 //!   ├─ command, evaluate ── what is asked, and what it means: pure, deterministic
-//!   │    └─ counter, lock      commands of their own; lock_wait: waiting without polling
+//!   │    └─ counter, lock, expiry   commands of their own; fence: writes under a lock
+//!   │                               lock_wait: waiting without polling
 //!   ├─ wal ──────────────── the only durable copy of a commit until a checkpoint
 //!   ├─ overlay ──────────── commits since then, in memory, in several versions (sorted_map)
 //!   ├─ base ─────────────── the B-tree, held open; leaf_cache before it, tree_file below it
@@ -17,6 +18,7 @@
 //!   ├─ watch, changes ───── events as they happen; the history, read back from the WAL
 //!   ├─ replica ──────────── the same engine, changed by the entries of a replicated log instead
 //!   │    ├─ group, session     what an entry asks for, and how a retried one happens once
+//!   │    ├─ transaction        over several groups: what is prepared, locked, decided
 //!   │    ├─ replica_read       reads without an entry
 //!   │    └─ replica_snapshot, replica_install   one replica's state on its way to another
 //!   ├─ recovery ─────────── what an opened database begins with
@@ -59,12 +61,15 @@ mod checkpoint;
 pub mod clock;
 pub mod codec;
 pub mod command;
+pub mod compare;
 pub mod counter;
 mod directory;
 pub mod disk;
 mod engine;
 mod error;
 pub mod evaluate;
+pub mod expiry;
+pub mod fence;
 pub mod group;
 mod group_evaluate;
 mod ivec;
@@ -74,17 +79,20 @@ pub mod lock_wait;
 mod meta;
 pub mod model;
 mod overlay;
+pub mod owned;
 mod recovery;
 pub mod repair;
 pub mod replica;
 pub mod replica_install;
 mod replica_read;
 pub mod replica_snapshot;
+mod replica_transactions;
 pub mod session;
 mod snapshot;
 mod sorted_map;
 mod state;
 mod stats;
+pub mod transaction;
 pub mod tree_file;
 pub mod verify;
 pub mod wal;
@@ -98,16 +106,24 @@ pub use directory::FORMAT_VERSION;
 pub use engine::{Durability, EMBEDDED_STREAM, Engine, Options};
 pub use error::{Corruption, Error, Result};
 pub use evaluate::{Context, Effect, Effects, Outcome, Versioned, View};
+pub use expiry::{ExpiryCommand, ExpiryReply, SetIf, When};
+pub use fence::Fence;
 pub use group::{
     Answer, GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId, SessionTag,
 };
 pub use group_evaluate::{GroupOutcome, evaluate_group};
 pub use ivec::IVec;
-pub use meta::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME, MAX_NOTE_LENGTH, SESSIONS_TREE_NAME};
+pub use meta::{
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME,
+    MAX_NOTE_LENGTH, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+};
+pub use owned::OwnedCommand;
 pub use repair::{Loss, LossKind, RepairOptions, RepairProgress, RepairReport, repair, repair_with};
 pub use replica::{Applied, Replica, ReplicaOptions};
 pub use replica_install::ReplicaInstaller;
 pub use replica_snapshot::{Chunk, ChunkPosition, MAX_CHUNK_BYTES, ReplicaSnapshot};
+pub use replica_transactions::Settled;
 pub use snapshot::{RangeIter, Snapshot};
 pub use stats::Stats;
+pub use transaction::{Decision, LockedBy, Part, TransactionId, Vote};
 pub use verify::{Damage, KeyRange, VerifyReport, verify_directory};

@@ -1,13 +1,14 @@
 //! Locks with leases and fencing tokens, as commands.
 //!
-//! Promise: at every position of the log a lock has at most one holder, and each grant carries a
-//! [`FencingToken`] that is strictly larger than that of every earlier grant of the same lock,
-//! across releases, expiries and reopens.
+//! Promise: at every position of the log the holders of a lock have no more permits than there are (a
+//! plain lock has one), and each grant carries a [`FencingToken`] that is strictly larger than that of
+//! every earlier grant of the same lock, across releases, expiries and reopens.
 //!
 //! **What a lease can and cannot do.** A holder that is paused longer than its lease (by the
 //! scheduler, a debugger, a suspended laptop) goes on believing that it holds the lock. No lock
-//! service can prevent that; the token is the remedy. Send it along with everything that is done
-//! under the lock, and let whatever is written to refuse a token smaller than the largest it saw.
+//! service can prevent that; the token is the remedy. A write to this database can demand that it
+//! holds, and is refused otherwise: see [`crate::fence`]. Send it along with whatever is done elsewhere
+//! under the lock, and let that refuse a token smaller than the largest it saw.
 //!
 //! **Time** is the log's time in [`Context`] and nothing else: a lease ends at the first command
 //! whose time is at or after `expires_ms`. No clock is read here, so all replicas agree on who
@@ -26,15 +27,41 @@
 //! | [`LockCommand::Expire`] | there, and its lease has ended | [`LockReply::Expired`] |
 //! | | held | [`LockReply::Held`] |
 //! | | free | [`LockReply::NotHeld`] |
+//! | [`LockCommand::Acquire`] | enough permits are free and nobody waits before | [`LockReply::Acquired`] |
+//! | | not, and the caller does not want to wait | [`LockReply::Held`] |
+//! | | not, and it does | [`LockReply::Waiting`] |
+//! | [`LockCommand::RenewWait`] | waited for under this ticket | [`LockReply::Waiting`] |
+//! | | granted to this ticket | [`LockReply::Acquired`], as it was granted |
+//! | | anything else | [`LockReply::NotHeld`] |
+//! | [`LockCommand::CancelWait`] | waited for under, or granted to, this ticket | [`LockReply::Released`] |
+//! | | anything else | [`LockReply::NotHeld`] |
+//!
+//! **One state machine for locks, read/write locks and semaphores.** A lock has a *capacity*, and a
+//! grant takes some of its *permits*. A plain lock has capacity 1. Of a read/write lock
+//! ([`READ_WRITE`]) a writer takes all permits and a reader one. A semaphore has as many as one likes. The
+//! capacity is that of the first who comes; while the lock is in use, whoever asks with another one is
+//! refused.
+//!
+//! **Waiting** is in the log as well ([`queue`]). Who comes first is served first, whatever it wants: a
+//! writer is not starved by readers, who queue up behind it. Whatever frees permits (a release, the end of
+//! a lease, somebody leaving the queue) grants them to the next in the same entry, whose waiter's
+//! key then vanishes; that is the event by which it is woken. A waiter has a lease as well, and one that has ended is
+//! passed over.
+//!
+//! **Lock-delay.** A holder whose lease ends without release has perhaps left something half done, and
+//! perhaps does not know yet. Who asks for a *delay* keeps the lock from being granted for so long after
+//! such an end.
 //!
 //! **Re-entry is refused.** An owner that asks for a lock it holds is told [`LockReply::Held`]
-//! with itself as holder: counting re-entries would leave "who releases last" to chance after a
+//! with itself as holder, or waits for itself: counting re-entries would leave "who releases last" to chance after a
 //! retry. The reply names owner, token and expiry, so an owner that never heard the answer to its
 //! first request learns of its grant this way.
 //!
 //! **Tokens** are positions in the log: a grant's token is the sequence of the commit that made
 //! it. Positions only grow, so a lock needs no record once it is released, and names that were
-//! locked once cost nothing afterwards.
+//! locked once cost nothing afterwards. If one commit grants to several (readers who have waited), the
+//! second has the next number, and so on; whoever comes later has a larger one all the same, because the
+//! largest is kept for as long as it is ahead of the log.
 //!
 //! **Inside a transaction** the position is not known before the commit. Evaluate with
 //! [`PENDING_SEQUENCE`]: the record then says "the commit that wrote me", which every later reader
@@ -44,20 +71,10 @@
 //!
 //! # Layout
 //!
-//! In [`TreeId::LOCKS`], key = the lock's name; no record: the lock is free. The value:
+//! [`state`] has the records, [`queue`] those who wait.
 //!
-//! | bytes | meaning |
-//! |---|---|
-//! | 1 | record version, 1; another one is refused with a clear error, never guessed at |
-//! | varint, bytes | the owner: its length, its bytes |
-//! | varint | the token; 0: the version (sequence) of this record is the token |
-//! | varint | `expires_ms`, the log's time at which the lease ends |
-//!
-//! Varints are bincode's; see [`crate::codec`]. Queues of waiters, read locks, semaphores and
-//! delays after an unclean end need more state than this and get record version 2; a lock keeps
-//! its version until the next grant rewrites it.
-//!
-//! Not here: waiting ([`crate::lock_wait`]), renewing in the background, sessions.
+//! Not here: how threads of an embedded database wait ([`crate::lock_wait`]), renewing in the
+//! background, sessions.
 //!
 //! ```
 //! use dogsled_storage::lock::{self, LockCommand, LockReply};
@@ -82,25 +99,33 @@
 //! # Ok::<(), dogsled_storage::Error>(())
 //! ```
 
+pub mod queue;
+pub mod state;
+
 use std::fmt;
 
 use bincode::{Decode, Encode};
 
-use crate::codec;
 use crate::command::{MAX_NAME_LENGTH, Reply, TreeId};
-use crate::evaluate::{Context, Effect, Effects, Outcome, Versioned, View};
+use crate::evaluate::{Context, Effect, Effects, Outcome, View};
 use crate::{Error, IVec, Result};
+
+use self::queue::Waiter;
+pub use self::state::{LockState, MAX_HOLDERS, Permit, decode_state};
 
 /// What [`Context::sequence`] is while a transaction evaluates a command before its commit.
 pub const PENDING_SEQUENCE: u64 = 0;
 
-/// The version byte of the records that this build writes.
-const RECORD_VERSION: u8 = 1;
+/// The capacity of a read/write lock: a writer takes all permits, a reader one.
+pub const READ_WRITE: u32 = u32::MAX;
+
+/// The most waiters that count as gone that one command passes over.
+const SKIP_AT_ONCE: usize = 1024;
 
 /// The number that a grant carries: strictly larger at each grant of that lock.
 ///
-/// It is the position in the log of the commit that granted the lock. Two locks may have grants
-/// with one token, if one transaction took both.
+/// It is the position in the log of the commit that granted the lock, or a little more; see
+/// [`crate::lock`]. Two locks may have grants with one token, if one transaction took both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct FencingToken(pub u64);
 
@@ -161,6 +186,57 @@ pub enum LockCommand {
         /// The lock.
         name: IVec,
     },
+    /// Takes permits if they are free and nobody waits before, or waits for them. Reply:
+    /// [`LockReply::Acquired`], [`LockReply::Held`] or [`LockReply::Waiting`].
+    Acquire {
+        /// The lock.
+        name: IVec,
+        /// Who asks.
+        owner: IVec,
+        /// How many permits, of how many, and for how long.
+        request: LockRequest,
+        /// How long the caller counts as waiting unless it says that it still does; 0: it does not
+        /// wait.
+        wait_ms: u64,
+    },
+    /// Says that the caller still waits, and asks whether it has to. Reply: [`LockReply::Waiting`],
+    /// [`LockReply::Acquired`] or [`LockReply::NotHeld`].
+    RenewWait {
+        /// The lock.
+        name: IVec,
+        /// What waiting was answered with.
+        ticket: u64,
+        /// As in [`LockCommand::Acquire`].
+        wait_ms: u64,
+    },
+    /// Leaves the queue, or gives back what was granted meanwhile. Reply: [`LockReply::Released`] or
+    /// [`LockReply::NotHeld`].
+    CancelWait {
+        /// The lock.
+        name: IVec,
+        /// What waiting was answered with.
+        ticket: u64,
+    },
+}
+
+/// What is asked of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LockRequest {
+    /// How many permits; at least one.
+    pub permits: u32,
+    /// Of how many there are: 1 for a plain lock, [`READ_WRITE`] for a read/write lock.
+    pub capacity: u32,
+    /// How long they may be held without renewal. A lease that would end after `u64::MAX` never ends.
+    pub lease_ms: u64,
+    /// For how long nothing is granted if the lease ends without release.
+    pub delay_ms: u64,
+}
+
+impl LockRequest {
+    /// The only permit of a plain lock.
+    pub fn exclusive(lease_ms: u64) -> LockRequest {
+        LockRequest { permits: 1, capacity: 1, lease_ms, delay_ms: 0 }
+    }
 }
 
 /// What the caller of a [`LockCommand`] is told.
@@ -193,6 +269,13 @@ pub enum LockReply {
     Released,
     /// The lease had ended and the lock is free now.
     Expired,
+    /// Somebody holds the lock, or others wait for it, and the caller waits from now on.
+    Waiting {
+        /// The number under which it waits.
+        ticket: u64,
+        /// The log's time at which it counts as gone unless it says that it still waits.
+        expires_ms: u64,
+    },
 }
 
 /// Who holds a lock.
@@ -206,14 +289,6 @@ pub struct Holder {
     pub expires_ms: u64,
 }
 
-/// Version 1 of what is stored of a lock that is held.
-#[derive(Encode, Decode)]
-struct Record {
-    owner: IVec,
-    token: u64,
-    expires_ms: u64,
-}
-
 impl LockCommand {
     /// The lock's name.
     pub fn name(&self) -> &IVec {
@@ -221,7 +296,10 @@ impl LockCommand {
             LockCommand::TryAcquire { name, .. }
             | LockCommand::Renew { name, .. }
             | LockCommand::Release { name, .. }
-            | LockCommand::Expire { name } => name,
+            | LockCommand::Expire { name }
+            | LockCommand::Acquire { name, .. }
+            | LockCommand::RenewWait { name, .. }
+            | LockCommand::CancelWait { name, .. } => name,
         }
     }
 }
@@ -232,100 +310,335 @@ impl Holder {
         // The end of time never comes: see `LockCommand::TryAcquire::lease_ms`.
         self.expires_ms <= time_ms && self.expires_ms != u64::MAX
     }
-
-    fn is(&self, owner: &IVec, token: FencingToken) -> bool {
-        self.owner == *owner && self.token == token
-    }
-
-    fn into_held(self) -> LockReply {
-        LockReply::Held { holder: self.owner, token: self.token, expires_ms: self.expires_ms }
-    }
 }
 
-/// Who holds the lock at this time of the log; `None`: it is free, or its lease has ended.
+/// Who holds the lock at this time of the log, the first if there are several; `None`: it is free, or
+/// its lease has ended.
 ///
 /// # Errors
 /// [`Error::Corrupt`] if the stored record is damaged or of a newer version, and errors of
 /// reading the view.
 pub fn holder(view: &impl View, time_ms: u64, name: &[u8]) -> Result<Option<Holder>> {
-    Ok(last_holder(view, name)?.filter(|holder| !holder.has_expired(time_ms)))
+    let found = state::read(view, name)?;
+    Ok(found.and_then(|(state, _)| state.live(time_ms).next().map(Permit::holder)))
 }
 
-/// The holder in the stored record of the lock `name`, whether its lease has ended or not.
+/// What has become of a ticket at this time of the log: [`LockReply::Waiting`],
+/// [`LockReply::Acquired`] or [`LockReply::NotHeld`].
 ///
 /// # Errors
-/// [`Error::Corrupt`], naming the lock, if the record is damaged or of a newer version.
-pub fn decode_holder(name: &[u8], stored: &Versioned) -> Result<Holder> {
-    let damaged = |what: String| {
-        Error::corrupt("the tree of locks", None, format!("lock \"{}\": {what}", name.escape_ascii()))
-    };
-    let record: Record = codec::decode_record(RECORD_VERSION, &stored.value).map_err(damaged)?;
-    // What this very transaction wrote has version 0, and then its token is pending as well.
-    let is_committed = stored.version != PENDING_SEQUENCE;
-    if is_committed && record.token > stored.version {
-        return Err(damaged(format!(
-            "its token {} is beyond position {}, which wrote it",
-            record.token, stored.version
-        )));
+/// As [`holder`].
+pub fn ticket(view: &impl View, time_ms: u64, name: &[u8], ticket: u64) -> Result<LockReply> {
+    if let Some(waiter) = queue::waiter(view, name, ticket)? {
+        return Ok(LockReply::Waiting { ticket, expires_ms: waiter.expires_ms });
     }
-    let token = if record.token == PENDING_SEQUENCE { stored.version } else { record.token };
-    Ok(Holder { owner: record.owner, token: FencingToken(token), expires_ms: record.expires_ms })
-}
-
-fn last_holder(view: &impl View, name: &[u8]) -> Result<Option<Holder>> {
-    match view.get(TreeId::LOCKS, name)? {
-        Some(stored) => decode_holder(name, &stored).map(Some),
-        None => Ok(None),
-    }
+    let found = state::read(view, name)?;
+    let mut live = found.iter().flat_map(|(state, _)| state.live(time_ms));
+    let granted = live.find(|permit| permit.ticket == ticket && ticket != 0);
+    Ok(granted.map_or(LockReply::NotHeld, |permit| LockReply::Acquired {
+        token: permit.token,
+        expires_ms: permit.expires_ms,
+    }))
 }
 
 /// Evaluates a lock's command; see [`crate::evaluate`] and the table in the [module](self).
 ///
 /// # Errors
-/// [`Error::InvalidRequest`] for a lease of 0 or an owner's name that is too long,
-/// [`Error::Corrupt`] if the stored record is damaged or of a newer version, and errors of
-/// reading the view.
+/// [`Error::InvalidRequest`] for a lease of 0, an owner's name that is too long, or a capacity that is
+/// not that of the lock; [`Error::Corrupt`] if the stored record is damaged or of a newer version, and
+/// errors of reading the view.
 pub fn evaluate(view: &impl View, context: &Context, command: &LockCommand) -> Result<Outcome> {
-    let found = last_holder(view, command.name())?;
     let now = context.time_ms;
-    let (effects, reply) = match command {
-        LockCommand::TryAcquire { name, owner, lease_ms } => {
-            check_owner(owner)?;
+    let mut lock = Evaluation::begin(view, context, command.name())?;
+    let reply = match command {
+        LockCommand::TryAcquire { owner, lease_ms, .. } => {
+            lock.acquire(owner, &LockRequest::exclusive(*lease_ms), 0)?
+        }
+        LockCommand::Acquire { owner, request, wait_ms, .. } => lock.acquire(owner, request, *wait_ms)?,
+        LockCommand::Renew { owner, token, lease_ms, .. } => {
             let expires_ms = end_of_lease(now, *lease_ms)?;
-            let fresh = found.is_none();
-            match found {
-                Some(holder) if !holder.has_expired(now) => (Effects::new(), holder.into_held()),
-                _ => {
-                    let token = FencingToken(context.sequence);
-                    let holder = Holder { owner: owner.clone(), token, expires_ms };
-                    (put(name, holder, fresh), LockReply::Acquired { token, expires_ms })
+            match lock.state.holders.iter_mut().find(|permit| permit.is(owner, *token)) {
+                Some(permit) => {
+                    permit.expires_ms = expires_ms;
+                    lock.is_changed = true;
+                    LockReply::Renewed { expires_ms }
                 }
+                None => LockReply::NotHeld,
             }
         }
-        LockCommand::Renew { name, owner, token, lease_ms } => {
-            let expires_ms = end_of_lease(now, *lease_ms)?;
-            match found {
-                Some(holder) if holder.is(owner, *token) && !holder.has_expired(now) => {
-                    let renewed = Holder { expires_ms, ..holder };
-                    (put(name, renewed, false), LockReply::Renewed { expires_ms })
-                }
-                _ => (Effects::new(), LockReply::NotHeld),
+        LockCommand::Release { owner, token, .. } => {
+            // The end of its lease is made known by the release, if by nothing before.
+            lock.is_changed |= lock.ended.iter().any(|permit| permit.is(owner, *token));
+            match lock.take_back(|permit| permit.is(owner, *token))? {
+                true => LockReply::Released,
+                false => LockReply::NotHeld,
             }
         }
-        LockCommand::Release { name, owner, token } => match found {
-            Some(holder) if holder.is(owner, *token) => {
-                let in_time = !holder.has_expired(now);
-                (remove(name), if in_time { LockReply::Released } else { LockReply::NotHeld })
+        LockCommand::Expire { .. } => {
+            let has_ended = !lock.ended.is_empty();
+            lock.is_changed |= has_ended;
+            match lock.state.holders.first() {
+                Some(permit) => permit.held(),
+                None if has_ended => LockReply::Expired,
+                None => LockReply::NotHeld,
             }
-            _ => (Effects::new(), LockReply::NotHeld),
-        },
-        LockCommand::Expire { name } => match found {
-            Some(holder) if holder.has_expired(now) => (remove(name), LockReply::Expired),
-            Some(holder) => (Effects::new(), holder.into_held()),
-            None => (Effects::new(), LockReply::NotHeld),
-        },
+        }
+        LockCommand::RenewWait { ticket, wait_ms, .. } => lock.renew_wait(*ticket, *wait_ms)?,
+        LockCommand::CancelWait { ticket, .. } => lock.cancel_wait(*ticket)?,
     };
-    Ok(Outcome { effects, reply: Reply::Lock(reply) })
+    Ok(Outcome { effects: lock.finish(), reply: Reply::Lock(reply) })
+}
+
+/// Lets those locks go on that are due: whose leases have ended while others wait. The effects, how many
+/// locks, and whether there are more.
+pub(crate) fn settle_due(view: &impl View, context: &Context, limit: usize) -> Result<(Effects, u64, bool)> {
+    let (names, more) = queue::due(view, context.time_ms, limit)?;
+    let mut effects = Effects::new();
+    let count = names.len() as u64;
+    for name in &names {
+        let mut lock = Evaluation::begin(view, context, name)?;
+        lock.is_changed = true;
+        effects.extend(lock.finish());
+    }
+    Ok((effects, count, more))
+}
+
+impl Permit {
+    fn is(&self, owner: &IVec, token: FencingToken) -> bool {
+        self.owner == *owner && self.token == token
+    }
+
+    fn held(&self) -> LockReply {
+        LockReply::Held { holder: self.owner.clone(), token: self.token, expires_ms: self.expires_ms }
+    }
+}
+
+/// One lock while a command is evaluated.
+struct Evaluation<'a, V> {
+    view: &'a V,
+    context: &'a Context,
+    name: &'a IVec,
+    /// Without those whose lease has ended.
+    state: LockState,
+    /// Holders whose lease has ended.
+    ended: Vec<Permit>,
+    /// The version of the record; `None`: there is none.
+    stored: Option<u64>,
+    /// Under which the lock stands in the index so far.
+    due_ms: u64,
+    /// Whether the record is to be written.
+    is_changed: bool,
+    /// Of those who wait.
+    effects: Effects,
+}
+
+impl<'a, V: View> Evaluation<'a, V> {
+    /// Takes away what has ended, and grants what that frees to those who wait.
+    fn begin(view: &'a V, context: &'a Context, name: &'a IVec) -> Result<Evaluation<'a, V>> {
+        let (mut state, stored) = match state::read(view, name)? {
+            Some((state, version)) => (state, Some(version)),
+            None => (LockState::free(1), None),
+        };
+        let now = context.time_ms;
+        let (ended, live): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut state.holders).into_iter().partition(|permit| permit.has_ended(now));
+        state.holders = live;
+        for permit in ended.iter().filter(|permit| permit.delay_ms > 0) {
+            state.free_at_ms = state.free_at_ms.max(permit.expires_ms.saturating_add(permit.delay_ms));
+        }
+        let due_ms = state.due_ms;
+        let effects = Effects::new();
+        let mut lock =
+            Evaluation { view, context, name, state, ended, stored, due_ms, is_changed: false, effects };
+        lock.grant_next()?;
+        Ok(lock)
+    }
+
+    fn is_in_use(&self) -> bool {
+        !self.state.holders.is_empty() || self.state.waiting > 0
+    }
+
+    fn fits(&self, permits: u32) -> bool {
+        let taken: u64 = self.state.holders.iter().map(|permit| u64::from(permit.permits)).sum();
+        taken + u64::from(permits) <= u64::from(self.state.capacity)
+            && self.state.holders.len() < MAX_HOLDERS
+            && self.context.time_ms >= self.state.free_at_ms
+    }
+
+    fn grant(&mut self, owner: IVec, request: &LockRequest, expires_ms: u64, ticket: u64) -> FencingToken {
+        let sequence = self.context.sequence;
+        let token = match self.state.last_token {
+            0 => sequence,
+            last => sequence.max(last + 1),
+        };
+        self.state.last_token = token;
+        self.is_changed = true;
+        let token = FencingToken(token);
+        let LockRequest { permits, delay_ms, .. } = *request;
+        self.state.holders.push(Permit { owner, token, permits, expires_ms, delay_ms, ticket });
+        token
+    }
+
+    /// Grants to those who wait, in their order, until one does not fit.
+    fn grant_next(&mut self) -> Result<()> {
+        let mut skipped = 0;
+        while self.state.waiting > 0 && skipped < SKIP_AT_ONCE {
+            let Some((ticket, waiter)) = queue::first(self.view, self.name, self.state.queue_from)? else {
+                let what = format!("lock \"{}\": those who wait are missing", self.name.escape_ascii());
+                return Err(Error::corrupt("the tree of waiters", None, what));
+            };
+            let now = self.context.time_ms;
+            let Waiter { owner, permits, lease_ms, delay_ms, .. } = waiter.clone();
+            if waiter.has_gone(now) {
+                skipped += 1;
+            } else if self.fits(permits) {
+                let request = LockRequest { permits, capacity: self.state.capacity, lease_ms, delay_ms };
+                self.grant(owner, &request, now.saturating_add(lease_ms), ticket);
+            } else {
+                break;
+            }
+            queue::remove(self.name, ticket, &mut self.effects);
+            self.state.waiting -= 1;
+            self.state.queue_from = ticket + 1;
+            self.is_changed = true;
+        }
+        Ok(())
+    }
+
+    fn acquire(&mut self, owner: &IVec, request: &LockRequest, wait_ms: u64) -> Result<LockReply> {
+        check_owner(owner)?;
+        let now = self.context.time_ms;
+        let expires_ms = end_of_lease(now, request.lease_ms)?;
+        if request.permits == 0 || request.permits > request.capacity {
+            return Err(Error::InvalidRequest(format!(
+                "{} permits of a lock that has {}",
+                request.permits, request.capacity
+            )));
+        }
+        if !self.is_in_use() {
+            self.state.capacity = request.capacity;
+        } else if self.state.capacity != request.capacity {
+            return Err(Error::InvalidRequest(format!(
+                "lock \"{}\" is in use with a capacity of {}, not {}",
+                self.name.escape_ascii(),
+                self.state.capacity,
+                request.capacity
+            )));
+        }
+        if self.state.waiting == 0 && self.fits(request.permits) {
+            let token = self.grant(owner.clone(), request, expires_ms, 0);
+            return Ok(LockReply::Acquired { token, expires_ms });
+        }
+        if wait_ms == 0 {
+            // The one whose lease ends first: not before that is it worth while to ask again.
+            return Ok(match self.state.holders.iter().min_by_key(|permit| permit.expires_ms) {
+                Some(permit) => permit.held(),
+                // Nobody holds it, but it is not free: a delay, or more who have gone than one
+                // command passes over.
+                None => LockReply::Held {
+                    holder: self.ended.first().map(|permit| permit.owner.clone()).unwrap_or_default(),
+                    token: FencingToken(self.state.last_token),
+                    expires_ms: self.state.free_at_ms.max(now.saturating_add(1)),
+                },
+            });
+        }
+        let ticket = self.context.sequence;
+        if ticket == PENDING_SEQUENCE {
+            return Err(Error::InvalidRequest("a transaction does not wait for a lock".to_owned()));
+        }
+        let LockRequest { permits, lease_ms, delay_ms, .. } = *request;
+        let expires_ms = now.saturating_add(wait_ms);
+        let waiter = Waiter { owner: owner.clone(), permits, lease_ms, delay_ms, expires_ms };
+        queue::put(self.name, ticket, &waiter, true, &mut self.effects);
+        self.state.waiting += 1;
+        self.is_changed = true;
+        Ok(LockReply::Waiting { ticket, expires_ms })
+    }
+
+    /// Takes permits away from whoever is such; whether somebody was.
+    fn take_back(&mut self, is_it: impl Fn(&Permit) -> bool) -> Result<bool> {
+        let Some(position) = self.state.holders.iter().position(is_it) else { return Ok(false) };
+        self.state.holders.remove(position);
+        self.is_changed = true;
+        self.grant_next()?;
+        Ok(true)
+    }
+
+    /// The waiter, unless it was granted the lock just now.
+    fn waiter(&self, ticket: u64) -> Result<Option<Waiter>> {
+        if ticket < self.state.queue_from { Ok(None) } else { queue::waiter(self.view, self.name, ticket) }
+    }
+
+    fn renew_wait(&mut self, ticket: u64, wait_ms: u64) -> Result<LockReply> {
+        if let Some(waiter) = self.waiter(ticket)? {
+            let expires_ms = end_of_lease(self.context.time_ms, wait_ms)?;
+            queue::put(self.name, ticket, &Waiter { expires_ms, ..waiter }, false, &mut self.effects);
+            return Ok(LockReply::Waiting { ticket, expires_ms });
+        }
+        let granted = self.state.holders.iter().find(|permit| permit.ticket == ticket && ticket != 0);
+        Ok(granted.map_or(LockReply::NotHeld, |permit| LockReply::Acquired {
+            token: permit.token,
+            expires_ms: permit.expires_ms,
+        }))
+    }
+
+    fn cancel_wait(&mut self, ticket: u64) -> Result<LockReply> {
+        if self.waiter(ticket)?.is_some() {
+            queue::remove(self.name, ticket, &mut self.effects);
+            self.state.waiting -= 1;
+            self.is_changed = true;
+            // Whoever stands behind may fit where this one did not.
+            if self.state.waiting > 0
+                && queue::first(self.view, self.name, self.state.queue_from)?
+                    .is_some_and(|(first, _)| first == ticket)
+            {
+                self.state.queue_from = ticket + 1;
+                self.grant_next()?;
+            }
+            return Ok(LockReply::Released);
+        }
+        let is_it = |permit: &Permit| permit.ticket == ticket && ticket != 0;
+        Ok(if self.take_back(is_it)? { LockReply::Released } else { LockReply::NotHeld })
+    }
+
+    /// When something about the lock changes by itself that somebody has to be told of; 0: never.
+    fn next_due(&self) -> u64 {
+        let first_end = self.state.holders.iter().map(|permit| permit.expires_ms).min();
+        let due = match first_end {
+            Some(_) if self.state.waiting == 0 => return 0,
+            Some(first_end) => first_end,
+            None if self.state.waiting > 0 => self.state.free_at_ms.max(self.context.time_ms),
+            None => self.state.free_at_ms,
+        };
+        if due == u64::MAX { 0 } else { due }
+    }
+
+    fn finish(mut self) -> Effects {
+        if !self.is_changed {
+            return self.effects;
+        }
+        if self.state.free_at_ms <= self.context.time_ms {
+            self.state.free_at_ms = 0;
+        }
+        self.state.due_ms = self.next_due();
+        queue::move_due(self.name, self.due_ms, self.state.due_ms, &mut self.effects);
+        // A token that is ahead of the log must be remembered, or it would be given again.
+        let reached = match self.context.sequence {
+            // Of a transaction, which commits behind all tokens there are: those that are ahead are
+            // given to such as have waited, and only a cluster's logs have those.
+            PENDING_SEQUENCE => u64::MAX,
+            sequence => sequence.max(self.stored.unwrap_or(0)),
+        };
+        let is_needed = self.is_in_use() || self.state.free_at_ms > 0 || self.state.last_token > reached;
+        let (tree, key) = (TreeId::LOCKS, self.name.clone());
+        if is_needed {
+            let (value, fresh) = (self.state.encode(), Some(self.stored.is_none()));
+            self.effects.push(Effect::Put { tree, key, value, fresh });
+        } else if self.stored.is_some() {
+            self.effects.push(Effect::Remove { tree, key });
+        }
+        self.effects
+    }
 }
 
 fn check_owner(owner: &[u8]) -> Result<()> {
@@ -343,18 +656,4 @@ fn end_of_lease(now: u64, lease_ms: u64) -> Result<u64> {
         return Err(Error::InvalidRequest("a lease of 0 ms would end before it begins".to_owned()));
     }
     Ok(now.saturating_add(lease_ms))
-}
-
-fn put(name: &IVec, holder: Holder, fresh: bool) -> Effects {
-    let record = Record { owner: holder.owner, token: holder.token.0, expires_ms: holder.expires_ms };
-    let value = IVec::from(codec::encode_record(RECORD_VERSION, &record));
-    let mut effects = Effects::new();
-    effects.push(Effect::Put { tree: TreeId::LOCKS, key: name.clone(), value, fresh: Some(fresh) });
-    effects
-}
-
-fn remove(name: &IVec) -> Effects {
-    let mut effects = Effects::new();
-    effects.push(Effect::Remove { tree: TreeId::LOCKS, key: name.clone() });
-    effects
 }

@@ -54,6 +54,16 @@ pub const COUNTERS_TREE_NAME: &[u8] = b"__dogsled__counters";
 pub const LOCKS_TREE_NAME: &[u8] = b"__dogsled__locks";
 /// The name of the tree that holds the sessions of a replica.
 pub const SESSIONS_TREE_NAME: &[u8] = b"__dogsled__sessions";
+/// The name of the tree that holds a replica's transactions over several groups.
+pub const TRANSACTIONS_TREE_NAME: &[u8] = b"__dogsled__transactions";
+
+/// The name of the tree that holds when keys expire.
+pub const EXPIRY_TREE_NAME: &[u8] = b"__dogsled__expiry";
+/// The name of the tree that holds those who wait for locks.
+pub const LOCK_QUEUES_TREE_NAME: &[u8] = b"__dogsled__lock_queues";
+
+/// The name of the tree that holds the numbers that come next.
+pub const SEQUENCES_TREE_NAME: &[u8] = b"__dogsled__sequences";
 
 /// The longest note of a checkpoint in bytes.
 pub const MAX_NOTE_LENGTH: usize = 64 << 10;
@@ -64,11 +74,20 @@ impl Default for Catalog {
         catalog.insert(TreeId::DEFAULT, IVec::from(DEFAULT_TREE_NAME));
         catalog.insert(TreeId::COUNTERS, IVec::from(COUNTERS_TREE_NAME));
         catalog.insert(TreeId::LOCKS, IVec::from(LOCKS_TREE_NAME));
+        catalog.insert(TreeId::EXPIRY, IVec::from(EXPIRY_TREE_NAME));
+        catalog.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
+        catalog.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
         catalog
     }
 }
 
 impl Catalog {
+    /// The trees that every replica has and no embedded database.
+    pub(crate) fn insert_of_replica(&mut self) {
+        self.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
+        self.insert(TreeId::TRANSACTIONS, IVec::from(TRANSACTIONS_TREE_NAME));
+    }
+
     pub(crate) fn insert(&mut self, id: TreeId, name: IVec) {
         self.names.insert(name.clone(), id);
         self.ids.insert(id, name);

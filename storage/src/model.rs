@@ -26,13 +26,14 @@ use crate::command::{Command, Reply, TreeId};
 use crate::evaluate::{Context, Effect, Entry, Versioned, View, evaluate};
 use crate::group::{GroupCommand, GroupReply};
 use crate::group_evaluate::evaluate_group;
-use crate::{IVec, Result};
+use crate::transaction::Transactions;
+use crate::{IVec, Result, expiry};
 
 /// The contents of one tree, with the sequence that wrote each key.
 pub type ModelTree = BTreeMap<IVec, Versioned>;
 
 /// The whole state in memory; see the [module](self).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ModelState {
     trees: BTreeMap<TreeId, ModelTree>,
     names: BTreeMap<IVec, TreeId>,
@@ -40,6 +41,8 @@ pub struct ModelState {
     next_id: u64,
     sequence: u64,
     time_ms: u64,
+    /// Of a replica.
+    transactions: Option<Transactions>,
 }
 
 impl Default for ModelState {
@@ -51,7 +54,14 @@ impl Default for ModelState {
 impl ModelState {
     /// An empty database: the default tree and the database's own, no keys, sequence 0.
     pub fn new() -> ModelState {
-        let own = [TreeId::DEFAULT, TreeId::COUNTERS, TreeId::LOCKS];
+        let own = [
+            TreeId::DEFAULT,
+            TreeId::COUNTERS,
+            TreeId::LOCKS,
+            TreeId::EXPIRY,
+            TreeId::LOCK_QUEUES,
+            TreeId::SEQUENCES,
+        ];
         ModelState {
             trees: own.into_iter().map(|id| (id, ModelTree::new())).collect(),
             names: BTreeMap::from([(IVec::from("__sled__default"), TreeId::DEFAULT)]),
@@ -59,13 +69,16 @@ impl ModelState {
             next_id: 0,
             sequence: 0,
             time_ms: 0,
+            transactions: None,
         }
     }
 
-    /// A new replica: an empty database, with a tree for sessions.
+    /// A new replica: an empty database, with trees for sessions and transactions.
     pub fn for_replica() -> ModelState {
         let mut state = ModelState::new();
         state.trees.insert(TreeId::SESSIONS, ModelTree::new());
+        state.trees.insert(TreeId::TRANSACTIONS, ModelTree::new());
+        state.transactions = Some(Transactions::default());
         state
     }
 
@@ -84,6 +97,11 @@ impl ModelState {
     /// The sequence of the last commit; 0: none yet.
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// Sets the log's time, which never happens to a log: for tests of what would follow.
+    pub fn set_time_ms(&mut self, time_ms: u64) {
+        self.time_ms = time_ms;
     }
 
     /// The log's time: the latest that any commit was given.
@@ -120,6 +138,9 @@ impl ModelState {
         self.sequence = sequence;
         for effect in effects {
             self.apply_one(sequence, effect);
+            if let Some(transactions) = &mut self.transactions {
+                transactions.follow(effect).expect("a row that was just made can be read");
+            }
         }
     }
 
@@ -176,6 +197,13 @@ impl ModelState {
     /// Whether a tree holds no key, or is not there.
     pub fn is_empty(&self, tree: TreeId) -> bool {
         self.len(tree) == 0
+    }
+
+    /// Whether a key is there and has not expired by the log's time.
+    pub fn is_live(&self, tree: TreeId, key: &[u8]) -> bool {
+        let Some(found) = self.trees.get(&tree).and_then(|tree| tree.get(key)) else { return false };
+        let record = self.trees[&TreeId::EXPIRY].get(&expiry::record_key(tree, key));
+        !expiry::is_over(record, found.version, self.time_ms).expect("what the model wrote is sound")
     }
 
     /// The names of all trees that have one, in order.
@@ -236,5 +264,9 @@ impl View for ModelState {
 
     fn next_id(&self) -> u64 {
         self.next_id
+    }
+
+    fn transactions(&self) -> Option<&Transactions> {
+        self.transactions.as_ref()
     }
 }

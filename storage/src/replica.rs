@@ -48,15 +48,19 @@ use crate::clock::Clock;
 use crate::codec::{GROUP_COMMAND_VERSION, decode_group_command};
 use crate::directory::Directory;
 use crate::disk::{Disk, RealDisk};
-use crate::engine::{Committer, Shared, prefetch, touches_locks};
+use crate::engine::{Committer, Shared, prefetch, prefetch_part, touches_locks};
 use crate::evaluate::Context;
 use crate::group::{GroupReply, Operation, Refusal};
 use crate::group_evaluate::{Resolved, evaluate_resolved, resolve};
-use crate::meta::{Checkpoint, MAX_NOTE_LENGTH, SESSIONS_TREE_NAME};
+use crate::meta::{
+    Checkpoint, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, MAX_NOTE_LENGTH, SEQUENCES_TREE_NAME,
+};
 use crate::replica_install::{check_id, remove_stale};
 use crate::replica_snapshot::ReplicaSnapshot;
+use crate::replica_transactions::PreparedCount;
 use crate::session;
 use crate::state::{LatestView, Prefetched, State};
+use crate::transaction::{Commit, Prepare, Prepared};
 use crate::wal::Wal;
 use crate::watch::Wakeups;
 use crate::{Effect, Engine, Error, IVec, Options, Result, TreeId};
@@ -112,17 +116,22 @@ pub(crate) struct ReplicaState {
     durable: Mutex<Applied>,
     /// The last position, for those who do not hold the commit mutex.
     applied: AtomicU64,
+    /// The log's time there, or a little later.
+    time_ms: AtomicU64,
     /// The checkpoint thread sleeps until there is an entry.
     asleep: AtomicBool,
+    pub(crate) prepared: PreparedCount,
     failure: OnceLock<Error>,
 }
 
 impl ReplicaState {
-    pub(crate) fn new(applied: Applied) -> ReplicaState {
+    pub(crate) fn new(applied: Applied, time_ms: u64) -> ReplicaState {
         ReplicaState {
+            time_ms: AtomicU64::new(time_ms),
             applied: AtomicU64::new(applied.position),
             durable: Mutex::new(applied),
             asleep: AtomicBool::new(false),
+            prepared: PreparedCount::default(),
             failure: OnceLock::new(),
         }
     }
@@ -133,6 +142,10 @@ impl ReplicaState {
 
     pub(crate) fn applied(&self) -> u64 {
         self.applied.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn time_ms(&self) -> u64 {
+        self.time_ms.load(Ordering::SeqCst)
     }
 
     /// Whether all is folded; if so, the next entry wakes whoever asks. Call with the mutex of the
@@ -163,11 +176,19 @@ impl ReplicaState {
 pub(crate) fn check_kind(directory: &Directory, checkpoint: &mut Checkpoint, is_replica: bool) -> Result<()> {
     let refuse =
         |what: &str| Err(Error::NotADatabase { path: directory.path.clone(), what: what.to_owned() });
+    // A database of a time before there were such.
+    checkpoint.catalog.insert(TreeId::EXPIRY, IVec::from(EXPIRY_TREE_NAME));
+    checkpoint.catalog.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
+    checkpoint.catalog.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
     if !is_replica {
         if checkpoint.note.is_some() {
             return refuse("this is a replica of a node, whose log is elsewhere; open it with its node");
         }
         return Ok(());
+    }
+    if checkpoint.note.is_some() && !checkpoint.catalog.ids.contains_key(&TreeId::TRANSACTIONS) {
+        // It was made before there were transactions over several groups.
+        checkpoint.catalog.insert_of_replica();
     }
     if checkpoint.note.is_none() {
         let wal_path = directory.wal_path();
@@ -179,7 +200,7 @@ pub(crate) fn check_kind(directory: &Directory, checkpoint: &mut Checkpoint, is_
             return refuse("this is an embedded database, not a replica of a node; import its contents");
         }
         checkpoint.note = Some(Vec::new());
-        checkpoint.catalog.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
+        checkpoint.catalog.insert_of_replica();
     }
     Ok(())
 }
@@ -250,6 +271,7 @@ impl Replica {
         };
         let engine = Engine::open_with(engine_options, Some(wal))?;
         check_id(engine.shared.directory.database_id, options.database_id, &options.directory)?;
+        engine.load_transactions()?;
         Ok(Arc::new(Replica { engine }))
     }
 
@@ -298,10 +320,12 @@ impl Replica {
                 sequence: committer.sequence,
                 next_id: committer.next_id,
                 ends: &committer.ends,
+                transactions: Some(&committer.transactions),
                 found_end: None.into(),
                 prefetched: prefetched.as_ref(),
                 may_read_disk: prefetched.is_some(),
                 needs_disk: false.into(),
+                earliest_due: shared.due.keys(),
             };
             let resolved = resolved
                 .get_or_insert_with(|| resolve(&view, decoded.take().expect("it is resolved only once")));
@@ -311,8 +335,9 @@ impl Replica {
             // Also what looks like an outcome then: a refusal, because a key could not be read.
             if view.needs_disk.get() {
                 let state = Arc::clone(&state);
+                let to_resolve = to_resolve(&committer, resolved);
                 drop(committer);
-                prefetched = Some(prefetch_entry(&state, resolved)?);
+                prefetched = Some(prefetch_entry(&state, resolved, to_resolve.as_deref())?);
                 continue;
             }
             let outcome = outcome?;
@@ -400,7 +425,7 @@ impl Replica {
         self.engine.close()
     }
 
-    fn state(&self) -> &ReplicaState {
+    pub(crate) fn state(&self) -> &ReplicaState {
         self.engine.shared.replica.as_ref().expect("a replica's engine is opened as one")
     }
 }
@@ -419,6 +444,14 @@ impl Shared {
             committer.note.clear();
             committer.note.extend_from_slice(note);
         }
+        let replica = self.replica.as_ref().expect("only a replica advances");
+        // Before the effects: whoever sees them goes by no earlier time.
+        replica.time_ms.store(context.time_ms, Ordering::SeqCst);
+        // Behind the row there is at most what a session remembers.
+        if effects.iter().rev().take(2).any(touches_transactions) {
+            // Before the rows are to be seen: see `PreparedCount`.
+            replica.prepared.begin();
+        }
         let wakeups = if effects.is_empty() {
             committer.sequence = context.sequence;
             committer.time_ms = context.time_ms;
@@ -426,7 +459,13 @@ impl Shared {
         } else {
             Some(self.publish(committer, state, context, effects))
         };
-        let replica = self.replica.as_ref().expect("only a replica advances");
+        for effect in effects {
+            committer.removals.follow(context.sequence, effect);
+            if touches_transactions(effect) {
+                committer.transactions.follow(effect).expect("a row that was just made can be read");
+                replica.prepared.set(committer.transactions.counts().0);
+            }
+        }
         replica.applied.store(context.sequence, Ordering::SeqCst);
         if replica.asleep.load(Ordering::SeqCst) && replica.asleep.swap(false, Ordering::SeqCst) {
             let _progress = self.progress.lock();
@@ -434,6 +473,13 @@ impl Shared {
         }
         wakeups
     }
+}
+
+fn touches_transactions(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Put { tree: TreeId::TRANSACTIONS, .. } | Effect::Remove { tree: TreeId::TRANSACTIONS, .. }
+    )
 }
 
 fn check_note(note: Option<&[u8]>) -> Result<()> {
@@ -456,11 +502,31 @@ fn check_position(committer: &Committer, position: u64) -> Result<()> {
     Ok(())
 }
 
+/// The part that an entry resolves.
+fn to_resolve(committer: &Committer, resolved: &Resolved) -> Option<Arc<Prepared>> {
+    match &resolved.command.operation {
+        Operation::Resolve { transaction, commit: true } => {
+            committer.transactions.prepared(*transaction).cloned()
+        }
+        _ => None,
+    }
+}
+
 /// Reads from the B-tree what an entry will look at first, without the commit mutex. What is not
 /// foreseen here is read under it.
-fn prefetch_entry(state: &Arc<State>, resolved: &Resolved) -> Result<Prefetched> {
+fn prefetch_entry(
+    state: &Arc<State>,
+    resolved: &Resolved,
+    to_resolve: Option<&Prepared>,
+) -> Result<Prefetched> {
     let mut prefetched = match &resolved.command.operation {
-        Operation::Command(command) => prefetch(state, command)?,
+        Operation::Command(command) | Operation::Fenced { command, .. } => prefetch(state, command)?,
+        Operation::Prepare(Prepare { part, .. }) | Operation::Commit(Commit { part, .. }) => {
+            prefetch_part(state, &part.reads, &part.writes)?
+        }
+        Operation::Resolve { .. } => {
+            prefetch_part(state, &[], to_resolve.map_or(&[], |prepared| &prepared.part.writes))?
+        }
         _ => Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() },
     };
     if let (Some(tag), Some(base)) = (&resolved.command.session, state.base.tree(TreeId::SESSIONS)) {

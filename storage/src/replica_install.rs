@@ -28,7 +28,7 @@ use crate::command::{MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_VALUE_LENGTH};
 use crate::directory::{Directory, read_manifest, tree_path};
 use crate::disk::Disk;
 use crate::evaluate::Versioned;
-use crate::meta::{Catalog, Checkpoint, MAX_NOTE_LENGTH, SESSIONS_TREE_NAME};
+use crate::meta::{Catalog, Checkpoint, MAX_NOTE_LENGTH};
 use crate::replica::{Applied, ReplicaOptions};
 use crate::replica_snapshot::{ChunkPosition, Frame, Piece, Place, extend_digest};
 use crate::{Error, IVec, Result, TreeId};
@@ -363,7 +363,7 @@ fn check_record(record: &Checkpoint) -> Result<(), String> {
     }
     let catalog = &record.catalog;
     let mut own = Catalog::default();
-    own.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
+    own.insert_of_replica();
     if !catalog.ids.range(..TreeId::FIRST_USER).eq(own.ids.range(..TreeId::FIRST_USER)) {
         return fail("has not the trees that every replica has");
     }

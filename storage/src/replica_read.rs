@@ -24,16 +24,63 @@ impl Replica {
             GroupRead::Get { tree, key } => {
                 let state = shared.state.load();
                 GroupReadReply::Value(match find(&state, tree)? {
-                    Some(id) => state.get_latest(id, key)?,
+                    Some(id) => shared.get(id, key)?,
                     None => None,
                 })
             }
-            GroupRead::GetMany { tree, keys } => {
+            GroupRead::Counter { name } => {
+                let found = shared.state.load().get_latest(TreeId::COUNTERS, name)?;
+                let value = found.map(|found| counter::decode_value(name, &found.value)).transpose()?;
+                GroupReadReply::Counter(value)
+            }
+            GroupRead::LockHolder { name } => {
+                // The state is no older than the time.
+                let time_ms = self.time_ms();
+                let found = shared.state.load().get_latest(TreeId::LOCKS, name)?;
+                let state = found.map(|found| lock::decode_state(name, &found)).transpose()?;
+                let holder = state.and_then(|state| state.live(time_ms).next().map(lock::Permit::holder));
+                GroupReadReply::LockHolder(holder)
+            }
+            GroupRead::Ticket { name, ticket } => {
+                let now_ms = self.time_ms();
                 let snapshot = self.engine().snapshot();
-                GroupReadReply::Values(get_many(&snapshot, find(snapshot.state(), tree)?, keys)?)
+                let reply = lock::ticket(&view(&snapshot, &Ends::default()), now_ms, name, *ticket)?;
+                GroupReadReply::Ticket { reply, now_ms }
+            }
+            GroupRead::Expires { tree, key } => {
+                // The state is no older than the time.
+                let now_ms = self.time_ms();
+                let at_ms = match find(&shared.state.load(), tree)? {
+                    Some(id) => shared.expires(id, key)?,
+                    None => None,
+                };
+                GroupReadReply::Expires { at_ms, now_ms }
+            }
+            GroupRead::Len { tree } => {
+                let id = find(&shared.state.load(), tree)?;
+                GroupReadReply::Length(id.map_or(Ok(0), |id| self.engine().len(id))?)
+            }
+            GroupRead::Validate { trees, reads, ranges, since } => {
+                GroupReadReply::Valid(self.validate((trees, reads, ranges), *since)?)
+            }
+            GroupRead::Transactions => {
+                let (prepared, decided) = self.transaction_counts();
+                GroupReadReply::Transactions { prepared: prepared as u64, decided: decided as u64 }
+            }
+            GroupRead::GetMany { .. }
+            | GroupRead::Range { .. }
+            | GroupRead::Trees
+            | GroupRead::EarliestSessionExpiry => self.read_from(&self.engine().snapshot(), read)?,
+        })
+    }
+
+    /// Answers what can be answered from a snapshot.
+    pub(crate) fn read_from(&self, snapshot: &Snapshot, read: &GroupRead) -> Result<GroupReadReply> {
+        Ok(match read {
+            GroupRead::GetMany { tree, keys } => {
+                GroupReadReply::Values(get_many(snapshot, find(snapshot.state(), tree)?, keys)?)
             }
             GroupRead::Range { tree, low, high, reverse, limit, limit_bytes, values } => {
-                let snapshot = self.engine().snapshot();
                 match find(snapshot.state(), tree)? {
                     Some(id) => {
                         let entries = snapshot.range(id, low.clone(), high.clone());
@@ -48,30 +95,31 @@ impl Replica {
                 }
             }
             GroupRead::Len { tree } => {
-                let id = find(&shared.state.load(), tree)?;
-                GroupReadReply::Length(id.map_or(Ok(0), |id| self.engine().len(id))?)
-            }
-            GroupRead::Counter { name } => {
-                let found = shared.state.load().get_latest(TreeId::COUNTERS, name)?;
-                let value = found.map(|found| counter::decode_value(name, &found.value)).transpose()?;
-                GroupReadReply::Counter(value)
-            }
-            GroupRead::LockHolder { name } => {
-                // The state is no older than the time.
-                let time_ms = self.time_ms();
-                let found = shared.state.load().get_latest(TreeId::LOCKS, name)?;
-                let holder = found.map(|found| lock::decode_holder(name, &found)).transpose()?;
-                GroupReadReply::LockHolder(holder.filter(|holder| !holder.has_expired(time_ms)))
+                let id = find(snapshot.state(), tree)?;
+                GroupReadReply::Length(id.map_or(Ok(0), |id| snapshot.len(id))?)
             }
             GroupRead::Trees => {
-                let trees = self.engine().trees().into_iter();
-                let names = trees.filter(|(_, id)| *id != TreeId::SESSIONS).map(|(name, _)| name);
+                let trees = snapshot.trees().into_iter();
+                let hidden = [
+                    TreeId::SESSIONS,
+                    TreeId::EXPIRY,
+                    TreeId::LOCK_QUEUES,
+                    TreeId::SEQUENCES,
+                    TreeId::TRANSACTIONS,
+                ];
+                let names = trees.filter(|(_, id)| !hidden.contains(id)).map(|(name, _)| name);
                 GroupReadReply::Trees(names.collect())
             }
             GroupRead::EarliestSessionExpiry => {
-                let snapshot = self.engine().snapshot();
-                GroupReadReply::Time(session::earliest_expiry(&view(&snapshot, &Ends::default()))?)
+                GroupReadReply::Time(session::earliest_expiry(&view(snapshot, &Ends::default()))?)
             }
+            GroupRead::Get { .. }
+            | GroupRead::Counter { .. }
+            | GroupRead::LockHolder { .. }
+            | GroupRead::Ticket { .. }
+            | GroupRead::Expires { .. }
+            | GroupRead::Validate { .. }
+            | GroupRead::Transactions => self.read(read)?,
         })
     }
 }
@@ -82,18 +130,23 @@ fn view<'a>(snapshot: &'a Snapshot, ends: &'a Ends) -> LatestView<'a> {
         sequence: snapshot.sequence(),
         next_id: 0,
         ends,
+        transactions: None,
         found_end: None.into(),
         prefetched: None,
         may_read_disk: true,
         needs_disk: false.into(),
+        earliest_due: u64::MAX,
     }
 }
 
 /// The number of a tree; `None`: there is none of that name, and it reads as empty.
-fn find(state: &Arc<State>, name: &IVec) -> Result<Option<TreeId>> {
+pub(crate) fn find(state: &Arc<State>, name: &IVec) -> Result<Option<TreeId>> {
     match state.catalog.names.get(name).copied() {
         Some(TreeId::SESSIONS) => {
             Err(Error::InvalidRequest("the tree of sessions is closed to reads".to_owned()))
+        }
+        Some(TreeId::TRANSACTIONS) => {
+            Err(Error::InvalidRequest("the tree of transactions is closed to reads".to_owned()))
         }
         found => Ok(found),
     }

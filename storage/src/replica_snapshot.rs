@@ -49,7 +49,7 @@ use twox_hash::XxHash3_128;
 
 use crate::codec;
 use crate::engine::{Committer, Engine};
-use crate::meta::{Checkpoint, SESSIONS_TREE_NAME};
+use crate::meta::Checkpoint;
 use crate::replica::Applied;
 use crate::snapshot::Snapshot;
 use crate::{Error, IVec, Result, TreeId};
@@ -138,6 +138,7 @@ pub struct ReplicaSnapshot {
 impl ReplicaSnapshot {
     /// `snapshot` was taken with `committer` locked.
     pub(crate) fn new(snapshot: Snapshot, committer: &Committer) -> ReplicaSnapshot {
+        let snapshot = snapshot.with_expired();
         let applied = Applied { position: committer.sequence, note: committer.note.clone() };
         let catalog = (*snapshot.state().catalog).clone();
         let record = Checkpoint {
@@ -160,7 +161,7 @@ impl ReplicaSnapshot {
         snapshot.applied = Applied { position: snapshot.applied.position + 1, note };
         snapshot.record.applied = snapshot.applied.position;
         snapshot.record.note = Some(snapshot.applied.note.clone());
-        snapshot.record.catalog.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
+        snapshot.record.catalog.insert_of_replica();
         snapshot
     }
 

@@ -23,17 +23,18 @@
 //! | nothing, or a smaller number | the command is carried out, and its answer remembered, a refusal too |
 //! | this number | the answer that is remembered, and nothing is done |
 //! | a larger number: the client has heard of this one, or given it up | [`Refusal::Forgotten`], and nothing is done |
-//! | no matter what, but the session is not there, or its lease has ended | [`Refusal::SessionUnknown`], and nothing is done |
+//! | no matter what, but the session is not there | [`Refusal::SessionUnknown`], and nothing is done |
 //!
 //! **What a session cannot do.** When it has ended, its answers go. A retry that comes later is
 //! refused, and its client does not know whether the first try happened: leases should be longer
 //! than any client retries. A client never opens a session under a number that it has used before: a
 //! message of the first that was delayed could then be taken for one of the second.
 //!
-//! **Time** is the log's, as with [locks](crate::lock): a session has ended at the first position
-//! whose time is at or after `expires_ms`. No command renews it but [`Operation::RenewSession`] and
-//! [`Operation::OpenSession`]. What has ended stays until [`Operation::ExpireSessions`] removes it, but is as
-//! good as gone.
+//! **When a session ends.** By [`Operation::ExpireSessions`] and nothing else, so at one position of the log.
+//! That entry ends those whose lease is over by the log's time *and* whose whole lease the leader that
+//! proposes it has seen pass on its own monotonic clock: after a change of leaders every session has its full
+//! lease again, because its client may have had nobody to renew it with. No command renews a session but
+//! [`Operation::RenewSession`] and [`Operation::OpenSession`].
 //!
 //! **Bounded work.** A session remembers at most [`MAX_SLOTS`] answers; closing and expiring removes
 //! at most [`REMOVE_AT_ONCE`] keys, so no entry of the log takes long.
@@ -44,9 +45,10 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | 1, session (16) | version 2, then as varints: lease, `expires_ms` |
+//! | 1, session (16) | version 2, then as varints: lease, `expires_ms`; a lease of 0: it has ended, and was too much to remove at once |
 //! | 2, session (16), slot (2) | the number (8, big-endian), an encoded [`GroupReply`] |
 //! | 3, `expires_ms` (8), session (16) | nothing: it is the order in which sessions end |
+//! | 4, … | its keys; see [`crate::owned`] |
 //!
 //! [`Operation::RenewSession`]: crate::group::Operation::RenewSession
 //! [`Operation::OpenSession`]: crate::group::Operation::OpenSession
@@ -60,6 +62,7 @@ use crate::codec::{self, decode_group_reply, encode_group_reply};
 use crate::command::TreeId;
 use crate::evaluate::{Context, Effect, Effects, View};
 use crate::group::{Answer, GroupReply, Refusal, SessionId, SessionTag};
+use crate::owned::{owned_key, remove_owned};
 use crate::{Error, IVec, Result};
 
 /// The most keys that closing a session or expiring sessions removes at a time.
@@ -82,9 +85,11 @@ struct Record {
 }
 
 impl Record {
-    fn has_expired(&self, time_ms: u64) -> bool {
-        // A lease that would end after the end of time never does; as with locks.
-        self.expires_ms <= time_ms && self.expires_ms != u64::MAX
+    /// What is left of a session that has ended and was too much to remove at once.
+    const ENDING: Record = Record { lease_ms: 0, expires_ms: 0 };
+
+    fn is_ending(&self) -> bool {
+        self.lease_ms == 0
     }
 }
 
@@ -100,7 +105,7 @@ pub(crate) fn exactly_once(
 ) -> Result<(Effects, GroupReply)> {
     let answer = |result| GroupReply { position: context.sequence, time_ms: context.time_ms, result };
     let refuse = |refusal| Ok((Effects::new(), answer(Err(refusal))));
-    if live(view, context, tag.session)?.is_none() {
+    if live(view, tag.session)?.is_none() {
         return refuse(Refusal::SessionUnknown(tag.session));
     }
     let key = slot_key(tag.session, tag.slot);
@@ -116,6 +121,11 @@ pub(crate) fn exactly_once(
     }
 
     let (mut effects, result) = run()?;
+    // The one answer that is not remembered: nothing was done, the number is not used up, and the same
+    // command is carried out when it comes again and the lock is gone.
+    if matches!(result, Err(Refusal::Locked(_))) {
+        return Ok((Effects::new(), answer(result)));
+    }
     let reply = answer(result);
     let encoded = encode_group_reply(&reply)?;
     let mut value = Vec::with_capacity(8 + encoded.len());
@@ -135,9 +145,7 @@ pub(crate) fn open(view: &impl View, context: &Context, session: SessionId, leas
     let mut effects = Effects::new();
     let expires_ms = context.time_ms.saturating_add(lease_ms);
     match read_record(view, session)? {
-        Some(found) if found.has_expired(context.time_ms) => {
-            return Ok((effects, Err(Refusal::SessionUnknown(session))));
-        }
+        Some(found) if found.is_ending() => return Ok((effects, Err(Refusal::SessionUnknown(session)))),
         // A retry: the answer to the first try was lost.
         Some(found) => move_expiry(session, &found, Record { lease_ms, expires_ms }, &mut effects),
         None => {
@@ -152,7 +160,7 @@ pub(crate) fn open(view: &impl View, context: &Context, session: SessionId, leas
 /// [`Operation::RenewSession`](crate::group::Operation::RenewSession).
 pub(crate) fn renew(view: &impl View, context: &Context, session: SessionId) -> Result<Done> {
     let mut effects = Effects::new();
-    let Some(found) = live(view, context, session)? else {
+    let Some(found) = live(view, session)? else {
         return Ok((effects, Err(Refusal::SessionUnknown(session))));
     };
     let expires_ms = context.time_ms.saturating_add(found.lease_ms);
@@ -165,16 +173,17 @@ pub(crate) fn renew(view: &impl View, context: &Context, session: SessionId) -> 
 pub(crate) fn close(view: &impl View, session: SessionId) -> Result<Done> {
     let mut effects = Effects::new();
     if let Some(found) = read_record(view, session)?
-        && !remove(view, session, &found, REMOVE_AT_ONCE, &mut effects)?
+        && !remove(view, session, &found, REMOVE_AT_ONCE - 3, &mut effects)?
     {
-        move_expiry(session, &found, Record { expires_ms: 0, ..found }, &mut effects);
+        move_expiry(session, &found, Record::ENDING, &mut effects);
     }
     Ok((effects, Ok(Answer::Done)))
 }
 
 /// [`Operation::ExpireSessions`](crate::group::Operation::ExpireSessions).
-pub(crate) fn expire(view: &impl View, context: &Context) -> Result<Done> {
+pub(crate) fn expire(view: &impl View, context: &Context, led_ms: u64) -> Result<Done> {
     let mut ended = Vec::new();
+    let mut failure = None;
     // The end of time is never over.
     let last = expiry_key(context.time_ms.min(u64::MAX - 1), SessionId(u128::MAX));
     let mut complete = true;
@@ -183,16 +192,31 @@ pub(crate) fn expire(view: &impl View, context: &Context) -> Result<Done> {
             complete = false;
             return false;
         }
-        ended.push(IVec::from(key));
-        true
+        let found = session_in_expiry(key).and_then(|session| {
+            let found = read_record(view, session)?;
+            Ok((session, found.ok_or_else(|| damaged("an expiry without its session"))?))
+        });
+        match found {
+            Ok((_, record)) if record.lease_ms > led_ms => {}
+            Ok(found) => ended.push(found),
+            Err(error) => failure = Some(error),
+        }
+        failure.is_none()
     })?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
     let mut effects = Effects::new();
     let mut sessions = 0;
-    for key in ended {
-        let session = session_in_expiry(&key)?;
-        let found = read_record(view, session)?.ok_or_else(|| damaged("an expiry without its session"))?;
+    for (session, found) in ended {
         let budget = REMOVE_AT_ONCE.saturating_sub(effects.len());
-        if budget < 2 || !remove(view, session, &found, budget, &mut effects)? {
+        // Two for the session itself, three to mark it.
+        if budget < 5 {
+            complete = false;
+            break;
+        }
+        if !remove(view, session, &found, budget - 3, &mut effects)? {
+            move_expiry(session, &found, Record::ENDING, &mut effects);
             complete = false;
             break;
         }
@@ -222,8 +246,8 @@ pub(crate) fn keys_of(tag: &SessionTag) -> [IVec; 2] {
     [record_key(tag.session), slot_key(tag.session, tag.slot)]
 }
 
-fn live(view: &impl View, context: &Context, session: SessionId) -> Result<Option<Record>> {
-    Ok(read_record(view, session)?.filter(|record| !record.has_expired(context.time_ms)))
+fn live(view: &impl View, session: SessionId) -> Result<Option<Record>> {
+    Ok(read_record(view, session)?.filter(|record| !record.is_ending()))
 }
 
 fn read_record(view: &impl View, session: SessionId) -> Result<Option<Record>> {
@@ -254,8 +278,20 @@ fn remove(
     budget: usize,
     effects: &mut Effects,
 ) -> Result<bool> {
-    let limit = budget - 2;
-    let mut found = slots(view, session, limit + 1)?;
+    // What others see goes first. Each key and its entry are two effects.
+    let limit = (budget - 2) / 2;
+    let mut owned = listed(view, owned_range(session), limit + 1)?;
+    let all_owned = owned.len() <= limit;
+    owned.truncate(limit);
+    let before = effects.len();
+    for key in owned {
+        remove_owned(view, key, effects)?;
+    }
+    if !all_owned {
+        return Ok(false);
+    }
+    let limit = budget - 2 - (effects.len() - before);
+    let mut found = listed(view, (slot_key(session, 0), slot_key(session, u16::MAX)), limit + 1)?;
     let whole = found.len() <= limit;
     found.truncate(limit);
     let mut gone = |key| effects.push(Effect::Remove { tree: TreeId::SESSIONS, key });
@@ -267,9 +303,19 @@ fn remove(
     Ok(whole)
 }
 
-/// Keys of the slots that remember something, at most `limit`.
-fn slots(view: &impl View, session: SessionId, limit: usize) -> Result<Vec<IVec>> {
-    let (low, high) = (slot_key(session, 0), slot_key(session, u16::MAX));
+/// Whether a session is open.
+pub(crate) fn is_live(view: &impl View, session: SessionId) -> Result<bool> {
+    Ok(live(view, session)?.is_some())
+}
+
+/// The range in which a session's keys are listed, both ends included: no tree has the last number.
+fn owned_range(session: SessionId) -> (IVec, IVec) {
+    let first = owned_key(session, TreeId(0), b"");
+    (first, owned_key(session, TreeId(u32::MAX), b""))
+}
+
+/// Keys within a range, both ends included, at most `limit`.
+fn listed(view: &impl View, (low, high): (IVec, IVec), limit: usize) -> Result<Vec<IVec>> {
     let mut found = Vec::new();
     view.scan(TreeId::SESSIONS, Bound::Included(&low), Bound::Included(&high), &mut |key, _| {
         if found.len() < limit {

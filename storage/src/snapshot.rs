@@ -19,14 +19,18 @@ use crate::evaluate::{Entry, Versioned};
 use crate::leaf_cache::Block;
 use crate::overlay::{Overlay, Readers, is_empty_range};
 use crate::state::State;
-use crate::{IVec, Result, TreeId};
+use crate::{IVec, Result, TreeId, expiry};
 
 /// A consistent state of all trees, as of one commit, for as long as it is held. Cloning shares it.
 ///
 /// It keeps memory alive (older versions of keys overwritten since) and, beyond the next
 /// checkpoint, pages of the B-tree's file. Do not hold one for ever.
 #[derive(Clone, Debug)]
-pub struct Snapshot(Arc<Registration>);
+pub struct Snapshot {
+    registration: Arc<Registration>,
+    /// Keys whose time is over at this time of the log are not shown.
+    hide_ms: Option<u64>,
+}
 
 #[derive(Debug)]
 struct Registration {
@@ -50,13 +54,21 @@ impl Snapshot {
         sequence: u64,
         readers: Arc<Readers>,
         keep: Arc<Shared>,
+        hide_ms: Option<u64>,
     ) -> Snapshot {
-        Snapshot(Arc::new(Registration { state, sequence, readers, _keep: keep }))
+        let registration = Arc::new(Registration { state, sequence, readers, _keep: keep });
+        Snapshot { registration, hide_ms }
+    }
+
+    /// The same state with the keys that have expired and are not removed yet, as a copy needs it.
+    #[must_use]
+    pub fn with_expired(&self) -> Snapshot {
+        Snapshot { registration: Arc::clone(&self.registration), hide_ms: None }
     }
 
     /// The last commit that it sees.
     pub fn sequence(&self) -> u64 {
-        self.0.sequence
+        self.registration.sequence
     }
 
     /// The value of a key.
@@ -64,14 +76,41 @@ impl Snapshot {
     /// # Errors
     /// [`Error::TreeNotFound`](crate::Error::TreeNotFound) if there was no such tree; damage found while reading.
     pub fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
-        self.0.state.require_tree(tree)?;
-        self.0.state.get_at(tree, key, self.0.sequence)
+        let Registration { state, sequence, .. } = &*self.registration;
+        state.require_tree(tree)?;
+        let found = state.get_at(tree, key, *sequence)?;
+        match (self.hide_ms, &found) {
+            (Some(time_ms), Some(entry))
+                if state.is_over_at(*sequence, tree, key, entry.version, time_ms)? =>
+            {
+                Ok(None)
+            }
+            _ => Ok(found),
+        }
+    }
+
+    /// When a key expires, by the log's time in milliseconds since 1970; `Some(None)`: never; `None`: there
+    /// is no such key.
+    ///
+    /// # Errors
+    /// As [`Snapshot::get`].
+    pub fn expires(&self, tree: TreeId, key: &[u8]) -> Result<Option<Option<u64>>> {
+        let Some(found) = self.get(tree, key)? else { return Ok(None) };
+        let Registration { state, sequence, .. } = &*self.registration;
+        let record = state.get_at(TreeId::EXPIRY, &expiry::record_key(tree, key), *sequence)?;
+        expiry::expires(record.as_ref(), found.version).map(Some)
     }
 
     /// The entries of a range in key order, from both ends.
     pub fn range(&self, tree: TreeId, low: Bound<IVec>, high: Bound<IVec>) -> RangeIter {
-        let mut iter = RangeIter::over(Arc::clone(&self.0.state), self.0.sequence, tree, (low, high));
+        let mut iter = RangeIter::over(
+            Arc::clone(&self.registration.state),
+            self.registration.sequence,
+            tree,
+            (low, high),
+        );
         iter.snapshot = Some(self.clone());
+        iter.hide_ms = self.hide_ms.filter(|_| expiry::can_expire(tree));
         iter
     }
 
@@ -82,25 +121,48 @@ impl Snapshot {
     /// # Errors
     /// [`Error::TreeNotFound`](crate::Error::TreeNotFound) if there was no such tree; damage found while looking up.
     pub fn len(&self, tree: TreeId) -> Result<u64> {
-        self.0.state.require_tree(tree)?;
-        self.0.state.length_at(&self.0.readers, tree, self.0.sequence)
+        self.registration.state.require_tree(tree)?;
+        self.registration.state.length_at(&self.registration.readers, tree, self.registration.sequence)
     }
 
-    /// The trees, sorted by name; the database's own ones only if they hold something.
+    /// The keys that expire, and when, by the log's time in milliseconds since 1970.
+    pub fn times_to_live(&self) -> impl Iterator<Item = Result<(TreeId, IVec, u64)>> + use<> {
+        let snapshot = self.clone();
+        let (low, high) = expiry::all_records();
+        self.range(TreeId::EXPIRY, low, high).filter_map(move |entry| {
+            let read = || {
+                let (record, stored) = entry?;
+                let (tree, key) = expiry::key_of_record(&record)?;
+                let key = IVec::from(key);
+                // Of a tree that was dropped something may be left here.
+                if snapshot.state().require_tree(tree).is_err() {
+                    return Ok(None);
+                }
+                let Some(found) = snapshot.get(tree, &key)? else { return Ok(None) };
+                Ok(expiry::expires(Some(&stored), found.version)?.map(|at_ms| (tree, key, at_ms)))
+            };
+            read().transpose()
+        })
+    }
+
+    /// The trees, sorted by name; the database's own ones only if they hold something, and never those of
+    /// times to live, of waiters and of numbers.
     pub fn trees(&self) -> Vec<(IVec, TreeId)> {
-        let state = &self.0.state;
-        let shown = |id: TreeId| !id.is_system() || self.len(id).is_ok_and(|length| length > 0);
+        let state = &self.registration.state;
+        let is_inner = |id| [TreeId::EXPIRY, TreeId::LOCK_QUEUES, TreeId::SEQUENCES].contains(&id);
+        let shown =
+            |id: TreeId| !id.is_system() || (!is_inner(id) && self.len(id).is_ok_and(|length| length > 0));
         let names = &state.catalog.names;
         names.iter().filter(|(_, id)| shown(**id)).map(|(name, id)| (name.clone(), *id)).collect()
     }
 
     /// The number of a tree.
     pub fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
-        self.0.state.catalog.names.get(name).copied()
+        self.registration.state.catalog.names.get(name).copied()
     }
 
     pub(crate) fn state(&self) -> &Arc<State> {
-        &self.0.state
+        &self.registration.state
     }
 }
 
@@ -121,6 +183,8 @@ pub struct RangeIter {
     back_limit: usize,
     /// Keeps the registration.
     snapshot: Option<Snapshot>,
+    /// As that of a [`Snapshot`].
+    hide_ms: Option<u64>,
 }
 
 const FIRST_CHUNK: usize = 8;
@@ -188,6 +252,7 @@ impl RangeIter {
             front_limit: FIRST_CHUNK,
             back_limit: FIRST_CHUNK,
             snapshot: None,
+            hide_ms: None,
         }
     }
 
@@ -265,6 +330,10 @@ impl RangeIter {
             let left = if reverse { (low, beyond) } else { (beyond, high) };
             (!is_empty_range((as_slice(&left.0), as_slice(&left.1)))).then_some(left)
         });
+        let fetched = match self.hide_ms {
+            Some(time_ms) => self.hide(fetched, time_ms)?,
+            None => fetched,
+        };
         let grown = (limit * 2).min(LARGEST_CHUNK);
         if reverse {
             self.back = fetched;
@@ -274,6 +343,18 @@ impl RangeIter {
             self.front_limit = grown;
         }
         Ok(())
+    }
+
+    /// The chunk without what has expired.
+    #[cold]
+    fn hide(&self, mut chunk: Chunk, time_ms: u64) -> Result<Chunk> {
+        let mut live = VecDeque::new();
+        while let Some((key, found)) = chunk.pop_front() {
+            if !self.state.is_over_at(self.sequence, self.tree, &key, found.version, time_ms)? {
+                live.push_back((key, found));
+            }
+        }
+        Ok(Chunk::Merged(live))
     }
 
     fn stop(&mut self) {

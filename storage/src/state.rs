@@ -11,7 +11,8 @@ use crate::leaf_cache::Lookup;
 use crate::meta::Catalog;
 use crate::overlay::{Found, Length, Overlay, Readers};
 use crate::snapshot::RangeIter;
-use crate::{Error, IVec, Result, TreeId};
+use crate::transaction::Transactions;
+use crate::{Error, IVec, Result, TreeId, expiry};
 
 /// Active overlay, frozen overlay, held B-tree and catalog. Replaced as a whole by freezing, by
 /// each slice of a checkpoint, and by making or dropping a tree.
@@ -114,6 +115,22 @@ impl State {
         self.base.length(tree).checked_add_signed(more)
     }
 
+    /// Whether a version of a key has expired, as of `sequence`.
+    pub(crate) fn is_over_at(
+        &self,
+        sequence: u64,
+        tree: TreeId,
+        key: &[u8],
+        version: u64,
+        time_ms: u64,
+    ) -> Result<bool> {
+        if !expiry::can_expire(tree) {
+            return Ok(false);
+        }
+        let record = self.get_at(TreeId::EXPIRY, &expiry::record_key(tree, key), sequence)?;
+        expiry::is_over(record.as_ref(), version, time_ms)
+    }
+
     pub(crate) fn require_tree(&self, tree: TreeId) -> Result<()> {
         if self.catalog.ids.contains_key(&tree) {
             return Ok(());
@@ -138,7 +155,7 @@ pub(crate) struct Ends(HashMap<TreeId, (Bound<IVec>, Bound<IVec>)>);
 
 impl Ends {
     /// No key of the tree is outside of this range.
-    fn range(&self, tree: TreeId) -> (Bound<IVec>, Bound<IVec>) {
+    pub(crate) fn range(&self, tree: TreeId) -> (Bound<IVec>, Bound<IVec>) {
         self.0.get(&tree).cloned().unwrap_or((Bound::Unbounded, Bound::Unbounded))
     }
 
@@ -181,11 +198,15 @@ pub(crate) struct LatestView<'a> {
     pub(crate) sequence: u64,
     pub(crate) next_id: u64,
     pub(crate) ends: &'a Ends,
+    /// Of a replica.
+    pub(crate) transactions: Option<&'a Transactions>,
     /// What [`View::end`] found, to be remembered.
     pub(crate) found_end: RefCell<Option<(TreeId, bool, IVec)>>,
     pub(crate) prefetched: Option<&'a Prefetched>,
     pub(crate) may_read_disk: bool,
     pub(crate) needs_disk: Cell<bool>,
+    /// See [`View::earliest_due`].
+    pub(crate) earliest_due: u64,
 }
 
 impl LatestView<'_> {
@@ -285,5 +306,21 @@ impl View for LatestView<'_> {
 
     fn next_id(&self) -> u64 {
         self.next_id
+    }
+
+    fn next_to(&self, tree: TreeId, key: &[u8], before: bool) -> Result<Option<Entry>> {
+        let key = Bound::Excluded(IVec::from(key));
+        let range = if before { (Bound::Unbounded, key) } else { (key, Bound::Unbounded) };
+        let mut all = RangeIter::over(Arc::clone(self.state), self.sequence, tree, range);
+        if before { all.next_back() } else { all.next() }.transpose()
+    }
+
+    #[inline]
+    fn earliest_due(&self) -> Result<u64> {
+        Ok(self.earliest_due)
+    }
+
+    fn transactions(&self) -> Option<&Transactions> {
+        self.transactions
     }
 }

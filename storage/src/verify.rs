@@ -207,7 +207,7 @@ impl Engine {
 
     /// Whether there are as many keys as [`Engine::len`] says.
     fn count_keys(&self, report: &mut VerifyReport) {
-        let snapshot = self.snapshot();
+        let snapshot = self.snapshot().with_expired();
         let path = self.shared.directory.tree_path();
         for (name, id) in snapshot.trees() {
             let damaged = |damage: &Damage| {

@@ -4,9 +4,12 @@ mod commands_support;
 use commands_support::Random;
 use dogsled_storage::codec::{Malformed, decode_command, decode_effects, encode_command, encode_effects};
 use dogsled_storage::command::{KeyRead, RangeRead};
-use dogsled_storage::counter::CounterCommand;
-use dogsled_storage::lock::{FencingToken, LockCommand};
-use dogsled_storage::{Command, Effect, Error, TreeId, Write};
+use dogsled_storage::compare::{Comparison, Condition};
+use dogsled_storage::counter::{CounterAddition, CounterCommand};
+use dogsled_storage::lock::{FencingToken, LockCommand, LockRequest};
+use dogsled_storage::{
+    Command, Effect, Error, ExpiryCommand, OwnedCommand, SessionId, SetIf, TreeId, When, Write,
+};
 
 /// The encoding of each command. A test that fails here has broken every log and every peer out
 /// there: give the format a new version instead.
@@ -77,7 +80,97 @@ fn commands_have_the_bytes_they_always_had() {
             b"\x01\x0b\x02\x01l\x03ann\x07",
         ),
         (Command::Lock(LockCommand::Expire { name: "l".into() }), b"\x01\x0b\x03\x01l"),
+        (
+            Command::Lock(LockCommand::Acquire {
+                name: "l".into(),
+                owner: "ann".into(),
+                request: LockRequest { permits: 1, capacity: u32::MAX, lease_ms: 5, delay_ms: 6 },
+                wait_ms: 7,
+            }),
+            b"\x01\x0b\x04\x01l\x03ann\x01\xfc\xff\xff\xff\xff\x05\x06\x07",
+        ),
+        (
+            Command::Lock(LockCommand::RenewWait { name: "l".into(), ticket: 3, wait_ms: 7 }),
+            b"\x01\x0b\x05\x01l\x03\x07",
+        ),
+        (Command::Lock(LockCommand::CancelWait { name: "l".into(), ticket: 3 }), b"\x01\x0b\x06\x01l\x03"),
+        (
+            Command::Counter(CounterCommand::SetIf { name: "c".into(), expected: -1, value: 1 }),
+            b"\x01\x0a\x05\x01c\x01\x02",
+        ),
+        (Command::Put { tree, key: "k".into(), value: "v".into() }, b"\x01\x0c\x10\x01k\x01v"),
+        (
+            Command::CountMany { additions: vec![CounterAddition { name: "c".into(), delta: -1 }] },
+            b"\x01\x0d\x01\x01c\x01",
+        ),
+        (
+            Command::Expiry(ExpiryCommand::Insert {
+                tree,
+                key: "k".into(),
+                value: "v".into(),
+                when: When::After(5),
+            }),
+            b"\x01\x0e\x00\x10\x01k\x01v\x00\x05",
+        ),
+        (
+            Command::Expiry(ExpiryCommand::Swap {
+                tree,
+                key: "k".into(),
+                old: None,
+                new: "v".into(),
+                when: When::Keep,
+            }),
+            b"\x01\x0e\x01\x10\x01k\x00\x01v\x02",
+        ),
+        (
+            Command::Expiry(ExpiryCommand::Set {
+                tree,
+                key: "k".into(),
+                when: When::At(9),
+                only: SetIf::Earlier,
+            }),
+            b"\x01\x0e\x02\x10\x01k\x01\x09\x04",
+        ),
+        (Command::Expiry(ExpiryCommand::Clear { tree, key: "k".into() }), b"\x01\x0e\x03\x10\x01k"),
+        (Command::Expiry(ExpiryCommand::Get { tree, key: "k".into() }), b"\x01\x0e\x04\x10\x01k"),
+        (
+            Command::Owned(OwnedCommand::Insert {
+                tree,
+                key: "k".into(),
+                value: "v".into(),
+                session: SessionId(3),
+            }),
+            b"\x01\x10\x00\x10\x01k\x01v\x03",
+        ),
+        (
+            Command::Owned(OwnedCommand::InsertNext {
+                tree,
+                prefix: "p".into(),
+                value: "v".into(),
+                session: None,
+            }),
+            b"\x01\x10\x01\x10\x01p\x01v\x00",
+        ),
+        (Command::SettleDue { limit: 7 }, b"\x01\x0f\x07"),
     ];
+    // Apart, because what is in it is told by its own module.
+    let comparison = |condition| Comparison { tree, key: "k".into(), condition };
+    let compare = Command::Compare {
+        comparisons: vec![
+            comparison(Condition::Present),
+            comparison(Condition::Absent),
+            comparison(Condition::Is("v".into())),
+            comparison(Condition::IsNot("v".into())),
+            comparison(Condition::Less("v".into())),
+            comparison(Condition::Greater("v".into())),
+            comparison(Condition::Version(7)),
+        ],
+        then: vec![Write { tree, key: "k".into(), value: Some("v".into()) }],
+        otherwise: vec![],
+    };
+    let bytes = b"\x01\x11\x07\x10\x01k\x00\x10\x01k\x01\x10\x01k\x02\x01v\x10\x01k\x03\x01v\
+                  \x10\x01k\x04\x01v\x10\x01k\x05\x01v\x10\x01k\x06\x07\x01\x10\x01k\x01\x01v\x00";
+    let golden = golden.into_iter().chain([(compare, &bytes[..])]);
     for (command, bytes) in golden {
         let encoded = encode_command(&command).unwrap();
         assert!(encoded == bytes, "{command:?} is \"{}\" now", encoded.escape_ascii());

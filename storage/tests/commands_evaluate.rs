@@ -117,7 +117,13 @@ impl Expected {
                 self.ids_given += count;
                 Reply::Ids { first }
             }
-            Command::Counter(_) | Command::Lock(_) => unreachable!("not here"),
+            Command::Counter(_)
+            | Command::Lock(_)
+            | Command::Compare { .. }
+            | Command::CountMany { .. }
+            | Command::Expiry(_)
+            | Command::SettleDue { .. }
+            | Command::Owned(_) => unreachable!("not here"),
         };
         self.commits += u64::from(has_changed);
         Ok(reply)

@@ -62,6 +62,10 @@ fn memory_follows_the_bytes_and_not_their_claims() {
             b"\x01\x08",                  // a transaction's reads
             b"\x01\x08\x00",              // ranges
             b"\x01\x08\x00\x00",          // writes
+            b"\x01\x0d",                  // comparisons
+            b"\x01\x0d\x01\x10\x01k\x02", // what is compared with
+            b"\x01\x0d\x00",              // writes then
+            b"\x01\x0d\x00\x00",          // writes otherwise
             b"\x01\x00",                  // a name
             b"\x01\x03\x10",              // a key
             b"\x01\x03\x10\x01k",         // a value
@@ -80,16 +84,24 @@ fn memory_follows_the_bytes_and_not_their_claims() {
     // What a group exchanges: one of these claims falls into a list of each decoder.
     for claim in [&largest[..], within_limit] {
         for prefix in [
-            &b"\x02\x00\x07"[..],        // the names of a command's trees
-            b"\x02\x00\x07\x01",         // one such name
-            b"\x02\x00\x07\x00\x01\x06", // a batch
-            b"\x01\x00\x07",             // a reply
-            b"\x01\x03\x07\x01\x00",     // why a reply refuses
-            b"\x01\x01\x01t",            // keys of a read
-            b"\x01\x01",                 // values of an answer
-            b"\x01\x02",                 // a page
-            b"\x01\x02\x01",             // a key in it
-            b"\x01\x06",                 // names of trees
+            &b"\x02\x00\x07"[..],                            // the names of a command's trees
+            b"\x02\x00\x07\x01",                             // one such name
+            b"\x02\x00\x07\x00\x01\x06",                     // a batch
+            b"\x02\x00\x07\x00\x06\x01\x01\x01\x01",         // reads of a prepared part
+            b"\x02\x00\x07\x00\x06\x01\x01\x01\x01\x00",     // ranges
+            b"\x02\x00\x07\x00\x06\x01\x01\x01\x01\x00\x00", // writes
+            b"\x02\x00\x07\x00\x07\x01\x01",                 // participants
+            b"\x02\x00\x07\x00\x0a",                         // what is to be forgotten
+            b"\x01\x08",                                     // trees of what is to be validated
+            b"\x01\x08\x00",                                 // keys of it
+            b"\x01\x08\x00\x00",                             // ranges of it
+            b"\x01\x00\x07",                                 // a reply
+            b"\x01\x03\x07\x01\x00",                         // why a reply refuses
+            b"\x01\x01\x01t",                                // keys of a read
+            b"\x01\x01",                                     // values of an answer
+            b"\x01\x02",                                     // a page
+            b"\x01\x02\x01",                                 // a key in it
+            b"\x01\x06",                                     // names of trees
         ] {
             for tail in [0, 1, 1_000] {
                 let bytes = [prefix, claim, &vec![0; tail]].concat();

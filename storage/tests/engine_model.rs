@@ -89,7 +89,12 @@ impl Plain {
             | Command::CreateTree { .. }
             | Command::ReserveIds { .. }
             | Command::Counter(_)
-            | Command::Lock(_) => {}
+            | Command::Compare { .. }
+            | Command::Lock(_)
+            | Command::CountMany { .. }
+            | Command::Expiry(_)
+            | Command::SettleDue { .. }
+            | Command::Owned(_) => {}
         }
     }
 

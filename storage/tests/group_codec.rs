@@ -10,10 +10,14 @@ use dogsled_storage::codec::{
     decode_group_command, decode_group_read, decode_group_read_reply, decode_group_reply,
     encode_group_command, encode_group_read, encode_group_read_reply, encode_group_reply,
 };
-use dogsled_storage::lock::{FencingToken, Holder};
+use dogsled_storage::command::{KeyRead, RangeRead};
+use dogsled_storage::counter::{CounterAddition, Sums};
+use dogsled_storage::lock::{FencingToken, Holder, LockReply};
+use dogsled_storage::transaction::{Commit, Prepare, Reason};
 use dogsled_storage::{
-    Answer, ChunkPosition, Command, Error, GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation,
-    Refusal, Reply, SessionId, SessionTag, TreeId, Versioned, Write,
+    Answer, ChunkPosition, Command, Decision, Error, ExpiryReply, Fence, GroupCommand, GroupRead,
+    GroupReadReply, GroupReply, LockedBy, Operation, Part, Refusal, Reply, SessionId, SessionTag,
+    TransactionId, TreeId, Versioned, Vote, Write,
 };
 
 fn command(operation: Operation) -> GroupCommand {
@@ -31,7 +35,7 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
     let tag = SessionTag { session: SessionId(0x0102), slot: 4, sequence: 5 };
     let put = Write { tree: TreeId(1), key: "k".into(), value: Some("v".into()) };
     let golden: Vec<(GroupCommand, &[u8])> = vec![
-        (command(Operation::Nothing), b"\x02\x00\x07\x00\x00"),
+        (command(Operation::Nothing), b"\x03\x00\x07\x00\x00"),
         (
             GroupCommand {
                 session: Some(tag),
@@ -39,15 +43,63 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
                 trees: vec!["a".into(), "".into()],
                 operation: Operation::Command(Command::Batch { writes: vec![put] }),
             },
-            b"\x02\x01\xfb\x02\x01\x04\x05\xfd\x00\xd0\x7b\x3e\x9b\x01\x00\x00\x02\x01a\x00\x01\x06\x01\x01\x01k\x01\x01v",
+            b"\x03\x01\xfb\x02\x01\x04\x05\xfd\x00\xd0\x7b\x3e\x9b\x01\x00\x00\x02\x01a\x00\x01\x06\x01\x01\x01k\x01\x01v",
         ),
         (
             command(Operation::OpenSession { session: SessionId(u128::MAX), lease_ms: 300 }),
-            b"\x02\x00\x07\x00\x02\xfe\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\x2c\x01",
+            b"\x03\x00\x07\x00\x02\xfe\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\x2c\x01",
         ),
-        (command(Operation::RenewSession { session: SessionId(9) }), b"\x02\x00\x07\x00\x03\x09"),
-        (command(Operation::CloseSession { session: SessionId(9) }), b"\x02\x00\x07\x00\x04\x09"),
-        (command(Operation::ExpireSessions), b"\x02\x00\x07\x00\x05"),
+        (command(Operation::RenewSession { session: SessionId(9) }), b"\x03\x00\x07\x00\x03\x09"),
+        (command(Operation::CloseSession { session: SessionId(9) }), b"\x03\x00\x07\x00\x04\x09"),
+        (command(Operation::ExpireSessions { led_ms: 9 }), b"\x03\x00\x07\x00\x05\x09"),
+        (
+            command(Operation::Fenced {
+                fences: vec![Fence { lock: "l".into(), token: FencingToken(8) }],
+                command: Command::Remove { tree: TreeId(0), key: "k".into() },
+            }),
+            b"\x03\x00\x07\x00\x06\x01\x01l\x08\x04\x00\x01k",
+        ),
+        (
+            command(Operation::Prepare(Prepare {
+                transaction: TransactionId(300),
+                home: 2,
+                decide_by_ms: 9,
+                lease_ms: 8,
+                part: Part {
+                    reads: vec![KeyRead { tree: TreeId(0), key: "r".into(), version: 5 }],
+                    ranges: vec![RangeRead {
+                        tree: TreeId(1),
+                        low: "a".into(),
+                        high: Some("b".into()),
+                        count: 1,
+                        fingerprint: 2,
+                    }],
+                    writes: vec![Write { tree: TreeId(0), key: "w".into(), value: None }],
+                },
+            })),
+            b"\x03\x00\x07\x00\x07\xfb\x2c\x01\x02\x09\x08\x01\x00\x01r\x05\x01\x01\x01a\x01\x01b\x01\x02\x01\x00\x01w\x00",
+        ),
+        (
+            command(Operation::Commit(Commit {
+                transaction: TransactionId(3),
+                decide_by_ms: 9,
+                participants: vec![1, 4],
+                part: Part::default(),
+            })),
+            b"\x03\x00\x07\x00\x08\x03\x09\x02\x01\x04\x00\x00\x00",
+        ),
+        (
+            command(Operation::Settle { transaction: TransactionId(3), decide_by_ms: 9 }),
+            b"\x03\x00\x07\x00\x09\x03\x09",
+        ),
+        (
+            command(Operation::Resolve { transaction: TransactionId(3), commit: true }),
+            b"\x03\x00\x07\x00\x0a\x03\x01",
+        ),
+        (
+            command(Operation::Forget { transactions: vec![TransactionId(3), TransactionId(4)] }),
+            b"\x03\x00\x07\x00\x0b\x02\x03\x04",
+        ),
     ];
     for (command, bytes) in golden {
         let encoded = encode_group_command(&command).unwrap();
@@ -58,6 +110,8 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
 
 #[test]
 fn replies_of_a_group_have_the_bytes_they_always_had() {
+    let lock = LockedBy { transaction: TransactionId(9), home: 2, decide_by_ms: 8, expires_ms: 7 };
+    let aborted = |reason| reply(Ok(Answer::Decided(Decision::Aborted(reason))));
     let golden: Vec<(GroupReply, &[u8])> = vec![
         (reply(Ok(Answer::Done)), b"\x01\x03\x07\x00\x00"),
         (reply(Ok(Answer::Reply(Reply::Previous(Some("v".into()))))), b"\x01\x03\x07\x00\x01\x03\x01\x01v"),
@@ -69,6 +123,47 @@ fn replies_of_a_group_have_the_bytes_they_always_had() {
         (reply(Err(Refusal::SessionUnknown(SessionId(4)))), b"\x01\x03\x07\x01\x03\x04"),
         (reply(Err(Refusal::Forgotten { latest: 8 })), b"\x01\x03\x07\x01\x04\x08"),
         (reply(Err(Refusal::Malformed("no".into()))), b"\x01\x03\x07\x01\x05\x02no"),
+        (
+            reply(Err(Refusal::LockNotHeld {
+                lock: "l".into(),
+                token: FencingToken(4),
+                current: Some(FencingToken(5)),
+            })),
+            b"\x01\x03\x07\x01\x06\x01l\x04\x01\x05",
+        ),
+        (
+            reply(Ok(Answer::Reply(Reply::Expiry(ExpiryReply::Expires(Some(9)))))),
+            b"\x01\x03\x07\x00\x01\x0b\x02\x01\x09",
+        ),
+        (
+            reply(Ok(Answer::Reply(Reply::Settled { keys: 1, locks: 2, more: true }))),
+            b"\x01\x03\x07\x00\x01\x0c\x01\x02\x01",
+        ),
+        (
+            reply(Ok(Answer::Reply(Reply::Counted(Sums(vec![CounterAddition {
+                name: "c".into(),
+                delta: -1,
+            }]))))),
+            b"\x01\x03\x07\x00\x01\x0a\x01\x01c\x01",
+        ),
+        (
+            reply(Ok(Answer::Reply(Reply::Lock(LockReply::Waiting { ticket: 4, expires_ms: 5 })))),
+            b"\x01\x03\x07\x00\x01\x09\x06\x04\x05",
+        ),
+        (reply(Err(Refusal::Locked(lock))), b"\x01\x03\x07\x01\x07\x09\x02\x08\x07"),
+        (reply(Ok(Answer::Vote(Vote::Yes))), b"\x01\x03\x07\x00\x04\x00"),
+        (reply(Ok(Answer::Vote(Vote::Conflict))), b"\x01\x03\x07\x00\x04\x01"),
+        (reply(Ok(Answer::Vote(Vote::Locked(lock)))), b"\x01\x03\x07\x00\x04\x02\x09\x02\x08\x07"),
+        (reply(Ok(Answer::Decided(Decision::Committed))), b"\x01\x03\x07\x00\x05\x00"),
+        (aborted(Reason::Conflict), b"\x01\x03\x07\x00\x05\x01\x00"),
+        (aborted(Reason::Locked(lock)), b"\x01\x03\x07\x00\x05\x01\x01\x09\x02\x08\x07"),
+        (aborted(Reason::TooLate), b"\x01\x03\x07\x00\x05\x01\x02"),
+        (aborted(Reason::Settled), b"\x01\x03\x07\x00\x05\x01\x03"),
+        (aborted(Reason::Presumed), b"\x01\x03\x07\x00\x05\x01\x04"),
+        (
+            reply(Ok(Answer::Reply(Reply::Compared(Err((1, Some("v".into()))))))),
+            b"\x01\x03\x07\x00\x01\x0e\x01\x01\x01\x01v",
+        ),
     ];
     for (reply, bytes) in golden {
         let encoded = encode_group_reply(&reply).unwrap();
@@ -103,6 +198,18 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
         (GroupRead::LockHolder { name: "l".into() }, b"\x01\x05\x01l"),
         (GroupRead::Trees, b"\x01\x06"),
         (GroupRead::EarliestSessionExpiry, b"\x01\x07"),
+        (GroupRead::Ticket { name: "l".into(), ticket: 4 }, b"\x01\x08\x01l\x04"),
+        (GroupRead::Expires { tree: tree(), key: "k".into() }, b"\x01\x09\x01t\x01k"),
+        (
+            GroupRead::Validate {
+                trees: vec![tree()],
+                reads: vec![KeyRead { tree: TreeId(0), key: "k".into(), version: 5 }],
+                ranges: vec![],
+                since: Some(4),
+            },
+            b"\x01\x0a\x01\x01t\x01\x00\x01k\x05\x00\x01\x04",
+        ),
+        (GroupRead::Transactions, b"\x01\x0b"),
     ];
     for (read, bytes) in golden {
         let encoded = encode_group_read(&read).unwrap();
@@ -129,6 +236,10 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
         ),
         (GroupReadReply::Trees(vec!["t".into()]), b"\x01\x06\x01\x01t"),
         (GroupReadReply::Time(None), b"\x01\x07\x00"),
+        (GroupReadReply::Ticket { reply: LockReply::NotHeld, now_ms: 4 }, b"\x01\x08\x03\x04"),
+        (GroupReadReply::Expires { at_ms: Some(Some(9)), now_ms: 4 }, b"\x01\x09\x01\x01\x09\x04"),
+        (GroupReadReply::Valid(true), b"\x01\x0a\x01"),
+        (GroupReadReply::Transactions { prepared: 2, decided: 3 }, b"\x01\x0b\x02\x03"),
     ];
     for (reply, bytes) in golden {
         let encoded = encode_group_read_reply(&reply).unwrap();
@@ -154,7 +265,7 @@ fn whatever_the_bytes_are_they_are_refused_or_mean_one_thing() {
     for seed in 0..200_000 {
         let mut random = Random(seed);
         // The versions of commands, and of all else.
-        let version = 1 + random.below(2) as u8;
+        let version = [1, 3][random.below(2) as usize];
         let mut bytes = vec![if random.below(20) == 0 { random.next() as u8 } else { version }];
         let length = if random.below(2) == 0 { 3 + random.below(8) } else { random.below(40) };
         bytes.extend((0..length).map(|_| match random.below(6) {
@@ -194,7 +305,7 @@ fn bytes_too_many_or_too_few_are_refused() {
     }
     assert!(decode_group_command(&[&whole[..], &[0]].concat()).is_err());
     let mut newer = whole;
-    newer[0] = 3;
+    newer[0] = 4;
     let error = decode_group_command(&newer).unwrap_err().to_string();
-    assert!(error.contains("version 3"), "{error}");
+    assert!(error.contains("version 4"), "{error}");
 }

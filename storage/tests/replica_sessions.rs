@@ -12,8 +12,8 @@ use dogsled_storage::model::ModelState;
 use dogsled_storage::session::REMOVE_AT_ONCE;
 use dogsled_storage::wal::{Wal, WalOptions};
 use dogsled_storage::{
-    Answer, Command, GroupCommand, GroupRead, GroupReadReply, GroupReply, IVec, Operation, Refusal, Replica,
-    ReplicaInstaller, ReplicaOptions, Reply, SessionId, SessionTag, TreeId, View, Write,
+    Answer, Command, GroupCommand, GroupRead, GroupReadReply, GroupReply, IVec, Operation, OwnedCommand,
+    Refusal, Replica, ReplicaInstaller, ReplicaOptions, Reply, SessionId, SessionTag, TreeId, View, Write,
 };
 
 const ANN: SessionId = SessionId(0xa);
@@ -141,7 +141,7 @@ fn the_first_and_the_last_slot_and_number_are_like_any() {
 }
 
 #[test]
-fn a_session_lives_by_the_logs_time_and_is_as_good_as_gone_when_it_has_ended() {
+fn a_session_ends_by_an_entry_that_has_seen_its_whole_lease() {
     let mut group = Group::new();
     assert_eq!(group.add(ANN, 0, 0), Err(Refusal::SessionUnknown(ANN)));
     group.open(ANN, 500).unwrap();
@@ -153,14 +153,20 @@ fn a_session_lives_by_the_logs_time_and_is_as_good_as_gone_when_it_has_ended() {
     assert_eq!(group.apply(None, &[], renew()), Ok(Answer::Session { expires_ms: 1_900 }));
     group.time_ms = 1_899;
     assert_eq!(group.add(ANN, 0, 0), added(1));
+    let none = Ok(Answer::SessionsExpired { sessions: 0, more: false });
+    assert_eq!(group.apply(None, &[], Operation::ExpireSessions { led_ms: 500 }), none);
+    // Its time is over, but not for a leader that has not led for so long.
     group.time_ms = 1_900;
-    assert_eq!(group.add(ANN, 0, 0), Err(Refusal::SessionUnknown(ANN)));
-    assert_eq!(group.apply(None, &[], renew()), Err(Refusal::SessionUnknown(ANN)));
-    assert_eq!(group.open(ANN, 500), Err(Refusal::SessionUnknown(ANN)));
-    let expire = group.apply(None, &[], Operation::ExpireSessions);
+    assert_eq!(group.apply(None, &[], Operation::ExpireSessions { led_ms: 499 }), none);
+    assert_eq!(group.add(ANN, 0, 1), added(2));
+    assert_eq!(group.apply(None, &[], renew()), Ok(Answer::Session { expires_ms: 2_400 }));
+    group.time_ms = 2_400;
+    let expire = group.apply(None, &[], Operation::ExpireSessions { led_ms: 500 });
     assert_eq!(expire, Ok(Answer::SessionsExpired { sessions: 1, more: false }));
+    assert_eq!(group.add(ANN, 0, 2), Err(Refusal::SessionUnknown(ANN)));
+    assert_eq!(group.apply(None, &[], renew()), Err(Refusal::SessionUnknown(ANN)));
     assert_eq!(group.kept(), 0);
-    let expire = group.apply(None, &[], Operation::ExpireSessions);
+    let expire = group.apply(None, &[], Operation::ExpireSessions { led_ms: u64::MAX });
     assert_eq!(expire, Ok(Answer::SessionsExpired { sessions: 0, more: false }));
     // Nothing but the session is gone.
     assert_eq!(group.state.len(TreeId::COUNTERS), 1);
@@ -175,7 +181,7 @@ fn opening_again_is_a_retry_and_a_session_may_live_for_ever() {
     assert_eq!(group.add(ANN, 0, 0), added(1), "its answers are kept");
     assert_eq!(group.open(BEN, u64::MAX), Ok(Answer::Session { expires_ms: u64::MAX }));
     group.time_ms = u64::MAX;
-    let expire = group.apply(None, &[], Operation::ExpireSessions);
+    let expire = group.apply(None, &[], Operation::ExpireSessions { led_ms: u64::MAX });
     assert_eq!(expire, Ok(Answer::SessionsExpired { sessions: 1, more: false }));
     assert_eq!(group.add(BEN, 0, 0), added(2));
 }
@@ -198,7 +204,7 @@ fn closing_and_expiring_do_a_bounded_amount_of_work() {
     let mut rounds = 0;
     loop {
         let before = group.kept();
-        let answer = group.apply(None, &[], Operation::ExpireSessions);
+        let answer = group.apply(None, &[], Operation::ExpireSessions { led_ms: u64::MAX });
         assert!(before - group.kept() <= REMOVE_AT_ONCE as u64);
         rounds += 1;
         match answer {
@@ -222,7 +228,7 @@ fn many_sessions_that_end_at_once_are_expired_over_many_entries() {
     let mut expired = 0;
     loop {
         let Ok(Answer::SessionsExpired { sessions, more }) =
-            group.apply(None, &[], Operation::ExpireSessions)
+            group.apply(None, &[], Operation::ExpireSessions { led_ms: u64::MAX })
         else {
             panic!("it is not refused")
         };
@@ -398,4 +404,91 @@ fn reads_see_the_newest_state_and_name_trees() {
     let names = ["__dogsled__locks", "__sled__default", "t"].map(IVec::from).to_vec();
     assert_eq!(read(GroupRead::Trees), GroupReadReply::Trees(names));
     assert!(replica.read(&GroupRead::Len { tree: "__dogsled__sessions".into() }).is_err());
+}
+
+fn ephemeral(key: &str, session: SessionId) -> Operation {
+    Operation::Command(Command::Owned(OwnedCommand::Insert {
+        tree: TreeId(0),
+        key: key.into(),
+        value: "v".into(),
+        session,
+    }))
+}
+
+#[test]
+fn keys_of_a_session_die_with_it_and_nothing_else_does() {
+    for closed in [true, false] {
+        let mut group = Group::new();
+        group.open(ANN, 500).unwrap();
+        group.open(BEN, 90_000).unwrap();
+        for (key, session) in [("mine", ANN), ("mine too", ANN), ("rewritten", ANN), ("of another", BEN)] {
+            group.apply(None, &["t"], ephemeral(key, session)).unwrap();
+        }
+        // Somebody else's from here on, and nobody's.
+        group.apply(None, &["t"], ephemeral("mine too", BEN)).unwrap();
+        group.apply(None, &["t"], insert(0, "rewritten", "w")).unwrap();
+        let unknown = group.apply(None, &["t"], ephemeral("no", SessionId(77)));
+        assert!(matches!(unknown, Err(Refusal::Invalid(_))), "{unknown:?}");
+        group.time_ms = 1_500;
+        let ends = if closed {
+            Operation::CloseSession { session: ANN }
+        } else {
+            Operation::ExpireSessions { led_ms: 500 }
+        };
+        group.apply(None, &[], ends).unwrap();
+        let left: Vec<_> = group.state.tree(TreeId(16)).unwrap().keys().cloned().collect();
+        assert_eq!(left, ["mine too", "of another", "rewritten"]);
+        // The other session, its expiry, its two keys.
+        assert_eq!(group.kept(), 4);
+    }
+}
+
+#[test]
+fn many_keys_of_a_session_go_in_bounded_steps() {
+    let mut group = Group::new();
+    group.open(ANN, 500).unwrap();
+    for number in 0..3_000 {
+        group.apply(None, &["t"], ephemeral(&format!("{number}"), ANN)).unwrap();
+    }
+    group.add(ANN, 0, 0).unwrap();
+    group.time_ms = 1_500;
+    let mut steps = 0;
+    loop {
+        let before = group.state.len(TreeId(16)) + group.kept();
+        let ended = group.apply(None, &[], Operation::ExpireSessions { led_ms: 500 });
+        let removed = before - group.state.len(TreeId(16)) - group.kept();
+        assert!(removed <= REMOVE_AT_ONCE as u64, "{removed} at once");
+        steps += 1;
+        if !matches!(ended, Ok(Answer::SessionsExpired { more: true, .. })) {
+            break;
+        }
+        // It can do nothing any more.
+        assert_eq!(group.add(ANN, 0, steps), Err(Refusal::SessionUnknown(ANN)));
+    }
+    assert_eq!((group.state.len(TreeId(16)), group.kept()), (0, 0));
+    assert!(steps >= 6, "{steps} steps");
+}
+
+#[test]
+fn numbered_keys_get_the_next_number_of_their_prefix_for_ever() {
+    let mut group = Group::new();
+    group.open(ANN, 500).unwrap();
+    let mut next = |tree: &str, prefix: &str, session| {
+        let (tree_id, prefix, value) = (TreeId(0), prefix.into(), "v".into());
+        let command = OwnedCommand::InsertNext { tree: tree_id, prefix, value, session };
+        match group.apply(None, &[tree], Operation::Command(Command::Owned(command))) {
+            Ok(Answer::Reply(Reply::Named { key })) => String::from_utf8(key.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(next("t", "job-", None), "job-00000000000000000000");
+    assert_eq!(next("t", "job-", Some(ANN)), "job-00000000000000000001");
+    assert_eq!(next("t", "", None), "00000000000000000000");
+    assert_eq!(next("u", "job-", None), "job-00000000000000000000");
+    group.apply(None, &[], Operation::CloseSession { session: ANN }).unwrap();
+    assert_eq!(group.state.len(TreeId(16)), 2, "the session's is gone");
+    let command =
+        OwnedCommand::InsertNext { tree: TreeId(0), prefix: "job-".into(), value: "v".into(), session: None };
+    let third = group.apply(None, &["t"], Operation::Command(Command::Owned(command)));
+    assert_eq!(third, Ok(Answer::Reply(Reply::Named { key: "job-00000000000000000002".into() })));
 }

@@ -1,7 +1,9 @@
 //! Clusters of real nodes, over QUIC on loopback, seen through their clients.
 
+mod coordination;
 mod failures;
 mod membership;
 mod operations;
 mod support;
+mod transactions;
 mod watching;

@@ -10,6 +10,7 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn requests_keep_their_bytes() {
     let members = vec![(NodeId(1), vec!["a:1".to_owned()]), (NodeId(2), Vec::new())];
+    let based_on = MembershipId { term: 1, leader: 2, position: 3 };
     let cases = [
         (
             ClientRequest::Submit {
@@ -31,8 +32,8 @@ fn requests_keep_their_bytes() {
         (ClientRequest::Map, "0103"),
         (ClientRequest::Status, "0104"),
         (
-            ClientRequest::Initialize { partitions: 16, members },
-            "01051000000002000000010000000000000001000000030000\
+            ClientRequest::Initialize { partitions: 16, replicas: 3, members },
+            "0105100000000300000002000000010000000000000001000000030000\
              00613a31020000000000000000000000",
         ),
         (
@@ -42,9 +43,36 @@ fn requests_keep_their_bytes() {
         (ClientRequest::RemoveMember { node: NodeId(4) }, "01070400000000000000"),
         (ClientRequest::TransferLeader { group: 2, to: NodeId(4) }, "0108020000000400000000000000"),
         (
-            ClientRequest::ChangeMember { group: 2, node: NodeId(4), step: MemberStep::Voter },
-            "01090200000001040000000000000000000000",
+            ClientRequest::ChangeGroup {
+                group: 2,
+                based_on,
+                change: GroupChange::Learners { nodes: vec![(NodeId(4), vec!["d:4".to_owned()])] },
+            },
+            "010902000000 0100000000000000 0200000000000000 0300000000000000 02 01000000 0400000000000000 \
+             01000000 03000000 643a34",
         ),
+        (
+            ClientRequest::ChangeGroup {
+                group: 2,
+                based_on,
+                change: GroupChange::Voters { voters: vec![NodeId(4)], keep: true },
+            },
+            "010902000000 0100000000000000 0200000000000000 0300000000000000 03 01 01000000 0400000000000000",
+        ),
+        (
+            ClientRequest::ChangeGroup { group: 2, based_on, change: GroupChange::Settle },
+            "010902000000 0100000000000000 0200000000000000 0300000000000000 05",
+        ),
+        (
+            ClientRequest::Change {
+                epoch: 7,
+                wait: true,
+                change: Change::Drain { node: NodeId(4), on: true },
+            },
+            "010b 0700000000000000 01 03 0400000000000000 01",
+        ),
+        (ClientRequest::Record, "010c"),
+        (ClientRequest::Membership { group: 2 }, "010d02000000"),
         (
             ClientRequest::Watch { group: 1, tree: "t".into(), prefix: "p/".into() },
             "010a01000000010000007402000000702f",
@@ -61,9 +89,11 @@ fn requests_keep_their_bytes() {
 fn replies_keep_their_bytes() {
     let map = ClusterMap {
         cluster: 5,
+        epoch: 9,
         partitions: 1,
         members: vec![(NodeId(1), vec!["a:1".to_owned()])],
         leaders: vec![Some(NodeId(1)), None],
+        replicas: vec![vec![NodeId(1)], vec![NodeId(1), NodeId(2)]],
     };
     let not_leader =
         ClusterError::NotLeader { group: 1, leader: Some(NodeId(2)), addresses: vec!["b:2".to_owned()] };
@@ -80,10 +110,16 @@ fn replies_keep_their_bytes() {
         ),
         (
             ClientReply::Map(map),
-            "0103 05000000000000000000000000000000 01000000 01000000 0100000000000000 01000000 03000000 613a31 \
-             02000000 0100000000000000 0000000000000000",
+            "0103 05000000000000000000000000000000 0900000000000000 01000000 01000000 0100000000000000 01000000 \
+             03000000 613a31 02000000 0100000000000000 0000000000000000 \
+             02000000 01000000 0100000000000000 02000000 0100000000000000 0200000000000000",
         ),
         (ClientReply::Error(not_leader), "0105 01 01000000 01 0200000000000000 01000000 03000000 623a32"),
+        (
+            ClientReply::Membership { position: 9, nodes: vec![NodeId(4)] },
+            "0109 0900000000000000 01000000 0400000000000000",
+        ),
+        (ClientReply::Error(ClusterError::Conflict("why".to_owned())), "0105 07 03000000 776879"),
         (ClientReply::Error(ClusterError::OutcomeUnknown("why".to_owned())), "0105 03 03000000 776879"),
     ];
     for (reply, golden) in cases {
@@ -106,6 +142,9 @@ fn a_status_survives_the_wire_and_no_bytes_make_a_decoder_panic() {
             term: 2,
             voters: vec![NodeId(1), NodeId(2)],
             learners: vec![NodeId(3)],
+            membership: MembershipId { term: 2, leader: 1, position: 6 },
+            settled: true,
+            joint: false,
             first: 1,
             last: 9,
             committed: 8,
@@ -136,5 +175,24 @@ fn a_status_survives_the_wire_and_no_bytes_make_a_decoder_panic() {
             let _ = ClientReply::decode(changed.clone().into());
             let _ = ClientRequest::decode(changed.into());
         }
+    }
+}
+
+#[test]
+fn who_knows_an_old_map_is_told_the_new_one_with_the_answer() {
+    let request = ClientRequest::Status;
+    let bytes = request.encode_knowing(7);
+    assert_eq!(hex(&bytes), "010e07000000000000000104");
+    assert_eq!(ClientRequest::split_knowing(bytes).unwrap(), (Some(7), request.encode()));
+    assert_eq!(ClientRequest::split_knowing(request.encode()).unwrap(), (None, request.encode()));
+    assert!(ClientRequest::split_knowing(Bytes::from_static(&[1, 14, 0])).is_err());
+
+    let map = ClusterMap { epoch: 8, ..ClusterMap::default() };
+    let bytes = ClientReply::encode_with_map(map.clone(), &ClientReply::Done.encode());
+    assert_eq!(ClientReply::decode_with_map(bytes.clone()).unwrap(), (Some(map), ClientReply::Done));
+    assert_eq!(ClientReply::decode_with_map(ClientReply::Done.encode()).unwrap(), (None, ClientReply::Done));
+    assert!(ClientReply::decode(bytes.clone()).is_err(), "only for those who say what they know");
+    for end in 0..bytes.len() {
+        let _ = ClientReply::decode_with_map(bytes.slice(..end));
     }
 }

@@ -87,7 +87,7 @@ fn check_node(disk: &SimulatedDisk, expected: (u64, u64), context: &str) {
     let bounds = |group: u32| {
         LogStore::open(Arc::clone(&log), StreamId(group), LogOptions::default()).expect(context).bounds()
     };
-    assert_eq!(bounds(0), (0, 1), "{context}: the meta group's first entry");
+    assert_eq!(bounds(0), (0, 2), "{context}: the meta group begins with its member and the record");
     assert_eq!(bounds(GROUP), (expected.0, expected.0), "{context}: all before is purged");
     let options = ReplicaOptions {
         disk: Arc::clone(&config.disk),

@@ -4,16 +4,25 @@
 //!   be kept for followers that were away; but not those that a snapshot under way will be continued
 //!   with.
 //! - **Memory**: the log of a group that is idle is not kept in memory.
-//! - **Expiry**: as leader, when the log's time has passed the end of some session, proposes that
-//!   sessions be expired. Nothing expires but by that entry.
-//! - **Balance**: leadership belongs to the voters in turn, by the number of the group. A leader hands
-//!   a group to the one whose turn it is once that one has all but the newest entries and answers.
+//! - **Sessions**: as leader, when the log's time has passed the end of some session, proposes that
+//!   sessions be ended, and says for how long it has led: no lease ends that it has not seen pass. Nothing
+//!   ends but by that entry.
+//! - **What is due** ([`run_due`]): as leader, when the log's time has passed the end of some key, or of a
+//!   lease of a lock that others wait for, proposes that these be settled. It looks often, at two numbers
+//!   in memory, because somebody waits.
+//! - **Transactions** whose coordinator is gone: see [`super::transactions`].
+//! - **Balance**: leadership of a partition belongs to the first of those that the record gives it to,
+//!   which are spread evenly over the members. A leader hands it to that one once that one has all but
+//!   the newest entries and answers.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dogsled_storage::codec::encode_group_command;
+use dogsled_storage::expiry::MOST_DUE;
 use dogsled_storage::group::{Answer, GroupCommand, GroupRead, GroupReadReply, Operation};
+use dogsled_storage::{Command, Reply};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::Instant;
@@ -33,9 +42,10 @@ const MOVES: usize = 4;
 const SETTLE: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
-    let mut led_since: Vec<Option<Instant>> = Vec::new();
+    // By group: since when this node leads it.
+    let mut led_since: HashMap<u32, Instant> = HashMap::new();
     // By group: the entry that came next when something was last appended, and when that was.
-    let mut appended: Vec<(u64, Instant)> = Vec::new();
+    let mut appended: HashMap<u32, (u64, Instant)> = HashMap::new();
     loop {
         let every = match node.upgrade() {
             Some(node) => node.config.maintenance_every,
@@ -48,10 +58,10 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
         }
         let Some(node) = node.upgrade() else { return };
         let Some(cluster) = node.cluster.get() else { continue };
-        led_since.resize(cluster.groups.len(), None);
-        appended.resize(cluster.groups.len(), (0, Instant::now()));
-        for (group, (seen, since)) in cluster.groups.iter().zip(&mut appended) {
+        let groups = cluster.groups();
+        for group in groups.values() {
             let (_, next) = group.log.bounds();
+            let (seen, since) = appended.entry(group.id).or_insert_with(|| (0, Instant::now()));
             if next != *seen {
                 (*seen, *since) = (next, Instant::now());
             } else if since.elapsed() >= IDLE {
@@ -59,19 +69,63 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
             }
         }
         let mut moves = 0;
-        for (group, since) in cluster.groups.iter().zip(&mut led_since) {
+        for group in groups.values() {
             node.checkpoint_without_threads(group);
             node.purge(group).await;
-            if !group.leads() {
-                *since = None;
+            let Some(term) = group.term_led() else {
+                led_since.remove(&group.id);
                 continue;
-            }
-            let since = *since.get_or_insert_with(Instant::now);
-            node.expire_sessions(group).await;
+            };
+            let since = *led_since.entry(group.id).or_insert_with(Instant::now);
+            node.look_after_transactions(group);
+            node.expire_sessions(group, term).await;
             if node.config.balance_leaders && moves < MOVES && since.elapsed() >= SETTLE {
                 moves += usize::from(node.balance(group).await);
             }
         }
+    }
+}
+
+/// How often [`run_due`] looks.
+const DUE_EVERY: Duration = Duration::from_millis(100);
+/// Entries that it proposes in a row before it looks at the other groups again.
+const DUE_IN_A_ROW: u32 = 64;
+
+/// Has what is due settled; see the [module](self).
+pub(super) async fn run_due(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
+    let settle = GroupCommand {
+        session: None,
+        time_ms: 0,
+        trees: Vec::new(),
+        operation: Operation::Command(Command::SettleDue { limit: MOST_DUE }),
+    };
+    let settle = encode_group_command(&settle).expect("a command of a few bytes can be encoded");
+    loop {
+        let every = match node.upgrade() {
+            Some(node) => node.config.maintenance_every.min(DUE_EVERY),
+            None => return,
+        };
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(every) => {}
+        }
+        let Some(node) = node.upgrade() else { return };
+        let Some(cluster) = node.cluster.get() else { continue };
+        let deadline = node.config.timing.election.1;
+        let groups = cluster.groups();
+        let due = groups.values().filter(|group| group.is_due()).map(|group| {
+            let settle = &settle;
+            async move {
+                for _ in 0..DUE_IN_A_ROW {
+                    let proposed = group.propose(settle, deadline).await.map(|reply| reply.result);
+                    if !matches!(proposed, Ok(Ok(Answer::Reply(Reply::Settled { more: true, .. })))) {
+                        return;
+                    }
+                }
+            }
+        });
+        futures_util::future::join_all(due).await;
     }
 }
 
@@ -116,17 +170,18 @@ impl Inner {
         let _ = raft.trigger().purge_log(to).await;
     }
 
-    async fn expire_sessions(&self, group: &Arc<Group>) {
+    async fn expire_sessions(&self, group: &Arc<Group>, term: u64) {
         let earliest = group.slot.replica().map(|replica| replica.read(&GroupRead::EarliestSessionExpiry));
         let Some(Ok(GroupReadReply::Time(Some(earliest)))) = earliest else { return };
-        if group.slot.clock.stamp() < earliest {
+        if group.slot.clock.stamp(term) < earliest {
             return;
         }
+        let led_ms = group.slot.clock.led(term).as_millis() as u64;
         let expire = GroupCommand {
             session: None,
             time_ms: 0,
             trees: Vec::new(),
-            operation: Operation::ExpireSessions,
+            operation: Operation::ExpireSessions { led_ms },
         };
         let Ok(expire) = encode_group_command(&expire) else { return };
         let deadline = self.config.timing.election.1;
@@ -149,7 +204,12 @@ impl Inner {
             if metrics.membership_config != metrics.committed_membership_config || voters.is_empty() {
                 return false;
             }
-            let heir = voters[group.id as usize % voters.len()];
+            let record = self.cluster.get().and_then(|cluster| cluster.record());
+            let heir = match record.as_ref().and_then(|record| record.preferred_leader(group.id)) {
+                Some(first) if voters.contains(&first.0) => first.0,
+                // It is still on its way to those that are to have it.
+                _ => return false,
+            };
             if heir == metrics.id {
                 return false;
             }

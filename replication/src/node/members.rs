@@ -5,27 +5,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::Instant;
 
 use super::{Inner, Node, random_u128};
-use crate::client::{ClientReply, ClientRequest, MemberStep};
+use crate::client::{ClientReply, ClientRequest};
 use crate::error::ClusterError;
 use crate::group::Group;
-use crate::message::{Adoption, PeerError, encode_adopt, encode_error, encode_join, ok, take_reply};
+use crate::message::{
+    Adoption, PeerError, encode_adopt, encode_error, encode_join, ok, take_reply, take_share,
+};
+use crate::meta::{self, Change, MemberRecord, MemberState, Record};
+use crate::ring::META_GROUP;
 use crate::transport::{Lane, NodeId};
-use crate::types::Member;
 
 /// How long making a cluster, or changing its members, may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// And how long whoever asked for that may wait until it is carried through.
+pub(super) const LONG: Duration = Duration::from_secs(1200);
 /// The wait before something is tried again that others must do first.
 const RETRY: Duration = Duration::from_millis(200);
 
 impl Node {
     /// Makes a cluster of these members (this node among them, all new and running), with so many
-    /// partitions for ever. Can be called again if it was interrupted.
+    /// partitions for ever, and three replicas of each as soon as there are so many members. Can be
+    /// called again if it was interrupted.
     ///
     /// # Errors
     /// [`ClusterError::Invalid`] if a member belongs to another cluster; [`ClusterError::Unavailable`]
@@ -35,11 +39,25 @@ impl Node {
         partitions: u32,
         members: Vec<(NodeId, Vec<String>)>,
     ) -> Result<(), ClusterError> {
-        self.inner.initialize(partitions, members).await
+        self.inner.initialize(partitions, meta::DEFAULT_REPLICAS, members).await
+    }
+
+    /// As [`Node::initialize_cluster`], with so many replicas of each partition.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn initialize_cluster_with(
+        &self,
+        partitions: u32,
+        replicas: u32,
+        members: Vec<(NodeId, Vec<String>)>,
+    ) -> Result<(), ClusterError> {
+        self.inner.initialize(partitions, replicas, members).await
     }
 
     /// Makes this node, which is new, a member of the cluster that one of the `seeds` belongs to.
-    /// Returns when it votes in every group. Can be called again if it was interrupted.
+    /// Returns when it has its share of the partitions (or movement is paused). Can be called again if
+    /// it was interrupted.
     ///
     /// # Errors
     /// As [`Node::initialize_cluster`].
@@ -47,20 +65,34 @@ impl Node {
         self.inner.join(seeds).await
     }
 
-    /// Makes a running node, that has adopted the cluster, a voting member of every group.
+    /// Takes in a running node that has adopted the cluster; returns when it has its share.
     ///
     /// # Errors
     /// See [`ClusterError`]; it can be called again to go on.
     pub async fn add_member(&self, node: NodeId, addresses: Vec<String>) -> Result<(), ClusterError> {
-        self.inner.add_member(node, addresses).await
+        self.done(ClientRequest::AddMember { node, addresses }).await
     }
 
-    /// Takes a node out of every group. Its id must not be used again.
+    /// Takes out a member: what it has moves away, then it belongs to no group any more. Its id must not
+    /// be used again.
     ///
     /// # Errors
     /// See [`ClusterError`]; it can be called again to go on.
     pub async fn remove_member(&self, node: NodeId) -> Result<(), ClusterError> {
-        self.inner.remove_member(node).await
+        self.done(ClientRequest::RemoveMember { node }).await
+    }
+
+    /// Changes the cluster; returns when that is decided, or, with `wait`, when it is carried through.
+    /// `epoch`: that of the record which was looked at before; 0: whatever it is.
+    ///
+    /// # Errors
+    /// [`ClusterError::Conflict`] if the record has another epoch by now; see [`ClusterError`].
+    pub async fn change(&self, epoch: u64, wait: bool, change: Change) -> Result<(), ClusterError> {
+        self.done(ClientRequest::Change { epoch, wait, change }).await
+    }
+
+    async fn done(&self, request: ClientRequest) -> Result<(), ClusterError> {
+        self.request(request).await.map(drop)
     }
 
     /// Asks for a group's leadership to go to a member.
@@ -79,6 +111,7 @@ impl Inner {
     pub(super) async fn initialize(
         self: &Arc<Self>,
         partitions: u32,
+        replicas: u32,
         members: Vec<(NodeId, Vec<String>)>,
     ) -> Result<(), ClusterError> {
         let me = self.config.node;
@@ -90,38 +123,57 @@ impl Inner {
             0 => self.config.cluster.unwrap_or_else(|| random_u128(self.config.seed)),
             begun => begun,
         };
-        let members: Vec<_> = members.into_iter().map(|(node, addresses)| (node.0, addresses)).collect();
-        let adoption = Adoption { cluster_id, partitions, members: members.clone() };
+        let deadline = Instant::now() + PATIENCE;
+        let named: Vec<_> = members.iter().map(|(node, addresses)| (node.0, addresses.clone())).collect();
+        let adoption = Adoption { cluster_id, partitions, members: named };
         // First here: called again after an interruption, this goes on with the same id.
         self.adopt(adoption.clone()).await.map_err(ClusterError::Invalid)?;
         let request = encode_adopt(&adoption);
-        for (node, _) in members.iter().filter(|(node, _)| *node != me.0) {
-            self.ask_until_reached(NodeId(*node), &request).await?;
-        }
-        let nodes: BTreeMap<u64, Member> =
-            members.into_iter().map(|(node, addresses)| (node, Member { addresses })).collect();
-        let deadline = Instant::now() + PATIENCE;
-        for group in &self.cluster()?.groups {
-            let raft = loop {
-                match group.running() {
-                    Ok(raft) => break raft,
-                    Err(error @ ClusterError::Storage(_)) => return Err(error),
-                    Err(error) if Instant::now() > deadline => return Err(error),
-                    Err(_) => tokio::time::sleep(RETRY / 10).await,
+        let mut records = BTreeMap::new();
+        for (node, addresses) in &members {
+            let (weight, zone) = match *node == me {
+                true => (self.config.weight, self.config.zone.clone()),
+                false => {
+                    let mut take = self.ask_until_reached(*node, &request).await?;
+                    take_share(&mut take).map_err(|error| ClusterError::Invalid(error.to_string()))?
                 }
             };
-            // It says so if the group has begun already, which is what is wanted.
-            if let Err(error) = raft.initialize(nodes.clone()).await {
-                tracing::info!(group = group.id, %error, "the group has its first members already");
+            let (state, addresses) = (MemberState::Active, addresses.clone());
+            records.insert(*node, MemberRecord { state, weight, zone, addresses });
+        }
+        let record = Record::new(partitions, replicas, records).map_err(ClusterError::Invalid)?;
+        let meta = self.group(META_GROUP)?;
+        let voters = members.into_iter().filter(|(node, _)| record.meta_voters.contains(node)).collect();
+        loop {
+            match meta.running() {
+                Ok(_) => break,
+                Err(error @ ClusterError::Storage(_)) => return Err(error),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => tokio::time::sleep(RETRY / 10).await,
             }
         }
-        while self.cluster()?.groups.iter().any(|group| group.leader().is_none()) {
-            if Instant::now() > deadline {
-                return Err(ClusterError::Unavailable("no leader was elected".to_owned()));
+        // Nothing, if the group has begun already, which is what is wanted.
+        meta.begin(voters).await?;
+        while let Err(error) = self.write_first_record(&record).await {
+            // Tried twice, the second does nothing.
+            if matches!(error, ClusterError::Invalid(_)) || Instant::now() > deadline {
+                return Err(error);
             }
             tokio::time::sleep(RETRY / 10).await;
         }
-        Ok(())
+        // The rest is the driver's.
+        loop {
+            let cluster = self.cluster()?;
+            let formed = cluster.record().is_some_and(|record| !record.forming);
+            let groups = cluster.groups();
+            if formed && groups.values().all(|group| group.leader().is_some()) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(ClusterError::Unavailable("not every group has begun".to_owned()));
+            }
+            tokio::time::sleep(RETRY / 10).await;
+        }
     }
 
     async fn ask_until_reached(
@@ -176,67 +228,48 @@ impl Inner {
                 }
             };
             self.adopt(adoption).await.map_err(ClusterError::Invalid)?;
-            // The seed knows who leads; this node does not yet.
-            let request = ClientRequest::AddMember { node: me, addresses: addresses.clone() };
-            let body = self.pass_on(*seed, request.encode(), PATIENCE * 10).await;
-            match ClientReply::decode(body) {
-                Ok(ClientReply::Error(error)) => return Err(error),
-                Ok(_) => return Ok(()),
-                Err(error) => return Err(ClusterError::Unavailable(error.to_string())),
-            }
+            let change = Change::Add {
+                node: me,
+                addresses: addresses.clone(),
+                weight: self.config.weight,
+                zone: self.config.zone.clone(),
+            };
+            let request = ClientRequest::Change { epoch: 0, wait: true, change };
+            return self.ask_leader_by(*seed, &request).await;
         }
         Err(failure)
     }
 
-    pub(super) async fn add_member(
+    /// Asks the leader of group 0, which another member may know: this node does not yet.
+    async fn ask_leader_by(
         self: &Arc<Self>,
-        node: NodeId,
-        addresses: Vec<String>,
+        seed: NodeId,
+        request: &ClientRequest,
     ) -> Result<(), ClusterError> {
-        self.set_addresses(node, addresses.clone());
-        self.in_every_group(node, MemberStep::Learner { addresses }).await?;
-        self.in_every_group(node, MemberStep::Voter).await
-    }
-
-    pub(super) async fn remove_member(self: &Arc<Self>, node: NodeId) -> Result<(), ClusterError> {
-        self.in_every_group(node, MemberStep::Remove).await
-    }
-
-    /// Takes a step in all groups at once; each by its leader, wherever that is.
-    async fn in_every_group(self: &Arc<Self>, node: NodeId, step: MemberStep) -> Result<(), ClusterError> {
-        let groups = self.cluster()?.groups.iter();
-        let mut steps: FuturesUnordered<_> =
-            groups.map(|group| self.until_done(group, node, step.clone())).collect();
-        while let Some(done) = steps.next().await {
-            done?;
-        }
-        Ok(())
-    }
-
-    async fn until_done(
-        self: &Arc<Self>,
-        group: &Group,
-        node: NodeId,
-        step: MemberStep,
-    ) -> Result<(), ClusterError> {
-        let deadline = Instant::now() + PATIENCE * 10;
-        let request = ClientRequest::ChangeMember { group: group.id, node, step };
+        let deadline = Instant::now() + PATIENCE;
+        let mut to = seed;
         loop {
-            // Taking a step twice does no harm, so nothing is lost by an unknown outcome.
-            let serve = Arc::clone(self).serve(request.clone(), request.encode(), false);
-            let reply = Box::pin(serve).await;
-            let error = match ClientReply::decode(reply) {
-                Ok(ClientReply::Error(error @ (ClusterError::Invalid(_) | ClusterError::Storage(_)))) => {
-                    return Err(error);
-                }
-                Ok(ClientReply::Error(error)) => error,
-                Ok(_) => return Ok(()),
-                Err(error) => ClusterError::Unavailable(error.to_string()),
+            // Taken in twice is taken in once, so what was not heard can be asked for again.
+            let error = match self.pass_on(to, request.encode(), LONG).await.map(ClientReply::decode) {
+                Ok(Ok(ClientReply::Error(error))) => error,
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => return Err(ClusterError::Unavailable(error.to_string())),
+                Err(error) => error,
             };
             if Instant::now() > deadline || *self.stop.borrow() {
                 return Err(error);
             }
-            tokio::time::sleep(RETRY).await;
+            match error {
+                ClusterError::NotLeader { leader: Some(leader), addresses, .. } if leader != to => {
+                    self.set_addresses(leader, addresses);
+                    to = leader;
+                }
+                ClusterError::Invalid(_) | ClusterError::Denied(_) => return Err(error),
+                _ => {
+                    to = seed;
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
         }
     }
 
@@ -264,7 +297,7 @@ impl Inner {
     /// happen: so that nobody has to notice that this node is gone.
     pub(super) async fn give_up_leadership(&self) {
         let Some(cluster) = self.cluster.get() else { return };
-        for group in cluster.groups.iter().filter(|group| group.leads()) {
+        for group in cluster.groups().values().filter(|group| group.leads()) {
             if let (Some(raft), Some(heir)) = (group.raft(), furthest_follower(group)) {
                 // If it has stopped, it does not lead any more.
                 let _ = raft.trigger().transfer_leader(heir).await;
@@ -272,7 +305,7 @@ impl Inner {
         }
         let deadline = Instant::now() + self.config.timing.election.1;
         let waiting =
-            || cluster.groups.iter().any(|group| group.leads() && furthest_follower(group).is_some());
+            || cluster.groups().values().any(|group| group.leads() && furthest_follower(group).is_some());
         while waiting() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dogsled_storage::codec::{decode_group_read, encode_group_read_reply, encode_group_reply};
-use dogsled_storage::group::GroupRead;
+use dogsled_storage::group::{GroupRead, GroupReadReply};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use openraft::async_runtime::WatchReceiver;
 
+use super::drive::is_internal;
+use super::members::LONG;
+use super::transactions::{failed_read, open_replica};
 use super::{Inner, Node};
 use crate::client::{ClientReply, ClientRequest, Consistency};
 use crate::codec::{Put, Take};
@@ -21,12 +24,17 @@ use crate::error::ClusterError;
 use crate::group::Group;
 use crate::message::{
     Adoption, Header, Kind, PeerError, check_append, encode_append_reply, encode_error, encode_forward,
-    encode_vote_reply, ok, take_append, take_join, take_reply, take_transfer, take_vote_request,
+    encode_share, encode_vote_reply, ok, take_append, take_host, take_join, take_reply, take_transfer,
+    take_vote_request,
 };
+use crate::meta::{self, Change};
 use crate::read_index::Round;
+use crate::ring::META_GROUP;
 use crate::transport::{ClientIdentity, Lane, NodeId, Service, TransportError};
 use crate::types::{Vote, position};
 
+/// Nodes that a request is passed on to, one after the other, before it is refused.
+const MAX_HOPS: usize = 4;
 /// The longest that a request may ask for.
 const MAX_DEADLINE: Duration = Duration::from_secs(3600);
 
@@ -51,6 +59,25 @@ fn refused(error: ClusterError) -> BoxFuture<'static, Bytes> {
 
 fn failed(error: impl std::fmt::Display) -> Bytes {
     encode_error(&PeerError::Failed(error.to_string()))
+}
+
+/// The refusal of one who does not lead, or has no replica, if that is what the reply is.
+fn not_leader(reply: &Bytes) -> Option<ClusterError> {
+    // Kind 5 is an error: nothing else is worth decoding.
+    if reply.get(1) != Some(&5) {
+        return None;
+    }
+    match ClientReply::decode(reply.clone()) {
+        Ok(ClientReply::Error(error @ ClusterError::NotLeader { .. })) => Some(error),
+        _ => None,
+    }
+}
+
+/// Whether a client's command names the tree of the record, which only the cluster itself writes.
+fn writes_the_record(request: &ClientRequest) -> bool {
+    let ClientRequest::Submit { group: META_GROUP, command, .. } = request else { return false };
+    let command = dogsled_storage::codec::decode_group_command(command);
+    command.is_ok_and(|command| command.trees.iter().any(|tree| tree == meta::TREE.as_bytes()))
 }
 
 /// Whether who leads, or wants to, is who sends this: no node speaks for another, whatever its
@@ -78,6 +105,10 @@ impl Service for Node {
     }
 
     fn client_request(&self, client: &ClientIdentity, body: Bytes) -> BoxFuture<'static, Bytes> {
+        let (known, body) = match ClientRequest::split_knowing(body) {
+            Ok(split) => split,
+            Err(error) => return refused(ClusterError::Invalid(error.to_string())),
+        };
         let request = match ClientRequest::decode(body.clone()) {
             Ok(request) => request,
             Err(error) => return refused(ClusterError::Invalid(error.to_string())),
@@ -88,7 +119,16 @@ impl Service for Node {
                 client.name
             )));
         }
-        begun(Arc::clone(&self.inner).serve(request, body, false))
+        if is_internal(&request) || writes_the_record(&request) {
+            return refused(ClusterError::Invalid("only the cluster itself asks for this".to_owned()));
+        }
+        let serve = Arc::clone(&self.inner).serve(request, body, false);
+        let Some(known) = known else { return begun(serve) };
+        let inner = Arc::clone(&self.inner);
+        begun(async move {
+            let reply = serve.await;
+            inner.with_newer_map(known, reply)
+        })
     }
 
     fn client_stream(&self, client: &ClientIdentity, body: Bytes) -> BoxStream<'static, Bytes> {
@@ -96,12 +136,13 @@ impl Service for Node {
         let error = match ClientRequest::decode(body) {
             Ok(ClientRequest::Watch { group, tree, prefix }) => match self.inner.group(group) {
                 Ok(group) => {
-                    // Those that follow a node that stops are told by the end of the stream.
-                    let mut stop = self.inner.stop.subscribe();
+                    // Those that follow a node that stops, or a group that moves away, are told by the end
+                    // of the stream.
+                    let mut stop = group.closing.subscribe();
                     let stopped = async move {
                         let _ = stop.wait_for(|stop| *stop).await;
                     };
-                    return crate::watch::watch(Arc::clone(group), tree, prefix).take_until(stopped).boxed();
+                    return crate::watch::watch(group, tree, prefix).take_until(stopped).boxed();
                 }
                 Err(error) => error,
             },
@@ -126,7 +167,7 @@ impl Inner {
                 let node = Arc::clone(self);
                 return Ok(async move {
                     match node.adopt(adoption).await {
-                        Ok(()) => ok(0).into(),
+                        Ok(()) => encode_share(node.config.weight, &node.config.zone),
                         Err(why) => encode_error(&PeerError::WrongCluster(why)),
                     }
                 }
@@ -166,9 +207,26 @@ impl Inner {
                 bytes.into()
             }));
         }
-        let Some(group) = cluster.groups.get(header.group as usize) else {
-            return Err(PeerError::NoGroup(format!("there is no group {}", header.group)));
+        if header.kind == Kind::Host {
+            let (position, anew) = take_host(take).map_err(malformed)?;
+            let node = Arc::clone(self);
+            return Ok(async move {
+                match node.host(header.group, position, anew).await {
+                    Ok(()) => ok(0).into(),
+                    Err(why) => encode_error(&PeerError::NoGroup(why)),
+                }
+            }
+            .boxed());
+        }
+        let Some(group) = &cluster.group(header.group) else {
+            return Err(PeerError::NoGroup(format!("group {} is not here", header.group)));
         };
+        if matches!(header.kind, Kind::Vote | Kind::PreVote) && !group.log.may_vote() {
+            return Err(PeerError::NoGroup(format!(
+                "node {} has had group {} before, and does not vote before it knows as much again",
+                self.config.node, header.group
+            )));
+        }
         let running = || {
             group.raft().ok_or_else(|| PeerError::NoGroup(format!("group {} is being opened", header.group)))
         };
@@ -229,12 +287,18 @@ impl Inner {
             Kind::SnapshotBegin | Kind::SnapshotPiece | Kind::SnapshotFinish => {
                 begun(self.snapshots.receive(group, running()?, header, take)?)
             }
-            Kind::Forward | Kind::Adopt | Kind::Join => unreachable!("handled above"),
+            Kind::Forward | Kind::Adopt | Kind::Join | Kind::Host => unreachable!("handled above"),
         })
     }
 
-    /// Serves a client's request; `forwarded` if another node has passed it on.
-    /// Answers a client's request; `body` is the same, to be passed on.
+    /// Answers a request of this node's own. Boxed, because answering may come back to this.
+    pub(super) fn served(self: &Arc<Self>, request: ClientRequest) -> BoxFuture<'static, Bytes> {
+        let body = request.encode();
+        Arc::clone(self).serve(request, body, false).boxed()
+    }
+
+    /// Answers a client's request; `body` is the same, to be passed on. `forwarded` if another node has
+    /// passed it on: then it is not passed on again.
     pub(super) async fn serve(
         self: Arc<Self>,
         request: ClientRequest,
@@ -247,36 +311,116 @@ impl Inner {
             {
                 (*deadline).min(MAX_DEADLINE)
             }
+            ClientRequest::AddMember { .. }
+            | ClientRequest::RemoveMember { .. }
+            | ClientRequest::Change { wait: true, .. } => LONG,
             _ => self.config.request_deadline,
         };
-        match self.serve_here(request, deadline).await {
-            Ok(reply) => reply.encode(),
-            Err(ClusterError::NotLeader { leader: Some(leader), .. })
-                if !forwarded && leader != self.config.node =>
-            {
-                self.pass_on(leader, body, deadline).await
+        let error = match self.serve_here(request, deadline).await {
+            Ok(reply) => return reply.encode(),
+            Err(error) => error,
+        };
+        match error {
+            ClusterError::NotLeader { group, leader, addresses } if !forwarded => {
+                let not_leader = ClusterError::NotLeader { group, leader, addresses };
+                self.pass_on_to_leader(group, leader, body, deadline, not_leader).await
             }
-            Err(error) => ClientReply::Error(error).encode(),
+            error => ClientReply::Error(error).encode(),
         }
     }
 
-    pub(super) async fn pass_on(&self, to: NodeId, body: Bytes, deadline: Duration) -> Bytes {
+    /// Has a request answered by the leader of a group. If it is not known who that is, whoever is to
+    /// have the group is asked, until one of them leads it or says who does.
+    async fn pass_on_to_leader(
+        &self,
+        group: u32,
+        leader: Option<NodeId>,
+        body: Bytes,
+        deadline: Duration,
+        mut error: ClusterError,
+    ) -> Bytes {
+        let me = self.config.node;
+        let Some(cluster) = self.cluster.get() else { return ClientReply::Error(error).encode() };
+        let is_here = cluster.group(group).is_some();
+        let mut others: Vec<NodeId> = match is_here {
+            // It would be known here if anybody led it.
+            true => Vec::new(),
+            false => cluster.replicas_of(group),
+        };
+        let mut next = leader;
+        let mut asked = vec![me];
+        for _ in 0..MAX_HOPS {
+            let to = next.take().filter(|node| !asked.contains(node)).or_else(|| {
+                others.retain(|node| !asked.contains(node));
+                others.first().copied()
+            });
+            let Some(to) = to else { break };
+            asked.push(to);
+            let reply = match self.pass_on(to, body.clone(), deadline).await {
+                Ok(reply) => reply,
+                Err(definite) if definite.is_definite() => {
+                    error = definite;
+                    continue;
+                }
+                Err(unknown) => return ClientReply::Error(unknown).encode(),
+            };
+            match not_leader(&reply) {
+                None => {
+                    if !is_here {
+                        cluster.leaders.lock().insert(group, to);
+                    }
+                    return reply;
+                }
+                Some(refusal) => {
+                    if let ClusterError::NotLeader { leader: Some(named), .. } = &refusal {
+                        next = Some(*named);
+                    }
+                    error = refusal;
+                }
+            }
+        }
+        ClientReply::Error(error).encode()
+    }
+
+    /// Has another node answer a request.
+    pub(super) async fn pass_on(
+        &self,
+        to: NodeId,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, ClusterError> {
         let cluster = self.cluster.get().map_or(0, |cluster| cluster.number());
         let request = encode_forward(cluster, "", &body);
-        let error = match self.transport.request(to, Lane::Data, request, deadline).await {
+        match self.transport.request(to, Lane::Data, request, deadline).await {
             Ok(reply) => match take_reply(reply) {
-                Ok(mut take) => return take.rest(),
+                Ok(mut take) => Ok(take.rest()),
                 Err(
                     refused @ (PeerError::WrongCluster(_) | PeerError::NoGroup(_) | PeerError::Malformed(_)),
-                ) => ClusterError::Unavailable(refused.to_string()),
-                Err(failed) => ClusterError::OutcomeUnknown(failed.to_string()),
+                ) => Err(ClusterError::Unavailable(refused.to_string())),
+                Err(failed) => Err(ClusterError::OutcomeUnknown(failed.to_string())),
             },
             Err(error @ (TransportError::Unreachable(_) | TransportError::TooLarge { .. })) => {
-                ClusterError::Unavailable(format!("node {to}, which leads: {error}"))
+                Err(ClusterError::Unavailable(format!("node {to}, which leads: {error}")))
             }
-            Err(error) => ClusterError::OutcomeUnknown(format!("node {to}, which leads: {error}")),
-        };
-        ClientReply::Error(error).encode()
+            Err(error) => Err(ClusterError::OutcomeUnknown(format!("node {to}, which leads: {error}"))),
+        }
+    }
+
+    /// As [`Inner::pass_on`], for what nodes ask of one another.
+    pub(super) async fn forward(
+        &self,
+        to: NodeId,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, ClusterError> {
+        self.pass_on(to, body, deadline).await
+    }
+
+    /// A reply to one who knows the map of an epoch: with the map, if there is a newer one.
+    fn with_newer_map(&self, known: u64, reply: Bytes) -> Bytes {
+        // Asked with every answer: the map is put together only for who needs it.
+        let newest = self.cluster.get().map_or(0, |cluster| cluster.epoch());
+        if newest <= known { reply } else { ClientReply::encode_with_map(self.map(), &reply) }
     }
 
     async fn serve_here(
@@ -286,13 +430,13 @@ impl Inner {
     ) -> Result<ClientReply, ClusterError> {
         match request {
             ClientRequest::Submit { group, command, .. } => {
-                let reply = self.group(group)?.propose(&command, deadline).await?;
+                let reply = self.propose(&self.group(group)?, &command, deadline).await?;
                 let reply = encode_group_reply(&reply)
                     .map_err(|error| ClusterError::OutcomeUnknown(error.to_string()))?;
                 Ok(ClientReply::Applied(reply.into()))
             }
             ClientRequest::Read { group, consistency, read, .. } => {
-                let group = self.group(group)?;
+                let group = &self.group(group)?;
                 let read =
                     decode_group_read(&read).map_err(|error| ClusterError::Invalid(error.to_string()))?;
                 let read = self.read(group, read, consistency);
@@ -303,28 +447,34 @@ impl Inner {
             }
             ClientRequest::Map => Ok(ClientReply::Map(self.map())),
             ClientRequest::Status => Ok(ClientReply::Status(Box::new(self.status()))),
-            ClientRequest::Initialize { partitions, members } => {
-                self.initialize(partitions, members).await.map(|()| ClientReply::Done)
+            ClientRequest::Initialize { partitions, replicas, members } => {
+                self.initialize(partitions, replicas, members).await.map(|()| ClientReply::Done)
             }
             ClientRequest::AddMember { node, addresses } => {
-                self.add_member(node, addresses).await.map(|()| ClientReply::Done)
+                let (weight, zone) = (meta::DEFAULT_WEIGHT, String::new());
+                let change = Change::Add { node, addresses, weight, zone };
+                self.carry_out(0, true, change, deadline).await.map(|()| ClientReply::Done)
             }
             ClientRequest::RemoveMember { node } => {
-                self.remove_member(node).await.map(|()| ClientReply::Done)
+                self.carry_out(0, true, Change::Remove { node }, deadline).await.map(|()| ClientReply::Done)
             }
+            ClientRequest::Change { epoch, wait, change } => {
+                self.carry_out(epoch, wait, change, deadline).await.map(|()| ClientReply::Done)
+            }
+            ClientRequest::Record => self.tell_record().await,
+            ClientRequest::Membership { group } => self.membership(group).await,
             ClientRequest::TransferLeader { group, to } => {
                 self.transfer_leader(group, to).await.map(|()| ClientReply::Done)
             }
-            ClientRequest::ChangeMember { group, node, step } => {
-                let group = self.group(group)?;
-                group.change_member(node, step, deadline).await.map(|()| ClientReply::Done)
+            ClientRequest::ChangeGroup { group, based_on, change } => {
+                self.change_group(group, based_on, change, deadline).await.map(|()| ClientReply::Done)
             }
             ClientRequest::Watch { .. } => Err(ClusterError::Invalid("a watch is a stream".to_owned())),
         }
     }
 
-    async fn read(
-        &self,
+    pub(super) async fn read(
+        self: &Arc<Self>,
         group: &Arc<Group>,
         read: GroupRead,
         consistency: Consistency,
@@ -343,27 +493,31 @@ impl Inner {
             Consistency::Stale if group.leads() => None,
             Consistency::Stale => group.slot.age(),
         };
-        let Some(replica) = group.slot.replica() else {
-            return Err(ClusterError::Unavailable(format!("group {} is installing a snapshot", group.id)));
-        };
         // Before reading: the answer includes at least this.
         let position = group.slot.applied();
+        let mut answer = match consistency {
+            Consistency::Linearizable => self.read_settled(group, read).await?,
+            Consistency::Stale => self.read_stale(group, read).await?,
+        };
+        answer.set_time(group.slot.clock.now());
+        let reply =
+            encode_group_read_reply(&answer).map_err(|error| ClusterError::Invalid(error.to_string()))?;
+        Ok(ClientReply::Read { position, age, reply: reply.into() })
+    }
+
+    async fn read_stale(&self, group: &Arc<Group>, read: GroupRead) -> Result<GroupReadReply, ClusterError> {
+        let replica = open_replica(group)?;
         let answer = match read {
-            GroupRead::Get { .. } | GroupRead::Counter { .. } | GroupRead::LockHolder { .. } => {
-                replica.read(&read)
-            }
+            GroupRead::Get { .. }
+            | GroupRead::Counter { .. }
+            | GroupRead::LockHolder { .. }
+            | GroupRead::Ticket { .. } => replica.read(&read),
             _ => match self.blocking.run(move || replica.read(&read)).await {
                 Ok(answer) => answer,
                 Err(error) => return Err(ClusterError::Unavailable(error.to_string())),
             },
         };
-        let answer = answer.map_err(|error| match error {
-            dogsled_storage::Error::InvalidRequest(what) => ClusterError::Invalid(what),
-            other => ClusterError::Storage(other.to_string()),
-        })?;
-        let reply =
-            encode_group_read_reply(&answer).map_err(|error| ClusterError::Invalid(error.to_string()))?;
-        Ok(ClientReply::Read { position, age, reply: reply.into() })
+        answer.map_err(failed_read)
     }
 
     /// As follower: the position up to which a read must know, by the leader. All reads that wait

@@ -12,8 +12,8 @@ use serde::Deserialize;
 Without any option: a database of one node in ./dogsled-data, reached at 127.0.0.1:7400.
 
 Options overrule variables, variables overrule the file. The file is TOML, and its keys are the names
-of the options: data, node, listen, advertise, init, members, join, partitions, from-embedded, certs,
-preset, cache, log-format, log-level, timeout.
+of the options: data, node, listen, advertise, init, members, join, partitions, replicas, zone, weight,
+from-embedded, certs, preset, cache, log-format, log-level, timeout.
 
 The first three nodes of a cluster, each with its own id and address:
   dogsled serve --certs certs --node 1 --listen 10.0.0.1:7400 --init --members 1=10.0.0.1:7400,2=10.0.0.2:7400,3=10.0.0.3:7400
@@ -56,6 +56,21 @@ pub(crate) struct ServeArgs {
     /// How many partitions a new cluster has, for ever [default: 16]
     #[arg(long, env = "DOGSLED_PARTITIONS", value_name = "COUNT")]
     pub(crate) partitions: Option<u32>,
+
+    /// How many replicas of each partition a new cluster keeps, as soon as it has so many members; see
+    /// `dogsled replicas` [default: 3]
+    #[arg(long, env = "DOGSLED_REPLICAS", value_name = "COUNT")]
+    pub(crate) replicas: Option<u32>,
+
+    /// What fails together with this node: a rack, a building. Replicas of a partition lie in distinct
+    /// zones where there are enough. Counts when the node becomes a member
+    #[arg(long, env = "DOGSLED_ZONE", value_name = "ZONE")]
+    pub(crate) zone: Option<String>,
+
+    /// The node's share of what the cluster holds, in proportion to the others'. Counts when the node
+    /// becomes a member; later see `dogsled member weight` [default: 100]
+    #[arg(long, env = "DOGSLED_WEIGHT", value_name = "WEIGHT")]
+    pub(crate) weight: Option<u32>,
 
     /// Make the embedded database in --data the first node of a cluster, with one partition for ever.
     /// Needs room for a second copy; it cannot be opened as embedded database afterwards
@@ -144,7 +159,8 @@ pub(crate) enum CertsCommand {
 pub(crate) enum MemberCommand {
     /// List the members and where they are reached
     List,
-    /// Let a node that was started with --join vote everywhere, or tell of a member's new addresses
+    /// Take in a node that was started with --join and has not managed by itself, or tell of a member's new
+    /// addresses
     Add {
         /// The node
         id: u64,
@@ -152,11 +168,45 @@ pub(crate) enum MemberCommand {
         #[arg(required = true, value_name = "HOST:PORT")]
         addresses: Vec<String>,
     },
-    /// Take a node out; its id must never be used again. Exit code 1 if it is no member
+    /// Take a node out, after what it holds has moved to others; its id can never be used again. Exit code
+    /// 1 if it is no member
     Remove {
         /// The node
         id: u64,
     },
+    /// Give a member another share of what the cluster holds, in proportion to the others'
+    Weight {
+        /// The node
+        id: u64,
+        /// Its share; a node has 100 if nobody says
+        weight: u32,
+        /// Return when it is decided, not when it is done
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+/// Arguments of `rebalance`. Without any, it says how far movement is.
+#[derive(Debug, Args)]
+pub(crate) struct RebalanceArgs {
+    /// Let nothing move any more
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) pause: bool,
+    /// Let it go on
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Say how far movement is
+    #[arg(long)]
+    pub(crate) status: bool,
+    /// Partitions that are copied at a time
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) moves: Option<u32>,
+    /// Bytes of a second that each node may send of copies; 0: no limit
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) bytes_per_second: Option<u64>,
+    /// Seconds of silence after which a member is replaced
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) replace_after: Option<u64>,
 }
 
 /// Arguments of `demo`.

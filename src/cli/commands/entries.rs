@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -29,7 +30,13 @@ pub(crate) fn get(global: &Global, out: &mut Output, key: &OsStr, file: Option<&
     if out.json { out.entry(&key, Some(&value)) } else { out.value(&value) }
 }
 
-pub(crate) fn put(global: &Global, out: &mut Output, key: &OsStr, value: &OsStr) -> Result<()> {
+pub(crate) fn put(
+    global: &Global,
+    out: &mut Output,
+    key: &OsStr,
+    value: &OsStr,
+    ttl: Option<u64>,
+) -> Result<()> {
     let both_read_input = key == "-" && value == "-";
     if both_read_input && global.key_form() == ByteFormat::File && global.value_form() == ByteFormat::File {
         return Err(Failure::usage("key and value cannot both be standard input"));
@@ -38,7 +45,10 @@ pub(crate) fn put(global: &Global, out: &mut Output, key: &OsStr, value: &OsStr)
     let value = global.value_argument(value)?;
     let database = global.database()?;
     let tree = global.tree_for_writing(&database)?;
-    let replaced = tree.insert(&key, value)?.is_some();
+    let replaced = match ttl {
+        Some(seconds) => tree.insert_with_ttl(&key, value, Duration::from_secs(seconds))?.is_some(),
+        None => tree.insert(&key, value)?.is_some(),
+    };
     database.flush()?;
     // People want silence from a write that worked.
     if out.json {

@@ -1,8 +1,9 @@
 //! `status`: how a cluster is, by what each of its members says.
 
-use dogsled::cluster::{GroupStatus, MemberStatus, NodeId, NodeStatus, Role};
+use dogsled::cluster::{GroupStatus, MemberRecord, MemberStatus, NodeId, NodeStatus, Record, Role};
 use serde_json::{Value, json};
 
+use super::rebalance;
 use crate::cli::args::Global;
 use crate::cli::exit::Result;
 use crate::cli::output::{self, Output};
@@ -18,12 +19,26 @@ pub(crate) fn status(global: &Global, out: &mut Output) -> Result<()> {
         .wait(async { Ok::<_, dogsled::cluster::Error>((client.map().await?, client.status().await?)) })?;
     members.sort_by_key(|member| member.node);
     let groups = groups(&members);
+    // A node that belongs to no cluster yet has no record.
+    let record = match map.epoch {
+        0 => None,
+        _ => remote
+            .wait(async {
+                let record = client.record().await?;
+                let moves = rebalance::moves(&client, &record).await?;
+                Ok::<_, dogsled::cluster::Error>((record, moves))
+            })
+            // The members have told how they are, which is what matters when something is wrong.
+            .ok(),
+    };
     if out.json {
         return out.document(&json!({
             "cluster": (map.cluster != 0).then(|| format!("{:032x}", map.cluster)),
             "partitions": map.partitions,
             "members": members.iter().map(|member| member_fields(member, &groups)).collect::<Vec<_>>(),
             "groups": groups.iter().map(group_fields).collect::<Vec<_>>(),
+            "ring": record.as_ref().map(|(record, _)| ring_fields(record)),
+            "movement": record.as_ref().map(|(record, moves)| rebalance::fields(record, moves)),
         }));
     }
     if map.cluster == 0 {
@@ -45,7 +60,52 @@ pub(crate) fn status(global: &Global, out: &mut Output) -> Result<()> {
     }
     out.line("")?;
     let header = ["group", "leader", "term", "entries", "followers behind"].map(str::to_owned);
-    table(out, std::iter::once(header).chain(groups.iter().map(group_row)))
+    table(out, std::iter::once(header).chain(groups.iter().map(group_row)))?;
+    let Some((record, moves)) = record else { return Ok(()) };
+    out.line("")?;
+    let header = ["node", "is", "weight", "zone", "holds", "is to lead"].map(str::to_owned);
+    table(out, std::iter::once(header).chain(record.members.iter().map(|one| ring_row(&record, one))))?;
+    out.line("")?;
+    for line in rebalance::lines(&record, &moves) {
+        out.line(line)?;
+    }
+    Ok(())
+}
+
+/// What a member is to hold.
+fn ring_row(record: &Record, (node, member): (&NodeId, &MemberRecord)) -> [String; 6] {
+    let (holds, leads) = record.placement.loads().get(node).copied().unwrap_or_default();
+    [
+        node.to_string(),
+        member.state.to_string(),
+        member.weight.to_string(),
+        if member.zone.is_empty() { "-".to_owned() } else { member.zone.clone() },
+        output::count(holds, "replica"),
+        leads.to_string(),
+    ]
+}
+
+fn ring_fields(record: &Record) -> Value {
+    let loads = record.placement.loads();
+    let members = record.members.iter().map(|(node, member)| {
+        let (holds, leads) = loads.get(node).copied().unwrap_or_default();
+        json!({
+            "node": node.0,
+            "state": member.state.to_string(),
+            "weight": member.weight,
+            "zone": member.zone,
+            "replicas": holds,
+            "preferred_leader_of": leads,
+        })
+    });
+    let ids = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect::<Vec<_>>();
+    let partitions: Vec<_> = (1..=record.partitions()).map(|group| ids(record.replicas_of(group))).collect();
+    json!({
+        "members": members.collect::<Vec<_>>(),
+        "removed": record.removed.iter().map(|node| node.0).collect::<Vec<_>>(),
+        "meta_voters": ids(&record.meta_voters),
+        "replicas_of_partitions": partitions,
+    })
 }
 
 /// A group as whoever leads it sees it; or as somebody does.
@@ -78,7 +138,8 @@ fn behind(status: &NodeStatus, groups: &[Group<'_>]) -> u64 {
     let own = |number: u32| status.groups.iter().find(|group| group.group == number);
     let lag = |group: &Group<'_>| match own(group.seen.group) {
         Some(own) => group.seen.committed.saturating_sub(own.applied),
-        None => group.seen.committed,
+        // It has no replica of that.
+        None => 0,
     };
     groups.iter().map(lag).sum()
 }

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use dogsled::cluster::{Client, ClientOptions, ClusterMap, Error, Node, NodeId, Role};
+use dogsled::cluster::{Client, ClientOptions, ClusterMap, Error, MemberState, Node, NodeId, Role};
 
 use super::settings::{Beginning, Member, Settings};
 use crate::cli::exit::{Code, Failure, Result};
@@ -31,7 +31,7 @@ pub(super) enum Begun {
     Continued,
 }
 
-/// Returns when the node belongs to a cluster and knows a leader of every group.
+/// Returns when the node belongs to a cluster and knows a leader of every group that it has.
 pub(super) async fn begin(node: &Node, settings: &Settings, certificates: &ClientOptions) -> Result<Begun> {
     let others = Others { options: certificates.clone(), me: node.id() };
     wait_until_open(node).await;
@@ -51,7 +51,7 @@ pub(super) async fn begin(node: &Node, settings: &Settings, certificates: &Clien
         }
         Beginning::Join(seeds) => others.join(node, seeds, settings.timeout).await?,
     };
-    while node.map().leaders.iter().any(Option::is_none) || node.map().leaders.is_empty() {
+    while !has_begun(node) || node.status().groups.iter().any(|group| group.leader.is_none()) {
         tokio::time::sleep(LOOK / 5).await;
     }
     Ok(begun)
@@ -62,8 +62,13 @@ fn addresses(members: &[Member], me: NodeId) -> Vec<String> {
     others.flat_map(|(_, addresses)| addresses.iter().cloned()).collect()
 }
 
-/// Groups are opened in the background; before they are, they know no members.
+/// Groups are opened in the background; before they are, they know no members. A member soon knows what it
+/// knew of the cluster.
 async fn wait_until_open(node: &Node) {
+    let until = Instant::now() + ASK;
+    while node.cluster().is_some() && node.record().is_none() && Instant::now() < until {
+        tokio::time::sleep(LOOK / 5).await;
+    }
     while node.status().groups.iter().any(|group| group.role == Role::Down && group.failure.is_none()) {
         tokio::time::sleep(LOOK / 5).await;
     }
@@ -88,13 +93,13 @@ async fn go_on_or_make(node: &Node, settings: &Settings) -> Result<Begun> {
 
 /// Whether every group has had its first members: making the cluster was not interrupted.
 fn has_begun(node: &Node) -> bool {
-    node.cluster().is_some() && node.status().groups.iter().all(|group| !group.voters.is_empty())
+    node.map().epoch > 0
 }
 
 async fn make(node: &Node, settings: &Settings, members: &[Member]) -> Result<Begun> {
     let until = Instant::now() + settings.timeout;
     loop {
-        match node.create_cluster(settings.partitions, members.to_vec()).await {
+        match node.create_cluster_with(settings.partitions, settings.replicas, members.to_vec()).await {
             Ok(()) => return Ok(Begun::Made),
             Err(error) if error.is_temporary() && Instant::now() < until => {
                 tracing::warn!(%error, "the cluster is not made yet; trying again");
@@ -196,7 +201,7 @@ impl Others {
                 },
                 Ok(None) => Failure::new(Code::Unavailable, "the nodes that answer belong to no cluster yet"),
                 // A member that restarts while the others are away is a member all the same.
-                Err(_) if is_voter(node) => return Ok(Begun::Continued),
+                Err(_) if has_joined(node) => return Ok(Begun::Continued),
                 Err(error) => error.into(),
             };
             if Instant::now() >= until {
@@ -214,7 +219,7 @@ impl Others {
             None if is_member(map, self.me) => return Err(self.id_is_taken(map)),
             None => {}
         }
-        if is_voter(node) && is_member(map, self.me) {
+        if has_joined(node) && is_member(map, self.me) {
             return Ok(Begun::Continued);
         }
         match node.join(seeds.iter().cloned()).await {
@@ -242,10 +247,10 @@ fn is_member(map: &ClusterMap, node: NodeId) -> bool {
     map.members.iter().any(|(member, _)| *member == node)
 }
 
-/// Whether the node votes in every group, as far as it knows.
-fn is_voter(node: &Node) -> bool {
-    let (me, groups) = (node.id(), node.status().groups);
-    !groups.is_empty() && groups.iter().all(|group| group.voters.contains(&me))
+/// Whether the node is a member that has got what it was to get when it joined, as far as it knows.
+fn has_joined(node: &Node) -> bool {
+    let state = node.record().and_then(|record| Some(record.members.get(&node.id())?.state));
+    state.is_some_and(|state| state != MemberState::Joining)
 }
 
 fn same_cluster(own: u128, map: &ClusterMap) -> Result<()> {

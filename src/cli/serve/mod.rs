@@ -174,6 +174,8 @@ fn node_config(settings: &Settings) -> (NodeConfig, CertificateFiles) {
     config.replication.addresses.clone_from(&settings.advertise);
     config.replication.cache_bytes = settings.cache_mib << 20;
     config.replication.convert_embedded = settings.from_embedded;
+    config.replication.zone.clone_from(&settings.zone);
+    config.replication.weight = settings.weight;
     if settings.preset == Preset::Wan {
         config.replication.timing = Timing::WAN;
         config.net.connect_timeout = Duration::from_secs(10);

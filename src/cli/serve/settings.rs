@@ -4,7 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dogsled::cluster::NodeId;
+use dogsled::cluster::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT, NodeId};
 use serde::Deserialize;
 
 use crate::cli::args::{Global, LogFormat, Preset, ServeArgs};
@@ -47,6 +47,9 @@ pub(crate) struct Settings {
     pub(crate) advertise: Vec<String>,
     pub(crate) beginning: Beginning,
     pub(crate) partitions: u32,
+    pub(crate) replicas: u32,
+    pub(crate) zone: String,
+    pub(crate) weight: u32,
     pub(crate) from_embedded: bool,
     /// `None`: those for trying things out.
     pub(crate) certs: Option<PathBuf>,
@@ -72,6 +75,9 @@ struct File {
     #[serde(default)]
     join: List,
     partitions: Option<u32>,
+    replicas: Option<u32>,
+    zone: Option<String>,
+    weight: Option<u32>,
     from_embedded: Option<bool>,
     certs: Option<PathBuf>,
     preset: Option<Preset>,
@@ -186,6 +192,14 @@ impl Settings {
                 MAX_PARTITIONS
             )));
         }
+        let replicas = args.replicas.or(file.replicas).unwrap_or(DEFAULT_REPLICAS);
+        if !(1..=MAX_REPLICAS).contains(&replicas) {
+            return Err(Failure::usage(format!("--replicas {replicas} is not within 1 and {MAX_REPLICAS}")));
+        }
+        let weight = args.weight.or(file.weight).unwrap_or(DEFAULT_WEIGHT);
+        if !(1..=MAX_WEIGHT).contains(&weight) {
+            return Err(Failure::usage(format!("--weight {weight} is not within 1 and {MAX_WEIGHT}")));
+        }
         let from_embedded = args.from_embedded.or(file.from_embedded).unwrap_or(false);
         if from_embedded && beginning != Beginning::Alone {
             return Err(Failure::usage(
@@ -213,6 +227,9 @@ impl Settings {
             advertise,
             beginning,
             partitions,
+            replicas,
+            zone: args.zone.clone().or(file.zone).unwrap_or_default(),
+            weight,
             from_embedded,
             certs: global.certs.clone().or(file.certs),
             preset: args.preset.or(file.preset).unwrap_or(Preset::Lan),
@@ -350,6 +367,8 @@ mod tests {
             (&["--listen", "0.0.0.0:7400"], "--advertise"),
             (&["--listen", "nonsense"], "--listen"),
             (&["--partitions", "0"], "--partitions"),
+            (&["--replicas", "0"], "--replicas"),
+            (&["--weight", "0"], "--weight"),
             (&["--from-embedded", "--join", "a:1"], "--join"),
             (&["--from-embedded", "--partitions", "16"], "single partition"),
         ] {

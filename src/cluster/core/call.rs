@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Core, Error, Reach, Result, leader_of};
 use crate::cluster::pool::Pool;
+use crate::cluster::routes;
 
 /// How long a call waits before it asks whether it waits for the right node.
 const PATIENCE: Duration = Duration::from_millis(150);
@@ -133,8 +134,16 @@ impl Core {
             Prefer::Any => self.home,
             Prefer::Leader => self.next_turn(),
         };
-        let count = map.members.len();
-        let in_turn = || (0..count).map(|i| map.members[(first.wrapping_add(i)) % count].0);
+        // Those that have the group answer by themselves; the others pass it on.
+        let holders = group.map_or(&[][..], |group| map.replicas_of(group));
+        let all = map.members.iter().map(|(node, _)| *node).filter(|node| !holders.contains(node));
+        let all: Vec<NodeId> = all.collect();
+        let turn = |nodes: &[NodeId]| -> Vec<NodeId> {
+            let count = nodes.len();
+            (0..count).map(|i| nodes[first.wrapping_add(i) % count]).collect()
+        };
+        let candidates = [turn(holders), turn(&all)].concat();
+        let in_turn = || candidates.iter().copied();
         in_turn()
             .find(&fit)
             .or_else(|| in_turn().find(|node| Some(*node) != avoid))
@@ -181,10 +190,17 @@ impl Core {
             let left = until.saturating_duration_since(began);
             // The last of them takes what is left.
             let limit = left.min(FIRST_ATTEMPT * 2u32.pow(attempt.min(8)));
-            let led_by = group.and_then(|group| leader_of(&self.map.borrow(), group));
+            let (led_by, body) = {
+                let map = self.map.borrow();
+                let led_by = group.and_then(|group| leader_of(&map, group));
+                // A node within reach knows by itself.
+                let tells = matches!(self.reach, Reach::Network(_)) && map.epoch > 0;
+                let request = make(limit);
+                (led_by, if tells { request.encode_knowing(map.epoch) } else { request.encode() })
+            };
             let reply = tokio::select! {
                 biased;
-                reply = link.request(make(limit).encode(), limit) => reply,
+                reply = link.request(body, limit) => reply,
                 () = self.moved(group, led_by, prefer) => {
                     Err(TransportError::Lost(format!("node {node} does not lead any more")))
                 }
@@ -192,7 +208,12 @@ impl Core {
             let reply = match reply {
                 Ok(reply) => {
                     self.trust(node);
-                    ClientReply::decode(reply).map_err(|error| Error::Incompatible(error.to_string()))?
+                    let (newer, reply) = ClientReply::decode_with_map(reply)
+                        .map_err(|error| Error::Incompatible(error.to_string()))?;
+                    if let (Some(map), Reach::Network(pool)) = (newer, &self.reach) {
+                        routes::adopt(self, pool, map);
+                    }
+                    reply
                 }
                 Err(error) => {
                     why = format!("node {node}: {error}");
@@ -224,6 +245,7 @@ impl Core {
             match error {
                 ClusterError::Invalid(what) => return Err(give_up(perhaps, Error::Invalid(what), &why)),
                 ClusterError::Denied(what) => return Err(give_up(perhaps, Error::Denied(what), &why)),
+                ClusterError::Conflict(what) => return Err(give_up(perhaps, Error::Conflict(what), &why)),
                 ClusterError::NotLeader { group, leader: Some(leader), addresses } if leader != node => {
                     self.learn(group, leader, &addresses);
                     redirected += 1;
@@ -264,7 +286,7 @@ impl Core {
         }
     }
 
-    pub(super) async fn back_off(&self, attempt: u32, until: Instant) {
+    pub(in crate::cluster) async fn back_off(&self, attempt: u32, until: Instant) {
         let longest = BACK_OFF.1.min(BACK_OFF.0 * 2u32.pow(attempt.min(10)));
         let wait = longest.mul_f64(self.jitter());
         let left = until.saturating_duration_since(Instant::now());
@@ -274,12 +296,16 @@ impl Core {
         }
     }
 
-    /// Between a half and one, so that callers who failed together do not come back together.
-    pub(in crate::cluster) fn jitter(&self) -> f64 {
+    /// A number by chance.
+    pub(in crate::cluster) fn next_random(&self) -> u64 {
         // Weyl's sequence, mixed: it need not be good, only different.
         let x = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        let mixed = (x ^ (x >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 11;
-        0.5 + mixed as f64 / (1u64 << 54) as f64
+        (x ^ (x >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 11
+    }
+
+    /// Between a half and one, so that callers who failed together do not come back together.
+    pub(in crate::cluster) fn jitter(&self) -> f64 {
+        0.5 + self.next_random() as f64 / (1u64 << 54) as f64
     }
 
     pub(in crate::cluster) fn next_turn(&self) -> usize {

@@ -20,6 +20,11 @@ const MAX_RECORD_LENGTH: usize = 1 << 20;
 const BATCH: u32 = 6;
 /// Position of [`Command::Transact`] among the variants.
 const TRANSACT: u32 = 8;
+/// Position of [`Command::CountMany`] among the variants.
+const COUNT_MANY: u32 = 13;
+
+/// Position of [`Command::Compare`] among the variants.
+const COMPARE: u32 = 17;
 
 const STANDARD: Configuration = config::standard();
 
@@ -86,6 +91,22 @@ pub(crate) fn decode_record<T: Decode<()>>(version: u8, bytes: &[u8]) -> Result<
     Ok(record)
 }
 
+/// As [`encode_record`], of a record that ends with a list.
+pub(crate) fn encode_list_record<H: Encode, T: Encode>(version: u8, head: &H, list: &[T]) -> Vec<u8> {
+    encode(version, &(head, list))
+}
+
+/// Decodes what [`encode_list_record`] gave; neither part may hold a list but of bytes.
+pub(crate) fn decode_list_record<H: Decode<()>, T: Decode<()>>(
+    version: u8,
+    bytes: &[u8],
+) -> Result<(H, Vec<T>), String> {
+    let mut body = Body(versioned_body(version, bytes)?);
+    let record = (body.next()?, body.list()?);
+    body.end()?;
+    Ok(record)
+}
+
 pub(super) fn encode<T: Encode>(version: u8, value: &T) -> Vec<u8> {
     let mut bytes = vec![version];
     // The only errors are those of the writer, and of types (cells, paths) that we do not have.
@@ -109,6 +130,10 @@ pub(super) fn decode_command_body(bytes: &[u8]) -> Result<Command, String> {
     let command = match body.next::<u32>()? {
         BATCH => Command::Batch { writes: body.list()? },
         TRANSACT => Command::Transact { reads: body.list()?, ranges: body.list()?, writes: body.list()? },
+        COUNT_MANY => Command::CountMany { additions: body.list()? },
+        COMPARE => {
+            Command::Compare { comparisons: body.list()?, then: body.list()?, otherwise: body.list()? }
+        }
         _ => {
             body = Body(bytes);
             body.next()?
@@ -154,13 +179,18 @@ impl Body<'_> {
 mod tests {
     use super::*;
 
-    /// [`decode_command_body`] takes these two apart by hand, so their positions must hold.
+    /// [`decode_command_body`] takes these apart by hand, so their positions must hold.
     #[test]
     fn lists_are_decoded_at_the_positions_that_bincode_gives_them() {
         let batch = Command::Batch { writes: Vec::new() };
         assert_eq!(encode(1, &batch)[1], BATCH as u8);
         let transact = Command::Transact { reads: Vec::new(), ranges: Vec::new(), writes: Vec::new() };
         assert_eq!(encode(1, &transact)[1], TRANSACT as u8);
+        let count = Command::CountMany { additions: Vec::new() };
+        assert_eq!(encode(1, &count)[1], COUNT_MANY as u8);
+        let (then, otherwise) = (Vec::new(), Vec::new());
+        let compare = Command::Compare { comparisons: Vec::new(), then, otherwise };
+        assert_eq!(encode(1, &compare)[1], COMPARE as u8);
     }
 
     #[test]

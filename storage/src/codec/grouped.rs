@@ -5,13 +5,17 @@ use bincode::de::Decoder;
 use bincode::error::DecodeError;
 
 use super::bincoded::{Body, MAX_ENCODED_COMMAND_LENGTH, decode_command_body, encode, versioned_body};
+use crate::counter::{CounterAddition, Sums};
 use crate::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId};
+use crate::lock::FencingToken;
+use crate::transaction::{Commit, LockedBy, Prepare};
 use crate::{Error, IVec, Result};
 
 /// The first byte of an encoded [`GroupCommand`]. An entry of a newer version stops a replica: to
 /// skip what others carry out would make it another database. Version 1 had a watermark in the place of
-/// the slot of a [`SessionTag`](crate::SessionTag); it was never released.
-pub const GROUP_COMMAND_VERSION: u8 = 2;
+/// the slot of a [`SessionTag`](crate::SessionTag), version 2 had no fences, times to live and queues of
+/// locks; neither was ever released.
+pub const GROUP_COMMAND_VERSION: u8 = 3;
 /// The first byte of an encoded [`GroupReply`].
 const GROUP_REPLY_VERSION: u8 = 1;
 /// The first byte of an encoded [`GroupRead`].
@@ -36,7 +40,7 @@ pub const MAX_ENCODED_GROUP_READ_LENGTH: usize = 64 << 20;
 /// let operation = Operation::Command(Command::Remove { tree: TreeId(0), key: "a".into() });
 /// let command = GroupCommand { session: None, time_ms: 7, trees: vec!["t".into()], operation };
 /// let bytes = encode_group_command(&command)?;
-/// assert_eq!(bytes, b"\x02\0\x07\x01\x01t\x01\x04\0\x01a");
+/// assert_eq!(bytes, b"\x03\0\x07\x01\x01t\x01\x04\0\x01a");
 /// assert_eq!(decode_group_command(&bytes)?, command);
 /// # Ok::<(), dogsled_storage::Error>(())
 /// ```
@@ -63,7 +67,27 @@ pub fn decode_group_command(bytes: &[u8]) -> Result<GroupCommand> {
                 2 => Operation::OpenSession { session: body.next()?, lease_ms: body.next()? },
                 3 => Operation::RenewSession { session: body.next()? },
                 4 => Operation::CloseSession { session: body.next()? },
-                5 => Operation::ExpireSessions,
+                5 => Operation::ExpireSessions { led_ms: body.next()? },
+                6 => Operation::Fenced {
+                    fences: body.list()?,
+                    command: decode_command_body(std::mem::take(&mut body.0))?,
+                },
+                7 => Operation::Prepare(Prepare {
+                    transaction: body.next()?,
+                    home: body.next()?,
+                    decide_by_ms: body.next()?,
+                    lease_ms: body.next()?,
+                    part: body.part()?,
+                }),
+                8 => Operation::Commit(Commit {
+                    transaction: body.next()?,
+                    decide_by_ms: body.next()?,
+                    participants: body.list()?,
+                    part: body.part()?,
+                }),
+                9 => Operation::Settle { transaction: body.next()?, decide_by_ms: body.next()? },
+                10 => Operation::Resolve { transaction: body.next()?, commit: body.next()? },
+                11 => Operation::Forget { transactions: body.list()? },
                 other => return Err(unknown("operation", other)),
             },
         })
@@ -117,6 +141,15 @@ pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
             5 => GroupRead::LockHolder { name: body.next()? },
             6 => GroupRead::Trees,
             7 => GroupRead::EarliestSessionExpiry,
+            8 => GroupRead::Ticket { name: body.next()?, ticket: body.next()? },
+            9 => GroupRead::Expires { tree: body.next()?, key: body.next()? },
+            10 => GroupRead::Validate {
+                trees: body.list()?,
+                reads: body.list()?,
+                ranges: body.list()?,
+                since: body.next()?,
+            },
+            11 => GroupRead::Transactions,
             other => return Err(unknown("read", other)),
         })
     })
@@ -145,6 +178,10 @@ pub fn decode_group_read_reply(bytes: &[u8]) -> Result<GroupReadReply> {
             5 => GroupReadReply::LockHolder(body.next()?),
             6 => GroupReadReply::Trees(body.list()?),
             7 => GroupReadReply::Time(body.next()?),
+            8 => GroupReadReply::Ticket { reply: body.next()?, now_ms: body.next()? },
+            9 => GroupReadReply::Expires { at_ms: body.next()?, now_ms: body.next()? },
+            10 => GroupReadReply::Valid(body.next()?),
+            11 => GroupReadReply::Transactions { prepared: body.next()?, decided: body.next()? },
             other => return Err(unknown("answer", other)),
         })
     })
@@ -165,12 +202,33 @@ impl<Context> Decode<Context> for Refusal {
             3 => Refusal::SessionUnknown(SessionId::decode(decoder)?),
             4 => Refusal::Forgotten { latest: u64::decode(decoder)? },
             5 => Refusal::Malformed(text(decoder)?),
+            6 => Refusal::LockNotHeld {
+                lock: IVec::decode(decoder)?,
+                token: FencingToken::decode(decoder)?,
+                current: Option::<FencingToken>::decode(decoder)?,
+            },
+            7 => Refusal::Locked(LockedBy::decode(decoder)?),
             other => return Err(DecodeError::OtherString(unknown("refusal", other))),
         })
     }
 }
 
 bincode::impl_borrow_decode!(Refusal);
+
+/// By hand because bincode makes room for as many elements as the input claims.
+impl<Context> Decode<Context> for Sums {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Sums, DecodeError> {
+        let count = u64::decode(decoder)?;
+        let mut sums = Vec::with_capacity(usize::try_from(count).unwrap_or(0).min(64));
+        for _ in 0..count {
+            // An element has bytes, so that the input's end ends this.
+            sums.push(CounterAddition::decode(decoder)?);
+        }
+        Ok(Sums(sums))
+    }
+}
+
+bincode::impl_borrow_decode!(Sums);
 
 fn within(limit: usize, what: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
     if bytes.len() > limit {

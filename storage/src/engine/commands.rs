@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::command::{KeyRead, Write};
 use crate::evaluate::Effect;
+use crate::expiry::{ExpiryCommand, record_key};
+use crate::owned::OwnedCommand;
 use crate::state::{Prefetched, State};
 use crate::{Command, IVec, Reply, Result, TreeId};
 
@@ -12,6 +15,7 @@ use crate::{Command, IVec, Reply, Result, TreeId};
 pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
     match command {
         Command::Transact { writes, .. } => *reply == Reply::Done && !writes.is_empty(),
+        Command::Compare { then, .. } => *reply == Reply::Compared(Ok(())) && !then.is_empty(),
         Command::CompareAndSwap { .. } => *reply == Reply::Swapped(Ok(())),
         Command::Remove { .. }
         | Command::Batch { .. }
@@ -19,6 +23,10 @@ pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
         | Command::CreateTree { .. }
         | Command::DropTree { .. }
         | Command::Counter(crate::counter::CounterCommand::Remove { .. }) => true,
+        Command::Counter(crate::counter::CounterCommand::SetIf { .. }) => {
+            *reply == Reply::Counter(crate::counter::CounterReply::Swapped(Ok(())))
+        }
+        Command::Expiry(ExpiryCommand::Clear { .. }) => true,
         _ => false,
     }
 }
@@ -48,22 +56,44 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
                 read(write.tree, &write.key)?;
             }
         }
-        Command::Transact { reads, writes, .. } => {
-            for key in reads {
-                read(key.tree, &key.key)?;
-            }
-            for write in writes.iter().filter(|write| write.value.is_none()) {
-                read(write.tree, &write.key)?;
-            }
+        Command::Transact { reads, writes, .. } => return prefetch_part(state, reads, writes),
+        Command::Compare { comparisons, then, otherwise } => {
+            comparisons.iter().try_for_each(|comparison| read(comparison.tree, &comparison.key))?;
+            let removed = then.iter().chain(otherwise).filter(|write| write.value.is_none());
+            removed.into_iter().try_for_each(|write| read(write.tree, &write.key))?;
         }
         Command::Counter(counter) => read(TreeId::COUNTERS, counter.name())?,
         Command::Lock(lock) => read(TreeId::LOCKS, lock.name())?,
-        Command::Put { .. }
+        Command::CountMany { additions } => {
+            for addition in additions {
+                read(TreeId::COUNTERS, &addition.name)?;
+            }
+        }
+        Command::Expiry(expiry) => {
+            read(expiry.tree(), expiry.key())?;
+            read(TreeId::EXPIRY, &record_key(expiry.tree(), expiry.key()))?;
+        }
+        Command::Owned(OwnedCommand::Insert { tree, key, .. }) => read(*tree, key)?,
+        Command::Owned(OwnedCommand::InsertNext { .. })
+        | Command::SettleDue { .. }
+        | Command::Put { .. }
         | Command::CreateTree { .. }
         | Command::DropTree { .. }
         | Command::ClearTree { .. }
         | Command::Pop { .. }
         | Command::ReserveIds { .. } => {}
+    }
+    Ok(prefetched)
+}
+
+/// As [`prefetch`], for what a transaction read and writes.
+pub(crate) fn prefetch_part(state: &Arc<State>, reads: &[KeyRead], writes: &[Write]) -> Result<Prefetched> {
+    let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
+    let removed = writes.iter().filter(|write| write.value.is_none()).map(|write| (write.tree, &write.key));
+    for (tree, key) in reads.iter().map(|read| (read.tree, &read.key)).chain(removed) {
+        if let Some(base) = state.base.tree(tree) {
+            prefetched.found.insert((tree, key.clone()), base.get(key)?);
+        }
     }
     Ok(prefetched)
 }

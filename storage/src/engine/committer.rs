@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::clock::{Clock, LogTime};
 use crate::state::Ends;
+use crate::transaction::{Removals, Transactions};
 
 /// What the commit mutex guards.
 #[derive(Debug)]
@@ -21,6 +22,10 @@ pub(crate) struct Committer {
     /// Whether marks are asked for.
     retains: bool,
     pub(crate) ends: Ends,
+    /// Of a replica.
+    pub(crate) transactions: Transactions,
+    /// Of a replica: for validating what was absent.
+    pub(crate) removals: Removals,
 }
 
 /// Between two marks of [`Committer`].
@@ -39,6 +44,8 @@ impl Committer {
             marks: VecDeque::new(),
             retains,
             ends: Ends::default(),
+            transactions: Transactions::default(),
+            removals: Removals::since(sequence),
         }
     }
 

@@ -16,7 +16,7 @@ pub enum Durability {
     Buffered,
 }
 
-/// How to open an [`Engine`].
+/// How to open an [`Engine`](crate::Engine).
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where; made if missing.
@@ -26,13 +26,13 @@ pub struct Options {
     /// What writes get that do not say otherwise.
     pub durability: Durability,
     /// How long a buffered write may stay unsynced, in milliseconds; `None`: until
-    /// [`Engine::sync`].
+    /// [`Engine::sync`](crate::Engine::sync).
     pub flush_every_ms: Option<u64>,
     /// Bytes of a WAL segment; a multiple of 4096.
     pub segment_size: u64,
     /// Refuse to open a database that exists.
     pub create_new: bool,
-    /// Commits whose WAL bytes together stay below this are kept for [`Engine::changes_since`]
+    /// Commits whose WAL bytes together stay below this are kept for [`Engine::changes_since`](crate::Engine::changes_since)
     /// after they were folded into the B-tree.
     pub retain_changes_bytes: u64,
     /// Run the threads that write out, sync and fold into the B-tree. Without them only calls do:

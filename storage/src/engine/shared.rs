@@ -8,10 +8,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
+use super::due::DueTimes;
 use super::{Committer, EMBEDDED_STREAM, Options};
 use crate::codec::encode_effects;
 use crate::directory::Directory;
-use crate::evaluate::{Context, Effect};
+use crate::evaluate::{Context, Effect, Versioned};
+use crate::expiry::{self, has_due_times};
 use crate::lock_wait::LockWaiters;
 use crate::meta::{Catalog, Checkpoint};
 use crate::overlay::Readers;
@@ -19,7 +21,7 @@ use crate::replica::ReplicaState;
 use crate::state::State;
 use crate::wal::{Ticket, Wal};
 use crate::watch::{Wakeups, Watchers};
-use crate::{Error, Result};
+use crate::{Error, Result, TreeId};
 
 /// How far checkpoints have come; guarded by its own mutex, signalled on every change.
 #[derive(Debug, Default)]
@@ -43,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) readers: Arc<Readers>,
     pub(crate) watchers: Watchers,
     pub(crate) lock_waiters: LockWaiters,
+    pub(crate) due: DueTimes,
     pub(crate) progress: Mutex<Progress>,
     pub(crate) progressed: Condvar,
     /// The checkpoint record of the frozen overlay.
@@ -94,6 +97,12 @@ impl Shared {
     ) -> Wakeups {
         committer.sequence = context.sequence;
         committer.time_ms = context.time_ms;
+        let has_due_times = effects.iter().any(|effect| {
+            matches!(effect, Effect::Put { tree, .. } | Effect::Remove { tree, .. } if has_due_times(*tree))
+        });
+        if has_due_times {
+            self.due.before(effects);
+        }
         // A snapshot of this commit must know its trees: they are published with it.
         state.active.apply(
             context.sequence,
@@ -119,11 +128,60 @@ impl Shared {
                 _ => {}
             }
         }
+        if has_due_times {
+            self.due.after(committer, state, effects);
+        }
         let wakeups = self.watchers.publish(context.sequence, effects);
         if state.active.bytes() > self.freeze_at() {
             self.want_checkpoint();
         }
         wakeups
+    }
+
+    /// The newest value of a key, unless it has expired.
+    #[cold]
+    pub(crate) fn get_live(&self, tree: TreeId, key: &[u8], time_ms: u64) -> Result<Option<Versioned>> {
+        let state = self.state.load();
+        state.require_tree(tree)?;
+        // The record first: see `expiry::is_over`.
+        let record = match expiry::can_expire(tree) {
+            true => state.get_latest(TreeId::EXPIRY, &expiry::record_key(tree, key))?,
+            false => None,
+        };
+        let found = state.get_latest(tree, key)?;
+        match &found {
+            Some(entry) if expiry::is_over(record.as_ref(), entry.version, time_ms)? => Ok(None),
+            _ => Ok(found),
+        }
+    }
+
+    /// The newest value of a key.
+    pub(crate) fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
+        match self.hide_at() {
+            Some(time_ms) => self.get_live(tree, key, time_ms),
+            None => self.state.load().get_latest(tree, key),
+        }
+    }
+
+    /// When a key expires; see [`Engine::expires`](crate::Engine::expires).
+    pub(crate) fn expires(&self, tree: TreeId, key: &[u8]) -> Result<Option<Option<u64>>> {
+        loop {
+            let hide_ms = self.hide_at();
+            let state = self.state.load();
+            state.require_tree(tree)?;
+            let record = state.get_latest(TreeId::EXPIRY, &expiry::record_key(tree, key))?;
+            let Some(found) = state.get_latest(tree, key)? else { return Ok(None) };
+            if record != state.get_latest(TreeId::EXPIRY, &expiry::record_key(tree, key))? {
+                // Written between the two.
+                continue;
+            }
+            if let Some(time_ms) = hide_ms
+                && expiry::is_over(record.as_ref(), found.version, time_ms)?
+            {
+                return Ok(None);
+            }
+            return expiry::expires(record.as_ref(), found.version).map(Some);
+        }
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {

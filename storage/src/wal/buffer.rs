@@ -19,7 +19,8 @@ pub(super) struct Buffer {
 
 impl Buffer {
     pub(super) fn new(capacity: usize) -> Buffer {
-        let bytes = vec![0; padded(capacity) + BLOCK_SIZE];
+        // There is room for the header wherever the first block begins.
+        let bytes = vec![0; padded(capacity.max(FRAME_HEADER_SIZE)) + BLOCK_SIZE];
         let start = bytes.as_ptr().align_offset(BLOCK_SIZE);
         assert!(start <= BLOCK_SIZE, "no aligned address within {BLOCK_SIZE} bytes of slack");
         Buffer { bytes, start, length: FRAME_HEADER_SIZE }

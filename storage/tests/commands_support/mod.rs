@@ -3,11 +3,14 @@
 
 use dogsled_storage::codec::{decode_command, decode_effects, encode_command, encode_effects};
 use dogsled_storage::command::{KeyRead, RangeRead};
-use dogsled_storage::counter::{CounterCommand, CounterReply};
+use dogsled_storage::compare::{Comparison, Condition};
+use dogsled_storage::counter::{CounterAddition, CounterCommand, CounterReply};
 use dogsled_storage::evaluate::evaluate;
-use dogsled_storage::lock::{self, FencingToken, LockCommand, LockReply};
+use dogsled_storage::lock::{self, FencingToken, LockCommand, LockReply, LockRequest};
 use dogsled_storage::model::ModelState;
-use dogsled_storage::{Command, Context, Effect, Error, IVec, Reply, TreeId, Write};
+use dogsled_storage::{
+    Command, Context, Effect, Error, ExpiryCommand, IVec, Reply, SetIf, TreeId, When, Write,
+};
 
 /// A state with the log it came from. Every command and every effect goes through its encoding.
 #[derive(Default)]
@@ -56,6 +59,12 @@ impl Logged {
 /// ann renews door 1 for 500               => renewed until 1500 | not held
 /// ann releases door 1                     => released | not held
 /// expire door                             => expired | held … | not held
+/// ann waits for door for 500              => as takes | waits as 3 until 2000
+/// semaphore 2 ann takes 1 of door for 500 delay 0 waits 0     with all that can be asked for
+/// ticket 3 still waits for door           => waits as 3 until 2000 | acquired … | not held
+/// ticket 3 leaves door                    => released | not held
+/// settle                                  => 0 keys, 1 locks
+/// set seats 4 if 7                        => swapped | stands at 6
 /// who door                                => ann, token 1, until 1500 | nobody
 /// add seats -3 [within 0 9]               => 4 | overflow at 7 | out of bounds at 7
 /// get seats, set seats 4, remove seats    => 7 | none
@@ -144,6 +153,48 @@ fn run(logged: &mut Logged, line: &str) -> Option<String> {
         ["set", name, value] => {
             Command::Counter(CounterCommand::Set { name: text(name), value: signed(value) })
         }
+        ["set", name, value, "if", expected] => Command::Counter(CounterCommand::SetIf {
+            name: text(name),
+            expected: signed(expected),
+            value: signed(value),
+        }),
+        ["settle"] => Command::SettleDue { limit: 100 },
+        [
+            "semaphore",
+            capacity,
+            owner,
+            "takes",
+            permits,
+            "of",
+            name,
+            "for",
+            lease,
+            "delay",
+            delay,
+            "waits",
+            wait,
+        ] => {
+            let request = LockRequest {
+                permits: if permits == "all" { u32::MAX } else { number(permits) as u32 },
+                capacity: if capacity == "rw" { lock::READ_WRITE } else { number(capacity) as u32 },
+                lease_ms: number(lease),
+                delay_ms: number(delay),
+            };
+            let (name, owner, wait_ms) = (text(name), text(owner), number(wait));
+            Command::Lock(LockCommand::Acquire { name, owner, request, wait_ms })
+        }
+        [owner, "waits", "for", name, "for", lease] => Command::Lock(LockCommand::Acquire {
+            name: text(name),
+            owner: text(owner),
+            request: LockRequest::exclusive(number(lease)),
+            wait_ms: 1000,
+        }),
+        ["ticket", ticket, "still", "waits", "for", name] => {
+            Command::Lock(LockCommand::RenewWait { name: text(name), ticket: number(ticket), wait_ms: 1000 })
+        }
+        ["ticket", ticket, "leaves", name] => {
+            Command::Lock(LockCommand::CancelWait { name: text(name), ticket: number(ticket) })
+        }
         ["remove", name] => Command::Counter(CounterCommand::Remove { name: text(name) }),
         _ => panic!("what is {line:?}?"),
     };
@@ -152,6 +203,8 @@ fn run(logged: &mut Logged, line: &str) -> Option<String> {
             CounterReply::Added { value } => value.to_string(),
             CounterReply::Overflow { current } => format!("overflow at {current}"),
             CounterReply::OutOfBounds { current } => format!("out of bounds at {current}"),
+            CounterReply::Swapped(Ok(())) => "swapped".to_owned(),
+            CounterReply::Swapped(Err(current)) => format!("stands at {current}"),
             CounterReply::Value(value) | CounterReply::Previous(value) => {
                 value.map_or("none".to_owned(), |value| value.to_string())
             }
@@ -165,7 +218,9 @@ fn run(logged: &mut Logged, line: &str) -> Option<String> {
             LockReply::NotHeld => "not held".to_owned(),
             LockReply::Released => "released".to_owned(),
             LockReply::Expired => "expired".to_owned(),
+            LockReply::Waiting { ticket, expires_ms } => format!("waits as {ticket} until {expires_ms}"),
         },
+        Ok(Reply::Settled { keys, locks, .. }) => format!("{keys} keys, {locks} locks"),
         Ok(other) => panic!("{other:?} for {line:?}"),
         Err(error) => error.to_string(),
     })
@@ -238,13 +293,63 @@ impl Random {
         Write { tree: self.tree(), key: self.bytes(), value: self.option(Random::bytes) }
     }
 
+    fn comparison(&mut self) -> Comparison {
+        let condition = match self.below(7) {
+            0 => Condition::Present,
+            1 => Condition::Absent,
+            2 => Condition::Is(self.bytes()),
+            3 => Condition::IsNot(self.bytes()),
+            4 => Condition::Less(self.bytes()),
+            5 => Condition::Greater(self.bytes()),
+            _ => Condition::Version(self.number()),
+        };
+        Comparison { tree: self.tree(), key: self.bytes(), condition }
+    }
+
     /// Any command at all, most of which no state would accept.
     pub fn command(&mut self) -> Command {
         let (tree, key, value) = (self.tree(), self.bytes(), self.bytes());
         let (name, owner, token) = (self.bytes(), self.bytes(), FencingToken(self.number()));
         let (delta, lease_ms) = (self.signed(), self.number());
-        match self.below(21) {
+        match self.below(27) {
+            26 => Command::Compare {
+                comparisons: self.list(Random::comparison),
+                then: self.list(Random::write),
+                otherwise: self.list(Random::write),
+            },
             20 => Command::Put { tree, key, value },
+            21 => Command::CountMany {
+                additions: self.list(|r| CounterAddition { name: r.bytes(), delta: r.signed() }),
+            },
+            22 => Command::SettleDue { limit: self.number() as u32 },
+            23 => {
+                let when = match self.below(3) {
+                    0 => When::After(self.number()),
+                    1 => When::At(self.number()),
+                    _ => When::Keep,
+                };
+                Command::Expiry(match self.below(5) {
+                    0 => ExpiryCommand::Insert { tree, key, value, when },
+                    1 => ExpiryCommand::Swap { tree, key, old: self.option(Random::bytes), new: value, when },
+                    2 => ExpiryCommand::Set { tree, key, when, only: SetIf::Later },
+                    3 => ExpiryCommand::Clear { tree, key },
+                    _ => ExpiryCommand::Get { tree, key },
+                })
+            }
+            24 => Command::Counter(CounterCommand::SetIf { name, expected: delta, value: self.signed() }),
+            25 => {
+                let request = LockRequest {
+                    permits: self.number() as u32,
+                    capacity: self.number() as u32,
+                    lease_ms,
+                    delay_ms: self.number(),
+                };
+                Command::Lock(match self.below(3) {
+                    0 => LockCommand::Acquire { name, owner, request, wait_ms: self.number() },
+                    1 => LockCommand::RenewWait { name, ticket: self.number(), wait_ms: self.number() },
+                    _ => LockCommand::CancelWait { name, ticket: self.number() },
+                })
+            }
             0 => Command::CreateTree { name },
             1 => Command::DropTree { name },
             2 => Command::ClearTree { tree },

@@ -136,6 +136,10 @@ impl TestClock {
         Arc::new(TestClock(AtomicU64::new(now_ms)))
     }
 
+    pub fn set(&self, now_ms: u64) {
+        self.0.store(now_ms, Ordering::Relaxed);
+    }
+
     pub fn advance(&self, by_ms: u64) {
         self.0.fetch_add(by_ms, Ordering::Relaxed);
     }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
-use dogsled_storage::counter::CounterCommand;
-use dogsled_storage::lock::{FencingToken, LockCommand};
+use dogsled_storage::counter::{CounterAddition, CounterCommand};
+use dogsled_storage::lock::{FencingToken, LockCommand, LockRequest};
 use dogsled_storage::model::ModelState;
-use dogsled_storage::{Command, IVec, TreeId, View, Write};
+use dogsled_storage::{
+    Command, ExpiryCommand, Fence, IVec, OwnedCommand, SessionId, SetIf, TreeId, View, When, Write,
+};
 
 use super::Random;
 
@@ -37,6 +39,8 @@ pub struct Workload {
     past: Vec<Arc<ModelState>>,
     /// Grants that were handed out, and may be over.
     grants: Vec<(IVec, IVec, FencingToken)>,
+    /// Tickets that were handed out, and may be over.
+    waiting: Vec<(IVec, u64)>,
 }
 
 const TREE_NAMES: [&str; 4] = ["amber", "birch", "cedar", ""];
@@ -47,7 +51,8 @@ const OWNERS: [&str; 3] = ["ann", "ben", ""];
 impl Workload {
     pub fn new(seed: u64, shape: Shape) -> Workload {
         let (past, grants) = (Vec::new(), Vec::new());
-        Workload { random: Random::new(seed), shape, written: 0, past, grants }
+        let waiting = Vec::new();
+        Workload { random: Random::new(seed), shape, written: 0, past, grants, waiting }
     }
 
     /// One of the keys; among them the empty one, one with zeros, prefixes of others, a long one.
@@ -125,6 +130,107 @@ impl Workload {
             }
             self.past.push(Arc::new(model.clone()));
         }
+    }
+
+    /// Tells the workload of somebody who waits, so that it asks again and leaves.
+    pub fn waits(&mut self, name: &IVec, ticket: u64) {
+        self.waiting.push((name.clone(), ticket));
+        if self.waiting.len() > 4 {
+            self.waiting.remove(0);
+        }
+    }
+
+    /// A fence, mostly of a grant that was given.
+    pub fn fence(&mut self) -> Fence {
+        if self.grants.is_empty() || self.random.one_in(5) {
+            let token = FencingToken(self.random.below(100));
+            return Fence { lock: IVec::from(*self.random.pick(&LOCKS)), token };
+        }
+        let (lock, _, token) = self.random.pick(&self.grants).clone();
+        Fence { lock, token }
+    }
+
+    /// A command of those that [`Plain`](super) models do not know: times to live, queues of locks,
+    /// several counters.
+    pub fn coordination(&mut self, model: &ModelState) -> Command {
+        let now_ms = model.time_ms();
+        match self.random.below(20) {
+            0..=2 => Command::SettleDue { limit: 1 + self.random.below(6) as u32 },
+            3 => Command::CountMany {
+                additions: (0..self.random.below(5))
+                    .map(|_| CounterAddition {
+                        name: IVec::from(*self.random.pick(&COUNTERS)),
+                        delta: self.random.below(9) as i64 - 4,
+                    })
+                    .collect(),
+            },
+            4 => Command::Counter(CounterCommand::SetIf {
+                name: IVec::from(*self.random.pick(&COUNTERS)),
+                expected: self.random.below(3) as i64,
+                value: self.random.below(5) as i64,
+            }),
+            5..=11 => {
+                let name = IVec::from(*self.random.pick(&LOCKS));
+                let owner = IVec::from(*self.random.pick(&OWNERS));
+                Command::Lock(match self.random.below(6) {
+                    0 if !self.waiting.is_empty() => {
+                        let (name, ticket) = self.random.pick(&self.waiting).clone();
+                        LockCommand::CancelWait { name, ticket }
+                    }
+                    1 if !self.waiting.is_empty() => {
+                        let (name, ticket) = self.random.pick(&self.waiting).clone();
+                        LockCommand::RenewWait { name, ticket, wait_ms: 1 + self.random.below(300) }
+                    }
+                    _ => {
+                        // The lock of one name is mostly a plain one, that of the other a semaphore.
+                        let capacity = if name == "door" || self.random.one_in(9) { 3 } else { 1 };
+                        let request = LockRequest {
+                            permits: 1 + self.random.below(capacity) as u32,
+                            capacity: capacity as u32,
+                            lease_ms: 1 + self.random.below(300),
+                            delay_ms: if self.random.one_in(4) { self.random.below(100) } else { 0 },
+                        };
+                        let wait_ms = if self.random.one_in(3) { 0 } else { 1 + self.random.below(500) };
+                        LockCommand::Acquire { name, owner, request, wait_ms }
+                    }
+                })
+            }
+            _ => {
+                let (tree, key) = (self.tree(model), self.key());
+                let when = match self.random.below(8) {
+                    0 => When::Keep,
+                    1 => When::At(now_ms.saturating_sub(self.random.below(20))),
+                    2 => When::At(now_ms + self.random.below(200)),
+                    _ => When::After(self.random.below(200)),
+                };
+                let current =
+                    || model.tree(tree).and_then(|tree| tree.get(&key)).map(|found| found.value.clone());
+                Command::Expiry(match self.random.below(8) {
+                    0 => ExpiryCommand::Clear { tree, key },
+                    1 => ExpiryCommand::Get { tree, key },
+                    2 => ExpiryCommand::Swap { tree, old: current(), key, new: self.value(), when },
+                    3 | 4 => {
+                        let only = [SetIf::Always, SetIf::None, SetIf::Some, SetIf::Later, SetIf::Earlier];
+                        ExpiryCommand::Set { tree, key, when, only: *self.random.pick(&only) }
+                    }
+                    _ => ExpiryCommand::Insert { tree, key, value: self.value(), when },
+                })
+            }
+        }
+    }
+
+    /// A key of a session, or with a number.
+    pub fn owned(&mut self, model: &ModelState, session: Option<SessionId>) -> Command {
+        let (tree, value) = (self.tree(model), self.value());
+        Command::Owned(match session {
+            Some(session) if self.random.one_in(2) => {
+                OwnedCommand::Insert { tree, key: self.key(), value, session }
+            }
+            session => {
+                let prefix = IVec::from(["job-", ""][self.random.below(2) as usize]);
+                OwnedCommand::InsertNext { tree, prefix, value, session }
+            }
+        })
     }
 
     /// Tells the workload of a grant, so that it renews and releases it.

@@ -13,13 +13,26 @@ use dogsled_storage::codec::{GROUP_COMMAND_VERSION, encode_group_command};
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::lock::{LockCommand, LockReply};
 use dogsled_storage::model::ModelState;
+use dogsled_storage::transaction::{Commit, Prepare};
 use dogsled_storage::wal::{Wal, WalOptions};
 use dogsled_storage::{
-    Answer, ChunkPosition, Command, GroupCommand, GroupReply, IVec, Operation, Refusal, Replica,
-    ReplicaInstaller, ReplicaOptions, ReplicaSnapshot, Reply, SessionId, SessionTag, TreeId,
+    Answer, ChunkPosition, Command, ExpiryCommand, GroupCommand, GroupReply, IVec, Operation, OwnedCommand,
+    Part, Refusal, Replica, ReplicaInstaller, ReplicaOptions, ReplicaSnapshot, Reply, SessionId, SessionTag,
+    Snapshot, TransactionId, TreeId, View, Write,
 };
 
 use crate::support::workload::{Shape, Workload};
+
+/// The database's own trees.
+const OWN: [TreeId; 7] = [
+    TreeId::TRANSACTIONS,
+    TreeId::COUNTERS,
+    TreeId::LOCKS,
+    TreeId::SESSIONS,
+    TreeId::EXPIRY,
+    TreeId::LOCK_QUEUES,
+    TreeId::SEQUENCES,
+];
 
 pub const DATABASE_ID: u128 = 0x0d06_51ed;
 
@@ -60,6 +73,7 @@ pub struct LogMaker {
     time_ms: u64,
     clients: Vec<Client>,
     sessions: u128,
+    transactions: u64,
 }
 
 impl LogMaker {
@@ -70,6 +84,7 @@ impl LogMaker {
             time_ms: 1_000,
             clients: Vec::new(),
             sessions: 0,
+            transactions: 0,
         }
     }
 
@@ -130,7 +145,7 @@ impl LogMaker {
                 }
                 plain(Operation::OpenSession { session, lease_ms: 100 + self.workload.random.below(2000) })
             }
-            3 => plain(Operation::ExpireSessions),
+            3 => plain(Operation::ExpireSessions { led_ms: self.workload.random.below(3000) }),
             4 => plain(Operation::Nothing),
             5 | 6 if client < self.clients.len() => {
                 plain(Operation::RenewSession { session: self.clients[client].session })
@@ -146,6 +161,7 @@ impl LogMaker {
             }
             16..=60 if client < self.clients.len() => {
                 let mut command = self.data(time_ms);
+                self.perhaps_prepare(&mut command);
                 let random = &mut self.workload.random;
                 let client = &mut self.clients[client];
                 command.session = Some(SessionTag {
@@ -161,19 +177,78 @@ impl LogMaker {
                 }
                 command
             }
+            61..=72 if self.transactions > 0 => {
+                let random = &mut self.workload.random;
+                let transaction = TransactionId(1 + u128::from(random.below(self.transactions)));
+                let commit = random.one_in(2);
+                plain(match random.below(8) {
+                    0 => Operation::Settle { transaction, decide_by_ms: self.time_ms + random.below(60) },
+                    1 => Operation::Forget { transactions: vec![transaction, TransactionId(1)] },
+                    _ => Operation::Resolve { transaction, commit },
+                })
+            }
             _ => self.data(time_ms),
         }
     }
 
+    /// Makes a part of a transaction over several groups of what is one within this group.
+    fn perhaps_prepare(&mut self, command: &mut GroupCommand) {
+        if !matches!(
+            command.operation,
+            Operation::Command(Command::Transact { .. } | Command::Batch { .. } | Command::Remove { .. })
+        ) {
+            return;
+        }
+        let random = &mut self.workload.random;
+        self.transactions += u64::from(!random.one_in(10));
+        let transaction = TransactionId(u128::from(self.transactions));
+        let decide_by_ms = self.time_ms + random.below(500);
+        let Operation::Command(inner) = std::mem::replace(&mut command.operation, Operation::Nothing) else {
+            unreachable!("just seen");
+        };
+        let part = match inner {
+            Command::Transact { reads, ranges, writes } => Part { reads, ranges, writes },
+            Command::Batch { writes } => Part { writes, ..Part::default() },
+            Command::Remove { tree, key } => {
+                Part { writes: vec![Write { tree, key, value: None }], ..Part::default() }
+            }
+            other => unreachable!("{other:?}"),
+        };
+        command.operation = if random.one_in(3) {
+            Operation::Commit(Commit { transaction, decide_by_ms, participants: vec![2], part })
+        } else {
+            let lease_ms = random.below(300);
+            Operation::Prepare(Prepare { transaction, home: 2, decide_by_ms, lease_ms, part })
+        };
+    }
+
     fn data(&mut self, time_ms: u64) -> GroupCommand {
-        let mut command = self.workload.command(&self.state);
+        let mut command = match self.workload.random.below(4) {
+            0 if self.workload.random.one_in(4) => {
+                let client = self.workload.random.below(self.clients.len() as u64 + 1) as usize;
+                let session = self.clients.get(client).map(|client| client.session);
+                self.workload.owned(&self.state, session)
+            }
+            0 => self.workload.coordination(&self.state),
+            _ => self.workload.command(&self.state),
+        };
         let trees = name_trees(&mut command, &self.state);
-        GroupCommand { session: None, time_ms, trees, operation: Operation::Command(command) }
+        let operation = match self.workload.random.below(8) {
+            0 => Operation::Fenced { fences: vec![self.workload.fence()], command },
+            _ => Operation::Command(command),
+        };
+        GroupCommand { session: None, time_ms, trees, operation }
     }
 
     fn learn(&mut self, command: &GroupCommand, reply: &GroupReply) {
-        if let Operation::Command(Command::Lock(LockCommand::TryAcquire { name, owner, .. })) =
-            &command.operation
+        if let Operation::Command(Command::Lock(LockCommand::Acquire { name, .. })) = &command.operation
+            && let Ok(Answer::Reply(Reply::Lock(LockReply::Waiting { ticket, .. }))) = &reply.result
+        {
+            self.workload.waits(name, *ticket);
+        }
+        if let Operation::Command(Command::Lock(
+            LockCommand::TryAcquire { name, owner, .. } | LockCommand::Acquire { name, owner, .. },
+        )) = &command.operation
             && let Ok(Answer::Reply(Reply::Lock(LockReply::Acquired { token, .. }))) = &reply.result
         {
             self.workload.granted(name, owner, *token);
@@ -200,6 +275,16 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
         | Command::CompareAndSwap { tree, .. }
         | Command::Pop { tree, .. }
         | Command::ClearTree { tree } => each(tree),
+        Command::Expiry(
+            ExpiryCommand::Insert { tree, .. }
+            | ExpiryCommand::Swap { tree, .. }
+            | ExpiryCommand::Set { tree, .. }
+            | ExpiryCommand::Clear { tree, .. }
+            | ExpiryCommand::Get { tree, .. },
+        ) => each(tree),
+        Command::Owned(OwnedCommand::Insert { tree, .. } | OwnedCommand::InsertNext { tree, .. }) => {
+            each(tree)
+        }
         Command::Batch { writes } => writes.iter_mut().for_each(|write| each(&mut write.tree)),
         Command::Transact { reads, ranges, writes } => {
             reads.iter_mut().for_each(|read| each(&mut read.tree));
@@ -253,18 +338,36 @@ pub fn assert_replica_is(replica: &Replica, log: &Log, context: &str) {
     assert_eq!(replica.time_ms(), state.time_ms(), "{context}: time");
     let engine = replica.engine();
     let snapshot = engine.snapshot();
-    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS];
-    let own = own.into_iter().filter(|id| !state.is_empty(*id)).count();
-    assert_eq!(engine.trees().len(), state.names().count() + own, "{context}: trees");
+    let all = snapshot.with_expired();
+    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS, TreeId::TRANSACTIONS];
+    let not_empty = own.into_iter().filter(|id| !state.is_empty(*id)).count();
+    assert_eq!(engine.trees().len(), state.names().count() + not_empty, "{context}: trees");
     for (name, id) in state.names() {
         assert_eq!(engine.tree_id(name), Some(id), "{context}: the number of {name:?}");
     }
-    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS];
-    for id in state.names().map(|(_, id)| id).chain(own) {
+    let transactions = state.transactions().expect("the model of a replica");
+    assert_eq!(replica.transaction_counts(), transactions.counts(), "{context}: transactions");
+    assert_eq!(
+        replica.expired_transactions(u64::MAX, usize::MAX),
+        transactions.expired(u64::MAX).collect::<Vec<_>>(),
+        "{context}: what is prepared"
+    );
+    for id in state.names().map(|(_, id)| id).chain(OWN) {
         let expected: Vec<_> = state.tree(id).expect("it has one").clone().into_iter().collect();
-        let found = snapshot.range(id, Bound::Unbounded, Bound::Unbounded);
-        let found: Vec<_> = found.map(|entry| entry.expect("it can be read")).collect();
-        assert_eq!(found, expected, "{context}: {id:?}");
+        let read = |snapshot: &Snapshot| -> Vec<_> {
+            let found = snapshot.range(id, Bound::Unbounded, Bound::Unbounded);
+            found.map(|entry| entry.expect("it can be read")).collect()
+        };
+        assert_eq!(read(&all), expected, "{context}: {id:?}");
+        // What has expired by the log's time is not shown, whether it is removed yet or not.
+        let live: Vec<_> = expected.iter().filter(|(key, _)| state.is_live(id, key)).cloned().collect();
+        assert_eq!(read(&snapshot), live, "{context}: what is shown of {id:?}");
+        if !id.is_system() {
+            for (key, found) in &expected {
+                let shown = state.is_live(id, key).then(|| found.value.clone());
+                assert_eq!(engine.get(id, key).expect("it can be read"), shown, "{context}: {key:?}");
+            }
+        }
         assert_eq!(engine.len(id).expect("a tree has a length"), expected.len() as u64, "{context}: {id:?}");
     }
     engine.check_invariants();

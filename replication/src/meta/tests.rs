@@ -1,0 +1,115 @@
+//! The record's bytes, and what it refuses.
+
+use super::*;
+
+fn member(weight: u32, zone: &str) -> MemberRecord {
+    let addresses = vec!["a:1".to_owned()];
+    MemberRecord { state: MemberState::Active, weight, zone: zone.to_owned(), addresses }
+}
+
+fn record(members: u64) -> Record {
+    let members = (1..=members).map(|node| (NodeId(node), member(100, ""))).collect();
+    let record = Record::new(4, 3, members).unwrap();
+    record.changed(&Change::Formed).unwrap().unwrap()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_record_keeps_its_bytes() {
+    let members = BTreeMap::from([(NodeId(1), member(100, "z"))]);
+    let mut record = Record::new(2, 3, members).unwrap();
+    record.removed.insert(NodeId(7));
+    let golden = "01 0100000000000000 03000000 01 00 04000000 0000000000000000 c027090000000000 \
+                  01000000 0100000000000000 01 64000000 01000000 7a 01000000 03000000 613a31 \
+                  01000000 0700000000000000 01000000 0100000000000000 \
+                  01 01000000 02000000 01000000 0100000000000000 00 00";
+    assert_eq!(hex(&record.encode()), golden.replace(' ', ""));
+    assert_eq!(Record::decode(record.encode()).unwrap(), record);
+    let bytes = record.encode();
+    for position in 0..bytes.len() {
+        assert!(Record::decode(bytes.slice(..position)).is_err());
+        for value in [0, 1, 2, 127, 255] {
+            let mut changed = bytes.to_vec();
+            changed[position] = value;
+            if let Ok(found) = Record::decode(changed.into()) {
+                assert_eq!(Record::decode(found.encode()).unwrap(), found);
+            }
+        }
+    }
+}
+
+#[test]
+fn changes_survive_the_wire() {
+    let node = NodeId(4);
+    let changes = [
+        Change::Add { node, addresses: vec!["d:4".to_owned()], weight: 7, zone: "z".to_owned() },
+        Change::Remove { node },
+        Change::Drain { node, on: true },
+        Change::Weight { node, weight: 9 },
+        Change::Replicas(5),
+        Change::Moves {
+            paused: Some(false),
+            moves: None,
+            bytes_per_second: Some(0),
+            replace_after_ms: Some(5),
+        },
+        Change::Formed,
+        Change::Follows { node },
+        Change::Silent { node },
+        Change::Heard { node },
+        Change::Gone { node },
+    ];
+    for change in changes {
+        let mut bytes = Vec::new();
+        change.put(&mut bytes);
+        let mut take = Take::new(bytes.clone().into());
+        assert_eq!(Change::take(&mut take).unwrap(), change);
+        take.end().unwrap();
+        for position in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[position] ^= 0xff;
+            let _ = Change::take(&mut Take::new(changed.into()));
+        }
+    }
+}
+
+#[test]
+fn a_member_comes_holds_its_share_and_goes_for_ever() {
+    let node = NodeId(4);
+    let add = Change::Add { node, addresses: vec!["d:4".to_owned()], weight: 100, zone: String::new() };
+    let three = record(3);
+    let joining = three.changed(&add).unwrap().unwrap();
+    assert_eq!(joining.placement, three.placement, "it holds nothing before it follows");
+    assert_eq!(joining.changed(&add), Ok(None));
+    let four = joining.changed(&Change::Follows { node }).unwrap().unwrap();
+    assert!(four.placement.loads()[&node].0 > 0);
+    assert_eq!(four.epoch, three.epoch + 2);
+    let leaving = four.changed(&Change::Remove { node }).unwrap().unwrap();
+    assert!(!leaving.placement.loads().contains_key(&node));
+    assert!(leaving.changed(&add).unwrap_err().contains("being taken out"));
+    let gone = leaving.changed(&Change::Gone { node }).unwrap().unwrap();
+    assert!(!gone.members.contains_key(&node));
+    assert!(gone.changed(&add).unwrap_err().contains("never"));
+    assert_eq!(gone.changed(&Change::Remove { node }), Ok(None), "whoever has not heard asks again");
+    assert!(gone.changed(&Change::Remove { node: NodeId(9) }).unwrap_err().contains("no member"));
+}
+
+#[test]
+fn voters_of_the_meta_group_are_an_odd_number_and_stay() {
+    for (members, voters) in [(1, 1), (2, 2), (3, 3), (4, 3), (5, 5), (9, 5)] {
+        assert_eq!(record(members).meta_voters.len(), voters, "{members}");
+    }
+    let five = record(5);
+    let without = five.changed(&Change::Remove { node: NodeId(2) }).unwrap().unwrap();
+    assert_eq!(without.meta_voters, [NodeId(1), NodeId(3), NodeId(4)]);
+    let mut members: BTreeMap<_, _> = (1..=5).map(|node| (NodeId(node), member(100, "one"))).collect();
+    for node in [4, 5] {
+        members.insert(NodeId(node), member(100, &format!("zone {node}")));
+    }
+    members.remove(&NodeId(3));
+    let zones = Record::new(4, 3, members).unwrap();
+    assert_eq!(zones.meta_voters, [NodeId(1), NodeId(4), NodeId(5)], "distinct zones first");
+}

@@ -1,0 +1,180 @@
+//! [`Election`]: one leader among many, and everybody knows who.
+//!
+//! A lock with a word to say: whoever holds the election's lock writes its value under the fence of its
+//! grant, beside the token. So a value is the leader's if the lock is held under that token, and a
+//! leader that was paused and replaced cannot speak any more.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{Client, Error, Event, LockGuard, Result, Subscriber, Tree};
+use crate::{FencingToken, IVec, NotHeld};
+
+/// The tree of what leaders say; the key is the election's name, and so of the partition of its lock.
+const TREE: &str = "dogsled elections";
+
+/// A named election; made by [`Client::election`].
+///
+/// ```no_run
+/// # async fn lead(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+/// # async fn work() {}
+/// use std::time::Duration;
+/// let election = client.election("scheduler");
+/// let leadership = election.campaign("10.0.0.7:80", Duration::from_secs(10)).await?;
+/// tokio::select! {
+///     () = work() => {}
+///     () = leadership.lost() => println!("another may lead soon"),
+/// }
+/// leadership.resign().await?.ok();
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Election {
+    client: Client,
+    name: IVec,
+}
+
+/// Who leads, and what it says; see [`Election::leader`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// The token of its grant: larger than those of all leaders before.
+    pub token: FencingToken,
+    /// What it proclaims.
+    pub value: IVec,
+}
+
+fn encode(token: FencingToken, value: &[u8]) -> Vec<u8> {
+    [&token.0.to_be_bytes()[..], value].concat()
+}
+
+fn decode(stored: &IVec) -> Result<Leader> {
+    let malformed = || Error::Incompatible(format!("tree \"{TREE}\" holds what is no leader's"));
+    let (token, value) = stored.split_first_chunk().ok_or_else(malformed)?;
+    Ok(Leader { token: FencingToken(u64::from_be_bytes(*token)), value: IVec::from(value) })
+}
+
+impl Election {
+    pub(super) fn new(client: Client, name: IVec) -> Election {
+        Election { client, name }
+    }
+
+    fn tree(&self) -> Tree {
+        self.client.tree(TREE)
+    }
+
+    /// Waits until it is this candidate's turn, in the order in which they came, and leads from then
+    /// on. The lease is renewed in the background.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`](super::Lock::acquire).
+    pub async fn campaign(&self, value: impl AsRef<[u8]>, lease: Duration) -> Result<Leadership> {
+        loop {
+            let guard = self.client.lock(&self.name).acquire(lease).await?;
+            let leadership = Leadership { election: self.clone(), guard };
+            match leadership.proclaim(value.as_ref()).await {
+                Ok(()) => return Ok(leadership),
+                // The lease was over before the first word was said: stand again.
+                Err(Error::LockNotHeld { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Who leads; `None`: nobody does.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn leader(&self) -> Result<Option<Leader>> {
+        let Some(stored) = self.tree().get(&self.name).await? else { return Ok(None) };
+        let leader = decode(&stored)?;
+        // After the value: if the lock is held under its token now, it was then.
+        let holder = self.client.lock(&self.name).holder().await?;
+        Ok(holder.is_some_and(|holder| holder.token == leader.token).then_some(leader))
+    }
+
+    /// Follows who leads, from now on; begin with [`Election::leader`] after this has returned.
+    ///
+    /// # Errors
+    /// As [`Tree::watch_prefix`].
+    pub async fn observe(&self) -> Result<Observer> {
+        Ok(Observer { election: self.clone(), changes: self.tree().watch_prefix(&self.name).await? })
+    }
+}
+
+impl fmt::Debug for Election {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Election").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Follows who leads; made by [`Election::observe`].
+#[derive(Debug)]
+pub struct Observer {
+    election: Election,
+    changes: Subscriber,
+}
+
+impl Observer {
+    /// The next leader, or the next word of the same; the inner `None`: the leader has resigned. One that
+    /// is gone without a word is followed by the next leader, or shows in [`Election::leader`]. The outer
+    /// `None`: the client was closed.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn next(&mut self) -> Option<Result<Option<Leader>>> {
+        loop {
+            match self.changes.next().await? {
+                Ok(Event::Insert { key, value }) if key == self.election.name => {
+                    return Some(decode(&value).map(Some));
+                }
+                Ok(Event::Remove { key }) if key == self.election.name => return Some(Ok(None)),
+                // What is true now can be read.
+                Ok(Event::Lost { .. } | Event::Clear { .. }) => return Some(self.election.leader().await),
+                Ok(_) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// Leading, until it is lost, given back or dropped; from [`Election::campaign`].
+#[derive(Debug)]
+#[must_use = "leadership ends when this is dropped"]
+pub struct Leadership {
+    election: Election,
+    guard: LockGuard,
+}
+
+impl Leadership {
+    /// The token of the grant, for writes that only the leader may make; see
+    /// [`Tree::under`](super::Tree::under).
+    pub fn guard(&self) -> &LockGuard {
+        &self.guard
+    }
+
+    /// Says another word.
+    ///
+    /// # Errors
+    /// [`Error::LockNotHeld`] if another may lead by now, and those of [writing](super#writes).
+    pub async fn proclaim(&self, value: impl AsRef<[u8]>) -> Result<()> {
+        let value = encode(self.guard.token(), value.as_ref());
+        self.election.tree().under(&self.guard).put(&self.election.name, value).await
+    }
+
+    /// As [`LockGuard::lost`].
+    pub async fn lost(&self) {
+        self.guard.lost().await;
+    }
+
+    /// Gives it back: the next candidate leads at once.
+    ///
+    /// # Errors
+    /// Outer: those of [writing](super#writes). Inner: [`NotHeld`], if it was lost before.
+    pub async fn resign(self) -> Result<std::result::Result<(), NotHeld>> {
+        match self.election.tree().under(&self.guard).remove(&self.election.name).await {
+            Ok(_) => self.guard.release().await,
+            Err(Error::LockNotHeld { .. }) => Ok(Err(NotHeld)),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! [`LockGuard`]: a lock that is held, renewed in the background, and that knows when it may be lost.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dogsled_storage::Fence;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use super::Lock;
+use crate::cluster::{Error, Result};
+use crate::{FencingToken, IVec, NotHeld};
+
+/// The log's time may pass faster than this machine's by one part of 64: twice that is taken off.
+const MARGIN: u32 = 32;
+/// The owner is told when only one part of so many is left of the lease.
+const WARNING: u32 = 6;
+
+/// A lock that is held, until its lease ends or this is dropped.
+///
+/// The lease is renewed in the background, unless the lock was asked for
+/// [otherwise](Lock::without_renewal) or [resumed](Lock::resume).
+///
+/// Dropping releases in the background, without telling whether the lock was still held;
+/// [`LockGuard::release`] waits, and tells.
+///
+/// ```no_run
+/// # async fn work(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+/// # async fn print_the_queue() {}
+/// use std::time::Duration;
+/// let guard = client.lock("{printer}").acquire(Duration::from_secs(10)).await?;
+/// tokio::select! {
+///     () = print_the_queue() => {}
+///     () = guard.lost() => println!("stopped: somebody else may hold the printer soon"),
+/// }
+/// // Carried out only if the lock is still held.
+/// client.tree("jobs").under(&guard).insert("{printer}:last job", "42").await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct LockGuard {
+    lock: Lock,
+    token: FencingToken,
+    lease: Arc<Lease>,
+    renewer: Option<AbortHandle>,
+    is_released: bool,
+}
+
+/// What the guard and its renewer share.
+struct Lease {
+    expires_ms: AtomicU64,
+    /// By this machine's clock; `None`: for ever.
+    valid_until: Mutex<Option<Instant>>,
+    length: Mutex<Duration>,
+    lost: watch::Sender<bool>,
+}
+
+impl Lease {
+    fn renewed(&self, asked: Instant, length: Duration, expires_ms: u64) {
+        self.expires_ms.store(expires_ms, Ordering::Relaxed);
+        *self.length.lock() = length;
+        *self.valid_until.lock() = asked.checked_add(length - length / MARGIN);
+    }
+
+    /// When the owner is told that the lease nears its end.
+    fn warn_at(&self) -> Option<Instant> {
+        let warning = *self.length.lock() / WARNING;
+        self.valid_until.lock().map(|until| until.checked_sub(warning).unwrap_or(until))
+    }
+}
+
+impl Lock {
+    pub(super) fn guard(
+        &self,
+        token: FencingToken,
+        expires_ms: u64,
+        asked: Instant,
+        length: Duration,
+    ) -> LockGuard {
+        self.new_guard(token, expires_ms, asked, length, length, Some(length / 3))
+    }
+
+    /// Of a grant that was waited for: so much was left when it was heard of.
+    pub(super) fn guard_of_waiter(
+        &self,
+        token: FencingToken,
+        expires_ms: u64,
+        asked: Instant,
+        left: Duration,
+        length: Duration,
+    ) -> LockGuard {
+        let left = left.min(length);
+        let first = left.saturating_sub(length - length / 3);
+        self.new_guard(token, expires_ms, asked, left, length, Some(first))
+    }
+
+    pub(super) fn resumed_guard(&self, token: FencingToken, expires_ms: u64) -> LockGuard {
+        self.new_guard(token, expires_ms, Instant::now(), Duration::ZERO, Duration::ZERO, None)
+    }
+
+    fn new_guard(
+        &self,
+        token: FencingToken,
+        expires_ms: u64,
+        asked: Instant,
+        left: Duration,
+        length: Duration,
+        first_renewal: Option<Duration>,
+    ) -> LockGuard {
+        let lease = Arc::new(Lease {
+            expires_ms: AtomicU64::new(expires_ms),
+            valid_until: Mutex::new(asked.checked_add(left.saturating_sub(length / MARGIN))),
+            length: Mutex::new(length),
+            lost: watch::Sender::new(false),
+        });
+        let renewer =
+            first_renewal.filter(|_| self.renews && length < Duration::from_secs(1 << 40)).map(|first| {
+                let renewing = renew_while_held(self.clone(), token, Arc::clone(&lease), first);
+                self.client.runtime().spawn(renewing).abort_handle()
+            });
+        LockGuard { lock: self.clone(), token, lease, renewer, is_released: false }
+    }
+}
+
+/// Renews a lease until it is lost.
+async fn renew_while_held(lock: Lock, token: FencingToken, lease: Arc<Lease>, first: Duration) {
+    let mut wait = first;
+    loop {
+        sleep(wait).await;
+        let (asked, length) = (Instant::now(), *lease.length.lock());
+        let until = *lease.valid_until.lock();
+        // Of a grant that was heard of late nothing may be left here, and yet it may be held.
+        let until = until.unwrap_or(asked).max(asked + (length / 3).min(Duration::from_secs(60)));
+        match timeout_at(until, lock.renew(token, length)).await {
+            Ok(Ok(Ok(expires_ms))) => {
+                lease.renewed(asked, length, expires_ms);
+                wait = length / 3;
+            }
+            Ok(Ok(Err(NotHeld)) | Err(Error::Closed)) | Err(_) => {
+                lease.lost.send_replace(true);
+                return;
+            }
+            Ok(Err(_)) => wait = (length / 20).clamp(Duration::from_millis(1), Duration::from_secs(1)),
+        }
+    }
+}
+
+impl LockGuard {
+    /// The number of this grant, larger than those of all earlier grants of this lock.
+    pub fn token(&self) -> FencingToken {
+        self.token
+    }
+
+    /// The demand that the lock be held under this grant, for writes: see
+    /// [`Tree::under`](crate::cluster::Tree::under).
+    pub fn fence(&self) -> Fence {
+        Fence { lock: self.lock.name.clone(), token: self.token }
+    }
+
+    /// Who holds it.
+    pub fn owner(&self) -> &IVec {
+        &self.lock.owner
+    }
+
+    /// When the lease ends, in milliseconds since 1970 by the cluster's log.
+    pub fn expires_ms(&self) -> u64 {
+        self.lease.expires_ms.load(Ordering::Relaxed)
+    }
+
+    /// When the lock may be lost, by this machine's clock, unless it is renewed before; `None`: never. It is
+    /// counted from before the lease was asked for, with a margin for clocks that differ in pace.
+    pub fn valid_until(&self) -> Option<Instant> {
+        *self.lease.valid_until.lock()
+    }
+
+    /// Whether the lock is held, as far as this machine can tell. A process that is paused right after
+    /// this call cannot rely on it; see [fencing](Lock#leases-and-being-paused).
+    pub fn is_valid(&self) -> bool {
+        !*self.lease.lost.borrow() && self.valid_until().is_none_or(|until| Instant::now() < until)
+    }
+
+    /// Returns when what is done under the lock must stop: the lock is lost, or its lease is about to end
+    /// (a sixth of it is left) and was not renewed.
+    pub async fn lost(&self) {
+        let mut lost = self.lease.lost.subscribe();
+        loop {
+            if *lost.borrow_and_update() {
+                return;
+            }
+            let Some(warn_at) = self.lease.warn_at() else {
+                // It cannot be closed: this has the sender.
+                let _ = lost.changed().await;
+                continue;
+            };
+            if Instant::now() >= warn_at {
+                return;
+            }
+            tokio::select! {
+                _ = lost.changed() => {}
+                () = sleep_until(warn_at) => {}
+            }
+        }
+    }
+
+    /// What is left of the lease at least, as far as this machine's clock can tell: counted from before
+    /// it was asked for. Nothing after [`Lock::resume`], until it is renewed.
+    pub fn remaining(&self) -> Duration {
+        self.valid_until().map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()))
+    }
+
+    /// Starts the lease anew, from now; and renewals in the background, if there are any, renew it to so
+    /// much from then on.
+    ///
+    /// # Errors
+    /// Outer: those of [writing](crate::cluster#writes). Inner: [`NotHeld`]; what is done under the lock must stop.
+    pub async fn renew(&self, lease: Duration) -> Result<std::result::Result<(), NotHeld>> {
+        let asked = Instant::now();
+        match self.lock.renew(self.token, lease).await? {
+            Ok(expires_ms) => {
+                self.lease.renewed(asked, lease, expires_ms);
+                Ok(Ok(()))
+            }
+            Err(NotHeld) => {
+                self.lease.lost.send_replace(true);
+                Ok(Err(NotHeld))
+            }
+        }
+    }
+
+    /// Gives the lock back; whoever waits next has it then.
+    ///
+    /// # Errors
+    /// Outer: those of [writing](crate::cluster#writes); then the lock is free when its lease ends, if not before.
+    /// Inner: [`NotHeld`], if the lease had ended before.
+    pub async fn release(mut self) -> Result<std::result::Result<(), NotHeld>> {
+        self.stop_renewing();
+        let released = self.lock.release(self.token).await;
+        // Not before: a caller that gives up waiting drops the guard, which tries again.
+        self.is_released = true;
+        released
+    }
+
+    /// Forgets the guard without giving the lock back: it is held until its lease ends, or until it is
+    /// taken up by [`Lock::resume`].
+    pub fn keep(mut self) {
+        self.is_released = true;
+    }
+
+    fn stop_renewing(&mut self) {
+        if let Some(renewer) = self.renewer.take() {
+            renewer.abort();
+        }
+    }
+}
+
+impl From<&LockGuard> for Fence {
+    fn from(guard: &LockGuard) -> Fence {
+        guard.fence()
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        self.stop_renewing();
+        if !self.is_released {
+            let (lock, token) = (self.lock.clone(), self.token);
+            // If this fails, the end of the lease releases the lock.
+            self.lock.client.runtime().spawn(async move { lock.release(token).await });
+        }
+    }
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockGuard")
+            .field("lock", &self.lock)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}

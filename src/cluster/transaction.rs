@@ -1,0 +1,142 @@
+//! Serializable transactions over any keys, trees, counters and partitions of a cluster.
+//!
+//! ```no_run
+//! # async fn buy(client: dogsled::cluster::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! use dogsled::cluster::transaction::{TransactionError, abort};
+//!
+//! let (stock, orders) = (&client.tree("stock"), &client.tree("orders"));
+//! let bought = client
+//!     .transaction(|tx| async move {
+//!         let Some(left) = tx.get(stock, "sled").await? else { return abort("there is none") };
+//!         match left[0] {
+//!             0 => return abort("all are sold"),
+//!             left => tx.put(stock, "sled", [left - 1])?,
+//!         }
+//!         let number = tx.counter_add("orders", 1).await?;
+//!         tx.put(orders, number.to_be_bytes(), "one sled")?;
+//!         Ok(number)
+//!     })
+//!     .await;
+//! match bought {
+//!     Ok(number) => println!("order {number}"),
+//!     Err(TransactionError::Abort(why)) => println!("{why}"),
+//!     // Asking settles it.
+//!     Err(TransactionError::OutcomeUnknown { transaction, .. }) => {
+//!         println!("{:?}", transaction.outcome().await?)
+//!     }
+//!     Err(error) => return Err(error.into()),
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! **Promise.** A transaction that returns `Ok` took effect at one moment, in all partitions together: all it read
+//! was so at that moment. It is strict: that moment is between the call and the return, so whoever begins
+//! afterwards sees it. One that returns an error changed nothing, unless the error is
+//! [`TransactionError::OutcomeUnknown`].
+//!
+//! # How
+//!
+//! The closure reads what it wants, [linearizably](super#reads), without any lock, and its writes are kept aside;
+//! its own reads see them. What it read is noted, with versions. When it has ended, and
+//!
+//! - all is in **one partition**, one command asks that partition to apply the writes if all that was read is still
+//!   so: one round of Raft, as for a single write. `{tag}` in keys puts them into one partition;
+//! - there are **several**, a two-phase commit asks each to validate and lock its part, and then one of them to
+//!   decide: two rounds. Participants and decision are replicated, so no crash of a node blocks anybody; and if this
+//!   client dies amid it, whoever meets the locks after their lease (5 s) has it settled. See
+//!   [`dogsled_storage::transaction`];
+//! - it has **written nothing**, what it read is looked at once more, and nothing is logged. If it was one read, not
+//!   even that.
+//!
+//! If something has changed, or is locked by another, the closure runs again, after a random pause that grows, up
+//! to a hundred times or until the client's deadline ([`TransactionError::Conflict`]). So it should have no effects
+//! but those of the transaction.
+//!
+//! **Nothing can deadlock.** The closure holds no lock while it runs, and whoever holds locks afterwards never
+//! waits for others': it gives back what it has and begins anew. From the fourth time on it takes its partitions in
+//! order, so of those that are in each other's way some one gets through.
+//!
+//! # What a closure sees
+//!
+//! A key is read once, and is then the same for the rest of the run. Different keys are read at different moments,
+//! so a run that will have to be repeated may see what never was together: half of another's transfer. Its
+//! result counts for nothing. Also what it [aborts](abort) for counts only if all it has read was so at one
+//! moment; otherwise it runs again. But a closure should not panic, or loop, because of what it sees.
+//!
+//! Locks are not taken or given back within it, but [`Transaction::holds_lock`] makes one depend on a lock.
+
+mod attempt;
+mod commit;
+mod compare;
+mod error;
+
+use std::future::Future;
+
+use tokio::time::Instant;
+
+use self::commit::{CommitError, Committed, commit, was_one_moment};
+use super::Client;
+
+pub use self::attempt::Transaction;
+pub use self::commit::{Outcome, Unsettled};
+pub use self::compare::{Compare, Compared};
+pub use self::error::{
+    ConflictableTransactionError, ConflictableTransactionResult, TransactionError, TransactionResult, abort,
+};
+
+/// How often a closure runs.
+const MAX_ATTEMPTS: u32 = 100;
+
+impl Client {
+    /// Runs a closure as a transaction; see [`transaction`](self).
+    ///
+    /// ```no_run
+    /// # async fn transfer(client: dogsled::cluster::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use dogsled::cluster::transaction::TransactionError;
+    /// let moved: Result<(), TransactionError> = client
+    ///     .transaction(|tx| async move {
+    ///         tx.counter_add("ann", -10).await?;
+    ///         tx.counter_add("ben", 10).await?;
+    ///         Ok(())
+    ///     })
+    ///     .await;
+    /// moved?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// What the closure aborts for; [`TransactionError::Conflict`], [`TransactionError::OutcomeUnknown`], and those of
+    /// [reading](super#reads) and [writing](super#writes). The [deadline](Client::with_deadline) is for all runs together.
+    pub async fn transaction<T, E, F, R>(&self, run: F) -> TransactionResult<T, E>
+    where
+        F: Fn(Transaction) -> R,
+        R: Future<Output = ConflictableTransactionResult<T, E>>,
+    {
+        let until = self.until();
+        let mut attempts = 0;
+        while attempts < MAX_ATTEMPTS && (attempts == 0 || Instant::now() < until) {
+            let transaction = Transaction::start(self.clone(), until);
+            let result = run(transaction.clone()).await;
+            let sets = transaction.end();
+            match result {
+                Ok(value) => match commit(self, &sets, attempts, until).await {
+                    Ok(Committed::Yes) => return Ok(value),
+                    Ok(Committed::Conflict) => {}
+                    Err(CommitError::Cluster(error)) => return Err(error.into()),
+                    Err(CommitError::Unknown(why, transaction)) => {
+                        return Err(TransactionError::OutcomeUnknown { why, transaction });
+                    }
+                },
+                Err(ConflictableTransactionError::Abort(reason)) => {
+                    if was_one_moment(self, &sets, until).await? {
+                        return Err(TransactionError::Abort(reason));
+                    }
+                }
+                Err(ConflictableTransactionError::Cluster(error)) => return Err(error.into()),
+            }
+            self.core().back_off(attempts, until).await;
+            attempts += 1;
+        }
+        Err(TransactionError::Conflict { attempts })
+    }
+}

@@ -1,0 +1,199 @@
+//! [`Compare`]: write one thing or another, as conditions hold or not, in one step.
+
+use dogsled_replication::ring;
+use dogsled_storage::compare::{Comparison, Condition};
+use dogsled_storage::{Command, Reply, TreeId, Write};
+
+use super::{ConflictableTransactionError, Transaction, TransactionError, TransactionResult};
+use crate::IVec;
+use crate::cluster::core::unexpected;
+use crate::cluster::{Client, Tree};
+
+/// Conditions on keys, and what to write if all of them hold, or not; made by [`Client::compare`].
+///
+/// ```no_run
+/// # async fn claim(client: dogsled::cluster::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let jobs = client.tree("jobs");
+/// let claimed = client
+///     .compare()
+///     .is(&jobs, "{7}:state", "waiting")
+///     .then_put(&jobs, "{7}:state", "running")
+///     .then_put(&jobs, "{7}:by", "ann")
+///     .run()
+///     .await?;
+/// if !claimed.held() {
+///     println!("the job is {:?}", claimed.found());
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// If all keys are of one partition, this is one command. Otherwise it is a [transaction](super).
+#[derive(Clone, Debug)]
+#[must_use = "it does nothing until it is run"]
+pub struct Compare {
+    client: Client,
+    trees: Vec<Tree>,
+    comparisons: Vec<Comparison>,
+    then: Vec<Write>,
+    otherwise: Vec<Write>,
+}
+
+/// What a [`Compare`] came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compared {
+    failed: Option<(usize, Option<IVec>)>,
+}
+
+impl Compared {
+    /// Whether all conditions held.
+    pub fn held(&self) -> bool {
+        self.failed.is_none()
+    }
+
+    /// The number of the first condition that did not hold, counted from 0.
+    pub fn failed(&self) -> Option<usize> {
+        self.failed.as_ref().map(|(index, _)| *index)
+    }
+
+    /// The value that the key of that condition had.
+    pub fn found(&self) -> Option<&IVec> {
+        self.failed.as_ref()?.1.as_ref()
+    }
+}
+
+impl Compare {
+    fn tree(&mut self, tree: &Tree) -> TreeId {
+        let index = self.trees.iter().position(|known| known.name() == tree.name()).unwrap_or_else(|| {
+            self.trees.push(tree.clone());
+            self.trees.len() - 1
+        });
+        TreeId(index as u32)
+    }
+
+    fn when(mut self, tree: &Tree, key: impl AsRef<[u8]>, condition: Condition) -> Compare {
+        let tree = self.tree(tree);
+        self.comparisons.push(Comparison { tree, key: IVec::from(key.as_ref()), condition });
+        self
+    }
+
+    /// If the key has this value…
+    pub fn is(self, tree: &Tree, key: impl AsRef<[u8]>, value: impl Into<IVec>) -> Compare {
+        self.when(tree, key, Condition::Is(value.into()))
+    }
+
+    /// If the key has another value, or none…
+    pub fn is_not(self, tree: &Tree, key: impl AsRef<[u8]>, value: impl Into<IVec>) -> Compare {
+        self.when(tree, key, Condition::IsNot(value.into()))
+    }
+
+    /// If the key has a value…
+    pub fn is_present(self, tree: &Tree, key: impl AsRef<[u8]>) -> Compare {
+        self.when(tree, key, Condition::Present)
+    }
+
+    /// If the key has no value…
+    pub fn is_absent(self, tree: &Tree, key: impl AsRef<[u8]>) -> Compare {
+        self.when(tree, key, Condition::Absent)
+    }
+
+    /// If the key has a value that is less, in the order of bytes…
+    pub fn is_less(self, tree: &Tree, key: impl AsRef<[u8]>, value: impl Into<IVec>) -> Compare {
+        self.when(tree, key, Condition::Less(value.into()))
+    }
+
+    /// If the key has a value that is greater, in the order of bytes…
+    pub fn is_greater(self, tree: &Tree, key: impl AsRef<[u8]>, value: impl Into<IVec>) -> Compare {
+        self.when(tree, key, Condition::Greater(value.into()))
+    }
+
+    fn write(mut self, then: bool, tree: &Tree, key: impl AsRef<[u8]>, value: Option<IVec>) -> Compare {
+        let tree = self.tree(tree);
+        let write = Write { tree, key: IVec::from(key.as_ref()), value };
+        if then {
+            self.then.push(write)
+        } else {
+            self.otherwise.push(write)
+        }
+        self
+    }
+
+    /// …set a key.
+    pub fn then_put(self, tree: &Tree, key: impl AsRef<[u8]>, value: impl Into<IVec>) -> Compare {
+        self.write(true, tree, key, Some(value.into()))
+    }
+
+    /// …remove a key.
+    pub fn then_remove(self, tree: &Tree, key: impl AsRef<[u8]>) -> Compare {
+        self.write(true, tree, key, None)
+    }
+
+    /// Otherwise, if any condition does not hold, set a key.
+    pub fn else_put(self, tree: &Tree, key: impl AsRef<[u8]>, value: impl Into<IVec>) -> Compare {
+        self.write(false, tree, key, Some(value.into()))
+    }
+
+    /// Otherwise, if any condition does not hold, remove a key.
+    pub fn else_remove(self, tree: &Tree, key: impl AsRef<[u8]>) -> Compare {
+        self.write(false, tree, key, None)
+    }
+
+    /// Looks, and writes.
+    ///
+    /// # Errors
+    /// As [`Client::transaction`].
+    pub async fn run(self) -> TransactionResult<Compared, std::convert::Infallible> {
+        let until = self.client.until();
+        let core = self.client.core();
+        let partitions = core.partitions(until).await?;
+        let writes = self.then.iter().chain(&self.otherwise).map(|write| &write.key);
+        let keys = self.comparisons.iter().map(|comparison| &comparison.key).chain(writes);
+        let mut groups: Vec<u32> = keys.map(|key| ring::group_of(key, partitions)).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        let [group] = groups[..] else {
+            let this = &self;
+            return self
+                .client
+                .transaction(|transaction| async move { this.within(&transaction).await })
+                .await;
+        };
+        let trees = self.trees.iter().map(|tree| tree.name().clone()).collect();
+        let Compare { comparisons, then, otherwise, .. } = self;
+        let command = Command::Compare { comparisons, then, otherwise };
+        match self.client.core().execute(group, trees, command, until).await?.0 {
+            Reply::Compared(Ok(())) => Ok(Compared { failed: None }),
+            Reply::Compared(Err((index, found))) => Ok(Compared { failed: Some((index as usize, found)) }),
+            other => Err(TransactionError::Cluster(unexpected(&other))),
+        }
+    }
+
+    async fn within(
+        &self,
+        transaction: &Transaction,
+    ) -> Result<Compared, ConflictableTransactionError<std::convert::Infallible>> {
+        let mut failed = None;
+        for (index, Comparison { tree, key, condition }) in self.comparisons.iter().enumerate() {
+            let found = transaction.get(&self.trees[tree.0 as usize], key).await?;
+            if !condition.holds(found.as_ref().map(|found| (found, 0))) {
+                failed = Some((index, found));
+                break;
+            }
+        }
+        for Write { tree, key, value } in if failed.is_none() { &self.then } else { &self.otherwise } {
+            let tree = &self.trees[tree.0 as usize];
+            match value {
+                Some(value) => transaction.put(tree, key, value)?,
+                None => transaction.delete(tree, key)?,
+            }
+        }
+        Ok(Compared { failed })
+    }
+}
+
+impl Client {
+    /// Begins a [`Compare`]: write one thing or another, as conditions hold or not.
+    pub fn compare(&self) -> Compare {
+        let (trees, comparisons, then, otherwise) = Default::default();
+        Compare { client: self.clone(), trees, comparisons, then, otherwise }
+    }
+}

@@ -1,0 +1,281 @@
+//! [`Session`]: what an application is to the cluster while it lives, and what dies with it.
+//!
+//! A session in the sense of the [client's own](super#writes) makes writes happen once. This one is the
+//! application's: it owns keys. It is opened in each partition in which it comes to own something, and renewed there
+//! every third of its lease. A partition ends it by an entry of its log, which its leader proposes
+//! after it has seen the whole lease pass on its own monotonic clock: after a change of leaders, every session has its
+//! full lease again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use dogsled_storage::{Answer, Command, Operation, OwnedCommand, Refusal, Reply, SessionId, TreeId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::core::{Core, unexpected};
+use super::session::random_u64;
+use super::{Client, Error, Result, Tree, ring};
+use crate::IVec;
+use crate::lock::milliseconds;
+
+/// Owns keys that die with it; made by [`Client::session`].
+///
+/// It ends when it is [closed](Session::close), when the last clone is dropped, or when the cluster has not
+/// heard of it for its lease. Then its keys are removed, in each partition for itself.
+///
+/// ```no_run
+/// # async fn serve(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+/// use std::time::Duration;
+/// let session = client.session(Duration::from_secs(10));
+/// // Whoever looks under `{workers}:` sees those that live.
+/// session.insert(&client.tree("workers"), "{workers}:10.0.0.7", "idle").await?;
+/// session.lost().await;
+/// println!("the cluster takes this worker for dead");
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Session(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    id: SessionId,
+    lease: Duration,
+    /// The partitions in which it is open, and until when that is certain.
+    open: Mutex<BTreeMap<u32, Instant>>,
+    opening: tokio::sync::Mutex<()>,
+    lost: watch::Sender<bool>,
+}
+
+impl Inner {
+    fn check(&self) -> Result<()> {
+        match *self.lost.borrow() {
+            true => Err(Error::Invalid("the session has ended; open another one".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    /// Opens the session in a partition unless it is.
+    async fn open_in(&self, group: u32, until: Instant) -> Result<()> {
+        self.check()?;
+        if self.open.lock().contains_key(&group) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.opening.lock().await;
+        if self.open.lock().contains_key(&group) {
+            return Ok(());
+        }
+        let asked = Instant::now();
+        let open = Operation::OpenSession { session: self.id, lease_ms: milliseconds(self.lease) };
+        match self.client.core().operate(group, open, until).await?.result {
+            Ok(Answer::Session { .. }) => {
+                self.open.lock().insert(group, asked + self.lease);
+                Ok(())
+            }
+            Err(Refusal::SessionUnknown(_)) => {
+                self.lost.send_replace(true);
+                self.check()
+            }
+            Err(refusal) => Err(Error::Invalid(refusal.to_string())),
+            Ok(other) => Err(unexpected(&other)),
+        }
+    }
+
+    fn end(&self) -> Vec<u32> {
+        self.lost.send_replace(true);
+        std::mem::take(&mut *self.open.lock()).into_keys().collect()
+    }
+}
+
+async fn close_in(core: &Core, session: SessionId, groups: Vec<u32>, until: Instant) -> Result<()> {
+    let closes = groups.into_iter().map(|group| {
+        let close = Operation::CloseSession { session };
+        async move { core.operate(group, close, until).await }
+    });
+    futures_util::future::try_join_all(closes).await.map(drop)
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let groups = self.end();
+        if !groups.is_empty() && !self.client.core().is_closed() {
+            let (core, session) = (self.client.shared_core(), self.id);
+            let until = self.client.until();
+            // If this fails, the end of the lease does it.
+            self.client.runtime().spawn(async move { close_in(&core, session, groups, until).await });
+        }
+    }
+}
+
+/// Renews a session wherever it is open.
+async fn renew(inner: Weak<Inner>, lease: Duration) {
+    let mut lost = match inner.upgrade() {
+        Some(inner) => inner.lost.subscribe(),
+        None => return,
+    };
+    loop {
+        tokio::select! {
+            _ = lost.wait_for(|lost| *lost) => return,
+            () = sleep(lease / 3) => {}
+        }
+        let Some(inner) = inner.upgrade() else { return };
+        let groups: Vec<u32> = inner.open.lock().keys().copied().collect();
+        let renewals = groups.into_iter().map(|group| {
+            let inner = &inner;
+            async move {
+                let asked = Instant::now();
+                let renew = Operation::RenewSession { session: inner.id };
+                let renewed = inner.client.core().operate(group, renew, asked + lease / 3).await;
+                match renewed.map(|reply| reply.result) {
+                    Ok(Ok(_)) => {
+                        inner.open.lock().insert(group, asked + lease);
+                    }
+                    Ok(Err(_)) => {
+                        inner.lost.send_replace(true);
+                    }
+                    // Of those that are not heard of for a whole lease nothing is certain any more.
+                    Err(_) => {
+                        let until = inner.open.lock().get(&group).copied();
+                        if until.is_some_and(|until| Instant::now() >= until) {
+                            inner.lost.send_replace(true);
+                        }
+                    }
+                }
+            }
+        });
+        futures_util::future::join_all(renewals).await;
+    }
+}
+
+impl Session {
+    pub(super) fn new(client: Client, lease: Duration) -> Session {
+        let id = SessionId((u128::from(random_u64()) << 64) | u128::from(random_u64()));
+        let lease = lease.max(Duration::from_millis(1));
+        let runtime = client.runtime().clone();
+        let inner = Arc::new(Inner {
+            client,
+            id,
+            lease,
+            open: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            lost: watch::Sender::new(false),
+        });
+        runtime.spawn(renew(Arc::downgrade(&inner), lease));
+        Session(inner)
+    }
+
+    /// Its number, as the cluster knows it.
+    pub fn id(&self) -> SessionId {
+        self.0.id
+    }
+
+    /// Sets a key that dies with this session; the value before. A plain write of the key makes it one
+    /// like any other.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the session has ended, and those of [writing](super#writes).
+    pub async fn insert<K, V>(&self, tree: &Tree, key: K, value: V) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let (key, value, session) = (IVec::from(key.as_ref()), value.into(), self.0.id);
+        self.open_for(&key).await?;
+        let insert = OwnedCommand::Insert { tree: TreeId(0), key: key.clone(), value, session };
+        match tree.execute(&key, Command::Owned(insert)).await? {
+            Reply::Previous(previous) => Ok(previous),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// As [`Tree::insert_next`], of a key that dies with this session.
+    ///
+    /// # Errors
+    /// As [`Session::insert`] and [`Tree::insert_next`].
+    pub async fn insert_next<P, V>(&self, tree: &Tree, prefix: P, value: V) -> Result<IVec>
+    where
+        P: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        self.open_for(prefix.as_ref()).await?;
+        tree.next_key(prefix.as_ref(), value.into(), Some(self.0.id)).await
+    }
+
+    async fn open_for(&self, key: &[u8]) -> Result<()> {
+        let until = self.0.client.until();
+        let group = self.0.client.core().group_of(key, until).await?;
+        self.0.open_in(group, until).await
+    }
+
+    /// Returns when the session has ended, or when it was not heard of for so long that it may have.
+    pub async fn lost(&self) {
+        let mut lost = self.0.lost.subscribe();
+        // It cannot be closed: this has the sender.
+        let _ = lost.wait_for(|lost| *lost).await;
+    }
+
+    /// Ends it: its keys are gone when this returns, but for what is more than some hundreds in one
+    /// partition, which goes soon after.
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes); then its lease ends it.
+    pub async fn close(&self) -> Result<()> {
+        let groups = self.0.end();
+        close_in(self.0.client.core(), self.0.id, groups, self.0.client.until()).await
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("id", &self.0.id).finish_non_exhaustive()
+    }
+}
+
+impl Tree {
+    /// Sets a new key: the prefix and its next number in twenty digits, which no key had before; the key.
+    ///
+    /// The prefix must have a [tag](super#routing), so that all its keys are of one partition, which gives the
+    /// numbers.
+    ///
+    /// ```no_run
+    /// # async fn queue(jobs: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
+    /// let key = jobs.insert_next("{jobs}:", "resize 7").await?;
+    /// assert_eq!(key, "{jobs}:00000000000000000000");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a prefix without a tag, and those of [writing](super#writes).
+    pub async fn insert_next<P, V>(&self, prefix: P, value: V) -> Result<IVec>
+    where
+        P: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        self.next_key(prefix.as_ref(), value.into(), None).await
+    }
+
+    pub(super) async fn next_key(
+        &self,
+        prefix: &[u8],
+        value: IVec,
+        session: Option<SessionId>,
+    ) -> Result<IVec> {
+        // Only what has a whole tag has it whatever follows.
+        let has_tag = ring::hashed_part(prefix).len() < prefix.len();
+        if !has_tag {
+            return Err(Error::Invalid(format!(
+                "the prefix \"{}\" has no {{tag}}, and its numbers are given by one partition",
+                prefix.escape_ascii()
+            )));
+        }
+        let prefix = IVec::from(prefix);
+        let next = OwnedCommand::InsertNext { tree: TreeId(0), prefix: prefix.clone(), value, session };
+        match self.execute(&prefix, Command::Owned(next)).await? {
+            Reply::Named { key } => Ok(key),
+            other => Err(unexpected(&other)),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! One write of an embedded database; see [`crate::engine`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::commands::says_it_is_so;
+use super::{Durability, Shared, prefetch, touches_locks};
+use crate::evaluate::{Context, evaluate};
+use crate::fence::{self, Fence};
+use crate::state::{LatestView, Prefetched};
+use crate::{Command, Error, Reply, Result};
+
+impl Shared {
+    /// See [`Engine::execute`] and [`Engine::execute_fenced`](super::Engine::execute_fenced).
+    pub(crate) fn execute(
+        &self,
+        command: Command,
+        fences: &[Fence],
+        durability: Durability,
+    ) -> Result<Reply> {
+        command.check_limits()?;
+        let shared = self;
+        if shared.replica.is_some() {
+            return Err(Error::InvalidRequest(
+                "a replica is changed by the entries of its log only".to_owned(),
+            ));
+        }
+        // Before the reply of a command without effects, too: whoever waits for a lock must hear
+        // that it will never be released.
+        shared.check_open().inspect_err(|_| shared.lock_waiters.notify_all())?;
+        // A lease must not run out because its renewal waits for a checkpoint; locks are few.
+        if !matches!(command, Command::Lock(_)) {
+            shared.wait_for_room()?;
+        }
+        let mut prefetched: Option<Prefetched> = None;
+        let (reply, ticket, sequence) = loop {
+            let mut committer = shared.commit.lock();
+            let time_ms = committer.now_ms(&*shared.options.clock).max(shared.due.seen_ms());
+            let state = shared.state.load();
+            let view = LatestView {
+                state: &state,
+                sequence: committer.sequence,
+                next_id: committer.next_id,
+                ends: &committer.ends,
+                transactions: None,
+                found_end: None.into(),
+                prefetched: prefetched.as_ref(),
+                may_read_disk: prefetched.is_some(),
+                needs_disk: false.into(),
+                earliest_due: shared.due.keys(),
+            };
+            let context = Context { sequence: committer.sequence + 1, time_ms };
+            let checked = if fences.is_empty() { Ok(()) } else { fence::check(&view, &context, fences) };
+            match checked.and_then(|()| evaluate(&view, &context, &command)) {
+                Err(_) if view.needs_disk.get() => {
+                    let state = Arc::clone(&state);
+                    drop(committer);
+                    prefetched = Some(prefetch(&state, &command)?);
+                }
+                Err(error) => return Err(error),
+                Ok(outcome) => {
+                    if let Some((tree, last, key)) = view.found_end.take() {
+                        committer.ends.found(tree, last, key);
+                    }
+                    let reply = outcome.reply;
+                    if outcome.effects.is_empty() {
+                        drop(committer);
+                        if durability == Durability::Synced && says_it_is_so(&command, &reply) {
+                            shared.wal.sync()?;
+                        }
+                        return Ok(reply);
+                    }
+                    let committed = shared.commit(&mut committer, &state, &context, &outcome.effects);
+                    drop(committer);
+                    let (ticket, wakeups) = committed.inspect_err(|_| shared.lock_waiters.notify_all())?;
+                    // Subscribers and waiters run without the mutex; subscribers last, because
+                    // theirs is a stranger's code, which may panic.
+                    if touches_locks(&outcome.effects) {
+                        shared.lock_waiters.effects_applied(&outcome.effects);
+                    }
+                    drop(wakeups);
+                    break (reply, ticket, context.sequence);
+                }
+            }
+        };
+        if durability == Durability::Synced {
+            if let Err(error) = shared.wal.wait_durable(ticket) {
+                shared.lock_waiters.notify_all();
+                return Err(error);
+            }
+            shared.durable_sequence.fetch_max(sequence, Ordering::Relaxed);
+        }
+        Ok(reply)
+    }
+}

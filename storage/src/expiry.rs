@@ -1,0 +1,617 @@
+//! Keys that have a time to live.
+//!
+//! # Promise
+//!
+//! From the moment on at which a key's time is over it is never read: not by a get, a range, a
+//! transaction, nor by a command that looks at it. That moment is a time of the log and nothing
+//! else ([`Context::time_ms`]), so all replicas agree at which position a key was there and at which it was
+//! not. Keys without a time to live cost nothing, neither bytes nor lookups.
+//!
+//! # Idea
+//!
+//! Two things happen to a key whose time is over. First it is *hidden*: whoever finds it looks whether its time is over. Then it is *removed*, by
+//! [`Command::SettleDue`], of which every run does a bounded amount of work: the leader of a group proposes it, an embedded
+//! database runs it in the background. Watchers are told of the removal.
+//!
+//! When keys expire is kept in a tree of its own, [`TreeId::EXPIRY`]. A record there is *about* one
+//! version of its key. Versions never repeat; so whatever writes the key anew, be it a blind put that
+//! looks at nothing, has thereby taken the time to live from it, without knowing of it:
+//!
+//! | operation | the key's time to live |
+//! |---|---|
+//! | insert, put, batch, transaction, compare and swap | is gone: the key stays for good |
+//! | [`ExpiryCommand::Insert`], [`ExpiryCommand::Swap`] | is the one that comes with it |
+//! | the same with [`When::Keep`] | stays |
+//! | [`ExpiryCommand::Set`], [`ExpiryCommand::Clear`] | is changed, is gone |
+//! | remove, and inserting it again | is gone |
+//!
+//! The record that is about a former version stays until its time comes, and goes then. Whether anything at
+//! all may have expired is one number in memory, the earliest time in the index
+//! ([`View::earliest_due`]); while it is in the future, reads and commands take their usual way. So lookups cost
+//! more only between a key's end and its removal.
+//!
+//! **How many keys there are** (`len`) counts those that are hidden and not yet removed, as Redis does.
+//!
+//! # Layout
+//!
+//! In [`TreeId::EXPIRY`]; numbers are big-endian:
+//!
+//! | key | value |
+//! |---|---|
+//! | 1, `expires_ms` (8), tree (4), key | nothing: it is the order in which keys expire |
+//! | 2, tree (4), key | version 1, `expires_ms` (8), the version of the key that this is about (8); 0: the one that was written with this record |
+//!
+//! The database's own trees have no times to live, nor has anything within an embedded transaction.
+
+use std::cell::RefCell;
+use std::ops::Bound;
+
+use bincode::{Decode, Encode};
+
+use crate::command::{Command, Reply, TreeId};
+use crate::evaluate::{self, Context, Effect, Effects, Entry, Outcome, Versioned, View};
+use crate::{Error, IVec, Result, lock};
+
+/// The most keys that one [`Command::SettleDue`] removes, and the most locks that it lets go on.
+pub const MOST_DUE: u32 = 1024;
+
+const DUE: u8 = 1;
+const RECORD: u8 = 2;
+const RECORD_VERSION: u8 = 1;
+
+/// When a key expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum When {
+    /// So many milliseconds of the log's time after the command; at least one.
+    After(u64),
+    /// At this time of the log, in milliseconds since 1970. If that is over, the key goes at once.
+    At(u64),
+    /// When it did before; never, if it had no time to live.
+    Keep,
+}
+
+/// Which times to live [`ExpiryCommand::Set`] changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum SetIf {
+    /// Any.
+    Always,
+    /// Only of a key that has none.
+    None,
+    /// Only of a key that has one.
+    Some,
+    /// Only to a later time. Having none is the latest.
+    Later,
+    /// Only to an earlier time. Having none is the latest.
+    Earlier,
+}
+
+/// An operation on the time that a key has to live; see the [module](self).
+///
+/// New variants are added at the end: the position of a variant is part of its encoding.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ExpiryCommand {
+    /// Sets a key. Reply: [`Reply::Previous`].
+    Insert {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+        /// Its new value.
+        value: IVec,
+        /// When it expires.
+        when: When,
+    },
+    /// Sets a key only if its value is `old`. Reply: [`Reply::Swapped`].
+    Swap {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+        /// What must be there; `None`: nothing.
+        old: Option<IVec>,
+        /// Its new value.
+        new: IVec,
+        /// When it expires.
+        when: When,
+    },
+    /// Changes when a key expires. Reply: [`ExpiryReply::Changed`] or [`ExpiryReply::Unchanged`].
+    Set {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+        /// When it expires.
+        when: When,
+        /// Whether it is changed.
+        only: SetIf,
+    },
+    /// Takes the time to live from a key. Reply: [`ExpiryReply::Changed`] or [`ExpiryReply::Unchanged`].
+    Clear {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+    },
+    /// Reads when a key expires. Reply: [`ExpiryReply::Expires`] or [`ExpiryReply::Absent`].
+    Get {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+    },
+}
+
+/// What the caller of an [`ExpiryCommand`] is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ExpiryReply {
+    /// It is changed.
+    Changed,
+    /// Nothing was changed: no such key, or its time to live is not of the kind asked for.
+    Unchanged,
+    /// When the key expires, by the log's time; `None`: never.
+    Expires(Option<u64>),
+    /// There is no such key.
+    Absent,
+}
+
+impl ExpiryCommand {
+    /// The key.
+    pub fn key(&self) -> &IVec {
+        match self {
+            ExpiryCommand::Insert { key, .. }
+            | ExpiryCommand::Swap { key, .. }
+            | ExpiryCommand::Set { key, .. }
+            | ExpiryCommand::Clear { key, .. }
+            | ExpiryCommand::Get { key, .. } => key,
+        }
+    }
+
+    /// The tree.
+    pub fn tree(&self) -> TreeId {
+        match self {
+            ExpiryCommand::Insert { tree, .. }
+            | ExpiryCommand::Swap { tree, .. }
+            | ExpiryCommand::Set { tree, .. }
+            | ExpiryCommand::Clear { tree, .. }
+            | ExpiryCommand::Get { tree, .. } => *tree,
+        }
+    }
+
+    /// The tree, to be replaced.
+    pub(crate) fn tree_mut(&mut self) -> &mut TreeId {
+        match self {
+            ExpiryCommand::Insert { tree, .. }
+            | ExpiryCommand::Swap { tree, .. }
+            | ExpiryCommand::Set { tree, .. }
+            | ExpiryCommand::Clear { tree, .. }
+            | ExpiryCommand::Get { tree, .. } => tree,
+        }
+    }
+
+    /// The value to be set, if one is.
+    pub fn value(&self) -> Option<&IVec> {
+        match self {
+            ExpiryCommand::Insert { value, .. } | ExpiryCommand::Swap { new: value, .. } => Some(value),
+            _ => None,
+        }
+    }
+}
+
+/// What is stored of a key's time to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Record {
+    expires_ms: u64,
+    /// Of the key that this is about.
+    version: u64,
+}
+
+fn due_key(expires_ms: u64, tree: TreeId, key: &[u8]) -> IVec {
+    let mut bytes = Vec::with_capacity(13 + key.len());
+    bytes.push(DUE);
+    bytes.extend_from_slice(&expires_ms.to_be_bytes());
+    bytes.extend_from_slice(&tree.0.to_be_bytes());
+    bytes.extend_from_slice(key);
+    IVec::from(bytes)
+}
+
+/// The key of the record that says when a key expires.
+pub(crate) fn record_key(tree: TreeId, key: &[u8]) -> IVec {
+    let mut bytes = Vec::with_capacity(5 + key.len());
+    bytes.push(RECORD);
+    bytes.extend_from_slice(&tree.0.to_be_bytes());
+    bytes.extend_from_slice(key);
+    IVec::from(bytes)
+}
+
+/// Where the records are.
+pub(crate) fn all_records() -> (Bound<IVec>, Bound<IVec>) {
+    (Bound::Included(IVec::from([RECORD])), Bound::Excluded(IVec::from([RECORD + 1])))
+}
+
+/// The tree and the key that a record is about.
+pub(crate) fn key_of_record(record: &[u8]) -> Result<(TreeId, &[u8])> {
+    let tree = record.get(1..).and_then(|rest| rest.split_first_chunk());
+    let (tree, key) = tree.ok_or_else(|| damaged("a record with a key that is too short"))?;
+    Ok((TreeId(u32::from_be_bytes(*tree)), key))
+}
+
+fn damaged(what: impl Into<String>) -> Error {
+    Error::corrupt("the tree of times to live", None, what.into())
+}
+
+fn encode(expires_ms: u64, version: u64) -> IVec {
+    let mut bytes = [RECORD_VERSION; 17];
+    bytes[1..9].copy_from_slice(&expires_ms.to_be_bytes());
+    bytes[9..].copy_from_slice(&version.to_be_bytes());
+    IVec::from(bytes)
+}
+
+fn decode(stored: &Versioned) -> Result<Record> {
+    let bytes: &[u8; 17] = stored.value[..]
+        .try_into()
+        .map_err(|_| damaged(format!("a record of {} bytes instead of 17", stored.value.len())))?;
+    if bytes[0] != RECORD_VERSION {
+        return Err(damaged(format!("a record of version {} is not known, only {RECORD_VERSION}", bytes[0])));
+    }
+    let number = |at: usize| u64::from_be_bytes(*bytes[at..].first_chunk().expect("17 bytes"));
+    let version = match number(9) {
+        0 => stored.version,
+        version => version,
+    };
+    Ok(Record { expires_ms: number(1), version })
+}
+
+/// The time under which an entry of an index of due times stands; `None`: this is another entry.
+#[inline]
+pub(crate) fn due_time(key: &[u8]) -> Option<u64> {
+    let (&DUE, rest) = key.split_first()? else { return None };
+    Some(u64::from_be_bytes(*rest.first_chunk()?))
+}
+
+/// The trees that begin with an index of due times.
+#[inline]
+pub(crate) fn has_due_times(tree: TreeId) -> bool {
+    tree == TreeId::EXPIRY || tree == TreeId::LOCK_QUEUES
+}
+
+/// The first time in such a tree; `u64::MAX`: there is none.
+pub(crate) fn first_due(view: &impl View, tree: TreeId) -> Result<u64> {
+    // Not by a scan: where the tree begins is known.
+    let first = view.end(tree, false)?;
+    Ok(first.and_then(|(key, _)| due_time(&key)).unwrap_or(u64::MAX))
+}
+
+/// The first entries of the index that are due, at most `limit`; and whether there are more.
+pub(crate) fn due_keys(
+    view: &impl View,
+    tree: TreeId,
+    time_ms: u64,
+    limit: usize,
+) -> Result<(Vec<IVec>, bool)> {
+    let Some((first, _)) = view.end(tree, false)? else { return Ok((Vec::new(), false)) };
+    let (mut found, mut more) = (Vec::new(), false);
+    view.scan(tree, Bound::Included(&first), Bound::Unbounded, &mut |key, _| {
+        if due_time(key).is_none_or(|due_ms| due_ms > time_ms) {
+            return false;
+        }
+        more = found.len() == limit;
+        if !more {
+            found.push(IVec::from(key));
+        }
+        !more
+    })?;
+    Ok((found, more))
+}
+
+/// Whether this version of a key has expired. Read the record before the key: then what comes between
+/// can only make the two not fit.
+pub(crate) fn is_over(record: Option<&Versioned>, version: u64, time_ms: u64) -> Result<bool> {
+    let Some(stored) = record else { return Ok(false) };
+    let record = decode(stored)?;
+    Ok(record.version == version && record.expires_ms <= time_ms)
+}
+
+/// When a key of that version expires; `None`: never.
+pub(crate) fn expires(record: Option<&Versioned>, version: u64) -> Result<Option<u64>> {
+    let record = record.map(decode).transpose()?;
+    Ok(record.filter(|record| record.version == version).map(|record| record.expires_ms))
+}
+
+/// Evaluates a command over what has not expired.
+pub(crate) fn evaluate_live(view: &impl View, context: &Context, command: &Command) -> Result<Outcome> {
+    let live = LiveView::new(view, context.time_ms);
+    let mut outcome = evaluate::evaluate_unhidden(&live, context, command)?;
+    // To the command, a key that has expired is absent. It is still there, and is counted.
+    for effect in &mut outcome.effects {
+        if let Effect::Put { tree, key, fresh, .. } = effect
+            && *fresh == Some(true)
+            && can_expire(*tree)
+            && view.version(*tree, key)?.is_some()
+        {
+            *fresh = Some(false);
+        }
+    }
+    Ok(outcome)
+}
+
+/// Whether a tree's keys can have a time to live.
+pub(crate) fn can_expire(tree: TreeId) -> bool {
+    !tree.is_system()
+}
+
+fn check_tree(view: &impl View, tree: TreeId) -> Result<()> {
+    if !can_expire(tree) {
+        let what = "keys of the database's own trees have no time to live".to_owned();
+        return Err(Error::InvalidRequest(what));
+    }
+    evaluate::require_tree(view, tree)
+}
+
+/// What a [`When`] comes to.
+enum Ends {
+    Never,
+    At(u64),
+    /// It is over.
+    Now,
+}
+
+fn ends(context: &Context, when: When, before: Option<u64>) -> Result<Ends> {
+    let at = match when {
+        When::After(0) => {
+            let what = "a key with a time to live of 0 ms would end before it begins".to_owned();
+            return Err(Error::InvalidRequest(what));
+        }
+        When::After(after) => context.time_ms.saturating_add(after),
+        When::At(at) => at,
+        When::Keep => return Ok(before.map_or(Ends::Never, Ends::At)),
+    };
+    Ok(if at <= context.time_ms { Ends::Now } else { Ends::At(at) })
+}
+
+/// Evaluates an operation on a time to live.
+pub(crate) fn evaluate(view: &impl View, context: &Context, command: &ExpiryCommand) -> Result<Outcome> {
+    let (tree, key) = (command.tree(), command.key());
+    check_tree(view, tree)?;
+    let record = view.get(TreeId::EXPIRY, &record_key(tree, key))?;
+    let record = record.as_ref();
+    let mut effects = Effects::new();
+    let reply = match command {
+        ExpiryCommand::Insert { value, when, .. } => {
+            let previous = view.get(tree, key)?;
+            write(context, tree, key, value, *when, previous.as_ref(), record, &mut effects)?;
+            Reply::Previous(previous.map(|found| found.value))
+        }
+        ExpiryCommand::Swap { old, new, when, .. } => {
+            let previous = view.get(tree, key)?;
+            let current = previous.as_ref().map(|found| &found.value);
+            if current != old.as_ref() {
+                return Ok(Outcome::reply(Reply::Swapped(Err(current.cloned()))));
+            }
+            write(context, tree, key, new, *when, previous.as_ref(), record, &mut effects)?;
+            Reply::Swapped(Ok(()))
+        }
+        ExpiryCommand::Set { when, only, .. } => {
+            let Some(version) = view.version(tree, key)? else {
+                return Ok(Outcome::reply(Reply::Expiry(ExpiryReply::Unchanged)));
+            };
+            let before = expires(record, version)?;
+            let ends = ends(context, *when, before)?;
+            let after = match ends {
+                Ends::Never => u64::MAX,
+                Ends::At(at) => at,
+                Ends::Now => context.time_ms,
+            };
+            let is_wanted = match only {
+                SetIf::Always => true,
+                SetIf::None => before.is_none(),
+                SetIf::Some => before.is_some(),
+                SetIf::Later => before.is_some_and(|before| after > before),
+                SetIf::Earlier => before.is_none_or(|before| after < before),
+            };
+            if !is_wanted {
+                return Ok(Outcome::reply(Reply::Expiry(ExpiryReply::Unchanged)));
+            }
+            if let Ends::Now = ends {
+                effects.push(Effect::Remove { tree, key: key.clone() });
+            }
+            put_record(tree, key, &ends, version, record, &mut effects)?;
+            Reply::Expiry(ExpiryReply::Changed)
+        }
+        ExpiryCommand::Clear { .. } => {
+            let version = view.version(tree, key)?;
+            let had = version.map(|version| expires(record, version)).transpose()?.flatten().is_some();
+            if had {
+                put_record(tree, key, &Ends::Never, 0, record, &mut effects)?;
+            }
+            Reply::Expiry(if had { ExpiryReply::Changed } else { ExpiryReply::Unchanged })
+        }
+        ExpiryCommand::Get { .. } => Reply::Expiry(match view.version(tree, key)? {
+            Some(version) => ExpiryReply::Expires(expires(record, version)?),
+            None => ExpiryReply::Absent,
+        }),
+    };
+    Ok(Outcome { effects, reply })
+}
+
+/// Puts a value that expires.
+#[allow(clippy::too_many_arguments, reason = "all of it belongs to one key")]
+fn write(
+    context: &Context,
+    tree: TreeId,
+    key: &IVec,
+    value: &IVec,
+    when: When,
+    previous: Option<&Versioned>,
+    record: Option<&Versioned>,
+    effects: &mut Effects,
+) -> Result<()> {
+    let before = previous.map(|found| expires(record, found.version)).transpose()?.flatten();
+    let ends = ends(context, when, before)?;
+    match ends {
+        Ends::Now if previous.is_some() => effects.push(Effect::Remove { tree, key: key.clone() }),
+        // What hides a key that has expired must stay for as long as the key.
+        Ends::Now => return Ok(()),
+        Ends::Never | Ends::At(_) => effects.push(Effect::Put {
+            tree,
+            key: key.clone(),
+            value: value.clone(),
+            fresh: Some(previous.is_none()),
+        }),
+    }
+    put_record(tree, key, &ends, 0, record, effects)
+}
+
+/// Writes when a key expires, in place of what was written before.
+fn put_record(
+    tree: TreeId,
+    key: &IVec,
+    ends: &Ends,
+    version: u64,
+    before: Option<&Versioned>,
+    effects: &mut Effects,
+) -> Result<()> {
+    let own = TreeId::EXPIRY;
+    let after = if let Ends::At(at) = ends { Some(*at) } else { None };
+    let old = before.map(decode).transpose()?.map(|record| record.expires_ms);
+    if let Some(old) = old.filter(|old| after != Some(*old)) {
+        effects.push(Effect::Remove { tree: own, key: due_key(old, tree, key) });
+    }
+    let record = record_key(tree, key);
+    match after {
+        Some(at) => {
+            if old != Some(at) {
+                let (key, value) = (due_key(at, tree, key), IVec::new());
+                effects.push(Effect::Put { tree: own, key, value, fresh: Some(true) });
+            }
+            let (value, fresh) = (encode(at, version), Some(old.is_none()));
+            effects.push(Effect::Put { tree: own, key: record, value, fresh });
+        }
+        None if old.is_some() => effects.push(Effect::Remove { tree: own, key: record }),
+        None => {}
+    }
+    Ok(())
+}
+
+/// Evaluates [`Command::SettleDue`]. `view` hides nothing.
+pub(crate) fn settle_due(view: &impl View, context: &Context, limit: u32) -> Result<Outcome> {
+    let limit = limit.clamp(1, MOST_DUE) as usize;
+    let (due, more_keys) = due_keys(view, TreeId::EXPIRY, context.time_ms, limit)?;
+    let keys = due.len() as u64;
+    let mut effects = Effects::new();
+    for entry in due {
+        let (Some(tree), Some(key)) = (entry.get(9..13), entry.get(13..)) else {
+            return Err(damaged("an entry of the index that is too short"));
+        };
+        let tree = TreeId(u32::from_be_bytes(tree.try_into().expect("four bytes")));
+        let record = record_key(tree, key);
+        let stored = view.get(TreeId::EXPIRY, &record)?;
+        let stored = stored.ok_or_else(|| damaged("an entry of the index without its record"))?;
+        let found = if view.has_tree(tree) { view.version(tree, key)? } else { None };
+        if found == Some(decode(&stored)?.version) {
+            effects.push(Effect::Remove { tree, key: IVec::from(key) });
+        }
+        effects.push(Effect::Remove { tree: TreeId::EXPIRY, key: entry });
+        effects.push(Effect::Remove { tree: TreeId::EXPIRY, key: record });
+    }
+    let (of_locks, locks, more_locks) = lock::settle_due(view, context, limit)?;
+    effects.extend(of_locks);
+    Ok(Outcome { effects, reply: Reply::Settled { keys, locks, more: more_keys || more_locks } })
+}
+
+/// A view without what has expired.
+pub(crate) struct LiveView<'a, V> {
+    view: &'a V,
+    time_ms: u64,
+    /// What went wrong within a scan.
+    failure: RefCell<Option<Error>>,
+}
+
+impl<'a, V: View> LiveView<'a, V> {
+    pub(crate) fn new(view: &'a V, time_ms: u64) -> LiveView<'a, V> {
+        LiveView { view, time_ms, failure: RefCell::new(None) }
+    }
+
+    fn is_over(&self, tree: TreeId, key: &[u8], version: u64) -> Result<bool> {
+        if !can_expire(tree) {
+            return Ok(false);
+        }
+        let record = self.view.get(TreeId::EXPIRY, &record_key(tree, key))?;
+        is_over(record.as_ref(), version, self.time_ms)
+    }
+}
+
+impl<V: View> View for LiveView<'_, V> {
+    fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
+        let found = self.view.get(tree, key)?;
+        match &found {
+            Some(found) if self.is_over(tree, key, found.version)? => Ok(None),
+            _ => Ok(found),
+        }
+    }
+
+    fn version(&self, tree: TreeId, key: &[u8]) -> Result<Option<u64>> {
+        let found = self.view.version(tree, key)?;
+        match found {
+            Some(version) if self.is_over(tree, key, version)? => Ok(None),
+            _ => Ok(found),
+        }
+    }
+
+    fn end(&self, tree: TreeId, last: bool) -> Result<Option<Entry>> {
+        let mut found = self.view.end(tree, last)?;
+        while let Some((key, entry)) = &found
+            && self.is_over(tree, key, entry.version)?
+        {
+            found = self.view.next_to(tree, key, last)?;
+        }
+        Ok(found)
+    }
+
+    fn next_to(&self, tree: TreeId, key: &[u8], before: bool) -> Result<Option<Entry>> {
+        let mut found = self.view.next_to(tree, key, before)?;
+        while let Some((key, entry)) = &found
+            && self.is_over(tree, key, entry.version)?
+        {
+            found = self.view.next_to(tree, key, before)?;
+        }
+        Ok(found)
+    }
+
+    fn scan(
+        &self,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+        each: &mut dyn FnMut(&[u8], u64) -> bool,
+    ) -> Result<()> {
+        self.view.scan(tree, low, high, &mut |key, version| match self.is_over(tree, key, version) {
+            Ok(true) => true,
+            Ok(false) => each(key, version),
+            Err(error) => {
+                self.failure.replace(Some(error));
+                false
+            }
+        })?;
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
+        self.view.tree_id(name)
+    }
+
+    fn has_tree(&self, tree: TreeId) -> bool {
+        self.view.has_tree(tree)
+    }
+
+    fn next_tree_id(&self) -> TreeId {
+        self.view.next_tree_id()
+    }
+
+    fn next_id(&self) -> u64 {
+        self.view.next_id()
+    }
+
+    fn earliest_due(&self) -> Result<u64> {
+        self.view.earliest_due()
+    }
+}

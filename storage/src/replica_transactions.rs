@@ -1,0 +1,317 @@
+//! What a [`Replica`] has to do with [transactions over several groups](crate::transaction), beside
+//! applying entries: reads that heed their locks, and what the node asks that looks after them.
+//!
+//! # Reads that nobody pays for
+//!
+//! Whether a read meets a lock must be judged as of the very position that it reads at, and the locks are
+//! under the commit mutex. Reads do not take that while nothing is prepared: [`PreparedCount`] tells them
+//! so, before and after. If it was zero before, and nothing was begun until after, nothing was prepared
+//! at any moment between, so not at the position that was read.
+
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::command::{KeyRead, RangeFingerprint, RangeRead};
+use crate::engine::Committer;
+use crate::group::{GroupRead, GroupReadReply};
+use crate::replica::Replica;
+use crate::snapshot::Snapshot;
+use crate::transaction::{Decided, LockedBy, TransactionId, Transactions};
+use crate::{Engine, IVec, Result, TreeId};
+
+/// With so many keys that are being written in its range, a page is not looked at.
+const MAX_KEYS_BESIDE: usize = 4096;
+
+/// How many transactions are prepared; see the [module](self).
+#[derive(Debug, Default)]
+pub(crate) struct PreparedCount {
+    count: AtomicUsize,
+    begun: AtomicU64,
+}
+
+impl PreparedCount {
+    /// Before an entry is to be seen that changes what is prepared.
+    pub(crate) fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.count.fetch_max(1, Ordering::SeqCst);
+    }
+
+    /// After it is to be seen.
+    pub(crate) fn set(&self, count: usize) {
+        self.count.store(count, Ordering::SeqCst);
+    }
+
+    /// `Some`, if nothing is prepared; to be handed to [`PreparedCount::still`].
+    fn none(&self) -> Option<u64> {
+        let begun = self.begun.load(Ordering::SeqCst);
+        (self.count.load(Ordering::SeqCst) == 0).then_some(begun)
+    }
+
+    /// Whether nothing has begun since.
+    fn still(&self, begun: u64) -> bool {
+        self.begun.load(Ordering::SeqCst) == begun
+    }
+}
+
+/// What came of a read that heeds locks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The answer.
+    Answer(GroupReadReply),
+    /// The answer depends on a transaction that is prepared here: wait until it is not, and ask again.
+    Locked(LockedBy),
+}
+
+impl Engine {
+    /// Reads the rows of a replica's transactions.
+    pub(crate) fn load_transactions(&self) -> Result<()> {
+        let rows = self.snapshot().range(TreeId::TRANSACTIONS, Bound::Unbounded, Bound::Unbounded);
+        let mut transactions = Transactions::default();
+        for row in rows {
+            let (key, found) = row?;
+            transactions.load(&key, &found.value)?;
+        }
+        let replica = self.shared.replica.as_ref().expect("only replicas have transactions");
+        replica.prepared.set(transactions.counts().0);
+        self.shared.commit.lock().transactions = transactions;
+        Ok(())
+    }
+}
+
+impl Replica {
+    /// As [`Replica::read`], unless the answer would show a key that a transaction has locked for
+    /// writing: it may have been committed already, and its writes are not there yet.
+    ///
+    /// # Errors
+    /// As [`Replica::read`].
+    pub fn read_settled(&self, read: &GroupRead) -> Result<Settled> {
+        let prepared = &self.state().prepared;
+        if let Some(begun) = prepared.none() {
+            let answer = self.read(read)?;
+            if prepared.still(begun) {
+                return Ok(Settled::Answer(answer));
+            }
+        }
+        if let GroupRead::Get { .. }
+        | GroupRead::Expires { .. }
+        | GroupRead::Counter { .. }
+        | GroupRead::LockHolder { .. }
+        | GroupRead::Ticket { .. } = read
+        {
+            let committer = self.engine().shared.commit.lock();
+            if let Some(lock) = self.lock_against(&committer, None, read) {
+                return Ok(Settled::Locked(lock));
+            }
+            drop(committer);
+            // The value of one key: at this moment no transaction that is not resolved has decided on it. What is
+            // read now is that of a moment between then and now, whatever was prepared meanwhile.
+            return Ok(Settled::Answer(self.read(read)?));
+        }
+        let committer = self.engine().shared.commit.lock();
+        let snapshot = self.engine().snapshot();
+        if let GroupRead::Range { tree, low, high, reverse, .. } = read {
+            let tree = snapshot.state().catalog.names.get(tree).copied();
+            let bounds = (low.as_ref().map(|low| &low[..]), high.as_ref().map(|high| &high[..]));
+            let written = |tree| committer.transactions.written_in(tree, bounds.0, bounds.1, MAX_KEYS_BESIDE);
+            let written = tree.map_or(Vec::new(), written);
+            drop(committer);
+            return self.page_beside(&snapshot, read, *reverse, &written);
+        }
+        if let Some(lock) = self.lock_against(&committer, Some(&snapshot), read) {
+            return Ok(Settled::Locked(lock));
+        }
+        let answer = match read {
+            GroupRead::Validate { trees, reads, ranges, since } => {
+                return Ok(Settled::Answer(GroupReadReply::Valid(validate(
+                    &snapshot,
+                    &committer,
+                    (trees, reads, ranges),
+                    *since,
+                )?)));
+            }
+            _ => {
+                drop(committer);
+                self.read_from(&snapshot, read)?
+            }
+        };
+        Ok(Settled::Answer(answer))
+    }
+
+    /// A page of a range, unless one of the keys that are being written lies within what the page shows: not
+    /// every lock in a tree is to hold up whoever walks through it.
+    fn page_beside(
+        &self,
+        snapshot: &Snapshot,
+        read: &GroupRead,
+        reverse: bool,
+        written: &[(IVec, LockedBy)],
+    ) -> Result<Settled> {
+        if let [.., (_, lock)] = written
+            && written.len() == MAX_KEYS_BESIDE
+        {
+            return Ok(Settled::Locked(*lock));
+        }
+        let answer = self.read_from(snapshot, read)?;
+        let GroupReadReply::Page { entries, more } = &answer else {
+            unreachable!("a range was answered by {answer:?}");
+        };
+        let end = entries.last().filter(|_| *more).map(|(key, _)| key);
+        let shown = |key: &IVec| end.is_none_or(|end| if reverse { key >= end } else { key <= end });
+        Ok(match written.iter().find(|(key, _)| shown(key)) {
+            Some((_, lock)) => Settled::Locked(*lock),
+            None => Settled::Answer(answer),
+        })
+    }
+
+    /// What keeps a read from being answered, as of the newest commit.
+    fn lock_against(
+        &self,
+        committer: &Committer,
+        snapshot: Option<&Snapshot>,
+        read: &GroupRead,
+    ) -> Option<LockedBy> {
+        let transactions = &committer.transactions;
+        if transactions.is_idle() {
+            return None;
+        }
+        let catalog = match snapshot {
+            Some(snapshot) => std::sync::Arc::clone(&snapshot.state().catalog),
+            None => std::sync::Arc::clone(&self.engine().shared.state.load().catalog),
+        };
+        let tree_id = |name: &IVec| catalog.names.get(name).copied();
+        let whole = |tree| transactions.against_scan(tree, Bound::Unbounded, Bound::Unbounded);
+        match read {
+            GroupRead::Get { tree, key } | GroupRead::Expires { tree, key } => {
+                transactions.against_read(tree_id(tree)?, key)
+            }
+            GroupRead::GetMany { tree, keys } => {
+                let tree = tree_id(tree)?;
+                keys.iter().find_map(|key| transactions.against_read(tree, key))
+            }
+            GroupRead::Len { tree } => whole(tree_id(tree)?),
+            GroupRead::Counter { name } => transactions.against_read(TreeId::COUNTERS, name),
+            GroupRead::LockHolder { name } => transactions.against_read(TreeId::LOCKS, name),
+            GroupRead::Validate { trees, reads, ranges, .. } => {
+                let tree_id = |index: TreeId| trees.get(index.0 as usize).and_then(tree_id);
+                let key = |read: &KeyRead| transactions.against_read(tree_id(read.tree)?, &read.key);
+                let range = |range: &RangeRead| {
+                    let (low, high) = bounds(range);
+                    transactions.against_scan(tree_id(range.tree)?, low, high)
+                };
+                reads.iter().find_map(key).or_else(|| ranges.iter().find_map(range))
+            }
+            // Of a range, it depends on what the page shows. No transaction writes to the trees of locks.
+            GroupRead::Range { .. }
+            | GroupRead::Ticket { .. }
+            | GroupRead::Trees
+            | GroupRead::EarliestSessionExpiry
+            | GroupRead::Transactions => None,
+        }
+    }
+
+    /// Validates what was read; see [`GroupRead::Validate`].
+    pub(crate) fn validate(
+        &self,
+        read: (&[IVec], &[KeyRead], &[RangeRead]),
+        since: Option<u64>,
+    ) -> Result<bool> {
+        let committer = self.engine().shared.commit.lock();
+        let snapshot = self.engine().snapshot();
+        validate(&snapshot, &committer, read, since)
+    }
+
+    /// How many parts are prepared, and how many decisions are remembered.
+    pub fn transaction_counts(&self) -> (usize, usize) {
+        self.engine().shared.commit.lock().transactions.counts()
+    }
+
+    /// Whether a transaction is prepared here.
+    pub fn is_prepared(&self, transaction: TransactionId) -> bool {
+        self.state().prepared.none().is_none()
+            && self.engine().shared.commit.lock().transactions.is_prepared(transaction)
+    }
+
+    /// Transactions that are prepared now and would write to a tree. A read of something that is not of one moment
+    /// anyway, as of the number of keys, waits for these, and not for those that come meanwhile.
+    pub fn writers(&self, tree: &IVec) -> Vec<LockedBy> {
+        if self.state().prepared.none().is_some() {
+            return Vec::new();
+        }
+        let committer = self.engine().shared.commit.lock();
+        let tree = self.engine().shared.state.load().catalog.names.get(tree).copied();
+        tree.map_or(Vec::new(), |tree| committer.transactions.writers(tree))
+    }
+
+    /// Prepared transactions whose lease was over at that time of the log, at most so many.
+    pub fn expired_transactions(&self, time_ms: u64, limit: usize) -> Vec<LockedBy> {
+        if self.state().prepared.none().is_some() {
+            return Vec::new();
+        }
+        let committer = self.engine().shared.commit.lock();
+        committer.transactions.expired(time_ms).take(limit).collect()
+    }
+
+    /// Decisions that could be made only before that time of the log, at most so many, oldest first.
+    pub fn decisions_before(&self, time_ms: u64, limit: usize) -> Vec<(TransactionId, Decided)> {
+        let committer = self.engine().shared.commit.lock();
+        let due = committer.transactions.decided_before(time_ms).take(limit);
+        due.map(|(transaction, decided)| (transaction, decided.clone())).collect()
+    }
+}
+
+fn bounds(range: &RangeRead) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    let high = range.high.as_ref().map_or(Bound::Unbounded, |high| Bound::Excluded(&high[..]));
+    (Bound::Included(&range.low), high)
+}
+
+fn validate(
+    snapshot: &Snapshot,
+    committer: &Committer,
+    (trees, reads, ranges): (&[IVec], &[KeyRead], &[RangeRead]),
+    since: Option<u64>,
+) -> Result<bool> {
+    let mut numbers = Vec::with_capacity(trees.len());
+    for name in trees {
+        numbers.push(crate::replica_read::find(snapshot.state(), name)?);
+    }
+    let tree_id = |index: TreeId| {
+        numbers.get(index.0 as usize).copied().ok_or_else(|| {
+            let what = format!("tree {} of a read that names {}", index.0, numbers.len());
+            crate::Error::InvalidRequest(what)
+        })
+    };
+    // Nothing has come and gone unseen.
+    let steady = |tree: Option<TreeId>| match (since, tree) {
+        (None, _) => true,
+        (Some(since), Some(tree)) => committer.removals.none_after(since, tree),
+        (Some(since), None) => committer.removals.none_dropped_after(since),
+    };
+    for read in reads {
+        let tree = tree_id(read.tree)?;
+        let version = match tree {
+            Some(tree) => snapshot.get(tree, &read.key)?.map_or(0, |found| found.version),
+            None => 0,
+        };
+        if version != read.version || (version == 0 && !steady(tree)) {
+            return Ok(false);
+        }
+    }
+    for range in ranges {
+        let tree = tree_id(range.tree)?;
+        let (mut count, mut fingerprint) = (0, RangeFingerprint::default());
+        if let Some(tree) = tree {
+            let (low, high) = bounds(range);
+            for entry in snapshot.range(tree, low.map(IVec::from), high.map(IVec::from)) {
+                count += 1;
+                fingerprint.add(entry?.1.version);
+                if count > range.count {
+                    break;
+                }
+            }
+        }
+        if count != range.count || fingerprint.finish() != range.fingerprint || !steady(tree) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

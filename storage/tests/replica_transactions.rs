@@ -1,0 +1,370 @@
+//! Prepared parts of transactions: what they keep others from, in which reads they show, and that they are
+//! there after everything that a replica goes through.
+
+#[path = "replica_support/mod.rs"]
+mod replicas;
+#[path = "engine_support/mod.rs"]
+mod support;
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use dogsled_storage::codec::encode_group_command;
+use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
+use dogsled_storage::compare::{Comparison, Condition};
+use dogsled_storage::counter::CounterCommand;
+use dogsled_storage::disk::SimulatedDisk;
+use dogsled_storage::transaction::{Commit, Prepare, Reason};
+use dogsled_storage::{
+    Answer, Command, Decision, GroupCommand, GroupRead, GroupReadReply, IVec, Operation, Part, Refusal,
+    Replica, ReplicaInstaller, Reply, SessionId, SessionTag, Settled, TransactionId, TreeId, Vote, Write,
+};
+
+use replicas::{open_wal, options, send};
+
+const TREE: TreeId = TreeId(0);
+
+/// One replica, and the numbers of one session.
+struct Group {
+    replica: Arc<Replica>,
+    time_ms: u64,
+    sequence: u64,
+}
+
+impl Group {
+    fn new() -> Group {
+        let disk = SimulatedDisk::new(1);
+        let replica = Replica::open(options(&disk, 1), open_wal(&disk).unwrap()).unwrap();
+        let mut group = Group { replica, time_ms: 1_000, sequence: 0 };
+        group.plain(Operation::OpenSession { session: SessionId(1), lease_ms: 1 << 40 }).unwrap();
+        group
+    }
+
+    fn apply(&mut self, session: Option<SessionTag>, operation: Operation) -> Result<Answer, Refusal> {
+        let trees = vec!["t".into(), "__dogsled__counters".into()];
+        let command = GroupCommand { session, time_ms: self.time_ms, trees, operation };
+        let position = self.replica.applied().position + 1;
+        self.replica.apply(position, None, &encode_group_command(&command).unwrap()).unwrap().result
+    }
+
+    fn plain(&mut self, operation: Operation) -> Result<Answer, Refusal> {
+        self.apply(None, operation)
+    }
+
+    fn command(&mut self, command: Command) -> Result<Answer, Refusal> {
+        self.plain(Operation::Command(command))
+    }
+
+    fn numbered(&mut self, operation: Operation) -> Result<Answer, Refusal> {
+        self.sequence += 1;
+        let tag = SessionTag { session: SessionId(1), slot: 0, sequence: self.sequence };
+        self.apply(Some(tag), operation)
+    }
+
+    fn put(&mut self, key: &str, value: &str) -> Result<Answer, Refusal> {
+        self.command(Command::Put { tree: TREE, key: key.into(), value: value.into() })
+    }
+
+    fn prepare(&mut self, transaction: u128, part: Part) -> Vote {
+        let prepare = Prepare {
+            transaction: TransactionId(transaction),
+            home: 2,
+            decide_by_ms: 9_000,
+            lease_ms: 100,
+            part,
+        };
+        match self.numbered(Operation::Prepare(prepare)) {
+            Ok(Answer::Vote(vote)) => vote,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn resolve(&mut self, transaction: u128, commit: bool) {
+        let transaction = TransactionId(transaction);
+        let resolved = self.plain(Operation::Resolve { transaction, commit });
+        assert_eq!(resolved, Ok(Answer::Done));
+    }
+
+    fn read(&self, read: &GroupRead) -> Option<GroupReadReply> {
+        match self.replica.read_settled(read).unwrap() {
+            Settled::Answer(answer) => {
+                assert_eq!(answer, self.replica.read(read).unwrap());
+                Some(answer)
+            }
+            Settled::Locked(_) => None,
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<Option<IVec>> {
+        match self.read(&GroupRead::Get { tree: "t".into(), key: key.into() })? {
+            GroupReadReply::Value(found) => Some(found.map(|found| found.value)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn version(&self, key: &str) -> u64 {
+        match self.replica.read(&GroupRead::Get { tree: "t".into(), key: key.into() }).unwrap() {
+            GroupReadReply::Value(found) => found.map_or(0, |found| found.version),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn range(&self, low: &str, high: &str) -> RangeRead {
+        let read = GroupRead::Range {
+            tree: "t".into(),
+            low: Bound::Included(low.into()),
+            high: Bound::Excluded(high.into()),
+            reverse: false,
+            limit: 1_000,
+            limit_bytes: 1 << 20,
+            values: true,
+        };
+        let GroupReadReply::Page { entries, .. } = self.replica.read(&read).unwrap() else { panic!() };
+        let mut fingerprint = RangeFingerprint::default();
+        entries.iter().for_each(|(_, found)| fingerprint.add(found.version));
+        let (low, high) = (low.into(), Some(high.into()));
+        RangeRead { tree: TREE, low, high, count: entries.len() as u64, fingerprint: fingerprint.finish() }
+    }
+}
+
+fn write(key: &str, value: Option<&str>) -> Write {
+    Write { tree: TREE, key: key.into(), value: value.map(IVec::from) }
+}
+
+fn is_locked<T>(result: &Result<T, Refusal>) -> bool {
+    matches!(result, Err(Refusal::Locked(lock)) if lock.home == 2 && lock.expires_ms == 1_100)
+}
+
+#[test]
+fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else() {
+    let mut group = Group::new();
+    for key in ["a", "b", "c", "m1", "z"] {
+        group.put(key, "old").unwrap();
+    }
+    let part = Part {
+        reads: vec![KeyRead { tree: TREE, key: "a".into(), version: group.version("a") }],
+        ranges: vec![group.range("m", "n")],
+        writes: vec![write("b", Some("new")), write("c", None)],
+    };
+    assert_eq!(group.prepare(1, part), Vote::Yes);
+
+    // Reads of what is written wait; of what was read they do not.
+    assert_eq!(group.get("a").unwrap().unwrap(), "old");
+    assert!(group.get("b").is_none() && group.get("c").is_none());
+    assert_eq!(group.get("z").unwrap().unwrap(), "old");
+    let many = |keys: &[&str]| GroupRead::GetMany {
+        tree: "t".into(),
+        keys: keys.iter().map(|key| (*key).into()).collect(),
+    };
+    assert!(group.read(&many(&["a", "z"])).is_some() && group.read(&many(&["a", "b"])).is_none());
+    assert!(group.read(&GroupRead::Len { tree: "t".into() }).is_none());
+    assert!(group.read(&GroupRead::Len { tree: "other".into() }).is_some());
+    let page = |low: &str, high: &str| GroupRead::Range {
+        tree: "t".into(),
+        low: Bound::Included(low.into()),
+        high: Bound::Excluded(high.into()),
+        reverse: true,
+        limit: 9,
+        limit_bytes: 9,
+        values: false,
+    };
+    assert!(group.read(&page("a", "b")).is_some() && group.read(&page("a", "b0")).is_none());
+    // A page waits only for what it shows.
+    let first = |low: &str, reverse, limit| {
+        let (low, high) = (Bound::Included(low.into()), Bound::Unbounded);
+        GroupRead::Range { tree: "t".into(), low, high, reverse, limit, limit_bytes: 99, values: false }
+    };
+    assert!(group.read(&first("a", false, 1)).is_some() && group.read(&first("a", false, 2)).is_none());
+    assert!(group.read(&first("a", true, 2)).is_some() && group.read(&first("a", true, 3)).is_none());
+
+    // Commands.
+    let (tree, key) = (TREE, IVec::from("b"));
+    let swap =
+        |key: &str| Command::CompareAndSwap { tree, key: key.into(), old: Some("x".into()), new: None };
+    for command in [
+        Command::Put { tree, key: key.clone(), value: "1".into() },
+        Command::Insert { tree, key: "a".into(), value: "1".into() },
+        Command::Remove { tree, key: "c".into() },
+        swap("b"),
+        Command::Batch { writes: vec![write("z", None), write("m5", Some("phantom"))] },
+        Command::Batch { writes: vec![write("m1", None)] },
+        Command::Pop { tree, last: false },
+        Command::ClearTree { tree },
+        Command::DropTree { name: "t".into() },
+        Command::Transact {
+            reads: vec![KeyRead { tree, key, version: group.version("b") }],
+            ranges: vec![],
+            writes: vec![write("z", Some("1"))],
+        },
+        Command::Transact { reads: vec![], ranges: vec![group.range("b", "b1")], writes: vec![] },
+        Command::Compare {
+            comparisons: vec![Comparison { tree, key: "c".into(), condition: Condition::Present }],
+            then: vec![],
+            otherwise: vec![],
+        },
+    ] {
+        let refused = group.command(command.clone());
+        assert!(is_locked(&refused), "{command:?}: {refused:?}");
+    }
+    let swapped = Ok(Answer::Reply(Reply::Swapped(Err(Some("old".into())))));
+    assert_eq!(group.command(swap("a")), swapped, "it only reads");
+    group.put("z", "1").unwrap();
+    group.put("n", "1").unwrap();
+    let transact = Command::Transact {
+        reads: vec![KeyRead { tree, key: "a".into(), version: group.version("a") }],
+        ranges: vec![group.range("m", "n")],
+        writes: vec![write("z", Some("2"))],
+    };
+    assert_eq!(group.command(transact), Ok(Answer::Reply(Reply::Done)));
+    let counter = Command::Counter(CounterCommand::Add { name: "b".into(), delta: 1 });
+    assert!(group.command(counter).is_ok(), "another tree");
+
+    // Others that prepare: two may read, one writes.
+    let reads = |group: &Group, key: &str| Part {
+        reads: vec![KeyRead { tree, key: key.into(), version: group.version(key) }],
+        ..Part::default()
+    };
+    let writes = |key: &str| Part { writes: vec![write(key, Some("2"))], ..Part::default() };
+    let part = reads(&group, "a");
+    assert_eq!(group.prepare(2, part), Vote::Yes);
+    group.resolve(2, false);
+    for part in [reads(&group, "b"), writes("a"), writes("b"), writes("m5")] {
+        assert!(matches!(group.prepare(3, part), Vote::Locked(lock) if lock.transaction == TransactionId(1)));
+    }
+    let late = Part { reads: vec![KeyRead { tree, key: "z".into(), version: 1 }], ..Part::default() };
+    assert_eq!(group.prepare(3, late), Vote::Conflict);
+
+    group.resolve(1, true);
+    assert_eq!(group.get("b").unwrap().unwrap(), "new");
+    assert_eq!(group.get("c").unwrap(), None);
+    group.put("a", "free").unwrap();
+    group.put("m5", "free").unwrap();
+    assert_eq!(group.replica.transaction_counts(), (0, 0));
+    // Again, it does nothing.
+    group.put("b", "later").unwrap();
+    group.resolve(1, true);
+    assert_eq!(group.get("b").unwrap().unwrap(), "later");
+}
+
+#[test]
+fn a_command_that_met_a_lock_is_carried_out_under_its_number_when_that_is_gone() {
+    let mut group = Group::new();
+    let part = Part { writes: vec![write("a", Some("1"))], ..Part::default() };
+    assert_eq!(group.prepare(1, part), Vote::Yes);
+    let tag = SessionTag { session: SessionId(1), slot: 7, sequence: 0 };
+    let insert = Operation::Command(Command::Insert { tree: TREE, key: "a".into(), value: "2".into() });
+    assert!(is_locked(&group.apply(Some(tag), insert.clone())));
+    group.resolve(1, true);
+    let first = Ok(Answer::Reply(Reply::Previous(Some("1".into()))));
+    assert_eq!(group.apply(Some(tag), insert.clone()), first);
+    assert_eq!(group.apply(Some(tag), insert), first, "the same answer, and not done again");
+}
+
+#[test]
+fn home_decides_once() {
+    let mut group = Group::new();
+    group.put("a", "0").unwrap();
+    let commit = |transaction: u128, version: u64, decide_by_ms: u64| {
+        Operation::Commit(Commit {
+            transaction: TransactionId(transaction),
+            decide_by_ms,
+            participants: vec![3],
+            part: Part {
+                reads: vec![KeyRead { tree: TREE, key: "a".into(), version }],
+                ranges: vec![],
+                writes: vec![write("a", Some("1"))],
+            },
+        })
+    };
+    let decided = |decision| Ok(Answer::Decided(decision));
+    let aborted = |reason| Ok(Answer::Decided(Decision::Aborted(reason)));
+    let settle = |transaction: u128| Operation::Settle {
+        transaction: TransactionId(transaction),
+        decide_by_ms: 2_000,
+    };
+    let version = group.version("a");
+
+    assert!(matches!(group.plain(commit(1, version, 2_000)), Err(Refusal::Invalid(_))), "without a session");
+    assert!(matches!(group.numbered(commit(1, version, 70_000)), Err(Refusal::Invalid(_))), "too far off");
+    assert_eq!(group.numbered(commit(1, version + 1, 2_000)), aborted(Reason::Conflict));
+    assert_eq!(group.numbered(commit(1, version, 1_000)), aborted(Reason::TooLate));
+    assert_eq!(group.numbered(commit(2, version, 2_000)), decided(Decision::Committed));
+    assert_eq!(group.plain(settle(2)), decided(Decision::Committed));
+    assert_eq!(group.get("a").unwrap().unwrap(), "1");
+
+    let version = group.version("a");
+    assert_eq!(group.plain(settle(3)), aborted(Reason::Settled));
+    assert_eq!(group.numbered(commit(3, version, 2_000)), aborted(Reason::Settled));
+    // What was aborted stays so until a commit would come too late.
+    let forget =
+        Operation::Forget { transactions: vec![TransactionId(2), TransactionId(3), TransactionId(9)] };
+    assert_eq!(group.plain(forget.clone()), Ok(Answer::Done));
+    assert_eq!(group.replica.transaction_counts(), (0, 1));
+    assert_eq!(group.numbered(commit(3, version, 2_000)), aborted(Reason::Settled));
+    group.time_ms = 2_000;
+    assert_eq!(group.plain(forget), Ok(Answer::Done));
+    assert_eq!(group.replica.transaction_counts(), (0, 0));
+    assert_eq!(group.numbered(commit(3, version, 2_000)), aborted(Reason::TooLate));
+    assert_eq!(group.plain(settle(4)), aborted(Reason::Presumed));
+    assert_eq!(group.version("a"), version);
+}
+
+#[test]
+fn what_was_absent_is_valid_only_if_nothing_came_and_went() {
+    let mut group = Group::new();
+    group.put("a", "1").unwrap();
+    let since = group.replica.applied().position;
+    let validate = |group: &Group, key: &str, since| {
+        let read = GroupRead::Validate {
+            trees: vec!["t".into()],
+            reads: vec![KeyRead { tree: TREE, key: key.into(), version: group.version(key) }],
+            ranges: vec![group.range("x", "y")],
+            since,
+        };
+        group.read(&read) == Some(GroupReadReply::Valid(true))
+    };
+    assert!(validate(&group, "a", Some(since)) && validate(&group, "none", Some(since)));
+    group.put("x1", "1").unwrap();
+    group.command(Command::Remove { tree: TREE, key: "x1".into() }).unwrap();
+    assert!(!validate(&group, "a", Some(since)) && !validate(&group, "none", Some(since)));
+    assert!(validate(&group, "none", None), "at one moment it does not matter");
+    let since = group.replica.applied().position;
+    assert!(validate(&group, "none", Some(since)));
+    let part = Part { writes: vec![write("x", None)], ..Part::default() };
+    assert_eq!(group.prepare(1, part), Vote::Yes);
+    assert!(!validate(&group, "none", None), "perhaps it is committed already");
+}
+
+#[test]
+fn what_is_prepared_survives_checkpoints_and_travels_in_snapshots() {
+    let disk = SimulatedDisk::new(2);
+    let wal = open_wal(&disk).unwrap();
+    let replica = Replica::open(options(&disk, 1), Arc::clone(&wal)).unwrap();
+    let mut group = Group { replica, time_ms: 1_000, sequence: 0 };
+    group.plain(Operation::OpenSession { session: SessionId(1), lease_ms: 1 << 40 }).unwrap();
+    let part = Part { writes: vec![write("a", Some("1")), write("gone", None)], ..Part::default() };
+    assert_eq!(group.prepare(1, part), Vote::Yes);
+    let settle = Operation::Settle { transaction: TransactionId(5), decide_by_ms: 2_000 };
+    group.plain(settle).unwrap();
+    group.replica.checkpoint().unwrap();
+    let Group { replica, time_ms, sequence } = group;
+
+    let target = options(&disk, 2);
+    let mut installer = ReplicaInstaller::begin(&target).unwrap();
+    send(&replica.snapshot(), &mut installer, 100).unwrap();
+    installer.finish().unwrap();
+    drop(replica);
+    for of in [options(&disk, 1), target] {
+        let replica = Replica::open(of, Arc::clone(&wal)).unwrap();
+        let mut group = Group { replica, time_ms, sequence };
+        assert_eq!(group.replica.transaction_counts(), (1, 1));
+        assert_eq!(group.replica.expired_transactions(1_099, 9), []);
+        let expired = group.replica.expired_transactions(1_100, 9);
+        assert_eq!(expired.iter().map(|lock| lock.transaction.0).collect::<Vec<_>>(), [1]);
+        assert_eq!(group.replica.decisions_before(2_000, 9), []);
+        assert_eq!(group.replica.decisions_before(2_001, 9)[0].0, TransactionId(5));
+        assert!(group.get("a").is_none() && is_locked(&group.put("a", "2")));
+        group.resolve(1, true);
+        assert_eq!(group.get("a").unwrap().unwrap(), "1");
+    }
+}

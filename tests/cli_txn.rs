@@ -1,0 +1,51 @@
+//! `dogsled txn`, against a directory and against a node.
+#![cfg(feature = "cli")]
+
+mod cli_support;
+
+use cli_support::nodes::{Served, free_address};
+use cli_support::{Sandbox, run_with_input};
+
+const LINES: &str = r#"
+{"op":"check","key":"a","is":null}
+{"op":"put","key":"a","value":"1"}
+{"op":"put","tree":"other","key":{"hex":"00ff"},"value":"2"}
+{"op":"get","key":"a"}
+{"op":"get","key":"nothing"}
+{"op":"add","counter":"visits","by":3}
+"#;
+
+/// Runs the same against whatever `command` makes.
+fn everything(command: &dyn Fn(&[&str]) -> std::process::Command) {
+    let txn = |input: &str| run_with_input(command(&["txn", "-", "--json"]), input.as_bytes());
+    assert_eq!(txn(LINES).ok(), "{\"operations\":6,\"results\":[\"1\",null,3]}\n");
+    assert_eq!(run_with_input(command(&["get", "a"]), b"").ok(), "1\n");
+    assert_eq!(run_with_input(command(&["-t", "other", "get", r"\x00\xff"]), b"").ok(), "2\n");
+    let failing = |input: &str| run_with_input(command(&["txn"]), input.as_bytes());
+    failing(LINES).fails_saying(8, &["line 2", "nothing was done"]);
+    assert_eq!(run_with_input(command(&["counter", "get", "visits"]), b"").ok(), "3\n");
+    failing("{\"op\":\"put\",\"key\":\"a\"}").fails_saying(6, &["line 1", "value"]);
+    txn("{\"op\":\"remove\",\"key\":\"a\"}\n").ok();
+    run_with_input(command(&["get", "a"]), b"").fails(1);
+}
+
+#[test]
+fn operations_in_a_directory_are_one_transaction() {
+    let sandbox = Sandbox::new();
+    everything(&|arguments| sandbox.command(arguments));
+}
+
+#[test]
+fn operations_on_a_cluster_are_one_transaction() {
+    let sandbox = Sandbox::new();
+    let address = free_address();
+    let mut command = sandbox.bare(&["serve"]);
+    command.env("DOGSLED_LISTEN", &address);
+    let mut served = Served::start(command, &sandbox.path("log"));
+    served.says("serving; try");
+    everything(&|arguments| {
+        let mut command = sandbox.bare(&["--connect", &address]);
+        command.args(arguments);
+        command
+    });
+}

@@ -1,0 +1,334 @@
+//! Transactions over trees, counters and partitions, seen by those who run them at the same time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use dogsled::Batch;
+use dogsled::cluster::transaction::{TransactionError, TransactionResult, abort};
+use dogsled::cluster::{Client, Error, ring};
+
+use crate::support::Cluster;
+
+const PARTITIONS: u32 = 4;
+
+/// A key of each partition.
+fn keys() -> Vec<String> {
+    let of = |group| {
+        (0..).map(|i| format!("key {i}")).find(move |key| ring::group_of(key.as_bytes(), PARTITIONS) == group)
+    };
+    (1..=PARTITIONS).map(|group| of(group).unwrap()).collect()
+}
+
+fn number(value: Option<dogsled::IVec>) -> u64 {
+    value.map_or(0, |bytes| std::str::from_utf8(&bytes).unwrap().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_reads_what_it_writes_and_happens_as_a_whole() {
+    let cluster = Cluster::made(1, PARTITIONS).await;
+    let client = cluster.client(1).await;
+    let (one, two) = (&client.tree("one"), &client.tree("two"));
+    one.put("{x}a", "1").await.unwrap();
+    // One partition, and all of them.
+    for keys in [vec!["{x}a".to_owned(), "{x}b".to_owned()], keys()] {
+        let keys = &keys;
+        let done: TransactionResult<()> = client
+            .transaction(|tx| async move {
+                assert_eq!(tx.get(two, &keys[0]).await?, None);
+                assert_eq!(tx.insert(two, &keys[0], "first").await?, None);
+                assert_eq!(tx.get(two, &keys[0]).await?.unwrap(), "first");
+                assert_eq!(tx.insert(two, &keys[0], "second").await?.unwrap(), "first");
+                tx.put(one, &keys[1], "other")?;
+                assert!(tx.contains_key(one, &keys[1]).await?);
+                assert_eq!(tx.remove(one, &keys[1]).await?.unwrap(), "other");
+                tx.put(one, &keys[1], "last")?;
+                let mut batch = Batch::default();
+                keys.iter().for_each(|key| batch.insert(format!("{key}!").as_str(), "batch"));
+                tx.apply_batch(one, batch)?;
+                let many = tx.get_many(one, [keys[1].as_str(), "nothing", "{x}a"]).await?;
+                assert_eq!(many, [Some("last".into()), None, Some("1".into())]);
+                assert_eq!(tx.counter_add("visits", 2).await?, 2);
+                assert_eq!(tx.counter_add("visits", 3).await?, 5);
+                assert!(tx.counter_add_within("visits", 3, 0..=7).await?.is_err());
+                assert!(matches!(tx.counter_add("visits", i64::MAX).await, Err(Error::Invalid(_))));
+                Ok(())
+            })
+            .await;
+        done.unwrap();
+        assert_eq!(two.get(&keys[0]).await.unwrap().unwrap(), "second");
+        assert_eq!(one.get(&keys[1]).await.unwrap().unwrap(), "last");
+        for key in keys {
+            assert_eq!(one.get(format!("{key}!")).await.unwrap().unwrap(), "batch");
+        }
+        assert_eq!(client.counter("visits").get().await.unwrap(), 5);
+        client.counter("visits").reset().await.unwrap();
+    }
+    // Nothing of what is aborted.
+    let keys = &keys();
+    let aborted: TransactionResult<(), &str> = client
+        .transaction(|tx| async move {
+            tx.put(one, &keys[0], "never")?;
+            tx.put(one, &keys[3], "never")?;
+            abort("on second thoughts")
+        })
+        .await;
+    assert!(matches!(aborted, Err(TransactionError::Abort("on second thoughts"))), "{aborted:?}");
+    assert_eq!(one.get(&keys[0]).await.unwrap(), None);
+    // A handle that was kept is of no use.
+    let kept = std::sync::Mutex::new(None);
+    let kept_ref = &kept;
+    let done: TransactionResult<()> = client
+        .transaction(|tx| async move {
+            *kept_ref.lock().unwrap() = Some(tx);
+            Ok(())
+        })
+        .await;
+    done.unwrap();
+    let kept = kept.into_inner().unwrap().unwrap();
+    assert!(kept.put(one, "a", "b").is_err() && kept.get(one, "a").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranges_show_what_was_written_and_notice_what_others_add() {
+    let cluster = Cluster::made(1, PARTITIONS).await;
+    let client = cluster.client(1).await;
+    let tree = &client.tree("range");
+    for i in 0..40 {
+        tree.put(format!("{i:02}"), format!("{i}")).await.unwrap();
+    }
+    let names = |entries: Vec<(dogsled::IVec, dogsled::IVec)>| {
+        entries.into_iter().map(|(key, _)| String::from_utf8(key.to_vec()).unwrap()).collect::<Vec<_>>()
+    };
+    let runs = &AtomicU32::new(0);
+    let seen: Vec<Vec<String>> = client
+        .transaction(|tx| {
+            let (client, names) = (client.clone(), &names);
+            async move {
+                tx.delete(tree, "11")?;
+                tx.put(tree, "10x", "new")?;
+                tx.put(tree, "99", "beyond")?;
+                let seen = vec![
+                    names(tx.range(tree, "10".."14").await?),
+                    names(tx.range_limited(tree, "10".., 3).await?),
+                    names(tx.range_limited(tree, "36".., 9).await?),
+                    names(tx.scan_prefix(tree, "2").await?),
+                    names(tx.range(tree, "x".."b").await?),
+                ];
+                if runs.fetch_add(1, Ordering::SeqCst) == 0 {
+                    // Within what was seen.
+                    client.tree("range").put("12x", "by another").await?;
+                }
+                if runs.load(Ordering::SeqCst) == 2 {
+                    // Not within.
+                    client.tree("range").put("30x", "by another").await?;
+                }
+                Ok::<_, dogsled::cluster::transaction::ConflictableTransactionError>(seen)
+            }
+        })
+        .await
+        .unwrap();
+    assert_eq!(runs.load(Ordering::SeqCst), 2);
+    assert_eq!(seen[0], ["10", "10x", "12", "12x", "13"]);
+    assert_eq!(seen[1], ["10", "10x", "12"]);
+    assert_eq!(seen[2], ["36", "37", "38", "39", "99"]);
+    assert_eq!(seen[3], (20..30).map(|i| i.to_string()).collect::<Vec<_>>());
+    assert!(seen[4].is_empty());
+    assert_eq!(tree.get("11").await.unwrap(), None);
+    assert_eq!(tree.get("99").await.unwrap().unwrap(), "beyond");
+}
+
+async fn transfer(client: &Client, from: &str, to: &str, amount: u64) -> TransactionResult<bool> {
+    let tree = &client.tree("accounts");
+    client
+        .transaction(|tx| async move {
+            let (left, right) = (number(tx.get(tree, from).await?), number(tx.get(tree, to).await?));
+            if left < amount {
+                return Ok(false);
+            }
+            tx.put(tree, from, (left - amount).to_string())?;
+            tx.put(tree, to, (right + amount).to_string())?;
+            Ok(true)
+        })
+        .await
+}
+
+async fn total(client: &Client, keys: &[String]) -> TransactionResult<u64> {
+    let tree = &client.tree("accounts");
+    client
+        .transaction(|tx| async move {
+            let mut total = 0;
+            // One after the other, so that transfers come between.
+            for key in keys {
+                total += number(tx.get(tree, key).await?);
+            }
+            Ok(total)
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transfers_between_partitions_keep_the_total_while_leaders_die() {
+    let mut cluster = Cluster::made(3, PARTITIONS).await;
+    let keys = Arc::new(keys());
+    let client = cluster.client(1).await;
+    for key in &*keys {
+        client.tree("accounts").put(key, "100").await.unwrap();
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut tasks = Vec::new();
+    for worker in 0..4u64 {
+        let client = cluster.client(1 + worker % 3).await.with_deadline(Duration::from_secs(20));
+        let (keys, stop) = (Arc::clone(&keys), Arc::clone(&stop));
+        tasks.push(tokio::spawn(async move {
+            let (mut done, mut round) = (0, worker);
+            while !stop.load(Ordering::Relaxed) {
+                round = round.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let at = |shift: u32| (round >> shift) as usize % keys.len();
+                if worker == 0 {
+                    match total(&client, &keys).await {
+                        Ok(total) => assert_eq!(total, 400, "what was read was never so"),
+                        Err(error) => {
+                            assert!(!matches!(error, TransactionError::Cluster(Error::Invalid(_))), "{error}")
+                        }
+                    }
+                    done += 1;
+                } else if at(33) != at(40) {
+                    done +=
+                        u32::from(transfer(&client, &keys[at(33)], &keys[at(40)], round >> 60).await.is_ok());
+                }
+            }
+            done
+        }));
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let leader = cluster.leader(2).await;
+    cluster.halt(leader).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    cluster.start(leader).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut done = Vec::new();
+    for task in tasks {
+        done.push(task.await.unwrap());
+    }
+    assert!(done.iter().all(|done| *done > 5), "{done:?}");
+    let client = cluster.client(leader % 3 + 1).await;
+    assert_eq!(total(&client, &keys).await.unwrap(), 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_want_the_same_keys_both_get_through() {
+    let cluster = Cluster::made(1, PARTITIONS).await;
+    let keys = Arc::new(keys());
+    let mut tasks = Vec::new();
+    for _ in 0..6 {
+        let (client, keys) =
+            (cluster.client(1).await.with_deadline(Duration::from_secs(60)), Arc::clone(&keys));
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..10 {
+                let (keys, tree) = (&keys, &client.tree("hot"));
+                let added: TransactionResult<()> = client
+                    .transaction(|tx| async move {
+                        for key in keys.iter() {
+                            let value = number(tx.get(tree, key).await?) + 1;
+                            tx.put(tree, key, value.to_string())?;
+                        }
+                        Ok(())
+                    })
+                    .await;
+                added.unwrap();
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let client = cluster.client(1).await;
+    for key in &*keys {
+        assert_eq!(number(client.tree("hot").get(key).await.unwrap()), 60);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tens_of_thousands_of_operations_are_one_transaction() {
+    let cluster = Cluster::made(1, PARTITIONS).await;
+    let client = cluster.client(1).await;
+    let tree = &client.tree("many");
+    let count = 40_000;
+    let done: TransactionResult<()> = client
+        .transaction(|tx| async move {
+            for i in 0..count {
+                tx.put(tree, format!("{i:05}"), "v")?;
+            }
+            Ok(())
+        })
+        .await;
+    done.unwrap();
+    assert_eq!(tree.len().await.unwrap(), count);
+    let sum: TransactionResult<usize> =
+        client.transaction(|tx| async move { Ok(tx.range::<&str, _>(tree, ..).await?.len()) }).await;
+    assert_eq!(sum.unwrap() as u64, count);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compare_then_or_else_in_one_partition_and_over_several() {
+    let cluster = Cluster::made(1, PARTITIONS).await;
+    let client = cluster.client(1).await;
+    let tree = client.tree("compared");
+    let far = keys();
+    for [a, b] in [["{x}a", "{x}b"], [&far[0], &far[1]]] {
+        let compare = || {
+            client
+                .compare()
+                .is_absent(&tree, a)
+                .is_not(&tree, b, "taken")
+                .then_put(&tree, a, "mine")
+                .then_put(&tree, b, "taken")
+                .else_put(&tree, b, "else")
+        };
+        assert!(compare().run().await.unwrap().held());
+        assert_eq!(tree.get(a).await.unwrap().unwrap(), "mine");
+        assert_eq!(tree.get(b).await.unwrap().unwrap(), "taken");
+        let second = compare().run().await.unwrap();
+        assert_eq!((second.failed(), second.found().unwrap()), (Some(0), &"mine".into()));
+        assert_eq!(tree.get(b).await.unwrap().unwrap(), "else");
+        let third = client.compare().is_less(&tree, a, "n").is_greater(&tree, b, "e").then_remove(&tree, a);
+        assert!(third.run().await.unwrap().held());
+        assert_eq!(tree.get(a).await.unwrap(), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_under_a_lock_that_another_has_taken_since_does_nothing() {
+    let cluster = Cluster::made(1, PARTITIONS).await;
+    let client = cluster.client(1).await;
+    let tree = &client.tree("guarded");
+    let lease = Duration::from_secs(30);
+    let first = client.lock("job").owner("ann").acquire(lease).await.unwrap();
+    let token = first.token();
+    let client_ref = &client;
+    let write = |key: String| async move {
+        let key = &key;
+        let written: TransactionResult<(), &str> = client_ref
+            .transaction(|tx| async move {
+                if !tx.holds_lock("job", token).await? {
+                    return abort("lost");
+                }
+                tx.put(tree, key, "by the first")?;
+                Ok(())
+            })
+            .await;
+        written
+    };
+    for key in keys() {
+        write(key).await.unwrap();
+    }
+    first.release().await.unwrap().unwrap();
+    let second = client.lock("job").owner("ben").acquire(lease).await.unwrap();
+    for key in keys() {
+        assert!(matches!(write(format!("{key} again")).await, Err(TransactionError::Abort("lost"))));
+    }
+    assert_eq!(tree.len().await.unwrap(), u64::from(PARTITIONS));
+    second.release().await.unwrap().unwrap();
+}

@@ -1,0 +1,161 @@
+//! Fenced writes, times to live and shared locks of the embedded database, as an application sees them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use dogsled::transaction::{TransactionError, TransactionResult, Transactional};
+use dogsled::{Batch, Config, Db, Error, FencingToken, Ttl};
+
+const LEASE: Duration = Duration::from_secs(30);
+
+fn open() -> Db {
+    Config::new().temporary(true).open().unwrap()
+}
+
+#[test]
+fn every_way_to_write_is_refused_once_the_lock_is_lost() {
+    let db = open();
+    let (first, second) = (db.open_tree("first").unwrap(), db.open_tree("second").unwrap());
+    let guard = db.lock("printer").acquire(LEASE).unwrap();
+    let token = guard.token();
+    let (under, other) = (first.under(&guard), second.under(&guard));
+    let counter = db.counter("pages").under(&guard);
+    let mut batch = Batch::default();
+    batch.insert("b", "1");
+    let write_all = || -> Vec<Result<(), Error>> {
+        let transaction: TransactionResult<()> = (&first, &other).transaction(|(first, other)| {
+            first.insert("t", "1")?;
+            other.insert("t", "1")?;
+            Ok(())
+        });
+        let transaction = transaction.map_err(|error| match error {
+            TransactionError::Storage(error) => error,
+            TransactionError::Abort(()) => unreachable!("nothing aborts"),
+        });
+        vec![
+            under.insert("a", "1").map(drop),
+            under.put("a", "2"),
+            under.compare_and_swap("a", Some("2"), Some("3")).map(drop),
+            under.update_and_fetch("a", |_| Some("4")).map(drop),
+            under.apply_batch(batch.clone()),
+            under.insert_with_ttl("c", "1", LEASE).map(drop),
+            under.expire("c", LEASE).map(drop),
+            under.insert_next("n", "1").map(drop),
+            counter.add(1).map(drop),
+            transaction,
+            under.remove("b").map(drop),
+        ]
+    };
+    for (number, result) in write_all().into_iter().enumerate() {
+        assert_eq!(result, Ok(()), "write {number}");
+    }
+    guard.release().unwrap().unwrap();
+    let next = db.lock("printer").acquire(LEASE).unwrap();
+    let (before, counted) = (first.checksum().unwrap(), counter.get().unwrap());
+    let refused = Error::LockNotHeld { lock: "printer".into(), token, current: Some(next.token()) };
+    for (number, result) in write_all().into_iter().enumerate() {
+        assert_eq!(result, Err(refused.clone()), "write {number}");
+    }
+    assert_eq!((first.checksum().unwrap(), counter.get().unwrap()), (before, counted));
+    assert_eq!(under.get("a").unwrap().unwrap(), "4", "reading goes on");
+    assert!(next.token() > token && token > FencingToken::PENDING && next.is_valid());
+}
+
+#[test]
+fn an_export_carries_times_to_live_into_another_database() {
+    let db = open();
+    let users = db.open_tree("users").unwrap();
+    users.insert("for good", "1").unwrap();
+    users.insert_with_ttl("for a while", "2", LEASE).unwrap();
+    users.insert_with_ttl("rewritten", "3", LEASE).unwrap();
+    users.insert("rewritten", "4").unwrap();
+    db.insert_with_ttl("soon", "5", Duration::from_millis(60)).unwrap();
+    let names: Vec<_> = db.tree_names();
+    assert_eq!(names.len(), 2, "the tree of times to live is not shown: {names:?}");
+    let copy = open();
+    copy.import(db.export());
+    let users = copy.open_tree("users").unwrap();
+    assert_eq!(users.ttl("for good").unwrap(), Ttl::Forever);
+    assert_eq!(users.ttl("rewritten").unwrap(), Ttl::Forever);
+    assert!(matches!(users.ttl("for a while").unwrap(), Ttl::In(left) if left <= LEASE));
+    assert_eq!(copy.checksum().unwrap(), db.checksum().unwrap());
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!((db.get("soon").unwrap(), copy.get("soon").unwrap()), (None, None));
+}
+
+#[test]
+fn a_snapshot_shows_what_there_was_when_it_was_made() {
+    let db = open();
+    db.insert_with_ttl("k", "v", Duration::from_millis(60)).unwrap();
+    let snapshot = db.snapshot();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(db.get("k").unwrap(), None);
+    assert_eq!(db.iter().count(), 0);
+    assert_eq!(snapshot.get(&db, "k").unwrap().unwrap(), "v");
+    assert_eq!(db.snapshot().get(&db, "k").unwrap(), None);
+    // A transaction sees what its snapshot does, and writes it anew for good.
+    db.transaction::<_, _, ()>(|tree| {
+        assert_eq!(tree.get("k")?, None);
+        tree.insert("k", "w")?;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(db.ttl("k").unwrap(), Ttl::Forever);
+}
+
+#[test]
+fn threads_wait_for_read_write_locks_and_semaphores() {
+    let db = open();
+    let writer = db.write_lock("book").acquire(LEASE).unwrap();
+    let inside = Arc::new(AtomicU32::new(0));
+    let most = Arc::new(AtomicU32::new(0));
+    let threads: Vec<_> = (0..6)
+        .map(|_| {
+            let (db, inside, most) = (db.clone(), Arc::clone(&inside), Arc::clone(&most));
+            std::thread::spawn(move || {
+                let reader = db.read_lock("book").acquire(LEASE).unwrap();
+                let seat = db.semaphore("seats", 2).acquire(LEASE).unwrap();
+                most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(20));
+                inside.fetch_sub(1, Ordering::SeqCst);
+                seat.release().unwrap().unwrap();
+                reader.release().unwrap().unwrap();
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(most.load(Ordering::SeqCst), 0);
+    writer.release().unwrap().unwrap();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+    assert!(db.write_lock("book").try_acquire(LEASE).unwrap().is_some());
+}
+
+#[test]
+fn after_an_unclean_end_a_lock_is_delayed() {
+    let db = open();
+    let (lease, delay) = (Duration::from_millis(40), Duration::from_millis(150));
+    let guard = db.lock("job").delay(delay).acquire(lease).unwrap();
+    let began = std::time::Instant::now();
+    guard.keep();
+    let next = db.lock("job").acquire(LEASE).unwrap();
+    assert!(began.elapsed() > delay, "{:?}", began.elapsed());
+    assert!(next.release().unwrap().is_ok());
+}
+
+#[test]
+fn several_counters_are_added_to_together_or_not_at_all() {
+    let db = open();
+    db.counter("full").set(i64::MAX).unwrap();
+    assert_eq!(
+        db.add_to_counters([("a", 1), ("b", -2), ("a", 2)]).unwrap(),
+        [("a".into(), 3), ("b".into(), -2)]
+    );
+    assert!(matches!(db.add_to_counters([("a", 1), ("full", 1)]), Err(Error::Unsupported(_))));
+    assert_eq!(db.counter("a").get().unwrap(), 3);
+    assert_eq!(db.counter("a").set_if(3, 10).unwrap(), Ok(()));
+    assert_eq!(db.counter("a").set_if(3, 11).unwrap(), Err(10));
+}
