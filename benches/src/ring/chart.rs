@@ -150,7 +150,7 @@ fn chart(out: &mut String, at: (f64, f64), title: &str, note: &str, lines: &[Lin
 
 /// What each change of the large cluster moved, beside what it had to.
 fn bars(out: &mut String, at: (f64, f64), report: &Report, size: &str) {
-    let note = format!("{size}; replicas moved, grey what had to; in brackets between unchanged members");
+    let note = format!("{size}; moved, grey: had to, (between unchanged members)");
     heading(out, at, "What a change moves", &note);
     let changes = &report.steps[1..];
     let most = changes.iter().map(|step| step.moved.max(step.needed)).max().unwrap_or(1).max(1) as f64;
