@@ -241,9 +241,14 @@ fn together(wait: Duration) -> Duration {
     if wait < GRID / 2 || RANDOM.get().is_some() {
         return wait;
     }
-    let now = BEGAN.get_or_init(Instant::now).elapsed();
-    let end = (now + wait).as_millis().next_multiple_of(GRID.as_millis());
-    Duration::from_millis(end as u64).saturating_sub(now)
+    up_to_grid(BEGAN.get_or_init(Instant::now).elapsed(), wait)
+}
+
+/// The wait from `now` to the first point of the grid at which `wait` is over. Never shorter than
+/// `wait`: a lease or an election timeout that ends early is a broken promise.
+fn up_to_grid(now: Duration, wait: Duration) -> Duration {
+    let end = (now + wait).as_nanos().next_multiple_of(GRID.as_nanos());
+    Duration::from_nanos(u64::try_from(end).unwrap_or(u64::MAX)).saturating_sub(now)
 }
 
 type Sleep = Either<Ready<()>, tokio::time::Sleep>;
@@ -333,6 +338,18 @@ mod tests {
     #[test]
     fn openrafts_suite_passes() {
         openraft::rt::testing::Suite::<Runtime>::test_all();
+    }
+
+    #[test]
+    fn waits_end_on_the_grid_and_never_early() {
+        for micros in (0..200_000).step_by(77) {
+            let now = Duration::from_micros(micros);
+            for wait in [25, 50, 51, 99, 150].map(Duration::from_millis) {
+                let longer = up_to_grid(now, wait);
+                assert!(longer >= wait && longer < wait + GRID, "{wait:?} at {now:?} became {longer:?}");
+                assert_eq!((now + longer).as_nanos() % GRID.as_nanos(), 0);
+            }
+        }
     }
 
     #[test]
