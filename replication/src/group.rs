@@ -412,6 +412,18 @@ impl Group {
         if !self.leads() {
             return Err(self.not_leader(self.leader()));
         }
+        // A leader that was removed leads on until it has found a successor. Who belongs to the group is
+        // for that one to change: openraft takes the state of a removed leader for a bug.
+        let (newest, is_member) = newest_membership(&raft);
+        if !is_member {
+            return Err(self.not_leader(None));
+        }
+        if newest != based_on.position {
+            return Err(ClusterError::Unavailable(format!(
+                "the newest membership of group {} is that at {newest}, not the one at {}",
+                self.id, based_on.position
+            )));
+        }
         let ids = |nodes: Vec<NodeId>| nodes.into_iter().map(|node| node.0).collect::<BTreeSet<u64>>();
         let mut keep = false;
         let change = match change {
