@@ -196,10 +196,14 @@ pub(crate) fn to_json(bytes: &[u8]) -> Value {
     }
 }
 
-/// The bytes of a JSON string, of `{"base64":"…"}` or of `{"hex":"…"}`; of a number, its digits.
+/// The bytes of a JSON string, of `{"base64":"…"}` or of `{"hex":"…"}`; of a whole number, its digits.
+/// Other numbers have lost digits by the time they are a [`Value`].
 pub(crate) fn from_json(value: &Value) -> Result<Cow<'_, [u8]>, String> {
     match value {
         Value::String(text) => Ok(Cow::Borrowed(text.as_bytes())),
+        Value::Number(number) if number.is_f64() => {
+            Err("a number that is not whole or is too large: write it as a string".into())
+        }
         Value::Number(number) => Ok(Cow::Owned(number.to_string().into_bytes())),
         Value::Object(fields) => match encoded_field(fields) {
             Some(decoded) => decoded.map(Cow::Owned),

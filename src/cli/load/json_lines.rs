@@ -100,8 +100,11 @@ fn record(line: &[u8], options: &Options) -> Result<Record, String> {
     })
 }
 
-/// The bytes of a key or name.
+/// The bytes of a key or name; of a number, its digits as they stand, however many.
 fn exact(field: &str, raw: &RawValue) -> Result<Vec<u8>, String> {
+    if raw.get().starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
+        return Ok(raw.get().as_bytes().to_vec());
+    }
     let value: Value = serde_json::from_str(raw.get()).map_err(|error| explain(&error))?;
     match bytes::from_json(&value) {
         Ok(bytes) => Ok(bytes.into_owned()),
@@ -177,6 +180,19 @@ mod tests {
             read(input, Options::default()),
             ["a=1", "\\x00\\xff=\\xff", "7=1.50", r#"t/o={"b":1, "a":[2]}"#, "n=null"]
         );
+    }
+
+    #[test]
+    fn numbers_that_differ_are_keys_that_differ() {
+        let input = r#"{"id":12345678901234567890123}
+{"id":12345678901234567890124}
+{"id":0.1}
+{"id":0.10000000000000000001}
+{"id":-7}"#;
+        let options = Options { key: Some("id".into()), value: Some("id".into()) };
+        let numbers =
+            ["12345678901234567890123", "12345678901234567890124", "0.1", "0.10000000000000000001", "-7"];
+        assert_eq!(read(input, options), numbers.map(|number| format!("{number}={number}")));
     }
 
     #[test]
