@@ -140,3 +140,59 @@ fn an_export_that_fails_leaves_no_file() {
     let output = sandbox.command(&["export"]).stdout(full).output().expect("runs");
     assert_eq!(output.status.code(), Some(5));
 }
+
+#[test]
+fn an_output_file_never_takes_the_place_of_what_is_no_file_or_belongs_to_the_database() {
+    use std::os::unix::fs::FileTypeExt as _;
+    let sandbox = sample();
+    // Its own files: refused, and nothing is lost.
+    for own in ["MANIFEST", "tree.redb", "wal/0000000000000001.wal", "new.dogsled"] {
+        let own = sandbox.database().join(own).display().to_string();
+        sandbox.run(&["export", &own]).fails_saying(8, &["lies within the database"]);
+        sandbox.run(&["get", "key00000", "-o", &own]).fails_saying(8, &["lies within the database"]);
+    }
+    std::os::unix::fs::symlink(sandbox.database().join("MANIFEST"), sandbox.path("link")).expect("a link");
+    sandbox.run(&["export", &sandbox.argument("link")]).fails_saying(8, &["lies within the database"]);
+    let before = listing(&sandbox);
+    // A pipe is written through.
+    let pipe = sandbox.argument("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is there");
+    assert!(made.success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe).expect("a pipe")
+    });
+    sandbox.run(&["export", &pipe]).ok();
+    let file = sandbox.argument("all.dogsled");
+    sandbox.run(&["export", &file]).ok();
+    assert_eq!(reader.join().expect("read"), std::fs::read(&file).expect("exported"));
+    assert!(std::fs::metadata(&pipe).expect("it is there").file_type().is_fifo());
+    // Of a link, what it points to.
+    std::fs::write(sandbox.path("old"), "old").expect("writable");
+    std::os::unix::fs::symlink("old", sandbox.path("to-old")).expect("a link");
+    sandbox.run(&["get", "key00007", "-o", &sandbox.argument("to-old")]).ok();
+    assert_eq!(std::fs::read_to_string(sandbox.path("old")).expect("written"), "value 7");
+    assert!(std::fs::symlink_metadata(sandbox.path("to-old")).expect("there").is_symlink());
+    // A target that cannot be: nothing is left beside it.
+    std::fs::create_dir(sandbox.path("directory")).expect("a directory");
+    sandbox.run(&["export", &sandbox.argument("directory")]).fails_saying(5, &["directory"]);
+    assert_eq!(listing(&sandbox), before);
+    let left = std::fs::read_dir(sandbox.path("")).expect("listed");
+    let left: Vec<_> = left.map(|entry| entry.expect("listed").file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("partial")), "{left:?}");
+}
+
+#[test]
+fn wrong_usage_is_told_in_json_where_json_is_asked_for() {
+    let sandbox = sample();
+    for wrong in [&["--json", "put", "a"][..], &["scan", "--json", "--limit", "foo"], &["--json", "nonsense"]]
+    {
+        let told = sandbox.run(wrong).fails(2);
+        assert!(told.starts_with("{\"code\":2,\"error\":\""), "{told}");
+        assert_eq!(told.trim_end().lines().count(), 1, "{told}");
+    }
+    assert!(sandbox.run(&["put", "a"]).fails(2).contains("Usage:"));
+    // An option for all commands before a subcommand of a subcommand.
+    let holder = sandbox.run(&["--json", "lock", "holder", "l"]);
+    assert_eq!(holder.code, 1, "{holder:?}");
+}

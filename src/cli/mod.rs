@@ -19,6 +19,7 @@ mod demo;
 mod exit;
 mod load;
 mod output;
+mod output_file;
 mod progress;
 mod remote;
 mod serve;

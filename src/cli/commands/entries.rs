@@ -1,6 +1,7 @@
 //! `get`, `put`, `del`, `scan`, `count` and `trees`.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use crate::cli::args::{Global, RangeArgs};
 use crate::cli::bytes::{self, ByteFormat};
 use crate::cli::exit::{Failure, Result};
 use crate::cli::output::{self, Output};
+use crate::cli::output_file::OutputFile;
 use crate::cli::progress::Progress;
 use crate::cli::store::KeyRange;
 
@@ -21,7 +23,9 @@ pub(crate) fn get(global: &Global, out: &mut Output, key: &OsStr, file: Option<&
         return Err(Failure::not_found(format!("no key {:?}", bytes::display_short(&key))));
     };
     if let Some(file) = file {
-        std::fs::write(file, &value).map_err(|error| Failure::io(file.display(), &error))?;
+        let mut written = OutputFile::create(file, global.dir.as_deref())?;
+        written.write_all(&value).map_err(|error| Failure::io(file.display(), &error))?;
+        written.finish()?;
         return out.summary(
             format!("{} written to {}", output::size(value.len() as u64), file.display()),
             json!({ "key": bytes::to_json(&key), "bytes": value.len(), "file": file.display().to_string() }),

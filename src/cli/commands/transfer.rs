@@ -5,8 +5,8 @@
 //! what nobody writes to meanwhile is.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::path::Path;
 
 use dogsled_storage::{DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
 use serde_json::json;
@@ -19,6 +19,7 @@ use crate::cli::exit::{Code, Failure, Result};
 use crate::cli::load::json_lines::{self, JsonLines};
 use crate::cli::load::{Problem, Record};
 use crate::cli::output::{self, Output};
+use crate::cli::output_file::OutputFile;
 use crate::cli::progress::Progress;
 use crate::cli::sink::Sink;
 use crate::cli::store::KeyRange;
@@ -50,23 +51,10 @@ pub(crate) fn export(
         write_export(global, &database, &names, format, OutputWriter(out), &|error| Failure::output(&error))?;
         return Ok(());
     };
-    // Under another name until it is whole, so that no half export is taken for one.
-    let aside = aside(file);
-    let failed = |error: io::Error| Failure::io(aside.display(), &error);
-    let (partial, records) = File::create(&aside)
-        .map_err(failed)
-        .and_then(|partial| write_export(global, &database, &names, format, BufWriter::new(partial), &failed))
-        .and_then(|(partial, records)| {
-            let partial = partial.into_inner().map_err(|error| failed(error.into_error()))?;
-            partial.sync_all().map_err(failed)?;
-            Ok((partial, records))
-        })
-        .inspect_err(|_| {
-            // The failure is what matters; a file that cannot be removed either stays.
-            let _ = std::fs::remove_file(&aside);
-        })?;
-    let size = partial.metadata().map_or(0, |metadata| metadata.len());
-    std::fs::rename(&aside, file).map_err(|error| Failure::io(file.display(), &error))?;
+    let failed = |error: io::Error| Failure::io(file.display(), &error);
+    let written = OutputFile::create(file, global.dir.as_deref())?;
+    let (written, records) = write_export(global, &database, &names, format, written, &failed)?;
+    let size = written.finish()?;
     out.summary(
         format!(
             "{} of {} exported to {} ({})",
@@ -77,12 +65,6 @@ pub(crate) fn export(
         ),
         json!({ "records": records, "trees": names.len(), "file": file.display().to_string(), "bytes": size }),
     )
-}
-
-fn aside(file: &Path) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".partial");
-    PathBuf::from(name)
 }
 
 /// Writes a key and its value.
