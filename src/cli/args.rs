@@ -94,7 +94,21 @@ pub(crate) struct Global {
 impl Cli {
     /// Reads the command line and the variables.
     pub(crate) fn read() -> Result<Cli> {
-        let matches = Cli::command().get_matches();
+        let matches = match Cli::command().try_get_matches() {
+            Ok(matches) => matches,
+            // Help and the version are what was asked for, not errors.
+            Err(error)
+                if !error.use_stderr() || !std::env::args_os().any(|argument| argument == "--json") =>
+            {
+                error.exit()
+            }
+            Err(error) => {
+                let text = error.render().to_string();
+                let text = text.strip_prefix("error: ").unwrap_or(&text);
+                let first = text.split("\n\n").next().unwrap_or_default();
+                return Err(Failure::usage(first.trim().to_owned()));
+            }
+        };
         let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
         cli.global.settle(given("dir"), given("connect"))?;
@@ -267,7 +281,7 @@ pub(crate) enum Command {
         file: PathBuf,
     },
     /// See or take a lock, or run a command under it: `dogsled lock NAME -- command`
-    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    #[command(subcommand_negates_reqs = true)]
     Lock {
         #[command(subcommand)]
         command: Option<LockCommand>,
@@ -400,7 +414,7 @@ pub(crate) enum WalCommand {
     Dump {
         /// The database directory, instead of --dir
         directory: Option<PathBuf>,
-        /// No more than this many
+        /// No more than so many commits; each has a line per operation
         #[arg(short = 'n', long)]
         limit: Option<u64>,
     },

@@ -28,7 +28,7 @@ mod store;
 
 use std::process::ExitCode;
 
-use self::args::{Cli, Command};
+use self::args::{Cli, Command, LockRun};
 use self::bytes::ByteFormat;
 use self::exit::{Failure, Result};
 use self::output::Output;
@@ -37,7 +37,7 @@ use self::output::Output;
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::read() {
         Ok(cli) => cli,
-        Err(failure) => return failure.report(false),
+        Err(failure) => return failure.report(std::env::args_os().any(|argument| argument == "--json")),
     };
     let json = cli.global.json;
     match run(cli) {
@@ -80,6 +80,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Bench(args) => commands::bench::bench(&global, out, &args),
         Command::Wal { command } => commands::wal::wal(&global, out, &command),
         Command::Counter { command } => commands::coordination::counter(&global, out, &command),
+        Command::Lock { command: Some(_), run: LockRun { name: Some(_), .. } } => {
+            return Err(Failure::usage("a lock to run a command under, or a subcommand, not both"));
+        }
         Command::Lock { command: Some(command), .. } => commands::coordination::lock(&global, out, &command),
         Command::Lock { command: None, run } => commands::lock_run::run(&global, &run),
         Command::Txn { file } => commands::txn::txn(&global, out, &file),
