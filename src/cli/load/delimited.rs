@@ -7,7 +7,7 @@
 
 use std::io::BufRead;
 
-use super::lines::{Lines, trim_end};
+use super::lines::{Lines, MAX_LINE_LENGTH, trim_end};
 use super::{Parsed, Place, Problem, Record};
 use crate::cli::bytes::{self, ByteFormat};
 
@@ -123,6 +123,12 @@ impl<R: BufRead> Delimited<R> {
                 fields.push(field);
                 return Ok(Row { place, fields });
             }
+            if field.len() as u64 > MAX_LINE_LENGTH {
+                return Err(Problem::fatal(
+                    place,
+                    format!("the quote that opens field {} is not closed for too long", fields.len() + 1),
+                ));
+            }
             line = match self.lines.next_raw() {
                 Some(Ok(line)) => line.to_vec(),
                 Some(Err(problem)) => return Err(problem),
@@ -140,6 +146,12 @@ impl<R: BufRead> Delimited<R> {
     fn choose_columns(&self, first: &Row) -> Result<Columns, Problem> {
         let names = self.options.header.then(|| first.fields.clone());
         let count = first.fields.len();
+        if let Some(twice) = names.as_deref().and_then(twice) {
+            return Err(Problem::fatal(
+                first.place,
+                format!("two columns are called {:?}", bytes::display_short(twice)),
+            ));
+        }
         let find = |wanted: &str| {
             let by_name =
                 names.as_ref().and_then(|names| names.iter().position(|name| name == wanted.as_bytes()));
@@ -214,6 +226,12 @@ impl<R: BufRead> Delimited<R> {
         };
         Record::put(key, value).checked(row.place)
     }
+}
+
+/// A name that two columns have. Those without a name go by their number.
+fn twice(names: &[Vec<u8>]) -> Option<&Vec<u8>> {
+    let mut seen = std::collections::HashSet::new();
+    names.iter().find(|name| !name.is_empty() && !seen.insert(*name))
 }
 
 /// The fields as a JSON object, in the order of the columns.
@@ -368,6 +386,13 @@ mod tests {
             read("id,text\n1,\"open\n2,b\n", csv()),
             ["line 2: the quote that opens field 2 is never closed"]
         );
+    }
+
+    #[test]
+    fn two_columns_of_one_name_are_refused() {
+        assert_eq!(read("id,a,a\n1,2,3\n", csv()), ["line 1: two columns are called \"a\""]);
+        // Those without a name go by their number.
+        assert_eq!(read("id,,\n1,2,3\n", csv()), [r#"1={"2":"2","3":"3"}"#]);
     }
 
     #[test]
