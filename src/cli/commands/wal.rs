@@ -9,7 +9,10 @@ use std::path::Path;
 use dogsled_storage::codec::decode_effects;
 use dogsled_storage::disk::RealDisk;
 use dogsled_storage::wal::{Event, RecordKind, Summary, inspect};
-use dogsled_storage::{DEFAULT_TREE_NAME, EMBEDDED_STREAM, Effect, Effects, Error, IVec, TreeId};
+use dogsled_storage::{
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EMBEDDED_STREAM, EXPIRY_TREE_NAME, Effect, Effects, Error, IVec,
+    LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, SEQUENCES_TREE_NAME, TreeId,
+};
 use serde_json::{Value, json};
 
 use crate::cli::args::{Global, WalCommand};
@@ -82,7 +85,7 @@ fn verify(out: &mut Output, wal: &Path) -> Result<()> {
             output::count(summary.segments as u64, "segment"),
             match (commits.first, commits.last) {
                 (Some(first), Some(last)) => format!("{first} to {last}"),
-                _ => "all of them in the B-tree".to_owned(),
+                _ => "none: if the database is sound, all are in the B-tree".to_owned(),
             }
         ))?;
         for torn in &torn {
@@ -133,7 +136,17 @@ fn decode(bytes: &[u8]) -> Result<(u64, Effects), String> {
 }
 
 fn dump(out: &mut Output, wal: &Path, limit: u64) -> Result<()> {
-    let mut names = HashMap::from([(TreeId::DEFAULT, IVec::from(DEFAULT_TREE_NAME))]);
+    let mut names = HashMap::from(
+        [
+            (TreeId::DEFAULT, DEFAULT_TREE_NAME),
+            (TreeId::COUNTERS, COUNTERS_TREE_NAME),
+            (TreeId::LOCKS, LOCKS_TREE_NAME),
+            (TreeId::EXPIRY, EXPIRY_TREE_NAME),
+            (TreeId::LOCK_QUEUES, LOCK_QUEUES_TREE_NAME),
+            (TreeId::SEQUENCES, SEQUENCES_TREE_NAME),
+        ]
+        .map(|(id, name)| (id, IVec::from(name))),
+    );
     let mut shown = 0;
     let mut damaged = 0;
     if !out.json {
