@@ -19,10 +19,11 @@ show() {
 
 show cargo build --release --locked --bin dogsled
 dogsled=${CARGO_TARGET_DIR:-target}/release/dogsled
-rm -rf "$directory"
 mkdir -p "$directory"
 export DOGSLED_DIR="$directory/packages.db"
 tsv="$directory/packages.tsv"
+# Only what this made itself: the directory may be one that holds more.
+rm -rf "$DOGSLED_DIR" "$tsv"
 
 # Paragraphs of "Field: value" lines, to one line per package: name, tab, version and summary.
 # A backslash is an escape in a TSV of dogsled.
