@@ -70,11 +70,31 @@ impl Default for Config {
 impl Config {
     /// The defaults: path `default.sled`, 1 GiB of cache, [`Durability::Buffered`] with a sync
     /// every 500 ms.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// let config = dogsled::Config::new();
+    /// assert_eq!(config.get_path().to_str(), Some("default.sled"));
+    /// # Ok(()) }
+    /// ```
     pub fn new() -> Config {
         Config::default()
     }
 
     /// The directory that holds the database; created if it does not exist.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let parent = std::env::temp_dir().join(format!("dogsled-doc-path-{}", std::process::id()));
+    /// # let path = parent.join("data.db");
+    /// let db = dogsled::Config::new().path(&path).open()?;
+    /// db.insert("key", "value")?;
+    /// drop(db);
+    /// let db = dogsled::Config::new().path(&path).open()?;
+    /// assert_eq!(db.get("key")?.unwrap(), "value");
+    /// # drop(db); std::fs::remove_dir_all(parent)?;
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn path<P: AsRef<Path>>(mut self, path: P) -> Config {
         self.path = Some(path.as_ref().to_path_buf());
@@ -83,6 +103,13 @@ impl Config {
 
     /// Whether the directory is deleted when the last handle is dropped. Without a path it is
     /// made in shared memory on Linux, and among the temporary files elsewhere.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("key", "gone when the database is closed")?;
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn temporary(mut self, to: bool) -> Config {
         self.temporary = to;
@@ -90,6 +117,14 @@ impl Config {
     }
 
     /// How many bytes of memory the caches and the buffered writes may take together.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// // For a small machine.
+    /// let db = dogsled::Config::new().temporary(true).cache_capacity(16 << 20).open()?;
+    /// db.insert("key", "value")?;
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn cache_capacity(mut self, to: u64) -> Config {
         self.cache_capacity = to;
@@ -97,6 +132,16 @@ impl Config {
     }
 
     /// Whether to fail if the database exists already.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let parent = std::env::temp_dir().join(format!("dogsled-doc-create-{}", std::process::id()));
+    /// # let path = parent.join("data.db");
+    /// drop(dogsled::Config::new().path(&path).create_new(true).open()?);
+    /// assert!(dogsled::Config::new().path(&path).create_new(true).open().is_err(), "it is there");
+    /// # std::fs::remove_dir_all(parent)?;
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn create_new(mut self, to: bool) -> Config {
         self.create_new = to;
@@ -120,6 +165,15 @@ impl Config {
 
     /// How often buffered writes are synced, in milliseconds; `None`: only by
     /// [`flush`](crate::Tree::flush), and when the database is closed.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// // A power cut costs at most the last tenth of a second.
+    /// let db = dogsled::Config::new().temporary(true).flush_every_ms(Some(100)).open()?;
+    /// db.insert("key", "value")?;
+    /// db.flush()?; // and from here on not even that
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn flush_every_ms(mut self, every_ms: Option<u64>) -> Config {
         self.flush_every_ms = every_ms;
@@ -129,6 +183,15 @@ impl Config {
     /// How many bytes of write-ahead log are kept, beyond what recovery needs, for
     /// [`changes_since`](Db::changes_since). The default is 0: what a checkpoint has folded into
     /// the B-tree can no longer be read as changes.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// let db = dogsled::Config::new().temporary(true).retain_changes_bytes(64 << 20).open()?;
+    /// let before = db.snapshot().sequence();
+    /// db.insert("key", "value")?;
+    /// assert_eq!(db.changes_since(before)?.count(), 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn retain_changes_bytes(mut self, to: u64) -> Config {
         self.retain_changes_bytes = to;
@@ -137,6 +200,13 @@ impl Config {
 
     /// Size of a file of the write-ahead log in bytes, rounded up to a sensible power of two.
     /// (sled's segments are another thing, and smaller.)
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// let db = dogsled::Config::new().temporary(true).segment_size(2 << 20).open()?;
+    /// db.insert("key", "value")?;
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn segment_size(mut self, segment_size: usize) -> Config {
         const SMALLEST: u64 = 1 << 20;
@@ -220,6 +290,13 @@ impl Config {
     }
 
     /// Opens the database, creating it if need be and recovering it if it was not closed.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// let db = dogsled::Config::new().temporary(true).open()?;
+    /// assert!(db.is_empty());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::InUse`] if it is open elsewhere, [`Error::NotADatabase`] if the directory holds

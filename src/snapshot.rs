@@ -48,6 +48,16 @@ impl Snapshot {
 
     /// The value of a key.
     ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("key", "value")?;
+    /// let snapshot = db.snapshot();
+    /// db.remove("key")?;
+    /// assert_eq!(snapshot.get(&db, "key")?.unwrap(), "value");
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::CollectionNotFound`] if the tree was not there then, [`Error::Unsupported`] if it
     /// is of another database, and those of reading.
@@ -59,6 +69,16 @@ impl Snapshot {
 
     /// Whether a key is there.
     ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let snapshot = db.snapshot();
+    /// db.insert("key", "value")?;
+    /// assert!(!snapshot.contains_key(&db, "key")?);
+    /// assert!(db.snapshot().contains_key(&db, "key")?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Snapshot::get`].
     pub fn contains_key<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<bool> {
@@ -66,6 +86,16 @@ impl Snapshot {
     }
 
     /// How many keys a tree has, without counting them.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("key", "value")?;
+    /// let snapshot = db.snapshot();
+    /// db.insert("another", "value")?;
+    /// assert_eq!(snapshot.len(&db)?, 1);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Snapshot::get`].
@@ -76,6 +106,15 @@ impl Snapshot {
 
     /// Whether a tree has no keys.
     ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let snapshot = db.snapshot();
+    /// db.insert("key", "value")?;
+    /// assert!(snapshot.is_empty(&db)?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Snapshot::get`].
     pub fn is_empty(&self, tree: &Tree) -> Result<bool> {
@@ -83,6 +122,17 @@ impl Snapshot {
     }
 
     /// All keys and values of a tree, in key order.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("a", "1")?;
+    /// let snapshot = db.snapshot();
+    /// db.clear()?;
+    /// let entries = snapshot.iter(&db).collect::<dogsled::Result<Vec<_>>>()?;
+    /// assert_eq!(entries.len(), 1);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Panics
     /// If the tree is of another database.
@@ -118,6 +168,17 @@ impl Snapshot {
 
     /// The keys of a tree that begin with `prefix` and their values, in key order.
     ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("user/1", "ann")?;
+    /// db.insert("group/1", "staff")?;
+    /// let snapshot = db.snapshot();
+    /// db.insert("user/2", "bob")?;
+    /// assert_eq!(snapshot.scan_prefix(&db, "user/").count(), 1);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Panics
     /// If the tree is of another database.
     pub fn scan_prefix<P: AsRef<[u8]>>(&self, tree: &Tree, prefix: P) -> Iter {
@@ -132,6 +193,16 @@ impl Snapshot {
     }
 
     /// The names of the trees that were there.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.open_tree("users")?;
+    /// let snapshot = db.snapshot();
+    /// db.drop_tree("users")?;
+    /// assert!(snapshot.tree_names().contains(&"users".into()));
+    /// # Ok(()) }
+    /// ```
     pub fn tree_names(&self) -> Vec<IVec> {
         self.inner.trees().into_iter().map(|(name, _)| name).collect()
     }
@@ -156,6 +227,16 @@ impl Snapshot {
 
     /// The sequence of the last commit in it; [`Db::changes_since`](crate::Db::changes_since) goes
     /// on from there.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let snapshot = db.snapshot();
+    /// db.insert("key", "value")?;
+    /// // What happened since this snapshot.
+    /// assert_eq!(db.changes_since(snapshot.sequence())?.count(), 1);
+    /// # Ok(()) }
+    /// ```
     pub fn sequence(&self) -> u64 {
         self.inner.sequence()
     }

@@ -93,16 +93,43 @@ impl<K, V> TypedTree<K, V> {
     }
 
     /// How many keys there are, without counting them.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("ann", &41)?;
+    /// assert_eq!(ages.len(), 1);
+    /// # Ok(()) }
+    /// ```
     pub fn len(&self) -> usize {
         self.tree.len()
     }
 
     /// Whether there are no keys.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// assert!(ages.is_empty());
+    /// # Ok(()) }
+    /// ```
     pub fn is_empty(&self) -> bool {
         self.tree.is_empty()
     }
 
     /// Removes all keys at once.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("ann", &41)?;
+    /// ages.clear()?;
+    /// assert!(ages.is_empty());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// Those of writing.
@@ -115,6 +142,15 @@ impl<K: KeyDecode, V: Serialize + DeserializeOwned> TypedTree<K, V> {
     /// Sets a key; the value that was there before.
     ///
     /// Where `K` is `String`, a key may be given as `str`, and where it is `Vec<u8>`, as `[u8]`.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// assert_eq!(ages.insert("ann", &41)?, None);
+    /// assert_eq!(ages.insert("ann", &42)?, Some(41));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Decode`] if a value cannot be encoded or the one before cannot be decoded (the
@@ -131,6 +167,16 @@ impl<K: KeyDecode, V: Serialize + DeserializeOwned> TypedTree<K, V> {
 
     /// The value of a key.
     ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("ann", &41)?;
+    /// assert_eq!(ages.get("ann")?, Some(41));
+    /// assert_eq!(ages.get("bob")?, None);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Decode`] if it is not a `V`, and those of reading.
     pub fn get<Q>(&self, key: &Q) -> Result<Option<V>>
@@ -144,6 +190,15 @@ impl<K: KeyDecode, V: Serialize + DeserializeOwned> TypedTree<K, V> {
 
     /// Whether a key is there.
     ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("ann", &41)?;
+    /// assert!(ages.contains_key("ann")?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of reading.
     pub fn contains_key<Q>(&self, key: &Q) -> Result<bool>
@@ -155,6 +210,16 @@ impl<K: KeyDecode, V: Serialize + DeserializeOwned> TypedTree<K, V> {
     }
 
     /// Removes a key; the value that was there.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("ann", &41)?;
+    /// assert_eq!(ages.remove("ann")?, Some(41));
+    /// assert_eq!(ages.remove("ann")?, None);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Decode`] if it was not a `V` (it is removed then), and those of writing.
@@ -201,11 +266,34 @@ impl<K: KeyDecode, V: Serialize + DeserializeOwned> TypedTree<K, V> {
     }
 
     /// All keys and values, in the order of the keys.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("bob", &7)?;
+    /// ages.insert("ann", &41)?;
+    /// let all = ages.iter().collect::<dogsled::Result<Vec<_>>>()?;
+    /// assert_eq!(all, [("ann".to_owned(), 41), ("bob".to_owned(), 7)]);
+    /// # Ok(()) }
+    /// ```
     pub fn iter(&self) -> TypedIter<K, V> {
         TypedIter::new(self.tree.iter())
     }
 
     /// The keys in a range and their values, in the order of the keys.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// for (name, age) in [("ann", 41), ("bob", 7), ("cid", 30)] {
+    ///     ages.insert(name, &age)?;
+    /// }
+    /// let from_bob = ages.range("bob".to_owned()..).keys().collect::<dogsled::Result<Vec<_>>>()?;
+    /// assert_eq!(from_bob, ["bob", "cid"]);
+    /// # Ok(()) }
+    /// ```
     pub fn range<R: RangeBounds<K>>(&self, range: R) -> TypedIter<K, V> {
         let encode = |bound: Bound<&K>| bound.map(KeyEncode::to_key);
         let bounds = (encode(range.start_bound()), encode(range.end_bound()));
@@ -213,6 +301,16 @@ impl<K: KeyDecode, V: Serialize + DeserializeOwned> TypedTree<K, V> {
     }
 
     /// The keys whose first element, or first elements as a tuple, are `prefix`, and their values.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let readings = db.open_typed_tree::<(u32, u32), String>("readings")?;
+    /// readings.insert(&(1, 6), &"cold".to_owned())?;
+    /// readings.insert(&(2, 6), &"warm".to_owned())?;
+    /// assert_eq!(readings.scan_prefix(&1u32).count(), 1);
+    /// # Ok(()) }
+    /// ```
     pub fn scan_prefix<P: KeyEncode>(&self, prefix: &P) -> TypedIter<K, V>
     where
         K: StartsWith<P>,
@@ -225,6 +323,16 @@ impl<K: KeyDecode, V: Serialize + DeserializeOwned> TypedTree<K, V> {
 
     /// The first key and its value.
     ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("bob", &7)?;
+    /// ages.insert("ann", &41)?;
+    /// assert_eq!(ages.first()?, Some(("ann".to_owned(), 41)));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Decode`] if they are not a `K` and a `V`, and those of reading.
     pub fn first(&self) -> Result<Option<(K, V)>> {
@@ -232,6 +340,16 @@ impl<K: KeyDecode, V: Serialize + DeserializeOwned> TypedTree<K, V> {
     }
 
     /// The last key and its value.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("bob", &7)?;
+    /// ages.insert("ann", &41)?;
+    /// assert_eq!(ages.last()?, Some(("bob".to_owned(), 7)));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`TypedTree::first`].
@@ -241,6 +359,16 @@ impl<K: KeyDecode, V: Serialize + DeserializeOwned> TypedTree<K, V> {
 
     /// Removes the first key; it and its value.
     ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("ann", &41)?;
+    /// assert_eq!(ages.pop_min()?, Some(("ann".to_owned(), 41)));
+    /// assert_eq!(ages.pop_min()?, None);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Decode`] if they were not a `K` and a `V` (they are removed then), and those of
     /// writing.
@@ -249,6 +377,16 @@ impl<K: KeyDecode, V: Serialize + DeserializeOwned> TypedTree<K, V> {
     }
 
     /// Removes the last key; it and its value.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("ann", &41)?;
+    /// ages.insert("bob", &7)?;
+    /// assert_eq!(ages.pop_max()?, Some(("bob".to_owned(), 7)));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`TypedTree::pop_min`].
@@ -282,11 +420,29 @@ impl<K: KeyDecode, V: DeserializeOwned> TypedIter<K, V> {
     }
 
     /// The keys alone.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("ann", &41)?;
+    /// assert_eq!(ages.iter().keys().next().transpose()?, Some("ann".to_owned()));
+    /// # Ok(()) }
+    /// ```
     pub fn keys(self) -> impl DoubleEndedIterator<Item = Result<K>> {
         self.map(|entry| entry.map(|(key, _)| key))
     }
 
     /// The values alone, in the order of their keys.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let ages = db.open_typed_tree::<String, u8>("ages")?;
+    /// ages.insert("ann", &41)?;
+    /// assert_eq!(ages.iter().values().next().transpose()?, Some(41));
+    /// # Ok(()) }
+    /// ```
     pub fn values(self) -> impl DoubleEndedIterator<Item = Result<V>> {
         self.map(|entry| entry.map(|(_, value)| value))
     }

@@ -36,6 +36,14 @@ impl TransactionalCounter {
 
     /// Adds, negative numbers too; the sum.
     ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let visits = db.transaction(|tree| Ok(tree.counter("visits").add(1)?))?;
+    /// assert_eq!(visits, 1);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Unsupported`] if the sum does not fit, and those of reading.
     pub fn add(&self, delta: i64) -> UnabortableTransactionResult<i64> {
@@ -47,6 +55,16 @@ impl TransactionalCounter {
     }
 
     /// Adds if the sum is within `bounds`; the sum.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let seat = db.transaction(|tree| Ok(tree.counter("seats").add_within(1, 0..=1)?))?;
+    /// assert_eq!(seat, Ok(1));
+    /// let full = db.transaction(|tree| Ok(tree.counter("seats").add_within(1, 0..=1)?))?;
+    /// assert!(full.is_err());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// Outer: those of reading. Inner: [`OutOfBounds`].
@@ -65,6 +83,13 @@ impl TransactionalCounter {
 
     /// The value; 0 if it was never set.
     ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// assert_eq!(db.transaction(|tree| Ok(tree.counter("never touched").get()?))?, 0);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of reading.
     pub fn get(&self) -> UnabortableTransactionResult<i64> {
@@ -76,6 +101,14 @@ impl TransactionalCounter {
 
     /// Sets the value; the one before.
     ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let before = db.transaction(|tree| Ok(tree.counter("stock").set(40)?))?;
+    /// assert_eq!((before, db.counter("stock").get()?), (0, 40));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of reading.
     pub fn set(&self, value: i64) -> UnabortableTransactionResult<i64> {
@@ -86,6 +119,15 @@ impl TransactionalCounter {
     }
 
     /// Sets the value to 0 and forgets the counter; the value before.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.counter("visits").add(3)?;
+    /// let counted = db.transaction(|tree| Ok(tree.counter("visits").reset()?))?;
+    /// assert_eq!((counted, db.counter("visits").get()?), (3, 0));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// Those of reading.
@@ -178,6 +220,14 @@ impl TransactionalLock {
     }
 
     /// Who holds the lock.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let holder = db.transaction(|tree| Ok(tree.lock("nobody's").holder()?))?;
+    /// assert!(holder.is_none());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// Those of reading.

@@ -52,6 +52,15 @@ impl TransactionalTree {
 
     /// Sets a key; the value that was there before, which counts as read.
     ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("k", "old")?;
+    /// let before = db.transaction(|tree| Ok(tree.insert("k", "new")?))?;
+    /// assert_eq!(before.unwrap(), "old");
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of reading.
     pub fn insert<K, V>(&self, key: K, value: V) -> UnabortableTransactionResult<Option<IVec>>
@@ -66,6 +75,16 @@ impl TransactionalTree {
 
     /// Removes a key; the value that was there, which counts as read.
     ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("k", "v")?;
+    /// let removed = db.transaction(|tree| Ok(tree.remove("k")?))?;
+    /// assert_eq!(removed.unwrap(), "v");
+    /// assert_eq!(db.get("k")?, None);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of reading.
     pub fn remove<K>(&self, key: K) -> UnabortableTransactionResult<Option<IVec>>
@@ -79,6 +98,17 @@ impl TransactionalTree {
 
     /// The value of a key.
     ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.transaction(|tree| {
+    ///     tree.insert("k", "v")?;
+    ///     assert_eq!(tree.get("k")?.unwrap(), "v"); // its own writes
+    ///     Ok(())
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of reading.
     pub fn get<K: AsRef<[u8]>>(&self, key: K) -> UnabortableTransactionResult<Option<IVec>> {
@@ -87,6 +117,18 @@ impl TransactionalTree {
     }
 
     /// Whether a key is there.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let new = db.transaction(|tree| {
+    ///     let new = !tree.contains_key("ann")?;
+    ///     tree.insert("ann", "here")?;
+    ///     Ok(new)
+    /// })?;
+    /// assert!(new);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// Those of reading.
@@ -155,11 +197,44 @@ impl TransactionalTree {
     }
 
     /// All keys and values, in key order; see [`TransactionalIter`].
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// for (key, value) in [("a", "1"), ("b", "2")] {
+    ///     db.insert(key, value)?;
+    /// }
+    /// // Nobody adds or removes an account before this commits.
+    /// db.transaction(|accounts| {
+    ///     let count = accounts.iter().count();
+    ///     accounts.insert("count", count.to_string().as_str())?;
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(db.get("count")?.unwrap(), "2");
+    /// # Ok(()) }
+    /// ```
     pub fn iter(&self) -> TransactionalIter {
         self.range::<&[u8], _>(..)
     }
 
     /// The keys in a range and their values, in key order; see [`TransactionalIter`].
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// for key in ["a", "b", "c", "d"] {
+    ///     db.insert(key, "")?;
+    /// }
+    /// let found = db.transaction(|tree| {
+    ///     let mut keys = Vec::new();
+    ///     for entry in tree.range("b".."d") {
+    ///         keys.push(entry?.0);
+    ///     }
+    ///     Ok(keys)
+    /// })?;
+    /// assert_eq!(found, ["b", "c"]);
+    /// # Ok(()) }
+    /// ```
     pub fn range<K, R>(&self, range: R) -> TransactionalIter
     where
         K: AsRef<[u8]>,
@@ -170,6 +245,16 @@ impl TransactionalTree {
 
     /// The keys that begin with `prefix` and their values, in key order; see
     /// [`TransactionalIter`].
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("user/1", "ann")?;
+    /// db.insert("users", "no")?;
+    /// let users = db.transaction(|tree| Ok(tree.scan_prefix("user/").count()))?;
+    /// assert_eq!(users, 1);
+    /// # Ok(()) }
+    /// ```
     pub fn scan_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> TransactionalIter {
         self.range_of(prefix_bounds(prefix.as_ref()))
     }
@@ -181,6 +266,16 @@ impl TransactionalTree {
 
     /// The first key and its value.
     ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("b", "2")?;
+    /// db.insert("a", "1")?;
+    /// let first = db.transaction(|tree| Ok(tree.first()?))?;
+    /// assert_eq!(first.unwrap().0, "a");
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of reading.
     pub fn first(&self) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
@@ -188,6 +283,16 @@ impl TransactionalTree {
     }
 
     /// The last key and its value.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("b", "2")?;
+    /// db.insert("a", "1")?;
+    /// let last = db.transaction(|tree| Ok(tree.last()?))?;
+    /// assert_eq!(last.unwrap().0, "b");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// Those of reading.
@@ -197,6 +302,16 @@ impl TransactionalTree {
 
     /// The last key before `key`, and its value.
     ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("2026-01", "winter")?;
+    /// db.insert("2026-06", "summer")?;
+    /// let before = db.transaction(|tree| Ok(tree.get_lt("2026-06")?))?;
+    /// assert_eq!(before.unwrap().1, "winter");
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of reading.
     pub fn get_lt<K: AsRef<[u8]>>(&self, key: K) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
@@ -204,6 +319,16 @@ impl TransactionalTree {
     }
 
     /// The first key after `key`, and its value.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("2026-01", "winter")?;
+    /// db.insert("2026-06", "summer")?;
+    /// let after = db.transaction(|tree| Ok(tree.get_gt("2026-01")?))?;
+    /// assert_eq!(after.unwrap().1, "summer");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// Those of reading.
@@ -229,6 +354,16 @@ impl TransactionalTree {
     }
 
     /// Removes the last key; it and its value.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.insert("job 1", "sweep")?;
+    /// db.insert("job 2", "paint")?;
+    /// let job = db.transaction(|stack| Ok(stack.pop_max()?))?;
+    /// assert_eq!(job.unwrap().1, "paint");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// Those of reading.
@@ -260,6 +395,13 @@ impl TransactionalTree {
 
     /// Whether there are no keys. The transaction then depends on the first key only.
     ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// assert!(db.transaction(|tree| Ok(tree.is_empty()?))?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of reading.
     pub fn is_empty(&self) -> UnabortableTransactionResult<bool> {
@@ -284,6 +426,15 @@ impl TransactionalTree {
     }
 
     /// The lock of that name, as a part of this transaction; see [`TransactionalLock`].
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let got = db.transaction(|tree| Ok(tree.lock("door").try_acquire("ann", Duration::from_secs(9))?))?;
+    /// assert!(got);
+    /// # Ok(()) }
+    /// ```
     pub fn lock(&self, name: impl AsRef<[u8]>) -> TransactionalLock {
         TransactionalLock::new(IVec::from(name.as_ref()), Rc::clone(&self.attempt))
     }
@@ -314,11 +465,34 @@ impl TransactionalTree {
 
     /// Makes the transaction survive power loss from the moment it returns, as
     /// [`Durability::Synced`](crate::Durability::Synced) does.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// db.transaction(|tree| {
+    ///     tree.insert("k", "v")?;
+    ///     tree.flush();
+    ///     Ok(())
+    /// })?; // on disk
+    /// # Ok(()) }
+    /// ```
     pub fn flush(&self) {
         self.attempt.require_sync();
     }
 
     /// As [`Db::generate_id`](crate::Db::generate_id): each run of the closure is given another.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let id = db.transaction(|tree| {
+    ///     let id = tree.generate_id()?;
+    ///     tree.insert(&id.to_be_bytes(), "event")?;
+    ///     Ok(id)
+    /// })?;
+    /// assert!(db.contains_key(id.to_be_bytes())?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// Those of writing.
@@ -327,6 +501,15 @@ impl TransactionalTree {
     }
 
     /// The tree's name.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::transaction::TransactionResult<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// let users = db.open_tree("users")?;
+    /// let name = users.transaction(|tree| Ok(tree.name()))?;
+    /// assert_eq!(name, "users");
+    /// # Ok(()) }
+    /// ```
     pub fn name(&self) -> IVec {
         self.tree.name()
     }

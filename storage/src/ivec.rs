@@ -181,6 +181,12 @@ impl From<Arc<[u8]>> for IVec {
     }
 }
 
+impl From<IVec> for Arc<[u8]> {
+    fn from(bytes: IVec) -> Arc<[u8]> {
+        Arc::from(&*bytes)
+    }
+}
+
 impl From<Box<[u8]>> for IVec {
     fn from(bytes: Box<[u8]>) -> IVec {
         IVec::from(&bytes[..])
