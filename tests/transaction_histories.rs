@@ -12,15 +12,16 @@
 //! A cycle among them would be an outcome that no serial order explains.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use dogsled::transaction::{TransactionResult, TransactionalTree, UnabortableTransactionError};
+use dogsled::transaction::{TransactionResult, Transactional, TransactionalTree, UnabortableTransactionError};
 use dogsled::{Config, Db, IVec};
 
 const THREADS: u64 = 4;
 const TRANSACTIONS_PER_THREAD: u64 = 120;
-const KEYS: u64 = 8;
+const KEYS: u64 = 24;
 
 type List = Vec<u64>;
 
@@ -32,7 +33,12 @@ struct Event {
 }
 
 fn key(number: u64) -> Vec<u8> {
-    format!("key {number}").into_bytes()
+    format!("key {number:02}").into_bytes()
+}
+
+/// A key in the notes of a history: which tree's, too.
+fn name(tree: u64, number: u64) -> Vec<u8> {
+    [&[b'0' + tree as u8][..], &key(number)].concat()
 }
 
 fn decode(bytes: &[u8]) -> List {
@@ -50,56 +56,78 @@ fn random(state: &mut u64) -> u64 {
     *state
 }
 
-/// Reads some keys in one of several manners, and appends `id` to some of what was read.
+/// Reads some keys of one of the trees in one of several manners, and appends `id` to some of what was
+/// read. Keys that are absent within what a range covered were seen to be absent, however it was read.
 fn work(
-    tree: &TransactionalTree,
+    trees: &[TransactionalTree; 2],
     id: u64,
     seed: u64,
 ) -> Result<BTreeMap<Vec<u8>, List>, UnabortableTransactionError> {
     let mut state = seed;
     let mut seen = BTreeMap::new();
+    let tree = random(&mut state) % 2;
+    let (prefix, tree) = (tree, &trees[tree as usize]);
     let (low, high) = (random(&mut state) % KEYS, random(&mut state) % KEYS);
     let (low, high) = (low.min(high), low.max(high));
-    let mut note = |entry: Result<(IVec, IVec), UnabortableTransactionError>| {
-        entry.map(|(key, value)| seen.insert(key.to_vec(), decode(&value))).map(drop)
+    let mut note = |entry: (IVec, IVec)| {
+        let number: u64 = std::str::from_utf8(&entry.0[4..]).unwrap().parse().unwrap();
+        seen.insert(number, decode(&entry.1));
+        number
     };
-    match random(&mut state) % 4 {
+    // What the reading covered.
+    let mut covered: Vec<RangeInclusive<u64>> = Vec::new();
+    match random(&mut state) % 5 {
         0 => {
-            // All of a range. What is absent was seen to be absent.
-            tree.range(key(low)..=key(high)).try_for_each(&mut note)?;
-            for number in low..=high {
-                seen.entry(key(number)).or_default();
+            for entry in tree.range(key(low)..=key(high)) {
+                note(entry?);
             }
+            covered.push(low..=high);
         }
         1 => {
             // A range from both ends, and not to the middle.
             let mut iter = tree.range(key(low)..=key(high));
-            iter.next().map_or(Ok(()), &mut note)?;
-            iter.next_back().map_or(Ok(()), &mut note)?;
+            match iter.next().transpose()?.map(&mut note) {
+                None => covered.push(low..=high),
+                Some(first) => {
+                    covered.push(low..=first);
+                    let last = iter.next_back().transpose()?.map(&mut note);
+                    covered.push(last.unwrap_or(first + 1)..=high);
+                }
+            }
         }
         2 => {
-            tree.last()?.map_or(Ok(()), |entry| note(Ok(entry)))?;
-            tree.get_gt(key(low))?.map_or(Ok(()), |entry| note(Ok(entry)))?;
+            let last = tree.last()?.map(&mut note);
+            covered.push(last.unwrap_or(0)..=KEYS - 1);
+        }
+        3 => {
+            let next = tree.get_gt(key(low))?.map(&mut note);
+            covered.push(low + 1..=next.unwrap_or(KEYS - 1));
         }
         _ => {
             for number in [low, high] {
                 let value = tree.get(key(number))?;
-                seen.insert(key(number), decode(&value.unwrap_or_default()));
+                seen.insert(number, decode(&value.unwrap_or_default()));
             }
         }
     }
+    for number in covered.into_iter().flatten() {
+        seen.entry(number).or_default();
+    }
     // Writers yield now and then, so that on few cores, too, others come between.
     std::thread::yield_now();
-    for (key, list) in &seen {
-        if random(&mut state).is_multiple_of(2) {
-            tree.insert(key.as_slice(), append(list, id))?;
+    let last = seen.len() as u64;
+    for (number, list) in &seen {
+        // Few of many: keys are to be absent for long.
+        if random(&mut state) % last.max(2) < 2 {
+            tree.insert(key(*number), append(list, id))?;
         }
     }
-    Ok(seen)
+    Ok(seen.into_iter().map(|(number, list)| (name(prefix, number), list)).collect())
 }
 
 fn run(db: &Db) -> Vec<Event> {
     let next_id = AtomicU64::new(0);
+    let trees = [db.open_tree("0").unwrap(), db.open_tree("1").unwrap()];
     let mut events: BTreeMap<u64, Event> = BTreeMap::new();
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
@@ -110,7 +138,8 @@ fn run(db: &Db) -> Vec<Event> {
                         let id = next_id.fetch_add(1, Ordering::Relaxed);
                         let seed = (id + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                         let began = Instant::now();
-                        let result: TransactionResult<_> = db.transaction(|tree| Ok(work(tree, id, seed)?));
+                        let result: TransactionResult<_> = (&trees[0], &trees[1])
+                            .transaction(|(first, second)| Ok(work(&[first.clone(), second.clone()], id, seed)?));
                         events.push((id, Event { began, returned: Instant::now(), seen: result.unwrap() }));
                     }
                     events
@@ -178,8 +207,13 @@ fn every_history_has_a_serial_order() {
             }
             history.join().unwrap()
         });
-        let last = db.iter().map(|entry| entry.map(|(key, value)| (key.to_vec(), decode(&value))));
-        let last: BTreeMap<Vec<u8>, List> = last.collect::<Result<_, _>>().unwrap();
+        let mut last = BTreeMap::new();
+        for number in 0..2 {
+            for entry in db.open_tree(number.to_string()).unwrap().iter() {
+                let (key, value) = entry.unwrap();
+                last.insert([number.to_string().as_bytes(), &key].concat(), decode(&value));
+            }
+        }
         let writes: usize = last.values().map(Vec::len).sum();
         assert!(writes > 100, "the history says little: {writes} writes");
         if let Err(unexplained) = explain(&events, &last) {
