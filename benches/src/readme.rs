@@ -43,6 +43,13 @@ pub fn table(report: &Report) -> String {
     for result in &report.workloads {
         let _ = writeln!(out, "{}", line(result, &names, judged));
     }
+    let sittings = sittings(report);
+    if sittings.len() > 1 {
+        let _ = writeln!(out, "\nNot all in one sitting:\n");
+        for (when, titles) in sittings {
+            let _ = writeln!(out, "- {when}: {}", titles.join("; "));
+        }
+    }
     if report.workloads.iter().any(|result| result.rows.iter().any(|row| row.weaker)) {
         let _ = writeln!(
             out,
@@ -50,6 +57,18 @@ pub fn table(report: &Report) -> String {
         );
     }
     out
+}
+
+/// Which rows were measured when, and of which commit.
+fn sittings(report: &Report) -> Vec<(&str, Vec<&str>)> {
+    let mut sittings: Vec<(&str, Vec<&str>)> = Vec::new();
+    for result in report.workloads.iter().filter(|result| !result.measured.is_empty()) {
+        match sittings.iter_mut().find(|(when, _)| *when == result.measured) {
+            Some((_, titles)) => titles.push(&result.title),
+            None => sittings.push((&result.measured, vec![&result.title])),
+        }
+    }
+    sittings
 }
 
 fn line(result: &WorkloadResult, names: &[&str], judged: bool) -> String {
