@@ -84,6 +84,15 @@
 //! again. A key that has expired is not read any more by the first entry of the log after its end, and at the
 //! latest about a tenth of a second after it.
 //!
+//! # Following what happens
+//!
+//! [`Tree::watch_prefix`] tells every change once, in the order of each partition's log, through the loss of nodes:
+//! a stream that breaks goes on at another replica after the very event that was told last. How far a subscriber
+//! was told ([`Subscriber::position`]) can be kept, and another goes on from there
+//! ([`Tree::watch_prefix_from`]). Replicas keep the newest changes in memory for that, 64 MiB a node unless
+//! it is told otherwise ([`ReplicationConfig::watch_bytes`]); who comes later than that is told where they
+//! begin ([`Event::Lost`]), and reads.
+//!
 //! # The node as a library
 //!
 //! [`Node::start`] runs a node in the application's own process, and [`Node::client`] is a client that
@@ -149,6 +158,6 @@ pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
 pub use self::options::ClientOptions;
 pub use self::sharded_counter::ShardedCounter;
 pub use self::stale::{Stale, StaleTree};
-pub use self::subscriber::{Event, Part, Subscriber};
+pub use self::subscriber::{Event, Part, Subscriber, WatchPosition};
 pub use self::tree::{CompareAndSwapResult, Tree};
 pub use self::user_session::Session;

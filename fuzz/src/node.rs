@@ -239,6 +239,7 @@ fn client_requests() -> Vec<ClientRequest> {
     }
     requests.extend([ClientRequest::Record, ClientRequest::Membership { group: 1 }]);
     let (group, prefix) = (1, Bytes::from_static(b"k"));
-    requests.push(ClientRequest::Watch { group, tree: Bytes::from_static(b"tree"), prefix });
+    let told = Some(dogsled_replication::watch::Told { position: 1, events: 1 });
+    requests.push(ClientRequest::Watch { group, tree: Bytes::from_static(b"tree"), prefix, told });
     requests
 }

@@ -18,7 +18,8 @@
 //!                  group u32, based on: term u64, leader u64, position u64; kind u8, then
 //!                  1 begin, 2 learners: members;  3 voters: keep u8, nodes;  4 remove: nodes;
 //!                  5 settle: nothing
-//!   10 watch       group u32, tree: length u32, bytes; prefix: length u32, bytes
+//!   10 watch       group u32, tree: length u32, bytes; prefix: length u32, bytes;
+//!                  0: from now on, or 1, position u64, events u32: from where was told to
 //!   11 change the cluster
 //!                  epoch u64 (0 any), wait u8, change as in crate::meta
 //!   12 record      nothing: what is wanted of the cluster
@@ -56,6 +57,7 @@ use crate::meta::{Change, Record};
 use crate::status::{MembershipId, NodeStatus, put_ids, take_ids};
 use crate::transport::NodeId;
 use crate::types::{put_addresses, take_addresses};
+use crate::watch::Told;
 
 /// The first byte of every request and reply.
 pub const PROTOCOL_VERSION: u8 = 1;
@@ -177,6 +179,8 @@ pub enum ClientRequest {
         tree: Bytes,
         /// What the keys begin with.
         prefix: Bytes,
+        /// How far the client was told; `None`: from now on.
+        told: Option<Told>,
     },
     /// Change the cluster. Reply: [`ClientReply::Done`].
     Change {
@@ -394,11 +398,15 @@ impl ClientRequest {
                     GroupChange::Settle => bytes.put_u8(5),
                 }
             }
-            ClientRequest::Watch { group, tree, prefix } => {
+            ClientRequest::Watch { group, tree, prefix, told } => {
                 bytes.put_u8(10);
                 bytes.put_u32(*group);
                 bytes.put_bytes(tree);
                 bytes.put_bytes(prefix);
+                bytes.put_u8(u8::from(told.is_some()));
+                if let Some(told) = told {
+                    told.put(&mut bytes);
+                }
             }
             ClientRequest::Change { epoch, wait, change } => {
                 bytes.put_u8(11);
@@ -482,7 +490,12 @@ impl ClientRequest {
                     other => return malformed(format!("a change of a group of the unknown kind {other}")),
                 },
             },
-            10 => ClientRequest::Watch { group: take.u32()?, tree: take.bytes()?, prefix: take.bytes()? },
+            10 => ClientRequest::Watch {
+                group: take.u32()?,
+                tree: take.bytes()?,
+                prefix: take.bytes()?,
+                told: if take.flag()? { Some(Told::take(&mut take)?) } else { None },
+            },
             11 => ClientRequest::Change {
                 epoch: take.u64()?,
                 wait: take.flag()?,

@@ -11,7 +11,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
 use super::core::unexpected;
-use super::{Client, Entries, Error, Result, StaleTree, Subscriber};
+use super::{Client, Entries, Error, Result, StaleTree, Subscriber, WatchPosition};
 use crate::tree::{owned_bounds, prefix_bounds};
 use crate::{Batch, CompareAndSwapError, IVec};
 
@@ -533,8 +533,27 @@ impl Tree {
     /// # Errors
     /// [`Error::Unavailable`] if not every partition was reached before the deadline.
     pub async fn watch_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Result<Subscriber> {
+        self.watch_prefix_from(prefix, &WatchPosition::default()).await
+    }
+
+    /// As [`Tree::watch_prefix`], from where another subscriber was told to ([`Subscriber::position`]): nothing is
+    /// missing in between, and nothing comes twice. Partitions of which the position says nothing are followed
+    /// from now on.
+    ///
+    /// The cluster keeps the newest changes only ([`NodeConfig::watch_bytes`](super::ReplicationConfig::watch_bytes),
+    /// in memory). If what happened since is more, the first event of that part is an
+    /// [`Event::Lost`](super::Event::Lost), with the position after which everything is told.
+    ///
+    /// # Errors
+    /// As [`Tree::watch_prefix`].
+    pub async fn watch_prefix_from<P: AsRef<[u8]>>(
+        &self,
+        prefix: P,
+        position: &WatchPosition,
+    ) -> Result<Subscriber> {
+        let (client, prefix) = (self.client.clone(), IVec::from(prefix.as_ref()));
         let until = self.client.until();
-        Subscriber::begin(self.client.clone(), self.name.clone(), IVec::from(prefix.as_ref()), until).await
+        Subscriber::begin(client, self.name.clone(), prefix, position, None, until).await
     }
 
     pub(super) fn entries(&self, bounds: (Bound<IVec>, Bound<IVec>), consistency: Consistency) -> Entries {

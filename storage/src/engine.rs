@@ -48,7 +48,7 @@ use crate::replica::{Applied, ReplicaState};
 use crate::snapshot::Snapshot;
 use crate::tree_file::open_redb_and_file;
 use crate::wal::{StreamId, Wal, WalOptions};
-use crate::watch::{Subscription, Watchers};
+use crate::watch::{Compacted, Subscription, Watchers};
 use crate::{Command, Error, IVec, Reply, Result, TreeId};
 
 pub(crate) use commands::{prefetch, prefetch_part, touches_locks};
@@ -142,6 +142,10 @@ impl Engine {
             let applied = Applied { position: sequence, note: recovered.committer.note.clone() };
             ReplicaState::new(applied, recovered.committer.time_ms)
         });
+        // An embedded database's changes are in its WAL.
+        let history_bytes = if is_replica { options.retain_changes_bytes } else { 0 };
+        let history_bytes = usize::try_from(history_bytes).unwrap_or(usize::MAX);
+        let watchers = Watchers::with_history(history_bytes, sequence);
         let shared = Arc::new(Shared {
             state: ArcSwap::new(state),
             commit: Mutex::new(recovered.committer),
@@ -149,7 +153,7 @@ impl Engine {
             replica,
             database,
             readers: Arc::new(Readers::default()),
-            watchers: Watchers::new(),
+            watchers,
             lock_waiters: LockWaiters::new(),
             due,
             progress: Mutex::new(Progress::default()),
@@ -345,6 +349,35 @@ impl Engine {
     pub fn watch(&self, tree: TreeId, prefix: &[u8], capacity: usize) -> Subscription {
         let _committer = self.shared.commit.lock();
         self.subscribe(tree, prefix, capacity)
+    }
+
+    /// Begins to watch a tree of a replica by its name, after a position that the watcher has seen, or from
+    /// now on: the position after which everything is told, and the subscription, unless there is no such
+    /// tree.
+    ///
+    /// # Errors
+    /// [`Compacted`] if not everything after that position is kept; see
+    /// [`ReplicaOptions::retain_changes_bytes`](crate::replica::ReplicaOptions::retain_changes_bytes).
+    pub fn watch_after(
+        &self,
+        name: &[u8],
+        prefix: &[u8],
+        capacity: usize,
+        after: Option<u64>,
+    ) -> Result<(u64, Option<Subscription>), Compacted> {
+        let committer = self.shared.commit.lock();
+        let (tree, watchers) = (self.tree_id(name), &self.shared.watchers);
+        let Some(after) = after else {
+            let subscription = tree.map(|tree| watchers.subscribe(tree, prefix, capacity));
+            return Ok((committer.sequence, subscription));
+        };
+        match tree {
+            Some(tree) => Ok((after, Some(watchers.subscribe_after(tree, prefix, capacity, after)?))),
+            // There may have been one, and then the place where it was dropped says so.
+            None if after < watchers.kept_after() => Err(Compacted { position: watchers.kept_after() }),
+            // Nothing has happened to it so far.
+            None => Ok((after.max(committer.sequence), None)),
+        }
     }
 
     /// A snapshot, and the events of exactly the commits after it.

@@ -74,8 +74,17 @@ fn requests_keep_their_bytes() {
         (ClientRequest::Record, "010c"),
         (ClientRequest::Membership { group: 2 }, "010d02000000"),
         (
-            ClientRequest::Watch { group: 1, tree: "t".into(), prefix: "p/".into() },
-            "010a01000000010000007402000000702f",
+            ClientRequest::Watch { group: 1, tree: "t".into(), prefix: "p/".into(), told: None },
+            "010a01000000010000007402000000702f 00",
+        ),
+        (
+            ClientRequest::Watch {
+                group: 1,
+                tree: "t".into(),
+                prefix: "p/".into(),
+                told: Some(Told { position: 8, events: 2 }),
+            },
+            "010a01000000010000007402000000702f 01 0800000000000000 02000000",
         ),
     ];
     for (request, golden) in cases {

@@ -133,6 +133,7 @@ impl Opener {
         GroupOptions {
             replica: ReplicaOptions {
                 cache_capacity: node.config.cache_bytes / u64::from(count),
+                retain_changes_bytes: node.config.watch_bytes / u64::from(count),
                 disk: Arc::clone(&node.config.disk),
                 background_threads: node.config.threads,
                 ..ReplicaOptions::new(

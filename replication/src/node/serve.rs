@@ -134,7 +134,7 @@ impl Service for Node {
     fn client_stream(&self, client: &ClientIdentity, body: Bytes) -> BoxStream<'static, Bytes> {
         let _ = client;
         let error = match ClientRequest::decode(body) {
-            Ok(ClientRequest::Watch { group, tree, prefix }) => match self.inner.group(group) {
+            Ok(ClientRequest::Watch { group, tree, prefix, told }) => match self.inner.group(group) {
                 Ok(group) => {
                     // Those that follow a node that stops, or a group that moves away, are told by the end
                     // of the stream.
@@ -142,7 +142,7 @@ impl Service for Node {
                     let stopped = async move {
                         let _ = stop.wait_for(|stop| *stop).await;
                     };
-                    return crate::watch::watch(group, tree, prefix).take_until(stopped).boxed();
+                    return crate::watch::watch(group, tree, prefix, told).take_until(stopped).boxed();
                 }
                 Err(error) => error,
             },

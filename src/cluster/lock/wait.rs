@@ -117,6 +117,7 @@ impl Lock {
             group,
             tree: Bytes::from_static(LOCK_QUEUES_TREE_NAME),
             prefix: Bytes::copy_from_slice(&waiter_key(&self.name, place.ticket)),
+            told: None,
         };
         let mut heard = Instant::now();
         let (mut avoid, mut attempt) = (None, 0);
