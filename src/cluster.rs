@@ -153,7 +153,7 @@ pub use self::counter::Counter;
 pub use self::election::{Election, Leader, Leadership, Observer};
 pub use self::entries::Entries;
 pub use self::error::{Error, Result};
-pub use self::lock::{Lock, LockGuard};
+pub use self::lock::{Lock, LockGuard, SessionLock};
 pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
 pub use self::options::ClientOptions;
 pub use self::sharded_counter::ShardedCounter;

@@ -1,6 +1,7 @@
 //! [`Lock`]: excluding each other, with leases, fencing tokens and a queue of those who wait.
 
 mod guard;
+mod of_session;
 mod wait;
 
 use std::fmt;
@@ -13,10 +14,11 @@ use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
 use tokio::time::Instant;
 
 pub use self::guard::LockGuard;
+pub use self::of_session::SessionLock;
 use self::wait::{WAIT_LEASE, Waited};
 use super::core::unexpected;
 use super::session::random_u64;
-use super::{Client, Result};
+use super::{Client, Result, Session};
 use crate::lock::milliseconds;
 use crate::{FencingToken, Holder, IVec, NotHeld};
 
@@ -51,6 +53,8 @@ pub struct Lock {
     capacity: u32,
     delay: Duration,
     renews: bool,
+    /// What it lives with.
+    session: Option<Session>,
 }
 
 /// An owner's name that nobody else has, and that a person can make something of.
@@ -63,7 +67,7 @@ fn default_owner() -> IVec {
 impl Lock {
     pub(super) fn new(client: Client, name: IVec, permits: u32, capacity: u32) -> Lock {
         let (owner, delay, renews) = (default_owner(), Duration::ZERO, true);
-        Lock { client, name, owner, permits, capacity, delay, renews }
+        Lock { client, name, owner, permits, capacity, delay, renews, session: None }
     }
 
     pub(super) fn reader(client: Client, name: IVec) -> Lock {
@@ -127,9 +131,17 @@ impl Lock {
             delay_ms: milliseconds(self.delay),
         };
         let (name, owner, wait_ms) = (self.name.clone(), self.owner.clone(), milliseconds(wait));
+        let command = match &self.session {
+            None => LockCommand::Acquire { name, owner, request, wait_ms },
+            Some(session) => {
+                session.open_for(&self.name).await?;
+                let (session, waits) = (session.id(), wait_ms > 0);
+                LockCommand::AcquireOwned { name, owner, request, session, waits }
+            }
+        };
         // The lease is counted from before it can have begun: what is left of it is never overstated.
         let asked = Instant::now();
-        Ok((self.execute(LockCommand::Acquire { name, owner, request, wait_ms }).await?, asked))
+        Ok((self.execute(command).await?, asked))
     }
 
     /// Takes the lock if it is free and nobody waits for it; `None` if someone holds it, be it this owner.

@@ -100,6 +100,9 @@ impl Lock {
             biased;
             waited = self.follow(&mut place) => Some(waited?),
             () = until(deadline) => None,
+            () = self.session_lost() => {
+                return Err(Error::Invalid("the session ended while it waited for a lock".to_owned()));
+            }
         };
         if let Some(waited) = waited {
             return Ok(waited);
@@ -139,7 +142,10 @@ impl Lock {
                     let Some(Ok(message)) = message else { break };
                     let Ok(events) = WatchEvent::decode(message) else { break };
                     // A put is only the waiter's own word that it still waits.
-                    if events.iter().all(|event| matches!(event, WatchEvent::Put { .. })) {
+                    if events
+                        .iter()
+                        .all(|event| matches!(event, WatchEvent::Put { .. } | WatchEvent::Progress { .. }))
+                    {
                         continue;
                     }
                     attempt = 0;
@@ -160,8 +166,21 @@ impl Lock {
         }
     }
 
+    /// Returns when the session that this lives with has ended, if there is one.
+    async fn session_lost(&self) {
+        match &self.session {
+            Some(session) => session.lost().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Says that this still waits. What is wrong with that, if anything, shows when the ticket is looked at.
     async fn still_waits(&self, ticket: u64, heard: &mut Instant) {
+        if self.session.is_some() {
+            // Its session says so.
+            *heard = Instant::now();
+            return;
+        }
         let wait_ms = milliseconds(WAIT_LEASE);
         let renewed = self.execute(LockCommand::RenewWait { name: self.name.clone(), ticket, wait_ms }).await;
         // After a failure again soon.
