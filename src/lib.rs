@@ -70,6 +70,7 @@ mod flush;
 mod iter;
 mod lock;
 mod maintenance;
+mod renewal;
 mod snapshot;
 mod subscriber;
 pub mod transaction;
