@@ -93,6 +93,10 @@
 //! it is told otherwise ([`ReplicationConfig::watch_bytes`]); who comes later than that is told where they
 //! begin ([`Event::Lost`]), and reads.
 //!
+//! Keys have versions, for configuration: [`Tree::get_versioned`], [`Tree::put_if_version`],
+//! [`Tree::watch_key_after`]. A [`NearCache`] keeps what was read here, and says how coherent that is. A
+//! [`Registry`] knows which instances of a service live, by their [sessions](Session).
+//!
 //! # The node as a library
 //!
 //! [`Node::start`] runs a node in the application's own process, and [`Node::client`] is a client that
@@ -126,9 +130,11 @@ mod entries;
 mod error;
 mod finishing;
 mod lock;
+mod near_cache;
 mod node;
 mod options;
 mod pool;
+mod registry;
 mod routes;
 mod session;
 mod sharded_counter;
@@ -138,6 +144,7 @@ pub mod transaction;
 mod tree;
 mod ttl;
 mod user_session;
+mod versions;
 
 pub use dogsled_net::certs::{self, CertificateError, CertificateFiles, Certificates};
 pub use dogsled_net::{NetOptions, OpenError};
@@ -154,10 +161,13 @@ pub use self::election::{Election, Leader, Leadership, Observer};
 pub use self::entries::Entries;
 pub use self::error::{Error, Result};
 pub use self::lock::{Lock, LockGuard, SessionLock};
+pub use self::near_cache::NearCache;
 pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
 pub use self::options::ClientOptions;
+pub use self::registry::{Instance, InstanceChanges, Pick, Picked, Registry, Resolver};
 pub use self::sharded_counter::ShardedCounter;
 pub use self::stale::{Stale, StaleTree};
 pub use self::subscriber::{Event, Part, Subscriber, WatchPosition};
 pub use self::tree::{CompareAndSwapResult, Tree};
 pub use self::user_session::Session;
+pub use self::versions::{KeyChange, KeyWatcher};

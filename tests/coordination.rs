@@ -228,3 +228,31 @@ fn the_directory_is_free_when_the_last_guard_is_dropped_while_leases_are_renewed
         // Opened again at once: the renewing thread does not keep the database.
     }
 }
+
+#[test]
+fn nobody_overwrites_a_version_that_was_not_seen() {
+    let db = open();
+    assert_eq!(db.get_versioned("k").unwrap(), None);
+    assert!(db.put_if_version("k", "0", 0).unwrap().is_ok());
+    let conflict = db.put_if_version("k", "x", 0).unwrap().unwrap_err();
+    assert_eq!(conflict.current, db.get_versioned("k").unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut done = 0;
+                while done < 200 {
+                    let found = db.get_versioned("k").unwrap().unwrap();
+                    let next = std::str::from_utf8(&found.value).unwrap().parse::<u32>().unwrap() + 1;
+                    let written = db.put_if_version("k", next.to_string().as_str(), found.version).unwrap();
+                    done += u32::from(written.is_ok());
+                }
+            });
+        }
+    });
+    let found = db.get_versioned("k").unwrap().unwrap();
+    assert_eq!(found.value, "800", "each added one");
+    assert_eq!(found.version, db.sequence());
+    assert!(db.remove_if_version("k", found.version - 1).unwrap().is_err());
+    assert!(db.remove_if_version("k", found.version).unwrap().is_ok());
+    assert_eq!(db.put_if_version("k", "x", found.version).unwrap().unwrap_err().current, None);
+}

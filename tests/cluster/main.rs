@@ -4,6 +4,7 @@ mod coordination;
 mod failures;
 mod membership;
 mod operations;
+mod services;
 mod support;
 mod transactions;
 mod watching;
