@@ -332,8 +332,23 @@ impl Core {
         command: Command,
         until: Instant,
     ) -> Result<Reply> {
+        match self.submit_fenced(group, trees, fences, command, until).await?.result {
+            Ok(Answer::Reply(reply)) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// As [`Core::submit`], but only while locks are held.
+    pub(super) async fn submit_fenced(
+        &self,
+        group: u32,
+        trees: Vec<IVec>,
+        fences: &[Fence],
+        command: Command,
+        until: Instant,
+    ) -> Result<GroupReply> {
         if fences.is_empty() {
-            return Ok(self.execute(group, trees, command, until).await?.0);
+            return self.submit(group, trees, command, until).await;
         }
         for fence in fences {
             if self.group_of(&fence.lock, until).await? != group {
@@ -345,10 +360,7 @@ impl Core {
             }
         }
         let operation = Operation::Fenced { fences: fences.to_vec(), command };
-        match self.submit_operation(group, trees, operation, until).await?.result {
-            Ok(Answer::Reply(reply)) => Ok(reply),
-            other => Err(unexpected(&other)),
-        }
+        self.submit_operation(group, trees, operation, until).await
     }
 
     /// The session in a group, opened if there is none.

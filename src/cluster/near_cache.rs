@@ -1,23 +1,6 @@
 //! [`NearCache`]: values that are read often, kept in the client and coherent by a watch.
 //!
-//! # What it promises
-//!
-//! For each key by itself:
-//!
-//! - **Reads never go back**: once this cache has returned a value, no read that is called after that returns an
-//!   older one.
-//! - **Own writes are seen**: what was written through this cache, before the read was called, is seen, or
-//!   something newer.
-//! - **Others' writes are seen soon**: a value that is returned is one that the key had when the read was called,
-//!   or up to the *lag* before. The lag is the time in which the event of a write comes here: milliseconds while
-//!   the network is well. When the stream of events breaks, reads go to the cluster until another node goes on
-//!   with it. A node that is lost without a word is missed after some seconds, when its connection is idle for
-//!   too long ([`NetOptions::idle_timeout`](super::NetOptions)), or when it finds itself out of touch
-//!   with the others and ends the stream; until then values are returned that may be as old as that.
-//! - A key with a time to live may be returned until its removal is told, some tenths of a second after its end.
-//!
-//! That is weaker than a [read](super#reads), which is linearizable, and there is no order between keys: one may be
-//! newer here and the other older. Whoever needs more reads past the cache, with [`NearCache::tree`].
+//! What it promises is said at [`NearCache`].
 //!
 //! # How
 //!
@@ -52,6 +35,25 @@ const OVERHEAD: usize = 128;
 /// A tree whose values are kept here once they were read; made by [`Tree::near_cache`].
 ///
 /// It holds the keys that begin with its prefix, the most recently used ones, up to a number of bytes.
+///
+/// # What it promises
+///
+/// For each key by itself:
+///
+/// - **Reads never go back**: once this cache has returned a value, no read that is called after that returns an
+///   older one.
+/// - **Own writes are seen**: what was written through this cache, before the read was called, is seen, or
+///   something newer.
+/// - **Others' writes are seen soon**: a value that is returned is one that the key had when the read was called,
+///   or up to the *lag* before. The lag is the time in which the event of a write comes here: milliseconds while
+///   the network is well. When the stream of events breaks, reads go to the cluster until another node goes on
+///   with it. A node that is lost without a word is missed after some seconds, when its connection is idle for
+///   too long ([`NetOptions::idle_timeout`](super::NetOptions)), or when it finds itself out of touch
+///   with the others and ends the stream; until then values are returned that may be as old as that.
+/// - A key with a time to live may be returned until its removal is told, some tenths of a second after its end.
+///
+/// That is weaker than a [read](super#reads), which is linearizable, and there is no order between keys: one may be
+/// newer here and the other older. Whoever needs more reads past the cache, with [`NearCache::tree`].
 ///
 /// ```no_run
 /// # async fn run(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
@@ -222,8 +224,8 @@ impl State {
 }
 
 impl Tree {
-    /// Keeps the values of keys that begin with a prefix once they were read, up to so many bytes; see
-    /// [`NearCache`]'s module for how coherent that is.
+    /// Keeps the values of keys that begin with a prefix once they were read, up to so many bytes; how coherent that
+    /// is, [`NearCache`] says.
     ///
     /// # Errors
     /// As [`Tree::watch_prefix`].

@@ -246,7 +246,10 @@ struct Shared {
 
 /// Knows the instances of a service, and picks among them; made by [`Registry::follow`].
 ///
-/// When the client is closed, it keeps what it knew.
+/// It answers from its own list and asks nobody. The list is what the cluster says, a little later: milliseconds, or as
+/// long as it takes to find another node if the one that was followed is gone. An instance that dies stays in the
+/// list until its session's lease has ended, so be prepared that one does not answer, and pick another. When the
+/// client is closed, it keeps what it knew.
 pub struct Resolver {
     shared: Arc<Shared>,
     task: AbortHandle,

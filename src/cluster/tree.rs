@@ -6,7 +6,9 @@ use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
 use dogsled_replication::{Consistency, ReadAnswer};
-use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId, Versioned, Write};
+use dogsled_storage::{
+    Command, Fence, GroupRead, GroupReadReply, GroupReply, Reply, TreeId, Versioned, Write,
+};
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
@@ -101,6 +103,14 @@ impl Tree {
     async fn execute_in(&self, group: u32, command: Command, until: Instant) -> Result<Reply> {
         let trees = vec![self.name.clone()];
         self.client.core().execute_fenced(group, trees, &self.fences, command, until).await
+    }
+
+    /// As [`Tree::execute`], with the place in the partition's log.
+    pub(super) async fn submit(&self, key: &IVec, command: Command) -> Result<GroupReply> {
+        let until = self.client.until();
+        let core = self.client.core();
+        let group = core.group_of(key, until).await?;
+        core.submit_fenced(group, vec![self.name.clone()], &self.fences, command, until).await
     }
 
     /// Sets a key; the value before.

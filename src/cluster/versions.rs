@@ -99,15 +99,13 @@ impl Tree {
         value: Option<IVec>,
         version: u64,
     ) -> Result<std::result::Result<u64, VersionConflict>> {
-        let (core, until) = (self.client().core(), self.client().until());
-        let group = core.group_of(&key, until).await?;
         let tree = TreeId(0);
         let command = Command::Compare {
             comparisons: vec![Comparison { tree, key: key.clone(), condition: Condition::Version(version) }],
             then: vec![Write { tree, key: key.clone(), value }],
             otherwise: Vec::new(),
         };
-        let reply = core.submit(group, vec![self.name().clone()], command, until).await?;
+        let reply = self.submit(&key, command).await?;
         match reply.result {
             Ok(Answer::Reply(Reply::Compared(Ok(())))) => Ok(Ok(reply.position)),
             Ok(Answer::Reply(Reply::Compared(Err(_)))) => {
@@ -126,7 +124,11 @@ impl Tree {
         let (client, key) = (self.client().clone(), IVec::from(key.as_ref()));
         let until = client.until();
         let group = client.core().group_of(&key, until).await?;
-        let from = WatchPosition::of_part(group, version);
+        let from = match version {
+            // What is there now is looked at once the stream has begun.
+            0 => WatchPosition::default(),
+            version => WatchPosition::of_part(group, version),
+        };
         let name = self.name().clone();
         let changes = Subscriber::begin(client, name, key.clone(), &from, Some(group), until).await?;
         Ok(KeyWatcher { tree: self.clone(), key, version, changes, must_look: version == 0 })

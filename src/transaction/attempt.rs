@@ -111,12 +111,11 @@ impl Attempt {
     pub(super) fn write(self: &Rc<Self>, tree: TreeId, key: IVec, value: Option<IVec>) -> StorageResult<()> {
         self.check_running()?;
         // One that was there before is about another version. One of this transaction's own is not.
-        let record = expiry::record_key(tree, &key);
         let has_own = self
             .state
             .borrow()
             .writes(TreeId::EXPIRY)
-            .is_some_and(|writes| matches!(writes.get(&record), Some(Some(_))));
+            .is_some_and(|writes| matches!(writes.get(&expiry::record_key(tree, &key)), Some(Some(_))));
         if has_own {
             self.apply(&Command::Expiry(ExpiryCommand::Clear { tree, key: key.clone() }))?;
         }

@@ -46,6 +46,8 @@ async fn locks_of_a_session_live_and_die_with_it_in_the_queue_too() {
     assert!(next.token() > guard.token());
     let refused = ann.tree("t").under(&guard).insert("{door}:1", "ann").await;
     assert!(matches!(refused, Err(Error::LockNotHeld { .. })), "{refused:?}");
+    let refused = ann.tree("t").under(&guard).put_if_version("{door}:2", "ann", 0).await;
+    assert!(matches!(refused, Err(Error::LockNotHeld { .. })), "{refused:?}");
     ben.tree("t").under(&next).insert("{door}:1", "ben").await.unwrap();
     assert!(next.release().await.unwrap().is_ok());
     assert!(matches!(lock(&ann).of_session(&of_ann).try_acquire().await, Err(Error::Invalid(_))));
