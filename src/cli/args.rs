@@ -192,6 +192,20 @@ pub(crate) enum Command {
         #[arg(long)]
         keys_only: bool,
     },
+    /// Tell what happens to keys of a cluster, as it happens, until it is interrupted
+    ///
+    /// A line for each change: "+" with key and value, "-" with the key, "cleared", or "lost" where changes are
+    /// missing because the cluster keeps no more of them. With --json, each has the position to go on from.
+    Watch {
+        /// What the keys begin with; all keys if not given
+        prefix: Option<OsString>,
+        /// Begin with what comes after this position, of a line of --json, instead of with what comes now
+        #[arg(long, value_name = "POSITION")]
+        after: Option<String>,
+        /// End after so many lines
+        #[arg(short = 'n', long)]
+        limit: Option<u64>,
+    },
     /// Count keys
     Count {
         #[command(flatten)]

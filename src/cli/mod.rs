@@ -63,6 +63,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Scan { range, reverse, limit, keys_only } => {
             commands::entries::scan(&global, out, &range, reverse, limit, keys_only)
         }
+        Command::Watch { prefix, after, limit } => {
+            commands::watch::watch(&global, out, prefix.as_deref(), after.as_deref(), limit)
+        }
         Command::Count { range } => commands::entries::count(&global, out, &range),
         Command::Trees => commands::entries::trees(&global, out),
         Command::Load(args) => commands::load::load(&global, out, &args),

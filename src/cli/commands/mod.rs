@@ -14,3 +14,4 @@ pub(crate) mod ttl;
 pub(crate) mod txn;
 pub(crate) mod upkeep;
 pub(crate) mod wal;
+pub(crate) mod watch;
