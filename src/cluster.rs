@@ -65,7 +65,8 @@
 //! Reads are **linearizable**: they see every write that had returned, to anybody, when they were
 //! called. For that the replica that answers has asked its leader, and the leader a majority.
 //! [`Tree::stale`] does without: the answer is what one replica happens to have, with
-//! [its age](Stale::age). Reads change nothing, so the client repeats them as it likes.
+//! [its age](Stale::age). [`Tree::read_from`] chooses who answers: the leader, any replica in turn, the
+//! nearest, or one that is at most so old. Reads change nothing, so the client repeats them as it likes.
 //!
 //! What spans partitions is several reads, each linearizable, not of one moment: a sum
 //! ([`Tree::len`]) or a range can show a state that never was, if somebody writes meanwhile. A
@@ -120,6 +121,7 @@ mod lock;
 mod node;
 mod options;
 mod pool;
+mod read_from;
 mod routes;
 mod session;
 mod sharded_counter;
@@ -147,6 +149,7 @@ pub use self::error::{Error, Result};
 pub use self::lock::{Lock, LockGuard};
 pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
 pub use self::options::ClientOptions;
+pub use self::read_from::ReadFrom;
 pub use self::sharded_counter::ShardedCounter;
 pub use self::stale::{Stale, StaleTree};
 pub use self::subscriber::{Event, Part, Subscriber};

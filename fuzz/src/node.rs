@@ -215,7 +215,8 @@ fn client_requests() -> Vec<ClientRequest> {
         GroupRead::EarliestSessionExpiry,
     ];
     for (number, read) in reads.iter().enumerate() {
-        let consistency = [Consistency::Linearizable, Consistency::Stale][number % 2];
+        let aged = Consistency::AtMostOld(Duration::from_millis(number as u64));
+        let consistency = [Consistency::Linearizable, Consistency::Stale, aged][number % 3];
         let read = encode_group_read(read).expect("within the limit").into();
         requests.push(ClientRequest::Read { group: 1, deadline: Duration::ZERO, consistency, read });
     }

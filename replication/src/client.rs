@@ -5,7 +5,8 @@
 //! ```text
 //! request   version u8 (1), kind u8, then by kind:
 //!    1 submit      group u32, deadline in ms u32 (0: the node's), command to the end
-//!    2 read        group u32, deadline u32, consistency u8 (0 linearizable, 1 stale), read to the end
+//!    2 read        group u32, deadline u32, consistency u8 (0 linearizable, 1 stale, 2 at most so old:
+//!                  ms u32), read to the end
 //!    3 map         nothing
 //!    4 status      nothing
 //!    5 initialize  partitions u32, replicas u32, members
@@ -31,6 +32,7 @@
 //!    1 applied     reply to the end
 //!    2 read        position u64, age: 0, or 1 and ms u64; reply to the end
 //!    3 map         cluster id u128, epoch u64, partitions u32, members,
+//!                  zones u32 (of each member, in that order; or 0), each: length u32, UTF-8;
 //!                  leaders u32, each: node u64 (0 none); replicas u32, each: nodes
 //!    4 status      as in crate::status
 //!    5 error       as in crate::error
@@ -73,6 +75,32 @@ pub enum Consistency {
     Linearizable,
     /// What the node that is asked happens to have; the answer says how old that may be.
     Stale,
+    /// Everything that was acknowledged to anybody so long before the read began. A replica that was
+    /// confirmed to have it within that time, by a leader that had a majority, answers by itself; another
+    /// asks, as for a linearizable read.
+    AtMostOld(Duration),
+}
+
+impl Consistency {
+    fn put(self, bytes: &mut Vec<u8>) {
+        match self {
+            Consistency::Linearizable => bytes.put_u8(0),
+            Consistency::Stale => bytes.put_u8(1),
+            Consistency::AtMostOld(age) => {
+                bytes.put_u8(2);
+                put_duration(bytes, age);
+            }
+        }
+    }
+
+    fn take(take: &mut Take) -> Result<Consistency, Malformed> {
+        Ok(match take.u8()? {
+            0 => Consistency::Linearizable,
+            1 => Consistency::Stale,
+            2 => Consistency::AtMostOld(take_duration(take)?),
+            other => return malformed(format!("a consistency of the unknown kind {other}")),
+        })
+    }
 }
 
 /// A change of who belongs to one group.
@@ -208,6 +236,8 @@ pub struct ClusterMap {
     pub partitions: u32,
     /// The members and where to reach them.
     pub members: Vec<(NodeId, Vec<String>)>,
+    /// Their zones, in the same order; empty if they are not known.
+    pub zones: Vec<String>,
     /// Who leads each group, beginning with group 0. `None`: there is no leader, or the node that answers
     /// has no replica of the group.
     pub leaders: Vec<Option<NodeId>>,
@@ -221,11 +251,21 @@ impl ClusterMap {
         self.replicas.get(group as usize).map_or(&[], Vec::as_slice)
     }
 
+    /// The zone of a member; empty if it has none, or none is known.
+    pub fn zone_of(&self, node: NodeId) -> &str {
+        let index = self.members.iter().position(|(member, _)| *member == node);
+        index.and_then(|index| self.zones.get(index)).map_or("", String::as_str)
+    }
+
     fn put(&self, bytes: &mut Vec<u8>) {
         bytes.put_u128(self.cluster);
         bytes.put_u64(self.epoch);
         bytes.put_u32(self.partitions);
         put_nodes(bytes, &self.members);
+        bytes.put_u32(self.zones.len() as u32);
+        for zone in &self.zones {
+            bytes.put_bytes(zone.as_bytes());
+        }
         bytes.put_u32(self.leaders.len() as u32);
         for leader in &self.leaders {
             bytes.put_u64(leader.map_or(0, |leader| leader.0));
@@ -242,6 +282,7 @@ impl ClusterMap {
             epoch: take.u64()?,
             partitions: take.u32()?,
             members: take_nodes(take)?,
+            zones: (0..take.count(4)?).map(|_| take.text()).collect::<Result<_, Malformed>>()?,
             leaders: Vec::new(),
             replicas: Vec::new(),
         };
@@ -268,7 +309,7 @@ pub enum ClientReply {
         /// Position of the last entry that the answer includes.
         position: u64,
         /// Of a stale read: how long ago the replica was last known to be level with its leader;
-        /// `None` if never, or if it is level.
+        /// `None` if never, or if it is level. Of one that may be so old: how long ago it was confirmed.
         age: Option<Duration>,
         /// A [`GroupReadReply`](dogsled_storage::group::GroupReadReply), encoded.
         reply: Bytes,
@@ -344,7 +385,7 @@ impl ClientRequest {
                 bytes.put_u8(2);
                 bytes.put_u32(*group);
                 put_duration(&mut bytes, *deadline);
-                bytes.put_u8(u8::from(*consistency == Consistency::Stale));
+                consistency.put(&mut bytes);
                 bytes.extend_from_slice(read);
             }
             ClientRequest::Map => bytes.put_u8(3),
@@ -455,7 +496,7 @@ impl ClientRequest {
             2 => ClientRequest::Read {
                 group: take.u32()?,
                 deadline: take_duration(&mut take)?,
-                consistency: if take.flag()? { Consistency::Stale } else { Consistency::Linearizable },
+                consistency: Consistency::take(&mut take)?,
                 read: take.rest(),
             },
             3 => ClientRequest::Map,

@@ -79,6 +79,9 @@ pub(crate) struct Group {
     rounds: ReadRounds,
     /// For reads while another node leads.
     pub(crate) follower_rounds: ReadRounds,
+    /// A position that this replica was told to include, and when it was asked for: everything that was
+    /// acknowledged before is in it.
+    confirmed: Mutex<Option<(tokio::time::Instant, u64)>>,
     /// Ends the group on this node, and all who follow it.
     pub(crate) closing: watch::Sender<bool>,
     /// What supervises it.
@@ -107,6 +110,7 @@ impl Group {
             proposals: Proposals::default(),
             rounds: ReadRounds::default(),
             follower_rounds: ReadRounds::default(),
+            confirmed: Mutex::new(None),
             closing: watch::Sender::new(false),
             task: Mutex::new(None),
         })
@@ -360,6 +364,21 @@ impl Group {
                 async move { group.ask_quorum().await }
             })
             .await
+    }
+
+    /// A leader that has a majority has said, to a question of `asked`, that a read must know `position`.
+    pub(crate) fn confirm(&self, asked: tokio::time::Instant, position: u64) {
+        let mut confirmed = self.confirmed.lock();
+        if confirmed.is_none_or(|(before, _)| asked > before) {
+            *confirmed = Some((asked, position));
+        }
+    }
+
+    /// How long ago it was confirmed that this replica has everything that it has now, or less; `None` if
+    /// never, or what was to be known is not applied yet.
+    pub(crate) fn confirmed_age(&self) -> Option<Duration> {
+        let (asked, position) = (*self.confirmed.lock())?;
+        (self.slot.applied() >= position).then(|| asked.elapsed())
     }
 
     async fn ask_quorum(&self) -> Round {

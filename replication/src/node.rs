@@ -570,6 +570,7 @@ impl Inner {
                     (0..=cluster.partitions).map(|group| record.replicas_of(group).to_vec()).collect();
                 let members = record.members.iter();
                 map.members = members.map(|(node, member)| (*node, member.addresses.clone())).collect();
+                map.zones = record.members.values().map(|member| member.zone.clone()).collect();
             }
             None => {
                 let (_, members) = groups.get(&0).map(|group| group.members()).unwrap_or_default();

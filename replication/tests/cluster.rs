@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use common::{Cluster, command, get, in_session, insert, open_session, reply_of};
 use dogsled_replication::watch::WatchEvent;
 use dogsled_replication::{
-    ClientIdentity, ClientRequest, ClusterError, Consistency, Node, NodeId, Role, Service,
+    Change, ClientIdentity, ClientRequest, ClusterError, Consistency, Node, NodeId, Role, Service,
 };
 use dogsled_storage::counter::{CounterCommand, CounterReply};
 use dogsled_storage::group::{Answer, GroupRead, GroupReadReply, Refusal, SessionId};
@@ -217,6 +217,63 @@ async fn a_minority_answers_nothing_but_stale_reads_and_says_how_old_they_are() 
     cluster.network.heal();
     // What the minority's leader had appended by itself is gone.
     assert_eq!(cluster.get(alone, 1, "a").await.as_deref(), Some("new"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_may_be_so_old_is_never_older() {
+    let cluster = Cluster::made(5, 1, |config| {
+        config.balance_leaders = false;
+        config.request_deadline = Duration::from_secs(2);
+    })
+    .await;
+    cluster.nodes[&1].change(0, true, Change::Replicas(5)).await.unwrap();
+    cluster.put(1, "a", "old").await;
+    let leader = cluster.leader(1).await;
+    let follower = 1 + leader % 5;
+    let old = |age| Consistency::AtMostOld(age);
+    let value = |reply: GroupReadReply| match reply {
+        GroupReadReply::Value(found) => found.map(|found| String::from_utf8(found.value.to_vec()).unwrap()),
+        other => panic!("{other:?}"),
+    };
+    for node in [leader, follower] {
+        let read = cluster.nodes[&node].read(1, &get("a"), old(Duration::ZERO)).await.unwrap();
+        assert_eq!(value(read.reply).as_deref(), Some("old"));
+    }
+    let confirmed = Instant::now();
+    // The leader keeps one follower, and knows nothing of having lost the others: by what it says, that
+    // follower is level all the time.
+    for node in [leader, follower] {
+        for other in (1..=5).filter(|other| ![leader, follower].contains(other)) {
+            cluster.network.cut(NodeId(node), NodeId(other));
+            cluster.network.cut(NodeId(other), NodeId(node));
+        }
+    }
+    for node in [leader, follower] {
+        let read = cluster.nodes[&node].read(1, &get("a"), old(Duration::from_secs(600))).await.unwrap();
+        assert_eq!(value(read.reply).as_deref(), Some("old"), "it asks nobody");
+        let age = read.age.unwrap();
+        assert!(age <= confirmed.elapsed() + Duration::from_secs(1), "{age:?}");
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for node in [leader, follower] {
+        let read = cluster.nodes[&node].read(1, &get("a"), old(Duration::from_millis(250))).await;
+        assert!(matches!(&read, Err(error) if error.is_definite()), "node {node} knows of nobody: {read:?}");
+        cluster.nodes[&node].read(1, &get("a"), Consistency::Stale).await.unwrap();
+    }
+    cluster.network.heal();
+    cluster.put(1, "a", "new").await;
+    for node in 1..=5 {
+        let began = Instant::now();
+        let read = loop {
+            match cluster.nodes[&node].read(1, &get("a"), old(Duration::ZERO)).await {
+                Ok(read) => break read,
+                Err(error) => assert!(began.elapsed() < Duration::from_secs(20), "{error}"),
+            }
+        };
+        assert_eq!(value(read.reply).as_deref(), Some("new"), "node {node}");
+        let read = cluster.nodes[&node].read(1, &get("a"), old(Duration::from_secs(5))).await.unwrap();
+        assert!(read.age.is_some_and(|age| age <= Duration::from_secs(5)), "{read:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

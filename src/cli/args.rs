@@ -143,6 +143,8 @@ pub(crate) enum Command {
         /// Write the value's bytes to this file instead
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        from: ReadArgs,
     },
     /// Set a key; synced when the command returns
     Put {
@@ -191,11 +193,15 @@ pub(crate) enum Command {
         /// Only the keys
         #[arg(long)]
         keys_only: bool,
+        #[command(flatten)]
+        from: ReadArgs,
     },
     /// Count keys
     Count {
         #[command(flatten)]
         range: RangeArgs,
+        #[command(flatten)]
+        from: ReadArgs,
     },
     /// List the trees with their numbers of keys
     Trees,
@@ -329,6 +335,34 @@ pub(crate) struct RangeArgs {
     /// Keys before this one
     #[arg(long, value_name = "KEY")]
     pub(crate) to: Option<OsString>,
+}
+
+/// Which replicas of a cluster answer.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ReadArgs {
+    /// Which replica of a cluster answers [default: leader]
+    #[arg(long, value_name = "WHICH", value_enum, conflicts_with = "max_age")]
+    pub(crate) read_from: Option<ReadFromArg>,
+    /// What was acknowledged so many seconds ago must be seen, what came later need not be: the nearest
+    /// replica that is known to be that new answers
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) max_age: Option<f64>,
+    /// The zone that this is run in, for what is read from the nearest replica
+    #[arg(long, env = "DOGSLED_ZONE", value_name = "ZONE")]
+    pub(crate) zone: Option<String>,
+}
+
+/// Of `--read-from`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReadFromArg {
+    /// The leader of each partition
+    Leader,
+    /// The replicas in turn; as new as the leader
+    Any,
+    /// A replica in --zone, if one answers; as new as the leader
+    Nearest,
+    /// Any replica, however old
+    Stale,
 }
 
 /// Arguments of `load`.

@@ -14,7 +14,7 @@ use dogsled_storage::{
     SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
 };
 
-use super::args::Global;
+use super::args::{Global, ReadArgs, ReadFromArg};
 use super::bytes;
 use super::exit::{Failure, Result};
 use super::remote::Remote;
@@ -64,6 +64,43 @@ impl Global {
             Some(name) => database.existing_tree(&name),
             None => database.tree(DEFAULT_TREE_NAME),
         }
+    }
+
+    /// The tree chosen with `--tree`, of a database that must exist, read from whom `from` says.
+    pub(crate) fn tree_to_read(&self, from: &ReadArgs) -> Result<Keyspace> {
+        let read_from = match (from.read_from, from.max_age) {
+            (_, Some(seconds)) => match Duration::try_from_secs_f64(seconds) {
+                Ok(age) => Some(cluster::ReadFrom::AtMostOld(age)),
+                Err(error) => return Err(Failure::usage(format!("--max-age {seconds}: {error}"))),
+            },
+            (Some(ReadFromArg::Leader), None) => Some(cluster::ReadFrom::Leader),
+            (Some(ReadFromArg::Any), None) => Some(cluster::ReadFrom::Any),
+            (Some(ReadFromArg::Nearest), None) => Some(cluster::ReadFrom::Nearest),
+            (Some(ReadFromArg::Stale), None) => Some(cluster::ReadFrom::Stale),
+            (None, None) => None,
+        };
+        if read_from.is_some() && !self.wants_cluster()? {
+            return Err(Failure::usage(
+                "--read-from and --max-age choose among the replicas of a cluster: they need --connect",
+            ));
+        }
+        let database = match self.wants_cluster()? {
+            true => {
+                let zone = from.zone.clone().unwrap_or_default();
+                Database::Cluster(Rc::new(Remote::connect_in(self, zone)?))
+            }
+            false => self.existing_database()?,
+        };
+        // The names are of all partitions, by their leaders: who reads from others does not ask for them.
+        let named = self.tree_name()?;
+        let tree = match (&database, read_from, named) {
+            (Database::Cluster(_), Some(_), Some(name)) => database.tree(&name)?,
+            _ => self.existing_tree(&database)?,
+        };
+        Ok(match (tree, read_from) {
+            (Keyspace::Cluster(remote, tree), Some(from)) => Keyspace::Cluster(remote, tree.read_from(from)),
+            (tree, _) => tree,
+        })
     }
 
     /// The tree chosen with `--tree`, made if there is none of that name.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dogsled_net::ClientEndpoint;
 use dogsled_replication as replication;
 use dogsled_replication::{
-    Change, ClientReply, ClientRequest, ClusterMap, Consistency, NodeId, NodeStatus, Record,
+    Change, ClientReply, ClientRequest, ClusterMap, NodeId, NodeStatus, Record,
 };
 use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
 use futures_util::future::{join_all, try_join_all};
@@ -16,7 +16,9 @@ use tokio::time::Instant;
 use super::core::{Core, Reach, unexpected};
 use super::options::Behaviour;
 use super::pool::Pool;
-use super::{ClientOptions, Counter, Election, Error, Lock, Result, Session, ShardedCounter, Tree, routes};
+use super::{
+    ClientOptions, Counter, Election, Error, Lock, ReadFrom, Result, Session, ShardedCounter, Tree, routes,
+};
 use crate::IVec;
 
 /// A client of a cluster; see [`cluster`](super). Clones are the same client, and cheap.
@@ -278,7 +280,7 @@ impl Client {
         let until = self.until();
         let groups = 1..=self.core().partitions(until).await?;
         let reads = groups.map(|group| async move {
-            let answer = self.core().read(group, &GroupRead::Trees, Consistency::Linearizable, until).await?;
+            let answer = self.core().read(group, &GroupRead::Trees, ReadFrom::Leader, until).await?;
             match answer.reply {
                 GroupReadReply::Trees(names) => Ok(names),
                 other => Err(unexpected(&other)),

@@ -18,8 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dogsled_replication as replication;
 use dogsled_replication::{
-    ClientReply, ClientRequest, ClusterError, ClusterMap, Consistency, NodeId, ReadAnswer, Service,
-    TransportError, ring,
+    ClientReply, ClientRequest, ClusterError, ClusterMap, NodeId, ReadAnswer, Service, TransportError, ring,
 };
 use dogsled_storage::codec::{
     decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
@@ -33,10 +32,11 @@ use futures_util::stream::BoxStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use self::call::{Answered, BACK_OFF, Link, Prefer, Repeat, this_process};
+use self::call::{Answered, BACK_OFF, Link, Repeat, this_process};
 use super::finishing::Finishing;
 use super::options::Behaviour;
 use super::pool::Pool;
+use super::read_from::{Prefer, ReadFrom};
 use super::session::{Numbered, Session, Sessions, Upkeep, random_u64};
 use super::{Error, Result};
 
@@ -85,6 +85,7 @@ pub(super) struct Core {
     random: AtomicU64,
     turn: AtomicUsize,
     home: usize,
+    zone: String,
 }
 
 /// What is known of a reply that is not the one expected.
@@ -110,6 +111,7 @@ impl Core {
             random: AtomicU64::new(random_u64()),
             turn: AtomicUsize::new(random_u64() as usize >> 1),
             home: random_u64() as usize >> 1,
+            zone: options.zone.clone(),
         });
         tokio::spawn(upkeep(Arc::downgrade(&core), core.session_lease));
         core
@@ -412,15 +414,12 @@ impl Core {
         &self,
         group: u32,
         read: &GroupRead,
-        consistency: Consistency,
+        from: ReadFrom,
         until: Instant,
     ) -> Result<ReadAnswer> {
         let read = encode_group_read(read).map_err(|error| Error::Invalid(error.to_string()))?;
         let read = Bytes::from(read);
-        let prefer = match consistency {
-            Consistency::Linearizable => Prefer::Leader,
-            Consistency::Stale => Prefer::Any,
-        };
+        let (consistency, prefer) = (from.consistency(), from.prefer());
         let make = |deadline| ClientRequest::Read { group, deadline, consistency, read: read.clone() };
         match self.call(Some(group), prefer, Repeat::Harmless, until, make).await?.reply {
             ClientReply::Read { position, age, reply } => {

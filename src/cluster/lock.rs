@@ -7,7 +7,6 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dogsled_replication::Consistency;
 use dogsled_storage::lock::{LockCommand, LockReply, LockRequest, READ_WRITE};
 use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
 use tokio::time::Instant;
@@ -16,7 +15,7 @@ pub use self::guard::LockGuard;
 use self::wait::{WAIT_LEASE, Waited};
 use super::core::unexpected;
 use super::session::random_u64;
-use super::{Client, Result};
+use super::{Client, ReadFrom, Result};
 use crate::lock::milliseconds;
 use crate::{FencingToken, Holder, IVec, NotHeld};
 
@@ -218,7 +217,7 @@ impl Lock {
         let core = self.client.core();
         let group = core.group_of(&self.name, until).await?;
         let read = GroupRead::LockHolder { name: self.name.clone() };
-        match core.read(group, &read, Consistency::Linearizable, until).await?.reply {
+        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
             GroupReadReply::LockHolder(holder) => Ok(holder),
             other => Err(unexpected(&other)),
         }

@@ -5,13 +5,13 @@ use std::fmt;
 use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
-use dogsled_replication::{Consistency, ReadAnswer};
+use dogsled_replication::ReadAnswer;
 use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId, Versioned, Write};
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
 use super::core::unexpected;
-use super::{Client, Entries, Error, Result, StaleTree, Subscriber};
+use super::{Client, Entries, Error, ReadFrom, Result, StaleTree, Subscriber};
 use crate::tree::{owned_bounds, prefix_bounds};
 use crate::{Batch, CompareAndSwapError, IVec};
 
@@ -31,6 +31,7 @@ pub struct Tree {
     client: Client,
     name: IVec,
     fences: Vec<Fence>,
+    from: ReadFrom,
 }
 
 /// What was read, and how old it may be.
@@ -38,7 +39,7 @@ pub(super) type Aged<T> = (T, Option<Duration>);
 
 impl Tree {
     pub(super) fn new(client: Client, name: IVec) -> Tree {
-        Tree { client, name, fences: Vec::new() }
+        Tree { client, name, fences: Vec::new(), from: ReadFrom::default() }
     }
 
     /// The same tree, written to only while a lock is held: every write through it is carried out by the
@@ -77,6 +78,26 @@ impl Tree {
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Tree {
         Tree { client: self.client.with_deadline(deadline), ..self.clone() }
+    }
+
+    /// The same tree, whose reads are answered by these replicas. What must not be old to mean anything, such
+    /// as what [`Tree::update_and_fetch`] begins with, or a transaction reads, is read from the leader all
+    /// the same.
+    ///
+    /// ```no_run
+    /// # async fn read(users: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
+    /// use dogsled::cluster::ReadFrom;
+    /// use std::time::Duration;
+    ///
+    /// let near = users.read_from(ReadFrom::Nearest); // linearizable, from a replica in the client's zone
+    /// let ann = near.get("ann").await?;
+    /// let cheap = users.read_from(ReadFrom::AtMostOld(Duration::from_secs(5)));
+    /// let ann = cheap.get("ann").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn read_from(&self, from: ReadFrom) -> Tree {
+        Tree { from, ..self.clone() }
     }
 
     /// The same tree, read without asking the leader: what is read may be old, and tells its age.
@@ -232,7 +253,8 @@ impl Tree {
     {
         let until = self.client.until();
         let key = IVec::from(key);
-        let mut current = self.read_key(key.clone(), Consistency::Linearizable, until).await?.0;
+        // What is newest, wherever else is read: an old value would only be refused.
+        let mut current = self.read_key(key.clone(), ReadFrom::Leader, until).await?.0;
         loop {
             let next: Option<IVec> = f(current.as_deref()).map(Into::into);
             match self.swap(&key, current.clone(), next.clone(), until).await? {
@@ -253,7 +275,7 @@ impl Tree {
     /// Those of [reading](super#reads).
     pub async fn get<K: AsRef<[u8]>>(&self, key: K) -> Result<Option<IVec>> {
         let key = IVec::from(key.as_ref());
-        Ok(self.read_key(key, Consistency::Linearizable, self.client.until()).await?.0)
+        Ok(self.read_key(key, self.from, self.client.until()).await?.0)
     }
 
     /// Whether a key has a value.
@@ -274,30 +296,26 @@ impl Tree {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
-        Ok(self.read_keys(keys, Consistency::Linearizable).await?.0)
+        Ok(self.read_keys(keys, self.from).await?.0)
     }
 
     pub(super) async fn read_key(
         &self,
         key: IVec,
-        consistency: Consistency,
+        from: ReadFrom,
         until: Instant,
     ) -> Result<Aged<Option<IVec>>> {
         let core = self.client.core();
         let group = core.group_of(&key, until).await?;
         let read = GroupRead::Get { tree: self.name.clone(), key };
-        let ReadAnswer { reply, age, .. } = core.read(group, &read, consistency, until).await?;
+        let ReadAnswer { reply, age, .. } = core.read(group, &read, from, until).await?;
         match reply {
             GroupReadReply::Value(found) => Ok((found.map(|found| found.value), age)),
             other => Err(unexpected(&other)),
         }
     }
 
-    pub(super) async fn read_keys<I>(
-        &self,
-        keys: I,
-        consistency: Consistency,
-    ) -> Result<Aged<Vec<Option<IVec>>>>
+    pub(super) async fn read_keys<I>(&self, keys: I, from: ReadFrom) -> Result<Aged<Vec<Option<IVec>>>>
     where
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
@@ -312,7 +330,7 @@ impl Tree {
             count = index + 1;
         }
         let parts = by_group.iter().flat_map(|(group, wanted)| {
-            wanted.chunks(READ_AT_ONCE).map(|part| self.read_part(*group, part, consistency, until))
+            wanted.chunks(READ_AT_ONCE).map(|part| self.read_part(*group, part, from, until))
         });
         let parts: Vec<_> = parts.collect();
         let mut values = vec![None; count];
@@ -330,7 +348,7 @@ impl Tree {
         &self,
         group: u32,
         wanted: &[(usize, IVec)],
-        consistency: Consistency,
+        from: ReadFrom,
         until: Instant,
     ) -> Result<Aged<Vec<(usize, Option<Versioned>)>>> {
         let mut found = Vec::with_capacity(wanted.len());
@@ -339,7 +357,7 @@ impl Tree {
         while let Some(part) = left.pop() {
             let keys = part.iter().map(|(_, key)| key.clone()).collect();
             let read = GroupRead::GetMany { tree: self.name.clone(), keys };
-            match self.client.core().read(group, &read, consistency, until).await {
+            match self.client.core().read(group, &read, from, until).await {
                 Ok(ReadAnswer { reply: GroupReadReply::Values(values), age, .. })
                     if values.len() == part.len() =>
                 {
@@ -435,7 +453,7 @@ impl Tree {
     /// # Errors
     /// Those of [reading](super#reads).
     pub async fn len(&self) -> Result<u64> {
-        Ok(self.length(Consistency::Linearizable).await?.0)
+        Ok(self.length(self.from).await?.0)
     }
 
     /// Whether there is no key.
@@ -446,12 +464,12 @@ impl Tree {
         Ok(self.len().await? == 0)
     }
 
-    pub(super) async fn length(&self, consistency: Consistency) -> Result<Aged<u64>> {
+    pub(super) async fn length(&self, from: ReadFrom) -> Result<Aged<u64>> {
         let until = self.client.until();
         let core = self.client.core();
         let read = GroupRead::Len { tree: self.name.clone() };
         let groups = 1..=core.partitions(until).await?;
-        let answers = try_join_all(groups.map(|group| core.read(group, &read, consistency, until))).await?;
+        let answers = try_join_all(groups.map(|group| core.read(group, &read, from, until))).await?;
         let (mut sum, mut oldest) = (0, None);
         for answer in answers {
             let GroupReadReply::Length(length) = answer.reply else { return Err(unexpected(&answer)) };
@@ -483,7 +501,7 @@ impl Tree {
 
     /// All keys and values in the order of the keys.
     pub fn iter(&self) -> Entries {
-        self.entries((Bound::Unbounded, Bound::Unbounded), Consistency::Linearizable)
+        self.entries((Bound::Unbounded, Bound::Unbounded), self.from)
     }
 
     /// Keys of a range, and their values, in the order of the keys.
@@ -502,12 +520,12 @@ impl Tree {
         K: AsRef<[u8]>,
         R: RangeBounds<K>,
     {
-        self.entries(owned_bounds(&range), Consistency::Linearizable)
+        self.entries(owned_bounds(&range), self.from)
     }
 
     /// Keys that begin with a prefix, and their values, in the order of the keys.
     pub fn scan_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Entries {
-        self.entries(prefix_bounds(prefix.as_ref()), Consistency::Linearizable)
+        self.entries(prefix_bounds(prefix.as_ref()), self.from)
     }
 
     /// Follows what happens to keys that begin with a prefix, from now on: every write that begins after
@@ -537,8 +555,8 @@ impl Tree {
         Subscriber::begin(self.client.clone(), self.name.clone(), IVec::from(prefix.as_ref()), until).await
     }
 
-    pub(super) fn entries(&self, bounds: (Bound<IVec>, Bound<IVec>), consistency: Consistency) -> Entries {
-        Entries::new(self.client.clone(), self.name.clone(), bounds, consistency)
+    pub(super) fn entries(&self, bounds: (Bound<IVec>, Bound<IVec>), from: ReadFrom) -> Entries {
+        Entries::new(self.client.clone(), self.name.clone(), bounds, from)
     }
 
     /// The first key and its value.

@@ -4,6 +4,7 @@ mod coordination;
 mod failures;
 mod membership;
 mod operations;
+mod reads;
 mod support;
 mod transactions;
 mod watching;

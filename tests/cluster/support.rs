@@ -49,9 +49,13 @@ impl Cluster {
 
     /// Starts a node; again under the port that it had.
     pub async fn start(&mut self, node: u64) -> &Node {
+        self.start_with(node, self.config(node)).await
+    }
+
+    pub async fn start_with(&mut self, node: u64, config: NodeConfig) -> &Node {
         let began = Instant::now();
         let started = loop {
-            match Node::start(self.config(node)).await {
+            match Node::start(config.clone()).await {
                 // A connection that was being made when the node was halted holds the port for a while:
                 // within one process only.
                 Err(StartError::Listen(_)) if began.elapsed() < Duration::from_secs(10) => {

@@ -29,6 +29,15 @@ fn requests_keep_their_bytes() {
             },
             "010203000000000000000172",
         ),
+        (
+            ClientRequest::Read {
+                group: 3,
+                deadline: Duration::ZERO,
+                consistency: Consistency::AtMostOld(Duration::from_secs(1)),
+                read: Bytes::from_static(b"r"),
+            },
+            "01020300000000000000 02 e8030000 72",
+        ),
         (ClientRequest::Map, "0103"),
         (ClientRequest::Status, "0104"),
         (
@@ -92,6 +101,7 @@ fn replies_keep_their_bytes() {
         epoch: 9,
         partitions: 1,
         members: vec![(NodeId(1), vec!["a:1".to_owned()])],
+        zones: vec!["z".to_owned()],
         leaders: vec![Some(NodeId(1)), None],
         replicas: vec![vec![NodeId(1)], vec![NodeId(1), NodeId(2)]],
     };
@@ -111,7 +121,7 @@ fn replies_keep_their_bytes() {
         (
             ClientReply::Map(map),
             "0103 05000000000000000000000000000000 0900000000000000 01000000 01000000 0100000000000000 01000000 \
-             03000000 613a31 02000000 0100000000000000 0000000000000000 \
+             03000000 613a31 01000000 01000000 7a 02000000 0100000000000000 0000000000000000 \
              02000000 01000000 0100000000000000 02000000 0100000000000000 0200000000000000",
         ),
         (ClientReply::Error(not_leader), "0105 01 01000000 01 0200000000000000 01000000 03000000 623a32"),

@@ -481,11 +481,18 @@ impl Inner {
     ) -> Result<ClientReply, ClusterError> {
         let age = match consistency {
             Consistency::Linearizable => {
-                let at =
-                    if group.leads() { group.read_index().await? } else { self.ask_leader(group).await? };
-                group.slot.wait_applied(at).await;
+                self.confirm(group).await?;
                 None
             }
+            // Not by the age that a stale read tells: that is by what a leader says that may have lost its
+            // majority without knowing it.
+            Consistency::AtMostOld(limit) => match group.confirmed_age().filter(|age| *age <= limit) {
+                Some(age) => Some(age),
+                None => {
+                    self.confirm(group).await?;
+                    group.confirmed_age()
+                }
+            },
             // A node that holds no state of the group yet has nothing to say, not even something old.
             Consistency::Stale if group.slot.applied() == 0 => {
                 return Err(ClusterError::Unavailable(format!("group {} has not begun here", group.id)));
@@ -496,13 +503,23 @@ impl Inner {
         // Before reading: the answer includes at least this.
         let position = group.slot.applied();
         let mut answer = match consistency {
-            Consistency::Linearizable => self.read_settled(group, read).await?,
+            // What a transaction has decided long ago may not have been told here yet.
+            Consistency::Linearizable | Consistency::AtMostOld(_) => self.read_settled(group, read).await?,
             Consistency::Stale => self.read_stale(group, read).await?,
         };
         answer.set_time(group.slot.clock.now());
         let reply =
             encode_group_read_reply(&answer).map_err(|error| ClusterError::Invalid(error.to_string()))?;
         Ok(ClientReply::Read { position, age, reply: reply.into() })
+    }
+
+    /// Waits until this replica has everything that was acknowledged before.
+    async fn confirm(&self, group: &Arc<Group>) -> Result<(), ClusterError> {
+        let asked = tokio::time::Instant::now();
+        let at = if group.leads() { group.read_index().await? } else { self.ask_leader(group).await? };
+        group.slot.wait_applied(at).await;
+        group.confirm(asked, at);
+        Ok(())
     }
 
     async fn read_stale(&self, group: &Arc<Group>, read: GroupRead) -> Result<GroupReadReply, ClusterError> {

@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Core, Error, Reach, Result, leader_of};
 use crate::cluster::pool::Pool;
+use crate::cluster::read_from::{Prefer, candidates};
 use crate::cluster::routes;
 
 /// How long a call waits before it asks whether it waits for the right node.
@@ -64,14 +65,6 @@ impl Link {
 /// Whoever has a node in hand may do anything with it.
 pub(super) fn this_process() -> ClientIdentity {
     ClientIdentity { name: "this process".to_owned(), administrator: true }
-}
-
-/// Whom a call prefers.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Prefer {
-    Leader,
-    /// The same node each time, to spread clients over nodes.
-    Any,
 }
 
 /// What a repeated attempt can do.
@@ -128,21 +121,10 @@ impl Core {
         if prefer == Prefer::Leader
             && let Some(leader) = group.and_then(|group| leader_of(&map, group)).filter(&fit)
         {
+            // Nearly always, and then nobody else need be thought of.
             return Some(leader);
         }
-        let first = match prefer {
-            Prefer::Any => self.home,
-            Prefer::Leader => self.next_turn(),
-        };
-        // Those that have the group answer by themselves; the others pass it on.
-        let holders = group.map_or(&[][..], |group| map.replicas_of(group));
-        let all = map.members.iter().map(|(node, _)| *node).filter(|node| !holders.contains(node));
-        let all: Vec<NodeId> = all.collect();
-        let turn = |nodes: &[NodeId]| -> Vec<NodeId> {
-            let count = nodes.len();
-            (0..count).map(|i| nodes[first.wrapping_add(i) % count]).collect()
-        };
-        let candidates = [turn(holders), turn(&all)].concat();
+        let candidates = candidates(&map, group, prefer, &self.zone, self.home, self.next_turn());
         let in_turn = || candidates.iter().copied();
         in_turn()
             .find(&fit)

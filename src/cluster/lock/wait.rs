@@ -12,8 +12,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_replication::ClientRequest;
 use dogsled_replication::watch::WatchEvent;
-use dogsled_replication::{ClientRequest, Consistency};
 use dogsled_storage::lock::queue::waiter_key;
 use dogsled_storage::lock::{LockCommand, LockReply};
 use dogsled_storage::{GroupRead, GroupReadReply, LOCK_QUEUES_TREE_NAME};
@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Lock;
 use crate::FencingToken;
 use crate::cluster::core::unexpected;
-use crate::cluster::{Error, Result};
+use crate::cluster::{Error, ReadFrom, Result};
 use crate::lock::milliseconds;
 
 /// A waiter that was not heard of for so long is passed over.
@@ -60,7 +60,7 @@ impl Place<'_> {
         let core = self.lock.client.core();
         let read = GroupRead::Ticket { name: self.lock.name.clone(), ticket: self.ticket };
         let asked = Instant::now();
-        let answer = core.read(group, &read, Consistency::Linearizable, self.lock.client.until()).await?;
+        let answer = core.read(group, &read, ReadFrom::Leader, self.lock.client.until()).await?;
         let waited = match answer.reply {
             GroupReadReply::Ticket { reply: LockReply::Waiting { .. }, .. } => return Ok(None),
             GroupReadReply::Ticket { reply: LockReply::Acquired { token, expires_ms }, now_ms } => {
