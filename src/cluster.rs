@@ -100,6 +100,9 @@
 //! any node answers for all of them, and clients go straight to who leads. What a client knows of that
 //! has an epoch: with the answer to a request that was asked with an old one comes the new map.
 //!
+//! A partition that has lost most of its replicas refuses writes ([`Error::Unavailable`]) while the others
+//! serve. If they are lost for ever, [`Client::recover`] brings it back from what is left.
+//!
 //! # Who may
 //!
 //! Nodes and clients know each other by certificates of the cluster's own authority, both ways, always:
@@ -137,8 +140,8 @@ pub use dogsled_net::{NetOptions, OpenError};
 pub use dogsled_replication::meta::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT};
 pub use dogsled_replication::status::FollowerStatus;
 pub use dogsled_replication::{
-    Change, ClusterMap, GroupStatus, MemberRecord, MemberState, MoveSettings,
-    NodeConfig as ReplicationConfig, NodeId, NodeStatus, Record, Role, Timing, ring,
+    Change, ClusterMap, GroupRecovery, GroupStatus, MemberRecord, MemberState, MoveSettings,
+    NodeConfig as ReplicationConfig, NodeId, NodeStatus, Record, Recovery, Role, Timing, ring,
 };
 
 pub use self::client::{Client, MemberStatus};

@@ -235,7 +235,8 @@ fn client_requests() -> Vec<ClientRequest> {
     ] {
         requests.push(ClientRequest::ChangeGroup { group: 1, based_on: MembershipId::default(), change });
     }
-    for change in [Change::Drain { node, on: true }, Change::Replicas(2), Change::Gone { node }] {
+    let lost = Change::Lost { nodes: vec![node] };
+    for change in [Change::Drain { node, on: true }, Change::Replicas(2), Change::Gone { node }, lost] {
         requests.push(ClientRequest::Change { epoch: 1, wait: false, change });
     }
     requests.extend([ClientRequest::Record, ClientRequest::Membership { group: 1 }]);

@@ -26,6 +26,10 @@
 //!   13 membership  group u32: who belongs to it, by its leader
 //!   14 another request, of one who knows the map of an epoch
 //!                  epoch u64, the request to the end
+//!   15 recover     carry out u8, lost: nodes; see crate::recovery
+//!   16 go on alone (nodes use it among themselves)
+//!                  lost: nodes, groups u32, each: group u32, term u64, last entry: term u64,
+//!                  leader u64, position u64
 //!
 //! reply     version u8 (1), kind u8, then by kind:
 //!    0 done        nothing
@@ -40,6 +44,9 @@
 //!    7 newer map   length u32, a map reply; then the reply to what was asked
 //!    8 record      as in crate::meta
 //!    9 membership  position u64, nodes
+//!   10 recovery    lost: nodes; done u8; groups u32, each: group u32, survivor u64 (0 none), lost: nodes,
+//!                  others: nodes, last entry as above, committed u64, applied u64, term u64, led u8,
+//!                  level in ms u64 (all ones: not known)
 //! ```
 //!
 //! Nodes: a count u32, then each u64.
@@ -55,6 +62,7 @@ use crate::codec::{Malformed, Put, Take, malformed};
 use crate::error::ClusterError;
 use crate::message::{put_members, take_members};
 use crate::meta::{Change, Record};
+use crate::recovery::Recovery;
 use crate::status::{MembershipId, NodeStatus, put_ids, take_ids};
 use crate::transport::NodeId;
 use crate::types::{put_addresses, take_addresses};
@@ -223,6 +231,21 @@ pub enum ClientRequest {
         /// The group.
         group: u32,
     },
+    /// Bring back what has lost its quorum; see [`crate::recovery`]. Reply: [`ClientReply::Recovery`].
+    Recover {
+        /// Members that will never come back; nobody: those that do not answer, and nothing is done.
+        lost: Vec<NodeId>,
+        /// Whether it is to be done, though acknowledged writes may be lost; otherwise the reply says
+        /// what would be.
+        accept_data_loss: bool,
+    },
+    /// As the best survivor: go on with these groups alone. Reply: [`ClientReply::Done`].
+    GoOn {
+        /// Members that will never come back.
+        lost: Vec<NodeId>,
+        /// Group, the greatest term that any survivor knows, and what is to be the last entry here.
+        groups: Vec<(u32, u64, MembershipId)>,
+    },
 }
 
 /// Where everything is, as far as the node that answers knows.
@@ -327,6 +350,8 @@ pub enum ClientReply {
         /// Those that vote, and those that do not.
         nodes: Vec<NodeId>,
     },
+    /// What was recovered, or would be.
+    Recovery(Box<Recovery>),
     /// It was not done, or that is not known.
     Error(ClusterError),
 }
@@ -364,7 +389,9 @@ impl ClientRequest {
             | ClientRequest::RemoveMember { .. }
             | ClientRequest::TransferLeader { .. }
             | ClientRequest::ChangeGroup { .. }
-            | ClientRequest::Change { .. } => true,
+            | ClientRequest::Change { .. }
+            | ClientRequest::Recover { .. }
+            | ClientRequest::GoOn { .. } => true,
         }
     }
 
@@ -452,6 +479,21 @@ impl ClientRequest {
                 bytes.put_u8(13);
                 bytes.put_u32(*group);
             }
+            ClientRequest::Recover { lost, accept_data_loss } => {
+                bytes.put_u8(15);
+                bytes.put_u8(u8::from(*accept_data_loss));
+                put_ids(&mut bytes, lost);
+            }
+            ClientRequest::GoOn { lost, groups } => {
+                bytes.put_u8(16);
+                put_ids(&mut bytes, lost);
+                bytes.put_u32(groups.len() as u32);
+                for (group, term, last) in groups {
+                    bytes.put_u32(*group);
+                    bytes.put_u64(*term);
+                    last.put(&mut bytes);
+                }
+            }
         }
         bytes.into()
     }
@@ -531,6 +573,13 @@ impl ClientRequest {
             },
             12 => ClientRequest::Record,
             13 => ClientRequest::Membership { group: take.u32()? },
+            15 => ClientRequest::Recover { accept_data_loss: take.flag()?, lost: take_ids(&mut take)? },
+            16 => ClientRequest::GoOn {
+                lost: take_ids(&mut take)?,
+                groups: (0..take.count(36)?)
+                    .map(|_| Ok((take.u32()?, take.u64()?, MembershipId::take(&mut take)?)))
+                    .collect::<Result<_, Malformed>>()?,
+            },
             other => return malformed(format!("a request of the unknown kind {other}")),
         };
         take.end()?;
@@ -580,6 +629,10 @@ impl ClientReply {
                 bytes.put_u8(9);
                 bytes.put_u64(*position);
                 put_ids(&mut bytes, nodes);
+            }
+            ClientReply::Recovery(recovery) => {
+                bytes.put_u8(10);
+                recovery.put(&mut bytes);
             }
         }
         bytes.into()
@@ -634,6 +687,7 @@ impl ClientReply {
             5 => ClientReply::Error(ClusterError::take(&mut take)?),
             8 => ClientReply::Record(Box::new(Record::decode(take.rest())?)),
             9 => ClientReply::Membership { position: take.u64()?, nodes: take_ids(&mut take)? },
+            10 => ClientReply::Recovery(Box::new(Recovery::take(&mut take)?)),
             other => return malformed(format!("a reply of the unknown kind {other}")),
         };
         take.end()?;

@@ -526,11 +526,14 @@ impl Group {
             membership: MembershipId::default(),
             settled: false,
             joint: false,
+            configs: Vec::new(),
+            newest: self.log.last().map_or_else(MembershipId::default, entry_id),
             first: position(first),
             last: next,
             committed: 0,
             applied: self.slot.applied(),
             durable,
+            level: self.slot.age(),
             followers: Vec::new(),
             failure: self.failure.lock().clone(),
         };
@@ -551,14 +554,12 @@ impl Group {
         status.learners = membership.learner_ids().map(NodeId).collect();
         status.membership = match metrics.membership_config.log_id() {
             None => MembershipId::default(),
-            Some(log_id) => MembershipId {
-                term: log_id.leader_id.term,
-                leader: log_id.leader_id.node_id,
-                position: position(log_id.index),
-            },
+            Some(log_id) => entry_id(*log_id),
         };
         status.settled = metrics.membership_config == metrics.committed_membership_config;
-        status.joint = membership.get_joint_config().len() > 1;
+        let configs = membership.get_joint_config();
+        status.joint = configs.len() > 1;
+        status.configs = configs.iter().map(|voters| voters.iter().copied().map(NodeId).collect()).collect();
         status.committed = metrics.cluster_committed.map_or(0, |committed| position(committed.index));
         for (node, matched) in metrics.replication.iter().flatten() {
             if *node == self.network.node.0 {
@@ -573,6 +574,11 @@ impl Group {
         }
         status
     }
+}
+
+pub(crate) fn entry_id(log_id: LogId) -> MembershipId {
+    let leader_id = log_id.leader_id;
+    MembershipId { term: leader_id.term, leader: leader_id.node_id, position: position(log_id.index) }
 }
 
 /// The newest membership in a node's log, be it committed or not: its place, and whether the node belongs

@@ -319,6 +319,25 @@ pub(crate) enum Command {
         no_wait: bool,
     },
 
+    /// Bring back what has lost its quorum for ever, from the best of what is left
+    #[command(long_about = "\
+Bring back partitions, or the meta group, whose quorum is lost for ever, from the best of what is left.
+
+Each of them goes on with the replica that has most of its log. What only the lost members had is lost,
+though it was acknowledged. So nothing is done without --accept-data-loss: the command says what it
+would do, what the survivors have, and ends with exit code 8. The ids of the lost members are never taken
+in again; if one of them comes back with what it had, it is refused. New nodes join as always.
+
+If a lost member's disk is sound, start it instead: nothing is lost then.")]
+    Recover {
+        /// The members that will never come back; without any, it looks at those that do not answer
+        #[arg(value_name = "ID")]
+        lost: Vec<u64>,
+        /// Do it, though acknowledged writes may be lost
+        #[arg(long)]
+        accept_data_loss: bool,
+    },
+
     /// Watch a cluster of three nodes in this process lose its leader, and nothing else
     Demo(DemoArgs),
 }

@@ -93,6 +93,9 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Rebalance(args) => commands::rebalance::rebalance(&global, out, &args),
         Command::Replicas { count, no_wait } => commands::rebalance::replicas(&global, out, count, no_wait),
+        Command::Recover { lost, accept_data_loss } => {
+            commands::recover::recover(&global, out, &lost, accept_data_loss)
+        }
         Command::Demo(args) => demo::demo(out, &args),
     }?;
     output.finish()

@@ -147,6 +147,7 @@ impl Opener {
             raft: Arc::clone(&self.raft),
             network: {
                 let (transport, snapshots) = (Arc::clone(&node.transport), Arc::clone(&node.snapshots));
+                let fence = Arc::clone(&node.fence);
                 let (id, timing, cluster) = (node.config.node, node.config.timing, file.cluster as u64);
                 Box::new(move |slot| Network {
                     node: id,
@@ -154,6 +155,7 @@ impl Opener {
                     cluster,
                     transport,
                     snapshots,
+                    fence,
                     slot,
                     append_deadline: timing.election.1 * 4,
                     backoff: (timing.heartbeat / 4, timing.election.1),
@@ -209,6 +211,8 @@ impl Inner {
         let hosted = hosted.await.map_err(doing)?.map_err(doing)?;
         let groups = Opener::new(self)?.open(hosted).await.map_err(doing)?;
         let cluster = self.cluster.get_or_init(|| Cluster::new(file.cluster, file.partitions, groups));
+        // Whoever was taken out is known before any of them takes part in anything.
+        self.look_at_record();
         for group in cluster.groups().values() {
             self.start(group);
         }
@@ -228,7 +232,7 @@ impl Inner {
         Ok(())
     }
 
-    fn start(self: &Arc<Self>, group: &Arc<Group>) {
+    pub(super) fn start(self: &Arc<Self>, group: &Arc<Group>) {
         let node = Arc::downgrade(self);
         let changed = move |group: &Group| {
             if let Some(node) = node.upgrade() {

@@ -134,6 +134,7 @@ impl Service for Node {
     fn client_stream(&self, client: &ClientIdentity, body: Bytes) -> BoxStream<'static, Bytes> {
         let _ = client;
         let error = match ClientRequest::decode(body) {
+            Ok(ClientRequest::Watch { .. }) if self.inner.fence.is_out() => self.inner.is_out(),
             Ok(ClientRequest::Watch { group, tree, prefix }) => match self.inner.group(group) {
                 Ok(group) => {
                     // Those that follow a node that stops, or a group that moves away, are told by the end
@@ -193,6 +194,17 @@ impl Inner {
                 "node {} belongs to the cluster {:032x}",
                 self.config.node, cluster.id
             )));
+        }
+        // What clients ask of it can still be passed on: that is judged by what it is.
+        if header.kind != Kind::Forward && self.fence.is_removed(from) {
+            return Err(PeerError::Removed(format!(
+                "node {from} was taken out of the cluster, and what it has is not the cluster's any more: give it a new \
+                 id and an empty directory"
+            )));
+        }
+        if header.kind != Kind::Forward && self.fence.is_out() {
+            let me = self.config.node;
+            return Err(PeerError::NoGroup(format!("node {me} was taken out of the cluster itself")));
         }
         if header.kind == Kind::Forward {
             let _client = take.text().map_err(malformed)?;
@@ -313,7 +325,9 @@ impl Inner {
             }
             ClientRequest::AddMember { .. }
             | ClientRequest::RemoveMember { .. }
-            | ClientRequest::Change { wait: true, .. } => LONG,
+            | ClientRequest::Change { wait: true, .. }
+            | ClientRequest::Recover { .. }
+            | ClientRequest::GoOn { .. } => LONG,
             _ => self.config.request_deadline,
         };
         let error = match self.serve_here(request, deadline).await {
@@ -416,6 +430,14 @@ impl Inner {
         self.pass_on(to, body, deadline).await
     }
 
+    /// What a node says that was taken out.
+    pub(super) fn is_out(&self) -> ClusterError {
+        ClusterError::Unavailable(format!(
+            "node {} was taken out of the cluster: ask one that belongs to it",
+            self.config.node
+        ))
+    }
+
     /// A reply to one who knows the map of an epoch: with the map, if there is a newer one.
     fn with_newer_map(&self, known: u64, reply: Bytes) -> Bytes {
         // Asked with every answer: the map is put together only for who needs it.
@@ -428,6 +450,11 @@ impl Inner {
         request: ClientRequest,
         deadline: Duration,
     ) -> Result<ClientReply, ClusterError> {
+        let only_looks =
+            matches!(request, ClientRequest::Map | ClientRequest::Status | ClientRequest::Record);
+        if self.fence.is_out() && !only_looks {
+            return Err(self.is_out());
+        }
         match request {
             ClientRequest::Submit { group, command, .. } => {
                 let reply = self.propose(&self.group(group)?, &command, deadline).await?;
@@ -468,6 +495,13 @@ impl Inner {
             }
             ClientRequest::ChangeGroup { group, based_on, change } => {
                 self.change_group(group, based_on, change, deadline).await.map(|()| ClientReply::Done)
+            }
+            ClientRequest::Recover { lost, accept_data_loss } => {
+                let recovery = self.recover(lost, accept_data_loss, deadline).await?;
+                Ok(ClientReply::Recovery(Box::new(recovery)))
+            }
+            ClientRequest::GoOn { lost, groups } => {
+                self.go_on(lost, groups).await.map(|()| ClientReply::Done)
             }
             ClientRequest::Watch { .. } => Err(ClusterError::Invalid("a watch is a stream".to_owned())),
         }
@@ -542,10 +576,12 @@ impl Inner {
     async fn ask_leader(&self, group: &Arc<Group>) -> Round {
         let cluster = self.cluster()?.number();
         let (transport, me) = (Arc::clone(&self.transport), self.config.node);
+        let fence = Arc::clone(&self.fence);
         let deadline = self.config.timing.election.1;
         let asked = Arc::clone(group);
         let round = move || {
             let (group, transport) = (Arc::clone(&asked), Arc::clone(&transport));
+            let fence = Arc::clone(&fence);
             async move {
                 let Some(leader) = group.leader().filter(|leader| *leader != me) else {
                     return Err(group.not_leader(None));
@@ -555,8 +591,11 @@ impl Inner {
                 let unavailable = |why: &dyn std::fmt::Display| {
                     ClusterError::Unavailable(format!("node {leader}, which leads group {}: {why}", group.id))
                 };
-                let mut take = take_reply(reply.map_err(|error| unavailable(&error))?)
-                    .map_err(|error| unavailable(&error))?;
+                let reply = take_reply(reply.map_err(|error| unavailable(&error))?);
+                let mut take = reply.map_err(|error| {
+                    fence.refused(&error);
+                    unavailable(&error)
+                })?;
                 take.u64().map_err(|error| unavailable(&error))
             }
         };

@@ -8,6 +8,7 @@ pub(crate) mod load;
 pub(crate) mod lock_run;
 pub(crate) mod member;
 pub(crate) mod rebalance;
+pub(crate) mod recover;
 pub(crate) mod status;
 pub(crate) mod transfer;
 pub(crate) mod ttl;

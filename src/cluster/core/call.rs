@@ -146,6 +146,8 @@ impl Core {
         let mut avoid = None;
         let mut redirected = 0;
         let mut why = "no node was reached before the deadline".to_owned();
+        // What a node has answered says more than that another one is not there.
+        let mut said: Option<String> = None;
         for attempt in 0.. {
             let give_up = |perhaps: bool, definite: Error, why: &str| match perhaps {
                 true => Error::OutcomeUnknown(why.to_owned()),
@@ -156,6 +158,9 @@ impl Core {
             }
             let now = Instant::now();
             if now >= until {
+                if let Some(said) = said.filter(|said| *said != why) {
+                    why = format!("{said}; then: {why}");
+                }
                 return Err(give_up(perhaps, Error::Unavailable(why.clone()), &why));
             }
             let (node, link) = match timeout_at(until, self.link(group, avoid, prefer)).await {
@@ -223,6 +228,7 @@ impl Core {
                 return Ok(Answered { reply, perhaps_before: perhaps });
             };
             why = format!("node {node}: {error}");
+            said = Some(why.clone());
             avoid = Some(node);
             match error {
                 ClusterError::Invalid(what) => return Err(give_up(perhaps, Error::Invalid(what), &why)),
