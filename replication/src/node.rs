@@ -377,6 +377,11 @@ impl Node {
         self.inner.cluster.get()?.group(group)?.slot.replica()
     }
 
+    /// Whether this node has a replica of a group.
+    pub fn hosts(&self, group: u32) -> bool {
+        self.inner.cluster.get().is_some_and(|cluster| cluster.group(group).is_some())
+    }
+
     /// What is wanted of the cluster, as far as is known here; `None` as long as it is being made.
     pub fn record(&self) -> Option<Arc<Record>> {
         self.inner.cluster.get()?.record()

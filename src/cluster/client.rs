@@ -13,7 +13,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::core::{Core, Reach, unexpected};
+use super::core::{Core, Elsewhere, Reach, unexpected};
 use super::options::Behaviour;
 use super::pool::Pool;
 use super::{
@@ -95,9 +95,13 @@ impl Client {
     }
 
     /// A client of the node in this process.
-    pub(super) fn here(node: replication::Node, stopped: watch::Receiver<bool>) -> Client {
+    pub(super) fn here(
+        node: replication::Node,
+        stopped: watch::Receiver<bool>,
+        elsewhere: Box<Elsewhere>,
+    ) -> Client {
         let behaviour = Behaviour::default();
-        Client::new(Core::new(Reach::Here { node, stopped }, &behaviour), behaviour.deadline)
+        Client::new(Core::new(Reach::Here { node, stopped, elsewhere }, &behaviour), behaviour.deadline)
     }
 
     fn new(core: Arc<Core>, deadline: Duration) -> Client {

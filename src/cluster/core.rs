@@ -11,11 +11,13 @@
 
 mod call;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_net::certs::Certificates;
+use dogsled_net::{ClientEndpoint, NetOptions};
 use dogsled_replication as replication;
 use dogsled_replication::{
     ClientReply, ClientRequest, ClusterError, ClusterMap, NodeId, ReadAnswer, Service, TransportError, ring,
@@ -63,7 +65,29 @@ pub(super) enum Reach {
     /// Over the network.
     Network(Pool),
     /// The node is in this process; it passes on what it cannot do itself.
-    Here { node: replication::Node, stopped: watch::Receiver<bool> },
+    Here { node: replication::Node, stopped: watch::Receiver<bool>, elsewhere: Box<Elsewhere> },
+}
+
+/// The way from a node's own client to other nodes, for what its node cannot pass on: to follow a
+/// partition that the node has no replica of. Nothing is opened before it is needed.
+pub(super) struct Elsewhere {
+    certificates: Certificates,
+    net: NetOptions,
+    pool: OnceLock<Pool>,
+}
+
+impl Elsewhere {
+    pub(super) fn new(certificates: Certificates, net: NetOptions) -> Box<Elsewhere> {
+        Box::new(Elsewhere { certificates, net, pool: OnceLock::new() })
+    }
+
+    fn pool(&self) -> Result<&Pool, TransportError> {
+        if let Some(pool) = self.pool.get() {
+            return Ok(pool);
+        }
+        let endpoint = ClientEndpoint::new(&self.certificates, self.net.clone())?;
+        Ok(self.pool.get_or_init(|| Pool::new(endpoint, Vec::new())))
+    }
 }
 
 /// See the [module](self).
@@ -140,8 +164,13 @@ impl Core {
         let sessions = self.sessions.end_all();
         let told = sessions.into_iter().map(|(group, session)| self.close_session(group, session));
         let _ = tokio::time::timeout(FAREWELL, futures_util::future::join_all(told)).await;
-        if let Reach::Network(pool) = &self.reach {
-            pool.close();
+        match &self.reach {
+            Reach::Network(pool) => pool.close(),
+            Reach::Here { elsewhere, .. } => {
+                if let Some(pool) = elsewhere.pool.get() {
+                    pool.close();
+                }
+            }
         }
     }
 
@@ -440,7 +469,12 @@ impl Core {
         avoid: Option<NodeId>,
     ) -> Result<(NodeId, BoxStream<'static, Result<Bytes, TransportError>>), TransportError> {
         self.used.store(true, Ordering::Relaxed);
-        let (node, link) = self.link(Some(group), avoid, Prefer::Leader).await?;
+        let (node, link) = match &self.reach {
+            Reach::Here { node, elsewhere, .. } if !node.hosts(group) => {
+                self.link_elsewhere(node, elsewhere.pool()?, group, avoid).await?
+            }
+            _ => self.link(Some(group), avoid, Prefer::Leader).await?,
+        };
         let stream = match link {
             Link::Network(connection) => connection.open_stream(request.encode(), OPEN_STREAM).await?.boxed(),
             Link::Here(node) => node.client_stream(&this_process(), request.encode()).map(Ok).boxed(),

@@ -172,3 +172,40 @@ async fn who_follows_by_a_node_in_this_process_is_told_when_it_stops() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nodes_own_client_follows_partitions_that_are_elsewhere_too() {
+    let mut cluster = Cluster::made(4, PARTITIONS).await;
+    let missing = |cluster: &Cluster, node: u64| {
+        let has = cluster.nodes[&node].replication().clone();
+        (1..=PARTITIONS).filter(move |group| !has.hosts(*group)).count()
+    };
+    eventually("the replicas are spread", || {
+        std::future::ready((1..=4).all(|node| missing(&cluster, node) > 0))
+    })
+    .await;
+    let writer = cluster.client(1).await;
+    let mut followers: Vec<(u64, Tree, Subscriber, Copy)> = Vec::new();
+    for node in 1..=4 {
+        let tree = cluster.nodes[&node].client().tree("followed");
+        let subscriber = tree.watch_prefix("k").await.unwrap();
+        followers.push((node, tree, subscriber, Copy::default()));
+    }
+    let tree = writer.tree("followed");
+    for i in 0..100 {
+        tree.put(format!("k {i}"), "1").await.unwrap();
+    }
+    for (_, tree, subscriber, copy) in &mut followers {
+        copy.until_level(tree, subscriber).await;
+        assert_eq!(copy.keys.len(), 100);
+    }
+    // And when whoever it is that tells it is gone, another one does.
+    cluster.halt(4).await;
+    followers.retain(|(node, ..)| *node != 4);
+    for i in 0..100 {
+        tree.put(format!("k {i}"), "2").await.unwrap();
+    }
+    for (_, tree, subscriber, copy) in &mut followers {
+        copy.until_level(tree, subscriber).await;
+    }
+}

@@ -372,6 +372,13 @@ impl Inner {
             asked.push(to);
             let reply = match self.pass_on(to, body.clone(), deadline).await {
                 Ok(reply) => reply,
+                // Who led last is taken for the leader until there is another.
+                Err(ClusterError::Unavailable(why)) if is_here => {
+                    error = ClusterError::Unavailable(format!(
+                        "group {group} has no leader that answers, perhaps most of its replicas are down: {why}"
+                    ));
+                    continue;
+                }
                 Err(definite) if definite.is_definite() => {
                     error = definite;
                     continue;

@@ -109,6 +109,29 @@ impl Core {
         }
     }
 
+    /// From a node's own client to another node that has a group, as the node knows.
+    pub(super) async fn link_elsewhere(
+        &self,
+        from: &replication::Node,
+        pool: &Pool,
+        group: u32,
+        avoid: Option<NodeId>,
+    ) -> Result<(NodeId, Link), TransportError> {
+        let map = from.map();
+        let mut holders = map.replicas_of(group).to_vec();
+        holders.retain(|node| *node != from.id());
+        let leader = leader_of(&map, group);
+        // The first that fits least of all reasons against it.
+        holders.sort_by_key(|node| (Some(*node) == avoid, pool.is_suspected(*node), Some(*node) != leader));
+        let Some(&node) = holders.first() else {
+            return Err(TransportError::Unreachable(format!("no node is known to have group {group}")));
+        };
+        if let Some((_, addresses)) = map.members.iter().find(|(member, _)| *member == node) {
+            pool.set_addresses(node, addresses);
+        }
+        Ok((node, Link::Network(pool.connection(node).await?)))
+    }
+
     fn target(
         &self,
         pool: &Pool,
