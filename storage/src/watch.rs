@@ -11,6 +11,9 @@
 //! that the engine can do it after it has released the commit mutex: a waker is a stranger's
 //! code, and may do anything, even write to this database.
 //!
+//! A commit costs what it tells, not what there is to tell: subscriptions are found by the prefixes of the key,
+//! of as many lengths as there are. Ten thousand that follow a key each cost a commit one look-up.
+//!
 //! A full queue drops new events and counts them in one marker, which stands in the queue where
 //! they would have been. When the subscriber catches up, later events follow the marker. What
 //! was lost can be read again from a snapshot or from the engine's changes.
@@ -104,8 +107,55 @@ struct Registry {
 
 #[derive(Debug, Default)]
 struct RegistryState {
-    queues: BTreeMap<TreeId, Vec<Arc<Queue>>>,
+    trees: BTreeMap<TreeId, TreeQueues>,
     closed: bool,
+}
+
+/// The queues of one tree.
+#[derive(Debug, Default)]
+struct TreeQueues {
+    by_prefix: BTreeMap<IVec, Vec<Arc<Queue>>>,
+    /// How many prefixes there are of each length.
+    lengths: BTreeMap<usize, usize>,
+}
+
+impl TreeQueues {
+    fn add(&mut self, queue: Arc<Queue>) {
+        let prefix = queue.prefix.clone();
+        let length = prefix.len();
+        let alike = self.by_prefix.entry(prefix).or_default();
+        if alike.is_empty() {
+            *self.lengths.entry(length).or_default() += 1;
+        }
+        alike.push(queue);
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, queue: &Arc<Queue>) -> bool {
+        let Some(alike) = self.by_prefix.get_mut(&queue.prefix) else { return false };
+        let Some(position) = alike.iter().position(|other| Arc::ptr_eq(other, queue)) else { return false };
+        alike.swap_remove(position);
+        if alike.is_empty() {
+            self.by_prefix.remove(&queue.prefix);
+            let length = queue.prefix.len();
+            let count = self.lengths.get_mut(&length).expect("a prefix is counted under its length");
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&length);
+            }
+        }
+        true
+    }
+
+    /// Those that follow a key.
+    fn of_key<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Arc<Queue>> {
+        let prefixes = self.lengths.range(..=key.len()).map(|(length, _)| &key[..*length]);
+        prefixes.filter_map(|prefix| self.by_prefix.get(prefix)).flatten()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Queue>> {
+        self.by_prefix.values().flatten()
+    }
 }
 
 /// Subscribers to be woken, on drop. Keep it until the commit mutex is released.
@@ -141,7 +191,7 @@ impl Watchers {
         if state.closed {
             queue.state.lock().closed = true;
         } else {
-            state.queues.entry(tree).or_default().push(Arc::clone(&queue));
+            state.trees.entry(tree).or_default().add(Arc::clone(&queue));
             self.registry.count.fetch_add(1, Ordering::Release);
         }
         drop(state);
@@ -177,22 +227,30 @@ impl Watchers {
         let mut wakeups = Vec::new();
         let mut state = self.registry.state.lock();
         for effect in effects {
-            let tree = match effect {
-                Effect::Put { tree, .. } | Effect::Remove { tree, .. } | Effect::Clear { tree } => *tree,
-                Effect::DropTree { id } => {
-                    for queue in state.queues.remove(id).unwrap_or_default() {
-                        self.registry.count.fetch_sub(1, Ordering::Release);
-                        queue.state.lock().closed = true;
-                        wakeups.push(queue);
-                    }
-                    continue;
-                }
-                Effect::CreateTree { .. } | Effect::SetNextId { .. } => continue,
-            };
-            for queue in state.queues.get(&tree).map_or(&[][..], Vec::as_slice) {
-                if queue.offer(sequence, effect) && !wakeups.iter().any(|known| Arc::ptr_eq(known, queue)) {
+            let mut tell = |queue: &Arc<Queue>| {
+                if queue.offer(sequence, effect) {
                     wakeups.push(Arc::clone(queue));
                 }
+            };
+            match effect {
+                Effect::Put { tree, key, .. } | Effect::Remove { tree, key } => {
+                    if let Some(queues) = state.trees.get(tree) {
+                        queues.of_key(key).for_each(tell);
+                    }
+                }
+                Effect::Clear { tree } => {
+                    if let Some(queues) = state.trees.get(tree) {
+                        queues.all().for_each(&mut tell);
+                    }
+                }
+                Effect::DropTree { id } => {
+                    for queue in state.trees.remove(id).unwrap_or_default().all() {
+                        self.registry.count.fetch_sub(1, Ordering::Release);
+                        queue.state.lock().closed = true;
+                        wakeups.push(Arc::clone(queue));
+                    }
+                }
+                Effect::CreateTree { .. } | Effect::SetNextId { .. } => {}
             }
         }
         Wakeups(wakeups)
@@ -202,10 +260,10 @@ impl Watchers {
     pub fn close(&self) {
         let mut state = self.registry.state.lock();
         state.closed = true;
-        let queues = std::mem::take(&mut state.queues);
+        let trees = std::mem::take(&mut state.trees);
         self.registry.count.store(0, Ordering::Release);
         drop(state);
-        for queue in queues.into_values().flatten() {
+        for queue in trees.values().flat_map(TreeQueues::all) {
             queue.state.lock().closed = true;
             queue.wake();
         }
@@ -234,19 +292,18 @@ struct QueueState {
     waker: Option<Waker>,
     /// Threads in a blocking call.
     waiting: usize,
+    /// Some [`Wakeups`] has it, so no other need.
+    to_be_woken: bool,
     closed: bool,
 }
 
 impl Queue {
-    /// Queues the event if it is watched; whether somebody has to be woken.
+    /// Queues the event of an effect that is watched; whether somebody has to be woken, and nobody else
+    /// is about to do it.
     fn offer(&self, sequence: u64, effect: &Effect) -> bool {
         let event = match effect {
-            Effect::Put { key, value, .. } if key.starts_with(&self.prefix) => {
-                Event::Put { sequence, key: key.clone(), value: value.clone() }
-            }
-            Effect::Remove { key, .. } if key.starts_with(&self.prefix) => {
-                Event::Remove { sequence, key: key.clone() }
-            }
+            Effect::Put { key, value, .. } => Event::Put { sequence, key: key.clone(), value: value.clone() },
+            Effect::Remove { key, .. } => Event::Remove { sequence, key: key.clone() },
             Effect::Clear { .. } => Event::Cleared { sequence },
             _ => return false,
         };
@@ -264,11 +321,17 @@ impl Queue {
             state.bytes += size;
             state.events.push_back(event);
         }
-        state.waiting > 0 || state.waker.is_some()
+        let wake = !state.to_be_woken && (state.waiting > 0 || state.waker.is_some());
+        state.to_be_woken |= wake;
+        wake
     }
 
     fn wake(&self) {
-        let waker = self.state.lock().waker.take();
+        let waker = {
+            let mut state = self.state.lock();
+            state.to_be_woken = false;
+            state.waker.take()
+        };
         self.arrived.notify_all();
         if let Some(waker) = waker {
             waker.wake();
@@ -367,11 +430,12 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut state = self.registry.state.lock();
-        let Some(queues) = state.queues.get_mut(&self.queue.tree) else { return };
-        let Some(position) = queues.iter().position(|queue| Arc::ptr_eq(queue, &self.queue)) else { return };
-        queues.swap_remove(position);
-        if queues.is_empty() {
-            state.queues.remove(&self.queue.tree);
+        let Some(queues) = state.trees.get_mut(&self.queue.tree) else { return };
+        if !queues.remove(&self.queue) {
+            return;
+        }
+        if queues.by_prefix.is_empty() {
+            state.trees.remove(&self.queue.tree);
         }
         self.registry.count.fetch_sub(1, Ordering::Release);
     }
@@ -403,6 +467,59 @@ mod tests {
         assert_eq!(some.try_next(), Some(Event::Cleared { sequence: 3 }));
         assert_eq!(some.try_next(), None);
         assert_eq!(other.try_next(), None);
+    }
+
+    #[test]
+    fn of_many_subscriptions_each_sees_the_keys_under_its_prefix_and_no_others() {
+        // Prefixes and keys of up to three letters out of two: all that can contain each other.
+        let words = |longest: u32| {
+            (0..=longest).flat_map(|length| {
+                (0..1u32 << length).map(move |bits| {
+                    (0..length).map(|at| if bits >> at & 1 == 0 { 'a' } else { 'b' }).collect()
+                })
+            })
+        };
+        let watchers = Watchers::new();
+        let mut subscriptions = Vec::new();
+        for round in 0..3 {
+            for prefix in words(3) {
+                let prefix: String = prefix;
+                subscriptions.push((watchers.subscribe(TREE, prefix.as_bytes(), 100), prefix));
+            }
+            // Some of those of each prefix, and all of some prefixes, are gone.
+            subscriptions.retain(|(_, prefix)| round < 2 || prefix != "ab" && prefix != "b");
+            subscriptions.remove(round * 5);
+        }
+        let keys: Vec<String> = words(4).collect();
+        for (key, sequence) in keys.iter().zip(1..) {
+            drop(watchers.publish(sequence, &[put(key, ""), Effect::Clear { tree: TreeId(9) }]));
+        }
+        drop(watchers.publish(99, &[Effect::Clear { tree: TREE }]));
+        for (subscription, prefix) in &subscriptions {
+            let told: Vec<u64> =
+                std::iter::from_fn(|| subscription.try_next()).map(|event| event.sequence()).collect();
+            let keys = keys.iter().zip(1..).filter(|(key, _)| key.starts_with(prefix));
+            let expected: Vec<u64> = keys.map(|(_, sequence)| sequence).chain([99]).collect();
+            assert_eq!(told, expected, "under {prefix:?}");
+        }
+        drop(subscriptions);
+        let state = watchers.registry.state.lock();
+        assert!(state.trees.is_empty() && watchers.registry.count.load(Ordering::Relaxed) == 0);
+    }
+
+    #[test]
+    fn a_task_that_is_told_of_many_effects_is_woken_once_and_again_by_the_next_commit() {
+        let watchers = Watchers::new();
+        let subscription = watchers.subscribe(TREE, b"", 10);
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(Arc::clone(&flag));
+        for sequence in 1..=3 {
+            while subscription.poll_next(&mut Context::from_waker(&waker)).is_ready() {}
+            let wakeups = watchers.publish(sequence, &[put("a", ""), put("b", ""), put("c", "")]);
+            assert_eq!(wakeups.0.len(), 1);
+            drop(wakeups);
+            assert_eq!(flag.0.load(Ordering::SeqCst), sequence as usize);
+        }
     }
 
     #[test]
