@@ -111,7 +111,9 @@ impl Engine {
         let wal = match shared_wal {
             Some(wal) => wal,
             None => {
-                require_wal(&directory)?;
+                if directory.existed {
+                    require_wal(&*directory.disk, &directory.wal_path())?;
+                }
                 Arc::new(Wal::open(
                     Arc::clone(&directory.disk),
                     WalOptions {
@@ -119,6 +121,7 @@ impl Engine {
                         flush_every: options.flush_every_ms.map(Duration::from_millis),
                         threads: options.background_threads,
                         seed: id.map(|id| id as u64),
+                        must_exist: directory.existed,
                         ..WalOptions::new(directory.wal_path(), directory.database_id)
                     },
                 )?)
@@ -408,7 +411,8 @@ impl Engine {
         self.shared.state.load().base.file().length()
     }
 
-    /// Stops the background, syncs the WAL. Called by drop, which cannot report an error.
+    /// Stops the background, folds the commits if that frees much more of the disk than it writes, and
+    /// syncs the WAL. Called by drop, which cannot report an error.
     ///
     /// # Errors
     /// [`Error::Poisoned`] if the last sync failed.
@@ -435,7 +439,11 @@ impl Engine {
         }
         self.shared.watchers.close();
         self.shared.lock_waiters.notify_all();
-        if self.shared.replica.is_some() { Ok(()) } else { self.shared.wal.close() }
+        if self.shared.replica.is_some() {
+            return Ok(());
+        }
+        crate::checkpoint::at_close(&self.shared);
+        self.shared.wal.close()
     }
 }
 
