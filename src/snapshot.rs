@@ -65,7 +65,7 @@ impl Snapshot {
         Ok(self.get(tree, key)?.is_some())
     }
 
-    /// How many keys a tree has, without counting them.
+    /// How many keys a tree has, without counting them; see [`Tree::len`] for what that costs.
     ///
     /// # Errors
     /// As [`Snapshot::get`].
