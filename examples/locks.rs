@@ -29,7 +29,9 @@ fn main() -> Result<()> {
     let db = Config::new().temporary(true).open()?;
     let mut printer = Printer::default();
 
-    let slow = db.lock("printer").owner("slow").try_acquire(Duration::from_millis(20))?.expect("it is free");
+    // A guard renews its lease in the background; this one is as if its process had stopped.
+    let slow = db.lock("printer").owner("slow").without_renewal();
+    let slow = slow.try_acquire(Duration::from_millis(20))?.expect("it is free");
     assert!(db.lock("printer").owner("fast").try_acquire(Duration::from_secs(10))?.is_none(), "it is held");
 
     let slow_fence = slow.fence();
@@ -39,6 +41,7 @@ fn main() -> Result<()> {
     assert!(fast.token() > slow.token());
     assert!(printer.print(fast.token().0, "fast, page 1"));
     assert!(!printer.print(slow.token().0, "slow, page 1"), "an old token is refused");
+    assert!(slow.wait_until_lost_for(Duration::ZERO));
     assert!(slow.release()?.is_err(), "it is not held any more, and the caller is told");
 
     // The database itself refuses just so what is written under a lock that is lost.

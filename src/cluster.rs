@@ -65,7 +65,8 @@
 //! Reads are **linearizable**: they see every write that had returned, to anybody, when they were
 //! called. For that the replica that answers has asked its leader, and the leader a majority.
 //! [`Tree::stale`] does without: the answer is what one replica happens to have, with
-//! [its age](Stale::age). Reads change nothing, so the client repeats them as it likes.
+//! [its age](Stale::age). [`Tree::read_from`] chooses who answers: the leader, any replica in turn, the
+//! nearest, or one that is at most so old. Reads change nothing, so the client repeats them as it likes.
 //!
 //! What spans partitions is several reads, each linearizable, not of one moment: a sum
 //! ([`Tree::len`]) or a range can show a state that never was, if somebody writes meanwhile. A
@@ -84,6 +85,19 @@
 //! again. A key that has expired is not read any more by the first entry of the log after its end, and at the
 //! latest about a tenth of a second after it.
 //!
+//! # Following what happens
+//!
+//! [`Tree::watch_prefix`] tells every change once, in the order of each partition's log, through the loss of nodes:
+//! a stream that breaks goes on at another replica after the very event that was told last. How far a subscriber
+//! was told ([`Subscriber::position`]) can be kept, and another goes on from there
+//! ([`Tree::watch_prefix_from`]). Replicas keep the newest changes in memory for that, 64 MiB a node unless
+//! it is told otherwise ([`ReplicationConfig::watch_bytes`]); who comes later than that is told where they
+//! begin ([`Event::Lost`]), and reads.
+//!
+//! Keys have versions, for configuration: [`Tree::get_versioned`], [`Tree::put_if_version`],
+//! [`Tree::watch_key_after`]. A [`NearCache`] keeps what was read here, and says how coherent that is. A
+//! [`Registry`] knows which instances of a service live, by their [sessions](Session).
+//!
 //! # The node as a library
 //!
 //! [`Node::start`] runs a node in the application's own process, and [`Node::client`] is a client that
@@ -98,6 +112,9 @@
 //! fewer), on some of the members. When members come or go, partitions move, while the cluster serves;
 //! any node answers for all of them, and clients go straight to who leads. What a client knows of that
 //! has an epoch: with the answer to a request that was asked with an old one comes the new map.
+//!
+//! A partition that has lost most of its replicas refuses writes ([`Error::Unavailable`]) while the others
+//! serve. If they are lost for ever, [`Client::recover`] brings it back from what is left.
 //!
 //! # Who may
 //!
@@ -117,9 +134,12 @@ mod entries;
 mod error;
 mod finishing;
 mod lock;
+mod near_cache;
 mod node;
 mod options;
 mod pool;
+mod read_from;
+mod registry;
 mod routes;
 mod session;
 mod sharded_counter;
@@ -129,14 +149,15 @@ pub mod transaction;
 mod tree;
 mod ttl;
 mod user_session;
+mod versions;
 
 pub use dogsled_net::certs::{self, CertificateError, CertificateFiles, Certificates};
 pub use dogsled_net::{NetOptions, OpenError};
 pub use dogsled_replication::meta::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT};
 pub use dogsled_replication::status::FollowerStatus;
 pub use dogsled_replication::{
-    Change, ClusterMap, GroupStatus, MemberRecord, MemberState, MoveSettings,
-    NodeConfig as ReplicationConfig, NodeId, NodeStatus, Record, Role, Timing, ring,
+    Change, ClusterMap, GroupRecovery, GroupStatus, MemberRecord, MemberState, MoveSettings,
+    NodeConfig as ReplicationConfig, NodeId, NodeStatus, Record, Recovery, Role, Timing, ring,
 };
 
 pub use self::client::{Client, MemberStatus};
@@ -144,11 +165,15 @@ pub use self::counter::Counter;
 pub use self::election::{Election, Leader, Leadership, Observer};
 pub use self::entries::Entries;
 pub use self::error::{Error, Result};
-pub use self::lock::{Lock, LockGuard};
+pub use self::lock::{Lock, LockGuard, SessionLock};
+pub use self::near_cache::NearCache;
 pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
 pub use self::options::ClientOptions;
+pub use self::read_from::ReadFrom;
+pub use self::registry::{Instance, InstanceChanges, Pick, Picked, Registry, Resolver};
 pub use self::sharded_counter::ShardedCounter;
 pub use self::stale::{Stale, StaleTree};
-pub use self::subscriber::{Event, Part, Subscriber};
+pub use self::subscriber::{Event, Part, Subscriber, WatchPosition};
 pub use self::tree::{CompareAndSwapResult, Tree};
 pub use self::user_session::Session;
+pub use self::versions::{KeyChange, KeyWatcher};

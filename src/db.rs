@@ -16,6 +16,7 @@ use dogsled_storage::{
 use parking_lot::Mutex;
 
 use crate::flush::Flusher;
+use crate::renewal::Renewer;
 use crate::tree::TreeState;
 use crate::{Config, Counter, Error, IVec, Iter, Lock, Result, Snapshot, Tree, TypedTree};
 
@@ -66,6 +67,7 @@ pub struct Db {
 /// What the handles of an open database share. Fields are dropped in this order: the flusher's
 /// thread ends before the engine closes, and the directory is deleted after.
 pub(crate) struct Database {
+    pub(crate) renewer: Renewer,
     flusher: Flusher,
     pub(crate) engine: Arc<Engine>,
     /// What the handles of a tree share, while it is open; dropped trees are not in it.
@@ -203,6 +205,7 @@ impl Db {
     pub(crate) fn start(engine: Arc<Engine>, temporary: Option<TemporaryDirectory>) -> Db {
         let state = Arc::new(TreeState::new(TreeId::DEFAULT, IVec::from(DEFAULT_TREE_NAME)));
         let database = Arc::new(Database {
+            renewer: Renewer::default(),
             flusher: Flusher::default(),
             engine,
             trees: Mutex::new(HashMap::from([(state.name.clone(), Arc::clone(&state))])),

@@ -70,6 +70,7 @@ mod flush;
 mod iter;
 mod lock;
 mod maintenance;
+mod renewal;
 mod snapshot;
 mod subscriber;
 pub mod transaction;
@@ -77,6 +78,7 @@ mod transfer;
 mod tree;
 mod ttl;
 pub mod typed;
+mod versions;
 
 pub use dogsled_storage as storage;
 pub use dogsled_storage::{Fence, IVec};
@@ -98,6 +100,7 @@ pub use transfer::{CollectionName, CollectionType};
 pub use tree::{CompareAndSwapError, CompareAndSwapResult, MergeOperator, Tree};
 pub use ttl::Ttl;
 pub use typed::{TypedIter, TypedTree};
+pub use versions::{VersionConflict, Versioned};
 
 /// The README's program, compiled and run with the doctests.
 #[cfg(doctest)]

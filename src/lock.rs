@@ -10,13 +10,19 @@ pub use dogsled_storage::lock::{FencingToken, Holder};
 use dogsled_storage::{Command, Fence, Reply, TreeId};
 
 use crate::db::Database;
-use crate::{Durability, IVec, Result};
+use crate::renewal::Lease;
+use crate::{Durability, Error, IVec, Result};
 
 /// A named lock that is held for the time of a lease; made by [`Db::lock`](crate::Db::lock).
 ///
 /// A mutex is held by a thread and forgotten with its process. A lock is held by whoever its
 /// owner's name says, survives the process, and ends by itself when its lease runs out without
 /// renewal, so that a holder that died does not stand in the way for ever.
+///
+/// A guard renews its lease in the background, unless it is asked not to
+/// ([`without_renewal`](Lock::without_renewal)): one thread does it for all guards of a database. When a lease
+/// nears its end and could not be renewed, the guard tells ([`LockGuard::wait_until_lost`],
+/// [`LockGuard::when_lost`]).
 ///
 /// A holder that was merely slow may go on believing that it holds the lock. Every grant
 /// therefore carries a [`FencingToken`], larger than those before. Writes to the database can demand that
@@ -48,12 +54,21 @@ pub struct Lock {
     permits: u32,
     capacity: u32,
     delay: Duration,
+    renews: bool,
     database: Arc<Database>,
 }
 
 impl Lock {
     pub(crate) fn new(name: IVec, permits: u32, capacity: u32, database: Arc<Database>) -> Lock {
-        Lock { name, owner: default_owner(), permits, capacity, delay: Duration::ZERO, database }
+        let (owner, delay) = (default_owner(), Duration::ZERO);
+        Lock { name, owner, permits, capacity, delay, renews: true, database }
+    }
+
+    /// Guards do not renew their lease by themselves.
+    #[must_use]
+    pub fn without_renewal(mut self) -> Lock {
+        self.renews = false;
+        self
     }
 
     /// Asks for so many permits of a semaphore at a time instead of one.
@@ -105,8 +120,17 @@ impl Lock {
         self.execute(command, Durability::Synced)
     }
 
-    fn guard(&self, token: FencingToken, expires_ms: u64) -> LockGuard {
-        LockGuard { lock: self.clone(), token, expires_ms: AtomicU64::new(expires_ms), is_released: false }
+    fn guard(
+        &self,
+        token: FencingToken,
+        (expires_ms, asked, length): (u64, Instant, Duration),
+        renews: bool,
+    ) -> Result<LockGuard> {
+        let names = (self.name.clone(), self.owner.clone());
+        let lease = Lease::new(&self.database, names, token, (expires_ms, asked, length), renews);
+        let guard = LockGuard { lock: self.clone(), token, lease, is_released: false };
+        guard.look_after()?;
+        Ok(guard)
     }
 
     /// Takes the lock if it is free.
@@ -127,8 +151,11 @@ impl Lock {
     /// [`Error::Unsupported`](crate::Error::Unsupported) for a lease below a millisecond, and
     /// those of writing.
     pub fn try_acquire(&self, lease: Duration) -> Result<Option<LockGuard>> {
+        let asked = Instant::now();
         match self.try_acquire_once(lease)? {
-            LockReply::Acquired { token, expires_ms } => Ok(Some(self.guard(token, expires_ms))),
+            LockReply::Acquired { token, expires_ms } => {
+                self.guard(token, (expires_ms, asked, lease), self.renews).map(Some)
+            }
             LockReply::Held { .. } => Ok(None),
             other => unreachable!("acquiring was answered with {other:?}"),
         }
@@ -172,17 +199,23 @@ impl Lock {
 
     fn acquire_before(&self, lease: Duration, deadline: Option<Instant>) -> Result<Option<LockGuard>> {
         let engine = &self.database.engine;
+        let mut asked = Instant::now();
         let granted = engine.lock_waiters().acquire(
             &self.name,
             deadline,
             || engine.now_ms(),
-            || self.try_acquire_once(lease),
+            || {
+                asked = Instant::now();
+                self.try_acquire_once(lease)
+            },
         )?;
-        Ok(granted.map(|granted| self.guard(granted.token, granted.expires_ms)))
+        let guard =
+            granted.map(|granted| self.guard(granted.token, (granted.expires_ms, asked, lease), self.renews));
+        guard.transpose()
     }
 
     /// Takes up the lock if this owner holds it already: after a restart of the process, or if a
-    /// transaction took it.
+    /// transaction took it. The guard does not renew the lease by itself.
     ///
     /// ```
     /// # fn main() -> dogsled::Result<()> {
@@ -200,7 +233,12 @@ impl Lock {
     /// Those of reading.
     pub fn resume(&self) -> Result<Option<LockGuard>> {
         let holder = self.holder()?.filter(|holder| holder.owner == self.owner);
-        Ok(holder.map(|holder| self.guard(holder.token, holder.expires_ms)))
+        let asked = Instant::now();
+        let guard = holder.map(|holder| {
+            let left = Duration::from_millis(holder.expires_ms.saturating_sub(self.database.engine.now_ms()));
+            self.guard(holder.token, (holder.expires_ms, asked, left), false)
+        });
+        guard.transpose()
     }
 
     /// Who holds the lock; `None`: nobody, or nobody any more.
@@ -235,13 +273,24 @@ impl fmt::Debug for Lock {
 
 /// A lock that is held, until its lease ends or this is dropped.
 ///
+/// ```
+/// # fn main() -> dogsled::Result<()> {
+/// # let db = dogsled::Config::new().temporary(true).open()?;
+/// use std::time::Duration;
+/// let guard = db.lock("printer").acquire(Duration::from_secs(1))?;
+/// // Longer than the lease, which is renewed meanwhile.
+/// assert!(!guard.wait_until_lost_for(Duration::from_millis(1200)));
+/// db.under(&guard).insert("last job", "42")?;
+/// # Ok(()) }
+/// ```
+///
 /// Dropping releases without telling whether the lock was still held;
 /// [`LockGuard::release`] tells.
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct LockGuard {
     lock: Lock,
     token: FencingToken,
-    expires_ms: AtomicU64,
+    lease: Arc<Lease>,
     is_released: bool,
 }
 
@@ -281,9 +330,33 @@ impl LockGuard {
         &self.lock.owner
     }
 
-    /// When the lease ends, in milliseconds since 1970 by the database's clock.
+    /// When the lease ends, in milliseconds since 1970 by the database's clock, unless it is renewed before;
+    /// 0 once the lock is known to be lost.
     pub fn expires_ms(&self) -> u64 {
-        self.expires_ms.load(Ordering::Relaxed)
+        self.lease.expires_ms()
+    }
+
+    /// Waits until what is done under the lock must stop: the lock is lost, or its lease is about to end (a
+    /// sixth of it is left) and was not renewed.
+    pub fn wait_until_lost(&self) {
+        self.lease.wait_until_lost(None);
+    }
+
+    /// As [`LockGuard::wait_until_lost`], for at most so long; whether what is done under the lock must stop.
+    pub fn wait_until_lost_for(&self, timeout: Duration) -> bool {
+        self.lease.wait_until_lost(Instant::now().checked_add(timeout))
+    }
+
+    /// Has something called when what is done under the lock must stop; never, if it is given back before. The
+    /// thread that renews all leases of the database calls it, so it should be short, and must not wait for a
+    /// lock.
+    pub fn when_lost(&self, then: impl FnOnce() + Send + 'static) {
+        self.lease.when_lost(Box::new(then));
+    }
+
+    fn look_after(&self) -> Result<()> {
+        let looked_after = self.lock.database.renewer.look_after(&self.lease);
+        looked_after.map_err(Error::from)
     }
 
     /// What is left of the lease, by the database's clock.
@@ -291,7 +364,8 @@ impl LockGuard {
         Duration::from_millis(self.expires_ms().saturating_sub(self.lock.database.engine.now_ms()))
     }
 
-    /// Starts the lease anew, from now.
+    /// Starts the lease anew, from now; and renewals in the background, if there are any, renew it to so much
+    /// from then on.
     ///
     /// ```
     /// # fn main() -> dogsled::Result<()> {
@@ -306,16 +380,11 @@ impl LockGuard {
     /// # Errors
     /// Outer: those of writing. Inner: [`NotHeld`].
     pub fn renew(&self, lease: Duration) -> Result<Result<(), NotHeld>> {
-        let (name, owner) = (self.lock.name.clone(), self.lock.owner.clone());
-        let command = LockCommand::Renew { name, owner, token: self.token, lease_ms: milliseconds(lease) };
-        match self.lock.execute(command, self.lock.database.durability())? {
-            LockReply::Renewed { expires_ms } => {
-                self.expires_ms.store(expires_ms, Ordering::Relaxed);
-                Ok(Ok(()))
-            }
-            LockReply::NotHeld => Ok(Err(NotHeld)),
-            other => unreachable!("renewing was answered with {other:?}"),
+        let renewed = self.lease.renew(&self.lock.database, lease)?;
+        if renewed.is_ok() {
+            self.look_after()?;
         }
+        Ok(renewed)
     }
 
     /// Gives the lock back.
@@ -338,6 +407,7 @@ impl LockGuard {
 
     fn release_now(&mut self) -> Result<Result<(), NotHeld>> {
         self.is_released = true;
+        self.lease.end();
         let (name, owner) = (self.lock.name.clone(), self.lock.owner.clone());
         let command = LockCommand::Release { name, owner, token: self.token };
         match self.lock.execute(command, self.lock.database.durability())? {
@@ -351,6 +421,7 @@ impl LockGuard {
     /// it is taken up by [`Lock::resume`].
     pub fn keep(mut self) {
         self.is_released = true;
+        self.lease.end();
     }
 }
 

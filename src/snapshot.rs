@@ -85,7 +85,7 @@ impl Snapshot {
         Ok(self.get(tree, key)?.is_some())
     }
 
-    /// How many keys a tree has, without counting them.
+    /// How many keys a tree has, without counting them; see [`Tree::len`] for what that costs.
     ///
     /// ```
     /// # fn main() -> dogsled::Result<()> {

@@ -1,5 +1,6 @@
 //! [`Subscriber`]: what happens to the keys under a prefix.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::mpsc::RecvTimeoutError;
@@ -7,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use dogsled_storage::watch::{self, Subscription};
+use dogsled_storage::{self as engine, Effect, TreeId};
 
 use crate::IVec;
 
@@ -36,6 +38,12 @@ pub enum Event {
         /// How many.
         lost: u64,
     },
+    /// Of a subscriber that reads [what was before](crate::Tree::watch_prefix_after): a checkpoint has let go
+    /// of commits that it had not read yet. Later events follow.
+    Compacted {
+        /// The first commit of which everything is told.
+        from: u64,
+    },
 }
 
 impl Event {
@@ -44,7 +52,7 @@ impl Event {
         static NONE: IVec = IVec::new();
         match self {
             Event::Insert { key, .. } | Event::Remove { key } => key,
-            Event::Clear | Event::Overflowed { .. } => &NONE,
+            Event::Clear | Event::Overflowed { .. } | Event::Compacted { .. } => &NONE,
         }
     }
 }
@@ -79,13 +87,90 @@ impl Event {
 /// ```
 #[derive(Debug)]
 pub struct Subscriber {
+    backlog: Option<Backlog>,
     subscription: Subscription,
     sequence: u64,
 }
 
+/// What happened before the subscription began, read from the WAL as it is asked for.
+#[derive(Debug)]
+struct Backlog {
+    commits: engine::Changes,
+    tree: TreeId,
+    prefix: IVec,
+    /// The last commit that the subscription does not tell.
+    last: u64,
+    /// Of one commit.
+    events: VecDeque<(u64, Event)>,
+}
+
+impl Backlog {
+    /// The next event, and the sequence of its commit; `None`: the subscription tells the rest.
+    fn next(&mut self) -> Option<(u64, Event)> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(event);
+            }
+            if self.commits.sequence() >= self.last {
+                return None;
+            }
+            let commit = match self.commits.next()? {
+                Ok(commit) if commit.sequence > self.last => return None,
+                Ok(commit) => commit,
+                // Let go meanwhile, or not to be read: what follows is told by the subscription.
+                Err(_) => {
+                    let from = std::mem::replace(&mut self.last, 0) + 1;
+                    return Some((from - 1, Event::Compacted { from }));
+                }
+            };
+            for effect in commit.effects {
+                let event = match effect {
+                    Effect::Put { tree, key, value, .. } if self.is_watched(tree, &key) => {
+                        Event::Insert { key, value }
+                    }
+                    Effect::Remove { tree, key } if self.is_watched(tree, &key) => Event::Remove { key },
+                    Effect::Clear { tree } if tree == self.tree => Event::Clear,
+                    _ => continue,
+                };
+                self.events.push_back((commit.sequence, event));
+            }
+        }
+    }
+
+    fn is_watched(&self, tree: TreeId, key: &[u8]) -> bool {
+        tree == self.tree && key.starts_with(&self.prefix)
+    }
+}
+
 impl Subscriber {
     pub(crate) fn new(subscription: Subscription) -> Subscriber {
-        Subscriber { subscription, sequence: 0 }
+        Subscriber { backlog: None, subscription, sequence: 0 }
+    }
+
+    /// One that tells first what `commits` say, up to the commit `last`.
+    pub(crate) fn after(
+        commits: engine::Changes,
+        (tree, prefix): (TreeId, IVec),
+        last: u64,
+        subscription: Subscription,
+    ) -> Subscriber {
+        let sequence = commits.sequence();
+        let backlog = Backlog { commits, tree, prefix, last, events: VecDeque::new() };
+        Subscriber { backlog: Some(backlog), subscription, sequence }
+    }
+
+    fn next_of_backlog(&mut self) -> Option<Event> {
+        let next = self.backlog.as_mut()?.next();
+        match next {
+            Some((sequence, event)) => {
+                self.sequence = sequence;
+                Some(event)
+            }
+            None => {
+                self.backlog = None;
+                None
+            }
+        }
     }
 
     /// Waits for the next event for at most `timeout`.
@@ -105,16 +190,22 @@ impl Subscriber {
     /// # Errors
     /// `Timeout` when nothing came in time, `Disconnected` when nothing can come any more.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
+        if let Some(event) = self.next_of_backlog() {
+            return Ok(event);
+        }
         self.subscription.next_timeout(timeout).map(|event| self.deliver(event))
     }
 
     /// The next event if one is there already.
     pub fn try_next(&mut self) -> Option<Event> {
-        self.subscription.try_next().map(|event| self.deliver(event))
+        let before = self.next_of_backlog();
+        before.or_else(|| self.subscription.try_next().map(|event| self.deliver(event)))
     }
 
     /// The sequence of the commit of the event returned last (of the last one lost, for
-    /// [`Event::Overflowed`]); 0 before the first. Events of one commit have the same.
+    /// [`Event::Overflowed`]); before the first 0, or what was asked for. Events of one commit have the same:
+    /// who goes on later, by [`Tree::watch_prefix_after`](crate::Tree::watch_prefix_after), does so after a
+    /// commit that was told as a whole.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
@@ -134,7 +225,8 @@ impl Iterator for Subscriber {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        self.subscription.next().map(|event| self.deliver(event))
+        let before = self.next_of_backlog();
+        before.or_else(|| self.subscription.next().map(|event| self.deliver(event)))
     }
 }
 
@@ -142,6 +234,9 @@ impl Future for Subscriber {
     type Output = Option<Event>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        if let Some(event) = self.next_of_backlog() {
+            return Poll::Ready(Some(event));
+        }
         self.subscription.poll_next(context).map(|event| event.map(|event| self.deliver(event)))
     }
 }

@@ -1,6 +1,6 @@
 //! Keys that expire: the operations of [`Tree`] on times to live.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dogsled_storage::expiry::{ExpiryCommand, ExpiryReply, SetIf, When};
 use dogsled_storage::{Command, Reply};
@@ -111,6 +111,17 @@ impl Tree {
     pub fn expire<K: AsRef<[u8]>>(&self, key: K, ttl: Duration) -> Result<bool> {
         let (key, when) = (IVec::from(key.as_ref()), When::After(milliseconds(ttl)));
         self.changed(ExpiryCommand::Set { tree: self.id, key, when, only: SetIf::Always })
+    }
+
+    /// Has a key that is there expire at a time, by the database's clock; whether it was there. If that is over,
+    /// the key is removed.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn expire_at<K: AsRef<[u8]>>(&self, key: K, at: SystemTime) -> Result<bool> {
+        // A time before 1970 is over as well.
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.expire_at_ms(key.as_ref(), milliseconds(since))
     }
 
     /// Has a key that is there expire at a time, in milliseconds since 1970.

@@ -196,3 +196,48 @@ fn wrong_usage_is_told_in_json_where_json_is_asked_for() {
     let holder = sandbox.run(&["--json", "lock", "holder", "l"]);
     assert_eq!(holder.code, 1, "{holder:?}");
 }
+
+#[test]
+fn times_to_live_are_carried_over_in_both_formats() {
+    let sandbox = sample();
+    let expire = |key: &str, seconds: &str| drop(sandbox.run(&["expire", key, seconds]).ok());
+    expire("key00003", "5000");
+    expire("key04999", "9000");
+    sandbox.run(&["expire", "\\x00\\xff", "7000", "-t", "binary\\xff"]).ok();
+    for (file, format) in [("all.dogsled", "archive"), ("all.jsonl", "jsonl")] {
+        let file = sandbox.argument(file);
+        let summary = sandbox.run(&["export", &file]).ok();
+        assert!(summary.starts_with("5,002 records of 3 trees exported to"), "{summary}");
+        let copy = Sandbox::new();
+        let summary = copy.run(&["import", &file, "--format", format]).ok();
+        assert!(summary.starts_with("5,002 records of 3 trees imported"), "{summary}");
+        assert_eq!(listing(&copy), listing(&sandbox));
+        let ttl = |arguments: &[&str]| -> i64 { copy.run(arguments).ok().trim().parse().expect("seconds") };
+        assert!((4_900..=5_000).contains(&ttl(&["ttl", "key00003"])));
+        assert!((8_900..=9_000).contains(&ttl(&["ttl", "key04999"])));
+        assert!((6_900..=7_000).contains(&ttl(&["ttl", "\\x00\\xff", "-t", "binary\\xff"])));
+        assert_eq!(
+            copy.run(&["ttl", "key00000"]).ok(),
+            "forever
+"
+        );
+    }
+    // What is over when it is imported does not come back.
+    let line = r#"{"key":"gone","value":"v","expires_ms":1}"#;
+    let stays = r#"{"key":"stays","value":"v"}"#;
+    let file = sandbox.file(
+        "some.jsonl",
+        format!(
+            "{line}
+{stays}
+"
+        ),
+    );
+    let copy = Sandbox::new();
+    copy.run(&["import", &file]).ok();
+    assert_eq!(
+        copy.run(&["scan"]).ok(),
+        "stays	v
+"
+    );
+}

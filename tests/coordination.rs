@@ -159,3 +159,101 @@ fn several_counters_are_added_to_together_or_not_at_all() {
     assert_eq!(db.counter("a").set_if(3, 10).unwrap(), Ok(()));
     assert_eq!(db.counter("a").set_if(3, 11).unwrap(), Err(10));
 }
+
+#[test]
+fn a_guard_renews_its_lease_until_it_is_given_back_or_kept() {
+    let db = open();
+    let lease = Duration::from_millis(600);
+    // Many guards, and one thread.
+    let guards: Vec<_> = (0..50).map(|i| db.lock(format!("job {i}")).acquire(lease).unwrap()).collect();
+    let (told, hears) = std::sync::mpsc::channel();
+    guards[0].when_lost(move || told.send(()).unwrap());
+    assert!(!guards[0].wait_until_lost_for(Duration::from_millis(1500)), "two leases and a half");
+    for (i, guard) in guards.iter().enumerate() {
+        assert!(guard.is_valid() && guard.remaining() > lease / 3);
+        assert!(db.lock(format!("job {i}")).try_acquire(lease).unwrap().is_none());
+        db.under(guard).insert("done", "yes").unwrap();
+    }
+    let mut guards = guards.into_iter();
+    let (kept, released) = (guards.next().unwrap(), guards.next().unwrap());
+    kept.keep();
+    assert!(released.release().unwrap().is_ok());
+    assert!(db.lock("job 1").try_acquire(LEASE).unwrap().is_some());
+    // Nobody renews what was kept.
+    assert!(db.lock("job 0").acquire_timeout(LEASE, Duration::from_secs(20)).unwrap().is_some());
+    assert!(hears.try_recv().is_err(), "it was not lost, it was given up");
+}
+
+#[test]
+fn a_guard_tells_in_time_that_its_lock_may_be_lost() {
+    let db = open();
+    let lease = Duration::from_millis(600);
+    let began = std::time::Instant::now();
+    let guard = db.lock("job").without_renewal().acquire(lease).unwrap();
+    let (told, hears) = std::sync::mpsc::channel();
+    guard.when_lost(move || told.send(()).unwrap());
+    assert!(!guard.wait_until_lost_for(lease / 3));
+    guard.wait_until_lost();
+    let waited = began.elapsed();
+    assert!(waited >= lease / 2, "{waited:?}");
+    if waited < lease * 9 / 10 {
+        assert!(db.lock("job").try_acquire(lease).unwrap().is_none(), "told before the lease has ended");
+    }
+    hears.recv_timeout(Duration::from_secs(20)).expect("it is told in both ways");
+    // Somebody else takes it away: the next renewal finds out.
+    let guard = db.lock("taken").acquire(Duration::from_secs(3)).unwrap();
+    let (told, hears) = std::sync::mpsc::channel();
+    guard.when_lost(move || told.send(()).unwrap());
+    let thief = db.lock("taken").owner(guard.owner()).resume().unwrap().unwrap();
+    assert!(thief.release().unwrap().is_ok());
+    hears.recv_timeout(Duration::from_secs(20)).expect("the thread tells");
+    assert!(!guard.is_valid() && guard.wait_until_lost_for(Duration::ZERO));
+    assert_eq!(guard.renew(lease).unwrap(), Err(dogsled::NotHeld));
+    assert_eq!(guard.expires_ms(), 0);
+    // It is lost already.
+    let (told, hears) = std::sync::mpsc::channel();
+    guard.when_lost(move || told.send(()).unwrap());
+    assert!(hears.try_recv().is_ok());
+}
+
+#[test]
+fn the_directory_is_free_when_the_last_guard_is_dropped_while_leases_are_renewed() {
+    let directory = tempfile::tempdir().unwrap();
+    for _ in 0..30 {
+        let db = dogsled::open(directory.path()).unwrap();
+        let guards: Vec<_> =
+            (0..8).map(|i| db.lock(format!("{i}")).acquire(Duration::from_millis(5)).unwrap()).collect();
+        drop(db);
+        std::thread::sleep(Duration::from_millis(4));
+        drop(guards);
+        // Opened again at once: the renewing thread does not keep the database.
+    }
+}
+
+#[test]
+fn nobody_overwrites_a_version_that_was_not_seen() {
+    let db = open();
+    assert_eq!(db.get_versioned("k").unwrap(), None);
+    assert!(db.put_if_version("k", "0", 0).unwrap().is_ok());
+    let conflict = db.put_if_version("k", "x", 0).unwrap().unwrap_err();
+    assert_eq!(conflict.current, db.get_versioned("k").unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut done = 0;
+                while done < 200 {
+                    let found = db.get_versioned("k").unwrap().unwrap();
+                    let next = std::str::from_utf8(&found.value).unwrap().parse::<u32>().unwrap() + 1;
+                    let written = db.put_if_version("k", next.to_string().as_str(), found.version).unwrap();
+                    done += u32::from(written.is_ok());
+                }
+            });
+        }
+    });
+    let found = db.get_versioned("k").unwrap().unwrap();
+    assert_eq!(found.value, "800", "each added one");
+    assert_eq!(found.version, db.sequence());
+    assert!(db.remove_if_version("k", found.version - 1).unwrap().is_err());
+    assert!(db.remove_if_version("k", found.version).unwrap().is_ok());
+    assert_eq!(db.put_if_version("k", "x", found.version).unwrap().unwrap_err().current, None);
+}

@@ -16,7 +16,9 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use dogsled::transaction::{TransactionResult, Transactional, TransactionalTree, UnabortableTransactionError};
+use dogsled::transaction::{
+    TransactionResult, Transactional, TransactionalTree, UnabortableTransactionError,
+};
 use dogsled::{Config, Db, IVec};
 
 const THREADS: u64 = 4;
@@ -138,8 +140,10 @@ fn run(db: &Db) -> Vec<Event> {
                         let id = next_id.fetch_add(1, Ordering::Relaxed);
                         let seed = (id + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                         let began = Instant::now();
-                        let result: TransactionResult<_> = (&trees[0], &trees[1])
-                            .transaction(|(first, second)| Ok(work(&[first.clone(), second.clone()], id, seed)?));
+                        let result: TransactionResult<_> =
+                            (&trees[0], &trees[1]).transaction(|(first, second)| {
+                                Ok(work(&[first.clone(), second.clone()], id, seed)?)
+                            });
                         events.push((id, Event { began, returned: Instant::now(), seen: result.unwrap() }));
                     }
                     events

@@ -11,7 +11,7 @@ use dogsled::transaction::{
     TransactionError, TransactionOptions, TransactionResult, Transactional, TransactionalTree,
     UnabortableTransactionError, abort,
 };
-use dogsled::{Batch, Config, Db, Durability, Error, IVec, Tree};
+use dogsled::{Batch, Config, Db, Durability, Error, IVec, Tree, Ttl};
 
 fn open() -> Db {
     Config::new().temporary(true).open().unwrap()
@@ -496,4 +496,68 @@ fn own_writes_and_the_snapshot_read_as_one_map() {
         });
         result.unwrap();
     }
+}
+
+#[test]
+fn times_to_live_are_part_of_a_transaction() {
+    let db = Config::new().temporary(true).open().unwrap();
+    let hour = Duration::from_secs(3600);
+    let left = |key: &str| db.ttl(key).unwrap();
+    db.insert_with_ttl("kept", "1", hour).unwrap();
+    db.insert_with_ttl("plain", "1", hour).unwrap();
+    db.insert("stays", "1").unwrap();
+    let aborted: TransactionResult<(), ()> = db.transaction(|tree| {
+        tree.insert_with_ttl("new", "v", hour)?;
+        tree.persist("kept")?;
+        abort(())
+    });
+    assert_eq!(aborted, Err(TransactionError::Abort(())));
+    assert_eq!((left("new"), db.get("new").unwrap()), (Ttl::NoKey, None));
+    assert!(matches!(left("kept"), Ttl::In(_)));
+    let result: TransactionResult<()> = db.transaction(|tree| {
+        assert_eq!(tree.insert_with_ttl("new", "v", hour)?, None);
+        assert!(matches!(tree.ttl("new")?, Ttl::In(left) if left == hour));
+        // Once more, and shorter.
+        assert!(tree.expire("new", hour / 2)?);
+        assert!(matches!(tree.ttl("new")?, Ttl::In(left) if left == hour / 2));
+        assert!(tree.persist("kept")?);
+        assert!(!tree.persist("kept")?);
+        assert_eq!(tree.ttl("kept")?, Ttl::Forever);
+        // A plain write takes it, be it from before or from this very transaction.
+        tree.insert("plain", "2")?;
+        tree.insert_with_ttl("both", "1", hour)?;
+        tree.insert("both", "2")?;
+        assert_eq!((tree.ttl("plain")?, tree.ttl("both")?), (Ttl::Forever, Ttl::Forever));
+        tree.insert_with_ttl("gone", "1", hour)?;
+        tree.remove("gone")?;
+        assert_eq!((tree.ttl("gone")?, tree.expire("gone", hour)?), (Ttl::NoKey, false));
+        assert!(tree.expire("stays", hour)?);
+        Ok(())
+    });
+    result.unwrap();
+    assert!(matches!(left("new"), Ttl::In(left) if left <= hour / 2 && left > hour / 3));
+    for key in ["kept", "plain", "both"] {
+        assert_eq!(left(key), Ttl::Forever, "{key}");
+    }
+    assert_eq!(left("gone"), Ttl::NoKey);
+    assert!(matches!(left("stays"), Ttl::In(_)));
+    // Times to live are read as anything is: who decided by one runs again if it changes.
+    let runs = std::cell::Cell::new(0);
+    let result: TransactionResult<()> = db.transaction(|tree| {
+        runs.set(runs.get() + 1);
+        let seen = tree.ttl("stays")?;
+        if runs.get() == 1 {
+            assert!(db.persist("stays").unwrap());
+        }
+        tree.insert("seen", if seen == Ttl::Forever { "for ever" } else { "expires" })?;
+        Ok(())
+    });
+    result.unwrap();
+    assert_eq!((runs.get(), db.get("seen").unwrap().unwrap()), (2, "for ever".into()));
+    // They end by themselves.
+    let result: TransactionResult<()> =
+        db.transaction(|tree| Ok(drop(tree.insert_with_ttl("short", "v", Duration::from_millis(30))?)));
+    result.unwrap();
+    std::thread::sleep(Duration::from_millis(60));
+    assert_eq!(db.get("short").unwrap(), None);
 }

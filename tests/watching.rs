@@ -234,3 +234,57 @@ fn a_snapshot_stays_as_it_was() {
     assert!(matches!(snapshot.get(&again, "k"), Err(Error::Unsupported(_))), "of another database");
     assert!(matches!(snapshot.get(&db.open_tree("later").unwrap(), "k"), Err(Error::CollectionNotFound(_))));
 }
+
+#[test]
+fn who_comes_back_is_told_everything_since_once_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config::new().path(directory.path()).retain_changes_bytes(1 << 20);
+    let db = config.open().unwrap();
+    let tree = db.open_tree("followed").unwrap();
+    let write = |tree: &dogsled::Tree, i: u32| {
+        tree.insert(format!("k{i:04}"), "v").unwrap();
+        tree.insert("other", i.to_string().as_str()).unwrap();
+    };
+    (0..100).for_each(|i| write(&tree, i));
+    let seen = db.sequence();
+    (100..200).for_each(|i| write(&tree, i));
+    drop((tree, db));
+    let db = config.open().unwrap();
+    let tree = db.open_tree("followed").unwrap();
+    db.insert("k9999", "in another tree").unwrap();
+    (200..300).for_each(|i| write(&tree, i));
+    db.checkpoint().unwrap();
+    let mut subscriber = tree.watch_prefix_after("k", seen).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| (300..400).for_each(|i| write(&tree, i)));
+        let mut sequence = seen;
+        for i in 100..400 {
+            assert_eq!(subscriber.next().unwrap(), insert(&format!("k{i:04}"), "v"));
+            assert!(subscriber.sequence() > sequence, "commit after commit");
+            sequence = subscriber.sequence();
+        }
+    });
+    assert!(subscriber.try_next().is_none());
+    let future = tree.watch_prefix_after("k", db.sequence() + 1);
+    assert!(matches!(future, Err(Error::Unsupported(_))), "{future:?}");
+}
+
+#[test]
+fn who_comes_back_too_late_is_told_so() {
+    let db = open();
+    db.insert("a", "1").unwrap();
+    let seen = db.sequence();
+    let mut early = db.watch_prefix_after("", seen).unwrap();
+    for i in 0..10 {
+        db.insert("a", i.to_string().as_str()).unwrap();
+    }
+    let mut behind = db.watch_prefix_after("", seen).unwrap();
+    db.checkpoint().unwrap();
+    assert!(matches!(db.watch_prefix_after("", seen), Err(Error::Compacted { .. })));
+    db.insert("a", "last").unwrap();
+    // Who has begun before and reads now gets what was queued, or hears that it is gone.
+    assert_eq!(early.try_next().unwrap(), insert("a", "0"));
+    assert_eq!(behind.try_next().unwrap(), Event::Compacted { from: seen + 11 });
+    assert_eq!(behind.try_next().unwrap(), insert("a", "last"));
+    assert!(behind.try_next().is_none());
+}

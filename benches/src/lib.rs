@@ -5,6 +5,8 @@
 //! the JSON file; [`report`], [`plot`] and [`readme`] show it; [`targets`] judges it. The criterion benches
 //! borrow [`data`] too.
 //!
+//! [`rows`] is what the measurements of clusters print and write; they need the feature `cluster`.
+//!
 //! [`ring`] is apart from that: the placement of partitions on paper, without a database.
 
 pub mod child;
@@ -20,6 +22,7 @@ pub mod readme;
 pub mod report;
 pub mod results;
 pub mod ring;
+pub mod rows;
 pub mod spinners;
 pub mod stats;
 pub mod targets;

@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use dogsled_benches::child::ChildTask;
 use dogsled_benches::contestant::Contestant;
 use dogsled_benches::results::{Effort, Report};
+use dogsled_benches::rows::Table;
 use dogsled_benches::{child, compare, peers, plot, readme, report, ring};
 
 /// Benchmarks of dogsled beside other embedded databases.
@@ -32,9 +33,15 @@ enum Command {
     /// Run three replicated nodes beside three of etcd, write cluster.json.
     #[cfg(feature = "cluster")]
     Cluster(ClusterArgs),
+    /// Counters, locks, transactions and watches of a cluster beside etcd's and Redis', write operations.json.
+    #[cfg(feature = "cluster")]
+    Operations(OperationsArgs),
+    /// A node that joins, and what partitions cost, write partitions.json.
+    #[cfg(feature = "cluster")]
+    Partitions(PartitionsArgs),
     /// Place 100,000 partitions on 1,000 nodes, on paper; write ring.json and ring.svg.
     Ring(RingArgs),
-    /// Print the README's table from a JSON file that `compare` wrote.
+    /// Print a table for the README from a JSON file that `compare`, `operations` or `partitions` wrote.
     ReadmeTable {
         /// The file.
         #[arg(default_value = "benches/results/compare.json")]
@@ -68,6 +75,58 @@ struct ClusterArgs {
     /// Directory for cluster.json.
     #[arg(long, default_value = "benches/results")]
     out: PathBuf,
+}
+
+#[cfg(feature = "cluster")]
+#[derive(Debug, Args)]
+struct OperationsArgs {
+    /// Repeats of each measurement.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Seconds for each measurement.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Watchers in all.
+    #[arg(long, default_value_t = 10_000)]
+    watchers: usize,
+    /// Workloads whose name begins so, separated by commas (counter, lock, handover, transaction, watch).
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Directory for the nodes' data, on the file system to measure; it is removed at the end.
+    #[arg(long, default_value = "target")]
+    dir: PathBuf,
+    /// Directory for operations.json.
+    #[arg(long, default_value = "benches/results")]
+    out: PathBuf,
+    /// Keep the rows in operations.json that this run does not measure: a long comparison in several sittings.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[cfg(feature = "cluster")]
+#[derive(Debug, Args)]
+struct PartitionsArgs {
+    /// Repeats of each measurement.
+    #[arg(long, default_value_t = 3)]
+    repeats: usize,
+    /// Seconds for each measurement.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// MiB that are there when a node joins.
+    #[arg(long, default_value_t = 300)]
+    mebibytes: u64,
+    /// Workloads whose name begins so, separated by commas (join, partitions).
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Directory for the nodes' data, on the file system to measure; it is removed at the end.
+    #[arg(long, default_value = "target")]
+    dir: PathBuf,
+    /// Directory for partitions.json.
+    #[arg(long, default_value = "benches/results")]
+    out: PathBuf,
+    /// Keep the rows in partitions.json that this run does not measure: a long comparison in several sittings.
+    #[arg(long)]
+    keep: bool,
 }
 
 #[derive(Debug, Args)]
@@ -136,11 +195,37 @@ fn main() -> Result<()> {
             dir: args.dir,
             out: args.out,
         }),
+        #[cfg(feature = "cluster")]
+        Command::Operations(args) => {
+            dogsled_benches::cluster::operations(&dogsled_benches::cluster::OperationsPlan {
+                repeats: args.repeats.max(1),
+                seconds: args.seconds,
+                watchers: args.watchers.max(100),
+                only: args.only,
+                dir: args.dir,
+                out: args.out,
+                keep: args.keep,
+            })
+        }
+        #[cfg(feature = "cluster")]
+        Command::Partitions(args) => {
+            dogsled_benches::cluster::partitions(&dogsled_benches::cluster::PartitionsPlan {
+                repeats: args.repeats.max(1),
+                seconds: args.seconds,
+                mebibytes: args.mebibytes,
+                only: args.only,
+                dir: args.dir,
+                out: args.out,
+                keep: args.keep,
+            })
+        }
         Command::Ring(args) => ring::run(args.nodes, args.partitions, &args.out),
         Command::ReadmeTable { json } => {
             let text = fs::read_to_string(&json).with_context(|| format!("reading {}", json.display()))?;
-            let report: Report = serde_json::from_str(&text)?;
-            print!("{}", readme::table(&report));
+            match serde_json::from_str::<Table>(&text) {
+                Ok(table) => print!("{}", table.markdown()),
+                Err(_) => print!("{}", readme::table(&serde_json::from_str::<Report>(&text)?)),
+            }
             Ok(())
         }
         Command::Child { task } => child::run(task),

@@ -215,7 +215,8 @@ fn client_requests() -> Vec<ClientRequest> {
         GroupRead::EarliestSessionExpiry,
     ];
     for (number, read) in reads.iter().enumerate() {
-        let consistency = [Consistency::Linearizable, Consistency::Stale][number % 2];
+        let aged = Consistency::AtMostOld(Duration::from_millis(number as u64));
+        let consistency = [Consistency::Linearizable, Consistency::Stale, aged][number % 3];
         let read = encode_group_read(read).expect("within the limit").into();
         requests.push(ClientRequest::Read { group: 1, deadline: Duration::ZERO, consistency, read });
     }
@@ -234,11 +235,13 @@ fn client_requests() -> Vec<ClientRequest> {
     ] {
         requests.push(ClientRequest::ChangeGroup { group: 1, based_on: MembershipId::default(), change });
     }
-    for change in [Change::Drain { node, on: true }, Change::Replicas(2), Change::Gone { node }] {
+    let lost = Change::Lost { nodes: vec![node] };
+    for change in [Change::Drain { node, on: true }, Change::Replicas(2), Change::Gone { node }, lost] {
         requests.push(ClientRequest::Change { epoch: 1, wait: false, change });
     }
     requests.extend([ClientRequest::Record, ClientRequest::Membership { group: 1 }]);
     let (group, prefix) = (1, Bytes::from_static(b"k"));
-    requests.push(ClientRequest::Watch { group, tree: Bytes::from_static(b"tree"), prefix });
+    let told = Some(dogsled_replication::watch::Told { position: 1, events: 1 });
+    requests.push(ClientRequest::Watch { group, tree: Bytes::from_static(b"tree"), prefix, told });
     requests
 }

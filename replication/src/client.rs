@@ -5,7 +5,8 @@
 //! ```text
 //! request   version u8 (1), kind u8, then by kind:
 //!    1 submit      group u32, deadline in ms u32 (0: the node's), command to the end
-//!    2 read        group u32, deadline u32, consistency u8 (0 linearizable, 1 stale), read to the end
+//!    2 read        group u32, deadline u32, consistency u8 (0 linearizable, 1 stale, 2 at most so old:
+//!                  ms u32), read to the end
 //!    3 map         nothing
 //!    4 status      nothing
 //!    5 initialize  partitions u32, replicas u32, members
@@ -18,19 +19,25 @@
 //!                  group u32, based on: term u64, leader u64, position u64; kind u8, then
 //!                  1 begin, 2 learners: members;  3 voters: keep u8, nodes;  4 remove: nodes;
 //!                  5 settle: nothing
-//!   10 watch       group u32, tree: length u32, bytes; prefix: length u32, bytes
+//!   10 watch       group u32, tree: length u32, bytes; prefix: length u32, bytes;
+//!                  0: from now on, or 1, position u64, events u32: from where was told to
 //!   11 change the cluster
 //!                  epoch u64 (0 any), wait u8, change as in crate::meta
 //!   12 record      nothing: what is wanted of the cluster
 //!   13 membership  group u32: who belongs to it, by its leader
 //!   14 another request, of one who knows the map of an epoch
 //!                  epoch u64, the request to the end
+//!   15 recover     carry out u8, lost: nodes; see crate::recovery
+//!   16 go on alone (nodes use it among themselves)
+//!                  lost: nodes, groups u32, each: group u32, term u64, last entry: term u64,
+//!                  leader u64, position u64
 //!
 //! reply     version u8 (1), kind u8, then by kind:
 //!    0 done        nothing
 //!    1 applied     reply to the end
 //!    2 read        position u64, age: 0, or 1 and ms u64; reply to the end
 //!    3 map         cluster id u128, epoch u64, partitions u32, members,
+//!                  zones u32 (of each member, in that order; or 0), each: length u32, UTF-8;
 //!                  leaders u32, each: node u64 (0 none); replicas u32, each: nodes
 //!    4 status      as in crate::status
 //!    5 error       as in crate::error
@@ -38,6 +45,9 @@
 //!    7 newer map   length u32, a map reply; then the reply to what was asked
 //!    8 record      as in crate::meta
 //!    9 membership  position u64, nodes
+//!   10 recovery    lost: nodes; done u8; groups u32, each: group u32, survivor u64 (0 none), lost: nodes,
+//!                  others: nodes, last entry as above, committed u64, applied u64, term u64, led u8,
+//!                  level in ms u64 (all ones: not known)
 //! ```
 //!
 //! Nodes: a count u32, then each u64.
@@ -53,9 +63,11 @@ use crate::codec::{Malformed, Put, Take, malformed};
 use crate::error::ClusterError;
 use crate::message::{put_members, take_members};
 use crate::meta::{Change, Record};
+use crate::recovery::Recovery;
 use crate::status::{MembershipId, NodeStatus, put_ids, take_ids};
 use crate::transport::NodeId;
 use crate::types::{put_addresses, take_addresses};
+use crate::watch::Told;
 
 /// The first byte of every request and reply.
 pub const PROTOCOL_VERSION: u8 = 1;
@@ -73,6 +85,32 @@ pub enum Consistency {
     Linearizable,
     /// What the node that is asked happens to have; the answer says how old that may be.
     Stale,
+    /// Everything that was acknowledged to anybody so long before the read began. A replica that was
+    /// confirmed to have it within that time, by a leader that had a majority, answers by itself; another
+    /// asks, as for a linearizable read.
+    AtMostOld(Duration),
+}
+
+impl Consistency {
+    fn put(self, bytes: &mut Vec<u8>) {
+        match self {
+            Consistency::Linearizable => bytes.put_u8(0),
+            Consistency::Stale => bytes.put_u8(1),
+            Consistency::AtMostOld(age) => {
+                bytes.put_u8(2);
+                put_duration(bytes, age);
+            }
+        }
+    }
+
+    fn take(take: &mut Take) -> Result<Consistency, Malformed> {
+        Ok(match take.u8()? {
+            0 => Consistency::Linearizable,
+            1 => Consistency::Stale,
+            2 => Consistency::AtMostOld(take_duration(take)?),
+            other => return malformed(format!("a consistency of the unknown kind {other}")),
+        })
+    }
 }
 
 /// A change of who belongs to one group.
@@ -177,6 +215,8 @@ pub enum ClientRequest {
         tree: Bytes,
         /// What the keys begin with.
         prefix: Bytes,
+        /// How far the client was told; `None`: from now on.
+        told: Option<Told>,
     },
     /// Change the cluster. Reply: [`ClientReply::Done`].
     Change {
@@ -195,6 +235,21 @@ pub enum ClientRequest {
         /// The group.
         group: u32,
     },
+    /// Bring back what has lost its quorum; see [`crate::recovery`]. Reply: [`ClientReply::Recovery`].
+    Recover {
+        /// Members that will never come back; nobody: those that do not answer, and nothing is done.
+        lost: Vec<NodeId>,
+        /// Whether it is to be done, though acknowledged writes may be lost; otherwise the reply says
+        /// what would be.
+        accept_data_loss: bool,
+    },
+    /// As the best survivor: go on with these groups alone. Reply: [`ClientReply::Done`].
+    GoOn {
+        /// Members that will never come back.
+        lost: Vec<NodeId>,
+        /// Group, the greatest term that any survivor knows, and what is to be the last entry here.
+        groups: Vec<(u32, u64, MembershipId)>,
+    },
 }
 
 /// Where everything is, as far as the node that answers knows.
@@ -208,6 +263,8 @@ pub struct ClusterMap {
     pub partitions: u32,
     /// The members and where to reach them.
     pub members: Vec<(NodeId, Vec<String>)>,
+    /// Their zones, in the same order; empty if they are not known.
+    pub zones: Vec<String>,
     /// Who leads each group, beginning with group 0. `None`: there is no leader, or the node that answers
     /// has no replica of the group.
     pub leaders: Vec<Option<NodeId>>,
@@ -221,11 +278,21 @@ impl ClusterMap {
         self.replicas.get(group as usize).map_or(&[], Vec::as_slice)
     }
 
+    /// The zone of a member; empty if it has none, or none is known.
+    pub fn zone_of(&self, node: NodeId) -> &str {
+        let index = self.members.iter().position(|(member, _)| *member == node);
+        index.and_then(|index| self.zones.get(index)).map_or("", String::as_str)
+    }
+
     fn put(&self, bytes: &mut Vec<u8>) {
         bytes.put_u128(self.cluster);
         bytes.put_u64(self.epoch);
         bytes.put_u32(self.partitions);
         put_nodes(bytes, &self.members);
+        bytes.put_u32(self.zones.len() as u32);
+        for zone in &self.zones {
+            bytes.put_bytes(zone.as_bytes());
+        }
         bytes.put_u32(self.leaders.len() as u32);
         for leader in &self.leaders {
             bytes.put_u64(leader.map_or(0, |leader| leader.0));
@@ -242,6 +309,7 @@ impl ClusterMap {
             epoch: take.u64()?,
             partitions: take.u32()?,
             members: take_nodes(take)?,
+            zones: (0..take.count(4)?).map(|_| take.text()).collect::<Result<_, Malformed>>()?,
             leaders: Vec::new(),
             replicas: Vec::new(),
         };
@@ -268,7 +336,7 @@ pub enum ClientReply {
         /// Position of the last entry that the answer includes.
         position: u64,
         /// Of a stale read: how long ago the replica was last known to be level with its leader;
-        /// `None` if never, or if it is level.
+        /// `None` if never, or if it is level. Of one that may be so old: how long ago it was confirmed.
         age: Option<Duration>,
         /// A [`GroupReadReply`](dogsled_storage::group::GroupReadReply), encoded.
         reply: Bytes,
@@ -286,6 +354,8 @@ pub enum ClientReply {
         /// Those that vote, and those that do not.
         nodes: Vec<NodeId>,
     },
+    /// What was recovered, or would be.
+    Recovery(Box<Recovery>),
     /// It was not done, or that is not known.
     Error(ClusterError),
 }
@@ -323,7 +393,9 @@ impl ClientRequest {
             | ClientRequest::RemoveMember { .. }
             | ClientRequest::TransferLeader { .. }
             | ClientRequest::ChangeGroup { .. }
-            | ClientRequest::Change { .. } => true,
+            | ClientRequest::Change { .. }
+            | ClientRequest::Recover { .. }
+            | ClientRequest::GoOn { .. } => true,
         }
     }
 
@@ -344,7 +416,7 @@ impl ClientRequest {
                 bytes.put_u8(2);
                 bytes.put_u32(*group);
                 put_duration(&mut bytes, *deadline);
-                bytes.put_u8(u8::from(*consistency == Consistency::Stale));
+                consistency.put(&mut bytes);
                 bytes.extend_from_slice(read);
             }
             ClientRequest::Map => bytes.put_u8(3),
@@ -394,11 +466,15 @@ impl ClientRequest {
                     GroupChange::Settle => bytes.put_u8(5),
                 }
             }
-            ClientRequest::Watch { group, tree, prefix } => {
+            ClientRequest::Watch { group, tree, prefix, told } => {
                 bytes.put_u8(10);
                 bytes.put_u32(*group);
                 bytes.put_bytes(tree);
                 bytes.put_bytes(prefix);
+                bytes.put_u8(u8::from(told.is_some()));
+                if let Some(told) = told {
+                    told.put(&mut bytes);
+                }
             }
             ClientRequest::Change { epoch, wait, change } => {
                 bytes.put_u8(11);
@@ -410,6 +486,21 @@ impl ClientRequest {
             ClientRequest::Membership { group } => {
                 bytes.put_u8(13);
                 bytes.put_u32(*group);
+            }
+            ClientRequest::Recover { lost, accept_data_loss } => {
+                bytes.put_u8(15);
+                bytes.put_u8(u8::from(*accept_data_loss));
+                put_ids(&mut bytes, lost);
+            }
+            ClientRequest::GoOn { lost, groups } => {
+                bytes.put_u8(16);
+                put_ids(&mut bytes, lost);
+                bytes.put_u32(groups.len() as u32);
+                for (group, term, last) in groups {
+                    bytes.put_u32(*group);
+                    bytes.put_u64(*term);
+                    last.put(&mut bytes);
+                }
             }
         }
         bytes.into()
@@ -455,7 +546,7 @@ impl ClientRequest {
             2 => ClientRequest::Read {
                 group: take.u32()?,
                 deadline: take_duration(&mut take)?,
-                consistency: if take.flag()? { Consistency::Stale } else { Consistency::Linearizable },
+                consistency: Consistency::take(&mut take)?,
                 read: take.rest(),
             },
             3 => ClientRequest::Map,
@@ -482,7 +573,12 @@ impl ClientRequest {
                     other => return malformed(format!("a change of a group of the unknown kind {other}")),
                 },
             },
-            10 => ClientRequest::Watch { group: take.u32()?, tree: take.bytes()?, prefix: take.bytes()? },
+            10 => ClientRequest::Watch {
+                group: take.u32()?,
+                tree: take.bytes()?,
+                prefix: take.bytes()?,
+                told: if take.flag()? { Some(Told::take(&mut take)?) } else { None },
+            },
             11 => ClientRequest::Change {
                 epoch: take.u64()?,
                 wait: take.flag()?,
@@ -490,6 +586,13 @@ impl ClientRequest {
             },
             12 => ClientRequest::Record,
             13 => ClientRequest::Membership { group: take.u32()? },
+            15 => ClientRequest::Recover { accept_data_loss: take.flag()?, lost: take_ids(&mut take)? },
+            16 => ClientRequest::GoOn {
+                lost: take_ids(&mut take)?,
+                groups: (0..take.count(36)?)
+                    .map(|_| Ok((take.u32()?, take.u64()?, MembershipId::take(&mut take)?)))
+                    .collect::<Result<_, Malformed>>()?,
+            },
             other => return malformed(format!("a request of the unknown kind {other}")),
         };
         take.end()?;
@@ -539,6 +642,10 @@ impl ClientReply {
                 bytes.put_u8(9);
                 bytes.put_u64(*position);
                 put_ids(&mut bytes, nodes);
+            }
+            ClientReply::Recovery(recovery) => {
+                bytes.put_u8(10);
+                recovery.put(&mut bytes);
             }
         }
         bytes.into()
@@ -593,6 +700,7 @@ impl ClientReply {
             5 => ClientReply::Error(ClusterError::take(&mut take)?),
             8 => ClientReply::Record(Box::new(Record::decode(take.rest())?)),
             9 => ClientReply::Membership { position: take.u64()?, nodes: take_ids(&mut take)? },
+            10 => ClientReply::Recovery(Box::new(Recovery::take(&mut take)?)),
             other => return malformed(format!("a reply of the unknown kind {other}")),
         };
         take.end()?;

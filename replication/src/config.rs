@@ -76,6 +76,9 @@ pub struct NodeConfig {
     pub cache_bytes: u64,
     /// Memory for the newest entries of all groups' logs together. Default 64 MiB.
     pub log_cache_bytes: usize,
+    /// Memory for the newest changes of all groups together, from which watches go on that were at another node
+    /// before; see [`crate::watch`]. Default 64 MiB.
+    pub watch_bytes: u64,
     /// Entries of a group kept for followers that were away. Default 200,000.
     pub keep_entries: u64,
     /// Entries are kept until all groups together have written this much after them. Default 256 MiB.
@@ -115,6 +118,7 @@ impl NodeConfig {
             seed: None,
             cache_bytes: 256 << 20,
             log_cache_bytes: 64 << 20,
+            watch_bytes: 64 << 20,
             keep_entries: 200_000,
             keep_bytes: 256 << 20,
             snapshot_bytes_per_second: None,

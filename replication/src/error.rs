@@ -47,7 +47,7 @@ impl fmt::Display for ClusterError {
                 write!(f, "group {group} is led by node {leader}")
             }
             ClusterError::NotLeader { group, leader: None, .. } => {
-                write!(f, "no leader of group {group} is known")
+                write!(f, "no leader of group {group} is known; perhaps most of its replicas are down")
             }
             ClusterError::Unavailable(why) => write!(f, "try again: {why}"),
             ClusterError::OutcomeUnknown(why) => write!(f, "the outcome is unknown: {why}"),

@@ -79,6 +79,9 @@ pub(crate) struct Group {
     rounds: ReadRounds,
     /// For reads while another node leads.
     pub(crate) follower_rounds: ReadRounds,
+    /// A position that this replica was told to include, and when it was asked for: everything that was
+    /// acknowledged before is in it.
+    confirmed: Mutex<Option<(tokio::time::Instant, u64)>>,
     /// Ends the group on this node, and all who follow it.
     pub(crate) closing: watch::Sender<bool>,
     /// What supervises it.
@@ -107,6 +110,7 @@ impl Group {
             proposals: Proposals::default(),
             rounds: ReadRounds::default(),
             follower_rounds: ReadRounds::default(),
+            confirmed: Mutex::new(None),
             closing: watch::Sender::new(false),
             task: Mutex::new(None),
         })
@@ -362,6 +366,21 @@ impl Group {
             .await
     }
 
+    /// A leader that has a majority has said, to a question of `asked`, that a read must know `position`.
+    pub(crate) fn confirm(&self, asked: tokio::time::Instant, position: u64) {
+        let mut confirmed = self.confirmed.lock();
+        if confirmed.is_none_or(|(before, _)| asked > before) {
+            *confirmed = Some((asked, position));
+        }
+    }
+
+    /// How long ago it was confirmed that this replica has everything that it has now, or less; `None` if
+    /// never, or what was to be known is not applied yet.
+    pub(crate) fn confirmed_age(&self) -> Option<Duration> {
+        let (asked, position) = (*self.confirmed.lock())?;
+        (self.slot.applied() >= position).then(|| asked.elapsed())
+    }
+
     async fn ask_quorum(&self) -> Round {
         let raft = self.running()?;
         match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
@@ -519,11 +538,14 @@ impl Group {
             membership: MembershipId::default(),
             settled: false,
             joint: false,
+            configs: Vec::new(),
+            newest: self.log.last().map_or_else(MembershipId::default, entry_id),
             first: position(first),
             last: next,
             committed: 0,
             applied: self.slot.applied(),
             durable,
+            level: self.slot.age(),
             followers: Vec::new(),
             failure: self.failure.lock().clone(),
         };
@@ -544,14 +566,12 @@ impl Group {
         status.learners = membership.learner_ids().map(NodeId).collect();
         status.membership = match metrics.membership_config.log_id() {
             None => MembershipId::default(),
-            Some(log_id) => MembershipId {
-                term: log_id.leader_id.term,
-                leader: log_id.leader_id.node_id,
-                position: position(log_id.index),
-            },
+            Some(log_id) => entry_id(*log_id),
         };
         status.settled = metrics.membership_config == metrics.committed_membership_config;
-        status.joint = membership.get_joint_config().len() > 1;
+        let configs = membership.get_joint_config();
+        status.joint = configs.len() > 1;
+        status.configs = configs.iter().map(|voters| voters.iter().copied().map(NodeId).collect()).collect();
         status.committed = metrics.cluster_committed.map_or(0, |committed| position(committed.index));
         for (node, matched) in metrics.replication.iter().flatten() {
             if *node == self.network.node.0 {
@@ -566,6 +586,11 @@ impl Group {
         }
         status
     }
+}
+
+pub(crate) fn entry_id(log_id: LogId) -> MembershipId {
+    let leader_id = log_id.leader_id;
+    MembershipId { term: leader_id.term, leader: leader_id.node_id, position: position(log_id.index) }
 }
 
 /// The newest membership in a node's log, be it committed or not: its place, and whether the node belongs

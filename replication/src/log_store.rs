@@ -211,6 +211,11 @@ impl LogStore {
         self.inner.state.lock().register.hosted
     }
 
+    /// The last entry, or the last that was purged.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.inner.state.lock().last
+    }
+
     /// Entries that are there: index of the first, and of the one that comes next.
     pub(crate) fn bounds(&self) -> (u64, u64) {
         let state = self.inner.state.lock();

@@ -386,6 +386,8 @@ pub(crate) enum PeerError {
     Failed(String),
     /// It does not lead.
     NotLeader(String),
+    /// Whoever asks was taken out of the cluster.
+    Removed(String),
 }
 
 impl std::fmt::Display for PeerError {
@@ -395,7 +397,8 @@ impl std::fmt::Display for PeerError {
             PeerError::WrongCluster(what)
             | PeerError::NoGroup(what)
             | PeerError::Failed(what)
-            | PeerError::NotLeader(what) => f.write_str(what),
+            | PeerError::NotLeader(what)
+            | PeerError::Removed(what) => f.write_str(what),
         }
     }
 }
@@ -417,6 +420,7 @@ pub(crate) fn encode_error(error: &PeerError) -> Bytes {
         PeerError::NoGroup(text) => (3, text),
         PeerError::Failed(text) => (4, text),
         PeerError::NotLeader(text) => (5, text),
+        PeerError::Removed(text) => (6, text),
     };
     let mut bytes = vec![VERSION, 1, kind];
     bytes.extend_from_slice(text.as_bytes());
@@ -438,6 +442,7 @@ pub(crate) fn take_reply(bytes: Bytes) -> Result<Take, PeerError> {
         2 => PeerError::WrongCluster(text),
         3 => PeerError::NoGroup(text),
         5 => PeerError::NotLeader(text),
+        6 => PeerError::Removed(text),
         _ => PeerError::Failed(text),
     })
 }
@@ -545,8 +550,9 @@ mod tests {
         assert_eq!(take_vote_reply(take_reply(encode_vote_reply(&reply)).unwrap()).unwrap(), reply);
         let request = TransferLeaderRequest::new(Vote::new_committed(4, 2), 3, Some(log_id(3, 9)));
         assert_eq!(take_transfer(body(&encode_transfer(7, 3, &request))).unwrap(), request);
-        let error = PeerError::NoGroup("none".to_owned());
-        assert_eq!(take_reply(encode_error(&error)).unwrap_err(), error);
+        for error in [PeerError::NoGroup("none".to_owned()), PeerError::Removed("out".to_owned())] {
+            assert_eq!(take_reply(encode_error(&error)).unwrap_err(), error);
+        }
         let adoption = Adoption {
             cluster_id: 5 << 70,
             partitions: 16,

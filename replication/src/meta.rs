@@ -25,7 +25,9 @@
 //! ```
 //!
 //! Only active members are given replicas. Whoever drains stays a member without any. The id of a
-//! member that was removed is never taken in again: others may have counted on what it had.
+//! member that was removed is never taken in again: others may have counted on what it had. Members that
+//! are lost with the quorum of something are removed at once, from whatever state: see
+//! [`crate::recovery`].
 //!
 //! # Bytes
 //!
@@ -229,6 +231,12 @@ pub enum Change {
         /// Which.
         node: NodeId,
     },
+    /// Members are given up for ever, with what only they had; see [`crate::recovery`]. Asked for by no
+    /// other way than that.
+    Lost {
+        /// Which.
+        nodes: Vec<NodeId>,
+    },
 }
 
 impl Change {
@@ -245,7 +253,8 @@ impl Change {
             | Change::Follows { .. }
             | Change::Silent { .. }
             | Change::Heard { .. }
-            | Change::Gone { .. } => false,
+            | Change::Gone { .. }
+            | Change::Lost { .. } => false,
         }
     }
 
@@ -302,6 +311,10 @@ impl Change {
                 bytes.put_u8(11);
                 bytes.put_u64(node.0);
             }
+            Change::Lost { nodes } => {
+                bytes.put_u8(12);
+                put_ids(bytes, nodes.iter());
+            }
         }
     }
 
@@ -344,6 +357,7 @@ impl Change {
             9 => Change::Silent { node: node(take)? },
             10 => Change::Heard { node: node(take)? },
             11 => Change::Gone { node: node(take)? },
+            12 => Change::Lost { nodes: take_ids(take)? },
             other => return malformed(format!("a change of the unknown kind {other}")),
         })
     }
@@ -597,6 +611,27 @@ impl Record {
                 if self.members.get(node).is_some_and(|member| member.state == MemberState::Leaving) {
                     next.members.remove(node);
                     next.removed.insert(*node);
+                }
+            }
+            Change::Lost { nodes } => {
+                for node in nodes {
+                    // What was interrupted is gone on with.
+                    if self.removed.contains(node) {
+                        continue;
+                    }
+                    self.member(*node)?;
+                    next.members.remove(node);
+                    next.removed.insert(*node);
+                    replace = true;
+                }
+                if next.members.is_empty() {
+                    return Err("no member would be left".to_owned());
+                }
+                if next.eligible().next().is_none() {
+                    // Whoever is left has to hold it all.
+                    for member in next.members.values_mut() {
+                        member.state = MemberState::Active;
+                    }
                 }
             }
         }

@@ -39,6 +39,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
+use crate::fence::Fence;
 use crate::message::{
     Kind, PeerError, encode_append, encode_transfer, encode_vote, take_append_reply, take_reply,
     take_vote_reply,
@@ -63,6 +64,7 @@ pub(crate) struct Network {
     pub(crate) cluster: u64,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) fence: Arc<Fence>,
     /// The replica whose state is sent.
     pub(crate) slot: Arc<ReplicaSlot>,
     /// How long a request with entries may take: longer than a slow sync.
@@ -96,6 +98,15 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
 impl Connection {
     fn request(&self, lane: Lane, body: Bytes, deadline: Duration) -> Request {
+        if self.network.fence.is_out() {
+            let why = format!("node {} was taken out of the cluster itself", self.network.node);
+            return std::future::ready(Err(TransportError::Unreachable(why))).boxed();
+        }
+        if self.network.fence.is_removed(self.to) {
+            // A log that is older than that may still count it among its voters.
+            let why = format!("node {} was taken out of the cluster", self.to);
+            return std::future::ready(Err(TransportError::Unreachable(why))).boxed();
+        }
         self.network.transport.request(self.to, lane, body, deadline)
     }
 
@@ -108,7 +119,12 @@ impl Connection {
     ) -> Result<crate::codec::Take, RpcError> {
         let reply = self.request(lane, body, deadline).await;
         let reply = reply.map_err(|error| self.rpc_error(action, deadline, error))?;
-        take_reply(reply).map_err(|error| refused(&error))
+        take_reply(reply).map_err(|error| self.refused(&error))
+    }
+
+    fn refused(&self, error: &PeerError) -> RpcError {
+        self.network.fence.refused(error);
+        RPCError::Unreachable(Unreachable::new(error))
     }
 
     fn rpc_error(&self, action: RPCTypes, timeout: Duration, error: TransportError) -> RpcError {
@@ -122,10 +138,6 @@ impl Connection {
             }
         }
     }
-}
-
-fn refused(error: &PeerError) -> RpcError {
-    RPCError::Unreachable(Unreachable::new(error))
 }
 
 fn unreadable(error: crate::codec::Malformed) -> RpcError {
@@ -200,7 +212,7 @@ where
         this.in_flight.pop_front();
         let result = reply
             .map_err(|error| this.connection.rpc_error(RPCTypes::AppendEntries, this.deadline, error))
-            .and_then(|bytes| take_reply(bytes).map_err(|error| refused(&error)))
+            .and_then(|bytes| take_reply(bytes).map_err(|error| this.connection.refused(&error)))
             .and_then(|take| take_append_reply(take).map_err(unreadable))
             .and_then(|reply| match (&reply, &previous) {
                 // A follower of no entries at all cannot miss one; openraft relies on it.

@@ -34,12 +34,17 @@
 //! The node is a [`Service`](crate::Service). Requests of peers go to openraft in the order of their
 //! arrival; requests of clients are served here if they can be, and passed on otherwise: to the group's
 //! leader, or to whoever is to have the group, until one says who leads it.
+//!
+//! # Losing too much
+//!
+//! What is done when a group has lost its quorum for ever is told in [`crate::recovery`].
 
 mod drive;
 pub(crate) mod hosting;
 mod maintenance;
 mod members;
 pub(crate) mod record;
+mod recover;
 mod serve;
 mod transactions;
 
@@ -66,6 +71,7 @@ use crate::config::NodeConfig;
 use crate::convert;
 use crate::durability::Durability;
 use crate::error::ClusterError;
+use crate::fence::Fence;
 use crate::group::Group;
 use crate::log_store::SharedLog;
 use crate::message::Adoption;
@@ -179,6 +185,7 @@ struct Inner {
     /// What the driver has found last, while this node leads group 0.
     progress: runtime::watch::Sender<Option<Arc<(Record, View)>>>,
     snapshots: Arc<Snapshots>,
+    fence: Arc<Fence>,
     /// What the transport was told.
     addresses: Mutex<HashMap<NodeId, Vec<String>>>,
     stop: runtime::watch::Sender<bool>,
@@ -238,6 +245,7 @@ impl Node {
             blocking.run(open).await.map_err(|error| Error::io("starting the node", error))??;
         let inner = Arc::new(Inner {
             snapshots: Arc::new(Snapshots::new(config.snapshot_bytes_per_second, blocking)),
+            fence: Arc::default(),
             transport,
             blocking,
             shared_log: Arc::new(shared_log),
@@ -367,6 +375,11 @@ impl Node {
     /// kept: a snapshot can only take its place when nobody has it.
     pub fn replica(&self, group: u32) -> Option<Arc<dogsled_storage::replica::Replica>> {
         self.inner.cluster.get()?.group(group)?.slot.replica()
+    }
+
+    /// Whether this node has a replica of a group.
+    pub fn hosts(&self, group: u32) -> bool {
+        self.inner.cluster.get().is_some_and(|cluster| cluster.group(group).is_some())
     }
 
     /// What is wanted of the cluster, as far as is known here; `None` as long as it is being made.
@@ -570,6 +583,7 @@ impl Inner {
                     (0..=cluster.partitions).map(|group| record.replicas_of(group).to_vec()).collect();
                 let members = record.members.iter();
                 map.members = members.map(|(node, member)| (*node, member.addresses.clone())).collect();
+                map.zones = record.members.values().map(|member| member.zone.clone()).collect();
             }
             None => {
                 let (_, members) = groups.get(&0).map(|group| group.members()).unwrap_or_default();

@@ -7,7 +7,8 @@
 //! round at a time for each group.
 //!
 //! A follower asks its leader for the index, waits until it has applied that, and reads its own
-//! replica. Leases are never relied on: they trust clocks, and openraft's were seen to serve a
+//! replica. A read that may be so and so old makes do with a round that began within that time. Leases
+//! are never relied on: they trust clocks, and openraft's were seen to serve a
 //! stale read after a restart.
 
 use std::future::Future;

@@ -77,13 +77,14 @@ pub const META_GROUP: u32 = 0;
 
 /// The part of a key that is hashed.
 pub fn hashed_part(key: &[u8]) -> &[u8] {
-    if let Some(open) = key.iter().position(|byte| *byte == b'{')
-        && let Some(length) = key[open + 1..].iter().position(|byte| *byte == b'}')
-        && length > 0
-    {
-        return &key[open + 1..open + 1 + length];
-    }
-    key
+    tag(key).unwrap_or(key)
+}
+
+/// What is between the first brace and the next that closes it, if that is something.
+fn tag(key: &[u8]) -> Option<&[u8]> {
+    let open = key.iter().position(|byte| *byte == b'{')?;
+    let length = key[open + 1..].iter().position(|byte| *byte == b'}')?;
+    (length > 0).then(|| &key[open + 1..open + 1 + length])
 }
 
 /// A key's place in the hash space.
@@ -102,9 +103,30 @@ pub fn group_of(key: &[u8], partitions: u32) -> u32 {
     1 + slice as u32
 }
 
+/// The group of all keys that begin with `prefix`, if it must be one: if there is a whole tag in it.
+///
+/// # Panics
+/// If there is no partition.
+pub fn group_of_prefix(prefix: &[u8], partitions: u32) -> Option<u32> {
+    tag(prefix).map(|_| group_of(prefix, partitions))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_under_a_prefix_with_a_whole_tag_are_of_one_group() {
+        for prefix in ["{a}", "{user:7}:", "x{a}y{", "{a}{b}"] {
+            let group = group_of_prefix(prefix.as_bytes(), 1000).unwrap();
+            for rest in ["", "1", "}", "{z}", "}{z}"] {
+                assert_eq!(group_of(format!("{prefix}{rest}").as_bytes(), 1000), group, "{prefix}{rest}");
+            }
+        }
+        for prefix in ["", "a", "{", "{a", "{}", "a}", "{}{a}"] {
+            assert_eq!(group_of_prefix(prefix.as_bytes(), 1000), None, "{prefix}");
+        }
+    }
 
     #[test]
     fn partitions_of_keys_are_fixed_for_ever() {

@@ -46,7 +46,7 @@ pub struct EntryIdentity {
     pub checksum: u32,
 }
 
-/// What identifies a membership of a group: the entry that made it.
+/// What identifies an entry of a group, as the one that made a membership.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct MembershipId {
     /// The term in which it was proposed.
@@ -90,16 +90,22 @@ pub struct GroupStatus {
     pub settled: bool,
     /// Whether it is a joint one: of the members before and after a change that is under way.
     pub joint: bool,
+    /// The voters of each of its parts: a majority of each has to agree.
+    pub configs: Vec<Vec<NodeId>>,
     /// Position of the first entry that is still in the log.
     pub first: u64,
     /// Position of the last entry.
     pub last: u64,
+    /// That entry.
+    pub newest: MembershipId,
     /// Position of the last entry that is known to be committed.
     pub committed: u64,
     /// Position of the last entry that is applied.
     pub applied: u64,
     /// Position up to which the log is not needed to restart.
     pub durable: u64,
+    /// How long ago this node was known to have all that its leader had; `None`: not since it was started.
+    pub level: Option<Duration>,
     /// Of a leader: its followers and learners.
     pub followers: Vec<FollowerStatus>,
     /// Why it is down, if so.
@@ -133,8 +139,12 @@ pub struct NodeStatus {
     pub failure: Option<String>,
 }
 
-fn put_duration(bytes: &mut Vec<u8>, duration: Option<Duration>) {
+pub(crate) fn put_duration(bytes: &mut Vec<u8>, duration: Option<Duration>) {
     bytes.put_u64(duration.map_or(u64::MAX, |duration| duration.as_millis() as u64));
+}
+
+pub(crate) fn take_duration(take: &mut Take) -> Result<Option<Duration>, Malformed> {
+    Ok(Some(take.u64()?).filter(|ms| *ms != u64::MAX).map(Duration::from_millis))
 }
 
 fn put_text(bytes: &mut Vec<u8>, text: Option<&str>) {
@@ -176,9 +186,15 @@ impl GroupStatus {
         self.membership.put(bytes);
         bytes.put_u8(u8::from(self.settled));
         bytes.put_u8(u8::from(self.joint));
+        bytes.put_u32(self.configs.len() as u32);
+        for voters in &self.configs {
+            put_ids(bytes, voters);
+        }
+        self.newest.put(bytes);
         for number in [self.first, self.last, self.committed, self.applied, self.durable] {
             bytes.put_u64(number);
         }
+        put_duration(bytes, self.level);
         bytes.put_u32(self.followers.len() as u32);
         for follower in &self.followers {
             bytes.put_u64(follower.node.0);
@@ -206,16 +222,18 @@ impl GroupStatus {
             membership: MembershipId::take(take)?,
             settled: take.flag()?,
             joint: take.flag()?,
+            configs: (0..take.count(4)?).map(|_| take_ids(take)).collect::<Result<_, Malformed>>()?,
+            newest: MembershipId::take(take)?,
             first: take.u64()?,
             last: take.u64()?,
             committed: take.u64()?,
             applied: take.u64()?,
             durable: take.u64()?,
+            level: take_duration(take)?,
             followers: (0..take.count(24)?)
                 .map(|_| {
-                    let (node, matched, heard) = (NodeId(take.u64()?), take.u64()?, take.u64()?);
-                    let heard = Some(heard).filter(|ms| *ms != u64::MAX).map(Duration::from_millis);
-                    Ok(FollowerStatus { node, matched, heard })
+                    let (node, matched) = (NodeId(take.u64()?), take.u64()?);
+                    Ok(FollowerStatus { node, matched, heard: take_duration(take)? })
                 })
                 .collect::<Result<_, Malformed>>()?,
             failure: take_text(take)?,

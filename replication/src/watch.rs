@@ -3,7 +3,17 @@
 //! A watch is served by the node that is asked, from its own replica, in the order of the group's log.
 //! First it says from where on it tells everything ([`WatchEvent::Began`]); who reads after that misses
 //! nothing. What it cannot tell it says ([`WatchEvent::Lost`]): the client was too slow, or the replica
-//! jumped ahead by a snapshot, or the tree came into being just then. Then the client reads again.
+//! jumped ahead by a snapshot. Then the client reads again.
+//!
+//! # Going on elsewhere
+//!
+//! All replicas tell the same events in the same order, so a client that knows how far it has been told
+//! ([`Told`]) goes on at another node with neither gap nor repetition. A replica keeps its newest changes in
+//! memory for that: [`NodeConfig::watch_bytes`](crate::NodeConfig::watch_bytes) over all groups, the oldest
+//! leave first. What was applied since the replica's last checkpoint before a restart is there again after it, since it
+//! is applied again. Who asks for what is not kept is told from where on all is
+//! ([`WatchEvent::Compacted`]), and the stream ends. A watcher of keys to which nothing happens moves on by
+//! [`WatchEvent::Progress`], about once a second.
 //!
 //! A node that is cut off from the group's leader would be silent, and its client could not tell that from
 //! nothing happening. So a watch ends when the node has heard of nobody for a while, and the client goes
@@ -16,6 +26,8 @@
 //!    2 removed  position u64, key
 //!    3 cleared  position u64
 //!    4 lost     position u64
+//!    5 progress position u64
+//!    6 compacted position u64
 //! ```
 
 use std::future::poll_fn;
@@ -23,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dogsled_storage::watch::{DEFAULT_CAPACITY, Event, Subscription};
+use dogsled_storage::watch::{Compacted, DEFAULT_CAPACITY, Event, Subscription};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
@@ -40,6 +52,59 @@ const MESSAGE_BYTES: usize = 256 << 10;
 const OUT_OF_TOUCH: Duration = Duration::from_secs(5);
 /// How often that is looked at while nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How far a watch has told, to the event.
+///
+/// ```
+/// use dogsled_replication::watch::Told;
+/// let mut told = Told::all_to(6);
+/// told.one_of(9); // the entry at 9 put this key,
+/// told.one_of(9); // and that one, and perhaps more:
+/// assert_eq!(told, Told { position: 8, events: 2 });
+/// told.all(9);
+/// assert_eq!(told, Told::all_to(9));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Told {
+    /// Everything up to this position of the group's log,
+    pub position: u64,
+    /// and so many events of the entry behind it.
+    pub events: u32,
+}
+
+impl Told {
+    /// Everything up to a position, and nothing of what comes then.
+    pub fn all_to(position: u64) -> Told {
+        Told { position, events: 0 }
+    }
+
+    /// An event of the entry at this position was told.
+    pub fn one_of(&mut self, position: u64) {
+        let Some(before) = position.checked_sub(1).filter(|before| *before >= self.position) else {
+            return;
+        };
+        if self.position != before {
+            *self = Told::all_to(before);
+        }
+        self.events += 1;
+    }
+
+    /// Everything up to this position was told.
+    pub fn all(&mut self, position: u64) {
+        if position > self.position {
+            *self = Told::all_to(position);
+        }
+    }
+
+    pub(crate) fn put(&self, bytes: &mut Vec<u8>) {
+        bytes.put_u64(self.position);
+        bytes.put_u32(self.events);
+    }
+
+    pub(crate) fn take(take: &mut Take) -> Result<Told, Malformed> {
+        Ok(Told { position: take.u64()?, events: take.u32()? })
+    }
+}
 
 /// Something that a watch tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,6 +140,16 @@ pub enum WatchEvent {
         /// Of the group's log.
         position: u64,
     },
+    /// Everything up to this position was told.
+    Progress {
+        /// Of the group's log.
+        position: u64,
+    },
+    /// What the client asked for is not kept any more. The stream ends.
+    Compacted {
+        /// Everything after this position can be asked for here.
+        position: u64,
+    },
 }
 
 impl WatchEvent {
@@ -85,6 +160,8 @@ impl WatchEvent {
             WatchEvent::Removed { position, .. } => (2, position),
             WatchEvent::Cleared { position } => (3, position),
             WatchEvent::Lost { position } => (4, position),
+            WatchEvent::Progress { position } => (5, position),
+            WatchEvent::Compacted { position } => (6, position),
         };
         bytes.put_u8(kind);
         bytes.put_u64(*position);
@@ -107,6 +184,8 @@ impl WatchEvent {
             2 => WatchEvent::Removed { position, key: take.bytes()? },
             3 => WatchEvent::Cleared { position },
             4 => WatchEvent::Lost { position },
+            5 => WatchEvent::Progress { position },
+            6 => WatchEvent::Compacted { position },
             other => return malformed(format!("an event of the unknown kind {other}")),
         })
     }
@@ -165,12 +244,24 @@ struct Watch {
     tree: Bytes,
     prefix: Bytes,
     began: Option<Instant>,
+    /// `None`: nothing yet, and it begins with what comes.
+    told: Option<Told>,
     subscription: Option<Subscription>,
+    /// Events of the entry behind `told` that come again and were told.
+    skip: u32,
+    is_over: bool,
 }
 
-/// The messages of a watch; it ends with the node, and when that is out of touch with the group.
-pub(crate) fn watch(group: Arc<Group>, tree: Bytes, prefix: Bytes) -> BoxStream<'static, Bytes> {
-    let watch = Watch { group, tree, prefix, began: None, subscription: None };
+/// The messages of a watch, from where the client was told to, or from now on; it ends with the node, and
+/// when that is out of touch with the group.
+pub(crate) fn watch(
+    group: Arc<Group>,
+    tree: Bytes,
+    prefix: Bytes,
+    told: Option<Told>,
+) -> BoxStream<'static, Bytes> {
+    let (began, subscription) = (None, None);
+    let watch = Watch { group, tree, prefix, began, told, subscription, skip: 0, is_over: false };
     stream::unfold(watch, |mut watch| async move {
         let events = watch.next().await?;
         Some((WatchEvent::encode(&events), watch))
@@ -180,7 +271,7 @@ pub(crate) fn watch(group: Arc<Group>, tree: Bytes, prefix: Bytes) -> BoxStream<
 
 impl Watch {
     async fn next(&mut self) -> Option<Vec<WatchEvent>> {
-        loop {
+        while !self.is_over {
             // One that has just begun may wait for a leader to be elected.
             let is_old = self.began.is_some_and(|began| began.elapsed() > OUT_OF_TOUCH);
             if is_old && !self.group.is_in_touch(OUT_OF_TOUCH) {
@@ -190,42 +281,99 @@ impl Watch {
                 if let Some(event) = self.subscribe() {
                     return Some(vec![event]);
                 }
-                self.group.slot.wait_for_change(Duration::from_millis(100)).await;
+                if self.subscription.is_none() {
+                    self.group.slot.wait_for_change(Duration::from_millis(100)).await;
+                }
                 continue;
             };
             // It ends with the tree, and with the replica when a snapshot takes its place.
             let first = poll_fn(|context| subscription.poll_next(context));
-            let Ok(first) = tokio::time::timeout(LOOK, first).await else { continue };
-            let Some(first) = first else {
-                self.subscription = None;
-                continue;
-            };
-            let mut events = vec![WatchEvent::of(first)];
-            let mut length = events[0].length();
-            while length < MESSAGE_BYTES
-                && let Some(event) = subscription.try_next()
-            {
+            let mut events = Vec::new();
+            match tokio::time::timeout(LOOK, first).await {
+                Ok(Some(event)) => self.gather(event, &mut events),
+                Ok(None) => self.subscription = None,
+                Err(_) => self.progress(&mut events),
+            }
+            if !events.is_empty() {
+                return Some(events);
+            }
+        }
+        None
+    }
+
+    /// Takes what else is there, as much as fits into one message.
+    fn gather(&mut self, first: Event, events: &mut Vec<WatchEvent>) {
+        let Some(subscription) = self.subscription.take() else { return };
+        let mut length = 0;
+        let mut next = Some(first);
+        while let Some(event) = next {
+            if self.is_news(&event) {
                 let event = WatchEvent::of(event);
                 length += event.length();
                 events.push(event);
             }
-            return Some(events);
+            next = if length < MESSAGE_BYTES { subscription.try_next() } else { None };
+        }
+        self.subscription = Some(subscription);
+        self.progress(events);
+    }
+
+    /// Notes that an event is told; whether it was not before.
+    fn is_news(&mut self, event: &Event) -> bool {
+        let told = self.told.get_or_insert_default();
+        match event {
+            Event::Overflowed { sequence, .. } => {
+                told.all(*sequence);
+                self.skip = 0;
+                return true;
+            }
+            _ if self.skip > 0 && event.sequence() == told.position + 1 => {
+                self.skip -= 1;
+                return false;
+            }
+            _ => {}
+        }
+        self.skip = 0;
+        told.one_of(event.sequence());
+        true
+    }
+
+    /// Says how far everything was told, if that is further than what was told last.
+    fn progress(&mut self, events: &mut Vec<WatchEvent>) {
+        let Some(position) = self.subscription.as_ref().and_then(Subscription::caught_up) else { return };
+        let Some(told) = &mut self.told else { return };
+        if position > told.position {
+            told.all(position);
+            self.skip = 0;
+            events.push(WatchEvent::Progress { position });
         }
     }
 
     /// Begins to hear of the tree if it is there; what the client is to be told of it.
     fn subscribe(&mut self) -> Option<WatchEvent> {
         let replica = self.group.slot.replica()?;
-        let engine = replica.engine();
-        let tree = engine.tree_id(&self.tree);
-        self.subscription = tree.map(|tree| engine.watch(tree, &self.prefix, DEFAULT_CAPACITY));
-        // After subscribing: what is up to here can be read, what comes later is told.
-        let position = replica.applied().position;
-        if self.began.is_none() {
-            self.began = Some(Instant::now());
-            return Some(WatchEvent::Began { position });
+        let is_first = self.began.is_none();
+        let watch = |after| replica.engine().watch_after(&self.tree, &self.prefix, DEFAULT_CAPACITY, after);
+        let (began, lost) = match watch(self.told.map(|told| told.position)) {
+            Ok(began) => (began, false),
+            Err(Compacted { position }) if is_first => {
+                self.is_over = true;
+                return Some(WatchEvent::Compacted { position });
+            }
+            Err(Compacted { .. }) => (watch(None).ok()?, true),
+        };
+        let (position, subscription) = began;
+        self.subscription = subscription;
+        match &mut self.told {
+            Some(told) if !lost => told.all(position),
+            told => *told = Some(Told::all_to(position)),
         }
-        self.subscription.is_some().then_some(WatchEvent::Lost { position })
+        self.skip = self.told.map_or(0, |told| told.events);
+        if is_first {
+            self.began = Some(Instant::now());
+            return Some(WatchEvent::Began { position: self.told.map_or(position, |told| told.position) });
+        }
+        lost.then_some(WatchEvent::Lost { position })
     }
 }
 
@@ -241,18 +389,22 @@ mod tests {
             WatchEvent::Removed { position: 3, key: "k".into() },
             WatchEvent::Cleared { position: 4 },
             WatchEvent::Lost { position: 5 },
+            WatchEvent::Progress { position: 6 },
+            WatchEvent::Compacted { position: 7 },
         ];
         let bytes = WatchEvent::encode(&events);
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             hex,
             concat!(
-                "010605000000",
+                "010607000000",
                 "000100000000000000",
                 "010200000000000000010000006b020000007631",
                 "020300000000000000010000006b",
                 "030400000000000000",
                 "040500000000000000",
+                "050600000000000000",
+                "060700000000000000",
             )
         );
         assert_eq!(WatchEvent::decode(bytes.clone()).unwrap(), events);

@@ -4,15 +4,17 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use common::{Cluster, command, get, in_session, insert, open_session, reply_of};
-use dogsled_replication::watch::WatchEvent;
+use dogsled_replication::watch::{Told, WatchEvent};
 use dogsled_replication::{
-    ClientIdentity, ClientRequest, ClusterError, Consistency, Node, NodeId, Role, Service,
+    Change, ClientIdentity, ClientRequest, ClusterError, Consistency, Node, NodeId, Role, Service,
 };
 use dogsled_storage::counter::{CounterCommand, CounterReply};
 use dogsled_storage::group::{Answer, GroupRead, GroupReadReply, Refusal, SessionId};
-use dogsled_storage::{Command, Reply};
+use dogsled_storage::{Command, IVec, Reply, TreeId, Write};
 use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 
 fn add_one(name: &str) -> Command {
     Command::Counter(CounterCommand::Add { name: name.into(), delta: 1 })
@@ -220,6 +222,63 @@ async fn a_minority_answers_nothing_but_stale_reads_and_says_how_old_they_are() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_may_be_so_old_is_never_older() {
+    let cluster = Cluster::made(5, 1, |config| {
+        config.balance_leaders = false;
+        config.request_deadline = Duration::from_secs(2);
+    })
+    .await;
+    cluster.nodes[&1].change(0, true, Change::Replicas(5)).await.unwrap();
+    cluster.put(1, "a", "old").await;
+    let leader = cluster.leader(1).await;
+    let follower = 1 + leader % 5;
+    let old = |age| Consistency::AtMostOld(age);
+    let value = |reply: GroupReadReply| match reply {
+        GroupReadReply::Value(found) => found.map(|found| String::from_utf8(found.value.to_vec()).unwrap()),
+        other => panic!("{other:?}"),
+    };
+    for node in [leader, follower] {
+        let read = cluster.nodes[&node].read(1, &get("a"), old(Duration::ZERO)).await.unwrap();
+        assert_eq!(value(read.reply).as_deref(), Some("old"));
+    }
+    let confirmed = Instant::now();
+    // The leader keeps one follower, and knows nothing of having lost the others: by what it says, that
+    // follower is level all the time.
+    for node in [leader, follower] {
+        for other in (1..=5).filter(|other| ![leader, follower].contains(other)) {
+            cluster.network.cut(NodeId(node), NodeId(other));
+            cluster.network.cut(NodeId(other), NodeId(node));
+        }
+    }
+    for node in [leader, follower] {
+        let read = cluster.nodes[&node].read(1, &get("a"), old(Duration::from_secs(600))).await.unwrap();
+        assert_eq!(value(read.reply).as_deref(), Some("old"), "it asks nobody");
+        let age = read.age.unwrap();
+        assert!(age <= confirmed.elapsed() + Duration::from_secs(1), "{age:?}");
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for node in [leader, follower] {
+        let read = cluster.nodes[&node].read(1, &get("a"), old(Duration::from_millis(250))).await;
+        assert!(matches!(&read, Err(error) if error.is_definite()), "node {node} knows of nobody: {read:?}");
+        cluster.nodes[&node].read(1, &get("a"), Consistency::Stale).await.unwrap();
+    }
+    cluster.network.heal();
+    cluster.put(1, "a", "new").await;
+    for node in 1..=5 {
+        let began = Instant::now();
+        let read = loop {
+            match cluster.nodes[&node].read(1, &get("a"), old(Duration::ZERO)).await {
+                Ok(read) => break read,
+                Err(error) => assert!(began.elapsed() < Duration::from_secs(20), "{error}"),
+            }
+        };
+        assert_eq!(value(read.reply).as_deref(), Some("new"), "node {node}");
+        let read = cluster.nodes[&node].read(1, &get("a"), old(Duration::from_secs(5))).await.unwrap();
+        assert!(read.age.is_some_and(|age| age <= Duration::from_secs(5)), "{read:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_end_by_an_entry_when_their_lease_has_passed() {
     let cluster = Cluster::made(3, 1, |config| config.maintenance_every = Duration::from_millis(50)).await;
     let opened = cluster.submit(1, &open_session(9, 300)).await;
@@ -254,29 +313,98 @@ async fn leadership_is_shared_and_handed_over_on_shutdown() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_tells_what_happens_after_it_began() {
     let cluster = Cluster::made(3, 1, |_| {}).await;
-    let request = ClientRequest::Watch { group: 1, tree: "tree".into(), prefix: "dog/".into() };
+    let request = ClientRequest::Watch { group: 1, tree: "tree".into(), prefix: "dog/".into(), told: None };
     let mut stream = cluster.nodes[&2].client_stream(&ClientIdentity::default(), request.encode());
-    let first = WatchEvent::decode(stream.next().await.unwrap()).unwrap();
-    assert!(matches!(first[..], [WatchEvent::Began { .. }]), "{first:?}");
-    // The tree comes into being with this: the client is told to read.
+    assert!(matches!(told(&mut stream).await[..], [WatchEvent::Began { .. }]));
+    // The tree comes into being with this.
     cluster.put(1, "dog/1", "Balto").await;
-    let second = WatchEvent::decode(stream.next().await.unwrap()).unwrap();
-    assert!(matches!(second[..], [WatchEvent::Lost { .. }]), "{second:?}");
     cluster.put(1, "cat/1", "Tom").await;
     cluster.put(1, "dog/2", "Togo").await;
-    let third = WatchEvent::decode(stream.next().await.unwrap()).unwrap();
-    match &third[..] {
-        [WatchEvent::Put { key, value, .. }] => {
-            assert_eq!((&key[..], &value[..]), (&b"dog/2"[..], &b"Togo"[..]))
+    let mut keys = Vec::new();
+    while keys.len() < 2 {
+        for event in told(&mut stream).await {
+            match event {
+                WatchEvent::Put { key, value, .. } => keys.push((key, value)),
+                WatchEvent::Progress { .. } => {}
+                other => panic!("{other:?}"),
+            }
         }
-        other => panic!("{other:?}"),
     }
+    assert_eq!(keys, [("dog/1".into(), "Balto".into()), ("dog/2".into(), "Togo".into())]);
+}
+
+async fn told(stream: &mut BoxStream<'static, Bytes>) -> Vec<WatchEvent> {
+    let message = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
+    WatchEvent::decode(message.expect("a message in time").expect("no end")).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_goes_on_at_any_node_to_the_event_or_is_told_that_it_comes_too_late() {
+    let cluster = Cluster::made(3, 1, |config| config.watch_bytes = 200 << 10).await;
+    let watch = |node: u64, told| {
+        let request = ClientRequest::Watch { group: 1, tree: "tree".into(), prefix: "".into(), told };
+        cluster.nodes[&node].client_stream(&ClientIdentity::default(), request.encode())
+    };
+    // Entries of three keys each.
+    let batch = |i: u64| {
+        let write = |n: u64| Write {
+            tree: TreeId(0),
+            key: IVec::from(format!("{i} {n}").as_str()),
+            value: Some(IVec::from("v")),
+        };
+        command(Command::Batch { writes: (0..3).map(write).collect() }, &["tree"])
+    };
+    cluster.put(1, "first", "1").await;
+    let mut at = Vec::new();
+    for i in 0..20 {
+        at.push(cluster.submit(1, &batch(i)).await.position);
+    }
+    // As if it had been told all but the last two keys of the sixth, be the node's replica behind or not.
+    for node in 1..=3 {
+        let mut stream = watch(node, Some(Told { position: at[5] - 1, events: 1 }));
+        let mut keys = Vec::new();
+        while keys.len() < 2 + 14 * 3 {
+            for event in told(&mut stream).await {
+                match event {
+                    WatchEvent::Began { position } => assert_eq!((position, keys.len()), (at[5] - 1, 0)),
+                    WatchEvent::Put { key, position, .. } => {
+                        let number = keys.len() + 1;
+                        assert_eq!(key, format!("{} {}", 5 + number / 3, number % 3));
+                        assert_eq!(position, at[5 + number / 3]);
+                        keys.push(key);
+                    }
+                    WatchEvent::Progress { .. } => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+    // More than is kept.
+    for i in 0..40 {
+        cluster.put(1, &format!("large {i}"), &"x".repeat(10_000)).await;
+    }
+    let mut late = watch(1, Some(Told::all_to(at[5])));
+    let [WatchEvent::Compacted { position }] = told(&mut late).await[..] else { panic!("it comes too late") };
+    assert!(position > at[19]);
+    assert!(late.next().await.is_none());
+    let mut in_time = watch(1, Some(Told::all_to(position)));
+    assert_eq!(told(&mut in_time).await, [WatchEvent::Began { position }]);
+    assert!(
+        matches!(told(&mut in_time).await[0], WatchEvent::Put { position: first, .. } if first > position)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_lasts_while_nothing_happens_and_ends_when_its_node_is_cut_off() {
-    let request = ClientRequest::Watch { group: 1, tree: "tree".into(), prefix: "".into() };
-    let watch = |node: &Node| node.client_stream(&ClientIdentity::default(), request.encode());
+    let request = ClientRequest::Watch { group: 1, tree: "tree".into(), prefix: "".into(), told: None };
+    let is_progress = |message: &Bytes| {
+        let events = WatchEvent::decode(message.clone()).unwrap();
+        events.iter().all(|event| matches!(event, WatchEvent::Progress { .. }))
+    };
+    let watch = |node: &Node| {
+        let stream = node.client_stream(&ClientIdentity::default(), request.encode());
+        stream.filter(move |message| std::future::ready(!is_progress(message))).boxed()
+    };
     let alone = Cluster::made(1, 1, |_| {}).await;
     let mut cluster = Cluster::made(3, 1, |_| {}).await;
     let mut alone_quiet = watch(&alone.nodes[&1]);

@@ -37,7 +37,8 @@ pub struct Setup {
     pub partitions: u32,
     /// Entries kept for followers that were away: few of them, and snapshots are needed often.
     pub keep_entries: u64,
-    /// Memory for the newest entries: little of it, and old ones are read from the WAL.
+    /// Memory for the newest entries, and as much for changes that watches ask for: little of it, and old entries
+    /// are read from the WAL.
     pub log_cache_bytes: usize,
     /// Time that a sync takes.
     pub sync_time: (Duration, Duration),
@@ -171,6 +172,7 @@ impl Cluster {
         config.seed = Some(seed);
         config.cache_bytes = 4 << 20;
         config.log_cache_bytes = self.setup.log_cache_bytes;
+        config.watch_bytes = self.setup.log_cache_bytes as u64;
         config.keep_entries = self.setup.keep_entries;
         config.request_deadline = Duration::from_secs(2);
         config.balance_leaders = self.setup.balance_leaders;

@@ -11,14 +11,14 @@
 //!   the last position of a stretch that broke off, and without end for those that never did.
 //! - One position does one thing to a key, whoever tells it.
 //!
-//! A watcher that goes on at a node whose stretch begins no later than its own last position has
-//! missed nothing; what lies between otherwise, the protocol has told it to read.
+//! A watcher that goes on often asks for what comes after the event that it was told last. Then the new
+//! stretch begins there, whichever node tells it, or the node says that it has not kept so much.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dogsled_replication::watch::WatchEvent;
+use dogsled_replication::watch::{Told, WatchEvent};
 use dogsled_replication::{ClientReply, ClientRequest, NodeId};
 use dogsled_storage::IVec;
 use parking_lot::Mutex;
@@ -133,6 +133,8 @@ pub struct Watcher {
     stay_ms: (u64, u64),
     /// The time it takes over a message.
     slow_ms: u64,
+    /// How far it was told, and what of the entry behind that.
+    told: Option<(Told, BTreeMap<Place, Value>)>,
 }
 
 impl Watcher {
@@ -145,6 +147,7 @@ impl Watcher {
             prefix: random.pick(&["", "key", "key0", "{pair"]).as_bytes().to_vec(),
             stay_ms: *random.pick(&[(100, 1_000), (1_000, 5_000), (60_000, 90_000)]),
             slow_ms: *random.pick(&[0, 0, 5, 30]),
+            told: None,
             random,
             shared,
         }
@@ -160,10 +163,15 @@ impl Watcher {
 
     async fn follow(&mut self, stop: &mut watch::Receiver<bool>) {
         let node = *self.random.pick(&self.shared.nodes.lock());
+        // Now and then as one who has never been there.
+        if self.random.between(0, 3) == 0 {
+            self.told = None;
+        }
         let request = ClientRequest::Watch {
             group: self.group,
             tree: TREE.as_bytes().into(),
             prefix: self.prefix.clone().into(),
+            told: self.told.as_ref().map(|(told, _)| *told),
         };
         let leave =
             Instant::now() + Duration::from_millis(self.random.between(self.stay_ms.0, self.stay_ms.1));
@@ -199,17 +207,40 @@ impl Watcher {
         self.finish(stretch, !stopped);
     }
 
-    fn hear(&self, node: NodeId, stretch: &mut Option<Stretch>, told: WatchEvent) {
-        let (position, key, value) = match told {
+    fn hear(&mut self, node: NodeId, stretch: &mut Option<Stretch>, event: WatchEvent) {
+        let (position, key, value) = match event {
+            WatchEvent::Progress { position } => {
+                if let (Some((told, partly)), Some(stretch)) = (&mut self.told, stretch) {
+                    told.all(position);
+                    partly.retain(|(at, _), _| *at > position);
+                    stretch.last = stretch.last.max(position);
+                }
+                return;
+            }
+            WatchEvent::Compacted { position } => {
+                event!(self.shared.trace, "watcher {} comes too late for {position}", self.number);
+                self.told = None;
+                return;
+            }
             WatchEvent::Began { position } | WatchEvent::Lost { position } => {
+                let is_lost = matches!(event, WatchEvent::Lost { .. });
+                let (told, changes) = match self.told.take() {
+                    Some((told, partly)) if !is_lost => (told, partly),
+                    _ => (Told::all_to(position), BTreeMap::new()),
+                };
+                if position < told.position || (position > told.position && told.events > 0) {
+                    self.violation(format!("asked for all after {told:?}, and begins at {position}"));
+                }
+                let last = changes.keys().next().map_or(position, |(at, _)| *at);
+                self.told = Some((Told { position, ..told }, changes.clone()));
                 let next = Stretch {
                     watcher: self.number,
                     node,
                     group: self.group,
                     prefix: self.prefix.clone(),
                     from: position,
-                    changes: BTreeMap::new(),
-                    last: position,
+                    changes,
+                    last,
                     broken: true,
                 };
                 event!(self.shared.trace, "watcher {} is told all from {position}", self.number);
@@ -239,6 +270,11 @@ impl Watcher {
             self.violation(format!("{name} does not begin with what is watched"));
         }
         stretch.last = position;
+        if let Some((told, partly)) = &mut self.told {
+            told.one_of(position);
+            partly.retain(|(at, _), _| *at == position);
+            partly.insert((position, key.to_vec()), value);
+        }
         if stretch.changes.insert((position, key.to_vec()), value).is_some() {
             self.violation(format!("entry {position} changed {name} twice"));
         }

@@ -18,7 +18,7 @@
 //! ```
 //!
 //! Each check covers the one before it, so blocks cannot change places. Types and names are what
-//! `Db::export` calls them; keys of a tree ascend strictly. Blocks hold about [`BLOCK_LENGTH`]
+//! `Db::export` calls them, and there is another type for times to live (`commands/transfer.rs`); keys of a tree ascend strictly. Blocks hold about [`BLOCK_LENGTH`]
 //! bytes, or one record that is larger. A reader takes lengths as claims: it allocates what it has
 //! read, not what it was told. A version that it does not know is refused by name.
 //!

@@ -157,6 +157,8 @@ pub(crate) enum Command {
         /// Write the value's bytes to this file instead
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        from: ReadArgs,
     },
     /// Set a key; synced when the command returns
     Put {
@@ -205,11 +207,29 @@ pub(crate) enum Command {
         /// Only the keys
         #[arg(long)]
         keys_only: bool,
+        #[command(flatten)]
+        from: ReadArgs,
+    },
+    /// Tell what happens to keys of a cluster, as it happens, until it is interrupted
+    ///
+    /// A line for each change: "+" with key and value, "-" with the key, "cleared", or "lost" where changes are
+    /// missing because the cluster keeps no more of them. With --json, each has the position to go on from.
+    Watch {
+        /// What the keys begin with; all keys if not given
+        prefix: Option<OsString>,
+        /// Begin with what comes after this position, of a line of --json, instead of with what comes now
+        #[arg(long, value_name = "POSITION")]
+        after: Option<String>,
+        /// End after so many lines
+        #[arg(short = 'n', long)]
+        limit: Option<u64>,
     },
     /// Count keys
     Count {
         #[command(flatten)]
         range: RangeArgs,
+        #[command(flatten)]
+        from: ReadArgs,
     },
     /// List the trees with their numbers of keys
     Trees,
@@ -327,6 +347,25 @@ pub(crate) enum Command {
         no_wait: bool,
     },
 
+    /// Bring back what has lost its quorum for ever, from the best of what is left
+    #[command(long_about = "\
+Bring back partitions, or the meta group, whose quorum is lost for ever, from the best of what is left.
+
+Each of them goes on with the replica that has most of its log. What only the lost members had is lost,
+though it was acknowledged. So nothing is done without --accept-data-loss: the command says what it
+would do, what the survivors have, and ends with exit code 8. The ids of the lost members are never taken
+in again; if one of them comes back with what it had, it is refused. New nodes join as always.
+
+If a lost member's disk is sound, start it instead: nothing is lost then.")]
+    Recover {
+        /// The members that will never come back; without any, it looks at those that do not answer
+        #[arg(value_name = "ID")]
+        lost: Vec<u64>,
+        /// Do it, though acknowledged writes may be lost
+        #[arg(long)]
+        accept_data_loss: bool,
+    },
+
     /// Watch a cluster of three nodes in this process lose its leader, and nothing else
     Demo(DemoArgs),
 }
@@ -343,6 +382,34 @@ pub(crate) struct RangeArgs {
     /// Keys before this one
     #[arg(long, value_name = "KEY")]
     pub(crate) to: Option<OsString>,
+}
+
+/// Which replicas of a cluster answer.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ReadArgs {
+    /// Which replica of a cluster answers [default: leader]
+    #[arg(long, value_name = "WHICH", value_enum, conflicts_with = "max_age")]
+    pub(crate) read_from: Option<ReadFromArg>,
+    /// What was acknowledged so many seconds ago must be seen, what came later need not be: the nearest
+    /// replica that is known to be that new answers
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) max_age: Option<f64>,
+    /// The zone that this is run in, for what is read from the nearest replica
+    #[arg(long, env = "DOGSLED_ZONE", value_name = "ZONE")]
+    pub(crate) zone: Option<String>,
+}
+
+/// Of `--read-from`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReadFromArg {
+    /// The leader of each partition
+    Leader,
+    /// The replicas in turn; as new as the leader
+    Any,
+    /// A replica in --zone, if one answers; as new as the leader
+    Nearest,
+    /// Any replica, however old
+    Stale,
 }
 
 /// Arguments of `load`.

@@ -14,11 +14,14 @@ use dogsled_storage::{
     SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
 };
 
-use super::args::Global;
+use super::args::{Global, ReadArgs, ReadFromArg};
 use super::bytes;
 use super::exit::{Failure, Result};
 use super::remote::Remote;
 use super::store::KeyRange;
+
+/// So many requests are under way to a cluster at a time.
+pub(crate) const TOGETHER: usize = 256;
 
 /// A directory that was opened, or a cluster that was reached.
 #[derive(Clone)]
@@ -64,6 +67,43 @@ impl Global {
             Some(name) => database.existing_tree(&name),
             None => database.tree(DEFAULT_TREE_NAME),
         }
+    }
+
+    /// The tree chosen with `--tree`, of a database that must exist, read from whom `from` says.
+    pub(crate) fn tree_to_read(&self, from: &ReadArgs) -> Result<Keyspace> {
+        let read_from = match (from.read_from, from.max_age) {
+            (_, Some(seconds)) => match Duration::try_from_secs_f64(seconds) {
+                Ok(age) => Some(cluster::ReadFrom::AtMostOld(age)),
+                Err(error) => return Err(Failure::usage(format!("--max-age {seconds}: {error}"))),
+            },
+            (Some(ReadFromArg::Leader), None) => Some(cluster::ReadFrom::Leader),
+            (Some(ReadFromArg::Any), None) => Some(cluster::ReadFrom::Any),
+            (Some(ReadFromArg::Nearest), None) => Some(cluster::ReadFrom::Nearest),
+            (Some(ReadFromArg::Stale), None) => Some(cluster::ReadFrom::Stale),
+            (None, None) => None,
+        };
+        if read_from.is_some() && !self.wants_cluster()? {
+            return Err(Failure::usage(
+                "--read-from and --max-age choose among the replicas of a cluster: they need --connect",
+            ));
+        }
+        let database = match self.wants_cluster()? {
+            true => {
+                let zone = from.zone.clone().unwrap_or_default();
+                Database::Cluster(Rc::new(Remote::connect_in(self, zone)?))
+            }
+            false => self.existing_database()?,
+        };
+        // The names are of all partitions, by their leaders: who reads from others does not ask for them.
+        let named = self.tree_name()?;
+        let tree = match (&database, read_from, named) {
+            (Database::Cluster(_), Some(_), Some(name)) => database.tree(&name)?,
+            _ => self.existing_tree(&database)?,
+        };
+        Ok(match (tree, read_from) {
+            (Keyspace::Cluster(remote, tree), Some(from)) => Keyspace::Cluster(remote, tree.read_from(from)),
+            (tree, _) => tree,
+        })
     }
 
     /// The tree chosen with `--tree`, made if there is none of that name.
@@ -229,17 +269,30 @@ impl Database {
         }
     }
 
+    /// Whether there can be keys that expire.
+    pub(crate) fn may_have_times_to_live(&self) -> bool {
+        match self {
+            Database::Directory(db) => db.engine().due().0 != u64::MAX,
+            Database::Cluster(_) => true,
+        }
+    }
+
     /// The time that leases are counted in, in milliseconds since 1970; of a cluster as near as this
     /// machine's clock is.
     pub(crate) fn now_ms(&self) -> u64 {
         match self {
             Database::Directory(db) => db.engine().now_ms(),
-            Database::Cluster(_) => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-            }
+            Database::Cluster(_) => wall_clock_ms(),
         }
     }
+}
+
+fn wall_clock_ms() -> u64 {
+    milliseconds(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Keyspace {
@@ -281,6 +334,46 @@ impl Keyspace {
             Keyspace::Directory(tree) => Ok(tree.expire(key, ttl)?),
             Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.expire(key, ttl))?),
         }
+    }
+
+    /// Has keys that are there expire at times in milliseconds since 1970; it is `now_ms`.
+    pub(crate) fn expire_at(&self, keys: &[(Vec<u8>, u64)], now_ms: u64) -> Result<()> {
+        match self {
+            Keyspace::Directory(tree) => {
+                for (key, at_ms) in keys {
+                    tree.expire_at(key, UNIX_EPOCH + Duration::from_millis(*at_ms))?;
+                }
+            }
+            Keyspace::Cluster(remote, tree) => {
+                for keys in keys.chunks(TOGETHER) {
+                    let each = keys.iter().map(|(key, at_ms)| async move {
+                        match at_ms.saturating_sub(now_ms) {
+                            0 => tree.remove(key).await.map(drop),
+                            left => tree.expire(key, Duration::from_millis(left)).await.map(drop),
+                        }
+                    });
+                    remote.wait(futures_util::future::try_join_all(each))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// When each of these keys expires, in milliseconds since 1970; it is `now_ms`.
+    pub(crate) fn expires(&self, keys: &[IVec], now_ms: u64) -> Result<Vec<Option<u64>>> {
+        let ttls = match self {
+            Keyspace::Directory(tree) => {
+                keys.iter().map(|key| tree.ttl(key)).collect::<Result<Vec<_>, _>>()?
+            }
+            Keyspace::Cluster(remote, tree) => {
+                remote.wait(futures_util::future::try_join_all(keys.iter().map(|key| tree.ttl(key))))?
+            }
+        };
+        let at = |ttl| match ttl {
+            Ttl::In(left) => Some(now_ms.saturating_add(milliseconds(left))),
+            Ttl::NoKey | Ttl::Forever => None,
+        };
+        Ok(ttls.into_iter().map(at).collect())
     }
 
     /// Has a key stay; whether it had a time to live.

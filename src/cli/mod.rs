@@ -55,16 +55,21 @@ fn run(cli: Cli) -> Result<()> {
     let mut output = Output::new(global.json, global.key_form(), global.value_form());
     let out = &mut output;
     match command {
-        Command::Get { key, output } => commands::entries::get(&global, out, &key, output.as_deref()),
+        Command::Get { key, output, from } => {
+            commands::entries::get(&global, out, &key, output.as_deref(), &from)
+        }
         Command::Put { key, value, ttl } => commands::entries::put(&global, out, &key, &value, ttl),
         Command::Ttl { key } => commands::ttl::ttl(&global, out, &key),
         Command::Expire { key, seconds } => commands::ttl::expire(&global, out, &key, seconds),
         Command::Persist { key } => commands::ttl::persist(&global, out, &key),
         Command::Del { keys } => commands::entries::del(&global, out, &keys),
-        Command::Scan { range, reverse, limit, keys_only } => {
-            commands::entries::scan(&global, out, &range, reverse, limit, keys_only)
+        Command::Scan { range, reverse, limit, keys_only, from } => {
+            commands::entries::scan(&global, out, &range, (reverse, keys_only), limit, &from)
         }
-        Command::Count { range } => commands::entries::count(&global, out, &range),
+        Command::Watch { prefix, after, limit } => {
+            commands::watch::watch(&global, out, prefix.as_deref(), after.as_deref(), limit)
+        }
+        Command::Count { range, from } => commands::entries::count(&global, out, &range, &from),
         Command::Trees => commands::entries::trees(&global, out),
         Command::Load(args) => commands::load::load(&global, out, &args),
         Command::Export { file, format } => commands::transfer::export(&global, out, file.as_deref(), format),
@@ -95,6 +100,9 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Rebalance(args) => commands::rebalance::rebalance(&global, out, &args),
         Command::Replicas { count, no_wait } => commands::rebalance::replicas(&global, out, count, no_wait),
+        Command::Recover { lost, accept_data_loss } => {
+            commands::recover::recover(&global, out, &lost, accept_data_loss)
+        }
         Command::Demo(args) => demo::demo(out, &args),
     }?;
     output.finish()

@@ -49,12 +49,18 @@ pub(crate) struct Remote {
 impl Remote {
     /// Connects to the nodes given with `--connect`.
     pub(crate) fn connect(global: &Global) -> Result<Remote> {
+        Remote::connect_in(global, String::new())
+    }
+
+    /// The same, from within a zone.
+    pub(crate) fn connect_in(global: &Global, zone: String) -> Result<Remote> {
         let addresses = match global.connect.is_empty() {
             true => vec![DEFAULT_ADDRESS.to_owned()],
             false => global.connect.clone(),
         };
         let mut options = ClientOptions::from_files(&client_files(global)?)?;
         options.deadline = global.timeout_or(DEFAULT_TIMEOUT);
+        options.zone = zone;
         // An answer that was heard of late is worth nothing if it was forgotten before.
         options.session_lease = options.session_lease.max(options.deadline * 2);
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -18,6 +18,8 @@ pub(crate) struct Sink {
     target: Option<Target>,
     batch: Batch,
     batch_bytes: usize,
+    /// Keys of the batch, or written before, and when they expire.
+    expires: Vec<(Vec<u8>, u64)>,
     /// Records written.
     pub(crate) done: u64,
     /// Bytes of their keys and values.
@@ -36,7 +38,14 @@ struct Target {
 impl Sink {
     /// Counts only.
     pub(crate) fn nothing() -> Sink {
-        Sink { target: None, batch: Batch::default(), batch_bytes: 0, done: 0, done_bytes: 0 }
+        Sink {
+            target: None,
+            batch: Batch::default(),
+            batch_bytes: 0,
+            expires: Vec::new(),
+            done: 0,
+            done_bytes: 0,
+        }
     }
 
     /// Writes to `tree`, and where a record names a tree, to that.
@@ -60,7 +69,8 @@ impl Sink {
     /// Adds a record; after an error no more may be added.
     pub(crate) fn add(&mut self, record: Record) -> Result<()> {
         let size = record.size();
-        let full = self.batch.len() >= BATCH_RECORDS || self.batch_bytes + size > BATCH_BYTES;
+        let full = self.batch.len().max(self.expires.len()) >= BATCH_RECORDS
+            || self.batch_bytes + size > BATCH_BYTES;
         let moves = self.target.as_ref().is_some_and(|target| target.current.0 != record.tree);
         if full || moves {
             self.write()?;
@@ -73,8 +83,12 @@ impl Sink {
             };
             target.current = (record.tree, tree);
         }
+        if let Some(expires_ms) = record.expires_ms {
+            self.expires.push((record.key.clone(), expires_ms));
+        }
         match record.value {
             Some(value) => self.batch.insert(record.key, value),
+            None if record.expires_ms.is_some() => {}
             None => self.batch.remove(record.key),
         }
         self.batch_bytes += size;
@@ -84,8 +98,14 @@ impl Sink {
     fn write(&mut self) -> Result<()> {
         let batch = std::mem::take(&mut self.batch);
         let count = batch.len() as u64;
-        if let Some(target) = self.target.as_ref().filter(|_| count > 0) {
-            target.current.1.apply_batch(batch)?;
+        let expires = std::mem::take(&mut self.expires);
+        if let Some(target) = self.target.as_ref() {
+            if count > 0 {
+                target.current.1.apply_batch(batch)?;
+            }
+            if !expires.is_empty() {
+                target.current.1.expire_at(&expires, target.database.now_ms())?;
+            }
         }
         self.done += count;
         self.done_bytes += std::mem::take(&mut self.batch_bytes) as u64;

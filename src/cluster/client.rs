@@ -6,17 +6,19 @@ use std::time::Duration;
 use dogsled_net::ClientEndpoint;
 use dogsled_replication as replication;
 use dogsled_replication::{
-    Change, ClientReply, ClientRequest, ClusterMap, Consistency, NodeId, NodeStatus, Record,
+    Change, ClientReply, ClientRequest, ClusterMap, NodeId, NodeStatus, Record, Recovery,
 };
 use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
 use futures_util::future::{join_all, try_join_all};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::core::{Core, Reach, unexpected};
+use super::core::{Core, Elsewhere, Reach, unexpected};
 use super::options::Behaviour;
 use super::pool::Pool;
-use super::{ClientOptions, Counter, Election, Error, Lock, Result, Session, ShardedCounter, Tree, routes};
+use super::{
+    ClientOptions, Counter, Election, Error, Lock, ReadFrom, Result, Session, ShardedCounter, Tree, routes,
+};
 use crate::IVec;
 
 /// A client of a cluster; see [`cluster`](super). Clones are the same client, and cheap.
@@ -93,9 +95,13 @@ impl Client {
     }
 
     /// A client of the node in this process.
-    pub(super) fn here(node: replication::Node, stopped: watch::Receiver<bool>) -> Client {
+    pub(super) fn here(
+        node: replication::Node,
+        stopped: watch::Receiver<bool>,
+        elsewhere: Box<Elsewhere>,
+    ) -> Client {
         let behaviour = Behaviour::default();
-        Client::new(Core::new(Reach::Here { node, stopped }, &behaviour), behaviour.deadline)
+        Client::new(Core::new(Reach::Here { node, stopped, elsewhere }, &behaviour), behaviour.deadline)
     }
 
     fn new(core: Arc<Core>, deadline: Duration) -> Client {
@@ -278,7 +284,7 @@ impl Client {
         let until = self.until();
         let groups = 1..=self.core().partitions(until).await?;
         let reads = groups.map(|group| async move {
-            let answer = self.core().read(group, &GroupRead::Trees, Consistency::Linearizable, until).await?;
+            let answer = self.core().read(group, &GroupRead::Trees, ReadFrom::Leader, until).await?;
             match answer.reply {
                 GroupReadReply::Trees(names) => Ok(names),
                 other => Err(unexpected(&other)),
@@ -407,6 +413,32 @@ impl Client {
     /// [`Error::OutcomeUnknown`] at the deadline.
     pub async fn change(&self, epoch: u64, wait: bool, change: Change) -> Result<()> {
         self.done(&ClientRequest::Change { epoch, wait, change }).await
+    }
+
+    /// Brings back what has lost its quorum because these members will never come back: the best of the
+    /// survivors of each such group goes on alone, and the lost members' ids are never taken in again.
+    /// **What only they had is lost**, though it was acknowledged. So without `accept_data_loss` nothing
+    /// is done, and the answer says what would be, and what is known of what could be lost; if nobody is
+    /// named then, it is about the members that do not answer. See
+    /// [`recovery`](dogsled_replication::recovery).
+    ///
+    /// Give it a [deadline](Client::with_deadline) of a minute or more. Called again, with the same members,
+    /// it goes on.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if no group has lost its quorum, or a member is named that answers, or one that
+    /// does not answer is not named: it may have what the others lack.
+    pub async fn recover(&self, lost: &[NodeId], accept_data_loss: bool) -> Result<Recovery> {
+        let request = ClientRequest::Recover { lost: lost.to_vec(), accept_data_loss };
+        // By one that answers: that others do not is why this is asked.
+        let quick = self.with_deadline(self.deadline.min(Duration::from_secs(3)));
+        let alive = quick.status().await?.into_iter().find(|member| member.status.is_ok());
+        let reply = self.ask(alive.map(|member| member.node), &request).await;
+        self.core().ask.notify_one();
+        match reply? {
+            ClientReply::Recovery(recovery) => Ok(*recovery),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Asks for a group's leadership to go to a member; returns before it has.

@@ -11,11 +11,13 @@
 
 mod call;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_net::certs::Certificates;
+use dogsled_net::{ClientEndpoint, NetOptions};
 use dogsled_replication as replication;
 use dogsled_replication::{
     ClientReply, ClientRequest, ClusterError, ClusterMap, Consistency, NodeId, ReadAnswer, Service,
@@ -33,10 +35,11 @@ use futures_util::stream::BoxStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use self::call::{Answered, BACK_OFF, Link, Prefer, Repeat, this_process};
+use self::call::{Answered, BACK_OFF, Link, Repeat, this_process};
 use super::finishing::Finishing;
 use super::options::Behaviour;
 use super::pool::Pool;
+use super::read_from::{Prefer, ReadFrom};
 use super::session::{Numbered, Session, Sessions, Upkeep, random_u64};
 use super::{Error, Result};
 
@@ -63,7 +66,29 @@ pub(super) enum Reach {
     /// Over the network.
     Network(Pool),
     /// The node is in this process; it passes on what it cannot do itself.
-    Here { node: replication::Node, stopped: watch::Receiver<bool> },
+    Here { node: replication::Node, stopped: watch::Receiver<bool>, elsewhere: Box<Elsewhere> },
+}
+
+/// The way from a node's own client to other nodes, for what its node cannot pass on: to follow a
+/// partition that the node has no replica of. Nothing is opened before it is needed.
+pub(super) struct Elsewhere {
+    certificates: Certificates,
+    net: NetOptions,
+    pool: OnceLock<Pool>,
+}
+
+impl Elsewhere {
+    pub(super) fn new(certificates: Certificates, net: NetOptions) -> Box<Elsewhere> {
+        Box::new(Elsewhere { certificates, net, pool: OnceLock::new() })
+    }
+
+    fn pool(&self) -> Result<&Pool, TransportError> {
+        if let Some(pool) = self.pool.get() {
+            return Ok(pool);
+        }
+        let endpoint = ClientEndpoint::new(&self.certificates, self.net.clone())?;
+        Ok(self.pool.get_or_init(|| Pool::new(endpoint, Vec::new())))
+    }
 }
 
 /// See the [module](self).
@@ -85,6 +110,7 @@ pub(super) struct Core {
     random: AtomicU64,
     turn: AtomicUsize,
     home: usize,
+    zone: String,
 }
 
 /// What is known of a reply that is not the one expected.
@@ -110,6 +136,7 @@ impl Core {
             random: AtomicU64::new(random_u64()),
             turn: AtomicUsize::new(random_u64() as usize >> 1),
             home: random_u64() as usize >> 1,
+            zone: options.zone.clone(),
         });
         tokio::spawn(upkeep(Arc::downgrade(&core), core.session_lease));
         core
@@ -138,8 +165,13 @@ impl Core {
         let sessions = self.sessions.end_all();
         let told = sessions.into_iter().map(|(group, session)| self.close_session(group, session));
         let _ = tokio::time::timeout(FAREWELL, futures_util::future::join_all(told)).await;
-        if let Reach::Network(pool) = &self.reach {
-            pool.close();
+        match &self.reach {
+            Reach::Network(pool) => pool.close(),
+            Reach::Here { elsewhere, .. } => {
+                if let Some(pool) = elsewhere.pool.get() {
+                    pool.close();
+                }
+            }
         }
     }
 
@@ -332,8 +364,23 @@ impl Core {
         command: Command,
         until: Instant,
     ) -> Result<Reply> {
+        match self.submit_fenced(group, trees, fences, command, until).await?.result {
+            Ok(Answer::Reply(reply)) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// As [`Core::submit`], but only while locks are held.
+    pub(super) async fn submit_fenced(
+        &self,
+        group: u32,
+        trees: Vec<IVec>,
+        fences: &[Fence],
+        command: Command,
+        until: Instant,
+    ) -> Result<GroupReply> {
         if fences.is_empty() {
-            return Ok(self.execute(group, trees, command, until).await?.0);
+            return self.submit(group, trees, command, until).await;
         }
         for fence in fences {
             if self.group_of(&fence.lock, until).await? != group {
@@ -345,10 +392,7 @@ impl Core {
             }
         }
         let operation = Operation::Fenced { fences: fences.to_vec(), command };
-        match self.submit_operation(group, trees, operation, until).await?.result {
-            Ok(Answer::Reply(reply)) => Ok(reply),
-            other => Err(unexpected(&other)),
-        }
+        self.submit_operation(group, trees, operation, until).await
     }
 
     /// The session in a group, opened if there is none.
@@ -412,15 +456,33 @@ impl Core {
         &self,
         group: u32,
         read: &GroupRead,
+        from: ReadFrom,
+        until: Instant,
+    ) -> Result<ReadAnswer> {
+        self.read_of(group, read, from.prefer(), from.consistency(), until).await
+    }
+
+    /// What the leader has applied, without asking others whether it still leads: it was committed, but
+    /// later entries may have been, too.
+    pub(super) async fn read_of_leader(
+        &self,
+        group: u32,
+        read: &GroupRead,
+        until: Instant,
+    ) -> Result<ReadAnswer> {
+        self.read_of(group, read, Prefer::Leader, Consistency::Stale, until).await
+    }
+
+    async fn read_of(
+        &self,
+        group: u32,
+        read: &GroupRead,
+        prefer: Prefer,
         consistency: Consistency,
         until: Instant,
     ) -> Result<ReadAnswer> {
         let read = encode_group_read(read).map_err(|error| Error::Invalid(error.to_string()))?;
         let read = Bytes::from(read);
-        let prefer = match consistency {
-            Consistency::Linearizable => Prefer::Leader,
-            Consistency::Stale => Prefer::Any,
-        };
         let make = |deadline| ClientRequest::Read { group, deadline, consistency, read: read.clone() };
         match self.call(Some(group), prefer, Repeat::Harmless, until, make).await?.reply {
             ClientReply::Read { position, age, reply } => {
@@ -441,7 +503,12 @@ impl Core {
         avoid: Option<NodeId>,
     ) -> Result<(NodeId, BoxStream<'static, Result<Bytes, TransportError>>), TransportError> {
         self.used.store(true, Ordering::Relaxed);
-        let (node, link) = self.link(Some(group), avoid, Prefer::Leader).await?;
+        let (node, link) = match &self.reach {
+            Reach::Here { node, elsewhere, .. } if !node.hosts(group) => {
+                self.link_elsewhere(node, elsewhere.pool()?, group, avoid).await?
+            }
+            _ => self.link(Some(group), avoid, Prefer::Leader).await?,
+        };
         let stream = match link {
             Link::Network(connection) => connection.open_stream(request.encode(), OPEN_STREAM).await?.boxed(),
             Link::Here(node) => node.client_stream(&this_process(), request.encode()).map(Ok).boxed(),

@@ -3,12 +3,11 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use dogsled_replication::Consistency;
 use dogsled_storage::counter::{CounterAddition, CounterCommand, CounterReply, Sums};
 use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply};
 
 use super::core::unexpected;
-use super::{Client, Error, Result};
+use super::{Client, Error, ReadFrom, Result};
 use crate::{IVec, OutOfBounds};
 
 /// A named number of 64 bits that is added to atomically; made by [`Client::counter`].
@@ -132,7 +131,7 @@ impl Counter {
         let core = self.client.core();
         let group = core.group_of(&self.name, until).await?;
         let read = GroupRead::Counter { name: self.name.clone() };
-        match core.read(group, &read, Consistency::Linearizable, until).await?.reply {
+        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
             GroupReadReply::Counter(value) => Ok(value.unwrap_or(0)),
             other => Err(unexpected(&other)),
         }

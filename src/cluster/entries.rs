@@ -21,14 +21,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use dogsled_replication::{Consistency, ReadAnswer};
+use dogsled_replication::ReadAnswer;
 use dogsled_storage::{GroupRead, GroupReadReply};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt};
 
 use super::core::unexpected;
-use super::{Client, Result};
+use super::{Client, ReadFrom, Result};
 use crate::IVec;
 
 /// The most entries of a page, however small they are.
@@ -42,7 +42,8 @@ const FIRST_PAGE: u64 = 4 << 10;
 /// is asked for before the first is wanted. It takes about twice
 /// [`ClientOptions::page_bytes`](super::ClientOptions::page_bytes) of memory for each partition.
 ///
-/// **What it shows**: every page is read [linearizably](super#reads) when it is reached, so a key that was
+/// **What it shows**: every page is read [linearizably](super#reads) when it is reached (if the tree is not to
+/// be [read](super::Tree::read_from) otherwise), so a key that was
 /// there before the first one was asked for, and is not touched, is seen exactly once. What is written
 /// meanwhile may be seen or not: this is no snapshot.
 ///
@@ -62,7 +63,7 @@ struct Request {
     high: Bound<IVec>,
     reverse: bool,
     values: bool,
-    consistency: Consistency,
+    from: ReadFrom,
 }
 
 enum State {
@@ -136,9 +137,9 @@ impl Entries {
         client: Client,
         tree: IVec,
         (low, high): (Bound<IVec>, Bound<IVec>),
-        consistency: Consistency,
+        from: ReadFrom,
     ) -> Entries {
-        let request = Request { tree, low, high, reverse: false, values: true, consistency };
+        let request = Request { tree, low, high, reverse: false, values: true, from };
         Entries { client, request, only_first: false, state: State::New, age: None }
     }
 
@@ -206,12 +207,12 @@ impl Entries {
     ) -> BoxFuture<'static, Fetched> {
         let (core, until) = (client.shared_core(), client.until());
         let group = cursor.group;
-        let Request { tree, low, high, reverse, values, consistency } = cursor.request.clone();
+        let Request { tree, low, high, reverse, values, from } = cursor.request.clone();
         let limit = if only_first { 1 } else { PAGE_ENTRIES };
         let read =
             GroupRead::Range { tree, low, high, reverse, limit, limit_bytes: cursor.page_bytes, values };
         async move {
-            let page = match core.read(group, &read, consistency, until).await {
+            let page = match core.read(group, &read, from, until).await {
                 Ok(ReadAnswer { reply: GroupReadReply::Page { entries, more }, age, .. }) => {
                     let entries = entries.into_iter().map(|(key, found)| (key, found.value)).collect();
                     Ok(Page { entries, more, age })

@@ -1,22 +1,23 @@
 //! [`Lock`]: excluding each other, with leases, fencing tokens and a queue of those who wait.
 
 mod guard;
+mod of_session;
 mod wait;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dogsled_replication::Consistency;
 use dogsled_storage::lock::{LockCommand, LockReply, LockRequest, READ_WRITE};
 use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
 use tokio::time::Instant;
 
 pub use self::guard::LockGuard;
-use self::wait::{WAIT_LEASE, Waited};
+pub use self::of_session::SessionLock;
+use self::wait::{LogTime, WAIT_LEASE, Waited};
 use super::core::unexpected;
 use super::session::random_u64;
-use super::{Client, Result};
+use super::{Client, ReadFrom, Result, Session};
 use crate::lock::milliseconds;
 use crate::{FencingToken, Holder, IVec, NotHeld};
 
@@ -51,6 +52,8 @@ pub struct Lock {
     capacity: u32,
     delay: Duration,
     renews: bool,
+    /// What it lives with.
+    session: Option<Session>,
 }
 
 /// An owner's name that nobody else has, and that a person can make something of.
@@ -63,7 +66,7 @@ fn default_owner() -> IVec {
 impl Lock {
     pub(super) fn new(client: Client, name: IVec, permits: u32, capacity: u32) -> Lock {
         let (owner, delay, renews) = (default_owner(), Duration::ZERO, true);
-        Lock { client, name, owner, permits, capacity, delay, renews }
+        Lock { client, name, owner, permits, capacity, delay, renews, session: None }
     }
 
     pub(super) fn reader(client: Client, name: IVec) -> Lock {
@@ -109,17 +112,18 @@ impl Lock {
         &self.name
     }
 
-    async fn execute(&self, command: LockCommand) -> Result<LockReply> {
+    /// The answer, and the log's time there.
+    async fn execute(&self, command: LockCommand) -> Result<(LockReply, u64)> {
         let until = self.client.until();
         let core = self.client.core();
         let group = core.group_of(&self.name, until).await?;
-        match core.execute(group, Vec::new(), Command::Lock(command), until).await?.0 {
-            Reply::Lock(reply) => Ok(reply),
-            other => Err(unexpected(&other)),
+        match core.execute(group, Vec::new(), Command::Lock(command), until).await? {
+            (Reply::Lock(reply), time_ms) => Ok((reply, time_ms)),
+            (other, _) => Err(unexpected(&other)),
         }
     }
 
-    async fn ask(&self, lease: Duration, wait: Duration) -> Result<(LockReply, Instant)> {
+    async fn ask(&self, lease: Duration, wait: Duration) -> Result<(LockReply, LogTime)> {
         let request = LockRequest {
             permits: self.permits,
             capacity: self.capacity,
@@ -127,9 +131,18 @@ impl Lock {
             delay_ms: milliseconds(self.delay),
         };
         let (name, owner, wait_ms) = (self.name.clone(), self.owner.clone(), milliseconds(wait));
+        let command = match &self.session {
+            None => LockCommand::Acquire { name, owner, request, wait_ms },
+            Some(session) => {
+                session.open_for(&self.name).await?;
+                let (session, waits) = (session.id(), wait_ms > 0);
+                LockCommand::AcquireOwned { name, owner, request, session, waits }
+            }
+        };
         // The lease is counted from before it can have begun: what is left of it is never overstated.
         let asked = Instant::now();
-        Ok((self.execute(LockCommand::Acquire { name, owner, request, wait_ms }).await?, asked))
+        let (reply, ms) = self.execute(command).await?;
+        Ok((reply, LogTime { ms, asked }))
     }
 
     /// Takes the lock if it is free and nobody waits for it; `None` if someone holds it, be it this owner.
@@ -150,8 +163,8 @@ impl Lock {
     /// [`Lock::resume`] tells.
     pub async fn try_acquire(&self, lease: Duration) -> Result<Option<LockGuard>> {
         match self.ask(lease, Duration::ZERO).await? {
-            (LockReply::Acquired { token, expires_ms }, asked) => {
-                Ok(Some(self.guard(token, expires_ms, asked, lease)))
+            (LockReply::Acquired { token, expires_ms }, known) => {
+                Ok(Some(self.guard(token, expires_ms, known.asked, lease)))
             }
             (LockReply::Held { .. }, _) => Ok(None),
             (other, _) => Err(unexpected(&other)),
@@ -179,14 +192,14 @@ impl Lock {
 
     async fn acquire_before(&self, lease: Duration, deadline: Option<Instant>) -> Result<Option<LockGuard>> {
         loop {
-            let ticket = match self.ask(lease, WAIT_LEASE).await? {
-                (LockReply::Acquired { token, expires_ms }, asked) => {
-                    return Ok(Some(self.guard(token, expires_ms, asked, lease)));
+            let (ticket, known) = match self.ask(lease, WAIT_LEASE).await? {
+                (LockReply::Acquired { token, expires_ms }, known) => {
+                    return Ok(Some(self.guard(token, expires_ms, known.asked, lease)));
                 }
-                (LockReply::Waiting { ticket, .. }, _) => ticket,
+                (LockReply::Waiting { ticket, .. }, known) => (ticket, known),
                 (other, _) => return Err(unexpected(&other)),
             };
-            match self.wait(ticket, deadline).await? {
+            match self.wait(ticket, known, deadline).await? {
                 Waited::Granted { token, expires_ms, left, asked } => {
                     return Ok(Some(self.guard_of_waiter(token, expires_ms, asked, left, lease)));
                 }
@@ -218,7 +231,7 @@ impl Lock {
         let core = self.client.core();
         let group = core.group_of(&self.name, until).await?;
         let read = GroupRead::LockHolder { name: self.name.clone() };
-        match core.read(group, &read, Consistency::Linearizable, until).await?.reply {
+        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
             GroupReadReply::LockHolder(holder) => Ok(holder),
             other => Err(unexpected(&other)),
         }
@@ -228,7 +241,7 @@ impl Lock {
     async fn renew(&self, token: FencingToken, lease: Duration) -> Result<std::result::Result<u64, NotHeld>> {
         let (name, owner) = (self.name.clone(), self.owner.clone());
         let command = LockCommand::Renew { name, owner, token, lease_ms: milliseconds(lease) };
-        match self.execute(command).await? {
+        match self.execute(command).await?.0 {
             LockReply::Renewed { expires_ms } => Ok(Ok(expires_ms)),
             LockReply::NotHeld => Ok(Err(NotHeld)),
             other => Err(unexpected(&other)),
@@ -237,7 +250,7 @@ impl Lock {
 
     async fn release(&self, token: FencingToken) -> Result<std::result::Result<(), NotHeld>> {
         let (name, owner) = (self.name.clone(), self.owner.clone());
-        match self.execute(LockCommand::Release { name, owner, token }).await? {
+        match self.execute(LockCommand::Release { name, owner, token }).await?.0 {
             LockReply::Released => Ok(Ok(())),
             LockReply::NotHeld => Ok(Err(NotHeld)),
             other => Err(unexpected(&other)),

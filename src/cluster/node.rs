@@ -11,6 +11,7 @@ use dogsled_replication as replication;
 use dogsled_replication::{ClusterError, ClusterMap, NodeId, NodeStatus};
 use tokio::sync::watch;
 
+use super::core::Elsewhere;
 use super::options::net_options;
 use super::{Client, Error, ReplicationConfig, Result};
 
@@ -314,10 +315,12 @@ impl Node {
     }
 
     /// A client that takes the short way: it asks this node without a network between, which answers
-    /// by itself what it can, and passes on what another node leads. It is [closed](Error::Closed) with
+    /// by itself what it can, and passes on what another node leads. Only to follow keys of partitions that
+    /// this node has no replica of does it connect to those that have. It is [closed](Error::Closed) with
     /// the node.
     pub fn client(&self) -> Client {
-        Client::here(self.inner.node.clone(), self.inner.stopped.subscribe())
+        let elsewhere = Elsewhere::new(self.inner.certificates.clone(), self.inner.net.clone());
+        Client::here(self.inner.node.clone(), self.inner.stopped.subscribe(), elsewhere)
     }
 
     /// Where everything is, as far as this node knows.

@@ -24,6 +24,9 @@ pub struct ClientOptions {
     /// The bytes of one page of one partition when ranges are read. A range takes about twice this
     /// for each partition. Default 64 KiB.
     pub page_bytes: u64,
+    /// The zone that the client is in, as its nodes were told theirs: what is to be read
+    /// [from the nearest](super::ReadFrom::Nearest) replica is read there. Default: none.
+    pub zone: String,
     /// Limits and times of the connections.
     pub net: NetOptions,
 }
@@ -31,13 +34,15 @@ pub struct ClientOptions {
 impl ClientOptions {
     /// The defaults, with these certificates.
     pub fn new(certificates: Certificates) -> ClientOptions {
-        let Behaviour { deadline, session_lease, max_pipelined_writes, page_bytes } = Behaviour::default();
+        let Behaviour { deadline, session_lease, max_pipelined_writes, page_bytes, zone } =
+            Behaviour::default();
         ClientOptions {
             certificates,
             deadline,
             session_lease,
             max_pipelined_writes,
             page_bytes,
+            zone,
             net: NetOptions {
                 // A dead node should not hold up whoever could ask another one.
                 connect_timeout: Duration::from_secs(1),
@@ -80,12 +85,13 @@ pub(super) fn net_options() -> NetOptions {
 }
 
 /// What a client has of its options that does not concern the network; a node's own has it, too.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Behaviour {
     pub(super) deadline: Duration,
     pub(super) session_lease: Duration,
     pub(super) max_pipelined_writes: usize,
     pub(super) page_bytes: u64,
+    pub(super) zone: String,
 }
 
 impl Default for Behaviour {
@@ -95,6 +101,7 @@ impl Default for Behaviour {
             session_lease: Duration::from_secs(60),
             max_pipelined_writes: 4096,
             page_bytes: 64 << 10,
+            zone: String::new(),
         }
     }
 }
@@ -106,6 +113,7 @@ impl ClientOptions {
             session_lease: self.session_lease,
             max_pipelined_writes: self.max_pipelined_writes,
             page_bytes: self.page_bytes,
+            zone: self.zone.clone(),
         }
     }
 }

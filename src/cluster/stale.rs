@@ -4,9 +4,7 @@ use std::fmt;
 use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
-use dogsled_replication::Consistency;
-
-use super::{Entries, Result, Tree};
+use super::{Entries, ReadFrom, Result, Tree};
 use crate::IVec;
 use crate::tree::{owned_bounds, prefix_bounds};
 
@@ -44,7 +42,7 @@ impl StaleTree {
     /// [`Error::Unavailable`](super::Error::Unavailable) if no replica at all was reached.
     pub async fn get<K: AsRef<[u8]>>(&self, key: K) -> Result<Stale<Option<IVec>>> {
         let (key, until) = (IVec::from(key.as_ref()), self.tree.client().until());
-        let (value, age) = self.tree.read_key(key, Consistency::Stale, until).await?;
+        let (value, age) = self.tree.read_key(key, ReadFrom::Stale, until).await?;
         Ok(Stale { value, age })
     }
 
@@ -66,7 +64,7 @@ impl StaleTree {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
-        let (value, age) = self.tree.read_keys(keys, Consistency::Stale).await?;
+        let (value, age) = self.tree.read_keys(keys, ReadFrom::Stale).await?;
         Ok(Stale { value, age })
     }
 
@@ -75,7 +73,7 @@ impl StaleTree {
     /// # Errors
     /// As [`StaleTree::get`].
     pub async fn len(&self) -> Result<Stale<u64>> {
-        let (value, age) = self.tree.length(Consistency::Stale).await?;
+        let (value, age) = self.tree.length(ReadFrom::Stale).await?;
         Ok(Stale { value, age })
     }
 
@@ -90,7 +88,7 @@ impl StaleTree {
 
     /// All keys and values in the order of the keys; [`Entries::age`] tells how old they may be.
     pub fn iter(&self) -> Entries {
-        self.tree.entries((Bound::Unbounded, Bound::Unbounded), Consistency::Stale)
+        self.tree.entries((Bound::Unbounded, Bound::Unbounded), ReadFrom::Stale)
     }
 
     /// Keys of a range, and their values, in the order of the keys.
@@ -99,12 +97,12 @@ impl StaleTree {
         K: AsRef<[u8]>,
         R: RangeBounds<K>,
     {
-        self.tree.entries(owned_bounds(&range), Consistency::Stale)
+        self.tree.entries(owned_bounds(&range), ReadFrom::Stale)
     }
 
     /// Keys that begin with a prefix, and their values, in the order of the keys.
     pub fn scan_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Entries {
-        self.tree.entries(prefix_bounds(prefix.as_ref()), Consistency::Stale)
+        self.tree.entries(prefix_bounds(prefix.as_ref()), ReadFrom::Stale)
     }
 }
 

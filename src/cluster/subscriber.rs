@@ -8,19 +8,22 @@
 //!
 //! Each partition is followed at its leader, or at another replica if that cannot be reached: all
 //! replicas tell the same, in the order of the partition's log. When a stream breaks, the task begins a
-//! new one elsewhere. What was committed between the last event of the old one and the beginning of
-//! the new one is not told by anybody, so the subscriber is told that ([`Event::Lost`]). A replica
-//! that is behind tells again what the former had told already; that is left out, by position.
+//! new one elsewhere, after the very event that it was told last, so that nothing is missing and nothing comes
+//! twice. Replicas keep their newest changes for that ([`dogsled_replication::watch`]). If two of them have
+//! kept too little, the subscriber is told that something is missing, and up to where ([`Event::Lost`]).
 //!
 //! The queue is bounded. While it is full, nothing more is read from the nodes, which keep a bounded
 //! number of events for each stream, and say that they have lost some when there are more.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use dogsled_replication::watch::WatchEvent;
+use dogsled_replication::watch::{Told, WatchEvent};
 use dogsled_replication::{ClientReply, ClientRequest, ClusterError, ring};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, oneshot};
@@ -32,6 +35,8 @@ use crate::IVec;
 
 /// Events that wait to be taken.
 const QUEUE: usize = 4096;
+/// So many replicas are asked for what is missing before it is given up.
+const ASKED: u32 = 2;
 
 /// A partition, as far as keys are concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,12 +74,57 @@ pub enum Event {
         /// Which part.
         part: Part,
     },
-    /// Events of one part may be missing here; later ones follow. Read what is of interest again: what is
-    /// read from now on, and what is told from now on, leaves no gap.
+    /// Events of one part may be missing here: the cluster keeps no more of them up to this position; later
+    /// ones follow. Read what is of interest again: what is read from now on, and what is told from now on,
+    /// leaves no gap.
     Lost {
         /// Which part.
         part: Part,
+        /// The position in the partition's log after which everything is told.
+        position: u64,
     },
+}
+
+/// How far a [`Subscriber`] was told, in each partition, to the event: where another one goes on, by
+/// [`Tree::watch_prefix_from`](super::Tree::watch_prefix_from), perhaps after a restart of the program.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct WatchPosition {
+    parts: BTreeMap<u32, Told>,
+}
+
+impl WatchPosition {
+    /// After the entry at a position in one partition's log.
+    pub(super) fn of_part(group: u32, position: u64) -> WatchPosition {
+        WatchPosition { parts: BTreeMap::from([(group, Told::all_to(position))]) }
+    }
+
+    /// Bytes to be kept: version 1, then for each partition in little-endian its number (u32), the position
+    /// (u64) up to which all was told, and how many events of the entry behind that (u32).
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![1];
+        for (group, told) in &self.parts {
+            bytes.extend_from_slice(&group.to_le_bytes());
+            bytes.extend_from_slice(&told.position.to_le_bytes());
+            bytes.extend_from_slice(&told.events.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// From what [`WatchPosition::to_bytes`] has given.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for other bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Result<WatchPosition> {
+        let invalid = || Error::Invalid("these bytes are no position of a watch".to_owned());
+        let (&[1], rest) = bytes.split_first_chunk().ok_or_else(invalid)? else { return Err(invalid()) };
+        let (parts, []) = rest.as_chunks::<16>() else { return Err(invalid()) };
+        let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));
+        let parts = parts.iter().map(|part| {
+            let position = u64::from_le_bytes(part[4..12].try_into().expect("eight bytes"));
+            (number(&part[..4]), Told { position, events: number(&part[12..]) })
+        });
+        Ok(WatchPosition { parts: parts.collect() })
+    }
 }
 
 /// Follows the keys of a tree that begin with a prefix; made by
@@ -87,46 +137,69 @@ pub enum Event {
 /// **Read, then follow**: begin to watch, then read. What is told after that may have been read already,
 /// and the last that is told of a key is what it is.
 ///
+/// **Go on later**: [`position`](Subscriber::position) says how far it was told.
+///
 /// It ends, after an error, when the client is closed. Dropping it ends it on the nodes.
 pub struct Subscriber {
-    events: mpsc::Receiver<Result<Event>>,
+    events: mpsc::Receiver<Item>,
+    position: WatchPosition,
+    /// Partitions whose stream is broken.
+    broken: Arc<AtomicUsize>,
     /// Ended when this is dropped.
     _tasks: JoinSet<()>,
 }
 
+/// What has been told of a group, and the event that was, if it is not merely that nothing happened.
+enum Item {
+    Told(u32, Told, Option<Event>),
+    Failed(Error),
+}
+
 impl Subscriber {
-    /// Returns when every partition tells what happens.
+    /// Returns when every partition that may have such keys tells what happens, after `from` in those that
+    /// it has, or `only` in one partition.
     pub(super) async fn begin(
         client: Client,
         tree: IVec,
         prefix: IVec,
+        from: &WatchPosition,
+        only: Option<u32>,
         until: Instant,
     ) -> Result<Subscriber> {
         let partitions = client.core().partitions(until).await?;
         let (sender, mut events) = mpsc::channel(QUEUE);
         let mut tasks = JoinSet::new();
         let mut begun = Vec::new();
-        for group in 1..=partitions {
+        // What has a whole tag is of one partition, whatever follows.
+        let has_tag = ring::hashed_part(&prefix).len() < prefix.len();
+        let groups = match only.or_else(|| has_tag.then(|| ring::group_of(&prefix, partitions))) {
+            Some(group) => group..=group,
+            None => 1..=partitions,
+        };
+        let broken = Arc::new(AtomicUsize::new(0));
+        for group in groups {
             let (tell, told) = oneshot::channel();
-            begun.push(told);
+            begun.push((group, told));
             let follower = Follower {
                 client: client.clone(),
-                request: ClientRequest::Watch {
-                    group,
-                    tree: Bytes::copy_from_slice(&tree),
-                    prefix: Bytes::copy_from_slice(&prefix),
-                },
+                tree: Bytes::copy_from_slice(&tree),
+                prefix: Bytes::copy_from_slice(&prefix),
+                group,
                 part: Part { group, partitions },
                 events: sender.clone(),
                 begun: Some(tell),
-                last: 0,
+                told: from.parts.get(&group).copied(),
+                compacted: 0,
+                broken: Arc::clone(&broken),
+                has_broken: false,
             };
             tasks.spawn(follower.run());
         }
         drop(sender);
-        for told in begun {
+        let mut position = WatchPosition::default();
+        for (group, told) in begun {
             match timeout_at(until, told).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(told)) => drop(position.parts.insert(group, told)),
                 // It has ended, and said why.
                 Ok(Err(_)) => return Err(first_error(&mut events)),
                 Err(_) => {
@@ -135,25 +208,73 @@ impl Subscriber {
                 }
             }
         }
-        Ok(Subscriber { events, _tasks: tasks })
+        Ok(Subscriber { events, position, broken, _tasks: tasks })
     }
 
     /// The next event; `None` after the end.
     ///
     /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<Result<Event>> {
-        self.events.recv().await
+        loop {
+            let item = self.events.recv().await?;
+            if let Some(event) = self.deliver(item) {
+                return Some(event);
+            }
+        }
     }
 
     /// The next event if one is there already.
     pub fn try_next(&mut self) -> Option<Result<Event>> {
-        self.events.try_recv().ok()
+        loop {
+            let item = self.events.try_recv().ok()?;
+            if let Some(event) = self.deliver(item) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// The next event, and its position in its partition's log.
+    pub(super) async fn next_at(&mut self) -> Option<Result<(u64, Event)>> {
+        loop {
+            let item = self.events.recv().await?;
+            let at = match &item {
+                Item::Told(_, _, Some(Event::Lost { position, .. })) => *position,
+                // It is of the entry behind what was told as a whole.
+                Item::Told(_, told, _) => told.position + 1,
+                Item::Failed(_) => 0,
+            };
+            if let Some(event) = self.deliver(item) {
+                return Some(event.map(|event| (at, event)));
+            }
+        }
+    }
+
+    /// How many partitions nobody tells of at the moment.
+    pub(super) fn broken(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.broken)
+    }
+
+    /// How far it was told: up to the event that was returned last, in each partition. Begun anew from
+    /// there, it goes on with the next, as long as the cluster has it: see
+    /// [`NodeConfig::watch_bytes`](super::ReplicationConfig::watch_bytes).
+    pub fn position(&self) -> &WatchPosition {
+        &self.position
+    }
+
+    fn deliver(&mut self, item: Item) -> Option<Result<Event>> {
+        match item {
+            Item::Told(group, told, event) => {
+                self.position.parts.insert(group, told);
+                event.map(Ok)
+            }
+            Item::Failed(error) => Some(Err(error)),
+        }
     }
 }
 
-fn first_error(events: &mut mpsc::Receiver<Result<Event>>) -> Error {
-    while let Ok(event) = events.try_recv() {
-        if let Err(error) = event {
+fn first_error(events: &mut mpsc::Receiver<Item>) -> Error {
+    while let Ok(item) = events.try_recv() {
+        if let Item::Failed(error) = item {
             return error;
         }
     }
@@ -164,7 +285,13 @@ impl Stream for Subscriber {
     type Item = Result<Event>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.poll_recv(context)
+        while let Poll::Ready(item) = self.events.poll_recv(context) {
+            let Some(item) = item else { return Poll::Ready(None) };
+            if let Some(event) = self.deliver(item) {
+                return Poll::Ready(Some(event));
+            }
+        }
+        Poll::Pending
     }
 }
 
@@ -180,31 +307,47 @@ struct Unwanted;
 /// Follows one partition.
 struct Follower {
     client: Client,
-    request: ClientRequest,
+    tree: Bytes,
+    prefix: Bytes,
+    group: u32,
     part: Part,
-    events: mpsc::Sender<Result<Event>>,
-    /// Told once, when the first stream has begun.
-    begun: Option<oneshot::Sender<()>>,
-    /// Position of the last event that was passed on.
-    last: u64,
+    events: mpsc::Sender<Item>,
+    /// Told once, when the first stream has begun, and after what.
+    begun: Option<oneshot::Sender<Told>>,
+    /// How far events were passed on; `None`: nothing has begun.
+    told: Option<Told>,
+    /// How many replicas in a row have not kept what comes after that.
+    compacted: u32,
+    broken: Arc<AtomicUsize>,
+    has_broken: bool,
 }
 
 impl Follower {
     async fn run(mut self) {
         let mut avoid = None;
         let mut attempt = 0;
+        let mut was_told = false;
         while !self.client.core().is_closed() {
-            if let Ok((node, mut stream)) =
-                self.client.core().open_watch(&self.request, self.part.group, avoid).await
-            {
+            let request = ClientRequest::Watch {
+                group: self.group,
+                tree: self.tree.clone(),
+                prefix: self.prefix.clone(),
+                told: self.told.filter(|_| self.compacted < ASKED),
+            };
+            if let Ok((node, mut stream)) = self.client.core().open_watch(&request, self.group, avoid).await {
                 avoid = Some(node);
                 while let Some(Ok(message)) = stream.next().await {
                     match self.message(message).await {
-                        Ok(Ok(())) => attempt = 0,
+                        Ok(Ok(())) => {
+                            attempt = 0;
+                            if self.compacted == 0 && !std::mem::replace(&mut was_told, true) {
+                                self.mend();
+                            }
+                        }
                         // The node says why it ends the stream.
                         Ok(Err(Some(fatal))) => {
                             // Unwanted is as good an end.
-                            let _ = self.events.send(Err(fatal)).await;
+                            let _ = self.events.send(Item::Failed(fatal)).await;
                             return;
                         }
                         Ok(Err(None)) => break,
@@ -212,10 +355,21 @@ impl Follower {
                     }
                 }
             }
+            if std::mem::take(&mut was_told) {
+                self.broken.fetch_add(1, Ordering::AcqRel);
+                self.has_broken = true;
+            }
             self.client.core().before_next_attempt(attempt).await;
             attempt += 1;
         }
-        let _ = self.events.send(Err(Error::Closed)).await;
+        let _ = self.events.send(Item::Failed(Error::Closed)).await;
+    }
+
+    /// It is told again what happens.
+    fn mend(&mut self) {
+        if std::mem::take(&mut self.has_broken) {
+            self.broken.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// Passes on what a node says. The inner error ends the stream: with a reason, for good.
@@ -238,36 +392,77 @@ impl Follower {
 
     async fn event(&mut self, event: WatchEvent) -> Result<(), Unwanted> {
         let part = self.part;
-        let (position, event) = match event {
+        let event = match event {
             WatchEvent::Began { position } => {
+                let told = self.told.get_or_insert(Told::all_to(position));
+                let before = *told;
+                let lost = self.compacted >= ASKED;
+                if lost {
+                    *told = Told::all_to(position);
+                }
+                self.compacted = 0;
                 if let Some(begun) = self.begun.take() {
                     // Not waited for any more if the deadline has passed; then this ends as well.
-                    let _ = begun.send(());
-                    return Ok(());
+                    let _ = begun.send(before);
                 }
-                // A replica that begins before what was told last tells what comes after that.
-                if position < self.last {
-                    return Ok(());
-                }
-                (self.last, Event::Lost { part })
+                lost.then_some(Event::Lost { part, position })
             }
-            // Several events may have the position of one commit: told before or not, they are told.
-            WatchEvent::Put { position, .. }
-            | WatchEvent::Removed { position, .. }
-            | WatchEvent::Cleared { position }
-                if position < self.last =>
-            {
+            WatchEvent::Compacted { .. } => {
+                self.compacted += 1;
                 return Ok(());
             }
             WatchEvent::Put { position, key, value } => {
-                (position, Event::Insert { key: IVec::from(&key[..]), value: IVec::from(&value[..]) })
+                self.told.get_or_insert_default().one_of(position);
+                Some(Event::Insert { key: IVec::from(&key[..]), value: IVec::from(&value[..]) })
             }
-            WatchEvent::Removed { position, key } => (position, Event::Remove { key: IVec::from(&key[..]) }),
-            WatchEvent::Cleared { position } => (position, Event::Clear { part }),
-            WatchEvent::Lost { position } => (position, Event::Lost { part }),
+            WatchEvent::Removed { position, key } => {
+                self.told.get_or_insert_default().one_of(position);
+                Some(Event::Remove { key: IVec::from(&key[..]) })
+            }
+            WatchEvent::Cleared { position } => {
+                self.told.get_or_insert_default().one_of(position);
+                Some(Event::Clear { part })
+            }
+            WatchEvent::Lost { position } => {
+                self.told = Some(Told::all_to(position));
+                Some(Event::Lost { part, position })
+            }
+            WatchEvent::Progress { position } => {
+                self.told.get_or_insert_default().all(position);
+                None
+            }
         };
-        self.events.send(Ok(event)).await.map_err(|_| Unwanted)?;
-        self.last = self.last.max(position);
-        Ok(())
+        let told = self.told.unwrap_or_default();
+        self.events.send(Item::Told(self.group, told, event)).await.map_err(|_| Unwanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_keeps_its_bytes() {
+        let told = Told { position: 0x0102, events: 3 };
+        let position = WatchPosition { parts: BTreeMap::from([(7, told), (9, Told::all_to(1))]) };
+        let bytes = position.to_bytes();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            concat!(
+                "01",
+                "07000000",
+                "0201000000000000",
+                "03000000",
+                "09000000",
+                "0100000000000000",
+                "00000000"
+            )
+        );
+        assert_eq!(WatchPosition::from_bytes(&bytes).unwrap(), position);
+        for cut in (0..bytes.len()).filter(|cut| (cut + 15) % 16 != 0) {
+            assert!(WatchPosition::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        assert!(WatchPosition::from_bytes(&[2]).is_err());
     }
 }

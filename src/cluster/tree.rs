@@ -5,13 +5,15 @@ use std::fmt;
 use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
-use dogsled_replication::{Consistency, ReadAnswer};
-use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId, Versioned, Write};
+use dogsled_replication::ReadAnswer;
+use dogsled_storage::{
+    Command, Fence, GroupRead, GroupReadReply, GroupReply, Reply, TreeId, Versioned, Write,
+};
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
 use super::core::unexpected;
-use super::{Client, Entries, Error, Result, StaleTree, Subscriber};
+use super::{Client, Entries, Error, ReadFrom, Result, StaleTree, Subscriber, WatchPosition};
 use crate::tree::{owned_bounds, prefix_bounds};
 use crate::{Batch, CompareAndSwapError, IVec};
 
@@ -31,6 +33,7 @@ pub struct Tree {
     client: Client,
     name: IVec,
     fences: Vec<Fence>,
+    from: ReadFrom,
 }
 
 /// What was read, and how old it may be.
@@ -38,7 +41,7 @@ pub(super) type Aged<T> = (T, Option<Duration>);
 
 impl Tree {
     pub(super) fn new(client: Client, name: IVec) -> Tree {
-        Tree { client, name, fences: Vec::new() }
+        Tree { client, name, fences: Vec::new(), from: ReadFrom::default() }
     }
 
     /// The same tree, written to only while a lock is held: every write through it is carried out by the
@@ -79,6 +82,26 @@ impl Tree {
         Tree { client: self.client.with_deadline(deadline), ..self.clone() }
     }
 
+    /// The same tree, whose reads are answered by these replicas. What must not be old to mean anything, such
+    /// as what [`Tree::update_and_fetch`] begins with, or a transaction reads, is read from the leader all
+    /// the same.
+    ///
+    /// ```no_run
+    /// # async fn read(users: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
+    /// use dogsled::cluster::ReadFrom;
+    /// use std::time::Duration;
+    ///
+    /// let near = users.read_from(ReadFrom::Nearest); // linearizable, from a replica in the client's zone
+    /// let ann = near.get("ann").await?;
+    /// let cheap = users.read_from(ReadFrom::AtMostOld(Duration::from_secs(5)));
+    /// let ann = cheap.get("ann").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn read_from(&self, from: ReadFrom) -> Tree {
+        Tree { from, ..self.clone() }
+    }
+
     /// The same tree, read without asking the leader: what is read may be old, and tells its age.
     ///
     /// ```no_run
@@ -101,6 +124,14 @@ impl Tree {
     async fn execute_in(&self, group: u32, command: Command, until: Instant) -> Result<Reply> {
         let trees = vec![self.name.clone()];
         self.client.core().execute_fenced(group, trees, &self.fences, command, until).await
+    }
+
+    /// As [`Tree::execute`], with the place in the partition's log.
+    pub(super) async fn submit(&self, key: &IVec, command: Command) -> Result<GroupReply> {
+        let until = self.client.until();
+        let core = self.client.core();
+        let group = core.group_of(key, until).await?;
+        core.submit_fenced(group, vec![self.name.clone()], &self.fences, command, until).await
     }
 
     /// Sets a key; the value before.
@@ -232,7 +263,8 @@ impl Tree {
     {
         let until = self.client.until();
         let key = IVec::from(key);
-        let mut current = self.read_key(key.clone(), Consistency::Linearizable, until).await?.0;
+        // What is newest, wherever else is read: an old value would only be refused.
+        let mut current = self.read_key(key.clone(), ReadFrom::Leader, until).await?.0;
         loop {
             let next: Option<IVec> = f(current.as_deref()).map(Into::into);
             match self.swap(&key, current.clone(), next.clone(), until).await? {
@@ -253,7 +285,7 @@ impl Tree {
     /// Those of [reading](super#reads).
     pub async fn get<K: AsRef<[u8]>>(&self, key: K) -> Result<Option<IVec>> {
         let key = IVec::from(key.as_ref());
-        Ok(self.read_key(key, Consistency::Linearizable, self.client.until()).await?.0)
+        Ok(self.read_key(key, self.from, self.client.until()).await?.0)
     }
 
     /// Whether a key has a value.
@@ -274,30 +306,26 @@ impl Tree {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
-        Ok(self.read_keys(keys, Consistency::Linearizable).await?.0)
+        Ok(self.read_keys(keys, self.from).await?.0)
     }
 
     pub(super) async fn read_key(
         &self,
         key: IVec,
-        consistency: Consistency,
+        from: ReadFrom,
         until: Instant,
     ) -> Result<Aged<Option<IVec>>> {
         let core = self.client.core();
         let group = core.group_of(&key, until).await?;
         let read = GroupRead::Get { tree: self.name.clone(), key };
-        let ReadAnswer { reply, age, .. } = core.read(group, &read, consistency, until).await?;
+        let ReadAnswer { reply, age, .. } = core.read(group, &read, from, until).await?;
         match reply {
             GroupReadReply::Value(found) => Ok((found.map(|found| found.value), age)),
             other => Err(unexpected(&other)),
         }
     }
 
-    pub(super) async fn read_keys<I>(
-        &self,
-        keys: I,
-        consistency: Consistency,
-    ) -> Result<Aged<Vec<Option<IVec>>>>
+    pub(super) async fn read_keys<I>(&self, keys: I, from: ReadFrom) -> Result<Aged<Vec<Option<IVec>>>>
     where
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
@@ -312,7 +340,7 @@ impl Tree {
             count = index + 1;
         }
         let parts = by_group.iter().flat_map(|(group, wanted)| {
-            wanted.chunks(READ_AT_ONCE).map(|part| self.read_part(*group, part, consistency, until))
+            wanted.chunks(READ_AT_ONCE).map(|part| self.read_part(*group, part, from, until))
         });
         let parts: Vec<_> = parts.collect();
         let mut values = vec![None; count];
@@ -330,7 +358,7 @@ impl Tree {
         &self,
         group: u32,
         wanted: &[(usize, IVec)],
-        consistency: Consistency,
+        from: ReadFrom,
         until: Instant,
     ) -> Result<Aged<Vec<(usize, Option<Versioned>)>>> {
         let mut found = Vec::with_capacity(wanted.len());
@@ -339,7 +367,7 @@ impl Tree {
         while let Some(part) = left.pop() {
             let keys = part.iter().map(|(_, key)| key.clone()).collect();
             let read = GroupRead::GetMany { tree: self.name.clone(), keys };
-            match self.client.core().read(group, &read, consistency, until).await {
+            match self.client.core().read(group, &read, from, until).await {
                 Ok(ReadAnswer { reply: GroupReadReply::Values(values), age, .. })
                     if values.len() == part.len() =>
                 {
@@ -435,7 +463,7 @@ impl Tree {
     /// # Errors
     /// Those of [reading](super#reads).
     pub async fn len(&self) -> Result<u64> {
-        Ok(self.length(Consistency::Linearizable).await?.0)
+        Ok(self.length(self.from).await?.0)
     }
 
     /// Whether there is no key.
@@ -446,12 +474,12 @@ impl Tree {
         Ok(self.len().await? == 0)
     }
 
-    pub(super) async fn length(&self, consistency: Consistency) -> Result<Aged<u64>> {
+    pub(super) async fn length(&self, from: ReadFrom) -> Result<Aged<u64>> {
         let until = self.client.until();
         let core = self.client.core();
         let read = GroupRead::Len { tree: self.name.clone() };
         let groups = 1..=core.partitions(until).await?;
-        let answers = try_join_all(groups.map(|group| core.read(group, &read, consistency, until))).await?;
+        let answers = try_join_all(groups.map(|group| core.read(group, &read, from, until))).await?;
         let (mut sum, mut oldest) = (0, None);
         for answer in answers {
             let GroupReadReply::Length(length) = answer.reply else { return Err(unexpected(&answer)) };
@@ -483,7 +511,7 @@ impl Tree {
 
     /// All keys and values in the order of the keys.
     pub fn iter(&self) -> Entries {
-        self.entries((Bound::Unbounded, Bound::Unbounded), Consistency::Linearizable)
+        self.entries((Bound::Unbounded, Bound::Unbounded), self.from)
     }
 
     /// Keys of a range, and their values, in the order of the keys.
@@ -502,12 +530,12 @@ impl Tree {
         K: AsRef<[u8]>,
         R: RangeBounds<K>,
     {
-        self.entries(owned_bounds(&range), Consistency::Linearizable)
+        self.entries(owned_bounds(&range), self.from)
     }
 
     /// Keys that begin with a prefix, and their values, in the order of the keys.
     pub fn scan_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Entries {
-        self.entries(prefix_bounds(prefix.as_ref()), Consistency::Linearizable)
+        self.entries(prefix_bounds(prefix.as_ref()), self.from)
     }
 
     /// Follows what happens to keys that begin with a prefix, from now on: every write that begins after
@@ -533,12 +561,31 @@ impl Tree {
     /// # Errors
     /// [`Error::Unavailable`] if not every partition was reached before the deadline.
     pub async fn watch_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Result<Subscriber> {
-        let until = self.client.until();
-        Subscriber::begin(self.client.clone(), self.name.clone(), IVec::from(prefix.as_ref()), until).await
+        self.watch_prefix_from(prefix, &WatchPosition::default()).await
     }
 
-    pub(super) fn entries(&self, bounds: (Bound<IVec>, Bound<IVec>), consistency: Consistency) -> Entries {
-        Entries::new(self.client.clone(), self.name.clone(), bounds, consistency)
+    /// As [`Tree::watch_prefix`], from where another subscriber was told to ([`Subscriber::position`]): nothing is
+    /// missing in between, and nothing comes twice. Partitions of which the position says nothing are followed
+    /// from now on.
+    ///
+    /// The cluster keeps the newest changes only ([`NodeConfig::watch_bytes`](super::ReplicationConfig::watch_bytes),
+    /// in memory). If what happened since is more, the first event of that part is an
+    /// [`Event::Lost`](super::Event::Lost), with the position after which everything is told.
+    ///
+    /// # Errors
+    /// As [`Tree::watch_prefix`].
+    pub async fn watch_prefix_from<P: AsRef<[u8]>>(
+        &self,
+        prefix: P,
+        position: &WatchPosition,
+    ) -> Result<Subscriber> {
+        let (client, prefix) = (self.client.clone(), IVec::from(prefix.as_ref()));
+        let until = self.client.until();
+        Subscriber::begin(client, self.name.clone(), prefix, position, None, until).await
+    }
+
+    pub(super) fn entries(&self, bounds: (Bound<IVec>, Bound<IVec>), from: ReadFrom) -> Entries {
+        Entries::new(self.client.clone(), self.name.clone(), bounds, from)
     }
 
     /// The first key and its value.

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use dogsled_replication::Consistency;
 use dogsled_storage::expiry::{ExpiryCommand, ExpiryReply, SetIf, When};
 use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply, TreeId};
 
 use super::core::unexpected;
 use super::tree::CompareAndSwapResult;
-use super::{Result, Tree};
+use super::{ReadFrom, Result, Tree};
 use crate::lock::milliseconds;
 use crate::ttl::{Ttl, left};
 use crate::{CompareAndSwapError, IVec};
@@ -104,7 +103,7 @@ impl Tree {
         let key = IVec::from(key.as_ref());
         let group = core.group_of(&key, until).await?;
         let read = GroupRead::Expires { tree: self.name().clone(), key };
-        match core.read(group, &read, Consistency::Linearizable, until).await?.reply {
+        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
             GroupReadReply::Expires { at_ms, now_ms } => Ok(left(at_ms, now_ms)),
             other => Err(unexpected(&other)),
         }

@@ -22,7 +22,7 @@ use super::{Client, Error, Result, Tree, ring};
 use crate::IVec;
 use crate::lock::milliseconds;
 
-/// Owns keys that die with it; made by [`Client::session`].
+/// Owns keys, and [locks](super::Lock::of_session), that die with it; made by [`Client::session`].
 ///
 /// It ends when it is [closed](Session::close), when the last clone is dropped, or when the cluster has not
 /// heard of it for its lease. Then its keys are removed, in each partition for itself.
@@ -204,10 +204,24 @@ impl Session {
         tree.next_key(prefix.as_ref(), value.into(), Some(self.0.id)).await
     }
 
-    async fn open_for(&self, key: &[u8]) -> Result<()> {
+    /// Opens it in the partition of a key; which that is.
+    pub(super) async fn open_for(&self, key: &[u8]) -> Result<u32> {
         let until = self.0.client.until();
         let group = self.0.client.core().group_of(key, until).await?;
-        self.0.open_in(group, until).await
+        self.0.open_in(group, until).await?;
+        Ok(group)
+    }
+
+    /// Until when it lives in a partition for certain, if it is not renewed, and its lease; `None`: it may have
+    /// ended.
+    pub(super) fn valid_until(&self, group: u32) -> Option<(Instant, Duration)> {
+        let until = self.0.open.lock().get(&group).copied()?;
+        (!*self.0.lost.borrow()).then_some((until, self.0.lease))
+    }
+
+    /// Whether it has ended, or was not heard of for so long that it may have.
+    pub fn is_lost(&self) -> bool {
+        *self.0.lost.borrow()
     }
 
     /// Returns when the session has ended, or when it was not heard of for so long that it may have.

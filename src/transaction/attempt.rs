@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::evaluate::{self, Context, Effect, Entry, Versioned, View};
+use dogsled_storage::expiry::{self, ExpiryCommand};
 use dogsled_storage::lock::PENDING_SEQUENCE;
 use dogsled_storage::{Command, Error as StorageError, Reply, Result as StorageResult, TreeId, Write};
 use dogsled_storage::{Durability, Fence, Snapshot};
@@ -106,10 +107,29 @@ impl Attempt {
         Ok(found)
     }
 
-    pub(super) fn write(&self, tree: TreeId, key: IVec, value: Option<IVec>) -> StorageResult<()> {
+    /// A plain write: the key has no time to live any more.
+    pub(super) fn write(self: &Rc<Self>, tree: TreeId, key: IVec, value: Option<IVec>) -> StorageResult<()> {
         self.check_running()?;
-        self.state.borrow_mut().access(tree).writes.insert(key, value);
+        // One that was there before is about another version. One of this transaction's own is not.
+        let has_own = self
+            .state
+            .borrow()
+            .writes(TreeId::EXPIRY)
+            .is_some_and(|writes| matches!(writes.get(&expiry::record_key(tree, &key)), Some(Some(_))));
+        if has_own {
+            self.apply(&Command::Expiry(ExpiryCommand::Clear { tree, key: key.clone() }))?;
+        }
+        self.keep(tree, key, value);
         Ok(())
+    }
+
+    fn keep(&self, tree: TreeId, key: IVec, value: Option<IVec>) {
+        self.state.borrow_mut().access(tree).writes.insert(key, value);
+    }
+
+    /// The time at which this began.
+    pub(super) fn time_ms(&self) -> u64 {
+        self.time_ms
     }
 
     /// The first own write of `low..high`, from either end; `None`: there is none.
@@ -168,23 +188,26 @@ impl Attempt {
         self.must_be_synced.set(true);
     }
 
-    /// Evaluates a counter's or lock's command within this transaction.
+    /// Evaluates the command of a counter, a lock or a time to live within this transaction.
     pub(super) fn evaluate(self: &Rc<Self>, command: &Command) -> UnabortableTransactionResult<Reply> {
-        let evaluated = self.check_running().and_then(|()| {
+        let reply = self.check_running().and_then(|()| {
             command.check_limits()?;
-            // The position of the commit is not known yet; `storage::lock` says what that means
-            // for fencing tokens.
-            let context = Context { sequence: PENDING_SEQUENCE, time_ms: self.time_ms };
-            evaluate::evaluate(&AttemptView(self), &context, command)
+            self.apply(command)
         });
-        let outcome = evaluated.map_err(Error::from)?;
+        Ok(reply.map_err(Error::from)?)
+    }
+
+    fn apply(self: &Rc<Self>, command: &Command) -> StorageResult<Reply> {
+        // The position of the commit is not known yet; `storage::lock` says what that means for fencing
+        // tokens, and `storage::expiry` for times to live.
+        let context = Context { sequence: PENDING_SEQUENCE, time_ms: self.time_ms };
+        let outcome = evaluate::evaluate(&AttemptView(self), &context, command)?;
         for effect in outcome.effects {
             match effect {
-                Effect::Put { tree, key, value, .. } => self.write(tree, key, Some(value)),
-                Effect::Remove { tree, key } => self.write(tree, key, None),
-                other => unreachable!("a counter or lock came to {other:?}"),
+                Effect::Put { tree, key, value, .. } => self.keep(tree, key, Some(value)),
+                Effect::Remove { tree, key } => self.keep(tree, key, None),
+                other => unreachable!("a counter, a lock or a time to live came to {other:?}"),
             }
-            .map_err(Error::from)?;
         }
         Ok(outcome.reply)
     }

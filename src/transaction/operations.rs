@@ -1,18 +1,19 @@
-//! Counters and locks as parts of a transaction.
+//! Counters, locks and times to live as parts of a transaction.
 
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::Duration;
 
 use dogsled_storage::counter::{CounterCommand, CounterReply};
+use dogsled_storage::expiry::{ExpiryCommand, ExpiryReply, SetIf, When};
 use dogsled_storage::lock::{FencingToken, LockCommand, LockReply};
 use dogsled_storage::{Command, Reply};
 
-use super::UnabortableTransactionResult;
 use super::attempt::Attempt;
+use super::{TransactionalTree, UnabortableTransactionResult};
 use crate::counter::{OutOfBounds, overflow};
 use crate::lock::milliseconds;
-use crate::{Error, IVec};
+use crate::{Error, IVec, Ttl};
 
 /// An atomic counter as a part of a transaction; see [`Counter`](crate::Counter).
 ///
@@ -282,5 +283,87 @@ impl Attempt {
         Ok(self
             .with_view(|view, time_ms| dogsled_storage::lock::holder(view, time_ms, name))
             .map_err(Error::from)?)
+    }
+}
+
+/// Keys that expire, as those of a [`Tree`](crate::Tree::insert_with_ttl), counted from when the transaction's
+/// run began. A plain write of the key takes its time to live from it, in a transaction too.
+///
+/// ```
+/// # fn main() -> dogsled::transaction::TransactionResult<()> {
+/// # let db = dogsled::Config::new().temporary(true).open()?;
+/// use dogsled::Ttl;
+/// use std::time::Duration;
+/// db.insert("cart 7", "apples")?;
+/// db.transaction(|db| {
+///     let cart = db.remove("cart 7")?.unwrap_or_default();
+///     db.insert_with_ttl("reserved 7", cart, Duration::from_secs(600))?;
+///     Ok(())
+/// })?;
+/// assert!(matches!(db.ttl("reserved 7")?, Ttl::In(_)));
+/// # Ok(()) }
+/// ```
+impl TransactionalTree {
+    fn expiry(&self, command: ExpiryCommand) -> UnabortableTransactionResult<Reply> {
+        self.evaluate_on_tree(&Command::Expiry(command))
+    }
+
+    fn changed(&self, command: ExpiryCommand) -> UnabortableTransactionResult<bool> {
+        match self.expiry(command)? {
+            Reply::Expiry(reply) => Ok(reply == ExpiryReply::Changed),
+            other => unreachable!("a time to live was answered with {other:?}"),
+        }
+    }
+
+    /// Sets a key that expires after so long; the value before.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a time of nothing, and those of reading.
+    pub fn insert_with_ttl<K, V>(
+        &self,
+        key: K,
+        value: V,
+        ttl: Duration,
+    ) -> UnabortableTransactionResult<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let (key, value, when) = (IVec::from(key.as_ref()), value.into(), When::After(milliseconds(ttl)));
+        match self.expiry(ExpiryCommand::Insert { tree: self.id(), key, value, when })? {
+            Reply::Previous(previous) => Ok(previous),
+            other => unreachable!("an insert was answered with {other:?}"),
+        }
+    }
+
+    /// Has a key that is there expire after so long; whether it was there.
+    ///
+    /// # Errors
+    /// As [`TransactionalTree::insert_with_ttl`].
+    pub fn expire<K: AsRef<[u8]>>(&self, key: K, ttl: Duration) -> UnabortableTransactionResult<bool> {
+        let (key, when) = (IVec::from(key.as_ref()), When::After(milliseconds(ttl)));
+        self.changed(ExpiryCommand::Set { tree: self.id(), key, when, only: SetIf::Always })
+    }
+
+    /// Takes the time to live from a key, so that it stays; whether it had one.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn persist<K: AsRef<[u8]>>(&self, key: K) -> UnabortableTransactionResult<bool> {
+        self.changed(ExpiryCommand::Clear { tree: self.id(), key: IVec::from(key.as_ref()) })
+    }
+
+    /// How long a key has to live, which counts as read.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn ttl<K: AsRef<[u8]>>(&self, key: K) -> UnabortableTransactionResult<Ttl> {
+        let at_ms =
+            match self.expiry(ExpiryCommand::Get { tree: self.id(), key: IVec::from(key.as_ref()) })? {
+                Reply::Expiry(ExpiryReply::Expires(at_ms)) => Some(at_ms),
+                Reply::Expiry(ExpiryReply::Absent) => None,
+                other => unreachable!("a time to live was answered with {other:?}"),
+            };
+        Ok(crate::ttl::left(at_ms, self.began_ms()))
     }
 }

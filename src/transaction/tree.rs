@@ -5,7 +5,7 @@ use std::ops::{Bound, RangeBounds};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use dogsled_storage::{Error as StorageError, TreeId};
+use dogsled_storage::{Command, Error as StorageError, Reply, TreeId};
 
 use super::attempt::Attempt;
 use super::iter::MergedIter;
@@ -39,6 +39,17 @@ impl TransactionalTree {
 
     pub(super) fn explain(&self, error: StorageError) -> Error {
         self.tree.explain(error)
+    }
+
+    /// Evaluates a command that writes to this tree.
+    pub(super) fn evaluate_on_tree(&self, command: &Command) -> UnabortableTransactionResult<Reply> {
+        self.tree.check_writable().map_err(UnabortableTransactionError::Storage)?;
+        self.attempt.evaluate(command)
+    }
+
+    /// The time at which the run began.
+    pub(super) fn began_ms(&self) -> u64 {
+        self.attempt.time_ms()
     }
 
     fn check<T>(&self, result: Result<T, StorageError>) -> UnabortableTransactionResult<T> {

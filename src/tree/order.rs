@@ -189,6 +189,10 @@ impl Tree {
 
     /// How many keys there are, without counting them; 0 if the tree was dropped.
     ///
+    /// What `insert`, `remove` and most other calls change is counted as they run. Writes that do not
+    /// look at what was there (batches, transactions and [`Tree::put`]) leave the count to the first who
+    /// asks, or to the next checkpoint: it looks each of their keys up, once, in the B-tree.
+    ///
     /// ```
     /// # fn main() -> dogsled::Result<()> {
     /// # let tree = dogsled::Config::new().temporary(true).open()?;

@@ -135,6 +135,37 @@ impl Tree {
         Subscriber::new(self.database.engine.watch(self.id, prefix.as_ref(), capacity))
     }
 
+    /// As [`Tree::watch_prefix`], beginning with the first commit after `sequence`: nothing of what happened
+    /// since is missed, nor told twice.
+    ///
+    /// What happened before this call is read from the write-ahead log, a little at a time, as the subscriber
+    /// gets to it; until it is through, it keeps the database's directory in use. How far back that reaches, see
+    /// [`Db::changes_since`](crate::Db::changes_since).
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use dogsled::Event;
+    /// db.insert("user/ann", "1")?;
+    /// let seen = db.sequence();
+    /// db.remove("user/ann")?;
+    /// let mut subscriber = db.watch_prefix_after("user/", seen)?;
+    /// db.insert("user/bob", "2")?;
+    /// assert_eq!(subscriber.next().unwrap(), Event::Remove { key: "user/ann".into() });
+    /// assert_eq!(*subscriber.next().unwrap().key(), "user/bob");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Compacted`](crate::Error::Compacted) if some of it is no longer kept,
+    /// [`Error::Unsupported`](crate::Error::Unsupported) if `sequence` is in the future.
+    pub fn watch_prefix_after<P: AsRef<[u8]>>(&self, prefix: P, sequence: u64) -> Result<Subscriber> {
+        let (engine, prefix) = (&self.database.engine, IVec::from(prefix.as_ref()));
+        let (now, subscription) = engine.snapshot_and_watch(self.id, &prefix, DEFAULT_CAPACITY);
+        let commits = engine.changes_since(sequence)?;
+        Ok(Subscriber::after(commits, (self.id, prefix), now.sequence(), subscription))
+    }
+
     /// A snapshot, and a subscriber that begins exactly where it ends: what is not in the one
     /// comes in the other, and nothing in both.
     ///

@@ -13,14 +13,14 @@ use serde::Serialize;
 use crate::bulk::BulkBuilder;
 use crate::disk::Disk;
 use crate::meta::Checkpoint;
-use crate::{Engine, Result};
+use crate::{Engine, Result, TreeId};
 
 /// What a backup holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct BackupReport {
     /// The last commit in it.
     pub sequence: u64,
-    /// Trees, the database's own ones included.
+    /// Trees, the database's own ones that are empty not counted.
     pub trees: u64,
     /// Keys in all of them.
     pub keys: u64,
@@ -59,9 +59,10 @@ impl Engine {
             checkpoint.lengths.insert(*id, snapshot.len(*id)?);
         }
         let total = checkpoint.lengths.values().sum();
+        let counts = |(id, length): &(&TreeId, &u64)| !id.is_system() || **length > 0;
         let mut report = BackupReport {
             sequence: snapshot.sequence(),
-            trees: checkpoint.lengths.len() as u64,
+            trees: checkpoint.lengths.iter().filter(counts).count() as u64,
             keys: 0,
             bytes: 0,
         };

@@ -66,6 +66,10 @@ const WAL_BYTES: u64 = 256 << 20;
 const REPLICA_IDLE: Duration = Duration::from_secs(10);
 /// How often the thread of a replica looks while something is not folded.
 const REPLICA_TICK: Duration = Duration::from_secs(2);
+/// Closing folds a WAL of so many bytes, if it is so many times as large as what is folded: the same few
+/// keys written over and over make a long WAL and a small overlay.
+const CLOSING_BYTES: u64 = 16 << 20;
+const CLOSING_TIMES: u64 = 8;
 /// After this long without a commit the WAL's spare segments are given back: those that nobody waits for, and all.
 const AT_REST: Duration = Duration::from_secs(5);
 const LONG_AT_REST: Duration = Duration::from_secs(60);
@@ -199,6 +203,21 @@ pub(crate) fn request_and_wait(shared: &Arc<Shared>) -> Result<()> {
         shared.progressed.wait(&mut progress);
     }
     Ok(())
+}
+
+/// When a database is closed, and nothing else runs any more: what it leaves on the disk is in proportion
+/// to what it holds.
+pub(crate) fn at_close(shared: &Arc<Shared>) {
+    let state = shared.state.load_full();
+    let overlays = std::iter::once(&state.active).chain(&state.frozen);
+    let bytes: u64 = overlays.map(|overlay| overlay.bytes() as u64).sum();
+    drop(state);
+    let least = CLOSING_BYTES.max(bytes.saturating_mul(CLOSING_TIMES));
+    let is_sound = shared.progress.lock().failed.is_none() && shared.wal.poisoned().is_none();
+    if is_sound && shared.wal.stats().live_bytes >= least {
+        // If it fails nothing is lost but the space: the WAL holds everything.
+        let _ = checkpoint(shared, || false);
+    }
 }
 
 /// One checkpoint; see the [module](self). Stops between slices if `cancelled` says so: the state

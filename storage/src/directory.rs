@@ -5,7 +5,7 @@
 //! MANIFEST    what the directory is: 64 bytes, below
 //! tree.redb   the B-tree, as of the last checkpoint
 //! wal/        the write-ahead log
-//! CREATING    only while the directory is being made
+//! CREATING    only while the directory is being made: the 16 bytes `dogsled\0creating`
 //! ```
 //!
 //! `MANIFEST`, all numbers little-endian:
@@ -23,12 +23,20 @@
 //! aside and renamed), then `CREATING` goes; names are synced between. A crash before `MANIFEST`
 //! leaves a directory that held nothing yet, and the next open starts over. A directory without
 //! both `MANIFEST` and `CREATING` that holds our files has lost its `MANIFEST`, and is refused.
+//!
+//! # Other programs' directories
+//!
+//! Names prove nothing: etcd has a folder `wal`, too. A directory is ours if one of these files has
+//! what only we write: the magic of `MANIFEST`, `CREATING`, `tree.redb` or a segment of the WAL. Any
+//! other that is not empty is refused before so much as a lock file is put into it, and what starting
+//! over removes bears our names and our magic.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::{Disk, DiskLock, OpenMode};
+use crate::disk::{BLOCK_SIZE, Disk, DiskLock, OpenMode};
+use crate::tree_file::{self, layout::REDB_MAGIC};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"dogsled\0";
@@ -40,6 +48,7 @@ const LOCK: &str = "LOCK";
 const MANIFEST: &str = "MANIFEST";
 const MANIFEST_ASIDE: &str = "MANIFEST.new";
 const CREATING: &str = "CREATING";
+const CREATING_MAGIC: &[u8; 16] = b"dogsled\0creating";
 const TREE: &str = "tree.redb";
 const WAL: &str = "wal";
 /// In the directory of a node, by the crate `dogsled-replication`.
@@ -98,7 +107,7 @@ impl Directory {
                 return Err(Error::corrupt(
                     directory.tree_path(),
                     None,
-                    "the B-tree's file is missing; put it back, or use `dogsled repair` to save what the WAL holds",
+                    "the B-tree's file is missing; put it back if you can",
                 ));
             }
             return Ok(directory);
@@ -200,37 +209,141 @@ fn write_manifest(disk: &dyn Disk, directory: &Path, database_id: u128) -> Resul
 }
 
 fn begin_creation(disk: &dyn Disk, directory: &Path) -> Result<()> {
-    let marker = directory.join(CREATING);
-    let ours = [directory.join(TREE), directory.join(WAL)];
-    if !exists(disk, &marker)? {
-        for path in &ours {
-            if exists(disk, path)? {
-                return Err(Error::corrupt(
-                    directory.join(MANIFEST),
-                    None,
-                    format!(
-                        "MANIFEST is missing but {} is there; put it back, or use `dogsled repair`",
-                        path.display()
-                    ),
-                ));
+    let (tree, wal) = (directory.join(TREE), directory.join(WAL));
+    match find_marker(disk, directory)? {
+        Marker::Ours => start_over(disk, directory),
+        Marker::Foreign => Err(foreign(directory, "CREATING was not made by dogsled")),
+        Marker::Missing | Marker::Unwritten => {
+            for path in [tree, wal] {
+                if exists(disk, &path)? {
+                    return Err(Error::corrupt(
+                        directory.join(MANIFEST),
+                        None,
+                        format!(
+                            "MANIFEST is missing but {} is there; put it back if you can",
+                            path.display()
+                        ),
+                    ));
+                }
             }
-        }
-        let make = || -> io::Result<()> {
-            disk.open(&marker, OpenMode::Create)?.sync()?;
-            disk.sync_directory(directory)
-        };
-        return make().map_err(|error| Error::io(format!("writing {}", marker.display()), error));
-    }
-    // A crash while it was being made: nothing was ever acknowledged from it.
-    if exists(disk, &ours[0])? {
-        remove(disk, &ours[0])?;
-    }
-    if exists(disk, &ours[1])? {
-        for name in disk.list(&ours[1]).map_err(|error| Error::io("listing the unfinished WAL", error))? {
-            remove(disk, &ours[1].join(name))?;
+            let marker = directory.join(CREATING);
+            let make = || -> io::Result<()> {
+                let file = disk.open(&marker, OpenMode::Create)?;
+                file.write_at(0, CREATING_MAGIC)?;
+                // What it says before its name, and its name before any other.
+                file.sync()?;
+                disk.sync_directory(directory)
+            };
+            make().map_err(|error| Error::io(format!("writing {}", marker.display()), error))
         }
     }
-    Ok(())
+}
+
+/// After a crash while it was being made: nothing was ever acknowledged from it.
+fn start_over(disk: &dyn Disk, directory: &Path) -> Result<()> {
+    let mut gone = Vec::new();
+    let tree = directory.join(TREE);
+    if exists(disk, &tree)? {
+        if begins_with(disk, &tree, &REDB_MAGIC)? {
+            return Err(foreign(directory, "tree.redb is a plain redb file"));
+        }
+        gone.push(tree);
+    }
+    let wal = directory.join(WAL);
+    if exists(disk, &wal)? {
+        for (path, is_ours) in crate::wal::files(disk, &wal)? {
+            if !is_ours {
+                return Err(foreign(&path, "this is not a segment of dogsled's log"));
+            }
+            gone.push(path);
+        }
+    }
+    gone.iter().try_for_each(|path| remove(disk, path))
+}
+
+/// What `CREATING` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Marker {
+    Missing,
+    /// Ours, or anybody's: not all of it was written, and nothing else was made yet.
+    Unwritten,
+    Ours,
+    Foreign,
+}
+
+fn find_marker(disk: &dyn Disk, directory: &Path) -> Result<Marker> {
+    let path = directory.join(CREATING);
+    if !exists(disk, &path)? {
+        return Ok(Marker::Missing);
+    }
+    let Some(bytes) = read_start(disk, &path, CREATING_MAGIC.len() + 1)? else { return Ok(Marker::Foreign) };
+    let is_part = bytes.iter().zip(CREATING_MAGIC).all(|(found, ours)| *found == 0 || found == ours);
+    Ok(match bytes.len() {
+        _ if bytes == CREATING_MAGIC => Marker::Ours,
+        0..=16 if is_part => Marker::Unwritten,
+        _ => Marker::Foreign,
+    })
+}
+
+/// Whether a directory is a database of ours, damaged or not: something in it was made by us. Changes
+/// nothing, so that it can be asked before a lock is taken.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn is_own_directory(disk: &dyn Disk, directory: &Path) -> Result<bool> {
+    let manifest = read_start(disk, &directory.join(MANIFEST), MANIFEST_LENGTH)?;
+    if manifest.is_some_and(|bytes| is_manifest(&bytes)) || find_marker(disk, directory)? == Marker::Ours {
+        return Ok(true);
+    }
+    let tree = read_start(disk, &directory.join(TREE), 3 * BLOCK_SIZE)?;
+    if tree.is_some_and(|bytes| tree_file::is_ours(&bytes)) {
+        return Ok(true);
+    }
+    let wal = directory.join(WAL);
+    Ok(is_directory(disk, &wal)?
+        && crate::wal::files(disk, &wal)?
+            .iter()
+            .any(|(path, is_ours)| *is_ours && path.extension().is_some_and(|extension| extension == "wal")))
+}
+
+/// Ours, although perhaps not sound: in the magic at most one byte is wrong, or the checksum is right.
+fn is_manifest(bytes: &[u8]) -> bool {
+    let wrong = bytes.iter().zip(MAGIC).filter(|(found, ours)| found != ours).count();
+    let crc = bytes.get(60..64).map(|crc| u32::from_le_bytes(crc.try_into().expect("four bytes")));
+    (bytes.len() >= MAGIC.len() && wrong <= 1) || crc.is_some_and(|crc| crc32fast::hash(&bytes[..60]) == crc)
+}
+
+/// The first bytes of a file, fewer if it is shorter; `None` if there is no such file.
+fn read_start(disk: &dyn Disk, path: &Path, length: usize) -> Result<Option<Vec<u8>>> {
+    if !exists(disk, path)? || is_directory(disk, path)? {
+        return Ok(None);
+    }
+    let read = || -> io::Result<Vec<u8>> {
+        let file = disk.open(path, OpenMode::Read)?;
+        let mut bytes = vec![0; length.min(usize::try_from(file.length()?).unwrap_or(usize::MAX))];
+        file.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    };
+    read().map(Some).map_err(|error| Error::io(format!("reading {}", path.display()), error))
+}
+
+fn begins_with(disk: &dyn Disk, path: &Path, magic: &[u8]) -> Result<bool> {
+    Ok(read_start(disk, path, magic.len())?.is_some_and(|bytes| bytes == magic))
+}
+
+fn is_directory(disk: &dyn Disk, path: &Path) -> Result<bool> {
+    match disk.list(path) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
+        Err(error) => Err(Error::io(format!("listing {}", path.display()), error)),
+    }
+}
+
+fn foreign(path: &Path, what: &str) -> Error {
+    let what = format!("{what}; give dogsled a directory of its own");
+    Error::NotADatabase { path: path.to_owned(), what }
 }
 
 fn remove(disk: &dyn Disk, path: &Path) -> Result<()> {
@@ -269,7 +382,7 @@ fn refuse_foreign(disk: &dyn Disk, path: &Path) -> Result<()> {
     if has(NODE) {
         return Err(node_directory(path));
     }
-    if has(MANIFEST) || has(CREATING) {
+    if is_own_directory(disk, path)? {
         return Ok(());
     }
     if has("conf") && (has("db") || names.iter().any(|name| name.starts_with("snap."))) {
@@ -279,19 +392,14 @@ fn refuse_foreign(disk: &dyn Disk, path: &Path) -> Result<()> {
         );
     }
     for name in &names {
-        let mut start = [0; 4];
-        let file = path.join(name);
-        if name.ends_with(".redb")
-            && name != TREE
-            && disk.open(&file, OpenMode::Read).and_then(|file| file.read_at(0, &mut start)).is_ok()
-            && &start == b"redb"
-        {
+        if name.ends_with(".redb") && begins_with(disk, &path.join(name), b"redb")? {
             return refuse("this directory holds a redb database; give dogsled a directory of its own");
         }
     }
-    // A lock file alone is left by an opening of ours that came no further; RocksDB and LevelDB
-    // have one of that name among others.
-    if names.iter().any(|name| name != LOCK) && !has(TREE) && !has(WAL) {
+    // A lock file alone is left by an opening of ours that came no further, one that had only begun to
+    // write `CREATING` beside it; RocksDB and LevelDB have a lock file of that name among others.
+    let unwritten = has(CREATING) && find_marker(disk, path)? == Marker::Unwritten;
+    if names.iter().any(|name| name != LOCK && (name != CREATING || !unwritten)) {
         return refuse(
             "the directory holds other files and no dogsled database; give dogsled a directory of its own",
         );

@@ -37,6 +37,8 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file. Durable only after [`Disk::sync_directory`].
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty directory; an error if it is not. Durable on return.
+    fn remove_directory(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in `path` durable.
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
     /// Takes the exclusive lock file `path`, creating it; `None` if another process (or another

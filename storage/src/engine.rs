@@ -48,7 +48,7 @@ use crate::replica::{Applied, ReplicaState};
 use crate::snapshot::Snapshot;
 use crate::tree_file::open_redb_and_file;
 use crate::wal::{StreamId, Wal, WalOptions};
-use crate::watch::{Subscription, Watchers};
+use crate::watch::{Compacted, Subscription, Watchers};
 use crate::{Command, Error, IVec, Reply, Result, TreeId};
 
 pub(crate) use commands::{prefetch, prefetch_part, touches_locks};
@@ -111,7 +111,9 @@ impl Engine {
         let wal = match shared_wal {
             Some(wal) => wal,
             None => {
-                require_wal(&directory)?;
+                if directory.existed {
+                    require_wal(&*directory.disk, &directory.wal_path())?;
+                }
                 Arc::new(Wal::open(
                     Arc::clone(&directory.disk),
                     WalOptions {
@@ -119,6 +121,7 @@ impl Engine {
                         flush_every: options.flush_every_ms.map(Duration::from_millis),
                         threads: options.background_threads,
                         seed: id.map(|id| id as u64),
+                        must_exist: directory.existed,
                         ..WalOptions::new(directory.wal_path(), directory.database_id)
                     },
                 )?)
@@ -142,6 +145,10 @@ impl Engine {
             let applied = Applied { position: sequence, note: recovered.committer.note.clone() };
             ReplicaState::new(applied, recovered.committer.time_ms)
         });
+        // An embedded database's changes are in its WAL.
+        let history_bytes = if is_replica { options.retain_changes_bytes } else { 0 };
+        let history_bytes = usize::try_from(history_bytes).unwrap_or(usize::MAX);
+        let watchers = Watchers::with_history(history_bytes, sequence);
         let shared = Arc::new(Shared {
             state: ArcSwap::new(state),
             commit: Mutex::new(recovered.committer),
@@ -149,7 +156,7 @@ impl Engine {
             replica,
             database,
             readers: Arc::new(Readers::default()),
-            watchers: Watchers::new(),
+            watchers,
             lock_waiters: LockWaiters::new(),
             due,
             progress: Mutex::new(Progress::default()),
@@ -347,6 +354,35 @@ impl Engine {
         self.subscribe(tree, prefix, capacity)
     }
 
+    /// Begins to watch a tree of a replica by its name, after a position that the watcher has seen, or from
+    /// now on: the position after which everything is told, and the subscription, unless there is no such
+    /// tree.
+    ///
+    /// # Errors
+    /// [`Compacted`] if not everything after that position is kept; see
+    /// [`ReplicaOptions::retain_changes_bytes`](crate::replica::ReplicaOptions::retain_changes_bytes).
+    pub fn watch_after(
+        &self,
+        name: &[u8],
+        prefix: &[u8],
+        capacity: usize,
+        after: Option<u64>,
+    ) -> Result<(u64, Option<Subscription>), Compacted> {
+        let committer = self.shared.commit.lock();
+        let (tree, watchers) = (self.tree_id(name), &self.shared.watchers);
+        let Some(after) = after else {
+            let subscription = tree.map(|tree| watchers.subscribe(tree, prefix, capacity));
+            return Ok((committer.sequence, subscription));
+        };
+        match tree {
+            Some(tree) => Ok((after, Some(watchers.subscribe_after(tree, prefix, capacity, after)?))),
+            // There may have been one, and then the place where it was dropped says so.
+            None if after < watchers.kept_after() => Err(Compacted { position: watchers.kept_after() }),
+            // Nothing has happened to it so far.
+            None => Ok((after.max(committer.sequence), None)),
+        }
+    }
+
     /// A snapshot, and the events of exactly the commits after it.
     pub fn snapshot_and_watch(
         &self,
@@ -408,7 +444,8 @@ impl Engine {
         self.shared.state.load().base.file().length()
     }
 
-    /// Stops the background, syncs the WAL. Called by drop, which cannot report an error.
+    /// Stops the background, folds the commits if that frees much more of the disk than it writes, and
+    /// syncs the WAL. Called by drop, which cannot report an error.
     ///
     /// # Errors
     /// [`Error::Poisoned`] if the last sync failed.
@@ -435,7 +472,11 @@ impl Engine {
         }
         self.shared.watchers.close();
         self.shared.lock_waiters.notify_all();
-        if self.shared.replica.is_some() { Ok(()) } else { self.shared.wal.close() }
+        if self.shared.replica.is_some() {
+            return Ok(());
+        }
+        crate::checkpoint::at_close(&self.shared);
+        self.shared.wal.close()
     }
 }
 

@@ -41,7 +41,12 @@
 //! | 1, `expires_ms` (8), tree (4), key | nothing: it is the order in which keys expire |
 //! | 2, tree (4), key | version 1, `expires_ms` (8), the version of the key that this is about (8); 0: the one that was written with this record |
 //!
-//! The database's own trees have no times to live, nor has anything within an embedded transaction.
+//! **Inside an embedded transaction** the same commands are evaluated over what the transaction has written so
+//! far. A key that it writes has version 0 until the commit, and so has the record that is about that.
+//! Whoever keeps the transaction's writes takes the record out when the key is written plainly after that
+//! ([`ExpiryCommand::Clear`]): both would have the commit's version.
+//!
+//! The database's own trees have no times to live.
 
 use std::cell::RefCell;
 use std::ops::Bound;
@@ -215,7 +220,7 @@ fn due_key(expires_ms: u64, tree: TreeId, key: &[u8]) -> IVec {
 }
 
 /// The key of the record that says when a key expires.
-pub(crate) fn record_key(tree: TreeId, key: &[u8]) -> IVec {
+pub fn record_key(tree: TreeId, key: &[u8]) -> IVec {
     let mut bytes = Vec::with_capacity(5 + key.len());
     bytes.push(RECORD);
     bytes.extend_from_slice(&tree.0.to_be_bytes());

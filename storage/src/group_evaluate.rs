@@ -319,7 +319,7 @@ fn carry_out_freely(view: &impl View, context: &Context, resolved: &Resolved) ->
         }
         Operation::OpenSession { session, lease_ms } => session::open(view, context, *session, *lease_ms),
         Operation::RenewSession { session } => session::renew(view, context, *session),
-        Operation::CloseSession { session } => session::close(view, *session),
+        Operation::CloseSession { session } => session::close(view, context, *session),
         Operation::ExpireSessions { led_ms } => session::expire(view, context, *led_ms),
         Operation::Prepare(_)
         | Operation::Commit(_)

@@ -102,7 +102,7 @@ pub use backup::BackupReport;
 pub use changes::{Changes, Commit};
 pub use clock::{Clock, SystemClock};
 pub use command::{Command, Reply, TreeId, Write};
-pub use directory::FORMAT_VERSION;
+pub use directory::{FORMAT_VERSION, is_own_directory};
 pub use engine::{Durability, EMBEDDED_STREAM, Engine, Options};
 pub use error::{Corruption, Error, Result};
 pub use evaluate::{Context, Effect, Effects, Outcome, Versioned, View};

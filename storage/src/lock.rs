@@ -30,6 +30,7 @@
 //! | [`LockCommand::Acquire`] | enough permits are free and nobody waits before | [`LockReply::Acquired`] |
 //! | | not, and the caller does not want to wait | [`LockReply::Held`] |
 //! | | not, and it does | [`LockReply::Waiting`] |
+//! | [`LockCommand::AcquireOwned`] | as with `Acquire` | as with `Acquire` |
 //! | [`LockCommand::RenewWait`] | waited for under this ticket | [`LockReply::Waiting`] |
 //! | | granted to this ticket | [`LockReply::Acquired`], as it was granted |
 //! | | anything else | [`LockReply::NotHeld`] |
@@ -51,6 +52,11 @@
 //! **Lock-delay.** A holder whose lease ends without release has perhaps left something half done, and
 //! perhaps does not know yet. Who asks for a *delay* keeps the lock from being granted for so long after
 //! such an end.
+//!
+//! **Locks of a session.** [`LockCommand::AcquireOwned`] takes permits that have no lease of their own: they
+//! live and die with a session of the application ([`crate::session`]), and so does the place in the queue. When the
+//! session ends, the entry that ends it takes its locks back and grants them to whoever waits. The end of
+//! the session's lease is unclean, and the delay follows; closing it is a release.
 //!
 //! **Re-entry is refused.** An owner that asks for a lock it holds is told [`LockReply::Held`]
 //! with itself as holder, or waits for itself: counting re-entries would leave "who releases last" to chance after a
@@ -74,7 +80,7 @@
 //! [`state`] has the records, [`queue`] those who wait.
 //!
 //! Not here: how threads of an embedded database wait ([`crate::lock_wait`]), renewing in the
-//! background, sessions.
+//! background.
 //!
 //! ```
 //! use dogsled_storage::lock::{self, LockCommand, LockReply};
@@ -99,6 +105,7 @@
 //! # Ok::<(), dogsled_storage::Error>(())
 //! ```
 
+mod owned;
 pub mod queue;
 pub mod state;
 
@@ -108,8 +115,10 @@ use bincode::{Decode, Encode};
 
 use crate::command::{MAX_NAME_LENGTH, Reply, TreeId};
 use crate::evaluate::{Context, Effect, Effects, Outcome, View};
+use crate::group::SessionId;
 use crate::{Error, IVec, Result};
 
+pub(crate) use self::owned::{is_listed, session_ended};
 use self::queue::Waiter;
 pub use self::state::{LockState, MAX_HOLDERS, Permit, decode_state};
 
@@ -217,6 +226,19 @@ pub enum LockCommand {
         /// What waiting was answered with.
         ticket: u64,
     },
+    /// As [`LockCommand::Acquire`], for as long as a session lives. Reply: the same.
+    AcquireOwned {
+        /// The lock.
+        name: IVec,
+        /// Who asks.
+        owner: IVec,
+        /// How many permits, of how many; the lease is not looked at.
+        request: LockRequest,
+        /// The session.
+        session: SessionId,
+        /// Whether the caller waits.
+        waits: bool,
+    },
 }
 
 /// What is asked of a lock.
@@ -299,7 +321,8 @@ impl LockCommand {
             | LockCommand::Expire { name }
             | LockCommand::Acquire { name, .. }
             | LockCommand::RenewWait { name, .. }
-            | LockCommand::CancelWait { name, .. } => name,
+            | LockCommand::CancelWait { name, .. }
+            | LockCommand::AcquireOwned { name, .. } => name,
         }
     }
 }
@@ -352,12 +375,21 @@ pub fn evaluate(view: &impl View, context: &Context, command: &LockCommand) -> R
     let mut lock = Evaluation::begin(view, context, command.name())?;
     let reply = match command {
         LockCommand::TryAcquire { owner, lease_ms, .. } => {
-            lock.acquire(owner, &LockRequest::exclusive(*lease_ms), 0)?
+            lock.acquire(owner, &LockRequest::exclusive(*lease_ms), 0, None)?
         }
-        LockCommand::Acquire { owner, request, wait_ms, .. } => lock.acquire(owner, request, *wait_ms)?,
+        LockCommand::Acquire { owner, request, wait_ms, .. } => {
+            lock.acquire(owner, request, *wait_ms, None)?
+        }
+        LockCommand::AcquireOwned { owner, request, session, waits, .. } => {
+            lock.acquire_owned(owner, request, *session, *waits)?
+        }
         LockCommand::Renew { owner, token, lease_ms, .. } => {
             let expires_ms = end_of_lease(now, *lease_ms)?;
             match lock.state.holders.iter_mut().find(|permit| permit.is(owner, *token)) {
+                // It lives as long as its session.
+                Some(permit) if permit.session.is_some() => {
+                    LockReply::Renewed { expires_ms: permit.expires_ms }
+                }
                 Some(permit) => {
                     permit.expires_ms = expires_ms;
                     lock.is_changed = true;
@@ -428,6 +460,8 @@ struct Evaluation<'a, V> {
     due_ms: u64,
     /// Whether the record is to be written.
     is_changed: bool,
+    /// This session ends with the very entry: what is its own is nobody's any more.
+    ending: Option<SessionId>,
     /// Of those who wait.
     effects: Effects,
 }
@@ -435,6 +469,13 @@ struct Evaluation<'a, V> {
 impl<'a, V: View> Evaluation<'a, V> {
     /// Takes away what has ended, and grants what that frees to those who wait.
     fn begin(view: &'a V, context: &'a Context, name: &'a IVec) -> Result<Evaluation<'a, V>> {
+        let mut lock = Evaluation::read(view, context, name)?;
+        lock.grant_next()?;
+        Ok(lock)
+    }
+
+    /// As [`Evaluation::begin`], without granting anything yet.
+    fn read(view: &'a V, context: &'a Context, name: &'a IVec) -> Result<Evaluation<'a, V>> {
         let (mut state, stored) = match state::read(view, name)? {
             Some((state, version)) => (state, Some(version)),
             None => (LockState::free(1), None),
@@ -448,10 +489,8 @@ impl<'a, V: View> Evaluation<'a, V> {
         }
         let due_ms = state.due_ms;
         let effects = Effects::new();
-        let mut lock =
-            Evaluation { view, context, name, state, ended, stored, due_ms, is_changed: false, effects };
-        lock.grant_next()?;
-        Ok(lock)
+        let (is_changed, ending) = (false, None);
+        Ok(Evaluation { view, context, name, state, ended, stored, due_ms, is_changed, ending, effects })
     }
 
     fn is_in_use(&self) -> bool {
@@ -465,7 +504,14 @@ impl<'a, V: View> Evaluation<'a, V> {
             && self.context.time_ms >= self.state.free_at_ms
     }
 
-    fn grant(&mut self, owner: IVec, request: &LockRequest, expires_ms: u64, ticket: u64) -> FencingToken {
+    fn grant(
+        &mut self,
+        owner: IVec,
+        request: &LockRequest,
+        expires_ms: u64,
+        ticket: u64,
+        session: Option<SessionId>,
+    ) -> FencingToken {
         let sequence = self.context.sequence;
         let token = match self.state.last_token {
             0 => sequence,
@@ -475,7 +521,8 @@ impl<'a, V: View> Evaluation<'a, V> {
         self.is_changed = true;
         let token = FencingToken(token);
         let LockRequest { permits, delay_ms, .. } = *request;
-        self.state.holders.push(Permit { owner, token, permits, expires_ms, delay_ms, ticket });
+        self.list(session, owned::GRANT, token.0);
+        self.state.holders.push(Permit { owner, token, permits, expires_ms, delay_ms, ticket, session });
         token
     }
 
@@ -488,16 +535,17 @@ impl<'a, V: View> Evaluation<'a, V> {
                 return Err(Error::corrupt("the tree of waiters", None, what));
             };
             let now = self.context.time_ms;
-            let Waiter { owner, permits, lease_ms, delay_ms, .. } = waiter.clone();
-            if waiter.has_gone(now) {
+            let Waiter { owner, permits, lease_ms, delay_ms, session, .. } = waiter.clone();
+            if waiter.has_gone(now) || self.is_without_session(session)? {
                 skipped += 1;
             } else if self.fits(permits) {
                 let request = LockRequest { permits, capacity: self.state.capacity, lease_ms, delay_ms };
-                self.grant(owner, &request, now.saturating_add(lease_ms), ticket);
+                self.grant(owner, &request, now.saturating_add(lease_ms), ticket, session);
             } else {
                 break;
             }
             queue::remove(self.name, ticket, &mut self.effects);
+            self.unlist(session, owned::WAITER, ticket);
             self.state.waiting -= 1;
             self.state.queue_from = ticket + 1;
             self.is_changed = true;
@@ -505,7 +553,13 @@ impl<'a, V: View> Evaluation<'a, V> {
         Ok(())
     }
 
-    fn acquire(&mut self, owner: &IVec, request: &LockRequest, wait_ms: u64) -> Result<LockReply> {
+    fn acquire(
+        &mut self,
+        owner: &IVec,
+        request: &LockRequest,
+        wait_ms: u64,
+        session: Option<SessionId>,
+    ) -> Result<LockReply> {
         check_owner(owner)?;
         let now = self.context.time_ms;
         let expires_ms = end_of_lease(now, request.lease_ms)?;
@@ -526,7 +580,7 @@ impl<'a, V: View> Evaluation<'a, V> {
             )));
         }
         if self.state.waiting == 0 && self.fits(request.permits) {
-            let token = self.grant(owner.clone(), request, expires_ms, 0);
+            let token = self.grant(owner.clone(), request, expires_ms, 0, session);
             return Ok(LockReply::Acquired { token, expires_ms });
         }
         if wait_ms == 0 {
@@ -548,8 +602,9 @@ impl<'a, V: View> Evaluation<'a, V> {
         }
         let LockRequest { permits, lease_ms, delay_ms, .. } = *request;
         let expires_ms = now.saturating_add(wait_ms);
-        let waiter = Waiter { owner: owner.clone(), permits, lease_ms, delay_ms, expires_ms };
+        let waiter = Waiter { owner: owner.clone(), permits, lease_ms, delay_ms, expires_ms, session };
         queue::put(self.name, ticket, &waiter, true, &mut self.effects);
+        self.list(session, owned::WAITER, ticket);
         self.state.waiting += 1;
         self.is_changed = true;
         Ok(LockReply::Waiting { ticket, expires_ms })
@@ -558,7 +613,8 @@ impl<'a, V: View> Evaluation<'a, V> {
     /// Takes permits away from whoever is such; whether somebody was.
     fn take_back(&mut self, is_it: impl Fn(&Permit) -> bool) -> Result<bool> {
         let Some(position) = self.state.holders.iter().position(is_it) else { return Ok(false) };
-        self.state.holders.remove(position);
+        let permit = self.state.holders.remove(position);
+        self.unlist(permit.session, owned::GRANT, permit.token.0);
         self.is_changed = true;
         self.grant_next()?;
         Ok(true)
@@ -571,6 +627,9 @@ impl<'a, V: View> Evaluation<'a, V> {
 
     fn renew_wait(&mut self, ticket: u64, wait_ms: u64) -> Result<LockReply> {
         if let Some(waiter) = self.waiter(ticket)? {
+            if waiter.session.is_some() {
+                return Ok(LockReply::Waiting { ticket, expires_ms: waiter.expires_ms });
+            }
             let expires_ms = end_of_lease(self.context.time_ms, wait_ms)?;
             queue::put(self.name, ticket, &Waiter { expires_ms, ..waiter }, false, &mut self.effects);
             return Ok(LockReply::Waiting { ticket, expires_ms });
@@ -583,8 +642,9 @@ impl<'a, V: View> Evaluation<'a, V> {
     }
 
     fn cancel_wait(&mut self, ticket: u64) -> Result<LockReply> {
-        if self.waiter(ticket)?.is_some() {
+        if let Some(waiter) = self.waiter(ticket)? {
             queue::remove(self.name, ticket, &mut self.effects);
+            self.unlist(waiter.session, owned::WAITER, ticket);
             self.state.waiting -= 1;
             self.is_changed = true;
             // Whoever stands behind may fit where this one did not.

@@ -17,6 +17,7 @@
 //!
 //! | tree | key | value |
 //! |---|---|---|
+//! | sessions | 4, session (16), the tree of locks (4), … | nothing; see `lock/owned.rs` |
 //! | sessions | 4, session (16), tree (4), key | the version that the session owns (8); 0: the one written with this record |
 //! | sequences | tree (4), prefix | the number that comes next (8) |
 

@@ -5,12 +5,13 @@
 //! [replica](crate::replica) logs nothing of its own: its state is that of the record, and whoever
 //! keeps the log of its entries applies the later ones again.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::base::Base;
 use crate::codec::decode_effects;
-use crate::directory::Directory;
+use crate::disk::Disk;
 use crate::engine::{Committer, EMBEDDED_STREAM};
 use crate::evaluate::Effect;
 use crate::meta::{CHECKPOINT_ROW, Checkpoint, FOLDING_ROW, META_TABLE};
@@ -21,18 +22,44 @@ use crate::wal::Wal;
 use crate::{Error, Result};
 
 /// Refuses a database whose WAL is gone: opening would make a new one and hide the loss.
-pub(crate) fn require_wal(directory: &Directory) -> Result<()> {
-    let path = directory.wal_path();
-    let disk = &directory.disk;
-    if directory.existed
-        && !disk.list(&path).is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")))
+pub(crate) fn require_wal(disk: &dyn Disk, wal: &Path) -> Result<()> {
+    let files = match disk.list(wal) {
+        Ok(_) => crate::wal::files(disk, wal)?,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Vec::new(),
+        Err(error) => return Err(Error::io(format!("listing {}", wal.display()), error)),
+    };
+    match files.iter().any(|(path, _)| path.extension().is_some_and(|end| end == "wal")) {
+        true => Ok(()),
+        false => Err(crate::wal::no_log(wal)),
+    }
+}
+
+/// Refuses a WAL that does not reach from the B-tree to where a checkpoint that has begun would end.
+/// `bounds`: the first and the last commit in the WAL; `folding`: the last one that is being folded.
+pub(crate) fn check_reach(
+    wal: &Path,
+    applied: u64,
+    folding: Option<u64>,
+    bounds: Option<(u64, u64)>,
+) -> Result<()> {
+    if let Some((first, _)) = bounds
+        && first > applied + 1
     {
-        return Err(Error::corrupt(
-            path,
-            None,
-            "the WAL's segments are missing, and with them what was committed since the last checkpoint; \
-             put them back, or use `dogsled repair` to save what the B-tree holds",
-        ));
+        let what = format!(
+            "the WAL begins with commit {first} but the B-tree ends with commit {applied}; \
+             commits between are missing"
+        );
+        return Err(Error::corrupt(wal, None, what));
+    }
+    let last = bounds.map_or(applied, |(_, last)| last.max(applied));
+    if let Some(folding) = folding
+        && folding > last
+    {
+        let what = format!(
+            "the WAL ends with commit {last}, but a checkpoint has begun to fold commits up to {folding} \
+             into the B-tree; the commits between are missing"
+        );
+        return Err(Error::corrupt(wal, None, what));
     }
     Ok(())
 }
@@ -80,18 +107,8 @@ pub(crate) fn recover(
     let from = checkpoint.applied + 1;
     let mut catalog = checkpoint.catalog;
     let overlay = Overlay::new(checkpoint.applied);
-    if let Some(first) = wal.first_index(EMBEDDED_STREAM)
-        && first > from
-    {
-        return Err(Error::corrupt(
-            wal_path,
-            None,
-            format!(
-                "the WAL begins with commit {first} but the B-tree ends with commit {}; commits between are missing",
-                from - 1
-            ),
-        ));
-    }
+    let bounds = wal.first_index(EMBEDDED_STREAM).zip(wal.last_index(EMBEDDED_STREAM));
+    check_reach(wal_path, checkpoint.applied, folding.as_ref().map(|folding| folding.applied), bounds)?;
     // The B-tree holds all that the WAL has left, and more: a damaged or older last segment. Those
     // entries go, because the next commit must follow the B-tree's last, not theirs.
     if wal.last_index(EMBEDDED_STREAM).is_some_and(|last| last < checkpoint.applied) {
@@ -131,19 +148,6 @@ pub(crate) fn recover(
         }
         Ok(())
     })?;
-    if let Some(folding) = folding
-        && folding.applied > committer.sequence
-    {
-        return Err(Error::corrupt(
-            wal_path,
-            None,
-            format!(
-                "the WAL ends with commit {}, but a checkpoint has begun to fold commits up to {} into the B-tree; \
-                 the commits between are missing; `dogsled repair` saves what is there",
-                committer.sequence, folding.applied
-            ),
-        ));
-    }
     let state =
         State { active: Arc::new(overlay), frozen: None, base: Arc::new(base), catalog: Arc::new(catalog) };
     Ok(Recovered { state, committer })

@@ -22,9 +22,10 @@
 //! A commit builds on those before it, so where one is missing the sound ones behind it are not
 //! applied: what is saved is a state that the database once had. The report names them, and
 //! [`RepairOptions::apply_behind_gaps`] applies them all the same, for those to whom the newest
-//! value of each key matters more than that they belong together. There is an exception: a
-//! checkpoint that was under way may have brought commits from behind the gap into the B-tree
-//! already; the report counts such keys.
+//! value of each key matters more than that they belong together. Segments that are missing at the
+//! beginning of the log leave such a gap, too: the openings of those behind them say where it began.
+//! There is an exception: a checkpoint that was under way may have brought commits from behind the gap
+//! into the B-tree already; the report counts such keys.
 //!
 //! # Numbers never given twice
 //!
@@ -56,7 +57,7 @@ use self::log::Replay;
 use self::save::Saver;
 use self::tree::Tree;
 use crate::bulk::BulkBuilder;
-use crate::directory::{read_manifest, tree_path};
+use crate::directory::{is_own_directory, read_manifest, tree_path};
 use crate::disk::{Disk, DiskLock, OpenMode};
 use crate::meta::{Catalog, Checkpoint, table_name};
 use crate::tree_file::TreeFile;
@@ -90,7 +91,7 @@ pub struct RepairProgress {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RepairReport {
-    /// Trees in the new database, its own ones included.
+    /// Trees in the new database, its own ones that are empty not counted.
     pub trees: u64,
     /// Keys in all of them.
     pub keys: u64,
@@ -197,36 +198,53 @@ pub fn repair_with(
             "the source of a repair is not changed: name another target".to_owned(),
         ));
     }
+    if !is_own_directory(&**disk, source)? {
+        return Err(nothing_of_ours(source));
+    }
     let _lock = lock_source(&**disk, source)?;
-    let mut repair =
-        Repair { report: RepairReport::default(), database_id: None, greatest_sequence: 0, progress };
+    let mut repair = Repair {
+        report: RepairReport::default(),
+        database_id: None,
+        greatest_sequence: 0,
+        tree_path: tree_path(source),
+        progress,
+    };
     repair.manifest(&**disk, source)?;
     let mut damage = Vec::new();
     let file = open_tree(&**disk, source, &mut damage)?;
-    for corruption in damage {
-        repair.report.notes.push(corruption.to_string());
-    }
     let tree = match &file {
         Some(file) => {
+            for corruption in damage {
+                repair.report.notes.push(corruption.to_string());
+            }
             repair.database_id = repair.database_id.or(Some(file.database_id()).filter(|id| *id != 0));
             repair.tree(file)?
         }
         None => {
-            let what = "the file is missing".to_owned();
+            let damage = damage.pop().map_or_else(
+                || Damage {
+                    file: tree_path(source),
+                    offset: None,
+                    what: "the file is missing".to_owned(),
+                    keys: None,
+                },
+                Damage::from,
+            );
             let everything = KeyRange { tree: None, above: None, up_to: None };
-            let damage = Damage { file: tree_path(source), offset: None, what, keys: Some(everything) };
-            repair.lose(LossKind::Keys, damage, None);
+            repair.lose(LossKind::Keys, Damage { keys: Some(everything), ..damage }, None);
             Tree::default()
         }
     };
-    let wal = repair.wal(&**disk, source, tree.checkpoint.as_ref(), options)?;
+    let wal = repair.wal(&**disk, source, &tree, options)?;
     if file.is_none() && wal.is_none() {
-        return Err(Error::NotADatabase {
-            path: source.to_owned(),
-            what: "there is neither a B-tree nor a WAL of dogsled in it".to_owned(),
-        });
+        return Err(nothing_of_ours(source));
     }
     repair.write(disk, target, file.as_ref(), tree, wal.unwrap_or_default())
+}
+
+fn nothing_of_ours(source: &Path) -> Error {
+    let what = "there is neither a B-tree nor a WAL of dogsled in it".to_owned();
+    Error::NotADatabase { path: source.to_owned(), what }
 }
 
 /// Keeps others from the source while it is read. Makes no lock file where there is none: the
@@ -249,7 +267,7 @@ fn lock_source(disk: &dyn Disk, source: &Path) -> Result<Option<Box<dyn DiskLock
 fn open_tree(disk: &dyn Disk, source: &Path, damage: &mut Vec<Corruption>) -> Result<Option<TreeFile>> {
     let path = tree_path(source);
     match disk.open(&path, OpenMode::Read) {
-        Ok(file) => TreeFile::open_damaged(file, &path, damage).map(Some),
+        Ok(file) => TreeFile::open_damaged(file, &path, damage),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(format!("opening {}", path.display()), error)),
     }
@@ -260,6 +278,8 @@ struct Repair<'a> {
     report: RepairReport,
     database_id: Option<u128>,
     greatest_sequence: u64,
+    /// Of the source, be it there or not.
+    tree_path: PathBuf,
     progress: &'a mut dyn FnMut(RepairProgress),
 }
 
@@ -286,7 +306,7 @@ impl Repair<'_> {
         tree: Tree,
         replay: Replay,
     ) -> Result<RepairReport> {
-        let catalog = self.catalog(file, &tree, &replay);
+        let catalog = self.catalog(&tree, &replay);
         let id = self.database_id.unwrap_or(0);
         let mut seed = id.to_le_bytes().to_vec();
         seed.extend_from_slice(&self.greatest_sequence.to_le_bytes());
@@ -308,8 +328,9 @@ impl Repair<'_> {
             ));
         }
         let applied = self.greatest_sequence.max(greatest_version).max(replay.last);
-        let next_id = self.next_id(file, tree.checkpoint.as_ref(), &replay);
-        self.report.trees = catalog.ids.len() as u64;
+        let next_id = self.next_id(tree.checkpoint.as_ref(), &replay);
+        let counts = |id: &&TreeId| !id.is_system() || lengths.get(id).is_some_and(|length| *length > 0);
+        self.report.trees = catalog.ids.keys().filter(counts).count() as u64;
         self.report.keys = keys;
         self.report.bytes = bytes;
         self.report.last_commit = replay.last;
@@ -319,7 +340,7 @@ impl Repair<'_> {
     }
 
     /// The names of all trees that there are.
-    fn catalog(&mut self, file: Option<&TreeFile>, tree: &Tree, replay: &Replay) -> Catalog {
+    fn catalog(&mut self, tree: &Tree, replay: &Replay) -> Catalog {
         let known = tree.checkpoint.as_ref().map(|checkpoint| checkpoint.catalog.clone());
         let names_known = known.is_some();
         let mut catalog = known.unwrap_or_default();
@@ -346,20 +367,20 @@ impl Repair<'_> {
                 0 => "the record of the trees cannot be read".to_owned(),
                 _ => format!("the names of some trees cannot be read; new ones: {}", renamed.join(", ")),
             };
-            let file = file.map_or_else(PathBuf::new, |file| file.path().to_owned());
+            let file = self.tree_path.clone();
             self.lose(LossKind::Names, Damage { file, offset: None, what, keys: None }, None);
         }
         catalog
     }
 
-    fn next_id(&mut self, file: Option<&TreeFile>, checkpoint: Option<&Checkpoint>, replay: &Replay) -> u64 {
+    fn next_id(&mut self, checkpoint: Option<&Checkpoint>, replay: &Replay) -> u64 {
         let known = checkpoint.map(|checkpoint| checkpoint.next_id);
         match (replay.next_id, known) {
             (Some(replayed), known) => replayed.max(known.unwrap_or(0)),
             (None, Some(known)) => known,
             (None, None) => {
                 let what = format!("which ids were given out is not known; they go on at {IDS_UNKNOWN}");
-                let file = file.map_or_else(PathBuf::new, |file| file.path().to_owned());
+                let file = self.tree_path.clone();
                 self.lose(LossKind::Ids, Damage { file, offset: None, what, keys: None }, None);
                 IDS_UNKNOWN
             }

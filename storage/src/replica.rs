@@ -89,6 +89,9 @@ pub struct ReplicaOptions {
     pub database_id: u128,
     /// As [`Options::cache_capacity`].
     pub cache_capacity: u64,
+    /// Bytes of the newest changes that are kept in memory, for watchers that come back; see
+    /// [`crate::watch`].
+    pub retain_changes_bytes: u64,
     /// What stores the bytes.
     pub disk: Arc<dyn Disk>,
     /// Whether checkpoints are made in the background. Without it only [`Replica::checkpoint`] makes
@@ -103,6 +106,7 @@ impl ReplicaOptions {
             directory: directory.into(),
             database_id,
             cache_capacity: 64 << 20,
+            retain_changes_bytes: 1 << 20,
             disk: Arc::new(RealDisk),
             background_threads: true,
         }
@@ -263,6 +267,7 @@ impl Replica {
         remove_stale(&*options.disk, &options.directory)?;
         let engine_options = Options {
             cache_capacity: options.cache_capacity,
+            retain_changes_bytes: options.retain_changes_bytes,
             background_threads: options.background_threads,
             disk: options.disk,
             database_id: Some(options.database_id),
@@ -467,6 +472,7 @@ impl Shared {
             }
         }
         replica.applied.store(context.sequence, Ordering::SeqCst);
+        self.watchers.advanced(context.sequence);
         if replica.asleep.load(Ordering::SeqCst) && replica.asleep.swap(false, Ordering::SeqCst) {
             let _progress = self.progress.lock();
             self.progressed.notify_all();

@@ -48,7 +48,7 @@
 //! | 1, session (16) | version 2, then as varints: lease, `expires_ms`; a lease of 0: it has ended, and was too much to remove at once |
 //! | 2, session (16), slot (2) | the number (8, big-endian), an encoded [`GroupReply`] |
 //! | 3, `expires_ms` (8), session (16) | nothing: it is the order in which sessions end |
-//! | 4, … | its keys; see [`crate::owned`] |
+//! | 4, … | its keys and its locks; see [`crate::owned`] |
 //!
 //! [`Operation::RenewSession`]: crate::group::Operation::RenewSession
 //! [`Operation::OpenSession`]: crate::group::Operation::OpenSession
@@ -63,7 +63,7 @@ use crate::command::TreeId;
 use crate::evaluate::{Context, Effect, Effects, View};
 use crate::group::{Answer, GroupReply, Refusal, SessionId, SessionTag};
 use crate::owned::{owned_key, remove_owned};
-use crate::{Error, IVec, Result};
+use crate::{Error, IVec, Result, lock};
 
 /// The most keys that closing a session or expiring sessions removes at a time.
 pub const REMOVE_AT_ONCE: usize = 1024;
@@ -170,10 +170,11 @@ pub(crate) fn renew(view: &impl View, context: &Context, session: SessionId) -> 
 
 /// [`Operation::CloseSession`](crate::group::Operation::CloseSession). What is too much to remove at
 /// once is left to be expired.
-pub(crate) fn close(view: &impl View, session: SessionId) -> Result<Done> {
+pub(crate) fn close(view: &impl View, context: &Context, session: SessionId) -> Result<Done> {
     let mut effects = Effects::new();
+    let mut ending = Ending { context, is_clean: true, touched: Vec::new(), effects: &mut effects };
     if let Some(found) = read_record(view, session)?
-        && !remove(view, session, &found, REMOVE_AT_ONCE - 3, &mut effects)?
+        && !ending.remove(view, session, &found, REMOVE_AT_ONCE - 3)?
     {
         move_expiry(session, &found, Record::ENDING, &mut effects);
     }
@@ -208,6 +209,7 @@ pub(crate) fn expire(view: &impl View, context: &Context, led_ms: u64) -> Result
     }
     let mut effects = Effects::new();
     let mut sessions = 0;
+    let mut touched = Vec::new();
     for (session, found) in ended {
         let budget = REMOVE_AT_ONCE.saturating_sub(effects.len());
         // Two for the session itself, three to mark it.
@@ -215,7 +217,10 @@ pub(crate) fn expire(view: &impl View, context: &Context, led_ms: u64) -> Result
             complete = false;
             break;
         }
-        if !remove(view, session, &found, budget - 3, &mut effects)? {
+        let mut ending = Ending { context, is_clean: false, touched, effects: &mut effects };
+        let whole = ending.remove(view, session, &found, budget - 3)?;
+        touched = ending.touched;
+        if !whole {
             move_expiry(session, &found, Record::ENDING, &mut effects);
             complete = false;
             break;
@@ -270,37 +275,54 @@ fn decode_stored(tag: &SessionTag, reply: &[u8]) -> Result<GroupReply> {
     })
 }
 
-/// Removes a session with at most `budget` effects; whether nothing of it is left.
-fn remove(
-    view: &impl View,
-    session: SessionId,
-    record: &Record,
-    budget: usize,
-    effects: &mut Effects,
-) -> Result<bool> {
-    // What others see goes first. Each key and its entry are two effects.
-    let limit = (budget - 2) / 2;
-    let mut owned = listed(view, owned_range(session), limit + 1)?;
-    let all_owned = owned.len() <= limit;
-    owned.truncate(limit);
-    let before = effects.len();
-    for key in owned {
-        remove_owned(view, key, effects)?;
+/// The end of sessions in one entry.
+struct Ending<'a> {
+    context: &'a Context,
+    /// Whether the session's owner has closed it.
+    is_clean: bool,
+    /// Locks that were changed so far.
+    touched: Vec<IVec>,
+    effects: &'a mut Effects,
+}
+
+impl Ending<'_> {
+    /// Removes a session with about `budget` effects at most (what a lock's end frees is granted in the same
+    /// entry); whether nothing of it is left.
+    fn remove(
+        &mut self,
+        view: &impl View,
+        session: SessionId,
+        record: &Record,
+        budget: usize,
+    ) -> Result<bool> {
+        // What others see goes first. Each key and its entry are two effects.
+        let limit = (budget - 2) / 2;
+        let mut owned = listed(view, owned_range(session), limit + 1)?;
+        let all_owned = owned.len() <= limit;
+        owned.truncate(limit);
+        let before = self.effects.len();
+        let (locks, keys): (Vec<_>, Vec<_>) = owned.into_iter().partition(|key| lock::is_listed(key));
+        for key in keys {
+            remove_owned(view, key, self.effects)?;
+        }
+        let (context, is_clean) = (self.context, self.is_clean);
+        let left =
+            lock::session_ended(view, context, session, locks, is_clean, &mut self.touched, self.effects)?;
+        if !all_owned || left > 0 {
+            return Ok(false);
+        }
+        let limit = budget.saturating_sub(2 + self.effects.len() - before);
+        let mut found = listed(view, (slot_key(session, 0), slot_key(session, u16::MAX)), limit + 1)?;
+        let whole = found.len() <= limit;
+        found.truncate(limit);
+        let mut gone = |key| self.effects.push(Effect::Remove { tree: TreeId::SESSIONS, key });
+        found.into_iter().for_each(&mut gone);
+        if whole {
+            gone(record_key(session));
+            gone(expiry_key(record.expires_ms, session));
+        }
+        Ok(whole)
     }
-    if !all_owned {
-        return Ok(false);
-    }
-    let limit = budget - 2 - (effects.len() - before);
-    let mut found = listed(view, (slot_key(session, 0), slot_key(session, u16::MAX)), limit + 1)?;
-    let whole = found.len() <= limit;
-    found.truncate(limit);
-    let mut gone = |key| effects.push(Effect::Remove { tree: TreeId::SESSIONS, key });
-    found.into_iter().for_each(&mut gone);
-    if whole {
-        gone(record_key(session));
-        gone(expiry_key(record.expires_ms, session));
-    }
-    Ok(whole)
 }
 
 /// Whether a session is open.

@@ -174,9 +174,9 @@ impl TreeFile {
     /// Opens an existing file of the database `database_id` for reading and writing.
     ///
     /// # Errors
-    /// [`Error::NotADatabase`] for a file of a newer format, of another database, of plain redb
-    /// or of something else; [`Error::Corrupt`] when the identity or both copies of redb's
-    /// header are damaged.
+    /// [`Error::NotADatabase`] for a file of a newer format, of another database or of plain redb;
+    /// [`Error::Corrupt`] when the identity or both copies of redb's header are damaged, or nothing
+    /// of ours is left in the file.
     pub fn open(file: Arc<dyn DiskFile>, path: &Path, database_id: u128) -> Result<TreeFile> {
         let opened = TreeFile::open_read_only(file, path, database_id)?;
         opened
@@ -235,15 +235,16 @@ impl TreeFile {
     }
 
     /// Opens a file for reading that may be damaged anywhere, as far as that goes. What is wrong
-    /// with its identity, its header and its length is added to `damage`.
+    /// with its identity, its header and its length is added to `damage`. `None` if nothing of ours is
+    /// left in it.
     ///
     /// # Errors
-    /// [`Error::NotADatabase`] if this is somebody else's file, or if the file cannot be read at all.
+    /// [`Error::NotADatabase`] if this is a newer or redb's own file, or if the file cannot be read at all.
     pub(crate) fn open_damaged(
         file: Arc<dyn DiskFile>,
         path: &Path,
         damage: &mut Vec<Corruption>,
-    ) -> Result<TreeFile> {
+    ) -> Result<Option<TreeFile>> {
         let reading = |error| Error::io(format!("reading {}", path.display()), error);
         let length = file.length().map_err(reading)?;
         let mut add = |offset: u64, what: String| {
@@ -270,6 +271,10 @@ impl TreeFile {
                 add(0, "the B-tree file's first block is lost".to_owned());
                 0
             }
+            Identity::Unknown => {
+                add(0, "the file is empty or was overwritten: nothing of a B-tree is left in it".to_owned());
+                return Ok(None);
+            }
             other => {
                 check_identity(other, path, 0)?;
                 0
@@ -294,7 +299,7 @@ impl TreeFile {
         };
         let data = layout::data_blocks(length / BLOCK);
         let checksums = Checksums::load_damaged(&*file, path, data, damage);
-        Ok(TreeFile::new(file, path, database_id, (data + 1) * BLOCK, checksums, header))
+        Ok(Some(TreeFile::new(file, path, database_id, (data + 1) * BLOCK, checksums, header)))
     }
 
     /// What the two header slots hold, whether they match their checksums or not.
@@ -622,12 +627,25 @@ fn check_identity(identity: Identity, path: &Path, database_id: u128) -> Result<
             "this is a plain redb file, which dogsled does not open; export its data with redb and load that"
                 .to_owned()
         }
-        Identity::Unknown => "this is not a B-tree file of dogsled".to_owned(),
+        // It lies where ours was, so it took its place.
+        Identity::Unknown => {
+            return Err(Error::corrupt(path, 0, "the file is empty or was overwritten: this is no B-tree"));
+        }
         Identity::Damaged => {
             return Err(Error::corrupt(path, 0, "the B-tree file's first block does not match its checksum"));
         }
     };
     Err(Error::NotADatabase { path: path.to_owned(), what })
+}
+
+/// Whether the first three blocks of a file, or as many as it has, are of a file of ours, sound or not.
+pub(crate) fn is_ours(bytes: &[u8]) -> bool {
+    let identity = layout::decode_identity(&bytes[..bytes.len().min(BLOCK_SIZE)]);
+    let mut slots = SLOT_BLOCKS.into_iter().filter_map(|block| {
+        let bytes = bytes.get(block as usize * BLOCK_SIZE..)?.first_chunk::<BLOCK_SIZE>()?;
+        Slot::decode(block, bytes)
+    });
+    matches!(identity, Identity::Ours(_) | Identity::Newer(_) | Identity::Damaged) || slots.next().is_some()
 }
 
 /// The newest sound header, or `None`.

@@ -13,6 +13,9 @@
 //! * check every frame and record of the WAL, that commits follow one another, and that no commit
 //!   is missing between tree and WAL.
 //!
+//! What opening refuses, verifying a directory calls damage; the rules are the same functions
+//! (of the engine's recovery and of the WAL's).
+//!
 //! The open database is also asked, tree by tree, whether it has as many keys as it says.
 //!
 //! # Not here
@@ -27,13 +30,15 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, Serializer};
 
 use crate::codec::decode_effects;
-use crate::directory::{read_manifest, tree_path, wal_path};
+use crate::directory::{is_own_directory, read_manifest, tree_path, wal_path};
 use crate::disk::{Disk, OpenMode};
 use crate::engine::EMBEDDED_STREAM;
-use crate::meta::{CHECKPOINT_ROW, Checkpoint, table_name};
+use crate::evaluate::Effect;
+use crate::meta::{CHECKPOINT_ROW, Checkpoint, FOLDING_ROW, table_name};
+use crate::recovery::{check_reach, require_wal};
 use crate::tree_file::TreeFile;
 use crate::tree_file::pages::{LostPage, PageReader, Root, TableEntry, Visitor};
-use crate::wal::{Event, RecordKind, inspect};
+use crate::wal::{Event, RecordKind, inspect, no_log};
 use crate::{Corruption, Engine, Error, IVec, Result, TreeId};
 
 /// What was looked at, and what is wrong with it.
@@ -50,6 +55,8 @@ pub struct VerifyReport {
     pub wal_segments: u64,
     /// Sound commits in them.
     pub wal_commits: u64,
+    /// Puts and removals of keys in those of them that are not in the B-tree yet.
+    pub wal_changes: u64,
     /// All damage that was found.
     pub damage: Vec<Damage>,
     /// What is unusual and no damage: a write cut short by a crash.
@@ -183,7 +190,7 @@ impl Engine {
         let file = opened.map_err(|error| Error::io(format!("opening {}", path.display()), error))?;
         match TreeFile::open_read_only(file, &path, shared.directory.database_id) {
             Ok(file) => {
-                let mut check = TreeCheck { file: &file, report: &mut report };
+                let mut check = TreeCheck { file: &file, report: &mut report, tables_lost: false };
                 if let Some((mut reader, tables)) = check.begin() {
                     check.system(&mut reader)?;
                     drop(freezing);
@@ -200,7 +207,7 @@ impl Engine {
 
         self.count_keys(&mut report);
         if shared.replica.is_none() {
-            verify_live_wal(disk, &shared.directory.wal_path(), &mut report)?;
+            verify_live_wal(disk, &shared.directory.wal_path(), shared.checkpointed(), &mut report)?;
         }
         Ok(report)
     }
@@ -259,65 +266,114 @@ impl Engine {
 /// [`Error::NotADatabase`] for another program's or a newer version's directory, [`Error::Io`].
 /// Damage is in the report.
 pub fn verify_directory(disk: &dyn Disk, directory: &Path) -> Result<VerifyReport> {
+    if !is_own_directory(disk, directory)? {
+        let what = "nothing in it was made by dogsled".to_owned();
+        return Err(Error::NotADatabase { path: directory.to_owned(), what });
+    }
     let mut report = VerifyReport::default();
-    match read_manifest(disk, directory) {
-        Ok(_) => {}
-        Err(Error::Corrupt(corruption)) => report.damage.push(corruption.into()),
+    let missing =
+        |file: PathBuf| Damage { file, offset: None, what: "the file is missing".to_owned(), keys: None };
+    let database_id = match read_manifest(disk, directory) {
+        Ok(id) => Some(id),
+        Err(Error::Corrupt(corruption)) => {
+            report.damage.push(corruption.into());
+            None
+        }
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            let file = directory.join("MANIFEST");
-            let what = "the file is missing".to_owned();
-            report.damage.push(Damage { file, offset: None, what, keys: None });
+            report.damage.push(missing(directory.join("MANIFEST")));
+            None
         }
         Err(error) => return Err(error),
-    }
+    };
     let path = tree_path(directory);
-    let mut checkpoint = None;
+    let mut records = None;
     match disk.open(&path, OpenMode::Read) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let what = "the file is missing".to_owned();
-            report.damage.push(Damage { file: path, offset: None, what, keys: None });
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => report.damage.push(missing(path)),
         Err(error) => return Err(Error::io(format!("opening {}", path.display()), error)),
         Ok(file) => {
             let mut damage = Vec::new();
             let file = TreeFile::open_damaged(file, &path, &mut damage)?;
             report.damage.extend(damage.into_iter().map(Damage::from));
-            let mut check = TreeCheck { file: &file, report: &mut report };
-            if let Some((mut reader, tables)) = check.begin() {
-                check.system(&mut reader)?;
-                checkpoint = check.user(&mut reader, &tables)?;
+            if let Some(file) = file {
+                of_this_database(&mut report, &path, database_id, Some(file.database_id()));
+                let mut check = TreeCheck { file: &file, report: &mut report, tables_lost: false };
+                if let Some((mut reader, tables)) = check.begin() {
+                    check.system(&mut reader)?;
+                    records = check.user(&mut reader, &tables)?;
+                }
             }
         }
     }
-    let applied = checkpoint.as_ref().map(|checkpoint| checkpoint.applied);
-    if checkpoint.is_some_and(|checkpoint| checkpoint.note.is_some()) {
+    if records.as_ref().is_some_and(|records| records.checkpoint.note.is_some()) {
         report.notes.push("a replica of a node: its log is in the node's WAL, not here".to_owned());
         return Ok(report);
     }
     let wal = wal_path(directory);
-    let mut check = WalCheck::default();
-    inspect(disk, &wal, &mut |event| check.event(event))?;
-    if let (Some(applied), Some(first)) = (applied, check.first)
-        && first > applied + 1
+    match require_wal(disk, &wal) {
+        Ok(()) => verify_wal(disk, &wal, database_id, records.as_ref(), &mut report)?,
+        Err(Error::Corrupt(corruption)) => report.damage.push(corruption.into()),
+        Err(error) => return Err(error),
+    }
+    Ok(report)
+}
+
+/// Files of another database are refused by opening.
+fn of_this_database(report: &mut VerifyReport, path: &Path, id: Option<u128>, found: Option<u128>) {
+    if let (Some(id), Some(found)) = (id, found.filter(|found| *found != 0))
+        && id != found
     {
-        let what =
-            format!("commits {} to {} are missing between the B-tree and the WAL", applied + 1, first - 1);
-        check.damage.push(Damage { file: wal, offset: None, what, keys: None });
+        let what = format!("it belongs to another database (id {found:032x}, expected {id:032x})");
+        report.damage.push(Damage { file: path.to_owned(), offset: None, what, keys: None });
+    }
+}
+
+/// Checks the WAL of a database that nobody has open, by itself and against the B-tree.
+fn verify_wal(
+    disk: &dyn Disk,
+    wal: &Path,
+    database_id: Option<u128>,
+    records: Option<&Records>,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    let applied = records.map(|records| records.checkpoint.applied);
+    let mut check = WalCheck { applied: applied.unwrap_or(0), ..WalCheck::default() };
+    let summary = inspect(disk, wal, &mut |event| {
+        if let Event::Segment { file, database_id: found, .. } = event {
+            of_this_database(report, file, database_id, found);
+        }
+        check.event(event)
+    })?;
+    if summary.segments == 0 {
+        report.damage.extend(match no_log(wal) {
+            Error::Corrupt(corruption) => Some(Damage::from(corruption)),
+            _ => None,
+        });
+    }
+    if let Some(Records { checkpoint, folding }) = records {
+        let found = check.first.zip(check.next.map(|next| next - 1));
+        let bounds = summary.bounds(EMBEDDED_STREAM).or(found);
+        let folding = folding.as_ref().map(|folding| folding.applied);
+        match check_reach(wal, checkpoint.applied, folding, bounds) {
+            Err(Error::Corrupt(corruption)) => check.damage.push(corruption.into()),
+            other => other?,
+        }
     }
     if !check.closed {
         check.notes.push(
-            "the log does not end with an orderly shutdown: if a last segment is missing, it left no trace"
+            "the log does not end with an orderly shutdown: if there was another commit at its end, it left no trace"
                 .to_owned(),
         );
     }
-    check.add_to(&mut report);
-    Ok(report)
+    check.add_to(report);
+    Ok(())
 }
 
 /// Checks redb's trees.
 struct TreeCheck<'a> {
     file: &'a TreeFile,
     report: &'a mut VerifyReport,
+    /// A page of the list of tables cannot be read: some may be missing.
+    tables_lost: bool,
 }
 
 impl<'a> TreeCheck<'a> {
@@ -329,6 +385,8 @@ impl<'a> TreeCheck<'a> {
         });
         match found {
             Ok(Ok((reader, tables))) => {
+                self.report.damage.extend(reader.check_length().err().map(Damage::from));
+                self.tables_lost = !tables.lost.is_empty();
                 self.report.damage.extend(tables.lost.into_iter().map(|page| {
                     // Names of redb's tables are not names of trees.
                     Damage::of_page(None, LostPage { above: None, up_to: None, ..page })
@@ -366,32 +424,34 @@ impl<'a> TreeCheck<'a> {
         Ok(())
     }
 
-    /// Walks the trees and returns the checkpoint record, if it is sound.
-    fn user(&mut self, reader: &mut PageReader<'_>, tables: &[TableEntry]) -> Result<Option<Checkpoint>> {
-        let mut checkpoint = None;
-        if let Some(meta) = tables.iter().find(|table| table.name == "meta") {
-            let mut row = Row::default();
-            if let Some(root) = meta.root {
-                reader.walk(root, meta.widths, &mut row)?;
-            }
-            self.report.damage.extend(row.lost.into_iter().map(|page| Damage::from(page.corruption)));
-            self.report.damage.extend(row.checksums.into_iter().map(of_checksum));
-            match row.value.map(|value| Checkpoint::decode(&value, self.file.path())) {
-                Some(Ok(found)) => checkpoint = Some(found),
-                Some(Err(Error::Corrupt(corruption))) => self.report.damage.push(corruption.into()),
-                Some(Err(error)) => return Err(error),
-                None => {}
-            }
+    /// Walks the trees and returns the checkpoint records, if they are sound.
+    fn user(&mut self, reader: &mut PageReader<'_>, tables: &[TableEntry]) -> Result<Option<Records>> {
+        let mut rows = Rows::default();
+        let meta = tables.iter().find(|table| table.name == "meta");
+        if let Some((meta, root)) = meta.and_then(|meta| Some((meta, meta.root?))) {
+            reader.walk(root, meta.widths, &mut rows)?;
         }
+        let known = meta.is_some() || !self.tables_lost;
+        let records = match rows.records(self.file.path()) {
+            Ok(records) => records.filter(|_| known),
+            Err(Error::Corrupt(corruption)) => {
+                self.report.damage.push(corruption.into());
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        self.report.damage.extend(rows.lost.into_iter().map(|page| Damage::from(page.corruption)));
+        self.report.damage.extend(rows.checksums.into_iter().map(of_checksum));
+        let checkpoint = records.as_ref().map(|records| &records.checkpoint);
         for table in tables.iter().filter(|table| table.name != "meta") {
             let id = tree_of_table(&table.name);
-            let name = checkpoint.as_ref().and_then(|checkpoint| checkpoint.catalog.ids.get(&id?)).cloned();
+            let name = checkpoint.and_then(|checkpoint| checkpoint.catalog.ids.get(&id?)).cloned();
             let name = name.unwrap_or_else(|| IVec::from(table.name.as_str()));
             self.report.trees += 1;
             self.walk(reader, table, Some(name), table.root)?;
         }
         self.report.tree_blocks = reader.blocks_read;
-        Ok(checkpoint)
+        Ok(records)
     }
 
     fn walk(
@@ -453,18 +513,49 @@ pub(crate) fn tree_of_table(name: &str) -> Option<TreeId> {
     (table_name(id) == name).then_some(id)
 }
 
-/// Takes the checkpoint's row out of redb's table `meta`.
+/// What redb's table `meta` says, as opening takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Records {
+    /// The default if there never was a checkpoint.
+    pub(crate) checkpoint: Checkpoint,
+    /// Of a checkpoint after it that has begun and not ended.
+    pub(crate) folding: Option<Checkpoint>,
+}
+
+/// Takes the rows of checkpoints out of redb's table `meta`.
 #[derive(Default)]
-pub(crate) struct Row {
-    pub(crate) value: Option<Vec<u8>>,
+pub(crate) struct Rows {
+    checkpoint: Option<Vec<u8>>,
+    folding: Option<Vec<u8>>,
     pub(crate) lost: Vec<LostPage>,
     pub(crate) checksums: Vec<Corruption>,
 }
 
-impl Visitor for Row {
+impl Rows {
+    /// What the rows say. `None`: the record may be on a page that is lost. Without one, and with
+    /// nothing lost, no checkpoint has ended yet: the first begins with the other row.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if a record is no record.
+    pub(crate) fn records(&self, file: &Path) -> Result<Option<Records>> {
+        let decode =
+            |row: &Option<Vec<u8>>| row.as_ref().map(|row| Checkpoint::decode(row, file)).transpose();
+        let checkpoint = match decode(&self.checkpoint)? {
+            Some(found) => found,
+            None if self.lost.is_empty() => Checkpoint::default(),
+            None => return Ok(None),
+        };
+        let folding = decode(&self.folding)?.filter(|folding| folding.applied > checkpoint.applied);
+        Ok(Some(Records { checkpoint, folding }))
+    }
+}
+
+impl Visitor for Rows {
     fn entry(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         if key == CHECKPOINT_ROW.as_bytes() {
-            self.value = Some(value.to_vec());
+            self.checkpoint = Some(value.to_vec());
+        } else if key == FOLDING_ROW.as_bytes() {
+            self.folding = Some(value.to_vec());
         }
         Ok(())
     }
@@ -522,8 +613,11 @@ impl Visitor for TableCheck {
 /// Checks what the WAL holds of the embedded database's stream.
 #[derive(Default)]
 struct WalCheck {
+    /// The last commit that the B-tree holds.
+    applied: u64,
     segments: u64,
     commits: u64,
+    changes: u64,
     first: Option<u64>,
     next: Option<u64>,
     segment: PathBuf,
@@ -540,6 +634,7 @@ impl WalCheck {
             Event::Segment { file, .. } => {
                 self.segments += 1;
                 self.segment = file.to_owned();
+                self.closed = false;
             }
             Event::Frame { offset, closed, .. } => {
                 self.frame = offset;
@@ -560,8 +655,14 @@ impl WalCheck {
                 let decoded = decode_effects(bytes)
                     .and_then(|(_, effects)| effects.to_owned())
                     .map_err(|error| error.in_file(&self.segment, self.frame));
-                if let Err(Error::Corrupt(corruption)) = decoded {
-                    self.damage.push(corruption.into());
+                match decoded {
+                    Ok(effects) if index > self.applied => {
+                        let is_change =
+                            |effect: &&Effect| matches!(effect, Effect::Put { .. } | Effect::Remove { .. });
+                        self.changes += effects.iter().filter(is_change).count() as u64;
+                    }
+                    Err(Error::Corrupt(corruption)) => self.damage.push(corruption.into()),
+                    _ => {}
                 }
             }
             Event::Damage(corruption) => self.damage.push(corruption.clone().into()),
@@ -577,6 +678,7 @@ impl WalCheck {
     fn add_to(self, report: &mut VerifyReport) {
         report.wal_segments += self.segments;
         report.wal_commits += self.commits;
+        report.wal_changes += self.changes;
         report.damage.extend(self.damage);
         report.notes.extend(self.notes);
     }
@@ -584,10 +686,10 @@ impl WalCheck {
 
 /// Checks a WAL that is being appended to: what looks damaged may be a frame on its way, or a file
 /// that was just recycled, and is not when one looks again.
-fn verify_live_wal(disk: &dyn Disk, directory: &Path, report: &mut VerifyReport) -> Result<()> {
+fn verify_live_wal(disk: &dyn Disk, directory: &Path, applied: u64, report: &mut VerifyReport) -> Result<()> {
     const LOOKS: usize = 4;
     for look in 1.. {
-        let mut check = WalCheck::default();
+        let mut check = WalCheck { applied, ..WalCheck::default() };
         let result = inspect(disk, directory, &mut |event| check.event(event));
         let settled = result.is_ok() && check.damage.is_empty();
         if settled || look == LOOKS {

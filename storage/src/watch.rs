@@ -11,23 +11,35 @@
 //! that the engine can do it after it has released the commit mutex: a waker is a stranger's
 //! code, and may do anything, even write to this database.
 //!
+//! A commit costs what it tells, not what there is to tell: subscriptions are found by the prefixes of the key,
+//! of as many lengths as there are. Ten thousand that follow a key each cost a commit one look-up.
+//!
 //! A full queue drops new events and counts them in one marker, which stands in the queue where
 //! they would have been. When the subscriber catches up, later events follow the marker. What
 //! was lost can be read again from a snapshot or from the engine's changes.
 //!
 //! `Clear` is one event however many keys it removes, and dropping the tree ends its
 //! subscriptions.
+//!
+//! **Coming back.** A replica keeps its newest changes ([`Watchers::with_history`]), so that a subscriber that
+//! was elsewhere goes on where it was ([`Watchers::subscribe_after`]), or is told that too much has happened
+//! ([`Compacted`]). Such a subscription is *behind* at first: it takes events from the history, a bounded
+//! number at a time, and has none in its queue. One that has come to the end of the history is like any
+//! other. One that is so slow that the history leaves it behind is told as those are whose queue is full.
+
+mod history;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use self::history::History;
 use crate::{Effect, IVec, TreeId};
 
 /// How many events a subscription holds unless told otherwise.
@@ -35,6 +47,15 @@ pub const DEFAULT_CAPACITY: usize = 64 << 10;
 /// How many bytes of keys and values a subscription holds at most. A single event may be larger:
 /// an empty queue takes any.
 pub const MAX_QUEUED_BYTES: usize = 64 << 20;
+/// How many events of the history a subscription that is behind looks at in one go.
+const CATCH_UP: usize = 1024;
+
+/// What was asked for is not kept any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compacted {
+    /// Everything after this position can be asked for.
+    pub position: u64,
+}
 
 /// What happened to a key that is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +85,7 @@ pub enum Event {
     Overflowed {
         /// Of the commit of the last one that is missing.
         sequence: u64,
-        /// How many.
+        /// How many; of a subscription that was behind the history, at most so many.
         lost: u64,
     },
 }
@@ -97,15 +118,65 @@ pub struct Watchers {
 
 #[derive(Debug, Default)]
 struct Registry {
-    /// How many queues there are, readable without the mutex.
+    /// How many queues there are, readable without the mutex; one more if there is a history.
     count: AtomicUsize,
+    /// All events of commits up to this one are queued.
+    position: AtomicU64,
     state: Mutex<RegistryState>,
 }
 
 #[derive(Debug, Default)]
 struct RegistryState {
-    queues: BTreeMap<TreeId, Vec<Arc<Queue>>>,
+    trees: BTreeMap<TreeId, TreeQueues>,
+    history: History,
     closed: bool,
+}
+
+/// The queues of one tree.
+#[derive(Debug, Default)]
+struct TreeQueues {
+    by_prefix: BTreeMap<IVec, Vec<Arc<Queue>>>,
+    /// How many prefixes there are of each length.
+    lengths: BTreeMap<usize, usize>,
+}
+
+impl TreeQueues {
+    fn add(&mut self, queue: Arc<Queue>) {
+        let prefix = queue.prefix.clone();
+        let length = prefix.len();
+        let alike = self.by_prefix.entry(prefix).or_default();
+        if alike.is_empty() {
+            *self.lengths.entry(length).or_default() += 1;
+        }
+        alike.push(queue);
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, queue: &Arc<Queue>) -> bool {
+        let Some(alike) = self.by_prefix.get_mut(&queue.prefix) else { return false };
+        let Some(position) = alike.iter().position(|other| Arc::ptr_eq(other, queue)) else { return false };
+        alike.swap_remove(position);
+        if alike.is_empty() {
+            self.by_prefix.remove(&queue.prefix);
+            let length = queue.prefix.len();
+            let count = self.lengths.get_mut(&length).expect("a prefix is counted under its length");
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&length);
+            }
+        }
+        true
+    }
+
+    /// Those that follow a key.
+    fn of_key<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Arc<Queue>> {
+        let prefixes = self.lengths.range(..=key.len()).map(|(length, _)| &key[..*length]);
+        prefixes.filter_map(|prefix| self.by_prefix.get(prefix)).flatten()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Queue>> {
+        self.by_prefix.values().flatten()
+    }
 }
 
 /// Subscribers to be woken, on drop. Keep it until the commit mutex is released.
@@ -127,37 +198,82 @@ impl Watchers {
         Watchers::default()
     }
 
+    /// Without subscriptions, keeping the changes after `position` for those who come back, up to so many
+    /// bytes; 0: none.
+    pub fn with_history(bytes: usize, position: u64) -> Watchers {
+        let watchers = Watchers::default();
+        watchers.registry.state.lock().history = History::new(bytes, position);
+        watchers.registry.count.store(usize::from(bytes > 0), Ordering::Release);
+        watchers.advanced(position);
+        watchers
+    }
+
     /// Watches the keys of `tree` that begin with `prefix`, holding up to `capacity` events.
     /// Call it under the commit mutex to know which commit is the first to be seen.
     pub fn subscribe(&self, tree: TreeId, prefix: &[u8], capacity: usize) -> Subscription {
-        let queue = Arc::new(Queue {
-            tree,
-            prefix: IVec::from(prefix),
-            capacity: capacity.max(1),
-            state: Mutex::new(QueueState::default()),
-            arrived: Condvar::new(),
-        });
+        let queue = Queue::new(tree, prefix, capacity, 0);
+        self.enter(queue, &mut self.registry.state.lock())
+    }
+
+    /// As [`Watchers::subscribe`], beginning with the first commit after a position, which may not have come
+    /// yet.
+    ///
+    /// # Errors
+    /// [`Compacted`] if not all of that is kept.
+    pub fn subscribe_after(
+        &self,
+        tree: TreeId,
+        prefix: &[u8],
+        capacity: usize,
+        after: u64,
+    ) -> Result<Subscription, Compacted> {
         let mut state = self.registry.state.lock();
+        let kept_after = self.kept_after_of(&state, history::is_kept(tree));
+        if after < kept_after {
+            return Err(Compacted { position: kept_after });
+        }
+        let queue = Queue::new(tree, prefix, capacity, after);
+        let behind = state.history.after(after);
+        if behind < state.history.next() {
+            queue.state.lock().behind = Some(behind);
+        }
+        Ok(self.enter(queue, &mut state))
+    }
+
+    /// Everything after this position is kept of trees that are there.
+    pub fn kept_after(&self) -> u64 {
+        self.kept_after_of(&self.registry.state.lock(), true)
+    }
+
+    fn kept_after_of(&self, state: &RegistryState, is_kept: bool) -> u64 {
+        match is_kept && state.history.is_on() {
+            true => state.history.floor(),
+            false => self.registry.position.load(Ordering::Acquire),
+        }
+    }
+
+    fn enter(&self, queue: Queue, state: &mut RegistryState) -> Subscription {
+        let queue = Arc::new(queue);
         if state.closed {
             queue.state.lock().closed = true;
         } else {
-            state.queues.entry(tree).or_default().push(Arc::clone(&queue));
+            state.trees.entry(queue.tree).or_default().add(Arc::clone(&queue));
             self.registry.count.fetch_add(1, Ordering::Release);
         }
-        drop(state);
         Subscription { queue, registry: Arc::clone(&self.registry) }
+    }
+
+    /// Everything up to this position was [published](Watchers::publish).
+    #[inline]
+    pub fn advanced(&self, position: u64) {
+        self.registry.position.store(position, Ordering::Release);
     }
 
     /// A subscription of a tree that is gone already: it has ended.
     pub fn subscribe_to_nothing(&self, tree: TreeId) -> Subscription {
-        let queue = Arc::new(Queue {
-            tree,
-            prefix: IVec::new(),
-            capacity: 1,
-            state: Mutex::new(QueueState { closed: true, ..QueueState::default() }),
-            arrived: Condvar::new(),
-        });
-        Subscription { queue, registry: Arc::clone(&self.registry) }
+        let queue = Queue::new(tree, b"", 1, 0);
+        queue.state.lock().closed = true;
+        Subscription { queue: Arc::new(queue), registry: Arc::clone(&self.registry) }
     }
 
     /// Tells subscribers of a commit. Call it under the commit mutex, in commit order, and drop
@@ -172,27 +288,37 @@ impl Watchers {
         self.publish_to_queues(sequence, effects)
     }
 
-    #[cold]
+    // Often without need in an embedded database, and with every commit of a replica.
+    #[inline(never)]
     fn publish_to_queues(&self, sequence: u64, effects: &[Effect]) -> Wakeups {
         let mut wakeups = Vec::new();
         let mut state = self.registry.state.lock();
+        state.history.record(sequence, effects);
         for effect in effects {
-            let tree = match effect {
-                Effect::Put { tree, .. } | Effect::Remove { tree, .. } | Effect::Clear { tree } => *tree,
-                Effect::DropTree { id } => {
-                    for queue in state.queues.remove(id).unwrap_or_default() {
-                        self.registry.count.fetch_sub(1, Ordering::Release);
-                        queue.state.lock().closed = true;
-                        wakeups.push(queue);
-                    }
-                    continue;
-                }
-                Effect::CreateTree { .. } | Effect::SetNextId { .. } => continue,
-            };
-            for queue in state.queues.get(&tree).map_or(&[][..], Vec::as_slice) {
-                if queue.offer(sequence, effect) && !wakeups.iter().any(|known| Arc::ptr_eq(known, queue)) {
+            let mut tell = |queue: &Arc<Queue>| {
+                if queue.offer(sequence, effect) {
                     wakeups.push(Arc::clone(queue));
                 }
+            };
+            match effect {
+                Effect::Put { tree, key, .. } | Effect::Remove { tree, key } => {
+                    if let Some(queues) = state.trees.get(tree) {
+                        queues.of_key(key).for_each(tell);
+                    }
+                }
+                Effect::Clear { tree } => {
+                    if let Some(queues) = state.trees.get(tree) {
+                        queues.all().for_each(&mut tell);
+                    }
+                }
+                Effect::DropTree { id } => {
+                    for queue in state.trees.remove(id).unwrap_or_default().all() {
+                        self.registry.count.fetch_sub(1, Ordering::Release);
+                        queue.state.lock().closed = true;
+                        wakeups.push(Arc::clone(queue));
+                    }
+                }
+                Effect::CreateTree { .. } | Effect::SetNextId { .. } => {}
             }
         }
         Wakeups(wakeups)
@@ -202,10 +328,10 @@ impl Watchers {
     pub fn close(&self) {
         let mut state = self.registry.state.lock();
         state.closed = true;
-        let queues = std::mem::take(&mut state.queues);
+        let trees = std::mem::take(&mut state.trees);
         self.registry.count.store(0, Ordering::Release);
         drop(state);
-        for queue in queues.into_values().flatten() {
+        for queue in trees.values().flat_map(TreeQueues::all) {
             queue.state.lock().closed = true;
             queue.wake();
         }
@@ -222,6 +348,8 @@ struct Queue {
     tree: TreeId,
     prefix: IVec,
     capacity: usize,
+    /// What a commit up to this one did is not wanted.
+    after: u64,
     state: Mutex<QueueState>,
     arrived: Condvar,
 }
@@ -231,26 +359,75 @@ struct QueueState {
     events: VecDeque<Event>,
     /// Of keys and values in `events`.
     bytes: usize,
+    /// The number of the event of the history that comes next; new ones are not queued meanwhile.
+    behind: Option<u64>,
     waker: Option<Waker>,
     /// Threads in a blocking call.
     waiting: usize,
+    /// Some [`Wakeups`] has it, so no other need.
+    to_be_woken: bool,
     closed: bool,
 }
 
 impl Queue {
-    /// Queues the event if it is watched; whether somebody has to be woken.
+    fn new(tree: TreeId, prefix: &[u8], capacity: usize, after: u64) -> Queue {
+        Queue {
+            tree,
+            prefix: IVec::from(prefix),
+            capacity: capacity.max(1),
+            after,
+            state: Mutex::new(QueueState::default()),
+            arrived: Condvar::new(),
+        }
+    }
+
+    /// Takes events from the history until there is one to be delivered, or no more of them.
+    fn catch_up(&self, registry: &Registry) {
+        loop {
+            {
+                let state = self.state.lock();
+                if state.behind.is_none() || !state.events.is_empty() {
+                    return;
+                }
+            }
+            // The registry's mutex first, as everywhere.
+            let registry = registry.state.lock();
+            let mut state = self.state.lock();
+            let Some(mut next) = state.behind else { return };
+            let history = &registry.history;
+            let lost = history.lost_from(next);
+            if lost > 0 {
+                state.events.push_back(Event::Overflowed { sequence: history.left(), lost });
+                next += lost;
+            }
+            for (tree, event) in history.from(next).take(CATCH_UP) {
+                next += 1;
+                let key = match event {
+                    Event::Put { key, .. } | Event::Remove { key, .. } => &key[..],
+                    Event::Cleared { .. } | Event::Overflowed { .. } => &self.prefix[..],
+                };
+                if *tree == self.tree && key.starts_with(&self.prefix) {
+                    state.bytes += event.size();
+                    state.events.push_back(event.clone());
+                }
+            }
+            state.behind = (next < history.next()).then_some(next);
+        }
+    }
+
+    /// Queues the event of an effect that is watched; whether somebody has to be woken, and nobody else
+    /// is about to do it.
     fn offer(&self, sequence: u64, effect: &Effect) -> bool {
         let event = match effect {
-            Effect::Put { key, value, .. } if key.starts_with(&self.prefix) => {
-                Event::Put { sequence, key: key.clone(), value: value.clone() }
-            }
-            Effect::Remove { key, .. } if key.starts_with(&self.prefix) => {
-                Event::Remove { sequence, key: key.clone() }
-            }
+            Effect::Put { key, value, .. } => Event::Put { sequence, key: key.clone(), value: value.clone() },
+            Effect::Remove { key, .. } => Event::Remove { sequence, key: key.clone() },
             Effect::Clear { .. } => Event::Cleared { sequence },
             _ => return false,
         };
         let mut state = self.state.lock();
+        if sequence <= self.after || state.behind.is_some() {
+            return false;
+        }
         let size = event.size();
         let is_full = state.events.len() >= self.capacity || state.bytes + size > MAX_QUEUED_BYTES;
         if is_full && !state.events.is_empty() {
@@ -264,11 +441,17 @@ impl Queue {
             state.bytes += size;
             state.events.push_back(event);
         }
-        state.waiting > 0 || state.waker.is_some()
+        let wake = !state.to_be_woken && (state.waiting > 0 || state.waker.is_some());
+        state.to_be_woken |= wake;
+        wake
     }
 
     fn wake(&self) {
-        let waker = self.state.lock().waker.take();
+        let waker = {
+            let mut state = self.state.lock();
+            state.to_be_woken = false;
+            state.waker.take()
+        };
         self.arrived.notify_all();
         if let Some(waker) = waker {
             waker.wake();
@@ -319,6 +502,7 @@ impl Subscription {
     }
 
     fn wait_until(&self, deadline: Option<Instant>) -> Result<Event, RecvTimeoutError> {
+        self.queue.catch_up(&self.registry);
         let mut state = self.queue.state.lock();
         loop {
             if let Some(event) = state.take() {
@@ -344,11 +528,23 @@ impl Subscription {
 
     /// The next event if one is queued.
     pub fn try_next(&self) -> Option<Event> {
+        self.queue.catch_up(&self.registry);
         self.queue.state.lock().take()
+    }
+
+    /// The commit up to which every event was taken, if all are that are there, and it is a tree whose changes
+    /// are kept.
+    pub fn caught_up(&self) -> Option<u64> {
+        // Before looking into the queue, where everything up to there is by now.
+        let position = self.registry.position.load(Ordering::Acquire);
+        let state = self.queue.state.lock();
+        let has_all = state.events.is_empty() && state.behind.is_none() && !state.closed;
+        (has_all && history::is_kept(self.queue.tree)).then_some(position)
     }
 
     /// The next event, or `Pending` and the task will be woken when there is one.
     pub fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.queue.catch_up(&self.registry);
         let mut state = self.queue.state.lock();
         if let Some(event) = state.take() {
             return Poll::Ready(Some(event));
@@ -367,11 +563,12 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut state = self.registry.state.lock();
-        let Some(queues) = state.queues.get_mut(&self.queue.tree) else { return };
-        let Some(position) = queues.iter().position(|queue| Arc::ptr_eq(queue, &self.queue)) else { return };
-        queues.swap_remove(position);
-        if queues.is_empty() {
-            state.queues.remove(&self.queue.tree);
+        let Some(queues) = state.trees.get_mut(&self.queue.tree) else { return };
+        if !queues.remove(&self.queue) {
+            return;
+        }
+        if queues.by_prefix.is_empty() {
+            state.trees.remove(&self.queue.tree);
         }
         self.registry.count.fetch_sub(1, Ordering::Release);
     }
@@ -403,6 +600,59 @@ mod tests {
         assert_eq!(some.try_next(), Some(Event::Cleared { sequence: 3 }));
         assert_eq!(some.try_next(), None);
         assert_eq!(other.try_next(), None);
+    }
+
+    #[test]
+    fn of_many_subscriptions_each_sees_the_keys_under_its_prefix_and_no_others() {
+        // Prefixes and keys of up to three letters out of two: all that can contain each other.
+        let words = |longest: u32| {
+            (0..=longest).flat_map(|length| {
+                (0..1u32 << length).map(move |bits| {
+                    (0..length).map(|at| if bits >> at & 1 == 0 { 'a' } else { 'b' }).collect()
+                })
+            })
+        };
+        let watchers = Watchers::new();
+        let mut subscriptions = Vec::new();
+        for round in 0..3 {
+            for prefix in words(3) {
+                let prefix: String = prefix;
+                subscriptions.push((watchers.subscribe(TREE, prefix.as_bytes(), 100), prefix));
+            }
+            // Some of those of each prefix, and all of some prefixes, are gone.
+            subscriptions.retain(|(_, prefix)| round < 2 || prefix != "ab" && prefix != "b");
+            subscriptions.remove(round * 5);
+        }
+        let keys: Vec<String> = words(4).collect();
+        for (key, sequence) in keys.iter().zip(1..) {
+            drop(watchers.publish(sequence, &[put(key, ""), Effect::Clear { tree: TreeId(9) }]));
+        }
+        drop(watchers.publish(99, &[Effect::Clear { tree: TREE }]));
+        for (subscription, prefix) in &subscriptions {
+            let told: Vec<u64> =
+                std::iter::from_fn(|| subscription.try_next()).map(|event| event.sequence()).collect();
+            let keys = keys.iter().zip(1..).filter(|(key, _)| key.starts_with(prefix));
+            let expected: Vec<u64> = keys.map(|(_, sequence)| sequence).chain([99]).collect();
+            assert_eq!(told, expected, "under {prefix:?}");
+        }
+        drop(subscriptions);
+        let state = watchers.registry.state.lock();
+        assert!(state.trees.is_empty() && watchers.registry.count.load(Ordering::Relaxed) == 0);
+    }
+
+    #[test]
+    fn a_task_that_is_told_of_many_effects_is_woken_once_and_again_by_the_next_commit() {
+        let watchers = Watchers::new();
+        let subscription = watchers.subscribe(TREE, b"", 10);
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(Arc::clone(&flag));
+        for sequence in 1..=3 {
+            while subscription.poll_next(&mut Context::from_waker(&waker)).is_ready() {}
+            let wakeups = watchers.publish(sequence, &[put("a", ""), put("b", ""), put("c", "")]);
+            assert_eq!(wakeups.0.len(), 1);
+            drop(wakeups);
+            assert_eq!(flag.0.load(Ordering::SeqCst), sequence as usize);
+        }
     }
 
     #[test]
@@ -478,6 +728,82 @@ mod tests {
         });
         assert_eq!(flag.0.load(Ordering::SeqCst), 1);
         assert!(polled.poll_next(&mut Context::from_waker(&waker)).is_ready());
+    }
+
+    /// Ten commits of one key each, `k1` to `k9` and `other`, kept up to so many bytes.
+    fn ten_commits(watchers: &Watchers) {
+        for sequence in 1..=10 {
+            let key = if sequence == 10 { "other".to_owned() } else { format!("k{sequence}") };
+            drop(watchers.publish(sequence, &[put(&key, "v")]));
+            watchers.advanced(sequence);
+        }
+    }
+
+    fn sequences(subscription: &Subscription) -> Vec<u64> {
+        std::iter::from_fn(|| subscription.try_next()).map(|event| event.sequence()).collect()
+    }
+
+    #[test]
+    fn who_comes_back_gets_what_was_missed_once_and_then_what_comes() {
+        let watchers = Watchers::with_history(1 << 20, 0);
+        ten_commits(&watchers);
+        let back = watchers.subscribe_after(TREE, b"k", 10, 6).unwrap();
+        assert_eq!(back.caught_up(), None, "it is behind");
+        drop(watchers.publish(11, &[put("k11", "v")]));
+        watchers.advanced(11);
+        assert_eq!(sequences(&back), [7, 8, 9, 11]);
+        assert_eq!(back.caught_up(), Some(11));
+        drop(watchers.publish(12, &[put("k12", "v")]));
+        watchers.advanced(12);
+        assert_eq!(back.caught_up(), None);
+        assert_eq!(sequences(&back), [12]);
+        // Of a commit that has not come yet nothing is told twice.
+        let early = watchers.subscribe_after(TREE, b"", 10, 14).unwrap();
+        for sequence in 13..=16 {
+            drop(watchers.publish(sequence, &[put("k", "v")]));
+            watchers.advanced(sequence);
+        }
+        assert_eq!(sequences(&early), [15, 16]);
+    }
+
+    #[test]
+    fn who_comes_too_late_is_told_from_where_on_all_is_kept() {
+        let one = Event::Put { sequence: 1, key: "k1".into(), value: "v".into() };
+        let bytes = 3 * (one.size() + size_of::<(TreeId, Event)>()) + 8;
+        let watchers = Watchers::with_history(bytes, 0);
+        ten_commits(&watchers);
+        assert_eq!(watchers.kept_after(), 7);
+        let late = watchers.subscribe_after(TREE, b"", 10, 6);
+        assert_eq!(late.unwrap_err(), Compacted { position: 7 });
+        let behind = watchers.subscribe_after(TREE, b"", 10, 7).unwrap();
+        // While it is behind, the history goes on without it.
+        for sequence in 11..=14 {
+            drop(watchers.publish(sequence, &[put("k", "v")]));
+        }
+        watchers.advanced(14);
+        assert_eq!(behind.try_next(), Some(Event::Overflowed { sequence: 11, lost: 4 }));
+        assert_eq!(sequences(&behind), [12, 13, 14]);
+        // Nobody follows a name from a tree that is dropped to the next, nor what is not kept.
+        drop(watchers.publish(15, &[Effect::DropTree { id: TreeId(77) }]));
+        watchers.advanced(15);
+        assert_eq!(watchers.subscribe_after(TREE, b"", 10, 14).unwrap_err().position, 15);
+        assert!(watchers.subscribe_after(TREE, b"", 10, 15).is_ok());
+        watchers.advanced(16);
+        assert_eq!(watchers.subscribe_after(TreeId::SESSIONS, b"", 10, 15).unwrap_err().position, 16);
+        assert!(Watchers::new().subscribe_after(TREE, b"", 10, 0).is_ok(), "nothing has happened");
+    }
+
+    #[test]
+    fn a_history_that_is_long_is_read_in_steps() {
+        let watchers = Watchers::with_history(64 << 20, 0);
+        let count = 3 * CATCH_UP as u64;
+        for sequence in 1..=count {
+            drop(watchers.publish(sequence, &[put("k", "v")]));
+        }
+        let back = watchers.subscribe_after(TREE, b"", 10, 0).unwrap();
+        assert_eq!(back.next().unwrap().sequence(), 1);
+        assert_eq!(back.queue.state.lock().events.len(), CATCH_UP - 1);
+        assert_eq!(sequences(&back), (2..=count).collect::<Vec<_>>());
     }
 
     #[derive(Default)]

@@ -170,9 +170,9 @@ fn a_lease_of_nothing_is_an_error() {
 fn a_damaged_or_newer_record_is_reported_and_never_taken_for_free() {
     check(
         "at 1000
-         raw locks newer 0303616e6e01fbdc05
-         ann takes newer for 500     => damaged data in the tree of locks: lock \"newer\": format version 3 is not known, only 1 and 2; `dogsled repair` saves what is sound
-         expire newer                => damaged data in the tree of locks: lock \"newer\": format version 3 is not known, only 1 and 2; `dogsled repair` saves what is sound
+         raw locks newer 0403616e6e01fbdc05
+         ann takes newer for 500     => damaged data in the tree of locks: lock \"newer\": format version 4 is not known, only 1 and 3; `dogsled repair` saves what is sound
+         expire newer                => damaged data in the tree of locks: lock \"newer\": format version 4 is not known, only 1 and 3; `dogsled repair` saves what is sound
          raw locks short 0103616e6e01
          who short                   => damaged data in the tree of locks: lock \"short\": UnexpectedEnd { additional: 1 }; `dogsled repair` saves what is sound
          raw locks ahead 0103616e6e0905

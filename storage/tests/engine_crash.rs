@@ -4,6 +4,8 @@
 //!
 //! The WAL has threads of its own, so which change of the disk is the `n`th differs a little from
 //! run to run: a replayed seed meets the same commands, and nearly the same crash.
+//!
+//! CI tries a sample of the places of each search; `DOGSLED_EXHAUSTIVE=1` tries every one of them.
 
 #[path = "engine_support/mod.rs"]
 mod support;
@@ -15,18 +17,22 @@ use dogsled_storage::{Command, Durability, Engine, Error, TreeId};
 
 use support::compare::assert_engine_is;
 use support::lives::{End, Past};
-use support::{Random, Watchdog, for_each_seed};
+use support::{Random, Watchdog, for_each_seed, from_environment};
 
 /// Steps of the life that is interrupted, and of the one after it.
 const STEPS: u64 = 120;
 const STEPS_AFTER: u64 = 30;
+
+fn is_exhaustive() -> bool {
+    from_environment("DOGSLED_EXHAUSTIVE").is_some_and(|on| on != 0)
+}
 
 /// How many of the places of a search are tried in one run of a seed, spread evenly and beginning
 /// somewhere else for every seed.
 const PLACES: u64 = 150;
 
 fn places(total: u64, seed: u64) -> impl Iterator<Item = u64> {
-    let stride = total.div_ceil(PLACES).max(1);
+    let stride = if is_exhaustive() { 1 } else { total.div_ceil(PLACES).max(1) };
     (1 + seed % stride..=total).step_by(stride as usize)
 }
 
@@ -159,7 +165,8 @@ fn what_a_failed_sync_left_in_the_page_cache_is_not_taken_for_durable() {
             let mut past = Past::new(seed);
             let engine = past.open(&disk, "undisturbed");
             past.live(engine, STEPS);
-            for after in places(disk.count(operation), seed).step_by(4) {
+            let step = if is_exhaustive() { 1 } else { 4 };
+            for after in places(disk.count(operation), seed).step_by(step) {
                 fail_once(
                     seed,
                     Fault { operation: Some(operation), after, from_then_on: false },
@@ -399,9 +406,11 @@ fn a_power_cut_between_the_transactions_of_one_checkpoint_loses_nothing() {
         let transactions = engine.stats().expect("figures").checkpoints;
         assert_eq!(transactions, 1);
         drop(engine);
-        for place in (1..=changes).step_by((changes / 12).max(1) as usize) {
+        let step = if is_exhaustive() { 1 } else { (changes / 12).max(1) };
+        for place in (1..=changes).step_by(step as usize) {
             if start.elapsed() > Duration::from_secs(20)
-                && support::from_environment("DOGSLED_SEEDS").is_none()
+                && from_environment("DOGSLED_SEEDS").is_none()
+                && !is_exhaustive()
             {
                 break;
             }

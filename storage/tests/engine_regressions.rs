@@ -210,3 +210,49 @@ fn many_transactions_beside_a_long_reader_leave_no_versions_behind() {
     let stats = engine.stats().expect("figures");
     assert!(stats.overlay_bytes < 4_000, "{stats:?}");
 }
+
+/// The same few keys over and over: a long WAL, and little to fold.
+#[test]
+fn what_a_closed_database_takes_is_in_proportion_to_what_it_holds() {
+    for threads in [false, true] {
+        let (disk, clock) = (SimulatedDisk::new(1), TestClock::new(1_000));
+        let options = || {
+            let mut options = small_options(&disk, &clock);
+            options.background_threads = threads;
+            options.segment_size = 1 << 20;
+            options.cache_capacity = 64 << 20;
+            options
+        };
+        let engine = Engine::open(options()).expect("a new disk");
+        for number in 0..20_000u32 {
+            let key = (number % 100).to_be_bytes();
+            insert(&engine, &key[..], vec![number as u8; 2000]).expect("a sound disk");
+        }
+        let before = disk.used();
+        assert!(before > 30 << 20, "{before} bytes");
+        engine.close().expect("a sound disk");
+        drop(engine);
+        assert!(disk.used() < 8 << 20, "{before} bytes became {}", disk.used());
+        let engine = Engine::open(options()).expect("a sound disk");
+        assert_eq!((engine.len(TreeId::DEFAULT).expect("a length"), engine.sequence()), (100, 20_000));
+        for number in 19_900..20_000u32 {
+            let found = engine.get(TreeId::DEFAULT, &(number % 100).to_be_bytes()).expect("sound");
+            assert_eq!(found, Some(IVec::from(vec![number as u8; 2000])));
+        }
+    }
+}
+
+/// A log whose opening frame reads as never written is no new log.
+#[test]
+fn a_log_that_reads_as_never_begun_is_damage() {
+    let (disk, clock) = (SimulatedDisk::new(1), TestClock::new(1_000));
+    let engine = open_small(&disk, &clock).expect("a new disk");
+    insert_many(&engine, 0..3);
+    drop(engine);
+    let segments = files(&disk, "/wal/");
+    assert_eq!(segments.len(), 1);
+    let (path, mut bytes) = segments[0].clone();
+    bytes[4096..].fill(0);
+    disk.set_content(&path, bytes);
+    assert!(matches!(open_small(&disk, &clock).map(drop), Err(Error::Corrupt(_))));
+}

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dogsled_storage::disk::{Disk, SimulatedDisk};
-use dogsled_storage::{Command, Durability, Engine, IVec, Options, TreeId, Write, repair, verify_directory};
+use dogsled_storage::{
+    Command, Durability, Engine, IVec, Options, Reply, TreeId, Write, repair, verify_directory,
+};
 use support::Random;
 use support::database::*;
 
@@ -27,31 +29,32 @@ fn write_round(engine: &Engine, round: u8) {
     engine.sync().unwrap();
 }
 
-#[test]
-fn a_checkpoint_cut_off_between_its_transactions_is_repaired_whole() {
-    let disk = SimulatedDisk::new(1);
-    let engine =
-        Engine::open(Options { cache_capacity: 256 << 20, segment_size: 1 << 20, ..options(&disk) }).unwrap();
+/// Two rounds of writes, with a checkpoint between them if there is to be an `earlier` one.
+fn two_rounds(disk: &SimulatedDisk, earlier: bool) -> Arc<Engine> {
+    let options = Options { cache_capacity: 256 << 20, segment_size: 1 << 20, ..options(disk) };
+    let engine = Engine::open(options).unwrap();
     write_round(&engine, 1);
-    engine.checkpoint().unwrap();
+    if earlier {
+        engine.checkpoint().unwrap();
+    }
     write_round(&engine, 2);
+    engine
+}
+
+fn cut_off_between_transactions(earlier: bool) {
+    let disk = SimulatedDisk::new(1);
+    let engine = two_rounds(&disk, earlier);
     let before = disk.changes();
-    let copy = disk.duplicate();
     engine.checkpoint().unwrap();
     let changes = disk.changes() - before;
     drop(engine);
     assert!(changes > 100, "{changes}");
-    drop(copy);
 
     let mut between = 0;
     for part in 1..8 {
         let disk = SimulatedDisk::new(1);
-        let engine =
-            Engine::open(Options { cache_capacity: 256 << 20, segment_size: 1 << 20, ..options(&disk) })
-                .unwrap();
-        write_round(&engine, 1);
-        engine.checkpoint().unwrap();
-        write_round(&engine, 2);
+        let engine = two_rounds(&disk, earlier);
+        let last = engine.sequence();
         disk.crash_at_change(disk.changes() + changes * part / 8);
         engine.checkpoint().unwrap_err();
         drop(engine);
@@ -68,19 +71,71 @@ fn a_checkpoint_cut_off_between_its_transactions_is_repaired_whole() {
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let report = repair(&shared, Path::new(DIRECTORY), Path::new("repaired"), &mut |_| ()).unwrap();
         assert!(report.is_complete(), "part {part}: {:?}", report.losses);
+        assert_eq!(report.last_commit, last, "part {part}");
         between += u32::from(report.commits_applied > 0);
         let engine = Engine::open(options_in(&disk, "repaired")).unwrap();
         assert!(engine.verify().unwrap().is_sound());
         let state = read(&engine);
         assert_eq!(state.len(), 40_000);
         assert!(state.values().all(|value| value == &[2; 8]), "part {part}: a key of the first round");
+        let first_id = |engine: &Engine| match engine
+            .execute(Command::ReserveIds { count: 1 }, Durability::Buffered)
+            .unwrap()
+        {
+            Reply::Ids { first } => first,
+            other => panic!("{other:?}"),
+        };
+        let id = first_id(&engine);
         drop(engine);
         // The source itself recovers the same.
         let engine = Engine::open(options(&disk)).unwrap();
         assert!(engine.verify().unwrap().is_sound());
         assert!(read(&engine) == state, "part {part}");
+        assert_eq!(first_id(&engine), id, "part {part}: ids go on elsewhere");
     }
     assert!(between > 3, "{between} cuts were before the end of the checkpoint");
+}
+
+#[test]
+fn a_checkpoint_cut_off_between_its_transactions_is_repaired_whole() {
+    cut_off_between_transactions(true);
+}
+
+/// Its first transaction makes the table of the checkpoint record, which has no record yet.
+#[test]
+fn the_very_first_checkpoint_cut_off_between_its_transactions_is_repaired_whole() {
+    cut_off_between_transactions(false);
+}
+
+/// The B-tree holds slices of commits that the log has lost.
+#[test]
+fn commits_that_a_checkpoint_had_begun_to_fold_and_the_log_lost_are_named() {
+    let disk = SimulatedDisk::new(1);
+    let engine = two_rounds(&disk, true);
+    let before = disk.changes();
+    engine.checkpoint().unwrap();
+    let changes = disk.changes() - before;
+    drop(engine);
+    let disk = SimulatedDisk::new(1);
+    let engine = two_rounds(&disk, true);
+    let last = engine.sequence();
+    disk.crash_at_change(disk.changes() + changes / 2);
+    engine.checkpoint().unwrap_err();
+    drop(engine);
+    let disk = disk.power_cut(1);
+    let mut segments = files(&disk);
+    segments.retain(|path| path.extension().is_some_and(|end| end == "wal"));
+    for path in segments.iter().rev().take(2) {
+        disk.remove_content(path);
+    }
+    let verified = verify_directory(&disk, Path::new(DIRECTORY)).unwrap();
+    assert!(!verified.is_sound());
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let report = repair(&shared, Path::new(DIRECTORY), Path::new("repaired"), &mut |_| ()).unwrap();
+    let lost = report.losses.iter().find_map(|loss| loss.commits);
+    assert_eq!(lost, Some((report.last_commit + 1, last)), "{:?}", report.losses);
+    let engine = Engine::open(options_in(&disk, "repaired")).unwrap();
+    assert!(engine.sequence() >= last, "a number is given twice");
 }
 
 #[test]

@@ -299,6 +299,103 @@ fn commits_behind_a_gap_are_applied_only_if_asked() {
     assert!(engine.verify().unwrap().is_sound());
 }
 
+/// Where the B-tree ended is not known without it; that the log did not begin where its first
+/// segment does now, is.
+#[test]
+fn commits_behind_a_missing_first_segment_are_applied_only_if_asked() {
+    for checkpoints in [&[][..], &[20]] {
+        let disk = SimulatedDisk::new(1);
+        let (engine, history) = build(&disk, 9, 120, checkpoints);
+        engine.close().unwrap();
+        drop(engine);
+        let disk = disk.duplicate();
+        let segments = segments(&disk);
+        assert!(segments.len() > 4, "{segments:?}");
+        disk.remove_content(&segments[0]);
+        disk.remove_content(Path::new("db/tree.redb"));
+        let what = format!("{checkpoints:?}, without the tree and the first segment");
+        let report = check_repair(&disk, &history, &what);
+        let gap = report.losses.iter().find(|loss| loss.kind == LossKind::Commits).expect("lost commits");
+        let (first, last) = gap.commits.expect("they are named");
+        assert_eq!(gap.damage.file, segments[0], "{gap}");
+        if checkpoints.is_empty() {
+            assert_eq!(first, 1);
+        }
+        let behind =
+            report.losses.iter().find(|loss| loss.kind == LossKind::CommitsBehindGap).expect("the rest");
+        assert_eq!(behind.commits, Some((last + 1, history.last())));
+        assert_eq!(report.commits_applied, 0, "{report:?}");
+        assert_eq!(report.keys, 0, "{report:?}");
+
+        let mut options = RepairOptions::default();
+        options.apply_behind_gaps = true;
+        let report = run_repair(&disk, "elsewhere", options).unwrap();
+        assert_eq!(report.last_commit, history.last());
+        assert_eq!(report.commits_applied, history.last() - last);
+    }
+}
+
+#[test]
+fn commits_in_missing_newest_segments_are_a_loss() {
+    let (sound, history) = closed_database();
+    let segments = segments(&sound);
+    for count in 1..segments.len() {
+        let disk = sound.duplicate();
+        segments.iter().rev().take(count).for_each(|path| disk.remove_content(path));
+        let what = format!("without the newest {count} segments");
+        let report = check_repair(&disk, &history, &what);
+        assert!(!report.is_complete(), "{what}: {report:?}");
+    }
+}
+
+/// Contents that are nothing of ours, in the place of the B-tree's file.
+#[test]
+fn a_tree_file_that_is_empty_or_overwritten_is_damage_and_the_log_is_saved() {
+    let disk = SimulatedDisk::new(1);
+    let (engine, history) = build(&disk, 9, 60, &[]);
+    engine.close().unwrap();
+    drop(engine);
+    let sound = disk.duplicate();
+    let tree = Path::new("db/tree.redb");
+    let length = sound.content(tree).unwrap().len();
+    let mut without_first_block = sound.content(tree).unwrap();
+    without_first_block[..4096].fill(0);
+    let contents = [
+        ("empty", Vec::new()),
+        ("short", vec![7; 20]),
+        ("zeros", vec![0; length]),
+        ("text", b"not a database\n".repeat(length / 15)),
+        ("without its first block", without_first_block),
+    ];
+    for (what, bytes) in contents {
+        for manifest in [true, false] {
+            let disk = sound.duplicate();
+            disk.set_content(tree, bytes.clone());
+            if manifest {
+                let error = Engine::open(options(&disk)).unwrap_err();
+                let Error::Corrupt(corruption) = &error else { panic!("{what}: {error:?}") };
+                assert_eq!(corruption.file, tree, "{what}");
+                assert!(error.to_string().contains("dogsled repair"), "{what}: {error}");
+            } else {
+                disk.remove_content(Path::new("db/MANIFEST"));
+            }
+            let verified = verify_directory(&disk, Path::new(DIRECTORY)).unwrap();
+            assert!(verified.damage.iter().any(|damage| damage.file == tree), "{what}: {verified:?}");
+            let report = check_repair(&disk, &history, what);
+            assert_eq!(report.last_commit, history.last(), "{what}");
+            let engine = Engine::open(options_in(&disk, TARGET)).unwrap();
+            assert!(read(&engine) == history.state_at(history.last()), "{what}");
+        }
+    }
+    // Without anything of ours beside it, it is somebody else's.
+    let disk = SimulatedDisk::new(1);
+    disk.set_content(tree, b"not a database\n".repeat(1000));
+    let error = verify_directory(&disk, Path::new(DIRECTORY)).unwrap_err();
+    assert!(matches!(error, Error::NotADatabase { .. }), "{error}");
+    let error = run_repair(&disk, TARGET, RepairOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::NotADatabase { .. }), "{error}");
+}
+
 #[test]
 fn a_damaged_leaf_costs_its_own_keys_only() {
     let (sound, history) = closed_database();

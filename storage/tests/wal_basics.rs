@@ -115,7 +115,7 @@ fn truncations_purges_and_registers_survive_reopening_and_recycling() {
         wal.purge_to(ONE, next.saturating_sub(25)).unwrap();
         expected.retain(|(index, _)| *index > next.saturating_sub(25));
         assert_eq!(entries(&wal, ONE), expected, "round {round}, before closing");
-        assert!(wal.stats().segments <= 5, "{:?}", wal.stats());
+        assert!(wal.stats().segments <= 6, "{:?}", wal.stats());
     }
     let wal = open(&disk).unwrap();
     assert!(wal.stats().first_segment > 10, "{:?}", wal.stats());
@@ -255,12 +255,12 @@ fn foreign_and_newer_segments_are_refused_untouched() {
         other => panic!("{other}"),
     }
     let mut newer = before;
-    newer[8] = 2;
+    newer[8] = 3;
     let crc = crc32fast::hash(&newer[..60]);
     newer[60..64].copy_from_slice(&crc.to_le_bytes());
     disk.set_content(path, newer.clone());
     match open(&disk).unwrap_err() {
-        Error::NotADatabase { what, .. } => assert!(what.contains("format version 2"), "{what}"),
+        Error::NotADatabase { what, .. } => assert!(what.contains("format version 3"), "{what}"),
         other => panic!("{other}"),
     }
     assert_eq!(disk.content(path).unwrap(), newer);
@@ -277,8 +277,7 @@ fn a_missing_segment_is_refused_by_name() {
     let stats = wal.stats();
     assert!(stats.segments >= 5);
     drop(wal);
-    // The last one's absence shows only by the one prepared after it, which this disk has not.
-    for missing in 1..stats.active_segment {
+    for missing in 1..=stats.active_segment {
         let disk = disk.duplicate();
         let path = PathBuf::from(format!("wal/{missing:016x}.wal"));
         disk.remove_content(&path);
@@ -289,6 +288,102 @@ fn a_missing_segment_is_refused_by_name() {
             }
             other => panic!("{other}"),
         }
+    }
+}
+
+/// One behind the other from the newest on, with and without the one that is prepared: the segment before
+/// was sealed when the log went on in the next.
+#[test]
+fn missing_newest_segments_are_refused_by_the_name_of_the_first() {
+    for (threads, kill) in [(false, false), (false, true), (true, false), (true, true)] {
+        let disk = SimulatedDisk::new(1);
+        let wal = Wal::open(Arc::new(disk.clone()), WalOptions { threads, ..options() }).unwrap();
+        for index in 1..=200 {
+            wal.append(ONE, index, &[&[1; 1500]]).unwrap();
+            wal.sync().unwrap();
+        }
+        let active = wal.stats().active_segment;
+        let disk = match kill {
+            true => disk.process_kill(),
+            false => disk,
+        };
+        drop(wal);
+        for first in 2..=active {
+            let disk = disk.duplicate();
+            for path in disk.files() {
+                let number = u64::from_str_radix(path.file_stem().unwrap().to_str().unwrap(), 16).unwrap();
+                if number >= first {
+                    disk.remove_content(&path);
+                }
+            }
+            match open(&disk).unwrap_err() {
+                Error::Corrupt(corruption) => {
+                    assert_eq!(corruption.file, PathBuf::from(format!("wal/{first:016x}.wal")));
+                    assert!(corruption.what.contains("missing"), "{}", corruption.what);
+                }
+                other => panic!("{other}"),
+            }
+        }
+        // A segment that reads as never opened is no better than a missing one.
+        let disk = disk.duplicate();
+        let path = PathBuf::from(format!("wal/{active:016x}.wal"));
+        let mut zeroed = disk.content(&path).unwrap();
+        zeroed[4096..].fill(0);
+        disk.set_content(&path, zeroed);
+        assert!(matches!(open(&disk).unwrap_err(), Error::Corrupt(_)), "{threads} {kill}");
+    }
+}
+
+/// A power cut takes seals that were not synced. The next opening writes them, and the one after it
+/// relies on them.
+#[test]
+fn seals_that_a_power_cut_took_are_written_by_the_next_opening() {
+    let mut taken = 0;
+    for seed in 0..40 {
+        let disk = SimulatedDisk::new(seed);
+        let wal = open(&disk).unwrap();
+        for index in 1..=65 {
+            wal.append(ONE, index, &[&[1; 1500]]).unwrap();
+            wal.sync().unwrap();
+        }
+        let active = wal.stats().active_segment;
+        let disk = disk.power_cut(seed);
+        drop(wal);
+        let segment = |number: u64| PathBuf::from(format!("wal/{number:016x}.wal"));
+        let is_sealed = |disk: &SimulatedDisk, number| {
+            let content = disk.content(&segment(number)).unwrap();
+            &content[content.len() - 4096..][..8] == b"dWfr\x04\0\0\0"
+        };
+        taken += (1..active).filter(|number| !is_sealed(&disk, *number)).count();
+        drop(open(&disk).unwrap());
+        assert!((1..active).all(|number| is_sealed(&disk, number)), "seed {seed}");
+        let disk = disk.power_cut(seed);
+        for number in active..=active + 2 {
+            disk.remove_content(&segment(number));
+        }
+        assert!(matches!(open(&disk).unwrap_err(), Error::Corrupt(_)), "seed {seed}");
+    }
+    assert!(taken > 0, "no power cut took a seal");
+}
+
+/// What was purged last goes when the log is closed, and not only at the next opening.
+#[test]
+fn a_closed_log_keeps_no_segment_that_was_purged() {
+    for threads in [false, true] {
+        let disk = SimulatedDisk::new(1);
+        let options = WalOptions { threads, ..options() };
+        let wal = Wal::open(Arc::new(disk.clone()), options.clone()).unwrap();
+        for index in 1..=400 {
+            wal.append(ONE, index, &[&[1; 1500]]).unwrap();
+            wal.sync().unwrap();
+        }
+        let before = disk.used();
+        wal.purge_to(ONE, 399).unwrap();
+        wal.close().unwrap();
+        drop(wal);
+        assert!(disk.used() <= 4 * options.segment_size, "{before} bytes became {}", disk.used());
+        let wal = open(&disk).unwrap();
+        assert_eq!(wal.first_index(ONE), Some(400));
     }
 }
 

@@ -4,6 +4,8 @@ mod coordination;
 mod failures;
 mod membership;
 mod operations;
+mod reads;
+mod services;
 mod support;
 mod transactions;
 mod watching;

@@ -16,6 +16,7 @@ pub struct Cluster {
     pub directory: TempDir,
     pub nodes: BTreeMap<u64, Node>,
     ports: BTreeMap<u64, SocketAddr>,
+    adjust: fn(&mut NodeConfig),
 }
 
 /// An address below those that the system gives away by itself: while a node is down, no client of
@@ -35,7 +36,7 @@ fn free_address() -> SocketAddr {
 impl Cluster {
     pub fn new() -> Cluster {
         let directory = tempfile::tempdir().unwrap();
-        Cluster { directory, nodes: BTreeMap::new(), ports: BTreeMap::new() }
+        Cluster { directory, nodes: BTreeMap::new(), ports: BTreeMap::new(), adjust: |_| {} }
     }
 
     pub fn config(&self, node: u64) -> NodeConfig {
@@ -44,14 +45,19 @@ impl Cluster {
         let mut config = NodeConfig::new(directory, node, listen);
         config.certificates = NodeCertificates::Development(self.directory.path().to_owned());
         config.replication.maintenance_every = Duration::from_millis(200);
+        (self.adjust)(&mut config);
         config
     }
 
     /// Starts a node; again under the port that it had.
     pub async fn start(&mut self, node: u64) -> &Node {
+        self.start_with(node, self.config(node)).await
+    }
+
+    pub async fn start_with(&mut self, node: u64, config: NodeConfig) -> &Node {
         let began = Instant::now();
         let started = loop {
-            match Node::start(self.config(node)).await {
+            match Node::start(config.clone()).await {
                 // A connection that was being made when the node was halted holds the port for a while:
                 // within one process only.
                 Err(StartError::Listen(_)) if began.elapsed() < Duration::from_secs(10) => {
@@ -67,7 +73,11 @@ impl Cluster {
 
     /// Members 1 to `count`.
     pub async fn made(count: u64, partitions: u32) -> Cluster {
-        let mut cluster = Cluster::new();
+        Cluster::made_with(count, partitions, |_| {}).await
+    }
+
+    pub async fn made_with(count: u64, partitions: u32, adjust: fn(&mut NodeConfig)) -> Cluster {
+        let mut cluster = Cluster { adjust, ..Cluster::new() };
         for node in 1..=count {
             cluster.start(node).await;
         }

@@ -212,7 +212,9 @@ async fn transfers_between_partitions_keep_the_total_while_leaders_die() {
     for task in tasks {
         done.push(task.await.unwrap());
     }
-    assert!(done.iter().all(|done| *done > 5), "{done:?}");
+    // Who reads everything conflicts with everybody, so it gets through less often; how often depends on the
+    // machine. That it was at work is what the total needs.
+    assert!(done[0] > 0 && done[1..].iter().all(|done| *done > 5), "{done:?}");
     let client = cluster.client(leader % 3 + 1).await;
     assert_eq!(total(&client, &keys).await.unwrap(), 400);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dogsled::IVec;
-use dogsled::cluster::{Client, Event, Subscriber, Tree, ring};
+use dogsled::cluster::{Client, Event, Subscriber, Tree, WatchPosition, ring};
 
 use crate::support::{Cluster, eventually};
 
@@ -28,7 +28,7 @@ impl Copy {
             Event::Insert { key, value } => drop(self.keys.insert(key, value)),
             Event::Remove { key } => drop(self.keys.remove(&key)),
             Event::Clear { part } => self.keys.retain(|key, _| !part.contains(key)),
-            Event::Lost { part } => {
+            Event::Lost { part, .. } => {
                 self.lost += 1;
                 let now = tree.scan_prefix("k").into_vec().await.unwrap();
                 self.keys.retain(|key, _| !part.contains(key));
@@ -36,6 +36,11 @@ impl Copy {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    async fn until_some(&mut self, tree: &Tree, subscriber: &mut Subscriber) {
+        let event = next(subscriber).await;
+        self.apply(tree, event).await;
     }
 
     async fn until_level(&mut self, tree: &Tree, subscriber: &mut Subscriber) {
@@ -122,31 +127,72 @@ async fn a_tree_that_does_not_exist_yet_can_be_followed() {
     copy.until_level(&tree, &mut subscriber).await;
 }
 
+/// What is told of each key.
+type Histories = BTreeMap<IVec, Vec<IVec>>;
+
+fn value(text: impl ToString) -> IVec {
+    IVec::from(text.to_string().as_str())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_follows_hears_when_something_may_be_missing_and_then_misses_nothing() {
+async fn leaders_die_and_who_follows_is_told_everything_once() {
     let mut cluster = Cluster::made(3, 2).await;
     let client = cluster.client(1).await;
     let tree = client.tree("followed");
     tree.put("k", "0").await.unwrap();
     let mut subscriber = tree.watch_prefix("k").await.unwrap();
-    // Whoever reads after the watch has begun misses nothing.
-    let keys = tree.scan_prefix("k").into_vec().await.unwrap().into_iter().collect();
-    let mut copy = Copy { keys, lost: 0 };
+    let (mut told, mut written) = (Histories::new(), Histories::new());
     for round in 0..3 {
         let leader = cluster.leader(1).await;
         cluster.halt(leader).await;
         for i in 0..60 {
-            tree.put(format!("k{i}"), format!("{round} {i}")).await.unwrap();
+            let (key, value) = (format!("k{}", i % 7), value(format!("{round} {i}")));
+            tree.put(&key, value.clone()).await.unwrap();
+            written.entry(IVec::from(key.as_str())).or_default().push(value);
             if i == 30 {
                 cluster.start(leader).await;
             }
         }
-        copy.until_level(&tree, &mut subscriber).await;
+        // Another one goes on where this one was, in the middle of things.
+        for _ in 0..30 {
+            let Event::Insert { key, value } = next(&mut subscriber).await else { panic!("a gap") };
+            told.entry(key).or_default().push(value);
+        }
+        let position = subscriber.position().to_bytes();
+        subscriber =
+            tree.watch_prefix_from("k", &WatchPosition::from_bytes(&position).unwrap()).await.unwrap();
     }
-    assert!(copy.lost > 0, "the streams of three nodes broke");
+    while told != written {
+        let Event::Insert { key, value } = next(&mut subscriber).await else { panic!("a gap") };
+        let (told, written) = (told.entry(key.clone()).or_default(), &written[&key]);
+        told.push(value);
+        assert_eq!(told[..], written[..told.len()], "what was told of {key:?}");
+    }
     let quick = client.with_deadline(Duration::from_millis(200));
     drop(subscriber);
     eventually("the cluster goes on", || async { quick.tree("followed").put("k", "1").await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_too_late_hears_it_and_then_misses_nothing() {
+    let cluster = Cluster::made_with(3, 2, |config| config.replication.watch_bytes = 100 << 10).await;
+    let client = cluster.client(1).await;
+    let tree = client.tree("followed");
+    tree.put("k", "0").await.unwrap();
+    let mut subscriber = tree.watch_prefix("k").await.unwrap();
+    let mut copy = Copy::default();
+    tree.put("k0", "0").await.unwrap();
+    copy.until_some(&tree, &mut subscriber).await;
+    let position = subscriber.position().clone();
+    drop(subscriber);
+    for i in 0..40 {
+        tree.put(format!("k{i}"), "x".repeat(10_000)).await.unwrap();
+    }
+    let mut subscriber = tree.watch_prefix_from("k", &position).await.unwrap();
+    copy.until_level(&tree, &mut subscriber).await;
+    assert_eq!(copy.lost, 2, "in both partitions more has happened than is kept");
+    tree.put("k", "last").await.unwrap();
+    copy.until_level(&tree, &mut subscriber).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,5 +216,42 @@ async fn who_follows_by_a_node_in_this_process_is_told_when_it_stops() {
             }
             None => panic!("the reason comes before the end"),
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nodes_own_client_follows_partitions_that_are_elsewhere_too() {
+    let mut cluster = Cluster::made(4, PARTITIONS).await;
+    let missing = |cluster: &Cluster, node: u64| {
+        let has = cluster.nodes[&node].replication().clone();
+        (1..=PARTITIONS).filter(move |group| !has.hosts(*group)).count()
+    };
+    eventually("the replicas are spread", || {
+        std::future::ready((1..=4).all(|node| missing(&cluster, node) > 0))
+    })
+    .await;
+    let writer = cluster.client(1).await;
+    let mut followers: Vec<(u64, Tree, Subscriber, Copy)> = Vec::new();
+    for node in 1..=4 {
+        let tree = cluster.nodes[&node].client().tree("followed");
+        let subscriber = tree.watch_prefix("k").await.unwrap();
+        followers.push((node, tree, subscriber, Copy::default()));
+    }
+    let tree = writer.tree("followed");
+    for i in 0..100 {
+        tree.put(format!("k {i}"), "1").await.unwrap();
+    }
+    for (_, tree, subscriber, copy) in &mut followers {
+        copy.until_level(tree, subscriber).await;
+        assert_eq!(copy.keys.len(), 100);
+    }
+    // And when whoever it is that tells it is gone, another one does.
+    cluster.halt(4).await;
+    followers.retain(|(node, ..)| *node != 4);
+    for i in 0..100 {
+        tree.put(format!("k {i}"), "2").await.unwrap();
+    }
+    for (_, tree, subscriber, copy) in &mut followers {
+        copy.until_level(tree, subscriber).await;
     }
 }

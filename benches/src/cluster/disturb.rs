@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::load::{self, Store, Work};
+use super::load::{self, Measured, Store, Work};
 use super::nodes::{self, Cluster};
 use super::processes;
 use crate::data::Rng;
@@ -172,13 +172,14 @@ pub(super) async fn rolling_restart(cluster: &mut Cluster) -> Result<(f64, u64)>
     Ok((longest, failed))
 }
 
-/// What moving a gibibyte to a new node came to.
+/// What moving data to a new node came to.
 pub(super) struct Moved {
-    /// MiB of keys and values in a second, from the start of the new node's process until it votes in
-    /// every partition.
-    pub(super) rate: f64,
-    /// How much longer the clients' slowest call of a hundred took meanwhile than before.
-    pub(super) p99_ratio: f64,
+    /// From the start of the new node's process until it has what it is to have.
+    pub(super) took: Duration,
+    /// What clients did before.
+    pub(super) before: Measured,
+    /// What they did meanwhile.
+    pub(super) during: Measured,
 }
 
 /// A fourth node joins while sixteen clients write; it gets everything as snapshots.
@@ -219,5 +220,5 @@ pub(super) async fn snapshot(cluster: &Cluster, mebibytes: u64) -> Result<Moved>
     let mut child = joined.context("waiting for the new node")??;
     child.kill()?;
     child.wait()?;
-    Ok(Moved { rate: mebibytes as f64 / took.as_secs_f64(), p99_ratio: during.p99_us / before.p99_us })
+    Ok(Moved { took, before, during })
 }

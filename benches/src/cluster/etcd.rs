@@ -10,11 +10,11 @@ use etcd_client::Client;
 /// Ended when dropped.
 pub(super) struct Cluster {
     nodes: Vec<Child>,
-    clients: Vec<String>,
+    urls: Vec<String>,
 }
 
 /// A TCP port that was free a moment ago.
-fn free_port() -> Result<u16> {
+pub(super) fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
@@ -22,11 +22,11 @@ impl Cluster {
     pub(super) async fn start(dir: &Path) -> Result<Cluster> {
         let peers: Vec<String> =
             (0..3).map(|_| Ok(format!("http://127.0.0.1:{}", free_port()?))).collect::<Result<_>>()?;
-        let clients: Vec<String> =
+        let urls: Vec<String> =
             (0..3).map(|_| Ok(format!("http://127.0.0.1:{}", free_port()?))).collect::<Result<_>>()?;
         let all: Vec<String> = peers.iter().enumerate().map(|(n, url)| format!("n{n}={url}")).collect();
-        let mut cluster = Cluster { nodes: Vec::new(), clients };
-        for (n, (peer, client)) in peers.iter().zip(&cluster.clients).enumerate() {
+        let mut cluster = Cluster { nodes: Vec::new(), urls };
+        for (n, (peer, client)) in peers.iter().zip(&cluster.urls).enumerate() {
             std::fs::create_dir_all(dir)?;
             let child = Command::new("etcd")
                 .args(["--name", &format!("n{n}"), "--data-dir"])
@@ -68,9 +68,14 @@ impl Cluster {
 
     /// Nine connections, spread over the nodes, as etcd's own benchmark has several.
     pub(super) async fn client(&self) -> Result<Vec<Client>> {
+        self.clients(9).await
+    }
+
+    /// So many connections, spread over the nodes.
+    pub(super) async fn clients(&self, count: usize) -> Result<Vec<Client>> {
         let mut clients = Vec::new();
-        for n in 0..9 {
-            clients.push(Client::connect([&self.clients[n % 3]], None).await?);
+        for n in 0..count {
+            clients.push(Client::connect([&self.urls[n % 3]], None).await?);
         }
         Ok(clients)
     }

@@ -1,8 +1,10 @@
 //! Clients that do one thing in a loop, and how long each call took.
 
 use std::fs::OpenOptions;
+use std::future::Future;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -39,6 +41,8 @@ pub(super) enum Store {
 pub(super) struct Measured {
     /// Operations (keys for batches) per second.
     pub(super) rate: f64,
+    /// How many there were.
+    pub(super) done: u64,
     /// The middle latency of a call in microseconds.
     pub(super) p50_us: f64,
     /// The latency that one call of a hundred exceeds, in microseconds.
@@ -109,19 +113,55 @@ impl Store {
     }
 }
 
+/// What a client does again and again.
+pub(super) trait Caller: Send + 'static {
+    /// Does it once; how many operations it was.
+    fn call(&mut self) -> impl Future<Output = Result<u64>> + Send;
+}
+
+/// What a call under way is.
+type Called = Pin<Box<dyn Future<Output = Result<u64>> + Send>>;
+/// Any caller.
+pub(super) type Call = Box<dyn FnMut() -> Called + Send>;
+
+impl Caller for Call {
+    async fn call(&mut self) -> Result<u64> {
+        self().await
+    }
+}
+
+/// Boxes what a client does.
+pub(super) fn call<F, C>(mut make: C) -> Call
+where
+    C: FnMut() -> F + Send + 'static,
+    F: Future<Output = Result<u64>> + Send + 'static,
+{
+    Box::new(move || Box::pin(make()))
+}
+
+/// A client of a store.
+struct StoreCaller {
+    store: Store,
+    work: Work,
+    client: usize,
+    rng: Rng,
+}
+
+impl Caller for StoreCaller {
+    async fn call(&mut self) -> Result<u64> {
+        self.store.call(self.work, self.client, &mut self.rng).await
+    }
+}
+
+fn callers(store: &Store, work: Work, clients: usize) -> Vec<StoreCaller> {
+    let caller =
+        |client| StoreCaller { store: store.clone(), work, client, rng: Rng::new(client as u64 + 1) };
+    (0..clients).map(caller).collect()
+}
+
 /// Lets `clients` clients work for `time`.
 pub(super) async fn run(store: &Store, work: Work, clients: usize, time: Duration) -> Result<Measured> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let ends = tokio::spawn({
-        let stop = Arc::clone(&stop);
-        async move {
-            tokio::time::sleep(time).await;
-            stop.store(true, Relaxed);
-        }
-    });
-    let measured = run_until(store, work, clients, stop).await;
-    ends.abort();
-    measured
+    for_a_time(callers(store, work, clients), time).await
 }
 
 /// Lets `clients` clients work until `stop`.
@@ -131,16 +171,35 @@ pub(super) async fn run_until(
     clients: usize,
     stop: Arc<AtomicBool>,
 ) -> Result<Measured> {
+    until_stopped(callers(store, work, clients), stop).await
+}
+
+/// Lets each of `callers` call for `time`.
+pub(super) async fn for_a_time(callers: Vec<impl Caller>, time: Duration) -> Result<Measured> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let ends = tokio::spawn({
+        let stop = Arc::clone(&stop);
+        async move {
+            tokio::time::sleep(time).await;
+            stop.store(true, Relaxed);
+        }
+    });
+    let measured = until_stopped(callers, stop).await;
+    ends.abort();
+    measured
+}
+
+/// Lets each of `callers` call until `stop`.
+async fn until_stopped(callers: Vec<impl Caller>, stop: Arc<AtomicBool>) -> Result<Measured> {
     let start = Instant::now();
-    let mut tasks = Vec::with_capacity(clients);
-    for client in 0..clients {
-        let (mut store, stop) = (store.clone(), Arc::clone(&stop));
+    let mut tasks = Vec::with_capacity(callers.len());
+    for mut caller in callers {
+        let stop = Arc::clone(&stop);
         tasks.push(tokio::spawn(async move {
-            let mut rng = Rng::new(client as u64 + 1);
             let (mut done, mut latencies) = (0, Vec::new());
             while !stop.load(Relaxed) {
                 let begun = Instant::now();
-                done += store.call(work, client, &mut rng).await?;
+                done += caller.call().await?;
                 latencies.push(begun.elapsed().as_nanos() as f64 / 1000.0);
             }
             anyhow::Ok((done, latencies))
@@ -152,13 +211,18 @@ pub(super) async fn run_until(
         done += some;
         latencies.extend(times);
     }
-    if latencies.is_empty() {
+    let rate = done as f64 / start.elapsed().as_secs_f64();
+    let (p50_us, p99_us) = (percentile(&mut latencies, 50)?, percentile(&mut latencies, 99)?);
+    Ok(Measured { rate, done, p50_us, p99_us, nodes_us: 0.0 })
+}
+
+/// What so many of a hundred do not exceed.
+pub(super) fn percentile(values: &mut [f64], percent: usize) -> Result<f64> {
+    if values.is_empty() {
         bail!("no call was made");
     }
-    let rate = done as f64 / start.elapsed().as_secs_f64();
-    let count = latencies.len();
-    let mut nth = |at: usize| *latencies.select_nth_unstable_by(at, f64::total_cmp).1;
-    Ok(Measured { rate, p50_us: nth(count / 2), p99_us: nth(count * 99 / 100), nodes_us: 0.0 })
+    let at = values.len() * percent / 100;
+    Ok(*values.select_nth_unstable_by(at, f64::total_cmp).1)
 }
 
 /// The median of overwriting 4 KiB of a zero-filled file and syncing it.

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use dogsled::cluster::{Client, ClientOptions, Node, NodeCertificates, NodeConfig, NodeId};
 
-/// Partitions of the cluster, the default of `dogsled serve`.
-const PARTITIONS: u32 = 16;
+/// Partitions of a cluster, the default of `dogsled serve`.
+pub(super) const PARTITIONS: u32 = 16;
 const READY: &str = "ready";
 
 /// A node that this process is to be. Not for people.
@@ -29,6 +29,9 @@ pub struct NodeTask {
     /// Addresses of all members, in the order of their ids, when this one is to make the cluster.
     #[arg(long, value_delimiter = ',')]
     create: Vec<String>,
+    /// How many partitions it makes.
+    #[arg(long, default_value_t = PARTITIONS)]
+    partitions: u32,
     /// Addresses of members of the cluster that this one is to join.
     #[arg(long, value_delimiter = ',')]
     join: Vec<String>,
@@ -48,7 +51,7 @@ pub fn run_node(task: NodeTask) -> Result<()> {
         if !task.create.is_empty() {
             let members = task.create.iter().zip(1..);
             let members = members.map(|(address, id)| (NodeId(id), vec![address.clone()])).collect();
-            node.create_cluster(PARTITIONS, members).await?;
+            node.create_cluster(task.partitions, members).await?;
         }
         if !task.join.is_empty() {
             node.join(task.join).await?;
@@ -63,16 +66,18 @@ pub fn run_node(task: NodeTask) -> Result<()> {
 /// Three nodes; ended when dropped.
 pub(super) struct Cluster {
     dir: PathBuf,
+    partitions: u32,
     pub(super) addresses: Vec<String>,
     pub(super) nodes: Vec<Option<Child>>,
 }
 
 impl Cluster {
-    pub(super) async fn start(dir: &Path) -> Result<Cluster> {
+    pub(super) async fn start(dir: &Path, partitions: u32) -> Result<Cluster> {
         fs::create_dir_all(dir)?;
         let free = |_| Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.to_string());
         let addresses = (0..3).map(free).collect::<Result<Vec<_>>>()?;
-        let mut cluster = Cluster { dir: dir.to_owned(), addresses, nodes: vec![None, None, None] };
+        let mut cluster =
+            Cluster { dir: dir.to_owned(), partitions, addresses, nodes: vec![None, None, None] };
         for n in [1, 2, 0] {
             cluster.spawn(n, n == 0)?;
         }
@@ -83,7 +88,12 @@ impl Cluster {
     pub(super) fn spawn(&mut self, n: usize, create: bool) -> Result<()> {
         let mut command = self.command(n + 1, &self.addresses[n])?;
         if create {
-            command.args(["--create", &self.addresses.join(",")]);
+            command.args([
+                "--create",
+                &self.addresses.join(","),
+                "--partitions",
+                &self.partitions.to_string(),
+            ]);
         }
         self.nodes[n] = Some(start(command, n + 1)?);
         Ok(())
@@ -129,7 +139,7 @@ impl Cluster {
         let begun = Instant::now();
         loop {
             let map = client.map().await?;
-            if map.leaders.len() == PARTITIONS as usize + 1 && map.leaders.iter().all(Option::is_some) {
+            if map.leaders.len() == self.partitions as usize + 1 && map.leaders.iter().all(Option::is_some) {
                 return Ok(client);
             }
             if begun.elapsed() > Duration::from_secs(20) {

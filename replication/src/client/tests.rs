@@ -1,6 +1,7 @@
 //! Golden bytes of the client protocol.
 
 use super::*;
+use crate::recovery::GroupRecovery;
 use crate::status::{FollowerStatus, GroupStatus, Role};
 
 fn hex(bytes: &[u8]) -> String {
@@ -28,6 +29,15 @@ fn requests_keep_their_bytes() {
                 read: Bytes::from_static(b"r"),
             },
             "010203000000000000000172",
+        ),
+        (
+            ClientRequest::Read {
+                group: 3,
+                deadline: Duration::ZERO,
+                consistency: Consistency::AtMostOld(Duration::from_secs(1)),
+                read: Bytes::from_static(b"r"),
+            },
+            "01020300000000000000 02 e8030000 72",
         ),
         (ClientRequest::Map, "0103"),
         (ClientRequest::Status, "0104"),
@@ -74,8 +84,26 @@ fn requests_keep_their_bytes() {
         (ClientRequest::Record, "010c"),
         (ClientRequest::Membership { group: 2 }, "010d02000000"),
         (
-            ClientRequest::Watch { group: 1, tree: "t".into(), prefix: "p/".into() },
-            "010a01000000010000007402000000702f",
+            ClientRequest::Recover { lost: vec![NodeId(4)], accept_data_loss: true },
+            "010f 01 01000000 0400000000000000",
+        ),
+        (
+            ClientRequest::GoOn { lost: vec![NodeId(4)], groups: vec![(2, 9, based_on)] },
+            "0110 01000000 0400000000000000 01000000 02000000 0900000000000000 \
+             0100000000000000 0200000000000000 0300000000000000",
+        ),
+        (
+            ClientRequest::Watch { group: 1, tree: "t".into(), prefix: "p/".into(), told: None },
+            "010a01000000010000007402000000702f 00",
+        ),
+        (
+            ClientRequest::Watch {
+                group: 1,
+                tree: "t".into(),
+                prefix: "p/".into(),
+                told: Some(Told { position: 8, events: 2 }),
+            },
+            "010a01000000010000007402000000702f 01 0800000000000000 02000000",
         ),
     ];
     for (request, golden) in cases {
@@ -92,9 +120,23 @@ fn replies_keep_their_bytes() {
         epoch: 9,
         partitions: 1,
         members: vec![(NodeId(1), vec!["a:1".to_owned()])],
+        zones: vec!["z".to_owned()],
         leaders: vec![Some(NodeId(1)), None],
         replicas: vec![vec![NodeId(1)], vec![NodeId(1), NodeId(2)]],
     };
+    let group = GroupRecovery {
+        group: 2,
+        survivor: Some(NodeId(5)),
+        lost: vec![NodeId(4)],
+        others: vec![NodeId(6)],
+        last: MembershipId { term: 1, leader: 2, position: 3 },
+        committed: 2,
+        applied: 1,
+        term: 9,
+        led: true,
+        level: Some(Duration::from_millis(7)),
+    };
+    let recovery = Recovery { lost: vec![NodeId(4)], done: true, groups: vec![group] };
     let not_leader =
         ClusterError::NotLeader { group: 1, leader: Some(NodeId(2)), addresses: vec!["b:2".to_owned()] };
     let cases = [
@@ -111,13 +153,19 @@ fn replies_keep_their_bytes() {
         (
             ClientReply::Map(map),
             "0103 05000000000000000000000000000000 0900000000000000 01000000 01000000 0100000000000000 01000000 \
-             03000000 613a31 02000000 0100000000000000 0000000000000000 \
+             03000000 613a31 01000000 01000000 7a 02000000 0100000000000000 0000000000000000 \
              02000000 01000000 0100000000000000 02000000 0100000000000000 0200000000000000",
         ),
         (ClientReply::Error(not_leader), "0105 01 01000000 01 0200000000000000 01000000 03000000 623a32"),
         (
             ClientReply::Membership { position: 9, nodes: vec![NodeId(4)] },
             "0109 0900000000000000 01000000 0400000000000000",
+        ),
+        (
+            ClientReply::Recovery(Box::new(recovery)),
+            "010a 01000000 0400000000000000 01 01000000 02000000 0500000000000000 01000000 0400000000000000 \
+             01000000 0600000000000000 0100000000000000 0200000000000000 0300000000000000 \
+             0200000000000000 0100000000000000 0900000000000000 01 0700000000000000",
         ),
         (ClientReply::Error(ClusterError::Conflict("why".to_owned())), "0105 07 03000000 776879"),
         (ClientReply::Error(ClusterError::OutcomeUnknown("why".to_owned())), "0105 03 03000000 776879"),
@@ -145,11 +193,14 @@ fn a_status_survives_the_wire_and_no_bytes_make_a_decoder_panic() {
             membership: MembershipId { term: 2, leader: 1, position: 6 },
             settled: true,
             joint: false,
+            configs: vec![vec![NodeId(1), NodeId(2)]],
+            newest: MembershipId { term: 2, leader: 1, position: 9 },
             first: 1,
             last: 9,
             committed: 8,
             applied: 8,
             durable: 4,
+            level: Some(Duration::from_millis(6)),
             followers: vec![FollowerStatus {
                 node: NodeId(2),
                 matched: 8,

@@ -61,6 +61,7 @@ fn changes_survive_the_wire() {
         Change::Silent { node },
         Change::Heard { node },
         Change::Gone { node },
+        Change::Lost { nodes: vec![node, NodeId(5)] },
     ];
     for change in changes {
         let mut bytes = Vec::new();

@@ -35,7 +35,7 @@ const IDLE: Duration = Duration::from_secs(5);
 /// How often one who might lead looks whether it does, and whether somebody is silent.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a member may take to say how it is.
-const ANSWER: Duration = Duration::from_millis(800);
+pub(super) const ANSWER: Duration = Duration::from_millis(800);
 /// How long a step may take: longer ones are gone on with in the next round.
 const STEP: Duration = Duration::from_secs(8);
 
@@ -134,11 +134,19 @@ impl Inner {
 
     /// Asks all members how they are.
     async fn look(self: &Arc<Self>, record: &Record, silent: BTreeMap<NodeId, Duration>) -> View {
+        let statuses = self.ask_how_they_are(record.members.keys().copied()).await;
+        let mut view = View::of(&statuses, self.config.timing.election.1 * 4);
+        view.silent = silent;
+        view
+    }
+
+    /// How this node is, and those of these that answer.
+    pub(super) async fn ask_how_they_are(&self, nodes: impl Iterator<Item = NodeId>) -> Vec<NodeStatus> {
         let me = self.config.node;
-        let asked = record.members.keys().filter(|node| **node != me).map(|node| async move {
+        let asked = nodes.filter(|node| *node != me).map(|node| async move {
             let body = ClientRequest::Status.encode();
-            match self.forward(*node, body, ANSWER).await.map(ClientReply::decode) {
-                Ok(Ok(ClientReply::Status(status))) if status.node == *node => Some(*status),
+            match self.forward(node, body, ANSWER).await.map(ClientReply::decode) {
+                Ok(Ok(ClientReply::Status(status))) if status.node == node => Some(*status),
                 _ => None,
             }
         });
@@ -148,9 +156,7 @@ impl Inner {
         // Of another cluster, or of none: its id was given to it anew.
         let cluster = self.cluster.get().map_or(0, |cluster| cluster.id);
         statuses.retain(|status| status.cluster == cluster);
-        let mut view = View::of(&statuses, self.config.timing.election.1 * 4);
-        view.silent = silent;
-        view
+        statuses
     }
 
     async fn take_step(self: &Arc<Self>, record: &Record, step: Step) {
@@ -171,7 +177,7 @@ impl Inner {
     }
 
     /// As if a client had asked; passed on to the group's leader.
-    async fn ask_itself(self: &Arc<Self>, request: ClientRequest) -> Result<(), ClusterError> {
+    pub(super) async fn ask_itself(self: &Arc<Self>, request: ClientRequest) -> Result<(), ClusterError> {
         let reply = tokio::time::timeout(STEP, self.served(request)).await;
         match reply.map(ClientReply::decode) {
             Ok(Ok(ClientReply::Error(error))) => Err(error),
@@ -311,6 +317,7 @@ impl Inner {
 pub(super) fn is_internal(request: &ClientRequest) -> bool {
     match request {
         ClientRequest::Change { change, .. } => !change.is_for_operators(),
+        ClientRequest::GoOn { .. } => true,
         _ => false,
     }
 }

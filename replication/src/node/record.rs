@@ -92,7 +92,7 @@ pub(super) async fn follow(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
 
 impl Inner {
     /// Takes over what the replica of group 0 says; `false` if it cannot be read now.
-    fn look_at_record(&self) -> bool {
+    pub(super) fn look_at_record(&self) -> bool {
         let Some(cluster) = self.cluster.get() else { return false };
         let Some(replica) = cluster.group(META_GROUP).and_then(|group| group.slot.replica()) else {
             return false;
@@ -112,6 +112,7 @@ impl Inner {
         for (node, member) in &found.members {
             self.set_addresses(*node, member.addresses.clone());
         }
+        self.fence.set_removed(&found.removed);
         self.snapshots.set_limit(found.settings.bytes_per_second);
         tracing::debug!(epoch = found.epoch, "the cluster's record is new");
         cluster.set_record(found);

@@ -134,7 +134,8 @@ impl Service for Node {
     fn client_stream(&self, client: &ClientIdentity, body: Bytes) -> BoxStream<'static, Bytes> {
         let _ = client;
         let error = match ClientRequest::decode(body) {
-            Ok(ClientRequest::Watch { group, tree, prefix }) => match self.inner.group(group) {
+            Ok(ClientRequest::Watch { .. }) if self.inner.fence.is_out() => self.inner.is_out(),
+            Ok(ClientRequest::Watch { group, tree, prefix, told }) => match self.inner.group(group) {
                 Ok(group) => {
                     // Those that follow a node that stops, or a group that moves away, are told by the end
                     // of the stream.
@@ -142,7 +143,7 @@ impl Service for Node {
                     let stopped = async move {
                         let _ = stop.wait_for(|stop| *stop).await;
                     };
-                    return crate::watch::watch(group, tree, prefix).take_until(stopped).boxed();
+                    return crate::watch::watch(group, tree, prefix, told).take_until(stopped).boxed();
                 }
                 Err(error) => error,
             },
@@ -193,6 +194,17 @@ impl Inner {
                 "node {} belongs to the cluster {:032x}",
                 self.config.node, cluster.id
             )));
+        }
+        // What clients ask of it can still be passed on: that is judged by what it is.
+        if header.kind != Kind::Forward && self.fence.is_removed(from) {
+            return Err(PeerError::Removed(format!(
+                "node {from} was taken out of the cluster, and what it has is not the cluster's any more: give it a new \
+                 id and an empty directory"
+            )));
+        }
+        if header.kind != Kind::Forward && self.fence.is_out() {
+            let me = self.config.node;
+            return Err(PeerError::NoGroup(format!("node {me} was taken out of the cluster itself")));
         }
         if header.kind == Kind::Forward {
             let _client = take.text().map_err(malformed)?;
@@ -313,7 +325,9 @@ impl Inner {
             }
             ClientRequest::AddMember { .. }
             | ClientRequest::RemoveMember { .. }
-            | ClientRequest::Change { wait: true, .. } => LONG,
+            | ClientRequest::Change { wait: true, .. }
+            | ClientRequest::Recover { .. }
+            | ClientRequest::GoOn { .. } => LONG,
             _ => self.config.request_deadline,
         };
         let error = match self.serve_here(request, deadline).await {
@@ -358,6 +372,13 @@ impl Inner {
             asked.push(to);
             let reply = match self.pass_on(to, body.clone(), deadline).await {
                 Ok(reply) => reply,
+                // Who led last is taken for the leader until there is another.
+                Err(ClusterError::Unavailable(why)) if is_here => {
+                    error = ClusterError::Unavailable(format!(
+                        "group {group} has no leader that answers, perhaps most of its replicas are down: {why}"
+                    ));
+                    continue;
+                }
                 Err(definite) if definite.is_definite() => {
                     error = definite;
                     continue;
@@ -416,6 +437,14 @@ impl Inner {
         self.pass_on(to, body, deadline).await
     }
 
+    /// What a node says that was taken out.
+    pub(super) fn is_out(&self) -> ClusterError {
+        ClusterError::Unavailable(format!(
+            "node {} was taken out of the cluster: ask one that belongs to it",
+            self.config.node
+        ))
+    }
+
     /// A reply to one who knows the map of an epoch: with the map, if there is a newer one.
     fn with_newer_map(&self, known: u64, reply: Bytes) -> Bytes {
         // Asked with every answer: the map is put together only for who needs it.
@@ -428,6 +457,11 @@ impl Inner {
         request: ClientRequest,
         deadline: Duration,
     ) -> Result<ClientReply, ClusterError> {
+        let only_looks =
+            matches!(request, ClientRequest::Map | ClientRequest::Status | ClientRequest::Record);
+        if self.fence.is_out() && !only_looks {
+            return Err(self.is_out());
+        }
         match request {
             ClientRequest::Submit { group, command, .. } => {
                 let reply = self.propose(&self.group(group)?, &command, deadline).await?;
@@ -469,6 +503,13 @@ impl Inner {
             ClientRequest::ChangeGroup { group, based_on, change } => {
                 self.change_group(group, based_on, change, deadline).await.map(|()| ClientReply::Done)
             }
+            ClientRequest::Recover { lost, accept_data_loss } => {
+                let recovery = self.recover(lost, accept_data_loss, deadline).await?;
+                Ok(ClientReply::Recovery(Box::new(recovery)))
+            }
+            ClientRequest::GoOn { lost, groups } => {
+                self.go_on(lost, groups).await.map(|()| ClientReply::Done)
+            }
             ClientRequest::Watch { .. } => Err(ClusterError::Invalid("a watch is a stream".to_owned())),
         }
     }
@@ -481,11 +522,18 @@ impl Inner {
     ) -> Result<ClientReply, ClusterError> {
         let age = match consistency {
             Consistency::Linearizable => {
-                let at =
-                    if group.leads() { group.read_index().await? } else { self.ask_leader(group).await? };
-                group.slot.wait_applied(at).await;
+                self.confirm(group).await?;
                 None
             }
+            // Not by the age that a stale read tells: that is by what a leader says that may have lost its
+            // majority without knowing it.
+            Consistency::AtMostOld(limit) => match group.confirmed_age().filter(|age| *age <= limit) {
+                Some(age) => Some(age),
+                None => {
+                    self.confirm(group).await?;
+                    group.confirmed_age()
+                }
+            },
             // A node that holds no state of the group yet has nothing to say, not even something old.
             Consistency::Stale if group.slot.applied() == 0 => {
                 return Err(ClusterError::Unavailable(format!("group {} has not begun here", group.id)));
@@ -496,13 +544,23 @@ impl Inner {
         // Before reading: the answer includes at least this.
         let position = group.slot.applied();
         let mut answer = match consistency {
-            Consistency::Linearizable => self.read_settled(group, read).await?,
+            // What a transaction has decided long ago may not have been told here yet.
+            Consistency::Linearizable | Consistency::AtMostOld(_) => self.read_settled(group, read).await?,
             Consistency::Stale => self.read_stale(group, read).await?,
         };
         answer.set_time(group.slot.clock.now());
         let reply =
             encode_group_read_reply(&answer).map_err(|error| ClusterError::Invalid(error.to_string()))?;
         Ok(ClientReply::Read { position, age, reply: reply.into() })
+    }
+
+    /// Waits until this replica has everything that was acknowledged before.
+    async fn confirm(&self, group: &Arc<Group>) -> Result<(), ClusterError> {
+        let asked = tokio::time::Instant::now();
+        let at = if group.leads() { group.read_index().await? } else { self.ask_leader(group).await? };
+        group.slot.wait_applied(at).await;
+        group.confirm(asked, at);
+        Ok(())
     }
 
     async fn read_stale(&self, group: &Arc<Group>, read: GroupRead) -> Result<GroupReadReply, ClusterError> {
@@ -525,10 +583,12 @@ impl Inner {
     async fn ask_leader(&self, group: &Arc<Group>) -> Round {
         let cluster = self.cluster()?.number();
         let (transport, me) = (Arc::clone(&self.transport), self.config.node);
+        let fence = Arc::clone(&self.fence);
         let deadline = self.config.timing.election.1;
         let asked = Arc::clone(group);
         let round = move || {
             let (group, transport) = (Arc::clone(&asked), Arc::clone(&transport));
+            let fence = Arc::clone(&fence);
             async move {
                 let Some(leader) = group.leader().filter(|leader| *leader != me) else {
                     return Err(group.not_leader(None));
@@ -538,8 +598,11 @@ impl Inner {
                 let unavailable = |why: &dyn std::fmt::Display| {
                     ClusterError::Unavailable(format!("node {leader}, which leads group {}: {why}", group.id))
                 };
-                let mut take = take_reply(reply.map_err(|error| unavailable(&error))?)
-                    .map_err(|error| unavailable(&error))?;
+                let reply = take_reply(reply.map_err(|error| unavailable(&error))?);
+                let mut take = reply.map_err(|error| {
+                    fence.refused(&error);
+                    unavailable(&error)
+                })?;
                 take.u64().map_err(|error| unavailable(&error))
             }
         };

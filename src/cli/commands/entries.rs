@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::cli::args::{Global, RangeArgs};
+use crate::cli::args::{Global, RangeArgs, ReadArgs};
 use crate::cli::bytes::{self, ByteFormat};
 use crate::cli::exit::{Failure, Result};
 use crate::cli::output::{self, Output};
@@ -15,10 +15,15 @@ use crate::cli::output_file::OutputFile;
 use crate::cli::progress::Progress;
 use crate::cli::store::KeyRange;
 
-pub(crate) fn get(global: &Global, out: &mut Output, key: &OsStr, file: Option<&Path>) -> Result<()> {
+pub(crate) fn get(
+    global: &Global,
+    out: &mut Output,
+    key: &OsStr,
+    file: Option<&Path>,
+    from: &ReadArgs,
+) -> Result<()> {
     let key = global.key_argument(key)?;
-    let database = global.existing_database()?;
-    let tree = global.existing_tree(&database)?;
+    let tree = global.tree_to_read(from)?;
     let Some(value) = tree.get(&key)? else {
         return Err(Failure::not_found(format!("no key {:?}", bytes::display_short(&key))));
     };
@@ -93,16 +98,15 @@ pub(crate) fn scan(
     global: &Global,
     out: &mut Output,
     range: &RangeArgs,
-    reverse: bool,
+    (reverse, keys_only): (bool, bool),
     limit: Option<u64>,
-    keys_only: bool,
+    from: &ReadArgs,
 ) -> Result<()> {
     if global.key_format == Some(ByteFormat::File) && range.prefix.is_none() && range.from.is_none() {
         return Err(Failure::usage("--key-format file is for arguments; keys cannot be listed so"));
     }
     let range = key_range(global, range)?;
-    let database = global.existing_database()?;
-    let tree = global.existing_tree(&database)?;
+    let tree = global.tree_to_read(from)?;
     let mut entries = tree.entries(&range, reverse, !keys_only);
     let mut left = limit.unwrap_or(u64::MAX);
     while left > 0
@@ -115,10 +119,9 @@ pub(crate) fn scan(
     Ok(())
 }
 
-pub(crate) fn count(global: &Global, out: &mut Output, range: &RangeArgs) -> Result<()> {
+pub(crate) fn count(global: &Global, out: &mut Output, range: &RangeArgs, from: &ReadArgs) -> Result<()> {
     let range = key_range(global, range)?;
-    let database = global.existing_database()?;
-    let tree = global.existing_tree(&database)?;
+    let tree = global.tree_to_read(from)?;
     let mut count = tree.len()?;
     if !range.is_everything() {
         let progress = Progress::items(None, "counting", global.quiet);

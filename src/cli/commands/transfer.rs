@@ -1,5 +1,10 @@
 //! `export` and `import`: whole trees out of a database and into another.
 //!
+//! Times to live go along: in an archive, the keys of a tree that expire follow it as a collection of a kind of
+//! its own, with the time at which they do (milliseconds since 1970, 8 bytes, little-endian) as value; it is there
+//! only if there are such keys. In JSON Lines they are a field. The import of a key whose time is over by then
+//! removes it again.
+//!
 //! Counters go along; locks stay, because a lease and a fencing token mean something only in the
 //! database that granted them. What is exported of a directory is of one moment; of a cluster, only
 //! what nobody writes to meanwhile is.
@@ -8,13 +13,13 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use dogsled_storage::{DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
+use dogsled_storage::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
 use serde_json::json;
 
 use crate::cli::archive::{self, Damage, Event, Reader, Writer};
 use crate::cli::args::{ExportFormat, Global};
 use crate::cli::bytes;
-use crate::cli::database::{Database, Keyspace};
+use crate::cli::database::{Database, Keyspace, TOGETHER};
 use crate::cli::exit::{Code, Failure, Result};
 use crate::cli::load::json_lines::{self, JsonLines};
 use crate::cli::load::{Problem, Record};
@@ -26,6 +31,8 @@ use crate::cli::store::KeyRange;
 
 /// What `Db::export` calls every collection.
 const TREE_KIND: &[u8] = b"tree";
+/// The keys of the tree of the same name that expire, and when.
+const TIMES_KIND: &[u8] = b"times to live";
 
 pub(crate) fn export(
     global: &Global,
@@ -67,8 +74,8 @@ pub(crate) fn export(
     )
 }
 
-/// Writes a key and its value.
-type WriteEntry<'a> = dyn FnMut(&[u8], &[u8]) -> io::Result<()> + 'a;
+/// Writes a key and its value, and when it expires.
+type WriteEntry<'a> = dyn FnMut(&[u8], &[u8], Option<u64>) -> io::Result<()> + 'a;
 
 /// Writes the trees; gives back the writer and the number of records.
 fn write_export<W: Write>(
@@ -83,20 +90,31 @@ fn write_export<W: Write>(
     let total = trees.iter().map(Keyspace::len).sum::<Result<u64>>()?;
     let progress = Progress::items(Some(total), "exporting", global.quiet);
     let mut records = 0;
+    let has_times = database.may_have_times_to_live();
     let mut each = |tree: &Keyspace, write: &mut WriteEntry<'_>| {
-        for entry in tree.entries(&KeyRange::default(), false, true) {
-            let (key, value) = entry?;
-            write(&key, &value).map_err(failed)?;
-            records += 1;
+        let mut entries = tree.entries(&KeyRange::default(), false, true);
+        loop {
+            let some = entries.by_ref().take(TOGETHER).collect::<Result<Vec<_>>>()?;
+            if some.is_empty() {
+                return Ok::<_, Failure>(());
+            }
+            let keys: Vec<_> = some.iter().map(|(key, _)| key.clone()).collect();
+            let expires = match has_times && tree.name() != COUNTERS_TREE_NAME {
+                true => tree.expires(&keys, database.now_ms())?,
+                false => vec![None; keys.len()],
+            };
+            for ((key, value), expires_ms) in some.iter().zip(expires) {
+                write(key, value, expires_ms).map_err(failed)?;
+                records += 1;
+            }
             progress.set(records);
         }
-        Ok::<_, Failure>(())
     };
     match format {
         ExportFormat::JsonLines => {
             for (name, tree) in names.iter().zip(&trees) {
-                each(tree, &mut |key, value| {
-                    writeln!(writer, "{}", json_lines::write(Some(name), key, value))
+                each(tree, &mut |key, value, expires_ms| {
+                    writeln!(writer, "{}", json_lines::write(Some(name), key, value, expires_ms))
                 })?;
             }
             writer.flush().map_err(failed)?;
@@ -105,8 +123,19 @@ fn write_export<W: Write>(
             let mut archive = Writer::new(writer).map_err(failed)?;
             for (name, tree) in names.iter().zip(&trees) {
                 archive.tree(TREE_KIND, name).map_err(failed)?;
-                each(tree, &mut |key, value| archive.record(key, value))?;
+                let mut expiring = Vec::new();
+                each(tree, &mut |key, value, expires_ms| {
+                    expiring.extend(expires_ms.map(|expires_ms| (key.to_vec(), expires_ms)));
+                    archive.record(key, value)
+                })?;
                 archive.end_tree().map_err(failed)?;
+                if !expiring.is_empty() {
+                    archive.tree(TIMES_KIND, name).map_err(failed)?;
+                    for (key, expires_ms) in expiring {
+                        archive.record(&key, &expires_ms.to_le_bytes()).map_err(failed)?;
+                    }
+                    archive.end_tree().map_err(failed)?;
+                }
             }
             writer = archive.finish().map_err(failed)?;
         }
@@ -176,7 +205,7 @@ pub(crate) fn import(
     };
     records(&mut file, "checking", &mut |item| {
         let tree = item.tree().map_or(DEFAULT_TREE_NAME, Vec::as_slice);
-        let added = u64::from(matches!(item, Item::Record(_)));
+        let added = u64::from(matches!(&item, Item::Record(record) if record.value.is_some()));
         match trees.iter_mut().rev().find(|(known, _)| known == tree) {
             Some((_, count)) => *count += added,
             None => trees.push((tree.to_vec(), added)),
@@ -271,20 +300,35 @@ fn read_archive(
     };
     let mut reader = Reader::new(input).map_err(refused)?;
     let mut tree = Vec::new();
+    let mut are_times = false;
     while let Some(event) = reader.next_event().map_err(refused)? {
         match event {
             Event::Tree { kind, name: tree_name } => {
-                if kind != TREE_KIND {
+                are_times = kind == TIMES_KIND;
+                if kind != TREE_KIND && !are_times {
                     return Err(Failure::bad_input(format!(
                         "{name}: {:?} is no kind of collection that this version knows; nothing was imported",
                         bytes::display_short(&kind)
                     )));
                 }
                 tree.clone_from(&tree_name);
-                each(Item::Tree(tree_name))?;
+                if !are_times {
+                    each(Item::Tree(tree_name))?;
+                }
+            }
+            Event::Record { key, value } if are_times => {
+                let Ok(expires_ms) = value.try_into().map(u64::from_le_bytes) else {
+                    return Err(Failure::bad_input(format!(
+                        "{name}: the time to live of key {} is none; nothing was imported",
+                        bytes::display_short(&key)
+                    )));
+                };
+                let expires_ms = Some(expires_ms);
+                each(Item::Record(Record { tree: Some(tree.clone()), key, value: None, expires_ms }))?;
             }
             Event::Record { key, value } => {
-                each(Item::Record(Record { tree: Some(tree.clone()), key, value: Some(value) }))?;
+                let (value, expires_ms) = (Some(value), None);
+                each(Item::Record(Record { tree: Some(tree.clone()), key, value, expires_ms }))?;
             }
             Event::TreeEnd | Event::End { .. } => {}
         }

@@ -1,10 +1,10 @@
 //! `backup`, `verify`, `repair` and `stats`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dogsled_storage::disk::{Disk, RealDisk};
-use dogsled_storage::{LossKind, RepairOptions, repair_with, verify_directory};
+use dogsled_storage::{LossKind, RepairOptions, is_own_directory, repair_with, verify_directory};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -54,9 +54,21 @@ pub(crate) fn backup(global: &Global, out: &mut Output, directories: &[PathBuf])
     )
 }
 
+/// Refuses another program's directory before a lock file is put into it.
+fn require_ours(directory: &Path) -> Result<()> {
+    if is_own_directory(&RealDisk, directory).map_err(dogsled::Error::from)? {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::NotADatabase,
+        format!("{}: nothing in it was made by dogsled", directory.display()),
+    ))
+}
+
 pub(crate) fn verify(global: &Global, out: &mut Output, directory: Option<&PathBuf>) -> Result<()> {
     let directory = global.directory(directory)?;
     store::require_files(directory)?;
+    require_ours(directory)?;
     // Not opened: what is damaged need not be fit to be opened, and nothing is recovered first.
     let _lock = store::hold(directory)?;
     let progress = Progress::items(None, "verifying", global.quiet);
@@ -74,12 +86,13 @@ pub(crate) fn verify(global: &Global, out: &mut Output, directory: Option<&PathB
             out.line(format_args!("note: {note}"))?;
         }
         out.line(format_args!(
-            "B-tree: {} of {} in {}; log: {} in {}; {}",
+            "B-tree: {} of {} in {}; log: {} in {}, with {} not in the B-tree yet; {}",
             output::count(report.keys, "key"),
             output::count(report.trees, "tree"),
             output::count(report.tree_blocks, "block"),
             output::count(report.wal_commits, "commit"),
             output::count(report.wal_segments, "segment"),
+            output::count(report.wal_changes, "change"),
             if report.is_sound() { "all sound" } else { "not all sound" }
         ))?;
     }

@@ -1,6 +1,7 @@
 //! JSON Lines: one object per line.
 //!
-//! Either `{"key":…, "value":…}`, with an optional `"tree"`, or (with `--key FIELD`) any object: the
+//! Either `{"key":…, "value":…}`, with an optional `"tree"`, and an optional `"expires_ms"` (when the key
+//! expires, in milliseconds since 1970), or (with `--key FIELD`) any object: the
 //! field is the key, and the value is the object itself as it stands, or one field of it. Strings
 //! stand for their UTF-8 bytes, `{"base64":"…"}` and `{"hex":"…"}` for any bytes, and every other
 //! value for its JSON text, copied unchanged so that no digit of a number is lost.
@@ -68,6 +69,7 @@ struct Fixed<'a> {
     key: &'a RawValue,
     #[serde(borrow)]
     value: &'a RawValue,
+    expires_ms: Option<u64>,
 }
 
 fn record(line: &[u8], options: &Options) -> Result<Record, String> {
@@ -86,6 +88,7 @@ fn record(line: &[u8], options: &Options) -> Result<Record, String> {
             tree: fixed.tree.map(|tree| exact("tree", tree)).transpose()?,
             key: exact("key", fixed.key)?,
             value: Some(value_bytes(fixed.value)?),
+            expires_ms: fixed.expires_ms,
         });
     };
     let fields: BTreeMap<String, &RawValue> = serde_json::from_str(line).map_err(|error| explain(&error))?;
@@ -97,6 +100,7 @@ fn record(line: &[u8], options: &Options) -> Result<Record, String> {
             Some(name) => value_bytes(field(name)?)?,
             None => line.trim().as_bytes().to_vec(),
         }),
+        expires_ms: None,
     })
 }
 
@@ -139,7 +143,7 @@ fn explain(error: &serde_json::Error) -> String {
 }
 
 /// One record as a line of JSON, without the line end; what [`JsonLines`] reads back.
-pub(crate) fn write(tree: Option<&[u8]>, key: &[u8], value: &[u8]) -> String {
+pub(crate) fn write(tree: Option<&[u8]>, key: &[u8], value: &[u8], expires_ms: Option<u64>) -> String {
     let mut fields = serde_json::Map::new();
     // serde_json sorts fields by name; "key" < "tree" < "value" reads well enough.
     if let Some(tree) = tree {
@@ -147,6 +151,9 @@ pub(crate) fn write(tree: Option<&[u8]>, key: &[u8], value: &[u8]) -> String {
     }
     fields.insert("key".into(), bytes::to_json(key));
     fields.insert("value".into(), bytes::to_json(value));
+    if let Some(expires_ms) = expires_ms {
+        fields.insert("expires_ms".into(), expires_ms.into());
+    }
     Value::Object(fields).to_string()
 }
 
@@ -241,11 +248,17 @@ mod tests {
         for (tree, key, value) in
             [(None, &b"k"[..], &b"{\"base64\":\"AA==\"}"[..]), (Some(&b"t\xff"[..]), &binary[..], &b""[..])]
         {
-            let line = write(tree, key, value);
+            let expires_ms = tree.map(|_| 1_800_000_000_000);
+            let line = write(tree, key, value, expires_ms);
             let record = record(line.as_bytes(), &Options::default()).expect("what was written is readable");
             assert_eq!(
                 record,
-                Record { tree: tree.map(<[u8]>::to_vec), key: key.to_vec(), value: Some(value.to_vec()) }
+                Record {
+                    tree: tree.map(<[u8]>::to_vec),
+                    key: key.to_vec(),
+                    value: Some(value.to_vec()),
+                    expires_ms
+                }
             );
         }
     }

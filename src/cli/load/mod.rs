@@ -28,13 +28,15 @@ pub(crate) struct Record {
     pub(crate) tree: Option<Vec<u8>>,
     /// Which key.
     pub(crate) key: Vec<u8>,
-    /// Its new value; `None` removes the key.
+    /// Its new value; `None` removes the key, unless only its time to live is to be set.
     pub(crate) value: Option<Vec<u8>>,
+    /// When it expires, in milliseconds since 1970.
+    pub(crate) expires_ms: Option<u64>,
 }
 
 impl Record {
     fn put(key: Vec<u8>, value: Vec<u8>) -> Record {
-        Record { tree: None, key, value: Some(value) }
+        Record { tree: None, key, value: Some(value), expires_ms: None }
     }
 
     /// The record, or why the database would refuse it: only here is its line still known.

@@ -227,9 +227,10 @@ fn records(words: Words) -> Result<VecDeque<Record>, String> {
             Ok(records)
         }
         b"MSET" => wrong_number("MSET key value [key value …]"),
-        b"DEL" | b"UNLINK" if given > 0 => {
-            Ok(arguments.into_iter().map(|key| Record { tree: None, key, value: None }).collect())
-        }
+        b"DEL" | b"UNLINK" if given > 0 => Ok(arguments
+            .into_iter()
+            .map(|key| Record { tree: None, key, value: None, expires_ms: None })
+            .collect()),
         b"DEL" | b"UNLINK" => wrong_number("DEL key [key …]"),
         b"PING" | b"ECHO" => Ok(VecDeque::new()),
         b"SELECT" if arguments.len() == 1 && arguments[0] == b"0" => Ok(VecDeque::new()),

@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Core, Error, Reach, Result, leader_of};
 use crate::cluster::pool::Pool;
+use crate::cluster::read_from::{Prefer, candidates};
 use crate::cluster::routes;
 
 /// How long a call waits before it asks whether it waits for the right node.
@@ -64,14 +65,6 @@ impl Link {
 /// Whoever has a node in hand may do anything with it.
 pub(super) fn this_process() -> ClientIdentity {
     ClientIdentity { name: "this process".to_owned(), administrator: true }
-}
-
-/// Whom a call prefers.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Prefer {
-    Leader,
-    /// The same node each time, to spread clients over nodes.
-    Any,
 }
 
 /// What a repeated attempt can do.
@@ -116,6 +109,29 @@ impl Core {
         }
     }
 
+    /// From a node's own client to another node that has a group, as the node knows.
+    pub(super) async fn link_elsewhere(
+        &self,
+        from: &replication::Node,
+        pool: &Pool,
+        group: u32,
+        avoid: Option<NodeId>,
+    ) -> Result<(NodeId, Link), TransportError> {
+        let map = from.map();
+        let mut holders = map.replicas_of(group).to_vec();
+        holders.retain(|node| *node != from.id());
+        let leader = leader_of(&map, group);
+        // The first that fits least of all reasons against it.
+        holders.sort_by_key(|node| (Some(*node) == avoid, pool.is_suspected(*node), Some(*node) != leader));
+        let Some(&node) = holders.first() else {
+            return Err(TransportError::Unreachable(format!("no node is known to have group {group}")));
+        };
+        if let Some((_, addresses)) = map.members.iter().find(|(member, _)| *member == node) {
+            pool.set_addresses(node, addresses);
+        }
+        Ok((node, Link::Network(pool.connection(node).await?)))
+    }
+
     fn target(
         &self,
         pool: &Pool,
@@ -128,21 +144,10 @@ impl Core {
         if prefer == Prefer::Leader
             && let Some(leader) = group.and_then(|group| leader_of(&map, group)).filter(&fit)
         {
+            // Nearly always, and then nobody else need be thought of.
             return Some(leader);
         }
-        let first = match prefer {
-            Prefer::Any => self.home,
-            Prefer::Leader => self.next_turn(),
-        };
-        // Those that have the group answer by themselves; the others pass it on.
-        let holders = group.map_or(&[][..], |group| map.replicas_of(group));
-        let all = map.members.iter().map(|(node, _)| *node).filter(|node| !holders.contains(node));
-        let all: Vec<NodeId> = all.collect();
-        let turn = |nodes: &[NodeId]| -> Vec<NodeId> {
-            let count = nodes.len();
-            (0..count).map(|i| nodes[first.wrapping_add(i) % count]).collect()
-        };
-        let candidates = [turn(holders), turn(&all)].concat();
+        let candidates = candidates(&map, group, prefer, &self.zone, self.home, self.next_turn());
         let in_turn = || candidates.iter().copied();
         in_turn()
             .find(&fit)
@@ -164,6 +169,8 @@ impl Core {
         let mut avoid = None;
         let mut redirected = 0;
         let mut why = "no node was reached before the deadline".to_owned();
+        // What a node has answered says more than that another one is not there.
+        let mut said: Option<String> = None;
         for attempt in 0.. {
             let give_up = |perhaps: bool, definite: Error, why: &str| match perhaps {
                 true => Error::OutcomeUnknown(why.to_owned()),
@@ -174,6 +181,9 @@ impl Core {
             }
             let now = Instant::now();
             if now >= until {
+                if let Some(said) = said.filter(|said| *said != why) {
+                    why = format!("{said}; then: {why}");
+                }
                 return Err(give_up(perhaps, Error::Unavailable(why.clone()), &why));
             }
             let (node, link) = match timeout_at(until, self.link(group, avoid, prefer)).await {
@@ -241,6 +251,7 @@ impl Core {
                 return Ok(Answered { reply, perhaps_before: perhaps });
             };
             why = format!("node {node}: {error}");
+            said = Some(why.clone());
             avoid = Some(node);
             match error {
                 ClusterError::Invalid(what) => return Err(give_up(perhaps, Error::Invalid(what), &why)),

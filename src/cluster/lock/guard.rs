@@ -12,18 +12,19 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::Lock;
-use crate::cluster::{Error, Result};
+use crate::cluster::{Error, Result, Session, ring};
 use crate::{FencingToken, IVec, NotHeld};
 
 /// The log's time may pass faster than this machine's by one part of 64: twice that is taken off.
-const MARGIN: u32 = 32;
+pub(super) const MARGIN: u32 = 32;
 /// The owner is told when only one part of so many is left of the lease.
 const WARNING: u32 = 6;
 
 /// A lock that is held, until its lease ends or this is dropped.
 ///
 /// The lease is renewed in the background, unless the lock was asked for
-/// [otherwise](Lock::without_renewal) or [resumed](Lock::resume).
+/// [otherwise](Lock::without_renewal) or [resumed](Lock::resume), or lives with a
+/// [session](Lock::of_session), whose lease it is then.
 ///
 /// Dropping releases in the background, without telling whether the lock was still held;
 /// [`LockGuard::release`] waits, and tells.
@@ -57,6 +58,8 @@ struct Lease {
     valid_until: Mutex<Option<Instant>>,
     length: Mutex<Duration>,
     lost: watch::Sender<bool>,
+    /// Whose lease counts instead of this one, and in which partition.
+    session: Option<(Session, u32)>,
 }
 
 impl Lease {
@@ -66,10 +69,31 @@ impl Lease {
         *self.valid_until.lock() = asked.checked_add(length - length / MARGIN);
     }
 
+    /// When the lock may be lost, with the margin; `None`: never.
+    fn valid_until(&self) -> Option<Instant> {
+        match &self.session {
+            None => *self.valid_until.lock(),
+            Some((session, group)) => Some(match session.valid_until(*group) {
+                Some((until, lease)) => until.checked_sub(lease / MARGIN).unwrap_or(until),
+                None => Instant::now(),
+            }),
+        }
+    }
+
     /// When the owner is told that the lease nears its end.
     fn warn_at(&self) -> Option<Instant> {
-        let warning = *self.length.lock() / WARNING;
-        self.valid_until.lock().map(|until| until.checked_sub(warning).unwrap_or(until))
+        let length = match &self.session {
+            None => *self.length.lock(),
+            Some((session, group)) => session.valid_until(*group).map_or(Duration::ZERO, |(_, lease)| lease),
+        };
+        self.valid_until().map(|until| until.checked_sub(length / WARNING).unwrap_or(until))
+    }
+
+    async fn session_lost(&self) {
+        match &self.session {
+            Some((session, _)) => session.lost().await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -116,6 +140,11 @@ impl Lock {
             valid_until: Mutex::new(asked.checked_add(left.saturating_sub(length / MARGIN))),
             length: Mutex::new(length),
             lost: watch::Sender::new(false),
+            session: self.session.clone().map(|session| {
+                // It is known: a command was routed by it.
+                let partitions = self.client.core().map.borrow().partitions;
+                (session, ring::group_of(&self.name, partitions))
+            }),
         });
         let renewer =
             first_renewal.filter(|_| self.renews && length < Duration::from_secs(1 << 40)).map(|first| {
@@ -174,7 +203,7 @@ impl LockGuard {
     /// When the lock may be lost, by this machine's clock, unless it is renewed before; `None`: never. It is
     /// counted from before the lease was asked for, with a margin for clocks that differ in pace.
     pub fn valid_until(&self) -> Option<Instant> {
-        *self.lease.valid_until.lock()
+        self.lease.valid_until()
     }
 
     /// Whether the lock is held, as far as this machine can tell. A process that is paused right after
@@ -202,6 +231,7 @@ impl LockGuard {
             tokio::select! {
                 _ = lost.changed() => {}
                 () = sleep_until(warn_at) => {}
+                () = self.lease.session_lost() => return,
             }
         }
     }

@@ -8,12 +8,18 @@
 //! ```
 //!
 //! No grant is missed: the ticket is read after the stream has begun, and after every break of it.
+//!
+//! When the key has vanished, the node that told so is believed, without a quorum: what it has applied was committed,
+//! and if it says that the ticket has the lock, then it does or did. How much of the lease is left must not be taken
+//! from a node that may be cut off and know an old time only. So it is counted from the last
+//! [time of the log](LogTime) that this client was told, which is less than the grant's by less than the wait.
+//! Any other answer is asked for again, of the group.
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_replication::ClientRequest;
 use dogsled_replication::watch::WatchEvent;
-use dogsled_replication::{ClientRequest, Consistency};
 use dogsled_storage::lock::queue::waiter_key;
 use dogsled_storage::lock::{LockCommand, LockReply};
 use dogsled_storage::{GroupRead, GroupReadReply, LOCK_QUEUES_TREE_NAME};
@@ -21,13 +27,30 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, sleep_until};
 
 use super::Lock;
+use super::guard::MARGIN;
 use crate::FencingToken;
 use crate::cluster::core::unexpected;
-use crate::cluster::{Error, Result};
+use crate::cluster::{Error, ReadFrom, Result};
 use crate::lock::milliseconds;
 
 /// A waiter that was not heard of for so long is passed over.
 pub(super) const WAIT_LEASE: Duration = Duration::from_secs(30);
+
+/// The log had this time when something was asked, or later: it passes no faster than the time here, but for
+/// [`MARGIN`].
+#[derive(Clone, Copy)]
+pub(super) struct LogTime {
+    pub(super) ms: u64,
+    pub(super) asked: Instant,
+}
+
+impl LogTime {
+    /// How long it is at least, from `now`, until the log has a time; too little rather than too much.
+    fn until(self, ms: u64, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.asked);
+        Duration::from_millis(ms.saturating_sub(self.ms)).saturating_sub(passed + passed / MARGIN)
+    }
+}
 
 /// What a wait ended with.
 pub(super) enum Waited {
@@ -47,6 +70,7 @@ pub(super) enum Waited {
 struct Place<'a> {
     lock: &'a Lock,
     ticket: u64,
+    known: LogTime,
     is_over: bool,
 }
 
@@ -55,12 +79,26 @@ impl Place<'_> {
         LockCommand::CancelWait { name: self.lock.name.clone(), ticket: self.ticket }
     }
 
+    /// What has become of it if the node that leads, as far as is known here, has applied a grant.
+    async fn look_at_leader(&mut self, group: u32) -> Option<Waited> {
+        let core = self.lock.client.core();
+        let read = GroupRead::Ticket { name: self.lock.name.clone(), ticket: self.ticket };
+        let answer = core.read_of_leader(group, &read, self.lock.client.until()).await.ok()?;
+        let GroupReadReply::Ticket { reply: LockReply::Acquired { token, expires_ms }, .. } = answer.reply
+        else {
+            return None;
+        };
+        self.is_over = true;
+        let now = Instant::now();
+        Some(Waited::Granted { token, expires_ms, left: self.known.until(expires_ms, now), asked: now })
+    }
+
     /// What has become of it; `None`: it waits.
     async fn look(&mut self, group: u32) -> Result<Option<Waited>> {
         let core = self.lock.client.core();
         let read = GroupRead::Ticket { name: self.lock.name.clone(), ticket: self.ticket };
         let asked = Instant::now();
-        let answer = core.read(group, &read, Consistency::Linearizable, self.lock.client.until()).await?;
+        let answer = core.read(group, &read, ReadFrom::Leader, self.lock.client.until()).await?;
         let waited = match answer.reply {
             GroupReadReply::Ticket { reply: LockReply::Waiting { .. }, .. } => return Ok(None),
             GroupReadReply::Ticket { reply: LockReply::Acquired { token, expires_ms }, now_ms } => {
@@ -94,12 +132,20 @@ async fn until(deadline: Option<Instant>) {
 
 impl Lock {
     /// Waits under a ticket until it is over.
-    pub(super) async fn wait(&self, ticket: u64, deadline: Option<Instant>) -> Result<Waited> {
-        let mut place = Place { lock: self, ticket, is_over: false };
+    pub(super) async fn wait(
+        &self,
+        ticket: u64,
+        known: LogTime,
+        deadline: Option<Instant>,
+    ) -> Result<Waited> {
+        let mut place = Place { lock: self, ticket, known, is_over: false };
         let waited = tokio::select! {
             biased;
             waited = self.follow(&mut place) => Some(waited?),
             () = until(deadline) => None,
+            () = self.session_lost() => {
+                return Err(Error::Invalid("the session ended while it waited for a lock".to_owned()));
+            }
         };
         if let Some(waited) = waited {
             return Ok(waited);
@@ -117,6 +163,7 @@ impl Lock {
             group,
             tree: Bytes::from_static(LOCK_QUEUES_TREE_NAME),
             prefix: Bytes::copy_from_slice(&waiter_key(&self.name, place.ticket)),
+            told: None,
         };
         let mut heard = Instant::now();
         let (mut avoid, mut attempt) = (None, 0);
@@ -131,17 +178,25 @@ impl Lock {
                         biased;
                         message = stream.next() => message,
                         () = sleep_until(heard + WAIT_LEASE / 3) => {
-                            self.still_waits(place.ticket, &mut heard).await;
+                            self.still_waits(place, &mut heard).await;
                             continue;
                         }
                     };
                     let Some(Ok(message)) = message else { break };
                     let Ok(events) = WatchEvent::decode(message) else { break };
                     // A put is only the waiter's own word that it still waits.
-                    if events.iter().all(|event| matches!(event, WatchEvent::Put { .. })) {
+                    if events
+                        .iter()
+                        .all(|event| matches!(event, WatchEvent::Put { .. } | WatchEvent::Progress { .. }))
+                    {
                         continue;
                     }
                     attempt = 0;
+                    if events.iter().any(|event| matches!(event, WatchEvent::Removed { .. }))
+                        && let Some(granted) = place.look_at_leader(group).await
+                    {
+                        return Ok(granted);
+                    }
                     match place.look(group).await {
                         Ok(Some(waited)) => return Ok(waited),
                         Ok(None) => {}
@@ -152,20 +207,55 @@ impl Lock {
                 }
             }
             if heard.elapsed() >= WAIT_LEASE / 3 {
-                self.still_waits(place.ticket, &mut heard).await;
+                self.still_waits(place, &mut heard).await;
             }
             core.before_next_attempt(attempt).await;
             attempt += 1;
         }
     }
 
+    /// Returns when the session that this lives with has ended, if there is one.
+    async fn session_lost(&self) {
+        match &self.session {
+            Some(session) => session.lost().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Says that this still waits. What is wrong with that, if anything, shows when the ticket is looked at.
-    async fn still_waits(&self, ticket: u64, heard: &mut Instant) {
-        let wait_ms = milliseconds(WAIT_LEASE);
-        let renewed = self.execute(LockCommand::RenewWait { name: self.name.clone(), ticket, wait_ms }).await;
+    async fn still_waits(&self, place: &mut Place<'_>, heard: &mut Instant) {
+        if self.session.is_some() {
+            // Its session says so.
+            *heard = Instant::now();
+            return;
+        }
+        let (name, ticket, wait_ms) = (self.name.clone(), place.ticket, milliseconds(WAIT_LEASE));
+        let asked = Instant::now();
+        let renewed = self.execute(LockCommand::RenewWait { name, ticket, wait_ms }).await;
+        if let Ok((_, ms)) = renewed {
+            place.known = LogTime { ms, asked };
+        }
         // After a failure again soon.
         let pause = if renewed.is_ok() { Duration::ZERO } else { WAIT_LEASE / 3 - Duration::from_secs(1) };
         let now = Instant::now();
         *heard = now.checked_sub(pause).unwrap_or(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_lease_is_counted_from_before_the_wait_and_never_too_much() {
+        let asked = Instant::now();
+        let known = LogTime { ms: 50_000, asked };
+        let left = |seconds, ms| known.until(ms, asked + Duration::from_secs(seconds));
+        assert_eq!(left(0, 60_000), Duration::from_secs(10));
+        assert_eq!(left(0, 50_000), Duration::ZERO);
+        assert_eq!(left(0, 0), Duration::ZERO);
+        // Granted eight seconds later, for ten: those eight are gone, and what the log may have been quicker.
+        assert_eq!(left(8, 68_000), Duration::from_millis(10_000 - 250));
+        assert_eq!(left(68, 68_000), Duration::ZERO);
     }
 }

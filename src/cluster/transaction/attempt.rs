@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::sync::Arc;
 
-use dogsled_replication::{Consistency, ReadAnswer};
+use dogsled_replication::ReadAnswer;
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::counter::decode_value;
 use dogsled_storage::lock::{FencingToken, decode_state};
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::cluster::core::unexpected;
-use crate::cluster::{Client, Error, Result, Tree};
+use crate::cluster::{Client, Error, ReadFrom, Result, Tree};
 use crate::tree::{owned_bounds, prefix_bounds};
 use crate::{Batch, IVec, OutOfBounds};
 
@@ -199,7 +199,7 @@ impl Transaction {
         let core = self.client.core();
         let group = core.group_of(&key, self.until).await?;
         let read = GroupRead::Get { tree: tree.clone(), key: key.clone() };
-        let answer = core.read(group, &read, Consistency::Linearizable, self.until).await?;
+        let answer = core.read(group, &read, ReadFrom::Leader, self.until).await?;
         let GroupReadReply::Value(found) = answer.reply else { return Err(unexpected(&answer)) };
         self.with(|sets| {
             sets.note_position(group, answer.position);
@@ -244,7 +244,7 @@ impl Transaction {
         let mut left = vec![keys];
         while let Some(part) = left.pop() {
             let read = GroupRead::GetMany { tree: tree.clone(), keys: part.to_vec() };
-            match self.client.core().read(group, &read, Consistency::Linearizable, self.until).await {
+            match self.client.core().read(group, &read, ReadFrom::Leader, self.until).await {
                 Ok(ReadAnswer { reply: GroupReadReply::Values(values), position, .. })
                     if values.len() == part.len() =>
                 {
@@ -448,7 +448,7 @@ impl Transaction {
                 limit_bytes: core.page_bytes.max(1 << 20),
                 values: true,
             };
-            let answer = core.read(group, &read, Consistency::Linearizable, self.until).await?;
+            let answer = core.read(group, &read, ReadFrom::Leader, self.until).await?;
             let GroupReadReply::Page { entries, more } = answer.reply else {
                 return Err(unexpected(&answer));
             };

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dogsled_replication::{Consistency, ring};
+use dogsled_replication::ring;
 use dogsled_storage::transaction::coordinator::{
     Coordinator, Phase, Request, Share, home_by_chance, home_in_order,
 };
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::attempt::Sets;
 use crate::cluster::core::{Core, Failed, unexpected};
 use crate::cluster::session::Numbered;
-use crate::cluster::{Client, Error, Result};
+use crate::cluster::{Client, Error, ReadFrom, Result};
 
 /// How long a prepared part may keep its locks when nothing is heard of its transaction, and how long
 /// the decision may take.
@@ -171,7 +171,7 @@ pub(super) async fn was_one_moment(client: &Client, sets: &Sets, until: Instant)
         let since = if several { sets.first_read(group) } else { None };
         let Share { trees, part } = share;
         let read = GroupRead::Validate { trees, reads: part.reads, ranges: part.ranges, since };
-        match core.read(group, &read, Consistency::Linearizable, until).await?.reply {
+        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
             GroupReadReply::Valid(valid) => Ok(valid),
             other => Err(unexpected(&other)),
         }

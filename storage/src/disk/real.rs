@@ -120,6 +120,14 @@ impl Disk for RealDisk {
         std::fs::remove_file(path)
     }
 
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_dir(path)?;
+        match path.parent() {
+            Some(parent) => self.sync_directory(parent),
+            None => Ok(()),
+        }
+    }
+
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
     }

@@ -302,6 +302,28 @@ impl Disk for SimulatedDisk {
         if crashing { Err(crash_error()) } else { Ok(()) }
     }
 
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        let mut inner = self.0.lock();
+        let crashing = inner.enter_whole(Operation::Remove)?;
+        let inner = &mut *inner;
+        let mut names = inner.names.keys().chain(&inner.directories);
+        if names.any(|name| name.parent() == Some(path)) {
+            return Err(io::Error::from(io::ErrorKind::DirectoryNotEmpty));
+        }
+        if !inner.directories.remove(path) {
+            return Err(not_found(path));
+        }
+        // What was removed in it before is gone as well.
+        let (durable, changes) = (&mut inner.durable_names, std::mem::take(&mut inner.log));
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(|change| change.directory() == path);
+        for change in here {
+            change.apply(durable);
+        }
+        inner.log = elsewhere;
+        if crashing { Err(crash_error()) } else { Ok(()) }
+    }
+
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
         let mut inner = self.0.lock();
         if inner.enter_whole(Operation::SyncDirectory)? {

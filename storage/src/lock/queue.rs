@@ -5,7 +5,7 @@
 //! | key | value |
 //! |---|---|
 //! | 1, `due_ms` (8), name | nothing: at that time of the log something about the lock changes by itself |
-//! | 2, length of the name (2), name, ticket (8) | version 1, then in bincode the [`Waiter`] |
+//! | 2, length of the name (2), name, ticket (8) | version 2, then in bincode the [`Waiter`] |
 //!
 //! A ticket is the position of the entry with which the waiter came, so tickets are never given
 //! twice, and their order is that of arrival. A waiter that leaves the queue, whether it was granted the
@@ -18,12 +18,13 @@ use bincode::{Decode, Encode};
 use crate::codec;
 use crate::command::TreeId;
 use crate::evaluate::{Effect, Effects, View};
+use crate::group::SessionId;
 use crate::{Error, IVec, Result};
 
 const DUE: u8 = 1;
 const WAITER: u8 = 2;
 
-const RECORD_VERSION: u8 = 1;
+const RECORD_VERSION: u8 = 2;
 
 /// Somebody who waits.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -38,6 +39,8 @@ pub struct Waiter {
     pub delay_ms: u64,
     /// The log's time at which it counts as gone unless it says that it still waits.
     pub expires_ms: u64,
+    /// The session that it, and its grant, live with.
+    pub session: Option<SessionId>,
 }
 
 impl Waiter {

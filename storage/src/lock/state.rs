@@ -11,11 +11,11 @@
 //! | varint | the token; 0: the version (sequence) of this record is the token |
 //! | varint | `expires_ms`, the log's time at which the lease ends |
 //!
-//! **Version 2** is everything else:
+//! **Version 3** is everything else (2 was the same without sessions, and is not read any more):
 //!
 //! | bytes | meaning |
 //! |---|---|
-//! | 1 | record version, 2 |
+//! | 1 | record version, 3 |
 //! | varint | capacity: how many permits there are |
 //! | varint | `free_at_ms`: before this time nothing is granted, because a holder ended uncleanly; 0: no such time |
 //! | varint | the largest token given so far |
@@ -29,6 +29,7 @@
 //! | varint | `expires_ms` |
 //! | varint | the delay in milliseconds that follows an unclean end |
 //! | varint | the ticket under which it had waited; 0: it had not |
+//! | 1, varint | 1 and the session that it lives with; 0: it lives for a lease of its own |
 //!
 //! A record of another version is refused with a clear error, never guessed at.
 
@@ -38,13 +39,14 @@ use super::{FencingToken, Holder, PENDING_SEQUENCE};
 use crate::codec;
 use crate::command::TreeId;
 use crate::evaluate::{Versioned, View};
+use crate::group::SessionId;
 use crate::{Error, IVec, Result};
 
 /// The most holders that one lock may have at a time, whatever its capacity.
 pub const MAX_HOLDERS: usize = 1024;
 
 const PLAIN: u8 = 1;
-const FULL: u8 = 2;
+const FULL: u8 = 3;
 
 /// What is stored of one lock; see [`super::state`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +79,8 @@ pub struct Permit {
     pub delay_ms: u64,
     /// The ticket under which it was waited for; 0: it was not.
     pub ticket: u64,
+    /// The session that it lives with.
+    pub session: Option<SessionId>,
 }
 
 #[derive(Encode, Decode)]
@@ -126,6 +130,7 @@ impl LockState {
             && self.due_ms == 0
             && only.delay_ms == 0
             && only.ticket == 0
+            && only.session.is_none()
             && self.last_token == only.token.0
         {
             let (owner, token, expires_ms) = (only.owner.clone(), only.token.0, only.expires_ms);
@@ -155,6 +160,7 @@ impl LockState {
                     expires_ms,
                     delay_ms: 0,
                     ticket: 0,
+                    session: None,
                 };
                 Ok(LockState { holders: vec![permit], last_token: token, ..LockState::free(1) })
             }

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use super::tree::Tree;
 use super::{LossKind, Repair, RepairOptions, RepairProgress};
 use crate::codec::decode_effects;
 use crate::directory::wal_path;
 use crate::disk::Disk;
 use crate::engine::EMBEDDED_STREAM;
 use crate::evaluate::{Effect, Versioned};
-use crate::meta::Checkpoint;
 use crate::verify::Damage;
-use crate::wal::{Event, RecordKind, inspect};
+use crate::wal::{Event, RecordKind, inspect, no_log};
 use crate::{Error, IVec, Result, TreeId};
 
 /// What the WAL says on top of the tree.
@@ -35,9 +35,11 @@ impl Repair<'_> {
         &mut self,
         disk: &dyn Disk,
         source: &Path,
-        checkpoint: Option<&Checkpoint>,
+        tree: &Tree,
         options: RepairOptions,
     ) -> Result<Option<Replay>> {
+        let checkpoint = tree.checkpoint.as_ref();
+        self.greatest_sequence = self.greatest_sequence.max(tree.folding);
         let directory = wal_path(source);
         let exists = disk
             .exists(&directory)
@@ -51,7 +53,7 @@ impl Repair<'_> {
         // for what is applied and no more.
         let survey = self.survey(disk, &directory)?;
         let applied = checkpoint.map(|checkpoint| checkpoint.applied);
-        let accepted = self.choose(&directory, &survey, applied, options);
+        let accepted = self.choose(&directory, &survey, applied, tree.folding, options);
         let mut replay = Replay {
             time_ms: checkpoint.map_or(0, |checkpoint| checkpoint.time_ms),
             last: applied.unwrap_or(0),
@@ -99,11 +101,14 @@ impl Repair<'_> {
         directory: &Path,
         survey: &Survey,
         applied: Option<u64>,
+        folding: u64,
         options: RepairOptions,
     ) -> Vec<(u64, u64)> {
-        // Where the tree ends is not known if its record is lost; the WAL never begins behind it.
-        let applied =
-            applied.unwrap_or_else(|| survey.runs.first().map_or(0, |run| run.first.saturating_sub(1)));
+        // Where the tree ends is not known if its record is lost. The log never began behind it; where
+        // it began, its openings and what was purged since say, even if that segment is not there.
+        let begins = survey.bounds.map(|(first, _)| first);
+        let begins = begins.or(survey.runs.first().map(|run| run.first));
+        let applied = applied.unwrap_or_else(|| begins.map_or(0, |first| first.saturating_sub(1)));
         let mut accepted = Vec::new();
         let mut next = applied + 1;
         let mut in_sequence = true;
@@ -115,7 +120,8 @@ impl Repair<'_> {
                 continue;
             }
             if run.first > next {
-                let place = run.damage_before.clone().unwrap_or_else(|| Damage {
+                let missing = survey.missing.iter().find(|damage| unexplained.contains(damage));
+                let place = run.damage_before.as_ref().or(missing).cloned().unwrap_or_else(|| Damage {
                     file: directory.to_owned(),
                     offset: None,
                     what: "no segment holds them".to_owned(),
@@ -134,24 +140,36 @@ impl Repair<'_> {
             }
             next = next.max(run.last + 1);
         }
-        for damage in unexplained {
-            if survey.tail.contains(&damage) {
-                // Nothing sound lies behind it, so it may not be known how many it held.
-                let commits = (survey.greatest >= next).then_some((next, survey.greatest));
-                self.lose(LossKind::Commits, damage, commits);
-            } else {
-                self.report.notes.push(damage.to_string());
-            }
+        let greatest = survey.greatest.max(folding);
+        let end = (greatest >= next).then_some((next, greatest));
+        // Nothing sound lies behind these, so it may not be known how many they held.
+        let (at_end, harmless): (Vec<_>, Vec<_>) = unexplained
+            .into_iter()
+            .partition(|damage| survey.tail.contains(damage) || survey.missing.contains(damage));
+        if folding >= next && at_end.is_empty() && survey.file != Path::new("") {
+            let what = "a checkpoint had begun to fold them into the B-tree, which may hold some of their \
+                        effects; no segment holds them";
+            let (file, what) = (directory.to_owned(), what.to_owned());
+            self.lose(LossKind::Commits, Damage { file, offset: None, what, keys: None }, end);
         }
-        if !survey.closed {
+        for damage in at_end {
+            self.lose(LossKind::Commits, damage, end);
+        }
+        for damage in harmless {
+            self.report.notes.push(damage.to_string());
+        }
+        if survey.file == Path::new("")
+            && let Error::Corrupt(corruption) = no_log(directory)
+        {
+            self.lose(LossKind::Commits, corruption.into(), end);
+        } else if !survey.closed {
             self.report.notes.push(format!(
                 "the log does not end with an orderly shutdown: if there were commits after {}, they left no trace",
                 next - 1
             ));
         }
         if let Some(damage) = &survey.torn {
-            let commits = (survey.greatest >= next).then_some((next, survey.greatest));
-            self.lose(LossKind::Tail, damage.clone(), commits);
+            self.lose(LossKind::Tail, damage.clone(), end);
         }
         accepted
     }
@@ -214,6 +232,10 @@ struct Survey {
     damage: Vec<Damage>,
     /// Damage behind which there is nothing sound.
     tail: Vec<Damage>,
+    /// Segments that are not there.
+    missing: Vec<Damage>,
+    /// The first and the last commit that the log holds, or would if no segment were missing.
+    bounds: Option<(u64, u64)>,
     torn: Option<Damage>,
     database_id: Option<u128>,
     greatest: u64,
@@ -229,10 +251,12 @@ impl Survey {
             Event::Segment { file, database_id, .. } => {
                 self.file = file.to_owned();
                 self.frame = 0;
+                self.closed = false;
                 self.database_id = self.database_id.or(database_id);
             }
             Event::Opening { stream, bounds, .. } if stream == EMBEDDED_STREAM => {
                 self.greatest = self.greatest.max(bounds.map_or(0, |(_, last)| last));
+                self.bounds = bounds;
             }
             Event::Frame { offset, closed, .. } => {
                 self.frame = offset;
@@ -240,6 +264,9 @@ impl Survey {
             }
             Event::Record { kind, stream, index, bytes, discarded } if stream == EMBEDDED_STREAM => {
                 self.greatest = self.greatest.max(index);
+                if !discarded {
+                    self.move_bounds(kind, index);
+                }
                 if kind != RecordKind::Append || discarded {
                     return;
                 }
@@ -253,6 +280,10 @@ impl Survey {
                     }
                 }
             }
+            Event::Damage(corruption) if corruption.offset.is_none() => {
+                self.missing.push(corruption.clone().into());
+                self.damage.push(corruption.clone().into());
+            }
             Event::Damage(corruption) => self.damaged(corruption.clone().into()),
             Event::TornTail { file, offset } => {
                 self.torn = Some(Damage {
@@ -264,6 +295,17 @@ impl Survey {
             }
             _ => {}
         }
+    }
+
+    fn move_bounds(&mut self, kind: RecordKind, index: u64) {
+        let bounds = self.bounds;
+        self.bounds = match kind {
+            RecordKind::Append => Some(bounds.map_or((index, index), |(first, _)| (first, index))),
+            RecordKind::PurgeTo => bounds.map(|(first, last)| (first.max(index.saturating_add(1)), last)),
+            RecordKind::TruncateAfter => bounds.map(|(first, last)| (first, last.min(index))),
+            RecordKind::SetState => bounds,
+        }
+        .filter(|(first, last)| first <= last);
     }
 
     fn damaged(&mut self, damage: Damage) {

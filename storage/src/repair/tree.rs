@@ -5,7 +5,7 @@ use crate::meta::Checkpoint;
 use crate::tree_file::TreeFile;
 use crate::tree_file::layout::HeaderBytes;
 use crate::tree_file::pages::{CommitSlot, PageReader, TableEntry};
-use crate::verify::{Damage, KeyRange, Row, tree_of_table};
+use crate::verify::{Damage, KeyRange, Records, Rows, tree_of_table};
 use crate::{Result, TreeId};
 
 /// What redb's header leads to.
@@ -16,6 +16,8 @@ pub(super) struct Tree {
     /// redb's previous commit, for the ranges that are lost in the newest.
     pub(super) tables_before: Vec<(TreeId, TableEntry)>,
     pub(super) checkpoint: Option<Checkpoint>,
+    /// Up to this commit a checkpoint has begun to fold, so that some of their effects may be there.
+    pub(super) folding: u64,
     /// Tables may be missing from `tables`.
     pub(super) tables_lost: bool,
 }
@@ -95,26 +97,25 @@ fn tables_of(
         reader.tables(commit.user)
     };
     let found = tables(&mut reader, commit)?;
-    let mut checkpoint = None;
-    let mut row = Row::default();
+    let mut rows = Rows::default();
     let meta = found.found.iter().find(|table| table.name == "meta");
     if let Some((meta, root)) = meta.and_then(|meta| Some((meta, meta.root?))) {
         reader.forget_seen();
-        reader.walk(root, meta.widths, &mut row)?;
-        if let Some(value) = &row.value {
-            checkpoint = Checkpoint::decode(value, file.path()).ok();
-        }
+        reader.walk(root, meta.widths, &mut rows)?;
     }
+    // Without the table nothing is known, unless no table can have been lost.
+    let known = meta.is_some() || found.lost.is_empty();
+    let records = rows.records(file.path()).ok().flatten().filter(|_| known);
+    let (checkpoint, folding) = match records {
+        Some(Records { checkpoint, folding }) => (Some(checkpoint), folding),
+        None => (None, None),
+    };
     let numbered = |tables: Vec<TableEntry>| -> Vec<(TreeId, TableEntry)> {
         let mut numbered: Vec<_> =
             tables.into_iter().filter_map(|table| Some((tree_of_table(&table.name)?, table))).collect();
         numbered.sort_by_key(|(id, _)| *id);
         numbered
     };
-    let never_checkpointed = found.lost.is_empty() && !found.found.iter().any(|table| table.name == "meta");
-    if never_checkpointed {
-        checkpoint = Some(Checkpoint::default());
-    }
     let merit = 1 + usize::from(found.lost.is_empty()) + 2 * usize::from(checkpoint.is_some());
     let tables_before = match before {
         Some(before) => tables(&mut reader, before)?.found,
@@ -126,6 +127,7 @@ fn tables_of(
         tables: numbered(found.found),
         tables_before: numbered(tables_before),
         checkpoint,
+        folding: folding.map_or(0, |folding| folding.applied),
     };
     Ok((merit, tree))
 }

@@ -66,10 +66,21 @@ fn unfinished_path(path: &Path) -> PathBuf {
 }
 
 fn start_redb(file: &TreeFile, cache_bytes: u64) -> Result<Database> {
-    Builder::new()
-        .set_cache_size(usize::try_from(cache_bytes).unwrap_or(usize::MAX))
-        .create_with_backend(file.clone())
-        .map_err(|error| file.map_error("opening", error))
+    // redb asserts what our checksums do not cover, such as that no page it has allocated lies behind
+    // the end of a file that was cut. Nothing but `file`, which goes, sees what it left half done.
+    let start = || {
+        Builder::new()
+            .set_cache_size(usize::try_from(cache_bytes).unwrap_or(usize::MAX))
+            .create_with_backend(file.clone())
+    };
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(start)) {
+        Ok(started) => started.map_err(|error| file.map_error("opening", error)),
+        Err(_) => Err(Error::corrupt(
+            file.path(),
+            None,
+            "redb cannot make sense of the file, although every block matches its checksum: was it cut?",
+        )),
+    }
 }
 
 /// What an error of redb on the file at `path` means to our callers; `doing` is a verb for the

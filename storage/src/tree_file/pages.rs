@@ -12,9 +12,10 @@
 //!
 //! # redb's format, as far as it is used here (its version 3)
 //!
-//! The first 320 bytes: magic (9), flags (bit 0 of byte 9: which commit slot is the newer),
-//! page size (u32 at 12), region header pages (u32 at 16), pages per region (u32 at 20), two commit
-//! slots of 128 bytes at 64 and 192. A slot: version 3, whether there is a user root (byte 1) and a
+//! The first 320 bytes: magic (9), flags (bit 0 of byte 9: which commit slot is the newer, bit 1: not
+//! closed), page size (u32 at 12), region header pages (u32 at 16), pages per region (u32 at 20), full
+//! regions (u32 at 24) and pages of the last one (u32 at 28) unless it is full, two commit slots of 128
+//! bytes at 64 and 192. A slot: version 3, whether there is a user root (byte 1) and a
 //! system root (byte 2), user root at 8, system root at 40, transaction id at 104, XXH3-128 of its
 //! first 112 bytes at 112. A root: page number (8), checksum (16), count of entries (8).
 //!
@@ -109,6 +110,8 @@ pub(crate) struct PageReader<'a> {
     commits: [Option<CommitSlot>; 2],
     region_pages: u64,
     region_header_pages: u64,
+    /// Blocks of the file that the header counts; `None`: it was not closed, and they may be outdated.
+    counted_blocks: Option<u64>,
     seen: HashSet<u64>,
     pub(crate) blocks_read: u64,
 }
@@ -141,14 +144,39 @@ impl<'a> PageReader<'a> {
         if region_pages == 0 || region_pages > 1 << 20 || region_header_pages > 1 << 20 {
             return Err(damaged("has impossible regions"));
         }
+        let trailing_pages = u64::from(u32_at(header, 28));
+        let trailing_blocks = if trailing_pages > 0 { region_header_pages + trailing_pages } else { 0 };
+        let full_regions = u64::from(u32_at(header, 24));
+        let counted = 1 + full_regions * (region_header_pages + region_pages) + trailing_blocks;
         Ok(PageReader {
             file,
             commits: [slot(newer), slot(1 - newer)],
             region_pages,
             region_header_pages,
+            counted_blocks: (header[9] & 2 == 0).then_some(counted),
             seen: HashSet::new(),
             blocks_read: 0,
         })
+    }
+
+    /// What is wrong with the length of the file: redb refuses one that was cut, even if nothing lay
+    /// in the blocks that are gone.
+    pub(crate) fn check_length(&self) -> Result<(), Corruption> {
+        let blocks = self.file.length() / BLOCK;
+        let within_region = blocks.saturating_sub(1) % (self.region_header_pages + self.region_pages);
+        let what = match self.counted_blocks {
+            Some(counted) if blocks < counted => {
+                format!("the file is {} blocks shorter than redb's header says: it was cut", counted - blocks)
+            }
+            Some(counted) if blocks == counted => return Ok(()),
+            _ if blocks < self.region_header_pages + 2
+                || (1..=self.region_header_pages).contains(&within_region) =>
+            {
+                "the file has a length that redb gives none".to_owned()
+            }
+            _ => return Ok(()),
+        };
+        Err(Corruption { file: self.file.path().to_owned(), offset: Some(self.file.length()), what })
     }
 
     /// The commit that redb would open.

@@ -121,7 +121,7 @@ impl Shared {
             if state.stopping || self.check_poison().is_err() {
                 return;
             }
-            if state.has_recyclable() {
+            if state.has_recyclable() || !state.unsynced_seals.is_empty() {
                 continue;
             }
             if state.failure.is_some() {
@@ -137,7 +137,16 @@ impl Shared {
 
     /// Does one piece of housekeeping; `false` if there was none, or it failed.
     pub(super) fn maintain(&self) -> bool {
-        self.recycle() || self.prepare()
+        self.recycle() || self.prepare() || self.sync_seal()
+    }
+
+    /// Seals are not synced where somebody waits for it.
+    fn sync_seal(&self) -> bool {
+        if self.state.lock().stopping {
+            return false;
+        }
+        // An error poisons; there is nobody here to tell.
+        self.sync_one_seal().unwrap_or(false)
     }
 
     /// Has a short segment prepared in the place of the one that stands ready, unless writers who wait
@@ -168,12 +177,17 @@ impl Shared {
 
     /// Lets go of one segment that no stream needs any more.
     pub(super) fn recycle(&self) -> bool {
+        !self.state.lock().stopping && self.release(false)
+    }
+
+    /// The same; when it is `closing` the segment is not kept for reuse.
+    pub(super) fn release(&self, closing: bool) -> bool {
         if self.check_poison().is_err() {
             return false;
         }
         let segment = {
             let mut state = self.state.lock();
-            if state.stopping || !state.has_recyclable() {
+            if !state.has_recyclable() {
                 return false;
             }
             let (number, segment) = state.segments.pop_first().expect("there is a first one");
@@ -186,7 +200,7 @@ impl Shared {
         // Readers get segments from the map only: one that nobody else holds now, nobody will.
         let in_use = Arc::strong_count(&segment) > 1;
         let reuse = match segment.is_hot() {
-            _ if in_use => Reuse::Never,
+            _ if in_use || closing => Reuse::Never,
             true => Reuse::Hot,
             false => Reuse::Cold,
         };

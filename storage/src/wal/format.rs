@@ -4,8 +4,8 @@ use crate::disk::BLOCK_SIZE;
 
 use super::StreamId;
 
-/// The newest format this code reads and the one it writes.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+/// The only format this code reads and writes. (Version 1 had no seals; no release wrote it.)
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 /// Where a segment's first frame begins.
 pub(super) const FIRST_FRAME: u64 = BLOCK_SIZE as u64;
@@ -24,6 +24,20 @@ const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"dWfr");
 pub(super) const FLAG_OPENING: u32 = 1;
 /// The frame was written by an orderly shutdown; it says that all before it is durable.
 pub(super) const FLAG_CLOSED: u32 = 2;
+/// The frame is a segment's [seal](super#seals): in its last block, it says that the log goes on in
+/// the next segment.
+pub(super) const FLAG_SEAL: u32 = 4;
+
+/// Where the frames of a segment of this size end: the last block is its seal's.
+pub(super) fn frames_end(size: u64) -> u64 {
+    size.saturating_sub(BLOCK_SIZE as u64)
+}
+
+/// Whether a file begins as a segment does, be it damaged in one of two places.
+pub(super) fn is_start_of_segment(bytes: &[u8]) -> bool {
+    let frame = bytes.get(FIRST_FRAME as usize..FIRST_FRAME as usize + FRAME_HEADER_SIZE);
+    bytes.starts_with(&SEGMENT_MAGIC) || frame.is_some_and(|frame| FrameHeader::decode(frame).is_some())
+}
 
 /// Rounds up to whole blocks.
 pub(super) fn padded(length: usize) -> usize {
@@ -51,7 +65,7 @@ pub(super) struct SegmentHeader {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HeaderFound {
     Sound(SegmentHeader),
-    Newer(u32),
+    OtherVersion(u32),
     Damaged(&'static str),
 }
 
@@ -82,8 +96,8 @@ impl SegmentHeader {
             return HeaderFound::Damaged("the segment header does not match its checksum");
         }
         let version = u32_at(bytes, 8);
-        if version > FORMAT_VERSION {
-            return HeaderFound::Newer(version);
+        if version != FORMAT_VERSION {
+            return HeaderFound::OtherVersion(version);
         }
         HeaderFound::Sound(SegmentHeader {
             database_id: u128::from_le_bytes(bytes[16..32].try_into().expect("sixteen bytes")),
@@ -176,6 +190,20 @@ fn payload_checksum(header: &[u8], payload: &[u8]) -> u32 {
     hasher.update(&header[..52]);
     hasher.update(payload);
     hasher.finalize()
+}
+
+/// The header of a segment's seal: `group` is the first of the next segment, and `previous` the
+/// checksum of the last frame here.
+pub(super) fn seal_header(segment: u64, epoch: u64, group: u64, previous: u32) -> FrameHeader {
+    FrameHeader {
+        flags: FLAG_SEAL,
+        epoch,
+        segment,
+        group,
+        durable: group - 1,
+        previous,
+        ..FrameHeader::default()
+    }
 }
 
 /// What a record does.
@@ -375,7 +403,7 @@ mod tests {
         let header = SegmentHeader { database_id: 0x0102, number: 3, epoch: 4, size: 1 << 20 };
         let mut bytes = [0xff; SEGMENT_HEADER_SIZE];
         header.encode(&mut bytes);
-        let mut golden = b"dogswal\0\x01\0\0\0\0\0\0\0\x02\x01".to_vec();
+        let mut golden = b"dogswal\0\x02\0\0\0\0\0\0\0\x02\x01".to_vec();
         golden.resize(32, 0);
         golden
             .extend([3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -384,15 +412,31 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_is_told_from_a_damaged_one() {
+    fn a_seal_has_these_bytes() {
+        let mut bytes = [0xff; FRAME_HEADER_SIZE];
+        seal_header(3, 4, 9, 0x0102_0304).seal(&mut bytes);
+        let mut golden = b"dWfr\x04\0\0\0".to_vec();
+        for number in [4u64, 3, 9, 8] {
+            golden.extend(number.to_le_bytes());
+        }
+        golden.extend([0, 0, 0, 0, 0, 0, 0, 0, 4, 3, 2, 1]);
+        assert_eq!(bytes[..52], golden[..]);
+        let found = FrameHeader::decode(&bytes).expect("sound");
+        assert_eq!(found.payload(&bytes), Some(&b""[..]));
+    }
+
+    #[test]
+    fn another_version_is_told_from_a_damaged_one() {
         let header = SegmentHeader { database_id: 1, number: 3, epoch: 4, size: 1 << 20 };
         let mut bytes = [0; SEGMENT_HEADER_SIZE];
         header.encode(&mut bytes);
-        bytes[8] = 2;
-        assert!(matches!(SegmentHeader::decode(&bytes), HeaderFound::Damaged(_)));
-        let crc = crc32fast::hash(&bytes[..60]);
-        bytes[60..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(SegmentHeader::decode(&bytes), HeaderFound::Newer(2));
+        for version in [1, 3] {
+            bytes[8] = version;
+            assert!(matches!(SegmentHeader::decode(&bytes), HeaderFound::Damaged(_)));
+            let crc = crc32fast::hash(&bytes[..60]);
+            bytes[60..].copy_from_slice(&crc.to_le_bytes());
+            assert_eq!(SegmentHeader::decode(&bytes), HeaderFound::OtherVersion(u32::from(version)));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::error::{Corruption, Error, Result};
 
 use super::StreamId;
 use super::format::{FIRST_FRAME, FLAG_CLOSED, FLAG_OPENING, Kind, Records};
-use super::recovery::{Found, examine, names, read_all};
+use super::recovery::{Found, check_seal, examine, names, read_all};
 
 /// What a [record](Event::Record) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +101,15 @@ pub struct Summary {
     pub damage: Vec<Corruption>,
     /// Groups that are missing, as ranges: first and last.
     pub lost_groups: Vec<(u64, u64)>,
+    /// The first and the last entry of each stream that has any; empty unless nothing is damaged.
+    pub bounds: Vec<(StreamId, u64, u64)>,
+}
+
+impl Summary {
+    /// The first and the last entry of a stream.
+    pub fn bounds(&self, stream: StreamId) -> Option<(u64, u64)> {
+        self.bounds.iter().find(|(id, ..)| *id == stream).map(|(_, first, last)| (*first, *last))
+    }
 }
 
 /// Reads all segments in `directory` and calls `f` with what is in them, sound or not. Changes
@@ -128,8 +137,17 @@ pub fn inspect(
         // do not follow from those before.
         match read_all(found, directory) {
             Err(Error::Corrupt(corruption)) => inspection.damage(corruption)?,
-            other => drop(other?),
+            Err(error) => return Err(error),
+            Ok(log) => {
+                let streams = log.cursor.map(|cursor| cursor.streams).unwrap_or_default();
+                let bounds = |id| streams.bounds(id).map(|(first, last)| (id, first, last));
+                inspection.summary.bounds = streams.ids().into_iter().filter_map(bounds).collect();
+            }
         }
+    } else if let Some(at) = found.iter().rposition(|one| one.opening.is_some())
+        && let Err(Error::Corrupt(corruption)) = check_seal(&found[at], &found[at + 1..])
+    {
+        inspection.damage(corruption)?;
     }
     Ok(inspection.summary)
 }
@@ -186,7 +204,7 @@ impl Inspection<'_> {
             }
             None => {}
         }
-        let size = segment.map.len() as u64;
+        let size = segment.frames_end();
         let end = opened_next
             .filter(|(_, opening)| opening.previous_segment == segment.number)
             .map(|(_, opening)| opening.previous_end);

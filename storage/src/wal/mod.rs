@@ -37,13 +37,13 @@
 //! `<number>.spare` (a file out of use; contents mean nothing) and `<number>.filling` (a file
 //! that is not yet filled).
 //!
-//! A segment's first 4,096 bytes hold its header, the rest frames, each beginning at a multiple of
-//! 4,096. A segment is named `.wal` only once its header is durable.
+//! A segment's first 4,096 bytes hold its header, the last 4,096 its [seal](#seals), the rest frames,
+//! each beginning at a multiple of 4,096. A segment is named `.wal` only once its header is durable.
 //!
 //! ```text
 //! segment header, 64 bytes, then zeros up to 4,096
 //!   0  magic         "dogswal\0"
-//!   8  version       u32   1; place and extent of magic, version and checksum never change
+//!   8  version       u32   2; place and extent of magic, version and checksum never change
 //!  12  zero          u32
 //!  16  database id   u128
 //!  32  number        u64   as in the file name
@@ -54,10 +54,11 @@
 //!
 //! frame header, 64 bytes, then the payload, then zeros up to a multiple of 4,096
 //!   0  magic         "dWfr"
-//!   4  flags         u32   1: opening frame, 2: written by an orderly shutdown
+//!   4  flags         u32   1: opening frame, 2: written by an orderly shutdown, 4: seal
 //!   8  epoch         u64   of the segment: what an earlier life left can never pass for a frame
 //!  16  segment       u64   its number
-//!  24  group         u64   1, 2, 3 … through all segments; in an opening frame that of the next
+//!  24  group         u64   1, 2, 3 … through all segments; in an opening frame that of the next, in a
+//!                          seal the first of the next segment
 //!  32  durable       u64   the last group known to be durable when this one was written
 //!  40  length        u32   of the payload
 //!  44  records       u32   in the payload
@@ -101,6 +102,18 @@
 //! Damage to the very last group cannot be told from a torn write, as in any log. An orderly
 //! shutdown therefore ends with an empty frame that says that all before it is durable.
 //!
+//! # Seals
+//!
+//! An opening says where the segment before it ended. Were that all, a log whose newest segments are
+//! missing, by a restore that left them out or a file system that lost them, would read as one that
+//! ended earlier, and acknowledged commits would be gone without a word. So each segment but the last
+//! ends with a seal, a frame without payload in its last block: the log goes on in the next segment,
+//! with this group. A log that ends with a sealed segment is refused, whatever is prepared behind it.
+//!
+//! The seal is written just after the next segment's opening is durable, and costs those who wait for
+//! their commits no sync: the preparing thread syncs it, closing does, and opening writes those again
+//! that a power cut took, as long as the next segments are there.
+//!
 //! # Crashes
 //!
 //! | the machine stops | what is found |
@@ -109,6 +122,7 @@
 //! | while a spare gets its new header | `.spare`: taken as it is |
 //! | before or after the name `.wal` is durable | a spare, or a segment without frames: taken as it is |
 //! | while an opening is being written | a segment without frames; the log ends in the one before |
+//! | before a seal is durable | a segment with a successor and no seal: sealed again |
 //! | while a group is being written | a torn tail: never acknowledged |
 //! | between a synced group and its acknowledgement | the group: more than was promised |
 //! | while unsynced groups are on their way | all of them up to the first that is not whole |
@@ -153,6 +167,7 @@ use crate::error::{Error, Result};
 
 pub(crate) use format::FORMAT_VERSION;
 pub use inspect::{Event, RecordKind, Summary, inspect};
+pub(crate) use recovery::{files, no_log};
 
 #[doc(hidden)]
 pub use format::fuzz_frame;
@@ -200,6 +215,8 @@ pub struct WalOptions {
     pub threads: bool,
     /// Where epochs come from; drawn at random if `None`.
     pub seed: Option<u64>,
+    /// There was a log before: that none is found is damage, and no new one is made.
+    pub must_exist: bool,
 }
 
 impl WalOptions {
@@ -216,6 +233,7 @@ impl WalOptions {
             flush_every: None,
             threads: true,
             seed: None,
+            must_exist: false,
         }
     }
 
@@ -475,6 +493,9 @@ impl Wal {
             }
         }
         self.shared.close()?;
+        // What was purged is of no use to the next opening.
+        while self.shared.release(true) {}
+        self.shared.check_poison()?;
         self.shared.files.trim(true)
     }
 }

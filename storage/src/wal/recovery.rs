@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use super::WalOptions;
 use super::buffer::Buffer;
 use super::format::{
-    FIRST_FRAME, FLAG_CLOSED, FLAG_OPENING, FRAME_HEADER_SIZE, FrameHeader, HeaderFound, Kind, Opening,
-    Records, SegmentHeader,
+    FIRST_FRAME, FLAG_CLOSED, FLAG_OPENING, FLAG_SEAL, FRAME_HEADER_SIZE, FrameHeader, HeaderFound, Kind,
+    Opening, Records, SegmentHeader, frames_end, is_start_of_segment,
 };
 use super::segment::{FileName, Files, PrepareError, Reuse, Segment, parse_name, segment_path};
 use super::streams::Streams;
@@ -50,6 +50,17 @@ impl Found {
         let header = self.frame_header(offset)?;
         let payload = header.payload(&self.map[offset as usize..])?;
         Some((header, payload))
+    }
+
+    /// Where frames end.
+    pub(super) fn frames_end(&self) -> u64 {
+        frames_end(self.map.len() as u64)
+    }
+
+    /// The segment's seal, if it is there and sound.
+    pub(super) fn seal(&self) -> Option<FrameHeader> {
+        let (header, _) = self.frame(frames_end(self.length))?;
+        (header.flags & FLAG_SEAL != 0).then_some(header)
     }
 
     /// Sound frame headers of this life of the segment from `offset` on, wherever they lie.
@@ -94,10 +105,11 @@ pub(super) fn examine(
         .map_err(|error| Error::io(format!("reading {}", path.display()), error))?;
     let foreign = |what: String| Err(Error::NotADatabase { path: path.clone(), what });
     let header = match SegmentHeader::decode(&map) {
-        HeaderFound::Newer(version) => {
+        HeaderFound::OtherVersion(version) => {
             return foreign(format!(
-                "this segment has format version {version}; this program reads up to {}: use a newer one",
-                super::FORMAT_VERSION
+                "this segment has format version {version} and this program reads version {}: use {} dogsled",
+                super::FORMAT_VERSION,
+                if version > super::FORMAT_VERSION { "a newer" } else { "an older" }
             ));
         }
         HeaderFound::Sound(header) if database_id.is_some_and(|id| header.database_id != id) => {
@@ -150,9 +162,30 @@ pub(super) fn names(disk: &dyn Disk, directory: &Path) -> Result<Names> {
     Ok(names)
 }
 
+/// The files in a directory that bear names of ours, and whether they can be. A segment has our magic;
+/// the contents of the others mean nothing.
+pub(crate) fn files(disk: &dyn Disk, directory: &Path) -> Result<Vec<(PathBuf, bool)>> {
+    let names = names(disk, directory)?;
+    let mut files = Vec::new();
+    for number in names.segments {
+        let path = segment_path(directory, number);
+        let read = || -> io::Result<bool> {
+            let file = disk.open(&path, OpenMode::Read)?;
+            let length = file.length()?.min(FIRST_FRAME + FRAME_HEADER_SIZE as u64);
+            let mut bytes = vec![0; length as usize];
+            file.read_at(0, &mut bytes)?;
+            Ok(is_start_of_segment(&bytes))
+        };
+        let is_ours = read().map_err(|error| Error::io(format!("reading {}", path.display()), error))?;
+        files.push((path, is_ours));
+    }
+    files.extend(names.spares.into_iter().chain(names.filling).map(|path| (path, true)));
+    Ok(files)
+}
+
 /// Where reading one segment has led to.
 pub(super) struct Cursor {
-    streams: Streams,
+    pub(super) streams: Streams,
     frames: std::collections::VecDeque<Frame>,
     next_group: u64,
     chain: u32,
@@ -183,6 +216,9 @@ pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recov
     let Log { stale, used, unused, cursor, dirty } = read_all(found, directory)?;
     let files = Files::new(disk, options);
     let Some(mut cursor) = cursor else {
+        if options.must_exist {
+            return Err(no_log(directory));
+        }
         tidy(&files, names, &unused, None)?;
         return create(files);
     };
@@ -205,6 +241,8 @@ pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recov
     // not): from here on it counts as durable. Names too: a prepared segment's may not be.
     rewrite_unsynced(last, &cursor, &*active.file)?;
     files.sync_directory()?;
+    // Only now: a seal must not outlive the opening that it speaks of.
+    seal_again(&files, &used)?;
 
     let prepared = tidy(&files, names, &unused, Some(last.number + 1))?;
     for one in &stale {
@@ -233,7 +271,7 @@ pub(super) struct Log {
     /// Prepared and never opened.
     unused: Vec<Found>,
     /// Where reading ended; `None` if there is no log yet.
-    cursor: Option<Cursor>,
+    pub(super) cursor: Option<Cursor>,
     /// There is a torn tail.
     dirty: bool,
 }
@@ -246,7 +284,9 @@ pub(super) fn read_all(found: Vec<Found>, directory: &Path) -> Result<Log> {
     }
     let (stale, used) = contiguous(used)?;
     let cursor = scan(&used)?;
-    let dirty = end_of_log(used.last().expect("one is used"), &cursor)?;
+    let last = used.last().expect("one is used");
+    let dirty = end_of_log(last, &cursor)?;
+    check_seal(last, &unused)?;
     if let Some((stream, index)) = cursor.streams.elsewhere() {
         return Err(Error::corrupt(
             segment_path(directory, used[0].number - 1),
@@ -255,6 +295,55 @@ pub(super) fn read_all(found: Vec<Found>, directory: &Path) -> Result<Log> {
         ));
     }
     Ok(Log { stale, used, unused, cursor: Some(cursor), dirty })
+}
+
+/// Where a log must be, there is none.
+pub(crate) fn no_log(directory: &Path) -> Error {
+    Error::corrupt(
+        directory,
+        None,
+        "the WAL's segments are missing, and with them what was committed since the last checkpoint; \
+         put them back if you can",
+    )
+}
+
+/// Seals the segments whose seal a power cut took: it was written behind the next one's opening, but
+/// not synced.
+fn seal_again(files: &Files, used: &[Found]) -> Result<()> {
+    for pair in used.windows(2) {
+        let [one, next] = pair else { unreachable!("a window of two") };
+        if one.seal().is_some() {
+            continue;
+        }
+        let header = one.header.as_ref().expect("a used segment has a header");
+        let (opening, _) = next.opening.as_ref().expect("a used segment has an opening");
+        let file = files
+            .disk
+            .open(&one.path, OpenMode::Aligned)
+            .map_err(|error| Error::io(format!("opening {}", one.path.display()), error))?;
+        let segment = Segment::new(header, one.path.clone(), file);
+        segment.write_seal(opening.group, opening.previous)?;
+        segment.sync_seal()?;
+    }
+    Ok(())
+}
+
+/// Refuses a log that ends with a sealed segment: what it goes on in is not there.
+pub(super) fn check_seal(last: &Found, unused: &[Found]) -> Result<()> {
+    let Some(seal) = last.seal() else { return Ok(()) };
+    let next = last.number + 1;
+    let missing = segment_path(last.path.parent().unwrap_or(Path::new("")), next);
+    Err(match unused.iter().find(|one| one.number == next) {
+        Some(one) => one.corrupt(
+            FIRST_FRAME,
+            format!("the opening frame is lost; group {} was written after it", seal.group),
+        ),
+        None => Error::corrupt(
+            missing,
+            None,
+            format!("the segment is missing; the log goes on in it with group {}", seal.group),
+        ),
+    })
 }
 
 fn new_state(active: Arc<Segment>, streams: Streams, group: u64) -> State {
@@ -277,6 +366,7 @@ fn new_state(active: Arc<Segment>, streams: Streams, group: u64) -> State {
         failure: None,
         shrinking: false,
         released: false,
+        unsynced_seals: Vec::new(),
         recycle_below: 0,
         stopping: false,
     }
@@ -294,7 +384,7 @@ fn create(files: Files) -> Result<Recovered> {
     let (chain, position) = write_opening(&active, &Opening::default(), 1, 0)?;
     let mut state = new_state(Arc::clone(&active), Streams::default(), 1);
     state.position = position;
-    let pen = Pen { chain, active, unsynced: false, release: None, closed: true };
+    let pen = Pen { chain, active, unsynced: false, release: None, closed: false };
     Ok(Recovered { files, state, pen, created: true })
 }
 
@@ -319,7 +409,7 @@ fn rewrite_unsynced(last: &Found, cursor: &Cursor, file: &dyn DiskFile) -> Resul
 /// that the tail is known for one for ever.
 fn go_on_in_new_segment(files: &Files, state: &mut State, pen: &mut Pen) -> Result<()> {
     let opening = state.streams.opening(state.active.number, state.position);
-    let needed = FIRST_FRAME + (opening.encode().len() + 2 * BLOCK_SIZE) as u64;
+    let needed = FIRST_FRAME + (opening.encode().len() + 4 * BLOCK_SIZE) as u64;
     let next = match state.prepared.take() {
         Some(next) if next.size >= needed => next,
         too_short => {
@@ -332,11 +422,13 @@ fn go_on_in_new_segment(files: &Files, state: &mut State, pen: &mut Pen) -> Resu
         }
     };
     let (chain, position) = write_opening(&next, &opening, state.group, pen.chain)?;
+    state.active.write_seal(state.group, pen.chain)?;
+    state.active.sync_seal()?;
     state.segments.insert(next.number, Arc::clone(&next));
     state.active = Arc::clone(&next);
     state.opened = next.number;
     state.position = position;
-    *pen = Pen { chain, active: next, unsynced: false, release: None, closed: true };
+    *pen = Pen { chain, active: next, unsynced: false, release: None, closed: false };
     Ok(())
 }
 
@@ -399,19 +491,20 @@ fn scan(used: &[Found]) -> Result<Cursor> {
         next_group: header.group,
         chain: 0,
         position: FIRST_FRAME,
-        closed: true,
+        closed: false,
         durable: header.durable,
     };
     for (at, segment) in used.iter().enumerate() {
         let (header, _) = segment.opening.as_ref().expect("a used segment has an opening");
         cursor.chain = header.crc;
-        cursor.closed = true;
+        // An opening says that all before it is durable, but not that nothing was behind it.
+        cursor.closed = false;
         cursor.position = FIRST_FRAME + header.padded_length();
         let next = used.get(at + 1).map(|next| {
             let (header, opening) = next.opening.as_ref().expect("a used segment has an opening");
             (next, header, opening)
         });
-        let end = next.map_or(segment.map.len() as u64, |(_, _, opening)| opening.previous_end);
+        let end = next.map_or(segment.frames_end(), |(_, _, opening)| opening.previous_end);
         while cursor.position < end && cursor.read_frame(segment)? {}
         let Some((next, header, opening)) = next else { break };
         if cursor.position != end {
@@ -450,7 +543,8 @@ impl Cursor {
         let Some((header, payload)) = segment.frame(self.position) else { return Ok(false) };
         if header.group != self.next_group
             || header.previous != self.chain
-            || header.flags & FLAG_OPENING != 0
+            || header.flags & (FLAG_OPENING | FLAG_SEAL) != 0
+            || self.position + header.padded_length() > segment.frames_end()
         {
             return Ok(false);
         }

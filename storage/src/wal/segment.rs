@@ -12,7 +12,7 @@ use crate::disk::{BLOCK_SIZE, Disk, DiskFile, DiskMap, OpenMode};
 use crate::error::{Error, Result};
 
 use super::buffer::Buffer;
-use super::format::SegmentHeader;
+use super::format::{SegmentHeader, frames_end, seal_header};
 
 /// Zeros are written in steps of this size, so that a foreground sync never waits long behind
 /// them, and closing never waits for a whole segment to be filled.
@@ -64,6 +64,26 @@ impl Segment {
             awaited: AtomicU32::new(0),
             map: Mutex::new(None),
         }
+    }
+
+    /// Where its frames end: behind lies its seal.
+    pub(super) fn frames_end(&self) -> u64 {
+        frames_end(self.size)
+    }
+
+    /// Writes the [seal](super#seals), without syncing it: the next segment's opening, which is
+    /// durable, says the same, and more.
+    pub(super) fn write_seal(&self, group: u64, previous: u32) -> Result<()> {
+        let mut block = Buffer::zeros(BLOCK_SIZE);
+        seal_header(self.number, self.epoch, group, previous).seal(block.frame_mut());
+        self.file
+            .write_at(self.frames_end(), block.frame())
+            .map_err(|error| Error::io(format!("sealing {}", self.path.display()), error))
+    }
+
+    /// Makes the seal durable.
+    pub(super) fn sync_seal(&self) -> Result<()> {
+        self.file.sync().map_err(|error| Error::io(format!("sealing {}", self.path.display()), error))
     }
 
     /// Somebody waited for a group in it.

@@ -100,6 +100,8 @@ pub(super) struct State {
     pub(super) failure: Option<(Instant, Error)>,
     /// Something was purged or truncated since the last group was taken.
     pub(super) released: bool,
+    /// Segments whose seal was written and not synced.
+    pub(super) unsynced_seals: Vec<u64>,
     /// Segments below this number are no longer needed.
     pub(super) recycle_below: u64,
     pub(super) stopping: bool,
@@ -111,18 +113,29 @@ impl State {
         (self.active.size / 8).min(64 << 10) / BLOCK_SIZE as u64 * BLOCK_SIZE as u64
     }
 
-    /// Bytes of a segment that consists of its opening and a group of this length.
+    /// Bytes of a segment that consists of its opening, a group of this length, the frame of an
+    /// orderly shutdown and its seal.
     fn segment_for(&self, frame: usize) -> u64 {
         let opening = padded(FRAME_HEADER_SIZE + self.streams.opening_bound());
-        FIRST_FRAME + (opening + padded(frame)) as u64
+        FIRST_FRAME + (opening + padded(frame) + 2 * BLOCK_SIZE) as u64
+    }
+
+    /// Bytes of the active segment that groups may still take: there is always a block left for the
+    /// frame of an orderly shutdown.
+    fn left(&self) -> u64 {
+        self.left_for_closing().saturating_sub(BLOCK_SIZE as u64)
+    }
+
+    fn left_for_closing(&self) -> u64 {
+        // An opening that somebody else made may take more than there is.
+        self.active.frames_end().saturating_sub(self.position)
     }
 
     /// Whether the pending group can grow by `length` and still be sure of a place.
     fn has_room(&self, length: usize, kind: Kind) -> bool {
         let frame = self.pending.length() + length;
         let reserve = if kind == Kind::PurgeTo { 0 } else { self.reserve() };
-        let left = self.active.size - self.position;
-        padded(frame) as u64 + reserve <= left
+        padded(frame) as u64 + reserve <= self.left()
             || self.prepared.as_ref().is_some_and(|next| self.segment_for(frame) + reserve <= next.size)
     }
 
@@ -453,7 +466,7 @@ impl Shared {
             return None;
         }
         let frame = padded(state.pending.length()) as u64;
-        let rotation = (frame > state.active.size - state.position).then(|| {
+        let rotation = (frame > state.left()).then(|| {
             let next = state.prepared.take().expect("appending made sure of a segment to go on in");
             let opening = state.streams.opening(state.active.number, state.position);
             let opening_length = opening.encode().len();
@@ -468,7 +481,7 @@ impl Shared {
         let offset = state.position;
         state.position += frame;
         assert!(
-            state.position <= state.active.size,
+            state.position <= state.active.frames_end(),
             "a group of {frame} at {offset} is beyond the end of segment {}",
             state.active.number
         );
@@ -492,10 +505,19 @@ impl Shared {
                 self.sync_active(pen)?;
             }
             self.durable.store(taken.group - 1, SeqCst);
-            pen.chain = write_opening(&rotation.next, &rotation.opening, taken.group, pen.chain)?.0;
+            let end_of_old = pen.chain;
+            pen.chain = write_opening(&rotation.next, &rotation.opening, taken.group, end_of_old)?.0;
             self.counters.syncs.fetch_add(1, Relaxed);
-            pen.active = Arc::clone(&rotation.next);
-            self.state.lock().opened = rotation.next.number;
+            let old = std::mem::replace(&mut pen.active, Arc::clone(&rotation.next));
+            // Behind the opening, so that a segment is never sealed whose successor was not opened.
+            old.write_seal(taken.group, end_of_old)?;
+            let old_number = old.number;
+            // Recycling looks at who still holds it.
+            drop(old);
+            let mut state = self.state.lock();
+            state.opened = rotation.next.number;
+            state.unsynced_seals.push(old_number);
+            self.maintenance.notify_all();
         }
         let segment = &pen.active;
         let mut header = FrameHeader {
@@ -580,12 +602,28 @@ impl Shared {
         let before = self.durable();
         let done = self.write_group(&mut pen, true).and_then(|()| self.write_closing(&mut pen));
         self.put_down(pen, before);
-        done
+        done?;
+        while self.sync_one_seal()? {}
+        Ok(())
+    }
+
+    /// Makes the seal of one segment durable; `false` if there is none to be.
+    pub(super) fn sync_one_seal(&self) -> Result<bool> {
+        self.check_poison()?;
+        let segment = {
+            let mut state = self.state.lock();
+            let Some(number) = state.unsynced_seals.pop() else { return Ok(false) };
+            state.segments.get(&number).map(Arc::clone)
+        };
+        if let Some(segment) = segment {
+            segment.sync_seal().map_err(|error| self.poison_by(error))?;
+        }
+        Ok(true)
     }
 
     fn write_closing(&self, pen: &mut Pen) -> Result<()> {
         let mut state = self.state.lock();
-        let room = state.active.size - state.position >= BLOCK_SIZE as u64;
+        let room = state.left_for_closing() >= BLOCK_SIZE as u64;
         if pen.closed || !room || state.pending_records > 0 {
             return Ok(());
         }

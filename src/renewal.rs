@@ -1,0 +1,302 @@
+//! [`Renewer`]: one thread that renews the leases of all locks that a database's guards hold.
+//!
+//! A guard's [`Lease`] is renewed every third of it. If that fails, it is tried again soon, until only a sixth
+//! is left: then whoever holds the guard is told, in time to stop.
+//!
+//! The thread sleeps until the next lease is due, and is there only once a guard was. It knows leases by
+//! weak references: a guard that is dropped is forgotten. It must never be the last to have the database, which
+//! would then be closed here, after the drop that its owner waits for. So it uses the database only with
+//! [`Lease::is_over`] locked, and while that says that there is a guard, which has the database too; a guard
+//! ends its lease under that mutex before it goes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use dogsled_storage::lock::{FencingToken, LockCommand, LockReply};
+use dogsled_storage::{Command, Reply};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::db::Database;
+use crate::lock::milliseconds;
+use crate::{Durability, IVec, NotHeld, Result};
+
+/// The database's time may pass faster than this machine's monotonic clock, if somebody sets the clock. One
+/// part of so many is taken off.
+const MARGIN: u32 = 32;
+/// The owner is told when only one part of so many is left of the lease.
+const WARNING: u32 = 6;
+
+/// The lease of a lock that is held.
+pub(crate) struct Lease {
+    database: Weak<Database>,
+    name: IVec,
+    owner: IVec,
+    token: FencingToken,
+    /// The guard is gone, or has given the lock back. Locked by the thread while it renews.
+    is_over: Mutex<bool>,
+    state: Mutex<LeaseState>,
+    changed: Condvar,
+    /// Where it stands in the thread's queue.
+    scheduled: Mutex<Option<(Instant, u64)>>,
+}
+
+struct LeaseState {
+    length: Duration,
+    expires_ms: u64,
+    /// By the monotonic clock, with the margin; `None`: for ever.
+    valid_until: Option<Instant>,
+    /// Whether the thread renews it, once it is due.
+    renews: bool,
+    /// Whoever holds the guard was told.
+    is_lost: bool,
+    when_lost: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl LeaseState {
+    fn warn_at(&self) -> Option<Instant> {
+        let warning = self.length / WARNING;
+        self.valid_until.map(|until| until.checked_sub(warning).unwrap_or(until))
+    }
+
+    fn renewed(&mut self, asked: Instant, length: Duration, expires_ms: u64) {
+        self.expires_ms = expires_ms;
+        self.length = length;
+        self.valid_until = asked.checked_add(length - length / MARGIN);
+    }
+}
+
+impl Lease {
+    /// Of a lock that was asked for at that time.
+    pub(crate) fn new(
+        database: &Arc<Database>,
+        (name, owner): (IVec, IVec),
+        token: FencingToken,
+        (expires_ms, asked, length): (u64, Instant, Duration),
+        renews: bool,
+    ) -> Arc<Lease> {
+        let mut state = LeaseState {
+            length,
+            expires_ms,
+            valid_until: None,
+            renews,
+            is_lost: false,
+            when_lost: Vec::new(),
+        };
+        state.renewed(asked, length, expires_ms);
+        Arc::new(Lease {
+            database: Arc::downgrade(database),
+            name,
+            owner,
+            token,
+            is_over: Mutex::new(false),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            scheduled: Mutex::new(None),
+        })
+    }
+
+    /// When it ends, by the database's time; 0 once the lock is known to be another's or nobody's.
+    pub(crate) fn expires_ms(&self) -> u64 {
+        self.state.lock().expires_ms
+    }
+
+    /// Nothing is done about it from here on.
+    pub(crate) fn end(&self) {
+        *self.is_over.lock() = true;
+    }
+
+    /// When the thread has to look at it next; `None`: never.
+    fn due_at(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        let warn_at = state.warn_at().filter(|_| !state.is_lost)?;
+        // Two thirds of the lease are left then, and half of it to try again.
+        let third = state.valid_until?.checked_sub(state.length / 3 * 2).filter(|_| state.renews);
+        Some(third.map_or(warn_at, |third| third.min(warn_at)))
+    }
+
+    /// What the thread does when it is due; when it is due again.
+    fn step(&self) -> Option<Instant> {
+        let (length, warn_at, renews) = {
+            let state = self.state.lock();
+            (state.length, state.warn_at().filter(|_| !state.is_lost)?, state.renews)
+        };
+        let now = Instant::now();
+        if now < warn_at && (!renews || self.due_at().is_some_and(|due_at| due_at > now)) {
+            return self.due_at();
+        }
+        if now < warn_at {
+            let is_over = self.is_over.lock();
+            let database = self.database.upgrade().filter(|_| !*is_over)?;
+            // Not synced: a power cut ends what the lock is for as well.
+            match self.renew_now(&database, length, Durability::Buffered) {
+                Ok(Ok(())) => return self.due_at(),
+                Ok(Err(NotHeld)) => self.state.lock().expires_ms = 0,
+                Err(_) => {
+                    let pause = (length / 20).clamp(Duration::from_millis(1), Duration::from_secs(1));
+                    return Some((now + pause).min(warn_at));
+                }
+            }
+        }
+        if !*self.is_over.lock() {
+            self.lose();
+        }
+        None
+    }
+
+    /// Waits until what is done under the lock must stop, or until `deadline`; whether it must.
+    pub(crate) fn wait_until_lost(&self, deadline: Option<Instant>) -> bool {
+        let mut state = self.state.lock();
+        loop {
+            let (now, warn_at) = (Instant::now(), state.warn_at());
+            if state.is_lost || warn_at.is_some_and(|warn_at| warn_at <= now) {
+                return true;
+            }
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return false;
+            }
+            match warn_at.into_iter().chain(deadline).min() {
+                Some(until) => drop(self.changed.wait_until(&mut state, until)),
+                None => self.changed.wait(&mut state),
+            }
+        }
+    }
+
+    /// Calls `then` when the lock is lost or about to be; at once if it is.
+    pub(crate) fn when_lost(&self, then: Box<dyn FnOnce() + Send>) {
+        let mut state = self.state.lock();
+        if !state.is_lost {
+            state.when_lost.push(then);
+            return;
+        }
+        drop(state);
+        then();
+    }
+
+    /// Starts it anew.
+    pub(crate) fn renew(&self, database: &Database, length: Duration) -> Result<Result<(), NotHeld>> {
+        let renewed = self.renew_now(database, length, database.durability());
+        if let Ok(Err(NotHeld)) = renewed {
+            self.state.lock().expires_ms = 0;
+            self.lose();
+        }
+        Ok(renewed?)
+    }
+
+    fn renew_now(
+        &self,
+        database: &Database,
+        length: Duration,
+        durability: Durability,
+    ) -> dogsled_storage::Result<Result<(), NotHeld>> {
+        let (name, owner) = (self.name.clone(), self.owner.clone());
+        let command = LockCommand::Renew { name, owner, token: self.token, lease_ms: milliseconds(length) };
+        let asked = Instant::now();
+        match database.execute(Command::Lock(command), durability)? {
+            Reply::Lock(LockReply::Renewed { expires_ms }) => {
+                self.state.lock().renewed(asked, length, expires_ms);
+                self.changed.notify_all();
+                Ok(Ok(()))
+            }
+            Reply::Lock(LockReply::NotHeld) => Ok(Err(NotHeld)),
+            other => unreachable!("renewing was answered with {other:?}"),
+        }
+    }
+
+    fn lose(&self) {
+        let told = {
+            let mut state = self.state.lock();
+            state.is_lost = true;
+            std::mem::take(&mut state.when_lost)
+        };
+        self.changed.notify_all();
+        told.into_iter().for_each(|then| then());
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    due: BTreeMap<(Instant, u64), Weak<Lease>>,
+    next: u64,
+    closing: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Queue {
+    fn put(&mut self, lease: &Arc<Lease>, at: Instant) {
+        let key = (at, self.next);
+        self.next += 1;
+        if let Some(before) = lease.scheduled.lock().replace(key) {
+            self.due.remove(&before);
+        }
+        self.due.insert(key, Arc::downgrade(lease));
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    earlier: Condvar,
+}
+
+/// See the [module](self).
+#[derive(Default)]
+pub(crate) struct Renewer(Arc<Shared>);
+
+impl Renewer {
+    /// From now on, or anew, a lease is looked after.
+    pub(crate) fn look_after(&self, lease: &Arc<Lease>) -> std::io::Result<()> {
+        let Some(at) = lease.due_at() else { return Ok(()) };
+        let mut queue = self.0.queue.lock();
+        queue.put(lease, at);
+        if queue.thread.is_none() {
+            let shared = Arc::clone(&self.0);
+            let thread = std::thread::Builder::new().name("dogsled-renewal".to_owned());
+            queue.thread = Some(thread.spawn(move || run(&shared))?);
+        }
+        drop(queue);
+        self.0.earlier.notify_all();
+        Ok(())
+    }
+}
+
+fn run(shared: &Shared) {
+    let mut queue = shared.queue.lock();
+    while !queue.closing {
+        let Some((at, _)) = queue.due.first_key_value().map(|(key, _)| *key) else {
+            shared.earlier.wait(&mut queue);
+            continue;
+        };
+        if at > Instant::now() {
+            shared.earlier.wait_until(&mut queue, at);
+            continue;
+        }
+        let lease = queue.due.pop_first().and_then(|(_, lease)| lease.upgrade());
+        let Some(lease) = lease else { continue };
+        *lease.scheduled.lock() = None;
+        let again = MutexGuard::unlocked(&mut queue, || lease.step());
+        // Somebody may have renewed it meanwhile.
+        if let Some(at) = again.filter(|_| lease.scheduled.lock().is_none()) {
+            queue.put(&lease, at);
+        }
+        // What it was to call, if this is the last to have it, is a stranger's.
+        MutexGuard::unlocked(&mut queue, || drop(lease));
+    }
+}
+
+impl Drop for Renewer {
+    fn drop(&mut self) {
+        let thread = {
+            let mut queue = self.0.queue.lock();
+            queue.closing = true;
+            queue.thread.take()
+        };
+        self.0.earlier.notify_all();
+        // What it calls when a lock is lost may have had the last handle of the database.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            // One that panicked has ended, too.
+            let _ = thread.join();
+        }
+    }
+}
