@@ -15,6 +15,9 @@ use tokio::time::Instant;
 
 /// How long a node is suspected at first, and at most.
 const SUSPICION: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
+/// For how long one that did not answer comes after those that did, suspected or not. Longer than dialling two
+/// that are not there: else the first is taken again when the second has failed, and the third never.
+const LATELY: Duration = Duration::from_secs(10);
 
 pub(super) struct Pool {
     endpoint: ClientEndpoint,
@@ -38,6 +41,8 @@ struct State {
     connection: Option<ClientConnection>,
     suspected_until: Option<Instant>,
     suspicion: Duration,
+    /// When it did not answer, unless it has since.
+    failed: Option<Instant>,
 }
 
 impl State {
@@ -52,6 +57,7 @@ impl State {
     fn suspect(&mut self) {
         self.suspicion = (self.suspicion * 2).clamp(SUSPICION.0, SUSPICION.1);
         self.suspected_until = Some(Instant::now() + self.suspicion);
+        self.failed = Some(Instant::now());
     }
 }
 
@@ -92,10 +98,18 @@ impl Pool {
         let mut state = known.state.lock();
         state.suspected_until = None;
         state.suspicion = Duration::ZERO;
+        state.failed = None;
     }
 
     pub(super) fn is_suspected(&self, node: NodeId) -> bool {
         self.nodes.lock().get(&node).is_some_and(|known| known.state.lock().is_suspected())
+    }
+
+    /// Whether the node did not answer lately, and has not since.
+    pub(super) fn failed_lately(&self, node: NodeId) -> bool {
+        let nodes = self.nodes.lock();
+        let failed = nodes.get(&node).and_then(|known| known.state.lock().failed);
+        failed.is_some_and(|at| at.elapsed() < LATELY)
     }
 
     /// Nodes that there is a connection to.

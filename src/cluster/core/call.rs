@@ -150,7 +150,8 @@ impl Core {
         let candidates = candidates(&map, group, prefer, &self.zone, self.home, self.next_turn());
         let in_turn = || candidates.iter().copied();
         in_turn()
-            .find(&fit)
+            .find(|node| fit(node) && !pool.failed_lately(*node))
+            .or_else(|| in_turn().find(&fit))
             .or_else(|| in_turn().find(|node| Some(*node) != avoid))
             .or_else(|| in_turn().next())
     }
