@@ -310,3 +310,17 @@ fn a_file_that_may_not_grow_is_an_io_error() {
     sandbox.run(&["put", "k", "v"]).ok();
     assert_eq!(sandbox.run(&["get", "k"]).ok(), "v\n");
 }
+
+#[test]
+fn another_programs_directory_with_a_folder_wal_gets_no_lock_file() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir_all(sandbox.path("etcd/wal")).expect("made");
+    std::fs::write(sandbox.path("etcd/wal/0000000000000000-0000000000000000.wal"), [7; 9000])
+        .expect("written");
+    let directory = sandbox.argument("etcd");
+    for command in [&["verify"][..], &["wal", "dump"], &["wal", "verify"]] {
+        let arguments: Vec<&str> = command.iter().copied().chain([directory.as_str()]).collect();
+        sandbox.run(&arguments).fails_saying(7, &["nothing in it was made by dogsled"]);
+        assert!(!sandbox.path("etcd/LOCK").exists(), "{command:?}");
+    }
+}

@@ -55,7 +55,7 @@ pub(crate) fn backup(global: &Global, out: &mut Output, directories: &[PathBuf])
 }
 
 /// Refuses another program's directory before a lock file is put into it.
-fn require_ours(directory: &Path) -> Result<()> {
+pub(super) fn require_ours(directory: &Path) -> Result<()> {
     if is_own_directory(&RealDisk, directory).map_err(dogsled::Error::from)? {
         return Ok(());
     }

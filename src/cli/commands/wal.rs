@@ -25,6 +25,7 @@ pub(crate) fn wal(global: &Global, out: &mut Output, command: &WalCommand) -> Re
     let (WalCommand::Dump { directory, .. } | WalCommand::Verify { directory }) = command;
     let directory = global.directory(directory.as_ref())?;
     store::require_files(directory)?;
+    super::upkeep::require_ours(directory)?;
     let _lock = store::hold(directory)?;
     let wal = directory.join("wal");
     match command {
