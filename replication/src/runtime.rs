@@ -8,7 +8,8 @@
 //! The second: **waits too short for tokio's timer end at once.** The timer counts whole
 //! milliseconds, and openraft waits a microsecond between two reports of what is durable, to merge
 //! them; that must not become a millisecond. (What it costs otherwise was reasoned from openraft's
-//! source, not measured alone.)
+//! source, not measured alone.) Waits *until* a time do not: whoever waits for his next turn and is woken
+//! before it takes the same turn again, for ever where time stands still meanwhile, as in a simulation.
 //!
 //! The doors: a simulation of a whole cluster runs many nodes
 //! in one thread, and needs two things that tokio does not know of:
@@ -287,7 +288,11 @@ impl AsyncRuntime for Runtime {
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
         use openraft::Instant;
-        Runtime::sleep(deadline - Self::Instant::now())
+        let wait = deadline - Self::Instant::now();
+        if wait.is_zero() {
+            return Either::Left(std::future::ready(()));
+        }
+        Either::Right(TokioRuntime::sleep(together(wait)))
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(
@@ -338,6 +343,16 @@ mod tests {
     #[test]
     fn openrafts_suite_passes() {
         openraft::rt::testing::Suite::<Runtime>::test_all();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_until_a_time_ends_when_it_has_come_be_it_ever_so_near() {
+        use openraft::Instant;
+        for micros in [1, 49, 51, 999, 60_000] {
+            let deadline = openraft_rt_tokio::TokioInstant::now() + Duration::from_micros(micros);
+            Runtime::sleep_until(deadline).await;
+            assert!(openraft_rt_tokio::TokioInstant::now() >= deadline, "{micros} us");
+        }
     }
 
     #[test]
