@@ -136,7 +136,8 @@ impl Engine {
             at_checkpoint(checkpoint, base)
         } else {
             let retains = options.retain_changes_bytes > 0;
-            recover(&wal, checkpoint, folding, base, &directory.wal_path(), retains)?
+            let threads = options.background_threads;
+            recover(&wal, checkpoint, folding, base, &directory.wal_path(), retains, threads)?
         };
         let sequence = recovered.committer.sequence;
         let state = Arc::new(recovered.state);
