@@ -94,6 +94,11 @@ pub trait View {
     fn transactions(&self) -> Option<&Transactions> {
         None
     }
+    /// Whether a transaction over several groups, prepared here, keeps a key from being written. For work on many
+    /// keys that goes on beside those that have to wait; whoever does not ask is refused whole if one is locked.
+    fn is_locked(&self, _tree: TreeId, _key: &[u8]) -> bool {
+        false
+    }
 }
 
 /// One change of the state.

@@ -501,13 +501,18 @@ fn put_record(
 pub(crate) fn settle_due(view: &impl View, context: &Context, limit: u32) -> Result<Outcome> {
     let limit = limit.clamp(1, MOST_DUE) as usize;
     let (due, more_keys) = due_keys(view, TreeId::EXPIRY, context.time_ms, limit)?;
-    let keys = due.len() as u64;
+    let mut keys = 0;
     let mut effects = Effects::new();
     for entry in due {
         let (Some(tree), Some(key)) = (entry.get(9..13), entry.get(13..)) else {
             return Err(damaged("an entry of the index that is too short"));
         };
         let tree = TreeId(u32::from_be_bytes(tree.try_into().expect("four bytes")));
+        if view.is_locked(tree, key) {
+            // Its time is over, which everybody can see; it is removed when the transaction is resolved.
+            continue;
+        }
+        keys += 1;
         let record = record_key(tree, key);
         let stored = view.get(TreeId::EXPIRY, &record)?;
         let stored = stored.ok_or_else(|| damaged("an entry of the index without its record"))?;
@@ -520,7 +525,9 @@ pub(crate) fn settle_due(view: &impl View, context: &Context, limit: u32) -> Res
     }
     let (of_locks, locks, more_locks) = lock::settle_due(view, context, limit)?;
     effects.extend(of_locks);
-    Ok(Outcome { effects, reply: Reply::Settled { keys, locks, more: more_keys || more_locks } })
+    // Whoever only met what is locked need not come again at once.
+    let more = keys + locks > 0 && (more_keys || more_locks);
+    Ok(Outcome { effects, reply: Reply::Settled { keys, locks, more } })
 }
 
 /// A view without what has expired.
@@ -618,5 +625,9 @@ impl<V: View> View for LiveView<'_, V> {
 
     fn earliest_due(&self) -> Result<u64> {
         self.view.earliest_due()
+    }
+
+    fn is_locked(&self, tree: TreeId, key: &[u8]) -> bool {
+        self.view.is_locked(tree, key)
     }
 }

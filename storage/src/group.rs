@@ -139,8 +139,15 @@ impl GroupReadReply {
     /// Puts a later time of the log into an answer that tells it: that of an entry which would be made
     /// now. In a group in which nobody writes the log's time stands still.
     pub fn set_time(&mut self, time_ms: u64) {
-        if let GroupReadReply::Ticket { now_ms, .. } | GroupReadReply::Expires { now_ms, .. } = self {
-            *now_ms = time_ms.max(*now_ms);
+        match self {
+            GroupReadReply::Ticket { now_ms, .. } | GroupReadReply::Expires { now_ms, .. } => {
+                *now_ms = time_ms.max(*now_ms);
+            }
+            // Whoever holds a lock whose lease is over by then holds it no more, though no entry says so yet.
+            GroupReadReply::LockHolder(holder) => {
+                holder.take_if(|holder| holder.expires_ms <= time_ms);
+            }
+            _ => {}
         }
     }
 }

@@ -421,6 +421,10 @@ impl<V: View> View for WithMissing<'_, V> {
         self.view.earliest_due()
     }
 
+    fn is_locked(&self, tree: TreeId, key: &[u8]) -> bool {
+        self.view.is_locked(tree, key)
+    }
+
     fn transactions(&self) -> Option<&Transactions> {
         self.view.transactions()
     }

@@ -418,19 +418,20 @@ pub fn evaluate(view: &impl View, context: &Context, command: &LockCommand) -> R
         LockCommand::RenewWait { ticket, wait_ms, .. } => lock.renew_wait(*ticket, *wait_ms)?,
         LockCommand::CancelWait { ticket, .. } => lock.cancel_wait(*ticket)?,
     };
-    Ok(Outcome { effects: lock.finish(), reply: Reply::Lock(reply) })
+    Ok(Outcome { effects: lock.finish()?, reply: Reply::Lock(reply) })
 }
 
 /// Lets those locks go on that are due: whose leases have ended while others wait. The effects, how many
 /// locks, and whether there are more.
 pub(crate) fn settle_due(view: &impl View, context: &Context, limit: usize) -> Result<(Effects, u64, bool)> {
-    let (names, more) = queue::due(view, context.time_ms, limit)?;
+    let (mut names, more) = queue::due(view, context.time_ms, limit)?;
+    names.retain(|name| !view.is_locked(TreeId::LOCKS, name));
     let mut effects = Effects::new();
     let count = names.len() as u64;
     for name in &names {
         let mut lock = Evaluation::begin(view, context, name)?;
         lock.is_changed = true;
-        effects.extend(lock.finish());
+        effects.extend(lock.finish()?);
     }
     Ok((effects, count, more))
 }
@@ -462,6 +463,10 @@ struct Evaluation<'a, V> {
     is_changed: bool,
     /// This session ends with the very entry: what is its own is nobody's any more.
     ending: Option<SessionId>,
+    /// When whoever joined the line with the very command counts as gone.
+    joined_until: Option<u64>,
+    /// There may be more who have gone than this command passes over.
+    passed_over_all: bool,
     /// Of those who wait.
     effects: Effects,
 }
@@ -489,8 +494,21 @@ impl<'a, V: View> Evaluation<'a, V> {
         }
         let due_ms = state.due_ms;
         let effects = Effects::new();
-        let (is_changed, ending) = (false, None);
-        Ok(Evaluation { view, context, name, state, ended, stored, due_ms, is_changed, ending, effects })
+        let (is_changed, ending, joined_until, passed_over_all) = (false, None, None, true);
+        Ok(Evaluation {
+            view,
+            context,
+            name,
+            state,
+            ended,
+            stored,
+            due_ms,
+            is_changed,
+            ending,
+            joined_until,
+            passed_over_all,
+            effects,
+        })
     }
 
     fn is_in_use(&self) -> bool {
@@ -550,6 +568,7 @@ impl<'a, V: View> Evaluation<'a, V> {
             self.state.queue_from = ticket + 1;
             self.is_changed = true;
         }
+        self.passed_over_all = skipped < SKIP_AT_ONCE;
         Ok(())
     }
 
@@ -585,7 +604,15 @@ impl<'a, V: View> Evaluation<'a, V> {
         }
         if wait_ms == 0 {
             // The one whose lease ends first: not before that is it worth while to ask again.
-            return Ok(match self.state.holders.iter().min_by_key(|permit| permit.expires_ms) {
+            let first = self.state.holders.iter().min_by_key(|permit| permit.expires_ms);
+            let free_at_ms = self.state.free_at_ms;
+            return Ok(match first {
+                // Not the end of a lease is waited for, but that of a delay, while others hold permits.
+                Some(permit) if now < free_at_ms && free_at_ms < permit.expires_ms => LockReply::Held {
+                    holder: permit.owner.clone(),
+                    token: permit.token,
+                    expires_ms: free_at_ms,
+                },
                 Some(permit) => permit.held(),
                 // Nobody holds it, but it is not free: a delay, or more who have gone than one
                 // command passes over.
@@ -607,6 +634,7 @@ impl<'a, V: View> Evaluation<'a, V> {
         self.list(session, owned::WAITER, ticket);
         self.state.waiting += 1;
         self.is_changed = true;
+        self.joined_until = Some(expires_ms);
         Ok(LockReply::Waiting { ticket, expires_ms })
     }
 
@@ -662,25 +690,37 @@ impl<'a, V: View> Evaluation<'a, V> {
     }
 
     /// When something about the lock changes by itself that somebody has to be told of; 0: never.
-    fn next_due(&self) -> u64 {
-        let first_end = self.state.holders.iter().map(|permit| permit.expires_ms).min();
-        let due = match first_end {
-            Some(_) if self.state.waiting == 0 => return 0,
-            Some(first_end) => first_end,
-            None if self.state.waiting > 0 => self.state.free_at_ms.max(self.context.time_ms),
-            None => self.state.free_at_ms,
+    ///
+    /// Of a lock that nobody waits for that is the end of its delay. Somebody who waits is to be told of whatever may
+    /// let him go on: the end of a holder's lease; that of a delay, which may be running while others hold
+    /// permits; and that he who is first in line has gone, since those behind may fit where he did not.
+    fn next_due(&self) -> Result<u64> {
+        let now = self.context.time_ms;
+        if self.state.waiting == 0 {
+            return Ok(if self.state.holders.is_empty() { self.state.free_at_ms } else { 0 });
+        }
+        if !self.passed_over_all {
+            return Ok(now.max(1));
+        }
+        let first_in_line = match queue::first(self.view, self.name, self.state.queue_from)? {
+            Some((_, waiter)) => Some(waiter.expires_ms),
+            None => self.joined_until,
         };
-        if due == u64::MAX { 0 } else { due }
+        let first_end = self.state.holders.iter().map(|permit| permit.expires_ms).min();
+        let delay = (self.state.free_at_ms > now).then_some(self.state.free_at_ms);
+        // Nobody holds it, and yet it was not granted: only a delay can be why.
+        let due = [first_in_line, first_end, delay].into_iter().flatten().min().unwrap_or(u64::MAX);
+        Ok(if due == u64::MAX { 0 } else { due.max(1) })
     }
 
-    fn finish(mut self) -> Effects {
+    fn finish(mut self) -> Result<Effects> {
         if !self.is_changed {
-            return self.effects;
+            return Ok(self.effects);
         }
         if self.state.free_at_ms <= self.context.time_ms {
             self.state.free_at_ms = 0;
         }
-        self.state.due_ms = self.next_due();
+        self.state.due_ms = self.next_due()?;
         queue::move_due(self.name, self.due_ms, self.state.due_ms, &mut self.effects);
         // A token that is ahead of the log must be remembered, or it would be given again.
         let reached = match self.context.sequence {
@@ -697,7 +737,7 @@ impl<'a, V: View> Evaluation<'a, V> {
         } else if self.stored.is_some() {
             self.effects.push(Effect::Remove { tree, key });
         }
-        self.effects
+        Ok(self.effects)
     }
 }
 

@@ -103,12 +103,15 @@ pub(crate) fn owned_key(session: SessionId, tree: TreeId, key: &[u8]) -> IVec {
 }
 
 /// The effects of removing what is listed under `listed`: the key, if the session owns it still, and the
-/// entry.
-pub(crate) fn remove_owned(view: &impl View, listed: IVec, effects: &mut Effects) -> Result<()> {
+/// entry. Whether that was done: a transaction may keep the key as it is.
+pub(crate) fn remove_owned(view: &impl View, listed: IVec, effects: &mut Effects) -> Result<bool> {
     let (Some(tree), Some(key)) = (listed.get(17..21), listed.get(21..)) else {
         return Err(damaged("a session's key that is too short"));
     };
     let tree = TreeId(u32::from_be_bytes(tree.try_into().expect("four bytes")));
+    if view.is_locked(tree, key) {
+        return Ok(false);
+    }
     let stored =
         view.get(TreeId::SESSIONS, &listed)?.ok_or_else(|| damaged("a session's key without entry"))?;
     let owned: [u8; 8] =
@@ -121,7 +124,7 @@ pub(crate) fn remove_owned(view: &impl View, listed: IVec, effects: &mut Effects
         effects.push(Effect::Remove { tree, key: IVec::from(key) });
     }
     effects.push(Effect::Remove { tree: TreeId::SESSIONS, key: listed });
-    Ok(())
+    Ok(true)
 }
 
 fn own(view: &impl View, session: SessionId, tree: TreeId, key: &[u8], effects: &mut Effects) -> Result<()> {

@@ -296,6 +296,20 @@ impl Replica {
         self.engine.shared.commit.lock().time_ms
     }
 
+    /// Whether [`Replica::apply`] would wait for a checkpoint, which takes long: whoever must not be kept
+    /// waiting calls [`Replica::wait_for_room`] elsewhere first.
+    pub fn is_full(&self) -> bool {
+        self.engine.shared.is_full()
+    }
+
+    /// Waits while memory is full.
+    ///
+    /// # Errors
+    /// Those of the checkpoint that failed meanwhile.
+    pub fn wait_for_room(&self) -> Result<()> {
+        self.engine.shared.wait_for_room()
+    }
+
     /// Applies one entry, an encoded [`GroupCommand`](crate::group::GroupCommand). `note` replaces
     /// the note; `None` keeps it.
     ///

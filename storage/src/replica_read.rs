@@ -10,7 +10,7 @@ use crate::group::{GroupRead, GroupReadReply, MAX_PAGE_BYTES, MAX_READ_KEYS};
 use crate::replica::Replica;
 use crate::snapshot::Snapshot;
 use crate::state::{Ends, LatestView, State};
-use crate::{Error, IVec, Result, TreeId, counter, lock, session};
+use crate::{Error, IVec, Result, TreeId, Versioned, counter, lock, session};
 
 impl Replica {
     /// Answers a read on the newest state.
@@ -72,6 +72,21 @@ impl Replica {
             | GroupRead::Trees
             | GroupRead::EarliestSessionExpiry => self.read_from(&self.engine().snapshot(), read)?,
         })
+    }
+
+    /// The value of a key, and the position of the last entry that this takes into account: no earlier one is
+    /// left out, and no later one is in it. [`Replica::read`] of a key tells the newest value there is, and of what
+    /// is absent nothing tells as of when.
+    ///
+    /// # Errors
+    /// As [`Replica::read`].
+    pub fn get_as_of(&self, tree: &IVec, key: &IVec) -> Result<(Option<Versioned>, u64)> {
+        let snapshot = self.engine().snapshot();
+        let found = match find(snapshot.state(), tree)? {
+            Some(id) => snapshot.get(id, key)?,
+            None => None,
+        };
+        Ok((found, snapshot.sequence()))
     }
 
     /// Answers what can be answered from a snapshot.
@@ -152,11 +167,7 @@ pub(crate) fn find(state: &Arc<State>, name: &IVec) -> Result<Option<TreeId>> {
     }
 }
 
-fn get_many(
-    snapshot: &Snapshot,
-    tree: Option<TreeId>,
-    keys: &[IVec],
-) -> Result<Vec<Option<crate::Versioned>>> {
+fn get_many(snapshot: &Snapshot, tree: Option<TreeId>, keys: &[IVec]) -> Result<Vec<Option<Versioned>>> {
     let refuse = |what: String| Err(Error::InvalidRequest(format!("{what}; ask for fewer keys")));
     if keys.len() > MAX_READ_KEYS {
         return refuse(format!("{} keys are over the limit of {MAX_READ_KEYS}", keys.len()));
@@ -165,11 +176,13 @@ fn get_many(
     let mut bytes = 0;
     let mut values = Vec::with_capacity(keys.len());
     for key in keys {
-        if bytes > MAX_PAGE_BYTES {
+        let found = snapshot.get(tree, key)?;
+        let before = bytes;
+        bytes += found.as_ref().map_or(0, |found| found.value.len() as u64);
+        // One value alone is told however long it is.
+        if before > 0 && bytes > MAX_PAGE_BYTES {
             return refuse(format!("the values take more than {MAX_PAGE_BYTES} bytes"));
         }
-        let found = snapshot.get(tree, key)?;
-        bytes += found.as_ref().map_or(0, |found| found.value.len() as u64);
         values.push(found);
     }
     Ok(values)

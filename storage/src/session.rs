@@ -87,6 +87,8 @@ struct Record {
 impl Record {
     /// What is left of a session that has ended and was too much to remove at once.
     const ENDING: Record = Record { lease_ms: 0, expires_ms: 0 };
+    /// The same of one that its owner has closed.
+    const CLOSED: Record = Record { lease_ms: 0, expires_ms: 1 };
 
     fn is_ending(&self) -> bool {
         self.lease_ms == 0
@@ -174,9 +176,10 @@ pub(crate) fn close(view: &impl View, context: &Context, session: SessionId) -> 
     let mut effects = Effects::new();
     let mut ending = Ending { context, is_clean: true, touched: Vec::new(), effects: &mut effects };
     if let Some(found) = read_record(view, session)?
-        && !ending.remove(view, session, &found, REMOVE_AT_ONCE - 3)?
+        && ending.remove(view, session, &found, REMOVE_AT_ONCE - 3)? != Left::Nothing
     {
-        move_expiry(session, &found, Record::ENDING, &mut effects);
+        let left = if found.is_ending() { found.clone() } else { Record::CLOSED };
+        move_expiry(session, &found, left, &mut effects);
     }
     Ok((effects, Ok(Answer::Done)))
 }
@@ -217,15 +220,23 @@ pub(crate) fn expire(view: &impl View, context: &Context, led_ms: u64) -> Result
             complete = false;
             break;
         }
-        let mut ending = Ending { context, is_clean: false, touched, effects: &mut effects };
-        let whole = ending.remove(view, session, &found, budget - 3)?;
+        let is_clean = found == Record::CLOSED;
+        let mut ending = Ending { context, is_clean, touched, effects: &mut effects };
+        let left = ending.remove(view, session, &found, budget - 3)?;
         touched = ending.touched;
-        if !whole {
-            move_expiry(session, &found, Record::ENDING, &mut effects);
-            complete = false;
-            break;
+        if left != Left::Nothing {
+            let left = if found.is_ending() { found.clone() } else { Record::ENDING };
+            move_expiry(session, &found, left, &mut effects);
         }
-        sessions += 1;
+        match left {
+            Left::Nothing => sessions += 1,
+            // The other sessions need not wait for that transaction, too.
+            Left::Locked => {}
+            Left::More => {
+                complete = false;
+                break;
+            }
+        }
     }
     Ok((effects, Ok(Answer::SessionsExpired { sessions, more: !complete })))
 }
@@ -275,6 +286,16 @@ fn decode_stored(tag: &SessionTag, reply: &[u8]) -> Result<GroupReply> {
     })
 }
 
+/// What there still is of a session that is being ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    /// Only what a transaction keeps as it is.
+    Locked,
+    /// More than one entry removes.
+    More,
+}
+
 /// The end of sessions in one entry.
 struct Ending<'a> {
     context: &'a Context,
@@ -287,14 +308,14 @@ struct Ending<'a> {
 
 impl Ending<'_> {
     /// Removes a session with about `budget` effects at most (what a lock's end frees is granted in the same
-    /// entry); whether nothing of it is left.
+    /// entry); what is left of it.
     fn remove(
         &mut self,
         view: &impl View,
         session: SessionId,
         record: &Record,
         budget: usize,
-    ) -> Result<bool> {
+    ) -> Result<Left> {
         // What others see goes first. Each key and its entry are two effects.
         let limit = (budget - 2) / 2;
         let mut owned = listed(view, owned_range(session), limit + 1)?;
@@ -302,14 +323,18 @@ impl Ending<'_> {
         owned.truncate(limit);
         let before = self.effects.len();
         let (locks, keys): (Vec<_>, Vec<_>) = owned.into_iter().partition(|key| lock::is_listed(key));
+        let mut locked_keys = 0;
         for key in keys {
-            remove_owned(view, key, self.effects)?;
+            locked_keys += usize::from(!remove_owned(view, key, self.effects)?);
         }
         let (context, is_clean) = (self.context, self.is_clean);
-        let left =
+        let (left, locked) =
             lock::session_ended(view, context, session, locks, is_clean, &mut self.touched, self.effects)?;
-        if !all_owned || left > 0 {
-            return Ok(false);
+        if !all_owned || left > locked {
+            return Ok(Left::More);
+        }
+        if locked_keys + locked > 0 {
+            return Ok(Left::Locked);
         }
         let limit = budget.saturating_sub(2 + self.effects.len() - before);
         let mut found = listed(view, (slot_key(session, 0), slot_key(session, u16::MAX)), limit + 1)?;
@@ -321,7 +346,7 @@ impl Ending<'_> {
             gone(record_key(session));
             gone(expiry_key(record.expires_ms, session));
         }
-        Ok(whole)
+        Ok(if whole { Left::Nothing } else { Left::More })
     }
 }
 

@@ -371,3 +371,38 @@ fn locks_are_settled_in_bounded_steps() {
     }
     assert_eq!(settled, [4, 4, 2]);
 }
+
+#[test]
+fn whoever_waits_goes_on_at_the_end_of_a_delay_though_another_holds_a_permit() {
+    check(
+        "at 1000
+         semaphore 2 ann takes 1 of seats for 50000 delay 0 waits 0  => acquired 1 until 51000
+         semaphore 2 ben takes 1 of seats for 500 delay 300 waits 0  => acquired 2 until 1500
+         semaphore 2 cat takes 1 of seats for 500 delay 0 waits 9000 => waits as 3 until 10000
+         # Ben has vanished: his lease ends, and his delay begins.
+         at 1500
+         settle                      => 0 keys, 1 locks
+         ticket 3 still waits for seats => waits as 3 until 2500
+         at 1799
+         settle                      => 0 keys, 0 locks
+         at 1800
+         settle                      => 0 keys, 1 locks
+         ticket 3 still waits for seats => acquired 6 until 2300",
+    );
+}
+
+#[test]
+fn who_fits_goes_on_when_the_one_before_him_who_does_not_has_gone() {
+    check(
+        "at 1000
+         semaphore 2 ann takes 1 of seats for 50000 delay 0 waits 0  => acquired 1 until 51000
+         semaphore 2 ben takes 2 of seats for 500 delay 0 waits 500  => waits as 2 until 1500
+         semaphore 2 cat takes 1 of seats for 500 delay 0 waits 9000 => waits as 3 until 10000
+         at 1499
+         settle                      => 0 keys, 0 locks
+         at 1500
+         settle                      => 0 keys, 1 locks
+         ticket 3 still waits for seats => acquired 4 until 2000
+         settle                      => 0 keys, 0 locks",
+    );
+}

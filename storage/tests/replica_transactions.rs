@@ -14,10 +14,12 @@ use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::SimulatedDisk;
+use dogsled_storage::lock::{LockCommand, LockRequest};
 use dogsled_storage::transaction::{Commit, Prepare, Reason};
 use dogsled_storage::{
-    Answer, Command, Decision, GroupCommand, GroupRead, GroupReadReply, IVec, Operation, Part, Refusal,
-    Replica, ReplicaInstaller, Reply, SessionId, SessionTag, Settled, TransactionId, TreeId, Vote, Write,
+    Answer, Command, Decision, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, IVec, Operation,
+    OwnedCommand, Part, Refusal, Replica, ReplicaInstaller, Reply, SessionId, SessionTag, Settled,
+    TransactionId, TreeId, Vote, When, Write,
 };
 
 use replicas::{open_wal, options, send};
@@ -367,4 +369,78 @@ fn what_is_prepared_survives_checkpoints_and_travels_in_snapshots() {
         group.resolve(1, true);
         assert_eq!(group.get("a").unwrap().unwrap(), "1");
     }
+}
+
+#[test]
+fn one_locked_key_does_not_stop_the_expiry_of_the_others() {
+    let mut group = Group::new();
+    for key in ["a", "b"] {
+        let when = When::After(500);
+        let insert = ExpiryCommand::Insert { tree: TREE, key: key.into(), value: "1".into(), when };
+        group.command(Command::Expiry(insert)).unwrap();
+    }
+    let part = Part { reads: vec![], ranges: vec![], writes: vec![write("a", Some("2"))] };
+    assert_eq!(group.prepare(1, part), Vote::Yes);
+    group.time_ms = 2_000;
+    let settled = |keys| Ok(Answer::Reply(Reply::Settled { keys, locks: 0, more: false }));
+    assert_eq!(group.command(Command::SettleDue { limit: 100 }), settled(1));
+    assert_eq!(group.command(Command::SettleDue { limit: 100 }), settled(0));
+    assert_eq!(
+        group.command(Command::SettleDue { limit: 1 }),
+        settled(0),
+        "nothing to come back for at once"
+    );
+    group.resolve(1, false);
+    assert_eq!(group.command(Command::SettleDue { limit: 100 }), settled(1));
+    assert_eq!((group.get("a"), group.get("b")), (Some(None), Some(None)));
+}
+
+#[test]
+fn one_locked_key_does_not_stop_the_end_of_sessions() {
+    let mut group = Group::new();
+    for session in [2, 3].map(SessionId) {
+        group.plain(Operation::OpenSession { session, lease_ms: 500 }).unwrap();
+        for key in ["x", "y"] {
+            let key = format!("{key}{}", session.0).as_str().into();
+            let owned = OwnedCommand::Insert { tree: TREE, key, value: "here".into(), session };
+            group.command(Command::Owned(owned)).unwrap();
+        }
+    }
+    let request = LockRequest { permits: 1, capacity: 1, lease_ms: 0, delay_ms: 0 };
+    let (name, owner) = (IVec::from("door"), IVec::from("two"));
+    let session = SessionId(2);
+    let acquire = LockCommand::AcquireOwned { name, owner, request, session, waits: false };
+    group.command(Command::Lock(acquire)).unwrap();
+    // A range in which the first session has a key was read by a transaction that is prepared.
+    let part = Part { reads: vec![], ranges: vec![group.range("x2", "x3")], writes: vec![] };
+    assert_eq!(group.prepare(1, part), Vote::Yes);
+    group.time_ms = 5_000;
+    let expire = || Operation::ExpireSessions { led_ms: 10_000 };
+    let expired = |sessions| Ok(Answer::SessionsExpired { sessions, more: false });
+    assert_eq!(group.plain(expire()), expired(1), "the other one");
+    assert_eq!(group.get("x2"), Some(Some("here".into())));
+    for key in ["y2", "x3", "y3"] {
+        assert_eq!(group.get(key), Some(None), "{key}");
+    }
+    let holder = GroupRead::LockHolder { name: "door".into() };
+    assert_eq!(group.read(&holder), Some(GroupReadReply::LockHolder(None)));
+    assert_eq!(group.plain(expire()), expired(0));
+    group.resolve(1, false);
+    assert_eq!(group.plain(expire()), expired(1));
+    assert_eq!(group.get("x2"), Some(None));
+}
+
+#[test]
+fn a_key_is_told_with_the_position_that_the_answer_is_of() {
+    let mut group = Group::new();
+    let as_of = |group: &Group, key: &str| group.replica.get_as_of(&"t".into(), &key.into()).unwrap();
+    let nothing = as_of(&group, "a");
+    assert_eq!(nothing, (None, group.replica.applied().position));
+    group.put("a", "1").unwrap();
+    group.put("b", "1").unwrap();
+    let (found, position) = as_of(&group, "a");
+    assert_eq!(position, group.replica.applied().position);
+    assert_eq!(found.unwrap().version, position - 1);
+    group.command(Command::Remove { tree: TREE, key: "a".into() }).unwrap();
+    assert_eq!(as_of(&group, "a"), (None, position + 1));
 }

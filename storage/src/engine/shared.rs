@@ -240,9 +240,14 @@ impl Shared {
         state.active.bytes() + state.frozen.as_ref().map_or(0, |frozen| frozen.bytes())
     }
 
+    /// Whether the overlays are over their share of memory, and somebody is there who makes room.
+    pub(crate) fn is_full(&self) -> bool {
+        self.overlay_bytes() >= self.overlay_limit && self.options.background_threads
+    }
+
     /// Back-pressure: waits while the overlays are over their share of memory.
     pub(crate) fn wait_for_room(&self) -> Result<()> {
-        if self.overlay_bytes() < self.overlay_limit || !self.options.background_threads {
+        if !self.is_full() {
             return Ok(());
         }
         self.stalls.fetch_add(1, Ordering::Relaxed);

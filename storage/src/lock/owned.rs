@@ -31,8 +31,8 @@ pub(crate) fn is_listed(listed: &[u8]) -> bool {
 
 /// Ends what a session has of locks, as far as `listed` says, which is all of the tree of locks: grants are
 /// taken back, places in queues are left, and whoever waits is granted what that frees. Locks that another
-/// session's end has changed already in this entry are left for the next: their names are in `touched`. What is
-/// left.
+/// session's end has changed already in this entry are left for the next: their names are in `touched`. So are those that
+/// a transaction keeps as they are. How many are left, and how many of them for that reason.
 pub(crate) fn session_ended(
     view: &impl View,
     context: &Context,
@@ -41,9 +41,9 @@ pub(crate) fn session_ended(
     is_clean: bool,
     touched: &mut Vec<IVec>,
     effects: &mut Effects,
-) -> Result<usize> {
+) -> Result<(usize, usize)> {
     let mut locks = BTreeMap::<IVec, Vec<u64>>::new();
-    let mut left = 0;
+    let (mut left, mut locked) = (0, 0);
     for listed in listed {
         let (kind, number, name) = match (listed.get(21), listed.get(22..30), listed.get(30..)) {
             (Some(kind), Some(number), Some(name)) => (*kind, number, IVec::from(name)),
@@ -59,6 +59,11 @@ pub(crate) fn session_ended(
             left += 1;
             continue;
         }
+        if view.is_locked(TreeId::LOCKS, &name) {
+            left += 1;
+            locked += 1;
+            continue;
+        }
         let tickets = locks.entry(name).or_default();
         if kind == WAITER {
             tickets.push(u64::from_be_bytes(number.try_into().expect("eight bytes")));
@@ -67,10 +72,10 @@ pub(crate) fn session_ended(
     for (name, tickets) in locks {
         let mut lock = Evaluation::read(view, context, &name)?;
         lock.end_session(session, &tickets, is_clean)?;
-        effects.extend(lock.finish());
+        effects.extend(lock.finish()?);
         touched.push(name);
     }
-    Ok(left)
+    Ok((left, locked))
 }
 
 impl<V: View> Evaluation<'_, V> {

@@ -76,4 +76,8 @@ impl<V: View> View for Guarded<'_, V> {
     fn next_id(&self) -> u64 {
         self.view.next_id()
     }
+
+    fn is_locked(&self, tree: TreeId, key: &[u8]) -> bool {
+        self.transactions.against_write(tree, key).is_some()
+    }
 }
