@@ -282,6 +282,18 @@ impl Group {
         alone || metrics.last_quorum_acked.is_some_and(|heard| heard.elapsed() <= limit)
     }
 
+    /// As leader: how long ago it last heard from a majority, if that is longer than `limit`. There may be
+    /// another leader by now.
+    pub(crate) fn out_of_touch_for(&self, limit: Duration) -> Option<Duration> {
+        if self.is_in_touch(limit) {
+            return None;
+        }
+        let raft = self.raft()?;
+        let heard = raft.metrics().borrow_watched().last_quorum_acked;
+        // Who has never heard from one leads since it was elected, which a majority took part in.
+        heard.map(|heard| heard.elapsed())
+    }
+
     /// The members and where to reach them, voters first.
     pub(crate) fn members(&self) -> (Vec<u64>, BTreeMap<u64, Member>) {
         let Some(raft) = self.raft() else { return Default::default() };
@@ -481,7 +493,8 @@ impl Group {
                 Err(ClusterError::OutcomeUnknown(error.to_string()))
             }
             Ok(Err(RaftError::APIError(error))) => Err(ClusterError::Unavailable(error.to_string())),
-            Ok(Err(RaftError::Fatal(_))) => Err(self.down()),
+            // It was handed over, and may be in the log.
+            Ok(Err(RaftError::Fatal(_))) => Err(ClusterError::OutcomeUnknown(self.down().to_string())),
         }
     }
 

@@ -41,6 +41,7 @@ use openraft::raft::{
 };
 
 use crate::codec::{Malformed, Put, Take, malformed};
+use crate::transport::NodeId;
 use crate::types::{
     ENTRY_HEADER, Entry, LogId, TypeConfig, Vote, decode_entry, entry_body, entry_header, put_addresses,
     put_log_id, put_vote, take_addresses, take_log_id, take_vote,
@@ -404,6 +405,16 @@ impl std::fmt::Display for PeerError {
 }
 
 impl std::error::Error for PeerError {}
+
+/// Whether who leads, or wants to, is who sends this: no node speaks for another, whatever its
+/// certificate.
+pub(crate) fn check_sender(from: NodeId, vote: &Vote) -> Result<(), PeerError> {
+    let named = vote.leader_id.node_id;
+    if named == from.0 {
+        return Ok(());
+    }
+    Err(PeerError::Malformed(format!("node {from} speaks for node {named}")))
+}
 
 /// The beginning of an answer.
 pub(crate) fn ok(room: usize) -> Vec<u8> {

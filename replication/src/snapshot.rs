@@ -59,7 +59,7 @@ use crate::blocking::Blocking;
 use crate::codec::{Put, Take};
 use crate::durability::to_io;
 use crate::group::{Group, Raft};
-use crate::message::{Header, Kind, PeerError, SnapshotName, encode_error, ok, take_reply};
+use crate::message::{Header, Kind, PeerError, SnapshotName, check_sender, encode_error, ok, take_reply};
 use crate::network::Network;
 use crate::state_machine::{Machine, ReplicaSlot, snapshot_meta};
 use crate::transport::{Lane, NodeId, TransportError};
@@ -92,7 +92,8 @@ impl SnapshotData {
         };
         // From here on reads are refused; those under way end soon.
         if let Some(replica) = slot.take() {
-            replica.close().map_err(to_io)?;
+            // It waits for a checkpoint that is under way.
+            slot.blocking.run(move || replica.close()).await?.map_err(to_io)?;
         }
         let began = Instant::now();
         let opened = loop {
@@ -194,6 +195,7 @@ impl Snapshots {
         let applied = snapshot.applied();
         let name = SnapshotName { vote, position: applied.position, note: applied.note.clone().into() };
         tracing::info!(group = network.group, to = to.0, position = name.position, "sending a snapshot");
+        let _sending = network.slot.send_held();
         tokio::select! {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
@@ -227,7 +229,6 @@ impl Snapshots {
                     Ok(Err(error)) => return Err(unreachable(&error)),
                     Err(error) => return Err(unreachable(&error)),
                 };
-                network.slot.touch_held();
                 self.wait_for_link(chunk.bytes.len()).await;
                 let mut body =
                     name.encode(Kind::SnapshotPiece, network.cluster, network.group, 4 + chunk.bytes.len());
@@ -260,11 +261,13 @@ impl Snapshots {
         self: &Arc<Self>,
         group: &Arc<Group>,
         raft: Arc<Raft>,
+        from: NodeId,
         header: Header,
         mut take: Take,
     ) -> Result<BoxFuture<'static, Bytes>, PeerError> {
         let malformed = |error: crate::codec::Malformed| PeerError::Malformed(error.to_string());
         let name = SnapshotName::take(&mut take).map_err(malformed)?;
+        check_sender(from, &name.vote)?;
         let (snapshots, group) = (Arc::clone(self), Arc::clone(group));
         Ok(match header.kind {
             Kind::SnapshotBegin => {

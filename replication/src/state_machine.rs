@@ -24,6 +24,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -187,6 +188,9 @@ pub(crate) struct ReplicaSlot {
     /// Position of the last entry applied.
     applied: watch::Sender<u64>,
     freshness: Mutex<Freshness>,
+    generation: AtomicU64,
+    /// Transfers of the held state that are under way.
+    sending: AtomicU64,
 }
 
 /// Tells how old a stale read is.
@@ -233,6 +237,8 @@ impl ReplicaSlot {
             held: Mutex::new(None),
             applied,
             freshness: Mutex::default(),
+            generation: AtomicU64::new(0),
+            sending: AtomicU64::new(0),
         })
     }
 
@@ -256,25 +262,28 @@ impl ReplicaSlot {
         let replica = self.open_replica()?;
         let mut held = self.held.lock();
         let snapshot = match held.take() {
-            Some((snapshot, used)) if used.elapsed() < KEEP => snapshot,
+            Some((snapshot, used)) if self.is_wanted(used) => snapshot,
             _ => replica.snapshot(),
         };
         *held = Some((snapshot.clone(), Instant::now()));
         Ok(snapshot)
     }
 
-    /// The held state is being sent.
-    pub(crate) fn touch_held(&self) {
-        if let Some((_, used)) = &mut *self.held.lock() {
-            *used = Instant::now();
-        }
+    /// The held state is being sent, however long that takes, until what is returned is dropped.
+    pub(crate) fn send_held(self: &Arc<Self>) -> Sending {
+        self.sending.fetch_add(1, Ordering::SeqCst);
+        Sending(Arc::clone(self))
     }
 
     /// Position of the held state; forgets it if nobody has wanted it for long.
     pub(crate) fn held_position(&self) -> Option<u64> {
         let mut held = self.held.lock();
-        held.take_if(|(_, used)| used.elapsed() >= KEEP);
+        held.take_if(|(_, used)| !self.is_wanted(*used));
         held.as_ref().map(|(snapshot, _)| snapshot.applied().position)
+    }
+
+    fn is_wanted(&self, used: Instant) -> bool {
+        self.sending.load(Ordering::SeqCst) > 0 || used.elapsed() < KEEP
     }
 
     pub(crate) fn applied(&self) -> u64 {
@@ -306,12 +315,22 @@ impl ReplicaSlot {
         let _ = tokio::time::timeout(at_most, self.applied.subscribe().changed()).await;
     }
 
-    /// Puts another replica, of a later state, into the place of this one.
+    /// Changes when the replica is replaced. What was known of one, how far it had come above all, says nothing of
+    /// the next: it may go on from an earlier checkpoint.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Puts another replica into the place of the one that was taken out: of a later state, or the same one opened
+    /// again at its last checkpoint.
     pub(crate) fn replace(&self, replica: Arc<Replica>) {
         let applied = replica.applied().position;
         self.clock.observe(replica.time_ms());
-        self.current.store(Some(replica));
+        // In this order: nobody finds the replica that takes the other for as far as that was, and whoever has
+        // found it can tell that it is another.
+        self.generation.fetch_add(1, Ordering::SeqCst);
         self.applied.send_replace(applied);
+        self.current.store(Some(replica));
     }
 
     /// A leader says that everything up to `committed` is committed.
@@ -337,6 +356,19 @@ impl ReplicaSlot {
             // Closing cannot fail; what was not folded is in the WAL.
             let _ = replica.close();
         }
+    }
+}
+
+/// See [`ReplicaSlot::send_held`].
+pub(crate) struct Sending(Arc<ReplicaSlot>);
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        // Whoever begins the transfer anew has a while to do so.
+        if let Some((_, used)) = &mut *self.0.held.lock() {
+            *used = Instant::now();
+        }
+        self.0.sending.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -389,6 +421,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
             self.leader = Some(leader_id);
             let reply = match &entry.payload {
                 Payload::Normal(proposal) => {
+                    if replica.is_full() {
+                        // Until a checkpoint is through: on a worker thread that would keep other groups, and their
+                        // heartbeats, from going on.
+                        self.slot.applied.send_replace(last.max(self.slot.applied()));
+                        let full = Arc::clone(&replica);
+                        let room = self.slot.blocking.run(move || full.wait_for_room()).await?;
+                        room.map_err(to_io)?;
+                    }
                     let reply = replica.apply(at, note.as_deref(), &proposal.0).map_err(to_io)?;
                     time_ms = time_ms.max(reply.time_ms);
                     Some(reply)

@@ -196,6 +196,7 @@ async fn a_minority_answers_nothing_but_stale_reads_and_says_how_old_they_are() 
     let alone = cluster.leader(1).await;
     assert_eq!(cluster.get(alone, 1, "a").await.as_deref(), Some("old"));
     cluster.network.isolate(NodeId(alone));
+    let isolated = std::time::Instant::now();
     let node = &cluster.nodes[&alone];
     let write = node.submit(1, &insert("a", "lost")).await.unwrap_err();
     assert!(matches!(&write, ClusterError::OutcomeUnknown(_) | ClusterError::Unavailable(_)), "{write:?}");
@@ -211,7 +212,13 @@ async fn a_minority_answers_nothing_but_stale_reads_and_says_how_old_they_are() 
     put.unwrap().unwrap();
     let read = node.read(1, &get("a"), Consistency::Linearizable).await.unwrap_err();
     assert!(matches!(&read, ClusterError::Unavailable(_) | ClusterError::NotLeader { .. }), "{read:?}");
-    node.read(1, &get("a"), Consistency::Stale).await.unwrap();
+    // It takes itself for the leader still, or does not: what it says must be as old as it is, all the same.
+    let stale = node.read(1, &get("a"), Consistency::Stale).await.unwrap();
+    let cut_off = isolated.elapsed();
+    assert!(
+        stale.age.is_some_and(|age| age + Duration::from_millis(500) >= cut_off && age < cut_off * 2),
+        "{stale:?}, cut off for {cut_off:?}"
+    );
 
     let follower = (1..=3).find(|node| *node != alone && *node != other).unwrap();
     let stale = cluster.nodes[&follower].read(1, &get("a"), Consistency::Stale).await.unwrap();
@@ -219,6 +226,29 @@ async fn a_minority_answers_nothing_but_stale_reads_and_says_how_old_they_are() 
     cluster.network.heal();
     // What the minority's leader had appended by itself is gone.
     assert_eq!(cluster.get(alone, 1, "a").await.as_deref(), Some("new"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_cut_off_does_not_unseat_the_leader_when_it_is_back() {
+    let cluster = Cluster::made(3, 1, |config| config.balance_leaders = false).await;
+    cluster.put(1, "a", "1").await;
+    let leader = cluster.leader(1).await;
+    let term = |node: u64| {
+        let status = cluster.nodes[&node].status();
+        status.groups.into_iter().find(|group| group.group == 1).unwrap().term
+    };
+    let before = term(leader);
+    let follower = 1 + leader % 3;
+    cluster.network.isolate(NodeId(follower));
+    // For several of its election timeouts. It asks whether it would be elected, and nobody hears it.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(term(follower), before, "it stands for election although nobody would vote");
+    cluster.network.heal();
+    for n in 0..50 {
+        cluster.put(1, "a", &n.to_string()).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!((cluster.leader(1).await, term(leader)), (leader, before));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

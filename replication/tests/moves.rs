@@ -219,13 +219,47 @@ async fn what_an_operator_gets_wrong_is_refused_with_the_reason() {
     forged.trees = vec!["__dogsled__cluster".into()];
     let command = dogsled_storage::codec::encode_group_command(&forged).unwrap().into();
     let forged = ClientRequest::Submit { group: 0, deadline: Duration::ZERO, command };
-    for request in [gone, forged] {
+    let mut requests = vec![gone, forged];
+    // Here the tree is named by the operation and not among the trees.
+    let drop_record = || dogsled_storage::Command::DropTree { name: "__dogsled__cluster".into() };
+    let fences =
+        vec![dogsled_storage::Fence { lock: "any".into(), token: dogsled_storage::lock::FencingToken(1) }];
+    for operation in [
+        dogsled_storage::group::Operation::Command(drop_record()),
+        dogsled_storage::group::Operation::Fenced { fences, command: drop_record() },
+    ] {
+        let mut dropping = insert("record", "nonsense");
+        (dropping.trees, dropping.operation) = (Vec::new(), operation);
+        let command = dogsled_storage::codec::encode_group_command(&dropping).unwrap().into();
+        requests.push(ClientRequest::Submit { group: 0, deadline: Duration::ZERO, command });
+    }
+    for request in requests {
         let reply = node.client_request(&administrator, request.encode()).await;
         match ClientReply::decode(reply).unwrap() {
             ClientReply::Error(ClusterError::Invalid(why)) => assert!(why.contains("itself"), "{why}"),
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_has_lost_its_disk_is_not_let_in_under_its_old_id() {
+    let mut cluster = Cluster::made(3, PARTITIONS, quick).await;
+    settles(&cluster).await;
+    cluster.kill(3).await;
+    std::fs::remove_dir_all(cluster.config(3).directory).unwrap();
+    cluster.start(3).await;
+    // It would vote as if it had promised nothing.
+    match cluster.nodes[&3].join(seeds([1, 2])).await {
+        Err(ClusterError::Invalid(why)) => assert!(why.contains("is a member already"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(cluster.nodes[&3].record().is_none(), "it has nothing of the cluster");
+    // Under a new one it is.
+    cluster.start(4).await;
+    cluster.nodes[&4].join(seeds([1, 2])).await.unwrap();
+    // Asked for again, as by somebody who has not heard the answer, it is the same.
+    cluster.nodes[&4].join(seeds([1, 2])).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

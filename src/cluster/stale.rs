@@ -14,8 +14,8 @@ pub struct Stale<T> {
     /// What was read.
     pub value: T,
     /// How long ago the replica was last known to have everything that its leader had; of several
-    /// replicas, the longest. `None`: the replica leads, or it has never heard of its leader since it
-    /// was started.
+    /// replicas, the longest. `None`: the replica leads and has just heard from a majority, or it has never
+    /// heard of its leader since it was started.
     pub age: Option<Duration>,
 }
 

@@ -204,6 +204,16 @@ impl Inner {
             // It may in a moment.
             return encode_error(&PeerError::NoGroup("this node belongs to no cluster itself".to_owned()));
         };
+        // Whoever asks has nothing yet. If it takes part already it has had what it promised on, and lost it:
+        // it would vote as if it had promised nothing.
+        let record = cluster.record();
+        let taken = record.as_ref().and_then(|record| record.members.get(&node));
+        if taken.is_some_and(|member| member.state != MemberState::Joining) {
+            return encode_error(&PeerError::WrongCluster(format!(
+                "node {node} is a member already; if it has lost its disk, let it join with an id that was never used, \
+                 and remove {node}"
+            )));
+        }
         self.set_addresses(node, addresses);
         let members = self.map().members.into_iter().map(|(node, addresses)| (node.0, addresses)).collect();
         let adoption = Adoption { cluster_id: cluster.id, partitions: cluster.partitions, members };
@@ -220,14 +230,20 @@ impl Inner {
         let request = encode_join(me.0, &addresses);
         let mut failure = ClusterError::Invalid("no seed was named".to_owned());
         for (seed, _) in seeds.iter().filter(|(seed, _)| *seed != me) {
-            let adoption = match self.ask_until_reached(*seed, &request).await {
-                Ok(take) => Adoption::take(take).map_err(|error| ClusterError::Invalid(error.to_string()))?,
-                Err(error) => {
-                    failure = error;
-                    continue;
-                }
-            };
-            self.adopt(adoption).await.map_err(ClusterError::Invalid)?;
+            // Asked for again by a node that still has what it was given: only to be taken in.
+            if self.cluster.get().is_none() {
+                let adoption = match self.ask_until_reached(*seed, &request).await {
+                    Ok(take) => {
+                        Adoption::take(take).map_err(|error| ClusterError::Invalid(error.to_string()))?
+                    }
+                    Err(error @ ClusterError::Invalid(_)) => return Err(error),
+                    Err(error) => {
+                        failure = error;
+                        continue;
+                    }
+                };
+                self.adopt(adoption).await.map_err(ClusterError::Invalid)?;
+            }
             let change = Change::Add {
                 node: me,
                 addresses: addresses.clone(),

@@ -7,8 +7,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_storage::Command;
 use dogsled_storage::codec::{decode_group_read, encode_group_read_reply, encode_group_reply};
-use dogsled_storage::group::{GroupRead, GroupReadReply};
+use dogsled_storage::group::{GroupRead, GroupReadReply, Operation};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
@@ -23,15 +24,15 @@ use crate::codec::{Put, Take};
 use crate::error::ClusterError;
 use crate::group::Group;
 use crate::message::{
-    Adoption, Header, Kind, PeerError, check_append, encode_append_reply, encode_error, encode_forward,
-    encode_share, encode_vote_reply, ok, take_append, take_host, take_join, take_reply, take_transfer,
-    take_vote_request,
+    Adoption, Header, Kind, PeerError, check_append, check_sender, encode_append_reply, encode_error,
+    encode_forward, encode_share, encode_vote_reply, ok, take_append, take_host, take_join, take_reply,
+    take_transfer, take_vote_request,
 };
 use crate::meta::{self, Change};
 use crate::read_index::Round;
 use crate::ring::META_GROUP;
 use crate::transport::{ClientIdentity, Lane, NodeId, Service, TransportError};
-use crate::types::{Vote, position};
+use crate::types::position;
 
 /// Nodes that a request is passed on to, one after the other, before it is refused.
 const MAX_HOPS: usize = 4;
@@ -76,18 +77,20 @@ fn not_leader(reply: &Bytes) -> Option<ClusterError> {
 /// Whether a client's command names the tree of the record, which only the cluster itself writes.
 fn writes_the_record(request: &ClientRequest) -> bool {
     let ClientRequest::Submit { group: META_GROUP, command, .. } = request else { return false };
+    let is_record = |name: &[u8]| name == meta::TREE.as_bytes();
     let command = dogsled_storage::codec::decode_group_command(command);
-    command.is_ok_and(|command| command.trees.iter().any(|tree| tree == meta::TREE.as_bytes()))
-}
-
-/// Whether who leads, or wants to, is who sends this: no node speaks for another, whatever its
-/// certificate.
-fn check_sender(from: NodeId, vote: &Vote) -> Result<(), PeerError> {
-    let named = vote.leader_id.node_id;
-    if named == from.0 {
-        return Ok(());
-    }
-    Err(PeerError::Malformed(format!("node {from} speaks for node {named}")))
+    command.is_ok_and(|command| {
+        command.trees.iter().any(|tree| is_record(tree))
+            || match &command.operation {
+                // Their names are not among the command's trees.
+                Operation::Command(Command::CreateTree { name } | Command::DropTree { name })
+                | Operation::Fenced {
+                    command: Command::CreateTree { name } | Command::DropTree { name },
+                    ..
+                } => is_record(name),
+                _ => false,
+            }
+    })
 }
 
 impl Service for Node {
@@ -211,6 +214,11 @@ impl Inner {
             let body = take.rest();
             // Whether the client may ask for it was judged by the node that it asked.
             let request = ClientRequest::decode(body.clone()).map_err(malformed)?;
+            if self.fence.is_removed(from) && (request.is_administrative() || is_internal(&request)) {
+                return Err(PeerError::Removed(format!(
+                    "node {from} was taken out of the cluster, and what it asks for changes that"
+                )));
+            }
             let serve = Arc::clone(self).serve(request, body, true);
             return Ok(begun(async move {
                 let reply = serve.await;
@@ -275,6 +283,7 @@ impl Inner {
             }
             Kind::TransferLeader => {
                 let request = take_transfer(take).map_err(malformed)?;
+                check_sender(from, request.from_leader())?;
                 let raft = running()?;
                 begun(async move {
                     let handled = raft.handle_transfer_leader(request).await;
@@ -297,7 +306,7 @@ impl Inner {
                 .boxed()
             }
             Kind::SnapshotBegin | Kind::SnapshotPiece | Kind::SnapshotFinish => {
-                begun(self.snapshots.receive(group, running()?, header, take)?)
+                begun(self.snapshots.receive(group, running()?, from, header, take)?)
             }
             Kind::Forward | Kind::Adopt | Kind::Join | Kind::Host => unreachable!("handled above"),
         })
@@ -520,6 +529,22 @@ impl Inner {
         read: GroupRead,
         consistency: Consistency,
     ) -> Result<ClientReply, ClusterError> {
+        loop {
+            let generation = group.slot.generation();
+            let reply = self.read_once(group, read.clone(), consistency).await?;
+            // What was confirmed of a replica does not hold of another that took its place meanwhile.
+            if consistency == Consistency::Stale || group.slot.generation() == generation {
+                return Ok(reply);
+            }
+        }
+    }
+
+    async fn read_once(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        read: GroupRead,
+        consistency: Consistency,
+    ) -> Result<ClientReply, ClusterError> {
         let age = match consistency {
             Consistency::Linearizable => {
                 self.confirm(group).await?;
@@ -538,16 +563,33 @@ impl Inner {
             Consistency::Stale if group.slot.applied() == 0 => {
                 return Err(ClusterError::Unavailable(format!("group {} has not begun here", group.id)));
             }
-            Consistency::Stale if group.leads() => None,
+            Consistency::Stale if group.leads() => group.out_of_touch_for(self.config.timing.election.0),
             Consistency::Stale => group.slot.age(),
         };
         // Before reading: the answer includes at least this.
-        let position = group.slot.applied();
+        let mut position = group.slot.applied();
+        let key = match &read {
+            GroupRead::Get { tree, key } => Some((tree.clone(), key.clone())),
+            _ => None,
+        };
         let mut answer = match consistency {
             // What a transaction has decided long ago may not have been told here yet.
             Consistency::Linearizable | Consistency::AtMostOld(_) => self.read_settled(group, read).await?,
             Consistency::Stale => self.read_stale(group, read).await?,
         };
+        // Of a key the position is exact: whoever follows it goes on behind that, and must not be told once
+        // more of what the answer had in it already.
+        if let (GroupReadReply::Value(found), Some((tree, key))) = (&mut answer, key) {
+            match found {
+                Some(found) => position = position.max(found.version),
+                None => {
+                    let as_of = open_replica(group)?.get_as_of(&tree, &key).map_err(failed_read)?;
+                    if as_of.1 >= position {
+                        (*found, position) = as_of;
+                    }
+                }
+            }
+        }
         answer.set_time(group.slot.clock.now());
         let reply =
             encode_group_read_reply(&answer).map_err(|error| ClusterError::Invalid(error.to_string()))?;

@@ -153,7 +153,17 @@ async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &
     loop {
         tokio::time::sleep(CHECK_UP).await;
         let status = node.status();
-        let mut found: Vec<String> = status.failure.into_iter().collect();
+        // Whoever supervises the process can do more about it than this loop.
+        if let Some(failure) = status.failure {
+            return Err(Failure::new(
+                Code::Io,
+                format!(
+                    "the write-ahead log failed, and nothing is acknowledged any more: {failure}. What was acknowledged \
+                     is in it; start the node again"
+                ),
+            ));
+        }
+        let mut found: Vec<String> = Vec::new();
         let groups = status.groups.into_iter();
         found.extend(groups.filter_map(|group| Some(format!("group {}: {}", group.group, group.failure?))));
         if found != failures {
