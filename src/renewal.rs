@@ -34,7 +34,8 @@ pub(crate) struct Lease {
     name: IVec,
     owner: IVec,
     token: FencingToken,
-    /// The guard is gone, or has given the lock back. Locked by the thread while it renews.
+    /// The guard is gone, or has given the lock back. Locked while it is renewed, by whomever: of two renewals that
+    /// cross, the log might have the one last and this the other.
     is_over: Mutex<bool>,
     state: Mutex<LeaseState>,
     changed: Condvar,
@@ -118,9 +119,9 @@ impl Lease {
 
     /// What the thread does when it is due; when it is due again.
     fn step(&self) -> Option<Instant> {
-        let (length, warn_at, renews) = {
+        let (warn_at, renews) = {
             let state = self.state.lock();
-            (state.length, state.warn_at().filter(|_| !state.is_lost)?, state.renews)
+            (state.warn_at().filter(|_| !state.is_lost)?, state.renews)
         };
         let now = Instant::now();
         if now < warn_at && (!renews || self.due_at().is_some_and(|due_at| due_at > now)) {
@@ -129,6 +130,8 @@ impl Lease {
         if now < warn_at {
             let is_over = self.is_over.lock();
             let database = self.database.upgrade().filter(|_| !*is_over)?;
+            // Whoever held the guard may have given it another length meanwhile.
+            let length = self.state.lock().length;
             // Not synced: a power cut ends what the lock is for as well.
             match self.renew_now(&database, length, Durability::Buffered) {
                 Ok(Ok(())) => return self.due_at(),
@@ -176,7 +179,10 @@ impl Lease {
 
     /// Starts it anew.
     pub(crate) fn renew(&self, database: &Database, length: Duration) -> Result<Result<(), NotHeld>> {
-        let renewed = self.renew_now(database, length, database.durability());
+        let renewed = {
+            let _alone = self.is_over.lock();
+            self.renew_now(database, length, database.durability())
+        };
         if let Ok(Err(NotHeld)) = renewed {
             self.state.lock().expires_ms = 0;
             self.lose();

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::core::{Core, Elsewhere, Reach, unexpected};
+use super::error::of_parts;
 use super::options::Behaviour;
 use super::pool::Pool;
 use super::{
@@ -314,7 +315,7 @@ impl Client {
             }
         });
         // All of them, whatever happens to one.
-        let dropped = join_all(drops).await.into_iter().collect::<Result<Vec<bool>>>()?;
+        let dropped = of_parts(join_all(drops).await)?;
         Ok(dropped.contains(&true))
     }
 

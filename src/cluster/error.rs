@@ -70,6 +70,27 @@ impl Error {
     }
 }
 
+/// What becomes of something that was done in parts, each for itself: if one failed, its error when nothing at all was
+/// done, and otherwise that it is not known.
+pub(super) fn of_parts<T>(parts: Vec<Result<T>>) -> Result<Vec<T>> {
+    let count = parts.len();
+    let (mut done, mut failed) = (Vec::with_capacity(count), Vec::new());
+    for part in parts {
+        match part {
+            Ok(part) => done.push(part),
+            Err(error) => failed.push(error),
+        }
+    }
+    match failed.first() {
+        None => Ok(done),
+        Some(first) if done.is_empty() && failed.iter().all(Error::is_definite) => Err(first.clone()),
+        Some(first) => {
+            let done = done.len();
+            Err(Error::OutcomeUnknown(format!("{done} of {count} partitions have done their part: {first}")))
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -2,6 +2,7 @@
 
 mod guard;
 mod of_session;
+mod unheard;
 mod wait;
 
 use std::fmt;
@@ -139,10 +140,7 @@ impl Lock {
                 LockCommand::AcquireOwned { name, owner, request, session, waits }
             }
         };
-        // The lease is counted from before it can have begun: what is left of it is never overstated.
-        let asked = Instant::now();
-        let (reply, ms) = self.execute(command).await?;
-        Ok((reply, LogTime { ms, asked }))
+        self.ask_for(command).await
     }
 
     /// Takes the lock if it is free and nobody waits for it; `None` if someone holds it, be it this owner.

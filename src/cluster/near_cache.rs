@@ -164,6 +164,12 @@ impl State {
             return None;
         }
         let (as_of, value) = if reading.told.0 > as_of { reading.told } else { (as_of, value) };
+        // Those who still read must not go back behind this, though it may not be kept, nor for long.
+        if let Some(reading) = self.reading.get_mut(key)
+            && reading.told.0 < as_of
+        {
+            reading.told = (as_of, value.clone());
+        }
         if let Some(kept) = self.entries.get(key).filter(|kept| kept.as_of > as_of) {
             return Some(kept.value.clone());
         }
@@ -415,6 +421,17 @@ mod tests {
         state.told(key.clone(), value("newest"), 20);
         assert_eq!(state.end_reading(&key, slow, value("ancient"), 1), Some(value("newest")));
         check(&state);
+        assert!(state.reading.is_empty());
+    }
+
+    #[test]
+    fn a_slow_reader_does_not_go_back_behind_what_a_quick_one_was_given_though_it_was_not_kept() {
+        // Nothing has room.
+        let mut state = state(1);
+        let key = IVec::from("k");
+        let (slow, quick) = (state.begin_reading(&key), state.begin_reading(&key));
+        assert_eq!(state.end_reading(&key, quick, value("new"), 9), Some(value("new")));
+        assert_eq!(state.end_reading(&key, slow, value("old"), 5), Some(value("new")));
         assert!(state.reading.is_empty());
     }
 

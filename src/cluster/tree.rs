@@ -13,6 +13,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
 use super::core::unexpected;
+use super::error::of_parts;
 use super::{Client, Entries, Error, ReadFrom, Result, StaleTree, Subscriber, WatchPosition};
 use crate::tree::{owned_bounds, prefix_bounds};
 use crate::{Batch, CompareAndSwapError, IVec};
@@ -426,18 +427,8 @@ impl Tree {
     pub async fn apply_batch_by_partition(&self, batch: Batch) -> Result<()> {
         let until = self.client.until();
         let parts = self.split(batch, until).await?;
-        let count = parts.len();
-        let applied =
-            join_all(parts.into_iter().map(|(group, writes)| self.apply_part(group, writes, until))).await;
-        let failed: Vec<Error> = applied.into_iter().filter_map(Result::err).collect();
-        let Some(first) = failed.first() else { return Ok(()) };
-        if failed.len() == count && failed.iter().all(Error::is_definite) {
-            return Err(first.clone());
-        }
-        let applied = count - failed.len();
-        Err(Error::OutcomeUnknown(format!(
-            "{applied} of {count} partitions have applied their part: {first}"
-        )))
+        let applied = parts.into_iter().map(|(group, writes)| self.apply_part(group, writes, until));
+        of_parts(join_all(applied).await).map(drop)
     }
 
     async fn split(&self, batch: Batch, until: Instant) -> Result<BTreeMap<u32, Vec<Write>>> {
@@ -506,7 +497,7 @@ impl Tree {
             }
         });
         // All of them, whatever happens to one.
-        join_all(cleared).await.into_iter().collect()
+        of_parts(join_all(cleared).await).map(drop)
     }
 
     /// All keys and values in the order of the keys.

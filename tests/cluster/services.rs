@@ -259,3 +259,28 @@ async fn a_near_cache_never_goes_back_sees_its_own_writes_and_soon_all_others() 
     client.close().await;
     eventually("it is closed", || async { cache.get("k0").await == Err(Error::Closed) }).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_of_a_session_that_nobody_waits_for_any_more_is_not_held_by_it() {
+    let cluster = Cluster::made(1, 1).await;
+    let client = cluster.client(1).await;
+    let session = client.session(LEASE);
+    let lock = || client.lock("shard").of_session(&session);
+    // The session is open, and the command is quick from here on.
+    lock().acquire().await.unwrap().release().await.unwrap().unwrap();
+    // The futures are dropped before, while and after the command is carried out.
+    for micros in (0..6_000).step_by(150) {
+        let _ = tokio::time::timeout(Duration::from_micros(micros), lock().acquire()).await;
+    }
+    // The session lives on, and yet it holds nothing, and nothing of it waits.
+    let other = client.session(LEASE);
+    let held =
+        tokio::time::timeout(Duration::from_secs(10), client.lock("shard").of_session(&other).acquire())
+            .await;
+    held.expect("nobody holds it").unwrap().release().await.unwrap().unwrap();
+    let replica = cluster.nodes[&1].replication().replica(1).unwrap();
+    eventually("the queue is empty", || {
+        std::future::ready(replica.engine().len(dogsled::storage::TreeId::LOCK_QUEUES).unwrap() == 0)
+    })
+    .await;
+}

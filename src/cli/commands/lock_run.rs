@@ -6,19 +6,24 @@
 //!                                             ─► SIGTERM ─► (--kill-after) SIGKILL ─► exit with 8, or its code
 //! ```
 //!
+//! SIGKILL comes no later than the moment from which the lock may be another's. Both signals go to the command and
+//! to all that it has started, as a process group of its own; at a terminal there is none (a group in the
+//! background may not read from it), and they go to the command alone. Nothing stops the command if this
+//! process itself is killed: then only `--delay` and the token keep it from what is another's.
+//!
 //! The command is told the lock and the token of its grant in the environment, `DOGSLED_LOCK` and
 //! `DOGSLED_LOCK_TOKEN`, to hand on with what it does: see fencing in the documentation of the library.
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use dogsled::cluster::LockGuard;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::timeout;
 
 use crate::cli::args::{Global, LockRun};
 use crate::cli::bytes;
@@ -90,7 +95,12 @@ async fn under(
         || Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
     let (mut terminate, mut interrupt) =
         signals().map_err(|error| Failure::io("listening for signals", &error))?;
-    let mut child = Command::new(program)
+    let in_group = !std::io::stdin().is_terminal();
+    let mut command = Command::new(program);
+    if in_group {
+        command.process_group(0);
+    }
+    let mut child = command
         .args(words)
         .env("DOGSLED_LOCK", std::ffi::OsStr::from_bytes(name))
         .env("DOGSLED_LOCK_TOKEN", guard.token().to_string())
@@ -103,7 +113,7 @@ async fn under(
         _ = terminate.recv() => Stopped::Told,
         _ = interrupt.recv() => Stopped::Told,
     };
-    let ended = stop(&mut child, kill_after).await.map_err(waiting)?;
+    let ended = stop(&mut child, in_group, kill_after, guard).await.map_err(waiting)?;
     match stopped {
         Stopped::Told => Ok(code_of(ended)),
         Stopped::Lost => Err(Failure::refused(format!(
@@ -113,17 +123,35 @@ async fn under(
     }
 }
 
-/// Ends a command: first it is asked to.
-async fn stop(child: &mut Child, kill_after: Duration) -> std::io::Result<ExitStatus> {
-    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)) {
+/// Ends a command: first it is asked to, and not longer than the lock is certainly held.
+async fn stop(
+    child: &mut Child,
+    in_group: bool,
+    kill_after: Duration,
+    guard: &LockGuard,
+) -> std::io::Result<ExitStatus> {
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+    let send = |signal: Signal| {
+        let Some(pid) = pid else { return };
         // It may have ended just now; that is seen below.
-        let _ = kill_process(pid, Signal::TERM);
+        let _ = if in_group { kill_process_group(pid, signal) } else { kill_process(pid, signal) };
+    };
+    send(Signal::TERM);
+    let too_late = async {
+        guard.lost().await;
+        tokio::time::sleep(guard.remaining()).await;
+    };
+    let ended = tokio::select! {
+        ended = child.wait() => Some(ended),
+        () = tokio::time::sleep(kill_after) => None,
+        () = too_late => None,
+    };
+    // What the command has left behind of its group is ended, too.
+    send(Signal::KILL);
+    match ended {
+        Some(ended) => ended,
+        None => child.wait().await,
     }
-    if let Ok(ended) = timeout(kill_after, child.wait()).await {
-        return ended;
-    }
-    child.start_kill()?;
-    child.wait().await
 }
 
 /// As a shell gives it: a command that was ended by a signal has 128 and the signal's number.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dogsled_storage::Fence;
+use dogsled_storage::lock::LockCommand;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -57,12 +58,23 @@ struct Lease {
     /// By this machine's clock; `None`: for ever.
     valid_until: Mutex<Option<Instant>>,
     length: Mutex<Duration>,
+    /// Held over a renewal and what is written down of it here: of two that cross, the log may have the one last and
+    /// this the other, and then what is believed here is not what holds.
+    renewing: tokio::sync::Mutex<()>,
     lost: watch::Sender<bool>,
     /// Whose lease counts instead of this one, and in which partition.
     session: Option<(Session, u32)>,
 }
 
 impl Lease {
+    /// A renewal is on its way: it may hold from now on, whether its answer is heard or not.
+    fn asked(&self, asked: Instant, length: Duration) {
+        let mut valid_until = self.valid_until.lock();
+        if let Some(shorter) = asked.checked_add(length - length / MARGIN) {
+            *valid_until = Some(valid_until.map_or(shorter, |until| until.min(shorter)));
+        }
+    }
+
     fn renewed(&self, asked: Instant, length: Duration, expires_ms: u64) {
         self.expires_ms.store(expires_ms, Ordering::Relaxed);
         *self.length.lock() = length;
@@ -139,6 +151,7 @@ impl Lock {
             expires_ms: AtomicU64::new(expires_ms),
             valid_until: Mutex::new(asked.checked_add(left.saturating_sub(length / MARGIN))),
             length: Mutex::new(length),
+            renewing: tokio::sync::Mutex::new(()),
             lost: watch::Sender::new(false),
             session: self.session.clone().map(|session| {
                 // It is known: a command was routed by it.
@@ -160,15 +173,22 @@ async fn renew_while_held(lock: Lock, token: FencingToken, lease: Arc<Lease>, fi
     let mut wait = first;
     loop {
         sleep(wait).await;
-        let (asked, length) = (Instant::now(), *lease.length.lock());
+        let (now, length) = (Instant::now(), *lease.length.lock());
         let until = *lease.valid_until.lock();
         // Of a grant that was heard of late nothing may be left here, and yet it may be held.
-        let until = until.unwrap_or(asked).max(asked + (length / 3).min(Duration::from_secs(60)));
-        match timeout_at(until, lock.renew(token, length)).await {
-            Ok(Ok(Ok(expires_ms))) => {
+        let until = until.unwrap_or(now).max(now + (length / 3).min(Duration::from_secs(60)));
+        let renewed = async {
+            let _alone = lease.renewing.lock().await;
+            // Whoever went before may have given it another length.
+            let (asked, length) = (Instant::now(), *lease.length.lock());
+            let renewed = lock.renew(token, length).await?;
+            Ok::<_, Error>(renewed.map(|expires_ms| {
                 lease.renewed(asked, length, expires_ms);
-                wait = length / 3;
-            }
+                length
+            }))
+        };
+        match timeout_at(until, renewed).await {
+            Ok(Ok(Ok(length))) => wait = length / 3,
             Ok(Ok(Err(NotHeld)) | Err(Error::Closed)) | Err(_) => {
                 lease.lost.send_replace(true);
                 return;
@@ -248,7 +268,9 @@ impl LockGuard {
     /// # Errors
     /// Outer: those of [writing](crate::cluster#writes). Inner: [`NotHeld`]; what is done under the lock must stop.
     pub async fn renew(&self, lease: Duration) -> Result<std::result::Result<(), NotHeld>> {
+        let _alone = self.lease.renewing.lock().await;
         let asked = Instant::now();
+        self.lease.asked(asked, lease);
         match self.lock.renew(self.token, lease).await? {
             Ok(expires_ms) => {
                 self.lease.renewed(asked, lease, expires_ms);
@@ -297,9 +319,8 @@ impl Drop for LockGuard {
     fn drop(&mut self) {
         self.stop_renewing();
         if !self.is_released {
-            let (lock, token) = (self.lock.clone(), self.token);
-            // If this fails, the end of the lease releases the lock.
-            self.lock.client.runtime().spawn(async move { lock.release(token).await });
+            let (name, owner) = (self.lock.name.clone(), self.lock.owner.clone());
+            self.lock.carry_through(LockCommand::Release { name, owner, token: self.token });
         }
     }
 }

@@ -54,6 +54,14 @@ impl SessionLock {
         self.0.try_acquire(Duration::MAX).await
     }
 
+    /// As [`Lock::resume`], with an owner that was [named](Lock::owner).
+    ///
+    /// # Errors
+    /// Those of [reading](crate::cluster#reads).
+    pub async fn resume(&self) -> Result<Option<LockGuard>> {
+        self.0.resume().await
+    }
+
     /// As [`Lock::acquire`].
     ///
     /// # Errors

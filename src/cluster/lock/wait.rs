@@ -116,9 +116,7 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if !self.is_over {
-            let (lock, leave) = (self.lock.clone(), self.leave());
-            // If this fails, the end of the lease does it.
-            self.lock.client.runtime().spawn(async move { lock.execute(leave).await });
+            self.lock.carry_through(self.leave());
         }
     }
 }

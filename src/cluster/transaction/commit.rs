@@ -75,6 +75,8 @@ enum How {
     Numbered { group: u32, number: Numbered },
     /// Home remembers.
     Recorded { home: u32, transaction: TransactionId, decide_by_ms: u64 },
+    /// Nobody does: the session that it was a command of has ended.
+    Gone,
 }
 
 impl Unsettled {
@@ -91,9 +93,13 @@ impl Unsettled {
                 Ok(match reply.result {
                     Ok(Answer::Reply(Reply::Done)) => Outcome::Committed,
                     // The number is used up by this question, or the command came to nothing.
-                    Ok(Answer::Done | Answer::Reply(Reply::Conflict)) | Err(Refusal::Invalid(_)) => {
-                        Outcome::Aborted
-                    }
+                    Ok(Answer::Done | Answer::Reply(Reply::Conflict))
+                    | Err(
+                        Refusal::Invalid(_)
+                        | Refusal::TooLarge(_)
+                        | Refusal::TreeNotFound(_)
+                        | Refusal::LockNotHeld { .. },
+                    ) => Outcome::Aborted,
                     Err(Refusal::SessionUnknown(_) | Refusal::Forgotten { .. }) => Outcome::Forgotten,
                     other => return Err(unexpected(&other)),
                 })
@@ -101,6 +107,7 @@ impl Unsettled {
             How::Recorded { home, transaction, decide_by_ms } => {
                 settle(core, *home, *transaction, *decide_by_ms, until).await
             }
+            How::Gone => Ok(Outcome::Forgotten),
         }
     }
 }
@@ -115,6 +122,7 @@ impl fmt::Debug for Unsettled {
             How::Recorded { home, transaction, .. } => {
                 debug.field("home", home).field("transaction", &format_args!("{transaction}"));
             }
+            How::Gone => {}
         }
         debug.finish_non_exhaustive()
     }
@@ -210,17 +218,23 @@ pub(super) async fn commit(
 async fn in_one(client: &Client, group: u32, share: Share, until: Instant) -> Result<Committed, CommitError> {
     let Share { trees, part } = share;
     let command = Command::Transact { reads: part.reads, ranges: part.ranges, writes: part.writes };
+    let unknown = |error: Error, how: How| {
+        // An error that does not know is the outcome's, never that of a call which did nothing.
+        let why = match error {
+            Error::OutcomeUnknown(why) => why,
+            error => error.to_string(),
+        };
+        Err(CommitError::Unknown(why, Unsettled { client: client.clone(), how: Arc::new(how) }))
+    };
     match client.core().carry_out(group, trees, Operation::Command(command), until).await {
         Ok(reply) => match reply.result {
             Ok(Answer::Reply(Reply::Done)) => Ok(Committed::Yes),
             Ok(Answer::Reply(Reply::Conflict)) => Ok(Committed::Conflict),
-            other => Err(unexpected(&other).into()),
+            other => unknown(unexpected(&other), How::Gone),
         },
-        Err(Failed { error: Error::OutcomeUnknown(why), number: Some(number) }) => {
-            let how = Arc::new(How::Numbered { group, number });
-            Err(CommitError::Unknown(why, Unsettled { client: client.clone(), how }))
-        }
-        Err(failed) => Err(failed.error.into()),
+        Err(Failed { error, .. }) if error.is_definite() => Err(error.into()),
+        Err(Failed { error, number: Some(number) }) => unknown(error, How::Numbered { group, number }),
+        Err(Failed { error, number: None }) => unknown(error, How::Gone),
     }
 }
 
@@ -274,7 +288,12 @@ async fn in_several(
     match core.carry_out(home, trees, operation, until).await {
         Ok(reply) => match reply.result {
             Ok(Answer::Decided(decision)) => coordinator.decided(&decision),
-            other => return Err(unexpected(&other).into()),
+            other => {
+                let transaction = coordinator.transaction();
+                let how = Arc::new(How::Recorded { home, transaction, decide_by_ms });
+                let unsettled = Unsettled { client: client.clone(), how };
+                return Err(CommitError::Unknown(unexpected(&other).to_string(), unsettled));
+            }
         },
         Err(failed) if failed.error.is_definite() => {
             coordinator.not_sent();
