@@ -22,9 +22,27 @@
 //! # Routing
 //!
 //! A cluster is made with a fixed number of partitions, each a group of replicas with a leader of its
-//! own. A key belongs to the partition that its hash says, in every tree. If it has a **tag**, that
+//! own. A key belongs to the partition that its hash says, the same in every tree. If it has a **tag**, that
 //! alone is hashed: the text between the first `{` and the first `}` behind it. `{ann}:role` and
 //! `{ann}:mail` share a partition, and can be written together.
+//!
+//! For each tree something else can be hashed than the whole key, chosen once, before anything is written to it:
+//! the first bytes, or what is before a delimiter ([`Client::set_tree_hash`]). Then all keys with such a prefix lie
+//! in one partition: scanning them asks that one alone, and batches of them are atomic.
+//!
+//! ```no_run
+//! # async fn chat(client: dogsled::cluster::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! use dogsled::cluster::ring::TreeHash;
+//!
+//! // When the application starts, each time: the first makes it so.
+//! client.set_tree_hash("messages", TreeHash::Before { delimiter: b'/', occurrence: 1 }).await?;
+//!
+//! let messages = client.tree("messages");
+//! messages.put("room-7/0001", "hello").await?;
+//! messages.put("room-7/0002", "hello yourself").await?;
+//! let room = messages.scan_prefix("room-7/").into_vec().await?; // one partition is asked
+//! # Ok(()) }
+//! ```
 //!
 //! | in one partition | over partitions |
 //! |---|---|

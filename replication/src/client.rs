@@ -38,7 +38,9 @@
 //!    2 read        position u64, age: 0, or 1 and ms u64; reply to the end
 //!    3 map         cluster id u128, epoch u64, partitions u32, members,
 //!                  zones u32 (of each member, in that order; or 0), each: length u32, UTF-8;
-//!                  leaders u32, each: node u64 (0 none); replicas u32, each: nodes
+//!                  leaders u32, each: node u64 (0 none); replicas u32, each: nodes;
+//!                  trees u32, each: name: length u32, bytes; what is hashed: 3 bytes, as in
+//!                  crate::ring::tree_hash
 //!    4 status      as in crate::status
 //!    5 error       as in crate::error
 //!    6 events      see crate::watch
@@ -55,15 +57,18 @@
 //! Commands, reads and their replies are storage's; see [`dogsled_storage::codec`]. Members and
 //! addresses: a count u32, then each (node u64, addresses), (length u32, UTF-8).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_storage::IVec;
 
 use crate::codec::{Malformed, Put, Take, malformed};
 use crate::error::ClusterError;
 use crate::message::{put_members, take_members};
 use crate::meta::{Change, Record};
 use crate::recovery::Recovery;
+use crate::ring::TreeHash;
 use crate::status::{MembershipId, NodeStatus, put_ids, take_ids};
 use crate::transport::NodeId;
 use crate::types::{put_addresses, take_addresses};
@@ -270,12 +275,19 @@ pub struct ClusterMap {
     pub leaders: Vec<Option<NodeId>>,
     /// Who has each group, or is about to, beginning with group 0. The first is to lead it.
     pub replicas: Vec<Vec<NodeId>>,
+    /// Trees of which not the whole key is hashed, by their plain names.
+    pub trees: BTreeMap<IVec, TreeHash>,
 }
 
 impl ClusterMap {
     /// Who has a group; nobody, if that is not known.
     pub fn replicas_of(&self, group: u32) -> &[NodeId] {
         self.replicas.get(group as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// What is hashed of the keys of a tree.
+    pub fn tree_hash(&self, tree: &[u8]) -> TreeHash {
+        self.trees.get(tree).copied().unwrap_or_default()
     }
 
     /// The zone of a member; empty if it has none, or none is known.
@@ -301,6 +313,11 @@ impl ClusterMap {
         for replicas in &self.replicas {
             put_ids(bytes, replicas);
         }
+        bytes.put_u32(self.trees.len() as u32);
+        for (name, hash) in &self.trees {
+            bytes.put_bytes(name);
+            hash.put(bytes);
+        }
     }
 
     fn take(take: &mut Take) -> Result<ClusterMap, Malformed> {
@@ -312,12 +329,16 @@ impl ClusterMap {
             zones: (0..take.count(4)?).map(|_| take.text()).collect::<Result<_, Malformed>>()?,
             leaders: Vec::new(),
             replicas: Vec::new(),
+            trees: BTreeMap::new(),
         };
         for _ in 0..take.count(8)? {
             map.leaders.push(Some(NodeId(take.u64()?)).filter(|leader| leader.0 != 0));
         }
         for _ in 0..take.count(4)? {
             map.replicas.push(take_ids(take)?);
+        }
+        for _ in 0..take.count(7)? {
+            map.trees.insert(IVec::from(&take.bytes()?[..]), TreeHash::take(take)?);
         }
         Ok(map)
     }
@@ -388,12 +409,12 @@ impl ClientRequest {
             | ClientRequest::Record
             | ClientRequest::Membership { .. }
             | ClientRequest::Watch { .. } => false,
+            ClientRequest::Change { change, .. } => !change.is_for_applications(),
             ClientRequest::Initialize { .. }
             | ClientRequest::AddMember { .. }
             | ClientRequest::RemoveMember { .. }
             | ClientRequest::TransferLeader { .. }
             | ClientRequest::ChangeGroup { .. }
-            | ClientRequest::Change { .. }
             | ClientRequest::Recover { .. }
             | ClientRequest::GoOn { .. } => true,
         }

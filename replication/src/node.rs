@@ -40,6 +40,7 @@
 //! What is done when a group has lost its quorum for ever is told in [`crate::recovery`].
 
 mod drive;
+mod hash_tree;
 pub(crate) mod hosting;
 mod maintenance;
 mod members;
@@ -60,7 +61,7 @@ use dogsled_storage::codec::{
 use dogsled_storage::disk::DiskLock;
 use dogsled_storage::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply};
 use dogsled_storage::wal::{Wal, WalOptions};
-use dogsled_storage::{Error, Result, TransactionId};
+use dogsled_storage::{Error, IVec, Result, TransactionId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -75,9 +76,10 @@ use crate::fence::Fence;
 use crate::group::Group;
 use crate::log_store::SharedLog;
 use crate::message::Adoption;
-use crate::meta::Record;
+use crate::meta::{HashedTree, Record};
 use crate::node_file::NodeFile;
 use crate::reconcile::View;
+use crate::ring::TreeHash;
 use crate::runtime;
 use crate::snapshot::Snapshots;
 use crate::status::{EntryIdentity, NodeStatus};
@@ -288,6 +290,12 @@ impl Node {
     /// Where everything is, as far as is known here.
     pub fn map(&self) -> ClusterMap {
         self.inner.map()
+    }
+
+    /// What is hashed of the keys of a tree, as far as is known here.
+    pub fn tree_hash(&self, tree: &[u8]) -> TreeHash {
+        let record = self.inner.cluster.get().and_then(Cluster::record);
+        record.and_then(|record| record.tree_hash(tree)).unwrap_or_default()
     }
 
     /// Who leads a group, as far as is known here.
@@ -584,6 +592,9 @@ impl Inner {
                 let members = record.members.iter();
                 map.members = members.map(|(node, member)| (*node, member.addresses.clone())).collect();
                 map.zones = record.members.values().map(|member| member.zone.clone()).collect();
+                let in_force =
+                    |(name, tree): (&IVec, &HashedTree)| tree.in_force.then(|| (name.clone(), tree.hash));
+                map.trees = record.trees.iter().filter_map(in_force).collect();
             }
             None => {
                 let (_, members) = groups.get(&0).map(|group| group.members()).unwrap_or_default();

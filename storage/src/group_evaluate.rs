@@ -17,6 +17,7 @@ use crate::meta::{
     COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME,
     SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
 };
+use crate::seal::{seal_of, sealed_by};
 use crate::session::{self, Done};
 use crate::transaction::{self, Commit, Guarded, Part, Prepare, Transactions};
 use crate::{IVec, Result};
@@ -105,6 +106,8 @@ fn resolve_command(
         }
         numbers.push(match tree_number(view, name) {
             Some(number) => number,
+            // A tree that is not there may live under another name, and must not be made beside that.
+            None if is_sealed(view, name) => return Err(Refusal::TreeSealed(name.clone())),
             None => {
                 let index = missing.names.iter().position(|other| other == name).unwrap_or_else(|| {
                     missing.names.push(name.clone());
@@ -113,6 +116,17 @@ fn resolve_command(
                 missing.number(index)
             }
         });
+    }
+    match &*command {
+        Command::DropTree { name } if sealed_by(name).is_some() => {
+            return Err(Refusal::Invalid("a seal stays for ever".to_owned()));
+        }
+        Command::CreateTree { name } | Command::DropTree { name }
+            if tree_number(view, name).is_none() && is_sealed(view, name) =>
+        {
+            return Err(Refusal::TreeSealed(name.clone()));
+        }
+        _ => {}
     }
     replace_trees(command, &mut |tree, access| {
         let Some(number) = numbers.get(tree.0 as usize) else {
@@ -153,6 +167,11 @@ pub(crate) fn tree_number(view: &impl View, name: &[u8]) -> Option<TreeId> {
         TRANSACTIONS_TREE_NAME => Some(TreeId::TRANSACTIONS),
         _ => view.tree_id(name),
     }
+}
+
+/// Whether a tree that is not there is not to be made either.
+fn is_sealed(view: &impl View, name: &[u8]) -> bool {
+    view.tree_id(&seal_of(name)).is_some()
 }
 
 /// What a command does with a tree that it names.

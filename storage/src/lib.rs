@@ -87,6 +87,7 @@ pub mod replica_install;
 mod replica_read;
 pub mod replica_snapshot;
 mod replica_transactions;
+pub mod seal;
 pub mod session;
 mod snapshot;
 mod sorted_map;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::evaluate::Entry;
 use crate::group::{GroupRead, GroupReadReply, MAX_PAGE_BYTES, MAX_READ_KEYS};
 use crate::replica::Replica;
+use crate::seal::seal_of;
 use crate::snapshot::Snapshot;
 use crate::state::{Ends, LatestView, State};
 use crate::{Error, IVec, Result, TreeId, counter, lock, session};
@@ -148,6 +149,7 @@ pub(crate) fn find(state: &Arc<State>, name: &IVec) -> Result<Option<TreeId>> {
         Some(TreeId::TRANSACTIONS) => {
             Err(Error::InvalidRequest("the tree of transactions is closed to reads".to_owned()))
         }
+        None if state.catalog.names.contains_key(&seal_of(name)) => Err(Error::TreeSealed(name.clone())),
         found => Ok(found),
     }
 }

@@ -151,6 +151,7 @@ fn replies_of_a_group_have_the_bytes_they_always_had() {
             b"\x01\x03\x07\x00\x01\x09\x06\x04\x05",
         ),
         (reply(Err(Refusal::Locked(lock))), b"\x01\x03\x07\x01\x07\x09\x02\x08\x07"),
+        (reply(Err(Refusal::TreeSealed("t".into()))), b"\x01\x03\x07\x01\x08\x01t"),
         (reply(Ok(Answer::Vote(Vote::Yes))), b"\x01\x03\x07\x00\x04\x00"),
         (reply(Ok(Answer::Vote(Vote::Conflict))), b"\x01\x03\x07\x00\x04\x01"),
         (reply(Ok(Answer::Vote(Vote::Locked(lock)))), b"\x01\x03\x07\x00\x04\x02\x09\x02\x08\x07"),

@@ -2,6 +2,7 @@
 
 mod coordination;
 mod failures;
+mod hashing;
 mod membership;
 mod operations;
 mod reads;

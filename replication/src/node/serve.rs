@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_storage::IVec;
 use dogsled_storage::codec::{decode_group_read, encode_group_read_reply, encode_group_reply};
 use dogsled_storage::group::{GroupRead, GroupReadReply};
 use futures_util::future::BoxFuture;
@@ -143,7 +144,14 @@ impl Service for Node {
                     let stopped = async move {
                         let _ = stop.wait_for(|stop| *stop).await;
                     };
-                    return crate::watch::watch(group, tree, prefix, told).take_until(stopped).boxed();
+                    match crate::watch::is_sealed(&group, &tree) {
+                        false => {
+                            return crate::watch::watch(group, tree, prefix, told)
+                                .take_until(stopped)
+                                .boxed();
+                        }
+                        true => failed_read(dogsled_storage::Error::TreeSealed(IVec::from(&tree[..]))),
+                    }
                 }
                 Err(error) => error,
             },
@@ -491,6 +499,9 @@ impl Inner {
             }
             ClientRequest::RemoveMember { node } => {
                 self.carry_out(0, true, Change::Remove { node }, deadline).await.map(|()| ClientReply::Done)
+            }
+            ClientRequest::Change { epoch, change: Change::HashTree { tree, hash }, .. } => {
+                self.hash_tree(epoch, tree, hash, deadline).await.map(|()| ClientReply::Done)
             }
             ClientRequest::Change { epoch, wait, change } => {
                 self.carry_out(epoch, wait, change, deadline).await.map(|()| ClientReply::Done)

@@ -1,5 +1,6 @@
 //! Arguments of the commands that run and look after nodes.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
@@ -215,4 +216,32 @@ pub(crate) struct DemoArgs {
     /// Also show the nodes' log, on standard error: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
+}
+
+/// Of `tree`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TreeCommand {
+    /// List the trees, and what of their keys is hashed
+    List,
+    /// Hash a prefix of a tree's keys, so that all keys with that prefix lie in one partition
+    #[command(long_about = "\
+Hash a prefix of a tree's keys, so that all keys with that prefix lie in one partition: a scan of the prefix asks
+that partition alone, and a batch below it is atomic.
+
+It is chosen for ever, and before the tree is first written to. Chosen again alike, nothing happens; something else
+is a conflict (exit code 8).")]
+    Hash {
+        /// The tree
+        name: OsString,
+        /// Hash so many bytes at the beginning of each key
+        #[arg(long, value_name = "BYTES", required_unless_present = "before", conflicts_with_all = ["before", "nth"])]
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        first: Option<u16>,
+        /// Hash what is before this byte, as in --before /
+        #[arg(long, value_name = "DELIMITER")]
+        before: Option<OsString>,
+        /// Which occurrence of the delimiter
+        #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+        nth: u8,
+    },
 }

@@ -6,6 +6,7 @@ use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::sync::Arc;
 
 use dogsled_replication::ReadAnswer;
+use dogsled_replication::ring::TreeHash;
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::counter::decode_value;
 use dogsled_storage::lock::{FencingToken, decode_state};
@@ -96,7 +97,7 @@ impl Sets {
     }
 
     /// What each group is to validate and write.
-    pub(super) fn shares(&self, group_of: impl Fn(&[u8]) -> u32) -> BTreeMap<u32, Share> {
+    pub(super) fn shares(&self, group_in: impl Fn(&[u8], &[u8]) -> u32) -> BTreeMap<u32, Share> {
         let mut shares: BTreeMap<u32, Share> = BTreeMap::new();
         for (name, access) in &self.trees {
             let mut numbers: BTreeMap<u32, TreeId> = BTreeMap::new();
@@ -110,7 +111,7 @@ impl Sets {
             };
             for (key, found) in &access.reads {
                 let version = found.as_ref().map_or(0, |found| found.version);
-                within(group_of(key), &mut |share, tree| {
+                within(group_in(name, key), &mut |share, tree| {
                     share.part.reads.push(KeyRead { tree, key: key.clone(), version });
                 });
             }
@@ -126,7 +127,7 @@ impl Sets {
                 });
             }
             for (key, value) in &access.writes {
-                within(group_of(key), &mut |share, tree| {
+                within(group_in(name, key), &mut |share, tree| {
                     share.part.writes.push(Write { tree, key: key.clone(), value: value.clone() });
                 });
             }
@@ -181,7 +182,7 @@ impl Transaction {
     /// # Errors
     /// Those of [reading](crate::cluster#reads).
     pub async fn get<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<Option<IVec>> {
-        self.read(tree.name(), IVec::from(key.as_ref())).await
+        self.read(&tree.stored_name(), IVec::from(key.as_ref())).await
     }
 
     /// Whether a key has a value.
@@ -197,7 +198,7 @@ impl Transaction {
             return Ok(known);
         }
         let core = self.client.core();
-        let group = core.group_of(&key, self.until).await?;
+        let group = core.group_in(tree, &key, self.until).await?;
         let read = GroupRead::Get { tree: tree.clone(), key: key.clone() };
         let answer = core.read(group, &read, ReadFrom::Leader, self.until).await?;
         let GroupReadReply::Value(found) = answer.reply else { return Err(unexpected(&answer)) };
@@ -222,13 +223,13 @@ impl Transaction {
     {
         let keys: Vec<IVec> = keys.into_iter().map(|key| IVec::from(key.as_ref())).collect();
         let core = self.client.core();
-        let name = tree.name();
+        let name = &tree.stored_name();
         let unknown = self.with(|sets| {
             keys.iter().filter(|key| sets.known(name, key).is_none()).cloned().collect::<Vec<_>>()
         })?;
         let mut by_group: BTreeMap<u32, Vec<IVec>> = BTreeMap::new();
         for key in unknown {
-            by_group.entry(core.group_of(&key, self.until).await?).or_default().push(key);
+            by_group.entry(core.group_in(name, &key, self.until).await?).or_default().push(key);
         }
         let parts = by_group.iter().flat_map(|(group, keys)| {
             keys.chunks(READ_AT_ONCE).map(|keys| self.read_part(name, *group, keys))
@@ -277,7 +278,7 @@ impl Transaction {
         K: AsRef<[u8]>,
         V: Into<IVec>,
     {
-        self.write(tree.name(), IVec::from(key.as_ref()), Some(value.into()))
+        self.write(&tree.stored_name(), IVec::from(key.as_ref()), Some(value.into()))
     }
 
     /// Removes a key without looking at what was there.
@@ -285,7 +286,7 @@ impl Transaction {
     /// # Errors
     /// [`Error::Invalid`] if the transaction is over.
     pub fn delete<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<()> {
-        self.write(tree.name(), IVec::from(key.as_ref()), None)
+        self.write(&tree.stored_name(), IVec::from(key.as_ref()), None)
     }
 
     fn write(&self, tree: &IVec, key: IVec, value: Option<IVec>) -> Result<()> {
@@ -322,7 +323,7 @@ impl Transaction {
     /// [`Error::Invalid`] if the transaction is over.
     pub fn apply_batch(&self, tree: &Tree, batch: Batch) -> Result<()> {
         self.with(|sets| {
-            let writes = &mut sets.access(tree.name()).writes;
+            let writes = &mut sets.access(&tree.stored_name()).writes;
             writes.extend(batch.into_writes(TreeId(0)).into_iter().map(|write| (write.key, write.value)));
         })
     }
@@ -330,7 +331,8 @@ impl Transaction {
     /// All keys of a range, and their values, in the order of the keys. That nobody else adds one
     /// is a part of what was read.
     ///
-    /// Every partition has a part of a range, so every partition takes part in the transaction.
+    /// Every partition has a part of a range, so every partition takes part in the transaction; unless one must
+    /// have it all, see [`Tree::range`].
     ///
     /// # Errors
     /// Those of [reading](crate::cluster#reads).
@@ -339,7 +341,7 @@ impl Transaction {
         K: AsRef<[u8]>,
         R: RangeBounds<K>,
     {
-        self.scan(tree.name(), half_open(owned_bounds(&range)), usize::MAX).await
+        self.scan(&tree.stored_name(), half_open(owned_bounds(&range)), usize::MAX).await
     }
 
     /// The first keys of a range, at most so many. What comes behind them is no part of what was read.
@@ -351,7 +353,7 @@ impl Transaction {
         K: AsRef<[u8]>,
         R: RangeBounds<K>,
     {
-        self.scan(tree.name(), half_open(owned_bounds(&range)), limit).await
+        self.scan(&tree.stored_name(), half_open(owned_bounds(&range)), limit).await
     }
 
     /// Keys that begin with a prefix, and their values.
@@ -359,7 +361,7 @@ impl Transaction {
     /// # Errors
     /// As [`Transaction::range`].
     pub async fn scan_prefix<P: AsRef<[u8]>>(&self, tree: &Tree, prefix: P) -> Result<Vec<(IVec, IVec)>> {
-        self.scan(tree.name(), half_open(prefix_bounds(prefix.as_ref())), usize::MAX).await
+        self.scan(&tree.stored_name(), half_open(prefix_bounds(prefix.as_ref())), usize::MAX).await
     }
 
     async fn scan(
@@ -379,7 +381,13 @@ impl Transaction {
         })?;
         let want = limit.saturating_add(removed);
         let partitions = self.client.core().partitions(self.until).await?;
-        let parts = (1..=partitions).map(|group| self.scan_part(tree, group, &low, high.as_ref(), want));
+        let hash = TreeHash::of_stored(tree).0;
+        let upper = high.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let groups = match hash.group_of_range(Bound::Included(&low), upper, partitions) {
+            Some(group) => group..=group,
+            None => 1..=partitions,
+        };
+        let parts = groups.clone().map(|group| self.scan_part(tree, group, &low, high.as_ref(), want));
         let parts = try_join_all(parts).await?;
 
         let mut all: Vec<(IVec, Versioned)> =
@@ -393,7 +401,7 @@ impl Transaction {
             _ => high,
         };
         self.with(|sets| {
-            for (group, part) in (1..).zip(&parts) {
+            for (group, part) in groups.zip(&parts) {
                 let mut seen = RangeSeen {
                     group,
                     low: low.clone(),

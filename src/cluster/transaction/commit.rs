@@ -165,7 +165,7 @@ pub(super) async fn was_one_moment(client: &Client, sets: &Sets, until: Instant)
     }
     let core = client.core();
     let partitions = core.partitions(until).await?;
-    let shares = sets.shares(|key| ring::group_of(key, partitions));
+    let shares = sets.shares(|tree, key| ring::group_in(tree, key, partitions));
     let several = shares.len() > 1;
     let looks = shares.into_iter().map(|(group, share)| async move {
         let since = if several { sets.first_read(group) } else { None };
@@ -196,7 +196,7 @@ pub(super) async fn commit(
         return Ok(if valid { Committed::Yes } else { Committed::Conflict });
     }
     let partitions = client.core().partitions(until).await?;
-    let mut shares = sets.shares(|key| ring::group_of(key, partitions));
+    let mut shares = sets.shares(|tree, key| ring::group_in(tree, key, partitions));
     match shares.len() {
         0 => Ok(Committed::Yes),
         1 => {

@@ -145,9 +145,12 @@ impl Compare {
         let until = self.client.until();
         let core = self.client.core();
         let partitions = core.partitions(until).await?;
-        let writes = self.then.iter().chain(&self.otherwise).map(|write| &write.key);
-        let keys = self.comparisons.iter().map(|comparison| &comparison.key).chain(writes);
-        let mut groups: Vec<u32> = keys.map(|key| ring::group_of(key, partitions)).collect();
+        let trees: Vec<IVec> = self.trees.iter().map(Tree::stored_name).collect();
+        let writes = self.then.iter().chain(&self.otherwise).map(|write| (write.tree, &write.key));
+        let keys = self.comparisons.iter().map(|comparison| (comparison.tree, &comparison.key)).chain(writes);
+        let group_in =
+            |(tree, key): (TreeId, &IVec)| ring::group_in(&trees[tree.0 as usize], key, partitions);
+        let mut groups: Vec<u32> = keys.map(group_in).collect();
         groups.sort_unstable();
         groups.dedup();
         let [group] = groups[..] else {
@@ -157,7 +160,6 @@ impl Compare {
                 .transaction(|transaction| async move { this.within(&transaction).await })
                 .await;
         };
-        let trees = self.trees.iter().map(|tree| tree.name().clone()).collect();
         let Compare { comparisons, then, otherwise, .. } = self;
         let command = Command::Compare { comparisons, then, otherwise };
         match self.client.core().execute(group, trees, command, until).await?.0 {

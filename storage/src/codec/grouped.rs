@@ -208,6 +208,7 @@ impl<Context> Decode<Context> for Refusal {
                 current: Option::<FencingToken>::decode(decoder)?,
             },
             7 => Refusal::Locked(LockedBy::decode(decoder)?),
+            8 => Refusal::TreeSealed(IVec::decode(decoder)?),
             other => return Err(DecodeError::OtherString(unknown("refusal", other))),
         })
     }
