@@ -239,8 +239,9 @@ fn client_requests() -> Vec<ClientRequest> {
     let lost = Change::Lost { nodes: vec![node] };
     let hash = TreeHash::Before { delimiter: b'/', occurrence: 1 };
     let hash = Change::HashTree { tree: "chat".into(), hash };
+    let leaders = Change::Leaders { leaders: vec![(1, node)] };
     for change in
-        [Change::Drain { node, on: true }, Change::Replicas(2), Change::Gone { node }, lost, hash]
+        [Change::Drain { node, on: true }, Change::Replicas(2), Change::Gone { node }, lost, hash, leaders]
     {
         requests.push(ClientRequest::Change { epoch: 1, wait: false, change });
     }

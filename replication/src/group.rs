@@ -546,6 +546,8 @@ impl Group {
             applied: self.slot.applied(),
             durable,
             level: self.slot.age(),
+            // Measured by the node.
+            load: 0,
             followers: Vec::new(),
             failure: self.failure.lock().clone(),
         };

@@ -266,6 +266,12 @@ pub enum Change {
         /// What is hashed of its keys, for ever.
         hash: TreeHash,
     },
+    /// These partitions are to be led by these of their replicas, because of what there is to do. The cluster's
+    /// own.
+    Leaders {
+        /// Which, and by whom.
+        leaders: Vec<(u32, NodeId)>,
+    },
     /// Every partition goes by what was chosen for a tree. The cluster's own.
     TreeHashed {
         /// Its name.
@@ -296,6 +302,7 @@ impl Change {
             | Change::Heard { .. }
             | Change::Gone { .. }
             | Change::Lost { .. }
+            | Change::Leaders { .. }
             | Change::TreeHashed { .. } => false,
         }
     }
@@ -366,6 +373,14 @@ impl Change {
                 bytes.put_u8(14);
                 bytes.put_bytes(tree);
             }
+            Change::Leaders { leaders } => {
+                bytes.put_u8(15);
+                bytes.put_u32(leaders.len() as u32);
+                for (partition, leader) in leaders {
+                    bytes.put_u32(*partition);
+                    bytes.put_u64(leader.0);
+                }
+            }
         }
     }
 
@@ -411,6 +426,11 @@ impl Change {
             12 => Change::Lost { nodes: take_ids(take)? },
             13 => Change::HashTree { tree: IVec::from(&take.bytes()?[..]), hash: TreeHash::take(take)? },
             14 => Change::TreeHashed { tree: IVec::from(&take.bytes()?[..]) },
+            15 => Change::Leaders {
+                leaders: (0..take.count(12)?)
+                    .map(|_| Ok((take.u32()?, NodeId(take.u64()?))))
+                    .collect::<Result<_, Malformed>>()?,
+            },
             other => return malformed(format!("a change of the unknown kind {other}")),
         })
     }
@@ -710,6 +730,8 @@ impl Record {
                     }
                 }
             }
+            // What it was decided upon may be another placement by now: then it is decided upon anew.
+            Change::Leaders { leaders } => next.placement = self.placement.with_leaders(leaders)?,
             Change::TreeHashed { tree } => match next.trees.get_mut(tree) {
                 Some(chosen) => chosen.in_force = true,
                 None => return Err(format!("nothing was chosen for the tree \"{}\"", tree.escape_ascii())),

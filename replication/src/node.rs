@@ -42,6 +42,7 @@
 mod drive;
 mod hash_tree;
 pub(crate) mod hosting;
+mod load;
 mod maintenance;
 mod members;
 pub(crate) mod record;
@@ -82,7 +83,7 @@ use crate::reconcile::View;
 use crate::ring::TreeHash;
 use crate::runtime;
 use crate::snapshot::Snapshots;
-use crate::status::{EntryIdentity, NodeStatus};
+use crate::status::{EntryIdentity, GroupStatus, NodeStatus};
 use crate::transport::{NodeId, Transport};
 
 /// A node; clones are the same node.
@@ -198,6 +199,8 @@ struct Inner {
     settling: Mutex<HashSet<(u32, TransactionId)>>,
     /// Groups whose old decisions are being looked after.
     forgetting: Mutex<HashSet<u32>>,
+    /// How busy its groups are.
+    loads: Mutex<load::Loads>,
     /// Until the node is stopped.
     lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
@@ -263,6 +266,7 @@ impl Node {
             tasks: Mutex::default(),
             settling: Mutex::default(),
             forgetting: Mutex::default(),
+            loads: Mutex::default(),
             lock: Mutex::new(Some(lock)),
             config,
         });
@@ -616,7 +620,9 @@ impl Inner {
             node: self.config.node,
             cluster: self.cluster.get().map_or(0, |cluster| cluster.id),
             members: self.map().members,
-            groups: groups().map(|group| group.status()).collect(),
+            groups: groups()
+                .map(|group| GroupStatus { load: self.load_of(group.id), ..group.status() })
+                .collect(),
             wal_live_bytes: wal.live_bytes,
             wal_file_bytes: wal.file_bytes,
             wal_syncs: wal.syncs,

@@ -49,7 +49,8 @@
 //!   sixteenth more, rounded up. Placements aim at the share itself, and those made from nothing have
 //!   it, rounded down or up; the margin is what moving nothing needlessly may cost.
 //! - The preferred leaders are as even: a member has its replicas divided by the number of replicas,
-//!   rounded down or up ([`Placement::preferred_leader`]).
+//!   rounded down or up ([`Placement::preferred_leader`]). Which these are follows what there is to do:
+//!   [`load`].
 //!
 //! And for every step from one to the next:
 //!
@@ -66,6 +67,7 @@
 #[cfg(test)]
 mod histories;
 mod leaders;
+pub mod load;
 mod placement;
 mod points;
 mod rebalance;

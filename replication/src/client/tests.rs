@@ -214,6 +214,7 @@ fn a_status_survives_the_wire_and_no_bytes_make_a_decoder_panic() {
             applied: 8,
             durable: 4,
             level: Some(Duration::from_millis(6)),
+            load: 1_234,
             followers: vec![FollowerStatus {
                 node: NodeId(2),
                 matched: 8,

@@ -67,6 +67,7 @@ fn changes_survive_the_wire() {
         Change::Lost { nodes: vec![node, NodeId(5)] },
         Change::HashTree { tree: "chat".into(), hash: TreeHash::First(258) },
         Change::TreeHashed { tree: "chat".into() },
+        Change::Leaders { leaders: vec![(3, node), (1, NodeId(2))] },
     ];
     for change in changes {
         let mut bytes = Vec::new();

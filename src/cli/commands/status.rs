@@ -252,6 +252,7 @@ fn group_fields(group: &Group<'_>) -> Value {
         "last": seen.last,
         "committed": seen.committed,
         "applied": seen.applied,
+        "entries_per_second": seen.load as f64 / 1_000.0,
         "durable": seen.durable,
         "followers": followers.collect::<Vec<_>>(),
     })
