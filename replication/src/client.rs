@@ -29,8 +29,10 @@
 //!                  epoch u64, the request to the end
 //!   15 recover     carry out u8, lost: nodes; see crate::recovery
 //!   16 go on alone (nodes use it among themselves)
-//!                  lost: nodes, groups u32, each: group u32, term u64, last entry: term u64,
-//!                  leader u64, position u64
+//!                  recovery u128, lost: nodes, groups u32, each: group u32, term u64, last entry:
+//!                  term u64, leader u64, position u64
+//!   17 a recovery is under way (nodes use it among themselves)
+//!                  recovery u128, stage u8 (0 begins, 1 they are given up for ever, 2 ends), lost: nodes
 //!
 //! reply     version u8 (1), kind u8, then by kind:
 //!    0 done        nothing
@@ -250,11 +252,34 @@ pub enum ClientRequest {
     },
     /// As the best survivor: go on with these groups alone. Reply: [`ClientReply::Done`].
     GoOn {
+        /// Of which [recovery](ClientRequest::Hold).
+        operation: u128,
         /// Members that will never come back.
         lost: Vec<NodeId>,
         /// Group, the greatest term that any survivor knows, and what is to be the last entry here.
         groups: Vec<(u32, u64, MembershipId)>,
     },
+    /// A recovery is under way: one at a time, and those that are given up in it are not heard any more. Reply:
+    /// [`ClientReply::Done`].
+    Hold {
+        /// Its number, drawn at random.
+        operation: u128,
+        /// How far it is.
+        stage: HoldStage,
+        /// Members that will never come back.
+        lost: Vec<NodeId>,
+    },
+}
+
+/// How far a recovery is; see [`ClientRequest::Hold`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HoldStage {
+    /// It begins.
+    Begin,
+    /// The cluster's record gives them up: so do all, for ever, before any partition goes on without them.
+    Keep,
+    /// It has ended, or came to nothing.
+    End,
 }
 
 /// Where everything is, as far as the node that answers knows.
@@ -416,6 +441,7 @@ impl ClientRequest {
             | ClientRequest::TransferLeader { .. }
             | ClientRequest::ChangeGroup { .. }
             | ClientRequest::Recover { .. }
+            | ClientRequest::Hold { .. }
             | ClientRequest::GoOn { .. } => true,
         }
     }
@@ -513,8 +539,19 @@ impl ClientRequest {
                 bytes.put_u8(u8::from(*accept_data_loss));
                 put_ids(&mut bytes, lost);
             }
-            ClientRequest::GoOn { lost, groups } => {
+            ClientRequest::Hold { operation, stage, lost } => {
+                bytes.put_u8(17);
+                bytes.put_u128(*operation);
+                bytes.put_u8(match stage {
+                    HoldStage::Begin => 0,
+                    HoldStage::Keep => 1,
+                    HoldStage::End => 2,
+                });
+                put_ids(&mut bytes, lost);
+            }
+            ClientRequest::GoOn { operation, lost, groups } => {
                 bytes.put_u8(16);
+                bytes.put_u128(*operation);
                 put_ids(&mut bytes, lost);
                 bytes.put_u32(groups.len() as u32);
                 for (group, term, last) in groups {
@@ -608,7 +645,18 @@ impl ClientRequest {
             12 => ClientRequest::Record,
             13 => ClientRequest::Membership { group: take.u32()? },
             15 => ClientRequest::Recover { accept_data_loss: take.flag()?, lost: take_ids(&mut take)? },
+            17 => ClientRequest::Hold {
+                operation: take.u128()?,
+                stage: match take.u8()? {
+                    0 => HoldStage::Begin,
+                    1 => HoldStage::Keep,
+                    2 => HoldStage::End,
+                    other => return malformed(format!("a recovery at the unknown stage {other}")),
+                },
+                lost: take_ids(&mut take)?,
+            },
             16 => ClientRequest::GoOn {
+                operation: take.u128()?,
                 lost: take_ids(&mut take)?,
                 groups: (0..take.count(36)?)
                     .map(|_| Ok((take.u32()?, take.u64()?, MembershipId::take(&mut take)?)))

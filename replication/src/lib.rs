@@ -12,6 +12,7 @@ mod convert;
 mod durability;
 mod error;
 mod fence;
+mod given_up;
 mod group;
 #[doc(hidden)]
 pub mod hostile;

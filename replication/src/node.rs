@@ -6,6 +6,7 @@
 //! LOCK          held while the node runs
 //! node          whose directory this is; see crate::node_file
 //! wal/          the WAL: stream g is the log of group g
+//! given-up      whom the node has given up for ever, if anybody; see crate::given_up
 //! groups/<g>/   the replica of group g, if the node has one; see hosting
 //! wal.new/      empty, but while an embedded database is made a node; see crate::convert
 //! ```
@@ -250,7 +251,7 @@ impl Node {
             blocking.run(open).await.map_err(|error| Error::io("starting the node", error))??;
         let inner = Arc::new(Inner {
             snapshots: Arc::new(Snapshots::new(config.snapshot_bytes_per_second, blocking)),
-            fence: Arc::default(),
+            fence: Arc::new(Fence::new(file.taken_out)),
             transport,
             blocking,
             shared_log: Arc::new(shared_log),
@@ -270,6 +271,13 @@ impl Node {
             lock: Mutex::new(Some(lock)),
             config,
         });
+        if file.taken_out {
+            tracing::error!(
+                node = inner.config.node.0,
+                "this node was taken out of the cluster, and serves nobody any more: give it a new id and an empty \
+                 directory"
+            );
+        }
         if file.cluster != 0 {
             inner.open_cluster().await?;
         }
@@ -449,6 +457,7 @@ pub(crate) fn open_directory(config: &NodeConfig) -> Result<Opened> {
                 cluster: 0,
                 partitions: 0,
                 converting: false,
+                taken_out: false,
             };
             file.write(&**disk, directory)?;
             file

@@ -99,8 +99,12 @@ fn requests_keep_their_bytes() {
             "010f 01 01000000 0400000000000000",
         ),
         (
-            ClientRequest::GoOn { lost: vec![NodeId(4)], groups: vec![(2, 9, based_on)] },
-            "0110 01000000 0400000000000000 01000000 02000000 0900000000000000 \
+            ClientRequest::Hold { operation: 258, stage: HoldStage::Keep, lost: vec![NodeId(4)] },
+            "0111 02010000000000000000000000000000 01 01000000 0400000000000000",
+        ),
+        (
+            ClientRequest::GoOn { operation: 258, lost: vec![NodeId(4)], groups: vec![(2, 9, based_on)] },
+            "0110 02010000000000000000000000000000 01000000 0400000000000000 01000000 02000000 0900000000000000 \
              0100000000000000 0200000000000000 0300000000000000",
         ),
         (

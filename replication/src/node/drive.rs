@@ -327,7 +327,7 @@ impl Inner {
 pub(super) fn is_internal(request: &ClientRequest) -> bool {
     match request {
         ClientRequest::Change { change, .. } => !change.is_for_operators(),
-        ClientRequest::GoOn { .. } => true,
+        ClientRequest::GoOn { .. } | ClientRequest::Hold { .. } => true,
         _ => false,
     }
 }

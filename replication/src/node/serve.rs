@@ -204,11 +204,10 @@ impl Inner {
             )));
         }
         // What clients ask of it can still be passed on: that is judged by what it is.
-        if header.kind != Kind::Forward && self.fence.is_removed(from) {
-            return Err(PeerError::Removed(format!(
-                "node {from} was taken out of the cluster, and what it has is not the cluster's any more: give it a new \
-                 id and an empty directory"
-            )));
+        if header.kind != Kind::Forward
+            && let Some(refusal) = self.fence.refusal(from)
+        {
+            return Err(refusal);
         }
         if header.kind != Kind::Forward && self.fence.is_out() {
             let me = self.config.node;
@@ -219,6 +218,12 @@ impl Inner {
             let body = take.rest();
             // Whether the client may ask for it was judged by the node that it asked.
             let request = ClientRequest::decode(body.clone()).map_err(malformed)?;
+            // But it does not steer the cluster, as it may believe that it does.
+            if request.is_administrative()
+                && let Some(refusal) = self.fence.refusal(from)
+            {
+                return Err(refusal);
+            }
             let serve = Arc::clone(self).serve(request, body, true);
             return Ok(begun(async move {
                 let reply = serve.await;
@@ -426,6 +431,10 @@ impl Inner {
                 Err(
                     refused @ (PeerError::WrongCluster(_) | PeerError::NoGroup(_) | PeerError::Malformed(_)),
                 ) => Err(ClusterError::Unavailable(refused.to_string())),
+                Err(refused @ PeerError::Removed(..)) => {
+                    self.fence.refused(&refused);
+                    Err(ClusterError::Invalid(refused.to_string()))
+                }
                 Err(failed) => Err(ClusterError::OutcomeUnknown(failed.to_string())),
             },
             Err(error @ (TransportError::Unreachable(_) | TransportError::TooLarge { .. })) => {
@@ -518,8 +527,11 @@ impl Inner {
                 let recovery = self.recover(lost, accept_data_loss, deadline).await?;
                 Ok(ClientReply::Recovery(Box::new(recovery)))
             }
-            ClientRequest::GoOn { lost, groups } => {
-                self.go_on(lost, groups).await.map(|()| ClientReply::Done)
+            ClientRequest::GoOn { operation, lost, groups } => {
+                self.go_on(operation, lost, groups).await.map(|()| ClientReply::Done)
+            }
+            ClientRequest::Hold { operation, stage, lost } => {
+                self.hold(operation, stage, lost).await.map(|()| ClientReply::Done)
             }
             ClientRequest::Watch { .. } => Err(ClusterError::Invalid("a watch is a stream".to_owned())),
         }
