@@ -345,6 +345,9 @@ pub enum GroupRead {
         /// If given, the position at which the first of them was read: then nothing that was absent may have come
         /// and gone again since, either.
         since: Option<u64>,
+        /// If given, this transaction must still be prepared here, too: then nothing that it has locked was written
+        /// since.
+        under: Option<TransactionId>,
     },
     /// What is known of transactions over several groups. Reply: [`GroupReadReply::Transactions`].
     Transactions,

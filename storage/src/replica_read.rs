@@ -60,8 +60,8 @@ impl Replica {
                 let id = find(&shared.state.load(), tree)?;
                 GroupReadReply::Length(id.map_or(Ok(0), |id| self.engine().len(id))?)
             }
-            GroupRead::Validate { trees, reads, ranges, since } => {
-                GroupReadReply::Valid(self.validate((trees, reads, ranges), *since)?)
+            GroupRead::Validate { trees, reads, ranges, since, under } => {
+                GroupReadReply::Valid(self.validate((trees, reads, ranges), (*since, *under))?)
             }
             GroupRead::Transactions => {
                 let (prepared, decided) = self.transaction_counts();

@@ -65,6 +65,7 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
                 home: 2,
                 decide_by_ms: 9,
                 lease_ms: 8,
+                only_lock: true,
                 part: Part {
                     reads: vec![KeyRead { tree: TreeId(0), key: "r".into(), version: 5 }],
                     ranges: vec![RangeRead {
@@ -77,7 +78,7 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
                     writes: vec![Write { tree: TreeId(0), key: "w".into(), value: None }],
                 },
             })),
-            b"\x03\x00\x07\x00\x07\xfb\x2c\x01\x02\x09\x08\x01\x00\x01r\x05\x01\x01\x01a\x01\x01b\x01\x02\x01\x00\x01w\x00",
+            b"\x03\x00\x07\x00\x07\xfb\x2c\x01\x02\x09\x08\x01\x01\x00\x01r\x05\x01\x01\x01a\x01\x01b\x01\x02\x01\x00\x01w\x00",
         ),
         (
             command(Operation::Commit(Commit {
@@ -206,8 +207,9 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
                 reads: vec![KeyRead { tree: TreeId(0), key: "k".into(), version: 5 }],
                 ranges: vec![],
                 since: Some(4),
+                under: Some(TransactionId(300)),
             },
-            b"\x01\x0a\x01\x01t\x01\x00\x01k\x05\x00\x01\x04",
+            b"\x01\x0a\x01\x01t\x01\x00\x01k\x05\x00\x01\x04\x01\xfb\x2c\x01",
         ),
         (GroupRead::Transactions, b"\x01\x0b"),
     ];

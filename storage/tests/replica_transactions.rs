@@ -66,17 +66,21 @@ impl Group {
     }
 
     fn prepare(&mut self, transaction: u128, part: Part) -> Vote {
-        let prepare = Prepare {
+        match self.prepare_or_lock(transaction, part, false) {
+            Ok(Answer::Vote(vote)) => vote,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn prepare_or_lock(&mut self, transaction: u128, part: Part, only_lock: bool) -> Result<Answer, Refusal> {
+        self.numbered(Operation::Prepare(Prepare {
             transaction: TransactionId(transaction),
             home: 2,
             decide_by_ms: 9_000,
             lease_ms: 100,
+            only_lock,
             part,
-        };
-        match self.numbered(Operation::Prepare(prepare)) {
-            Ok(Answer::Vote(vote)) => vote,
-            other => panic!("{other:?}"),
-        }
+        }))
     }
 
     fn resolve(&mut self, transaction: u128, commit: bool) {
@@ -320,6 +324,7 @@ fn what_was_absent_is_valid_only_if_nothing_came_and_went() {
             reads: vec![KeyRead { tree: TREE, key: key.into(), version: group.version(key) }],
             ranges: vec![group.range("x", "y")],
             since,
+            under: None,
         };
         group.read(&read) == Some(GroupReadReply::Valid(true))
     };
@@ -333,6 +338,78 @@ fn what_was_absent_is_valid_only_if_nothing_came_and_went() {
     let part = Part { writes: vec![write("x", None)], ..Part::default() };
     assert_eq!(group.prepare(1, part), Vote::Yes);
     assert!(!validate(&group, "none", None), "perhaps it is committed already");
+}
+
+#[test]
+fn who_only_locks_is_given_what_is_there_and_keeps_writers_off_and_nobody_else() {
+    let mut group = Group::new();
+    group.put("a", "1").unwrap();
+    group.put("m1", "1").unwrap();
+    // What was seen before does not matter.
+    let part = || Part {
+        reads: vec![
+            KeyRead { tree: TREE, key: "a".into(), version: 1 },
+            KeyRead { tree: TREE, key: "absent".into(), version: 99 },
+        ],
+        ranges: vec![RangeRead {
+            tree: TREE,
+            low: "m".into(),
+            high: Some("n".into()),
+            count: 7,
+            fingerprint: 7,
+        }],
+        ..Part::default()
+    };
+    let yes = Ok(Answer::Vote(Vote::Yes));
+    assert_eq!(group.prepare(1, part()), Vote::Conflict);
+    let writes = Part { writes: vec![write("a", None)], ..Part::default() };
+    assert!(matches!(group.prepare_or_lock(2, writes, true), Err(Refusal::Invalid(_))));
+    assert_eq!(group.prepare_or_lock(3, part(), true), yes);
+    // Two that look are not in each other's way, and reads are not at all.
+    assert_eq!(group.prepare_or_lock(4, part(), true), yes);
+    assert_eq!(group.get("a").unwrap().unwrap(), "1");
+    for key in ["a", "absent", "m2"] {
+        assert!(is_locked(&group.put(key, "2")), "{key}");
+        let part = Part { writes: vec![write(key, None)], ..Part::default() };
+        assert!(matches!(group.prepare(5, part), Vote::Locked(_)), "{key}");
+    }
+    group.put("free", "2").unwrap();
+
+    let look = |group: &Group, transaction: u128| {
+        let read = GroupRead::Validate {
+            trees: vec!["t".into()],
+            reads: ["a", "absent"]
+                .map(|key| KeyRead { tree: TREE, key: key.into(), version: group.version(key) })
+                .into(),
+            ranges: vec![group.range("m", "n")],
+            since: None,
+            under: Some(TransactionId(transaction)),
+        };
+        group.read(&read) == Some(GroupReadReply::Valid(true))
+    };
+    // Something else of the tree was removed meanwhile.
+    group.command(Command::Remove { tree: TREE, key: "free".into() }).unwrap();
+    assert!(look(&group, 3) && look(&group, 4) && !look(&group, 5));
+    group.resolve(3, false);
+    assert!(!look(&group, 3) && look(&group, 4));
+    assert!(is_locked(&group.put("a", "2")));
+    group.resolve(4, false);
+    assert!(!look(&group, 4));
+    group.put("a", "2").unwrap();
+
+    // One that was there before writes, and nobody after it.
+    for key in ["a", "absent", "m5"] {
+        let part_of_writer = || Part { writes: vec![write(key, Some("3"))], ..Part::default() };
+        assert_eq!(group.prepare(6, part_of_writer()), Vote::Yes);
+        assert_eq!(group.prepare_or_lock(7, part(), true), yes, "{key}");
+        assert!(group.get(key).is_none() && !look(&group, 7), "{key}");
+        group.resolve(6, true);
+        assert_eq!(group.get(key).unwrap().unwrap(), "3");
+        assert!(matches!(group.prepare(8, part_of_writer()), Vote::Locked(_)), "{key}");
+        assert!(look(&group, 7), "{key}");
+        group.resolve(7, false);
+    }
+    assert_eq!(group.replica.transaction_counts(), (0, 0));
 }
 
 #[test]

@@ -6,17 +6,15 @@ use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::sync::Arc;
 
 use dogsled_replication::ReadAnswer;
-use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
+use dogsled_storage::command::RangeFingerprint;
 use dogsled_storage::counter::decode_value;
 use dogsled_storage::lock::{FencingToken, decode_state};
-use dogsled_storage::transaction::coordinator::Share;
-use dogsled_storage::{
-    COUNTERS_TREE_NAME, GroupRead, GroupReadReply, LOCKS_TREE_NAME, TreeId, Versioned, Write,
-};
+use dogsled_storage::{COUNTERS_TREE_NAME, GroupRead, GroupReadReply, LOCKS_TREE_NAME, TreeId, Versioned};
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::sets::{RangeSeen, Scan, Seen, Sets};
 use crate::cluster::core::unexpected;
 use crate::cluster::{Client, Error, ReadFrom, Result, Tree};
 use crate::tree::{owned_bounds, prefix_bounds};
@@ -37,102 +35,6 @@ pub struct Transaction {
     until: Instant,
     /// `None` when it is over.
     state: Arc<Mutex<Option<Sets>>>,
-}
-
-/// What was read and is to be written.
-#[derive(Default)]
-pub(super) struct Sets {
-    trees: BTreeMap<IVec, Access>,
-    /// The position at which something was first read, by group.
-    positions: BTreeMap<u32, u64>,
-    /// How many requests have read something: what came with one is of one moment.
-    requests: u64,
-}
-
-#[derive(Default)]
-struct Access {
-    reads: BTreeMap<IVec, Option<Versioned>>,
-    ranges: Vec<RangeSeen>,
-    writes: BTreeMap<IVec, Option<IVec>>,
-}
-
-/// A part of a range that one group has.
-struct RangeSeen {
-    group: u32,
-    low: IVec,
-    /// Exclusive.
-    high: Option<IVec>,
-    count: u64,
-    fingerprint: RangeFingerprint,
-}
-
-impl Sets {
-    fn access(&mut self, tree: &IVec) -> &mut Access {
-        if !self.trees.contains_key(tree) {
-            self.trees.insert(tree.clone(), Access::default());
-        }
-        self.trees.get_mut(tree).expect("just inserted")
-    }
-
-    fn note_position(&mut self, group: u32, position: u64) {
-        let first = self.positions.entry(group).or_insert(position);
-        *first = (*first).min(position);
-        self.requests += 1;
-    }
-
-    /// Whether nothing is to be written.
-    pub(super) fn only_reads(&self) -> bool {
-        self.trees.values().all(|access| access.writes.is_empty())
-    }
-
-    /// Whether all that was read came in one answer.
-    pub(super) fn is_one_read(&self) -> bool {
-        self.requests <= 1
-    }
-
-    /// The position at which something was first read in a group.
-    pub(super) fn first_read(&self, group: u32) -> Option<u64> {
-        self.positions.get(&group).copied()
-    }
-
-    /// What each group is to validate and write.
-    pub(super) fn shares(&self, group_of: impl Fn(&[u8]) -> u32) -> BTreeMap<u32, Share> {
-        let mut shares: BTreeMap<u32, Share> = BTreeMap::new();
-        for (name, access) in &self.trees {
-            let mut numbers: BTreeMap<u32, TreeId> = BTreeMap::new();
-            let mut within = |group: u32, each: &mut dyn FnMut(&mut Share, TreeId)| {
-                let share = shares.entry(group).or_default();
-                let number = *numbers.entry(group).or_insert_with(|| {
-                    share.trees.push(name.clone());
-                    TreeId(share.trees.len() as u32 - 1)
-                });
-                each(share, number);
-            };
-            for (key, found) in &access.reads {
-                let version = found.as_ref().map_or(0, |found| found.version);
-                within(group_of(key), &mut |share, tree| {
-                    share.part.reads.push(KeyRead { tree, key: key.clone(), version });
-                });
-            }
-            for RangeSeen { group, low, high, count, fingerprint } in &access.ranges {
-                within(*group, &mut |share, tree| {
-                    share.part.ranges.push(RangeRead {
-                        tree,
-                        low: low.clone(),
-                        high: high.clone(),
-                        count: *count,
-                        fingerprint: fingerprint.finish(),
-                    });
-                });
-            }
-            for (key, value) in &access.writes {
-                within(group_of(key), &mut |share, tree| {
-                    share.part.writes.push(Write { tree, key: key.clone(), value: value.clone() });
-                });
-            }
-        }
-        shares
-    }
 }
 
 fn over() -> Error {
@@ -163,8 +65,9 @@ fn half_open((low, high): (Bound<IVec>, Bound<IVec>)) -> (IVec, Option<IVec>) {
 }
 
 impl Transaction {
-    pub(super) fn start(client: Client, until: Instant) -> Transaction {
-        Transaction { client, until, state: Arc::new(Mutex::new(Some(Sets::default()))) }
+    /// Begins with what is known already.
+    pub(super) fn start(client: Client, until: Instant, known: Sets) -> Transaction {
+        Transaction { client, until, state: Arc::new(Mutex::new(Some(known))) }
     }
 
     /// Ends it; what it has read and wants to write.
@@ -221,8 +124,11 @@ impl Transaction {
         I::Item: AsRef<[u8]>,
     {
         let keys: Vec<IVec> = keys.into_iter().map(|key| IVec::from(key.as_ref())).collect();
+        self.read_many(tree.name(), keys).await
+    }
+
+    pub(super) async fn read_many(&self, name: &IVec, keys: Vec<IVec>) -> Result<Vec<Option<IVec>>> {
         let core = self.client.core();
-        let name = tree.name();
         let unknown = self.with(|sets| {
             keys.iter().filter(|key| sets.known(name, key).is_none()).cloned().collect::<Vec<_>>()
         })?;
@@ -378,8 +284,34 @@ impl Transaction {
             writes.filter(|(_, value)| value.is_none()).count()
         })?;
         let want = limit.saturating_add(removed);
+        let seen = self.look_at(&Scan { tree: tree.clone(), low: low.clone(), high, want }).await?;
+        self.with(|sets| {
+            let found = seen.entries.iter();
+            let mut merged: BTreeMap<IVec, IVec> =
+                found.map(|(key, found)| (key.clone(), found.value.clone())).collect();
+            let access = sets.access(tree);
+            for (key, value) in access.writes.range((Bound::Included(low), Bound::Unbounded)) {
+                if seen.end.as_ref().is_some_and(|end| key >= end) {
+                    break;
+                }
+                match value {
+                    Some(value) => merged.insert(key.clone(), value.clone()),
+                    None => merged.remove(key),
+                };
+            }
+            merged.into_iter().take(limit).collect()
+        })
+    }
+
+    /// What the cluster has of a range; noted as read.
+    pub(super) async fn look_at(&self, scan: &Scan) -> Result<Arc<Seen>> {
+        if let Some(seen) = self.with(|sets| sets.kept.get(scan).cloned())? {
+            return Ok(seen);
+        }
+        let Scan { tree, low, high, want } = scan;
+        let want = *want;
         let partitions = self.client.core().partitions(self.until).await?;
-        let parts = (1..=partitions).map(|group| self.scan_part(tree, group, &low, high.as_ref(), want));
+        let parts = (1..=partitions).map(|group| self.scan_part(tree, group, low, high.as_ref(), want));
         let parts = try_join_all(parts).await?;
 
         let mut all: Vec<(IVec, Versioned)> =
@@ -390,38 +322,31 @@ impl Transaction {
         // What was looked at ends behind the last that is wanted, if there is more.
         let end = match all.last() {
             Some((last, _)) if more => Some(successor(last)),
-            _ => high,
+            _ => high.clone(),
         };
+        let seen = Arc::new(Seen { entries: all, end });
         self.with(|sets| {
             for (group, part) in (1..).zip(&parts) {
-                let mut seen = RangeSeen {
+                let mut part_seen = RangeSeen {
                     group,
                     low: low.clone(),
-                    high: end.clone(),
+                    high: seen.end.clone(),
                     count: 0,
                     fingerprint: RangeFingerprint::default(),
                 };
-                let within = |key: &IVec| end.as_ref().is_none_or(|end| key < end);
+                let within = |key: &IVec| seen.end.as_ref().is_none_or(|end| key < end);
                 for (_, found) in part.entries.iter().take_while(|(key, _)| within(key)) {
-                    seen.count += 1;
-                    seen.fingerprint.add(found.version);
+                    part_seen.count += 1;
+                    part_seen.fingerprint.add(found.version);
                 }
                 part.positions.iter().for_each(|position| sets.note_position(group, *position));
-                sets.access(tree).ranges.push(seen);
+                sets.access(tree).ranges.push(part_seen);
             }
-            let mut merged: BTreeMap<IVec, IVec> =
-                all.into_iter().map(|(key, found)| (key, found.value)).collect();
-            let access = sets.access(tree);
-            for (key, value) in access.writes.range((Bound::Included(low.clone()), Bound::Unbounded)) {
-                if end.as_ref().is_some_and(|end| key >= end) {
-                    break;
-                }
-                match value {
-                    Some(value) => merged.insert(key.clone(), value.clone()),
-                    None => merged.remove(key),
-                };
+            sets.scans.insert(scan.clone());
+            if sets.keeps {
+                sets.kept.insert(scan.clone(), Arc::clone(&seen));
             }
-            merged.into_iter().take(limit).collect()
+            seen
         })
     }
 
@@ -571,21 +496,6 @@ struct Scanned {
     entries: Vec<(IVec, Versioned)>,
     more: bool,
     positions: Vec<u64>,
-}
-
-impl Sets {
-    /// The value that was written, if one was.
-    fn written(&self, tree: &IVec, key: &IVec) -> Option<Option<IVec>> {
-        self.trees.get(tree)?.writes.get(key).cloned()
-    }
-
-    /// The value that was written or read before.
-    fn known(&self, tree: &IVec, key: &IVec) -> Option<Option<IVec>> {
-        let read = || {
-            self.trees.get(tree)?.reads.get(key).map(|found| found.as_ref().map(|found| found.value.clone()))
-        };
-        self.written(tree, key).or_else(read)
-    }
 }
 
 impl fmt::Debug for Transaction {

@@ -77,6 +77,7 @@ pub fn decode_group_command(bytes: &[u8]) -> Result<GroupCommand> {
                     home: body.next()?,
                     decide_by_ms: body.next()?,
                     lease_ms: body.next()?,
+                    only_lock: body.next()?,
                     part: body.part()?,
                 }),
                 8 => Operation::Commit(Commit {
@@ -148,6 +149,7 @@ pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
                 reads: body.list()?,
                 ranges: body.list()?,
                 since: body.next()?,
+                under: body.next()?,
             },
             11 => GroupRead::Transactions,
             other => return Err(unknown("read", other)),

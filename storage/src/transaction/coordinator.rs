@@ -153,7 +153,7 @@ impl Coordinator {
         *participant = Participant::Asked;
         let Share { trees, part } = self.shares.remove(&group).expect("it is asked once");
         let Coordinator { transaction, home, decide_by_ms, .. } = *self;
-        let prepare = Prepare { transaction, home, decide_by_ms, lease_ms, part };
+        let prepare = Prepare { transaction, home, decide_by_ms, lease_ms, only_lock: false, part };
         Request { trees, operation: Operation::Prepare(prepare) }
     }
 

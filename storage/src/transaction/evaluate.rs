@@ -70,17 +70,23 @@ pub(crate) fn prepare(
     trees: Effects,
     prepare: &Prepare,
 ) -> Result<Done> {
-    let Prepare { transaction, home, decide_by_ms, lease_ms, part } = prepare;
+    let Prepare { transaction, home, decide_by_ms, lease_ms, only_lock, part } = prepare;
     if !(1..=MAX_LEASE_MS).contains(lease_ms) {
         return refuse(format!("the lease of a prepared transaction is 1 to {MAX_LEASE_MS} ms"));
     }
     if transactions.is_prepared(*transaction) {
         return answer(Effects::new(), Answer::Vote(Vote::Yes));
     }
-    match examine(view, transactions, context, part)? {
-        Ok(()) => {}
-        Err(No::Conflict) => return answer(Effects::new(), Answer::Vote(Vote::Conflict)),
-        Err(No::Locked(lock)) => return answer(Effects::new(), Answer::Vote(Vote::Locked(lock))),
+    if *only_lock {
+        if !part.writes.is_empty() {
+            return refuse("a part that is only to be locked writes something");
+        }
+    } else {
+        match examine(view, transactions, context, part)? {
+            Ok(()) => {}
+            Err(No::Conflict) => return answer(Effects::new(), Answer::Vote(Vote::Conflict)),
+            Err(No::Locked(lock)) => return answer(Effects::new(), Answer::Vote(Vote::Locked(lock))),
+        }
     }
     let prepared = Prepared {
         home: *home,

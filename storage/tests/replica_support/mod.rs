@@ -218,7 +218,15 @@ impl LogMaker {
             Operation::Commit(Commit { transaction, decide_by_ms, participants: vec![2], part })
         } else {
             let lease_ms = random.below(300);
-            Operation::Prepare(Prepare { transaction, home: 2, decide_by_ms, lease_ms, part })
+            let only_lock = random.one_in(4);
+            let part = match part {
+                // Now and then it is refused.
+                Part { reads, ranges, .. } if only_lock && !random.one_in(5) => {
+                    Part { reads, ranges, ..Part::default() }
+                }
+                part => part,
+            };
+            Operation::Prepare(Prepare { transaction, home: 2, decide_by_ms, lease_ms, only_lock, part })
         };
     }
 

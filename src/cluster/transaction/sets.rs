@@ -1,0 +1,194 @@
+//! [`Sets`]: what a transaction has read and wants to write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
+use dogsled_storage::transaction::coordinator::Share;
+use dogsled_storage::{TreeId, Versioned, Write};
+
+use crate::IVec;
+
+/// What was read and is to be written.
+#[derive(Default)]
+pub(super) struct Sets {
+    pub(super) trees: BTreeMap<IVec, Access>,
+    /// The position at which something was first read, by group.
+    positions: BTreeMap<u32, u64>,
+    /// How many requests have read something: what came with one is of one moment.
+    requests: u64,
+    /// What was looked at, to be looked at again.
+    pub(super) scans: BTreeSet<Scan>,
+    /// What is there is to be kept, to be shown to a closure.
+    pub(super) keeps: bool,
+    /// What was seen there, if it is to be shown.
+    pub(super) kept: BTreeMap<Scan, Arc<Seen>>,
+    /// All that so many requests have read is of one moment.
+    shown: Option<u64>,
+}
+
+/// The first keys of a range.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Scan {
+    pub(super) tree: IVec,
+    pub(super) low: IVec,
+    /// Exclusive.
+    pub(super) high: Option<IVec>,
+    /// How many.
+    pub(super) want: usize,
+}
+
+/// What a [`Scan`] has found.
+pub(super) struct Seen {
+    pub(super) entries: Vec<(IVec, Versioned)>,
+    /// Where what was looked at ends.
+    pub(super) end: Option<IVec>,
+}
+
+/// The same of one tree.
+#[derive(Default)]
+pub(super) struct Access {
+    pub(super) reads: BTreeMap<IVec, Option<Versioned>>,
+    pub(super) ranges: Vec<RangeSeen>,
+    pub(super) writes: BTreeMap<IVec, Option<IVec>>,
+}
+
+/// A part of a range that one group has.
+pub(super) struct RangeSeen {
+    pub(super) group: u32,
+    pub(super) low: IVec,
+    /// Exclusive.
+    pub(super) high: Option<IVec>,
+    pub(super) count: u64,
+    pub(super) fingerprint: RangeFingerprint,
+}
+
+impl Sets {
+    pub(super) fn access(&mut self, tree: &IVec) -> &mut Access {
+        if !self.trees.contains_key(tree) {
+            self.trees.insert(tree.clone(), Access::default());
+        }
+        self.trees.get_mut(tree).expect("just inserted")
+    }
+
+    pub(super) fn note_position(&mut self, group: u32, position: u64) {
+        let first = self.positions.entry(group).or_insert(position);
+        *first = (*first).min(position);
+        self.requests += 1;
+    }
+
+    /// Whether nothing is to be written.
+    pub(super) fn only_reads(&self) -> bool {
+        self.trees.values().all(|access| access.writes.is_empty())
+    }
+
+    /// Whether all that was read came in one answer, or is what was of one moment when it was shown.
+    pub(super) fn is_of_one_moment(&self) -> bool {
+        self.requests <= 1 || self.shown == Some(self.requests)
+    }
+
+    /// To be filled with what a closure is to be shown.
+    pub(super) fn to_be_shown() -> Sets {
+        Sets { keeps: true, ..Sets::default() }
+    }
+
+    /// What was read counts as read by the closure that is shown it.
+    pub(super) fn into_shown(self) -> Sets {
+        Sets { keeps: false, shown: Some(self.requests), ..self }
+    }
+
+    /// The keys that were read, by tree.
+    pub(super) fn keys_read(&self) -> impl Iterator<Item = (&IVec, Vec<IVec>)> {
+        let read = self.trees.iter().filter(|(_, access)| !access.reads.is_empty());
+        read.map(|(tree, access)| (tree, access.reads.keys().cloned().collect()))
+    }
+
+    /// The ranges that were read.
+    pub(super) fn scans(&self) -> impl Iterator<Item = &Scan> {
+        self.scans.iter()
+    }
+
+    /// What each group is to lock, so that all that was read can be read again: of ranges all that may come to be
+    /// among the first keys.
+    pub(super) fn locks(&self, group_of: impl Fn(&[u8]) -> u32, partitions: u32) -> BTreeMap<u32, Share> {
+        let mut shares = Shares::default();
+        for (tree, keys) in self.keys_read() {
+            for key in keys {
+                let (share, tree) = shares.of(group_of(&key), tree);
+                share.part.reads.push(KeyRead { tree, key, version: 0 });
+            }
+        }
+        for Scan { tree, low, high, .. } in &self.scans {
+            for group in 1..=partitions {
+                let (share, tree) = shares.of(group, tree);
+                let (low, high) = (low.clone(), high.clone());
+                share.part.ranges.push(RangeRead { tree, low, high, count: 0, fingerprint: 0 });
+            }
+        }
+        shares.0
+    }
+
+    /// The position at which something was first read in a group.
+    pub(super) fn first_read(&self, group: u32) -> Option<u64> {
+        self.positions.get(&group).copied()
+    }
+
+    /// What each group is to validate and write.
+    pub(super) fn shares(&self, group_of: impl Fn(&[u8]) -> u32) -> BTreeMap<u32, Share> {
+        let mut shares = Shares::default();
+        for (name, access) in &self.trees {
+            for (key, found) in &access.reads {
+                let version = found.as_ref().map_or(0, |found| found.version);
+                let (share, tree) = shares.of(group_of(key), name);
+                share.part.reads.push(KeyRead { tree, key: key.clone(), version });
+            }
+            for RangeSeen { group, low, high, count, fingerprint } in &access.ranges {
+                let (share, tree) = shares.of(*group, name);
+                share.part.ranges.push(RangeRead {
+                    tree,
+                    low: low.clone(),
+                    high: high.clone(),
+                    count: *count,
+                    fingerprint: fingerprint.finish(),
+                });
+            }
+            for (key, value) in &access.writes {
+                let (share, tree) = shares.of(group_of(key), name);
+                share.part.writes.push(Write { tree, key: key.clone(), value: value.clone() });
+            }
+        }
+        shares.0
+    }
+}
+
+/// Shares that are being put together.
+#[derive(Default)]
+struct Shares(BTreeMap<u32, Share>);
+
+impl Shares {
+    /// The share of a group, and the number of a tree within it. Whoever asks goes through a tree as a whole, so it is
+    /// the last if it is there; or, with a second round, one of few.
+    fn of(&mut self, group: u32, tree: &IVec) -> (&mut Share, TreeId) {
+        let share = self.0.entry(group).or_default();
+        let index = share.trees.iter().rposition(|known| known == tree).unwrap_or_else(|| {
+            share.trees.push(tree.clone());
+            share.trees.len() - 1
+        });
+        (share, TreeId(index as u32))
+    }
+}
+
+impl Sets {
+    /// The value that was written, if one was.
+    pub(super) fn written(&self, tree: &IVec, key: &IVec) -> Option<Option<IVec>> {
+        self.trees.get(tree)?.writes.get(key).cloned()
+    }
+
+    /// The value that was written or read before.
+    pub(super) fn known(&self, tree: &IVec, key: &IVec) -> Option<Option<IVec>> {
+        let read = || {
+            self.trees.get(tree)?.reads.get(key).map(|found| found.as_ref().map(|found| found.value.clone()))
+        };
+        self.written(tree, key).or_else(read)
+    }
+}
