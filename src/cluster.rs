@@ -83,7 +83,8 @@
 //!
 //! [`Tree::insert_with_ttl`] sets a key that expires; every plain write of it takes the time to live from it
 //! again. A key that has expired is not read any more by the first entry of the log after its end, and at the
-//! latest about a tenth of a second after it.
+//! latest about a tenth of a second after it. Within a [`transaction`] it is
+//! [`put_with_ttl`](transaction::Transaction::put_with_ttl).
 //!
 //! # Following what happens
 //!

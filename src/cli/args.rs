@@ -293,8 +293,8 @@ pub(crate) enum Command {
         command: CounterCommand,
     },
     /// Carry out several operations as one transaction: lines of JSON such as
-    /// {"op":"put","key":"a","value":"1"}, with the operations get, put, remove, check (with "is") and add
-    /// (with "counter" and "by")
+    /// {"op":"put","key":"a","value":"1"}, with the operations get, put (perhaps with "ttl" in seconds), expire
+    /// (with "ttl"), persist, remove, check (with "is") and add (with "counter" and "by")
     Txn {
         /// The file with the operations; - is standard input
         #[arg(default_value = "-")]

@@ -175,7 +175,7 @@ pub enum Command {
         /// Whether the last key instead of the first.
         last: bool,
     },
-    /// Applies `writes` only if all that was read is still so. Reply: [`Reply::Done`] or
+    /// Applies `writes` and `expiries` only if all that was read is still so. Reply: [`Reply::Done`] or
     /// [`Reply::Conflict`].
     Transact {
         /// Keys that were read.
@@ -184,6 +184,10 @@ pub enum Command {
         ranges: Vec<RangeRead>,
         /// What to write.
         writes: Vec<Write>,
+        /// What to write with a time to live, and whose time to live to change: [`ExpiryCommand::Insert`],
+        /// [`ExpiryCommand::Set`] and [`ExpiryCommand::Clear`], each of another key, none of which is among the
+        /// writes.
+        expiries: Vec<ExpiryCommand>,
     },
     /// Reserves numbers that are never given again. Reply: [`Reply::Ids`].
     ReserveIds {
@@ -303,7 +307,11 @@ impl Command {
                 check_key(key)?;
                 new.as_ref().map_or(Ok(()), |value| check_value(value))
             }
-            Command::Batch { writes } | Command::Transact { writes, .. } => check_writes(writes.iter()),
+            Command::Batch { writes } => check_writes(writes.iter()),
+            Command::Transact { writes, expiries, .. } => {
+                let with_ttl = expiries.iter().map(|expiry| (expiry.key(), expiry.value()));
+                check_entries(writes.iter().map(|write| (&write.key, write.value.as_ref())).chain(with_ttl))
+            }
             Command::Compare { comparisons, then, otherwise } => {
                 comparisons.iter().try_for_each(|comparison| check_key(&comparison.key))?;
                 check_writes(then.iter().chain(otherwise))
@@ -330,11 +338,15 @@ impl Command {
 }
 
 fn check_writes<'a>(writes: impl Iterator<Item = &'a Write>) -> Result<()> {
+    check_entries(writes.map(|write| (&write.key, write.value.as_ref())))
+}
+
+fn check_entries<'a>(entries: impl Iterator<Item = (&'a IVec, Option<&'a IVec>)>) -> Result<()> {
     let mut total = 0;
-    for write in writes {
-        check_key(&write.key)?;
-        total += write.key.len();
-        if let Some(value) = &write.value {
+    for (key, value) in entries {
+        check_key(key)?;
+        total += key.len();
+        if let Some(value) = value {
             check_value(value)?;
             total += value.len();
         }

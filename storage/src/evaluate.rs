@@ -229,7 +229,7 @@ pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &C
             }
             Ok(Outcome { effects, reply: Reply::Popped(found.map(|(key, entry)| (key, entry.value))) })
         }
-        Command::Transact { reads, ranges, writes } => {
+        Command::Transact { reads, ranges, writes, expiries } => {
             for read in reads {
                 if !is_current(view, read)? {
                     return Ok(Outcome::reply(Reply::Conflict));
@@ -240,7 +240,9 @@ pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &C
                     return Ok(Outcome::reply(Reply::Conflict));
                 }
             }
-            Ok(Outcome { effects: effects_of_writes(view, writes)?, reply: Reply::Done })
+            let mut effects = effects_of_writes(view, writes)?;
+            expiry::extend(view, context, writes, expiries, &mut effects)?;
+            Ok(Outcome { effects, reply: Reply::Done })
         }
         Command::CreateTree { name } => {
             if let Some(id) = view.tree_id(name) {

@@ -131,11 +131,11 @@ fn resolve_part(
     part: &mut Part,
     missing: &mut Missing,
 ) -> Result<(), Refusal> {
-    let Part { reads, ranges, writes } = std::mem::take(part);
-    let mut command = Command::Transact { reads, ranges, writes };
+    let Part { reads, ranges, writes, expiries } = std::mem::take(part);
+    let mut command = Command::Transact { reads, ranges, writes, expiries };
     let resolved = resolve_command(view, names, &mut command, missing);
-    if let Command::Transact { reads, ranges, writes } = command {
-        *part = Part { reads, ranges, writes };
+    if let Command::Transact { reads, ranges, writes, expiries } = command {
+        *part = Part { reads, ranges, writes, expiries };
     }
     resolved
 }
@@ -210,10 +210,12 @@ fn replace_trees(
         Command::Batch { writes } => {
             writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))
         }
-        Command::Transact { reads, ranges, writes } => {
+        Command::Transact { reads, ranges, writes, expiries } => {
             reads.iter_mut().try_for_each(|read| each(&mut read.tree, Access::Read))?;
             ranges.iter_mut().try_for_each(|range| each(&mut range.tree, Access::Read))?;
-            writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))
+            writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))?;
+            // As of one by itself.
+            expiries.iter_mut().try_for_each(|expiry| each(expiry.tree_mut(), Access::Read))
         }
         Command::Compare { comparisons, then, otherwise } => {
             comparisons.iter_mut().try_for_each(|comparison| each(&mut comparison.tree, Access::Read))?;
@@ -284,7 +286,7 @@ fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result
             transaction::settle(transactions, context, *transaction, *decide_by_ms)
         }
         Operation::Resolve { transaction, commit } => {
-            transaction::resolve(view, transactions, *transaction, *commit)
+            transaction::resolve(view, transactions, context, *transaction, *commit)
         }
         Operation::Forget { transactions: forgotten } => {
             transaction::forget(transactions, context, forgotten)

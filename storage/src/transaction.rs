@@ -135,7 +135,8 @@ mod removals;
 use bincode::{Decode, Encode};
 
 use crate::IVec;
-use crate::command::{KeyRead, RangeRead, Write};
+use crate::command::{KeyRead, RangeRead, TreeId, Write};
+use crate::expiry::ExpiryCommand;
 
 pub(crate) use evaluate::{commit, forget, prepare, resolve, settle};
 pub(crate) use guard::Guarded;
@@ -170,6 +171,21 @@ pub struct Part {
     pub ranges: Vec<RangeRead>,
     /// What to write; a later write to a key overrules an earlier one.
     pub writes: Vec<Write>,
+    /// As in [`Command::Transact`](crate::Command::Transact).
+    pub expiries: Vec<ExpiryCommand>,
+}
+
+impl Part {
+    /// The keys that it writes, or whose time to live it changes.
+    pub(crate) fn written(&self) -> impl Iterator<Item = (TreeId, &IVec)> {
+        let writes = self.writes.iter().map(|write| (write.tree, &write.key));
+        writes.chain(self.expiries.iter().map(|expiry| (expiry.tree(), expiry.key())))
+    }
+
+    /// Whether it changes nothing.
+    pub fn only_reads(&self) -> bool {
+        self.writes.is_empty() && self.expiries.is_empty()
+    }
 }
 
 /// Asks a participant to validate, lock and keep its part. Answer: [`Vote`].
@@ -263,6 +279,8 @@ pub(crate) struct Prepared {
     pub(crate) home: u32,
     pub(crate) decide_by_ms: u64,
     pub(crate) expires_ms: u64,
+    /// The log's time when it was.
+    pub(crate) prepared_ms: u64,
     pub(crate) part: Part,
 }
 

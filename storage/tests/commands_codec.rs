@@ -44,10 +44,11 @@ fn commands_have_the_bytes_they_always_had() {
                     fingerprint: u64::MAX,
                 }],
                 writes: vec![put],
+                expiries: vec![ExpiryCommand::Clear { tree, key: "k".into() }],
             },
             b"\x01\x08\x01\x10\x01k\xfc\x70\x11\x01\x00\
               \x01\x10\x01a\x01\x01b\x02\xfd\xff\xff\xff\xff\xff\xff\xff\xff\
-              \x01\x10\x01k\x01\x01v",
+              \x01\x10\x01k\x01\x01v\x01\x03\x10\x01k",
         ),
         (Command::ReserveIds { count: 250 }, b"\x01\x09\xfa"),
         (Command::Counter(CounterCommand::Add { name: "c".into(), delta: -1 }), b"\x01\x0a\x00\x01c\x01"),

@@ -15,9 +15,9 @@ use dogsled_storage::counter::{CounterAddition, Sums};
 use dogsled_storage::lock::{FencingToken, Holder, LockReply};
 use dogsled_storage::transaction::{Commit, Prepare, Reason};
 use dogsled_storage::{
-    Answer, ChunkPosition, Command, Decision, Error, ExpiryReply, Fence, GroupCommand, GroupRead,
-    GroupReadReply, GroupReply, LockedBy, Operation, Part, Refusal, Reply, SessionId, SessionTag,
-    TransactionId, TreeId, Versioned, Vote, Write,
+    Answer, ChunkPosition, Command, Decision, Error, ExpiryCommand, ExpiryReply, Fence, GroupCommand,
+    GroupRead, GroupReadReply, GroupReply, LockedBy, Operation, Part, Refusal, Reply, SessionId, SessionTag,
+    TransactionId, TreeId, Versioned, Vote, When, Write,
 };
 
 fn command(operation: Operation) -> GroupCommand {
@@ -76,9 +76,15 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
                         fingerprint: 2,
                     }],
                     writes: vec![Write { tree: TreeId(0), key: "w".into(), value: None }],
+                    expiries: vec![ExpiryCommand::Insert {
+                        tree: TreeId(1),
+                        key: "k".into(),
+                        value: "v".into(),
+                        when: When::After(7),
+                    }],
                 },
             })),
-            b"\x03\x00\x07\x00\x07\xfb\x2c\x01\x02\x09\x08\x01\x01\x00\x01r\x05\x01\x01\x01a\x01\x01b\x01\x02\x01\x00\x01w\x00",
+            b"\x03\x00\x07\x00\x07\xfb\x2c\x01\x02\x09\x08\x01\x01\x00\x01r\x05\x01\x01\x01a\x01\x01b\x01\x02\x01\x00\x01w\x00\x01\x00\x01\x01k\x01v\x00\x07",
         ),
         (
             command(Operation::Commit(Commit {
@@ -87,7 +93,7 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
                 participants: vec![1, 4],
                 part: Part::default(),
             })),
-            b"\x03\x00\x07\x00\x08\x03\x09\x02\x01\x04\x00\x00\x00",
+            b"\x03\x00\x07\x00\x08\x03\x09\x02\x01\x04\x00\x00\x00\x00",
         ),
         (
             command(Operation::Settle { transaction: TransactionId(3), decide_by_ms: 9 }),

@@ -16,8 +16,9 @@ use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::transaction::{Commit, Prepare, Reason};
 use dogsled_storage::{
-    Answer, Command, Decision, GroupCommand, GroupRead, GroupReadReply, IVec, Operation, Part, Refusal,
-    Replica, ReplicaInstaller, Reply, SessionId, SessionTag, Settled, TransactionId, TreeId, Vote, Write,
+    Answer, Command, Decision, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, IVec, Operation, Part,
+    Refusal, Replica, ReplicaInstaller, Reply, SessionId, SessionTag, SetIf, Settled, TransactionId, TreeId,
+    Vote, When, Write,
 };
 
 use replicas::{open_wal, options, send};
@@ -135,6 +136,14 @@ fn write(key: &str, value: Option<&str>) -> Write {
     Write { tree: TREE, key: key.into(), value: value.map(IVec::from) }
 }
 
+fn set(key: &str, when: When) -> ExpiryCommand {
+    ExpiryCommand::Set { tree: TREE, key: key.into(), when, only: SetIf::Always }
+}
+
+fn insert(key: &str, value: &str, when: When) -> ExpiryCommand {
+    ExpiryCommand::Insert { tree: TREE, key: key.into(), value: value.into(), when }
+}
+
 fn is_locked<T>(result: &Result<T, Refusal>) -> bool {
     matches!(result, Err(Refusal::Locked(lock)) if lock.home == 2 && lock.expires_ms == 1_100)
 }
@@ -149,6 +158,7 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
         reads: vec![KeyRead { tree: TREE, key: "a".into(), version: group.version("a") }],
         ranges: vec![group.range("m", "n")],
         writes: vec![write("b", Some("new")), write("c", None)],
+        expiries: vec![],
     };
     assert_eq!(group.prepare(1, part), Vote::Yes);
 
@@ -199,8 +209,21 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
             reads: vec![KeyRead { tree, key, version: group.version("b") }],
             ranges: vec![],
             writes: vec![write("z", Some("1"))],
+            expiries: vec![],
         },
-        Command::Transact { reads: vec![], ranges: vec![group.range("b", "b1")], writes: vec![] },
+        Command::Transact {
+            reads: vec![],
+            ranges: vec![group.range("b", "b1")],
+            writes: vec![],
+            expiries: vec![],
+        },
+        Command::Transact {
+            reads: vec![],
+            ranges: vec![],
+            writes: vec![],
+            expiries: vec![set("b", When::After(5))],
+        },
+        Command::Expiry(set("c", When::After(5))),
         Command::Compare {
             comparisons: vec![Comparison { tree, key: "c".into(), condition: Condition::Present }],
             then: vec![],
@@ -218,6 +241,7 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
         reads: vec![KeyRead { tree, key: "a".into(), version: group.version("a") }],
         ranges: vec![group.range("m", "n")],
         writes: vec![write("z", Some("2"))],
+        expiries: vec![],
     };
     assert_eq!(group.command(transact), Ok(Answer::Reply(Reply::Done)));
     let counter = Command::Counter(CounterCommand::Add { name: "b".into(), delta: 1 });
@@ -277,6 +301,7 @@ fn home_decides_once() {
                 reads: vec![KeyRead { tree: TREE, key: "a".into(), version }],
                 ranges: vec![],
                 writes: vec![write("a", Some("1"))],
+                expiries: vec![],
             },
         })
     };
@@ -410,6 +435,117 @@ fn who_only_locks_is_given_what_is_there_and_keeps_writers_off_and_nobody_else()
         group.resolve(7, false);
     }
     assert_eq!(group.replica.transaction_counts(), (0, 0));
+}
+
+impl Group {
+    /// When a key expires; outer `None`: it is not there.
+    fn expires(&self, key: &str) -> Option<Option<u64>> {
+        match self.read(&GroupRead::Expires { tree: "t".into(), key: key.into() }).unwrap() {
+            GroupReadReply::Expires { at_ms, .. } => at_ms,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn times_to_live_of_a_part_count_from_when_it_was_prepared_however_late_it_is_resolved() {
+    let mut group = Group::new();
+    let put_for = |group: &mut Group, key: &str, ms| {
+        group.command(Command::Expiry(insert(key, "old", When::After(ms)))).unwrap();
+    };
+    for key in ["extended", "over", "stays", "replaced", "plainly"] {
+        put_for(&mut group, key, 50);
+    }
+    group.put("forever", "old").unwrap();
+    let part = || Part {
+        reads: vec![],
+        ranges: vec![],
+        writes: vec![write("plainly", Some("new"))],
+        expiries: vec![
+            insert("fresh", "new", When::After(200)),
+            insert("replaced", "new", When::After(200)),
+            insert("short", "new", When::After(10)),
+            set("extended", When::After(300)),
+            set("over", When::At(900)),
+            set("absent", When::After(300)),
+            set("forever", When::After(400)),
+            ExpiryCommand::Clear { tree: TREE, key: "stays".into() },
+        ],
+    };
+    assert_eq!(group.prepare(1, part()), Vote::Yes);
+    // By now, of what was there, some would have expired; and it is not purged meanwhile.
+    group.time_ms = 1_100;
+    assert!(is_locked(&group.command(Command::SettleDue { limit: 100 })));
+    assert!(is_locked(&group.command(Command::Expiry(insert("extended", "x", When::Keep)))));
+    group.resolve(1, true);
+    for (key, expires) in [
+        ("fresh", Some(Some(1_200))),
+        ("replaced", Some(Some(1_200))),
+        ("short", None),
+        ("extended", Some(Some(1_300))),
+        ("over", None),
+        ("absent", None),
+        ("forever", Some(Some(1_400))),
+        ("stays", Some(None)),
+        ("plainly", Some(None)),
+    ] {
+        assert_eq!(group.expires(key), expires, "{key}");
+    }
+    group.command(Command::SettleDue { limit: 100 }).unwrap();
+    let length = |group: &Group| group.read(&GroupRead::Len { tree: "t".into() }).unwrap();
+    assert_eq!(length(&group), GroupReadReply::Length(6));
+    group.time_ms = 1_250;
+    group.command(Command::SettleDue { limit: 100 }).unwrap();
+    assert_eq!(length(&group), GroupReadReply::Length(4));
+    assert_eq!(group.get("fresh"), Some(None));
+    assert_eq!(group.get("extended").unwrap().unwrap(), "old");
+
+    // Home counts from the decision; and what is aborted changes nothing.
+    let commit = Operation::Commit(Commit {
+        transaction: TransactionId(2),
+        decide_by_ms: 9_000,
+        participants: vec![3],
+        part: Part { expiries: vec![insert("fresh", "new", When::After(200))], ..Part::default() },
+    });
+    assert_eq!(group.numbered(commit), Ok(Answer::Decided(Decision::Committed)));
+    assert_eq!(group.expires("fresh"), Some(Some(1_450)));
+    let part = Part { expiries: vec![set("stays", When::After(1))], ..Part::default() };
+    assert_eq!(group.prepare(3, part), Vote::Yes);
+    group.resolve(3, false);
+    assert_eq!(group.expires("stays"), Some(None));
+}
+
+#[test]
+fn a_part_that_could_not_be_applied_is_refused_before_anything_is_promised() {
+    let mut group = Group::new();
+    group.put("k", "v").unwrap();
+    let at = When::After(5);
+    let of_counters = ExpiryCommand::Set { tree: TreeId(1), key: "c".into(), when: at, only: SetIf::Always };
+    let swap = ExpiryCommand::Swap { tree: TREE, key: "k".into(), old: None, new: "w".into(), when: at };
+    let parts = [
+        Part { expiries: vec![set("k", When::After(0))], ..Part::default() },
+        Part { expiries: vec![insert("k", "w", When::After(0))], ..Part::default() },
+        Part { expiries: vec![set("k", at), insert("k", "w", at)], ..Part::default() },
+        Part { writes: vec![write("k", None)], expiries: vec![set("k", at)], ..Part::default() },
+        Part { expiries: vec![of_counters], ..Part::default() },
+        Part { expiries: vec![swap], ..Part::default() },
+        Part { expiries: vec![ExpiryCommand::Get { tree: TREE, key: "k".into() }], ..Part::default() },
+    ];
+    for part in parts {
+        let prepared = group.prepare_or_lock(1, part.clone(), false);
+        assert!(matches!(prepared, Err(Refusal::Invalid(_))), "{part:?}: {prepared:?}");
+        let (transaction, decide_by_ms) = (TransactionId(1), 9_000);
+        let commit = Commit { transaction, decide_by_ms, participants: vec![3], part: part.clone() };
+        let committed = group.numbered(Operation::Commit(commit));
+        assert!(matches!(committed, Err(Refusal::Invalid(_))), "{part:?}: {committed:?}");
+        let Part { reads, ranges, writes, expiries } = part.clone();
+        let transacted = group.command(Command::Transact { reads, ranges, writes, expiries });
+        assert!(matches!(transacted, Err(Refusal::Invalid(_))), "{part:?}: {transacted:?}");
+    }
+    let only_locks = Part { expiries: vec![set("k", at)], ..Part::default() };
+    assert!(matches!(group.prepare_or_lock(1, only_locks, true), Err(Refusal::Invalid(_))));
+    assert_eq!(group.replica.transaction_counts(), (0, 0));
+    assert_eq!(group.get("k").unwrap().unwrap(), "v");
 }
 
 #[test]

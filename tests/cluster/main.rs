@@ -1,6 +1,7 @@
 //! Clusters of real nodes, over QUIC on loopback, seen through their clients.
 
 mod coordination;
+mod expiring;
 mod failures;
 mod membership;
 mod operations;

@@ -26,7 +26,7 @@ use dogsled_storage::transaction::Prepare;
 use dogsled_storage::transaction::coordinator::{
     Coordinator, Phase, Request, Share, home_by_chance, home_in_order,
 };
-use dogsled_storage::{Command, IVec, Reply, TransactionId, TreeId, Versioned, Vote};
+use dogsled_storage::{Command, IVec, Part, Reply, TransactionId, TreeId, Versioned, Vote};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -484,7 +484,8 @@ impl Client {
     }
 
     async fn commit_in_one(&mut self, group: u32, Share { trees, part }: Share) -> Ended {
-        let command = Command::Transact { reads: part.reads, ranges: part.ranges, writes: part.writes };
+        let Part { reads, ranges, writes, expiries } = part;
+        let command = Command::Transact { reads, ranges, writes, expiries };
         match self.send_numbered(group, trees, Operation::Command(command)).await {
             Sent::Reply(reply) => match reply.result {
                 Ok(Answer::Reply(Reply::Done)) => Ended::Committed,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dogsled_replication::ReadAnswer;
 use dogsled_storage::command::RangeFingerprint;
@@ -14,9 +15,10 @@ use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::sets::{RangeSeen, Scan, Seen, Sets};
+use super::sets::{RangeSeen, Scan, Seen, Sets, Time};
 use crate::cluster::core::unexpected;
 use crate::cluster::{Client, Error, ReadFrom, Result, Tree};
+use crate::lock::milliseconds;
 use crate::tree::{owned_bounds, prefix_bounds};
 use crate::{Batch, IVec, OutOfBounds};
 
@@ -195,7 +197,7 @@ impl Transaction {
     }
 
     fn write(&self, tree: &IVec, key: IVec, value: Option<IVec>) -> Result<()> {
-        self.with(|sets| drop(sets.access(tree).writes.insert(key, value)))
+        self.with(|sets| sets.access(tree).write(key, value))
     }
 
     /// Sets a key; the value before, which is read for that. [`Transaction::put`] does not.
@@ -228,8 +230,10 @@ impl Transaction {
     /// [`Error::Invalid`] if the transaction is over.
     pub fn apply_batch(&self, tree: &Tree, batch: Batch) -> Result<()> {
         self.with(|sets| {
-            let writes = &mut sets.access(tree.name()).writes;
-            writes.extend(batch.into_writes(TreeId(0)).into_iter().map(|write| (write.key, write.value)));
+            let access = sets.access(tree.name());
+            for write in batch.into_writes(TreeId(0)) {
+                access.write(write.key, write.value);
+            }
         })
     }
 
@@ -450,6 +454,93 @@ impl Transaction {
             }
             None => Ok(Err(OutOfBounds { current })),
         }
+    }
+}
+
+/// Keys that expire; see [times to live](crate::cluster#times-to-live). The time counts from the commit. Any other
+/// write of the key takes its time to live from it, in the transaction too.
+///
+/// ```no_run
+/// # async fn run(client: dogsled::cluster::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use dogsled::cluster::transaction::TransactionResult;
+/// use std::time::Duration;
+/// let (carts, reserved) = (&client.tree("carts"), &client.tree("reserved"));
+/// let moved: TransactionResult<()> = client
+///     .transaction(|tx| async move {
+///         let cart = tx.remove(carts, "7").await?.unwrap_or_default();
+///         tx.insert_with_ttl(reserved, "7", cart, Duration::from_secs(600)).await?;
+///         Ok(())
+///     })
+///     .await;
+/// moved?;
+/// # Ok(()) }
+/// ```
+///
+/// How long a key has to live is not read within a transaction: [`Tree::ttl`] tells, outside of it.
+impl Transaction {
+    /// Sets a key that expires after so long, without looking at what was there.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a time of nothing, and if the transaction is over.
+    pub fn put_with_ttl<K, V>(&self, tree: &Tree, key: K, value: V, ttl: Duration) -> Result<()>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let (key, value, ttl_ms) = (IVec::from(key.as_ref()), value.into(), some_time(ttl)?);
+        self.with(|sets| sets.access(tree.name()).write_for(key, value, ttl_ms))
+    }
+
+    /// Sets a key that expires after so long; the value before, which is read for that.
+    ///
+    /// # Errors
+    /// As [`Transaction::put_with_ttl`] and [`Transaction::get`].
+    pub async fn insert_with_ttl<K, V>(
+        &self,
+        tree: &Tree,
+        key: K,
+        value: V,
+        ttl: Duration,
+    ) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let before = self.get(tree, key.as_ref()).await?;
+        self.put_with_ttl(tree, key, value, ttl)?;
+        Ok(before)
+    }
+
+    /// Has a key that is there expire after so long; whether it is there, which is read for that.
+    ///
+    /// # Errors
+    /// As [`Transaction::insert_with_ttl`].
+    pub async fn expire<K: AsRef<[u8]>>(&self, tree: &Tree, key: K, ttl: Duration) -> Result<bool> {
+        let ttl_ms = some_time(ttl)?;
+        let is_there = self.contains_key(tree, key.as_ref()).await?;
+        if is_there {
+            let key = IVec::from(key.as_ref());
+            self.with(|sets| sets.access(tree.name()).live_for(key, Time::After(ttl_ms)))?;
+        }
+        Ok(is_there)
+    }
+
+    /// Takes the time to live from a key, if it is there and has one, so that it stays. Nothing is read for that.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the transaction is over.
+    pub fn persist<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<()> {
+        let key = IVec::from(key.as_ref());
+        self.with(|sets| sets.access(tree.name()).live_for(key, Time::Forever))
+    }
+}
+
+fn some_time(ttl: Duration) -> Result<u64> {
+    match milliseconds(ttl) {
+        0 => {
+            Err(Error::Invalid("a key with a time to live of nothing would end before it begins".to_owned()))
+        }
+        ttl_ms => Ok(ttl_ms),
     }
 }
 

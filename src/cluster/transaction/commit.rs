@@ -12,7 +12,8 @@ use dogsled_storage::transaction::coordinator::{
 };
 use dogsled_storage::transaction::{KEEP_DECISION_MS, Reason};
 use dogsled_storage::{
-    Answer, Command, Decision, GroupRead, GroupReadReply, Operation, Refusal, Reply, TransactionId, Vote,
+    Answer, Command, Decision, GroupRead, GroupReadReply, Operation, Part, Refusal, Reply, TransactionId,
+    Vote,
 };
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -221,8 +222,8 @@ pub(super) async fn commit(
 }
 
 async fn in_one(client: &Client, group: u32, share: Share, until: Instant) -> Result<Committed, CommitError> {
-    let Share { trees, part } = share;
-    let command = Command::Transact { reads: part.reads, ranges: part.ranges, writes: part.writes };
+    let Share { trees, part: Part { reads, ranges, writes, expiries } } = share;
+    let command = Command::Transact { reads, ranges, writes, expiries };
     match client.core().carry_out(group, trees, Operation::Command(command), until).await {
         Ok(reply) => match reply.result {
             Ok(Answer::Reply(Reply::Done)) => Ok(Committed::Yes),

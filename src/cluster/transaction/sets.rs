@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::transaction::coordinator::Share;
-use dogsled_storage::{TreeId, Versioned, Write};
+use dogsled_storage::{ExpiryCommand, SetIf, TreeId, Versioned, When, Write};
 
 use crate::IVec;
 
@@ -51,6 +51,40 @@ pub(super) struct Access {
     pub(super) reads: BTreeMap<IVec, Option<Versioned>>,
     pub(super) ranges: Vec<RangeSeen>,
     pub(super) writes: BTreeMap<IVec, Option<IVec>>,
+    /// Of keys that are written and are to expire; of keys that are not, what becomes of their time to live.
+    times: BTreeMap<IVec, Time>,
+}
+
+/// A time to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Time {
+    /// In milliseconds from the commit.
+    After(u64),
+    /// None any more.
+    Forever,
+}
+
+impl Access {
+    /// A write without a time to live: the key has none any more.
+    pub(super) fn write(&mut self, key: IVec, value: Option<IVec>) {
+        self.times.remove(&key);
+        self.writes.insert(key, value);
+    }
+
+    pub(super) fn write_for(&mut self, key: IVec, value: IVec, ttl_ms: u64) {
+        self.times.insert(key.clone(), Time::After(ttl_ms));
+        self.writes.insert(key, Some(value));
+    }
+
+    /// Changes the time to live of a key that is there.
+    pub(super) fn live_for(&mut self, key: IVec, time: Time) {
+        match self.writes.get(&key) {
+            // Nothing is there.
+            Some(None) => {}
+            Some(Some(_)) if time == Time::Forever => drop(self.times.remove(&key)),
+            _ => drop(self.times.insert(key, time)),
+        }
+    }
 }
 
 /// A part of a range that one group has.
@@ -79,7 +113,7 @@ impl Sets {
 
     /// Whether nothing is to be written.
     pub(super) fn only_reads(&self) -> bool {
-        self.trees.values().all(|access| access.writes.is_empty())
+        self.trees.values().all(|access| access.writes.is_empty() && access.times.is_empty())
     }
 
     /// Whether all that was read came in one answer, or is what was of one moment when it was shown.
@@ -154,7 +188,22 @@ impl Sets {
             }
             for (key, value) in &access.writes {
                 let (share, tree) = shares.of(group_of(key), name);
-                share.part.writes.push(Write { tree, key: key.clone(), value: value.clone() });
+                let (key, value) = (key.clone(), value.clone());
+                match (access.times.get(&key), value) {
+                    (Some(Time::After(ms)), Some(value)) => {
+                        let when = When::After(*ms);
+                        share.part.expiries.push(ExpiryCommand::Insert { tree, key, value, when });
+                    }
+                    (_, value) => share.part.writes.push(Write { tree, key, value }),
+                }
+            }
+            for (key, time) in access.times.iter().filter(|(key, _)| !access.writes.contains_key(*key)) {
+                let (share, tree) = shares.of(group_of(key), name);
+                let (key, only) = (key.clone(), SetIf::Always);
+                share.part.expiries.push(match time {
+                    Time::After(ms) => ExpiryCommand::Set { tree, key, when: When::After(*ms), only },
+                    Time::Forever => ExpiryCommand::Clear { tree, key },
+                });
             }
         }
         shares.0

@@ -14,7 +14,9 @@ use crate::{Command, IVec, Reply, Result, TreeId};
 /// after a synced remove of it has returned.
 pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
     match command {
-        Command::Transact { writes, .. } => *reply == Reply::Done && !writes.is_empty(),
+        Command::Transact { writes, expiries, .. } => {
+            *reply == Reply::Done && !(writes.is_empty() && expiries.is_empty())
+        }
         Command::Compare { then, .. } => *reply == Reply::Compared(Ok(())) && !then.is_empty(),
         Command::CompareAndSwap { .. } => *reply == Reply::Swapped(Ok(())),
         Command::Remove { .. }
@@ -56,7 +58,9 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
                 read(write.tree, &write.key)?;
             }
         }
-        Command::Transact { reads, writes, .. } => return prefetch_part(state, reads, writes),
+        Command::Transact { reads, writes, expiries, .. } => {
+            return prefetch_part(state, reads, writes, expiries);
+        }
         Command::Compare { comparisons, then, otherwise } => {
             comparisons.iter().try_for_each(|comparison| read(comparison.tree, &comparison.key))?;
             let removed = then.iter().chain(otherwise).filter(|write| write.value.is_none());
@@ -87,12 +91,26 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
 }
 
 /// As [`prefetch`], for what a transaction read and writes.
-pub(crate) fn prefetch_part(state: &Arc<State>, reads: &[KeyRead], writes: &[Write]) -> Result<Prefetched> {
+pub(crate) fn prefetch_part(
+    state: &Arc<State>,
+    reads: &[KeyRead],
+    writes: &[Write],
+    expiries: &[ExpiryCommand],
+) -> Result<Prefetched> {
     let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
     let removed = writes.iter().filter(|write| write.value.is_none()).map(|write| (write.tree, &write.key));
     for (tree, key) in reads.iter().map(|read| (read.tree, &read.key)).chain(removed) {
         if let Some(base) = state.base.tree(tree) {
             prefetched.found.insert((tree, key.clone()), base.get(key)?);
+        }
+    }
+    for expiry in expiries {
+        let (tree, key) = (expiry.tree(), expiry.key());
+        for (tree, key) in [(tree, key.clone()), (TreeId::EXPIRY, record_key(tree, key))] {
+            if let Some(base) = state.base.tree(tree) {
+                let found = base.get(&key)?;
+                prefetched.found.insert((tree, key), found);
+            }
         }
     }
     Ok(prefetched)

@@ -93,7 +93,7 @@ pub fn home_in_order(shares: &BTreeMap<u32, Share>) -> u32 {
 /// # Panics
 /// If there are no groups.
 pub fn home_by_chance(shares: &BTreeMap<u32, Share>, random: u64) -> u32 {
-    let written = || shares.iter().filter(|(_, share)| !share.part.writes.is_empty());
+    let written = || shares.iter().filter(|(_, share)| !share.part.only_reads());
     let among = if written().next().is_some() {
         written().map(|(group, _)| *group).collect::<Vec<_>>()
     } else {

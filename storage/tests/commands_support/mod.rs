@@ -373,6 +373,12 @@ impl Random {
                     fingerprint: r.next(),
                 }),
                 writes: self.list(Random::write),
+                expiries: self.list(|r| ExpiryCommand::Insert {
+                    tree: r.tree(),
+                    key: r.bytes(),
+                    value: r.bytes(),
+                    when: When::After(r.number()),
+                }),
             },
             11 => Command::ReserveIds { count: self.number() },
             12 => Command::Counter(CounterCommand::Add { name, delta }),

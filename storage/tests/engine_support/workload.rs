@@ -269,6 +269,25 @@ impl Workload {
         Command::CompareAndSwap { tree, key, old, new }
     }
 
+    /// What a transaction does about times to live; now and then it is refused for it.
+    pub fn expiries(&mut self, model: &ModelState) -> Vec<ExpiryCommand> {
+        let count = self.random.below(3);
+        let one = |_| {
+            let (tree, key) = (self.existing_tree(model), self.key());
+            let when = match self.random.below(5) {
+                0 => When::Keep,
+                1 => When::At(1_000 + self.random.below(3_000)),
+                _ => When::After(self.random.below(20) * 20),
+            };
+            match self.random.below(5) {
+                0 => ExpiryCommand::Clear { tree, key },
+                1 | 2 => ExpiryCommand::Set { tree, key, when, only: SetIf::Always },
+                _ => ExpiryCommand::Insert { tree, key, value: self.value(), when },
+            }
+        };
+        (0..count).map(one).collect()
+    }
+
     /// A transaction whose reads are of now or, once in three times, of some time ago.
     fn transact(&mut self, model: &ModelState) -> Command {
         let past = (!self.past.is_empty() && self.random.one_in(3))
@@ -287,7 +306,7 @@ impl Workload {
             range_read(seen, tree, low, high)
         });
         let ranges = ranges.collect();
-        Command::Transact { reads, ranges, writes: self.writes(model) }
+        Command::Transact { reads, ranges, writes: self.writes(model), expiries: Vec::new() }
     }
 
     fn existing_tree(&mut self, model: &ModelState) -> TreeId {
