@@ -263,6 +263,11 @@ impl Watchers {
         Subscription { queue, registry: Arc::clone(&self.registry) }
     }
 
+    /// How many subscriptions there are.
+    pub fn subscriptions(&self) -> usize {
+        self.registry.state.lock().trees.values().map(|queues| queues.all().count()).sum()
+    }
+
     /// Everything up to this position was [published](Watchers::publish).
     #[inline]
     pub fn advanced(&self, position: u64) {
