@@ -13,6 +13,7 @@
 //! | `accept` | the way in: handshakes, greetings, who takes whose place |
 //! | `requester`, `responder` | the two ends of a stream of requests |
 //! | `client`, `client_stream` | what clients use, and streams of results |
+//! | `figures` | who is connected, and who was turned away |
 //!
 //! # Promises
 //!
@@ -29,6 +30,7 @@ mod accept;
 mod client;
 mod client_stream;
 mod endpoint;
+mod figures;
 mod options;
 mod peer;
 mod requester;
@@ -42,4 +44,5 @@ pub mod wire;
 pub use client::{ClientConnection, ClientEndpoint};
 pub use client_stream::ResultStream;
 pub use endpoint::{CertificateSource, Endpoint, EndpointConfig, OpenError};
+pub use figures::Figures;
 pub use options::NetOptions;

@@ -45,6 +45,7 @@ mod maintenance;
 mod members;
 pub(crate) mod record;
 mod recover;
+mod report;
 mod serve;
 mod transactions;
 
@@ -82,6 +83,8 @@ use crate::runtime;
 use crate::snapshot::Snapshots;
 use crate::status::{EntryIdentity, NodeStatus};
 use crate::transport::{NodeId, Transport};
+
+pub use self::report::GroupLock;
 
 /// A node; clones are the same node.
 #[derive(Clone)]

@@ -41,6 +41,7 @@ use tokio::time::Instant;
 use crate::blocking::Blocking;
 use crate::codec::{Malformed, Put, Take};
 use crate::durability::to_io;
+use crate::metrics::GroupMetrics;
 use crate::runtime::watch;
 use crate::snapshot::{KEEP, SnapshotData};
 use crate::types::{
@@ -180,6 +181,7 @@ pub(crate) struct ReplicaSlot {
     pub(crate) wal: Arc<Wal>,
     pub(crate) blocking: Blocking,
     pub(crate) clock: GroupClock,
+    metrics: Arc<GroupMetrics>,
     /// `None` while a snapshot takes its place.
     current: ArcSwapOption<Replica>,
     /// What was last sent, or is being sent, and when it was last wanted.
@@ -219,6 +221,7 @@ impl ReplicaSlot {
         wal: Arc<Wal>,
         blocking: Blocking,
         clock: Arc<dyn Clock>,
+        metrics: Arc<GroupMetrics>,
     ) -> dogsled_storage::Result<ReplicaSlot> {
         let replica = Replica::open(options.clone(), Arc::clone(&wal))?;
         let clock = GroupClock::new(clock);
@@ -229,6 +232,7 @@ impl ReplicaSlot {
             wal,
             blocking,
             clock,
+            metrics,
             current: ArcSwapOption::new(Some(replica)),
             held: Mutex::new(None),
             applied,
@@ -375,6 +379,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut last = 0;
         let mut time_ms = 0;
         let mut turn = 0;
+        let mut since = self.slot.metrics.apply_begins();
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             let at = position(entry.log_id.index);
@@ -398,6 +403,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                     None
                 }
             };
+            since = self.slot.metrics.applied(since);
             last = at;
             if let Some(responder) = responder {
                 responder.send(reply);

@@ -70,9 +70,11 @@ mod error;
 pub mod evaluate;
 pub mod expiry;
 pub mod fence;
+mod figures;
 pub mod group;
 mod group_evaluate;
 mod ivec;
+pub mod kind;
 pub mod leaf_cache;
 pub mod lock;
 pub mod lock_wait;
@@ -108,6 +110,7 @@ pub use error::{Corruption, Error, Result};
 pub use evaluate::{Context, Effect, Effects, Outcome, Versioned, View};
 pub use expiry::{ExpiryCommand, ExpiryReply, SetIf, When};
 pub use fence::Fence;
+pub use figures::{Figures, LockQueue, Population, Waiting};
 pub use group::{
     Answer, GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId, SessionTag,
 };

@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use openraft::async_runtime::WatchReceiver;
+use tokio::time::Instant;
 
 use super::drive::is_internal;
 use super::members::LONG;
@@ -28,6 +29,7 @@ use crate::message::{
     take_vote_request,
 };
 use crate::meta::{self, Change};
+use crate::metrics::Asked;
 use crate::read_index::Round;
 use crate::ring::META_GROUP;
 use crate::transport::{ClientIdentity, Lane, NodeId, Service, TransportError};
@@ -114,10 +116,12 @@ impl Service for Node {
             Err(error) => return refused(ClusterError::Invalid(error.to_string())),
         };
         if request.is_administrative() && !client.administrator {
-            return refused(ClusterError::Denied(format!(
+            let denied = ClusterError::Denied(format!(
                 "the certificate of \"{}\" is not an administrator's, and only they change the cluster",
                 client.name
-            )));
+            ));
+            self.inner.shared_log.metrics.failed(&denied);
+            return refused(denied);
         }
         if is_internal(&request) || writes_the_record(&request) {
             return refused(ClusterError::Invalid("only the cluster itself asks for this".to_owned()));
@@ -339,7 +343,10 @@ impl Inner {
                 let not_leader = ClusterError::NotLeader { group, leader, addresses };
                 self.pass_on_to_leader(group, leader, body, deadline, not_leader).await
             }
-            error => ClientReply::Error(error).encode(),
+            error => {
+                self.shared_log.metrics.failed(&error);
+                ClientReply::Error(error).encode()
+            }
         }
     }
 
@@ -464,18 +471,25 @@ impl Inner {
         }
         match request {
             ClientRequest::Submit { group, command, .. } => {
-                let reply = self.propose(&self.group(group)?, &command, deadline).await?;
+                let (began, group) = (Instant::now(), self.group(group)?);
+                let reply = self.propose(&group, &command, deadline).await?;
+                let (metrics, now_ms) = (&self.shared_log.metrics, || self.config.clock.now_ms());
+                metrics.carried_out((group.id, &group.metrics), &command, &reply, began.elapsed(), now_ms);
                 let reply = encode_group_reply(&reply)
                     .map_err(|error| ClusterError::OutcomeUnknown(error.to_string()))?;
                 Ok(ClientReply::Applied(reply.into()))
             }
             ClientRequest::Read { group, consistency, read, .. } => {
-                let group = &self.group(group)?;
+                let (began, group) = (Instant::now(), &self.group(group)?);
                 let read =
                     decode_group_read(&read).map_err(|error| ClusterError::Invalid(error.to_string()))?;
+                let asked = Asked::of(group.id, &read);
                 let read = self.read(group, read, consistency);
                 match tokio::time::timeout(deadline, read).await {
-                    Ok(answer) => answer,
+                    Ok(answer) => {
+                        let (metrics, now_ms) = (&self.shared_log.metrics, || self.config.clock.now_ms());
+                        answer.inspect(|_| metrics.answered(&asked, began.elapsed(), now_ms))
+                    }
                     Err(_) => Err(ClusterError::Unavailable("no answer before the deadline".to_owned())),
                 }
             }
