@@ -116,6 +116,12 @@
 //! A partition that has lost most of its replicas refuses writes ([`Error::Unavailable`]) while the others
 //! serve. If they are lost for ever, [`Client::recover`] brings it back from what is left.
 //!
+//! # Looking after a node
+//!
+//! With the feature `http`, `http::HttpServer` serves what a node counts and measures, whether it is well, and a page
+//! that shows the cluster; `report` has the parts of `dogsled status`. What there is to be told is
+//! [`Node::status`] and, for programs, `families` of [`Node::replication`].
+//!
 //! # Who may
 //!
 //! Nodes and clients know each other by certificates of the cluster's own authority, both ways, always:
@@ -133,6 +139,8 @@ mod election;
 mod entries;
 mod error;
 mod finishing;
+#[cfg(feature = "http")]
+pub mod http;
 mod lock;
 mod near_cache;
 mod node;
@@ -140,6 +148,8 @@ mod options;
 mod pool;
 mod read_from;
 mod registry;
+#[cfg(feature = "http")]
+pub mod report;
 mod routes;
 mod session;
 mod sharded_counter;

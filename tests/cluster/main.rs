@@ -2,6 +2,8 @@
 
 mod coordination;
 mod failures;
+#[cfg(feature = "http")]
+mod http;
 mod membership;
 mod operations;
 mod reads;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 Without any option: a database of one node in ./dogsled-data, reached at 127.0.0.1:7400.
 
 Options overrule variables, variables overrule the file. The file is TOML, and its keys are the names
-of the options: data, node, listen, advertise, init, members, join, partitions, replicas, zone, weight,
+of the options: data, node, listen, http, advertise, init, members, join, partitions, replicas, zone, weight,
 from-embedded, certs, preset, cache, log-format, log-level, timeout.
 
 The first three nodes of a cluster, each with its own id and address:
@@ -36,6 +36,12 @@ pub(crate) struct ServeArgs {
     /// The UDP address to listen on; port 0 takes any [default: 127.0.0.1:7400]
     #[arg(long, env = "DOGSLED_LISTEN", value_name = "HOST:PORT")]
     pub(crate) listen: Option<String>,
+
+    /// The TCP address for metrics (/metrics), health (/livez, /readyz) and a status page (/), or `off`. Whoever
+    /// reaches it may look [default: loopback, 80 above the port of --listen, as in 127.0.0.1:7480; without it if
+    /// that is taken]
+    #[arg(long, env = "DOGSLED_HTTP", value_name = "HOST:PORT")]
+    pub(crate) http: Option<String>,
 
     /// Where others reach the node [default: its entry in --members, or --listen]
     #[arg(long, env = "DOGSLED_ADVERTISE", value_name = "HOST:PORT,…", value_delimiter = ',')]
