@@ -39,14 +39,15 @@ fn a_node_tells_of_what_was_done_to_it() {
     ask(&["lock", "acquire", "printer \"a\"", "--owner", "ann", "--lease", "600"]).ok();
 
     assert_eq!((get(http, "/livez").code, get(http, "/readyz").code), (200, 200));
-    let answer = get_until(http, "/metrics", |answer| answer.body.contains("operation=\"counter_add\""));
+    let answer =
+        get_until(http, "/metrics", |answer| answer.body.contains("operation=\"counter_add_within\""));
     assert_eq!(answer.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
     let metrics = Metrics::parse(&answer.body);
     // The binary's `put` tells whether there was a value, so it is an `insert`.
     let insert = &["operation=\"insert\""];
     assert_eq!(metrics.sum("dogsled_commands_total", insert), 20.0);
     assert_eq!(metrics.sum("dogsled_command_duration_seconds_count", insert), 20.0);
-    assert_eq!(metrics.sum("dogsled_commands_total", &["operation=\"counter_add\""]), 1.0);
+    assert_eq!(metrics.sum("dogsled_commands_total", &["operation=\"counter_add_within\""]), 1.0);
     assert!(metrics.sum("dogsled_read_duration_seconds_count", &["operation=\"get\""]) >= 1.0);
     for stage in ["queue", "sync", "replicate", "apply"] {
         let stage = format!("stage=\"{stage}\"");

@@ -110,7 +110,7 @@ fn a_browser_shows_the_cluster_in_light_and_in_dark() {
     has("ann &amp; bo");
     assert!(!shown.contains("<b>printer"), "{shown}");
     has("insert</td>");
-    has("counter_add</td>");
+    has("counter_add_within</td>");
     has("Every partition is where it is to be.");
     has("<polyline class=\"line0\"");
     for node in ["node 1", "node 2", "node 3", "east", "west", "north"] {
