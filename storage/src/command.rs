@@ -10,6 +10,7 @@ use crate::counter::{CounterAddition, CounterCommand, CounterReply};
 use crate::expiry::{ExpiryCommand, ExpiryReply};
 use crate::lock::{LockCommand, LockReply};
 use crate::owned::OwnedCommand;
+use crate::strings::{StringsOperation, StringsReplies};
 use crate::{Error, IVec, Result};
 
 /// The longest key in bytes.
@@ -230,6 +231,14 @@ pub enum Command {
         /// What to write otherwise.
         otherwise: Vec<Write>,
     },
+    /// Operations on strings as Redis has them, one after the other, if all that was watched is still so. Reply:
+    /// [`Reply::Strings`] or [`Reply::Conflict`].
+    Strings {
+        /// Keys that were read, and what was seen there.
+        watched: Vec<KeyRead>,
+        /// What to do, in this order.
+        operations: Vec<StringsOperation>,
+    },
 }
 
 /// What the caller of a [`Command`] is told.
@@ -284,6 +293,8 @@ pub enum Reply {
     /// Whether all conditions held; if not, the number of the first that did not, and the value that its
     /// key had.
     Compared(Result<(), (u32, Option<IVec>)>),
+    /// Of operations on strings.
+    Strings(StringsReplies),
 }
 
 impl Command {
@@ -321,6 +332,21 @@ impl Command {
                 check_key(owned.prefix())?;
                 check_value(owned.value())
             }
+            Command::Strings { watched, operations } => {
+                watched.iter().try_for_each(|read| check_key(&read.key))?;
+                let mut total = 0;
+                for operation in operations {
+                    for (_, key) in operation.keys() {
+                        check_key(key)?;
+                        total += key.len();
+                    }
+                    if let Some(value) = operation.value() {
+                        check_value(value)?;
+                        total += value.len();
+                    }
+                }
+                check_total(total)
+            }
             Command::SettleDue { .. }
             | Command::ClearTree { .. }
             | Command::Pop { .. }
@@ -339,6 +365,10 @@ fn check_writes<'a>(writes: impl Iterator<Item = &'a Write>) -> Result<()> {
             total += value.len();
         }
     }
+    check_total(total)
+}
+
+fn check_total(total: usize) -> Result<()> {
     if total > MAX_COMMAND_LENGTH {
         return Err(Error::InvalidRequest(format!(
             "a batch or transaction of {total} bytes is over the limit of {MAX_COMMAND_LENGTH}; split it"

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use crate::command::{Command, KeyRead, RangeFingerprint, RangeRead, Reply, TreeId, Write};
 use crate::transaction::Transactions;
-use crate::{Error, IVec, Result, compare, counter, expiry, lock, owned};
+use crate::{Error, IVec, Result, compare, counter, expiry, lock, owned, strings};
 
 /// Position and time in the log of the command that is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -296,6 +296,7 @@ pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &C
         Command::Expiry(command) => expiry::evaluate(view, context, command),
         Command::SettleDue { limit } => expiry::settle_due(view, context, *limit),
         Command::Owned(command) => owned::evaluate(view, command),
+        Command::Strings { watched, operations } => strings::evaluate(view, context, watched, operations),
     }
 }
 

@@ -344,7 +344,7 @@ pub(crate) fn can_expire(tree: TreeId) -> bool {
     !tree.is_system()
 }
 
-fn check_tree(view: &impl View, tree: TreeId) -> Result<()> {
+pub(crate) fn check_tree(view: &impl View, tree: TreeId) -> Result<()> {
     if !can_expire(tree) {
         let what = "keys of the database's own trees have no time to live".to_owned();
         return Err(Error::InvalidRequest(what));
@@ -353,7 +353,7 @@ fn check_tree(view: &impl View, tree: TreeId) -> Result<()> {
 }
 
 /// What a [`When`] comes to.
-enum Ends {
+pub(crate) enum Ends {
     Never,
     At(u64),
     /// It is over.
@@ -467,7 +467,7 @@ fn write(
 }
 
 /// Writes when a key expires, in place of what was written before.
-fn put_record(
+pub(crate) fn put_record(
     tree: TreeId,
     key: &IVec,
     ends: &Ends,

@@ -220,6 +220,12 @@ fn replace_trees(
             let mut writes = then.iter_mut().chain(otherwise);
             writes.try_for_each(|write| each(&mut write.tree, access(&write.value)))
         }
+        Command::Strings { watched, operations } => {
+            watched.iter_mut().try_for_each(|read| each(&mut read.tree, Access::Read))?;
+            // What it may be done to is checked where it is done.
+            let mut trees = operations.iter_mut().flat_map(|operation| operation.trees_mut());
+            trees.try_for_each(|tree| each(tree, Access::Read))
+        }
         Command::CreateTree { .. }
         | Command::DropTree { .. }
         | Command::ReserveIds { .. }

@@ -92,6 +92,7 @@ mod snapshot;
 mod sorted_map;
 mod state;
 mod stats;
+pub mod strings;
 pub mod transaction;
 pub mod tree_file;
 pub mod verify;

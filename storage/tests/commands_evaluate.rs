@@ -123,7 +123,8 @@ impl Expected {
             | Command::CountMany { .. }
             | Command::Expiry(_)
             | Command::SettleDue { .. }
-            | Command::Owned(_) => unreachable!("not here"),
+            | Command::Owned(_)
+            | Command::Strings { .. } => unreachable!("not here"),
         };
         self.commits += u64::from(has_changed);
         Ok(reply)

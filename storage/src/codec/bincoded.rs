@@ -26,6 +26,9 @@ const COUNT_MANY: u32 = 13;
 /// Position of [`Command::Compare`] among the variants.
 const COMPARE: u32 = 17;
 
+/// Position of [`Command::Strings`] among the variants.
+const STRINGS: u32 = 18;
+
 const STANDARD: Configuration = config::standard();
 
 /// Encodes a command; the same command always gives the same bytes.
@@ -134,6 +137,7 @@ pub(super) fn decode_command_body(bytes: &[u8]) -> Result<Command, String> {
         COMPARE => {
             Command::Compare { comparisons: body.list()?, then: body.list()?, otherwise: body.list()? }
         }
+        STRINGS => Command::Strings { watched: body.list()?, operations: body.list()? },
         _ => {
             body = Body(bytes);
             body.next()?
@@ -191,6 +195,8 @@ mod tests {
         let (then, otherwise) = (Vec::new(), Vec::new());
         let compare = Command::Compare { comparisons: Vec::new(), then, otherwise };
         assert_eq!(encode(1, &compare)[1], COMPARE as u8);
+        let strings = Command::Strings { watched: Vec::new(), operations: Vec::new() };
+        assert_eq!(encode(1, &strings)[1], STRINGS as u8);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::bincoded::{Body, MAX_ENCODED_COMMAND_LENGTH, decode_command_body, enc
 use crate::counter::{CounterAddition, Sums};
 use crate::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId};
 use crate::lock::FencingToken;
+use crate::strings::{StringsReplies, StringsReply};
 use crate::transaction::{Commit, LockedBy, Prepare};
 use crate::{Error, IVec, Result};
 
@@ -229,6 +230,19 @@ impl<Context> Decode<Context> for Sums {
 }
 
 bincode::impl_borrow_decode!(Sums);
+
+impl<Context> Decode<Context> for StringsReplies {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<StringsReplies, DecodeError> {
+        let count = u64::decode(decoder)?;
+        let mut replies = Vec::with_capacity(usize::try_from(count).unwrap_or(0).min(64));
+        for _ in 0..count {
+            replies.push(StringsReply::decode(decoder)?);
+        }
+        Ok(StringsReplies(replies))
+    }
+}
+
+bincode::impl_borrow_decode!(StringsReplies);
 
 fn within(limit: usize, what: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
     if bytes.len() > limit {

@@ -27,6 +27,7 @@ pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
             *reply == Reply::Counter(crate::counter::CounterReply::Swapped(Ok(())))
         }
         Command::Expiry(ExpiryCommand::Clear { .. }) => true,
+        Command::Strings { operations, .. } => operations.iter().any(|operation| !operation.is_read()),
         _ => false,
     }
 }
@@ -74,6 +75,13 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
             read(TreeId::EXPIRY, &record_key(expiry.tree(), expiry.key()))?;
         }
         Command::Owned(OwnedCommand::Insert { tree, key, .. }) => read(*tree, key)?,
+        Command::Strings { watched, operations } => {
+            watched.iter().try_for_each(|watched| read(watched.tree, &watched.key))?;
+            for (tree, key) in operations.iter().flat_map(|operation| operation.keys()) {
+                read(tree, key)?;
+                read(TreeId::EXPIRY, &record_key(tree, key))?;
+            }
+        }
         Command::Owned(OwnedCommand::InsertNext { .. })
         | Command::SettleDue { .. }
         | Command::Put { .. }

@@ -286,6 +286,10 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
             each(tree)
         }
         Command::Batch { writes } => writes.iter_mut().for_each(|write| each(&mut write.tree)),
+        Command::Strings { watched, operations } => {
+            watched.iter_mut().for_each(|read| each(&mut read.tree));
+            operations.iter_mut().flat_map(|operation| operation.trees_mut()).for_each(each);
+        }
         Command::Transact { reads, ranges, writes } => {
             reads.iter_mut().for_each(|read| each(&mut read.tree));
             ranges.iter_mut().for_each(|range| each(&mut range.tree));
