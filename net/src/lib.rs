@@ -12,6 +12,7 @@
 //! | `peer` | the way out: one connection per peer with three lanes, redialled |
 //! | `accept` | the way in: handshakes, greetings, who takes whose place |
 //! | `requester`, `responder` | the two ends of a stream of requests |
+//! | [`resp`] | the protocol of Redis: requests in, replies out |
 //! | `client`, `client_stream` | what clients use, and streams of results |
 //!
 //! # Promises
@@ -37,6 +38,7 @@ mod socket;
 mod tls;
 
 pub mod certs;
+pub mod resp;
 pub mod wire;
 
 pub use client::{ClientConnection, ClientEndpoint};
