@@ -9,7 +9,7 @@
 //! # Idea
 //!
 //! What an operation means is a function of its key alone, [`apply`]: it takes a [`Slot`] (the value, and
-//! when it ends) and changes it. It knows neither trees nor views. [`evaluate`] fills slots from the view, applies
+//! when it ends) and changes it. It knows neither trees nor views. `evaluate` fills slots from the view, applies
 //! the operations in turn, and compares what the slots have become with what they were. Whoever has the
 //! same operations carried out by other means, as a transaction over several partitions does, applies the same function to slots
 //! of its own.
