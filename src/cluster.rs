@@ -106,6 +106,10 @@
 //! binary. An application that has outgrown one machine makes the first node of its embedded database:
 //! see [`ReplicationConfig::convert_embedded`].
 //!
+//! # Redis's protocol
+//!
+//! A [`redis::RedisServer`] serves any Redis client from a node's own client, on the same data.
+//!
 //! # Who has what
 //!
 //! Each partition has three replicas ([`Client::change`] with [`Change::Replicas`] makes it more or
@@ -139,6 +143,7 @@ mod node;
 mod options;
 mod pool;
 mod read_from;
+pub mod redis;
 mod registry;
 mod routes;
 mod session;

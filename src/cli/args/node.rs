@@ -13,7 +13,7 @@ Without any option: a database of one node in ./dogsled-data, reached at 127.0.0
 
 Options overrule variables, variables overrule the file. The file is TOML, and its keys are the names
 of the options: data, node, listen, advertise, init, members, join, partitions, replicas, zone, weight,
-from-embedded, certs, preset, cache, log-format, log-level, timeout.
+from-embedded, certs, preset, redis, redis-password, cache, log-format, log-level, timeout.
 
 The first three nodes of a cluster, each with its own id and address:
   dogsled serve --certs certs --node 1 --listen 10.0.0.1:7400 --init --members 1=10.0.0.1:7400,2=10.0.0.2:7400,3=10.0.0.3:7400
@@ -80,6 +80,16 @@ pub(crate) struct ServeArgs {
     /// How far apart the nodes are [default: lan]
     #[arg(long, env = "DOGSLED_PRESET")]
     pub(crate) preset: Option<Preset>,
+
+    /// Serve Redis's protocol on this TCP address too, or `off`. Without certificates: whoever can connect can
+    /// do anything with the data, so anywhere but on loopback it takes a password [default: off]
+    #[arg(long, env = "DOGSLED_REDIS", value_name = "HOST:PORT")]
+    pub(crate) redis: Option<String>,
+
+    /// What Redis clients have to say first (AUTH). Others on this machine see it among the arguments: the
+    /// variable or the file keep it better
+    #[arg(long, env = "DOGSLED_REDIS_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
+    pub(crate) redis_password: Option<String>,
 
     /// A TOML file that says what options and variables do not
     #[arg(long, env = "DOGSLED_CONFIG", value_name = "FILE")]

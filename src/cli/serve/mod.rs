@@ -19,6 +19,7 @@ pub(crate) mod settings;
 use std::path::Path;
 use std::time::Duration;
 
+use dogsled::cluster::redis::{RedisOptions, RedisServer};
 use dogsled::cluster::{
     CertificateFiles, Certificates, ClientOptions, Node, NodeCertificates, NodeConfig, OpenError, StartError,
     Timing,
@@ -147,7 +148,11 @@ async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &
     let certificates = Certificates::load(files)?;
     let options = ClientOptions::new(certificates);
     let begun = begin::begin(node, settings, &options).await?;
+    let redis = serve_redis(node, settings).await?;
     say_serving(node, settings, begun, out)?;
+    if let Some(redis) = &redis {
+        say_redis(redis, settings, out)?;
+    }
     notify("READY=1\nSTATUS=serving");
     let mut failures = Vec::new();
     loop {
@@ -167,6 +172,36 @@ async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &
             failures = found;
         }
     }
+}
+
+/// Lets Redis clients in, if that was asked for. They are let out when this is dropped.
+async fn serve_redis(node: &Node, settings: &Settings) -> Result<Option<RedisServer>> {
+    let Some(address) = settings.redis else { return Ok(None) };
+    let mut options = RedisOptions::new(address);
+    options.password.clone_from(&settings.redis_password);
+    match RedisServer::start(node.client(), options).await {
+        Ok(server) => Ok(Some(server)),
+        Err(error) => {
+            let in_use = error.kind() == std::io::ErrorKind::AddrInUse;
+            let code = if in_use { Code::InUse } else { Code::Io };
+            let failure = Failure::new(code, format!("cannot listen on {address} (TCP): {error}"));
+            Err(failure.adding("give another with --redis"))
+        }
+    }
+}
+
+fn say_redis(redis: &RedisServer, settings: &Settings, out: &mut Output) -> Result<()> {
+    let (address, has_password) = (redis.local_address(), settings.redis_password.is_some());
+    if out.json {
+        let (event, address) = ("redis", address.to_string());
+        out.document(&json!({ "event": event, "address": address, "has_password": has_password }))?;
+        return out.finish();
+    }
+    out.line(format_args!("serving Redis clients on {address} (TCP); try: redis-cli -p {}", address.port()))?;
+    if !has_password {
+        out.line("WITHOUT A PASSWORD: whoever is on this machine can do anything with the data there")?;
+    }
+    out.finish()
 }
 
 fn node_config(settings: &Settings) -> (NodeConfig, CertificateFiles) {

@@ -58,6 +58,9 @@ pub(crate) struct Settings {
     pub(crate) log_format: LogFormat,
     pub(crate) log_level: Option<String>,
     pub(crate) timeout: Duration,
+    /// Where Redis clients are served; `None`: nowhere.
+    pub(crate) redis: Option<SocketAddr>,
+    pub(crate) redis_password: Option<String>,
 }
 
 /// What the file may say: the names of the options.
@@ -85,6 +88,8 @@ struct File {
     log_format: Option<LogFormat>,
     log_level: Option<String>,
     timeout: Option<u64>,
+    redis: Option<String>,
+    redis_password: Option<String>,
 }
 
 /// `["a", "b"]`, or `"a,b"` as on the command line.
@@ -178,7 +183,7 @@ impl Settings {
             (false, true, false) => Beginning::Join(join),
         };
         let listen = args.listen.clone().or(file.listen);
-        let listen = resolve(listen.as_deref().unwrap_or(DEFAULT_ADDRESS))?;
+        let listen = resolve("--listen", listen.as_deref().unwrap_or(DEFAULT_ADDRESS))?;
         if listen.ip().is_unspecified() && advertise.is_empty() {
             return Err(Failure::usage(format!(
                 "{listen} is every address of this machine: say with --advertise under which one others reach \
@@ -220,6 +225,19 @@ impl Settings {
                 1 << 20
             )));
         }
+        let redis = args.redis.clone().or(file.redis).filter(|redis| redis != "off");
+        let redis = redis.map(|redis| resolve("--redis", &redis)).transpose()?;
+        let redis_password = args.redis_password.clone().or(file.redis_password);
+        if redis_password.as_ref().is_some_and(String::is_empty) {
+            return Err(Failure::usage("an empty --redis-password is none"));
+        }
+        if let Some(address) = redis.filter(|address| !address.ip().is_loopback() && redis_password.is_none())
+        {
+            return Err(Failure::usage(format!(
+                "--redis {address} is open to other machines, without encryption or certificates: it takes a \
+                 --redis-password"
+            )));
+        }
         Ok(Settings {
             data: args.data.clone().or(file.data).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)),
             node,
@@ -237,6 +255,8 @@ impl Settings {
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
             log_level: args.log_level.clone().or(file.log_level),
             timeout: global.timeout_or(file.timeout.unwrap_or(DEFAULT_TIMEOUT)),
+            redis,
+            redis_password,
         })
     }
 
@@ -293,9 +313,9 @@ fn check_address(address: &str) -> Result<()> {
     }
 }
 
-fn resolve(listen: &str) -> Result<SocketAddr> {
+fn resolve(option: &str, listen: &str) -> Result<SocketAddr> {
     let wrong =
-        |why: &dyn std::fmt::Display| Failure::usage(format!("--listen {listen:?} is no host:port: {why}"));
+        |why: &dyn std::fmt::Display| Failure::usage(format!("{option} {listen:?} is no host:port: {why}"));
     let mut found = listen.to_socket_addrs().map_err(|error| wrong(&error))?;
     found.next().ok_or_else(|| wrong(&"the name has no address"))
 }
@@ -368,6 +388,9 @@ mod tests {
             (&["--listen", "nonsense"], "--listen"),
             (&["--partitions", "0"], "--partitions"),
             (&["--replicas", "0"], "--replicas"),
+            (&["--redis", "nonsense"], "--redis"),
+            (&["--redis", "0.0.0.0:6379"], "--redis-password"),
+            (&["--redis", "127.0.0.1:6379", "--redis-password", ""], "--redis-password"),
             (&["--weight", "0"], "--weight"),
             (&["--from-embedded", "--join", "a:1"], "--join"),
             (&["--from-embedded", "--partitions", "16"], "single partition"),

@@ -192,6 +192,15 @@ impl Transaction {
         Ok(self.get(tree, key).await?.is_some())
     }
 
+    /// The version of a key that this run has not written, which is read for that; 0: it is absent.
+    pub(in crate::cluster) async fn version(&self, tree: &Tree, key: &IVec) -> Result<u64> {
+        self.read(tree.name(), key.clone()).await?;
+        self.with(|sets| {
+            let found = sets.trees.get(tree.name()).and_then(|access| access.reads.get(key)?.as_ref());
+            found.map_or(0, |found| found.version)
+        })
+    }
+
     async fn read(&self, tree: &IVec, key: IVec) -> Result<Option<IVec>> {
         if let Some(known) = self.with(|sets| sets.known(tree, &key))? {
             return Ok(known);
