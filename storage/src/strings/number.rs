@@ -26,7 +26,7 @@ pub fn parse_integer(text: &[u8]) -> Option<i64> {
     if is_negative { Some(value) } else { value.checked_neg() }
 }
 
-/// Whether a text is a number as [`StringAction::AddFloat`] takes it.
+/// Whether a text is a number as [`AddFloat`](super::StringAction::AddFloat) takes it.
 pub fn is_number(text: &[u8]) -> bool {
     Number::parse(text).is_some()
 }
