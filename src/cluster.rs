@@ -22,9 +22,27 @@
 //! # Routing
 //!
 //! A cluster is made with a fixed number of partitions, each a group of replicas with a leader of its
-//! own. A key belongs to the partition that its hash says, in every tree. If it has a **tag**, that
+//! own. A key belongs to the partition that its hash says, the same in every tree. If it has a **tag**, that
 //! alone is hashed: the text between the first `{` and the first `}` behind it. `{ann}:role` and
 //! `{ann}:mail` share a partition, and can be written together.
+//!
+//! For each tree something else can be hashed than the whole key, chosen once, before anything is written to it:
+//! the first bytes, or what is before a delimiter ([`Client::set_tree_hash`]). Then all keys with such a prefix lie
+//! in one partition: scanning them asks that one alone, and batches of them are atomic.
+//!
+//! ```no_run
+//! # async fn chat(client: dogsled::cluster::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! use dogsled::cluster::ring::TreeHash;
+//!
+//! // When the application starts, each time: the first makes it so.
+//! client.set_tree_hash("messages", TreeHash::Before { delimiter: b'/', occurrence: 1 }).await?;
+//!
+//! let messages = client.tree("messages");
+//! messages.put("room-7/0001", "hello").await?;
+//! messages.put("room-7/0002", "hello yourself").await?;
+//! let room = messages.scan_prefix("room-7/").into_vec().await?; // one partition is asked
+//! # Ok(()) }
+//! ```
 //!
 //! | in one partition | over partitions |
 //! |---|---|
@@ -83,7 +101,8 @@
 //!
 //! [`Tree::insert_with_ttl`] sets a key that expires; every plain write of it takes the time to live from it
 //! again. A key that has expired is not read any more by the first entry of the log after its end, and at the
-//! latest about a tenth of a second after it.
+//! latest about a tenth of a second after it. Within a [`transaction`] it is
+//! [`put_with_ttl`](transaction::Transaction::put_with_ttl).
 //!
 //! # Following what happens
 //!
@@ -106,6 +125,10 @@
 //! binary. An application that has outgrown one machine makes the first node of its embedded database:
 //! see [`ReplicationConfig::convert_embedded`].
 //!
+//! # Redis's protocol
+//!
+//! A [`redis::RedisServer`] serves any Redis client from a node's own client, on the same data.
+//!
 //! # Who has what
 //!
 //! Each partition has three replicas ([`Client::change`] with [`Change::Replicas`] makes it more or
@@ -115,6 +138,12 @@
 //!
 //! A partition that has lost most of its replicas refuses writes ([`Error::Unavailable`]) while the others
 //! serve. If they are lost for ever, [`Client::recover`] brings it back from what is left.
+//!
+//! # Looking after a node
+//!
+//! With the feature `http`, `http::HttpServer` serves what a node counts and measures, whether it is well, and a page
+//! that shows the cluster; `report` has the parts of `dogsled status`. What there is to be told is
+//! [`Node::status`] and, for programs, `families` of [`Node::replication`].
 //!
 //! # Who may
 //!
@@ -133,13 +162,18 @@ mod election;
 mod entries;
 mod error;
 mod finishing;
+#[cfg(feature = "http")]
+pub mod http;
 mod lock;
 mod near_cache;
 mod node;
 mod options;
 mod pool;
 mod read_from;
+pub mod redis;
 mod registry;
+#[cfg(feature = "http")]
+pub mod report;
 mod routes;
 mod session;
 mod sharded_counter;

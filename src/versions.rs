@@ -104,6 +104,7 @@ impl Tree {
             reads: vec![KeyRead { tree, key: key.clone(), version }],
             ranges: Vec::new(),
             writes: vec![Write { tree, key: key.clone(), value }],
+            expiries: Vec::new(),
         };
         match self.execute(command, self.database.durability())? {
             Reply::Done => Ok(Ok(())),

@@ -25,6 +25,27 @@ fn everything(command: &dyn Fn(&[&str]) -> std::process::Command) {
     failing(LINES).fails_saying(8, &["line 2", "nothing was done"]);
     assert_eq!(run_with_input(command(&["counter", "get", "visits"]), b"").ok(), "3\n");
     failing("{\"op\":\"put\",\"key\":\"a\"}").fails_saying(6, &["line 1", "value"]);
+    let expiring = concat!(
+        r#"{"op":"put","key":"short","value":"1","ttl":100}"#,
+        "\n",
+        r#"{"op":"expire","key":"a","ttl":200}"#,
+        "\n",
+        r#"{"op":"expire","key":"nothing","ttl":200}"#,
+        "\n",
+        r#"{"op":"put","key":"stays","value":"1","ttl":100}"#,
+        "\n",
+        r#"{"op":"persist","key":"stays"}"#,
+    );
+    assert_eq!(txn(expiring).ok(), "{\"operations\":5,\"results\":[true,false]}\n");
+    let ttl = |key: &str| run_with_input(command(&["ttl", key]), b"").ok().trim().to_owned();
+    let within = |key: &str, seconds: std::ops::RangeInclusive<u64>| {
+        let left = ttl(key);
+        assert!(left.parse().is_ok_and(|left| seconds.contains(&left)), "{key} has {left} to live");
+    };
+    within("short", 1..=100);
+    within("a", 101..=200);
+    assert_eq!(ttl("stays"), "forever");
+    failing("{\"op\":\"expire\",\"key\":\"a\",\"ttl\":0}").fails_saying(6, &["line 1", "nonzero"]);
     txn("{\"op\":\"remove\",\"key\":\"a\"}\n").ok();
     run_with_input(command(&["get", "a"]), b"").fails(1);
 }

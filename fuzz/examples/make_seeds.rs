@@ -40,6 +40,7 @@ fn commands() -> Vec<Command> {
             reads: vec![KeyRead { tree, key: key(), version: 3 }],
             ranges: vec![RangeRead { tree, low: key(), high: None, count: 2, fingerprint: 9 }],
             writes: vec![write(Some("value"))],
+            expiries: vec![],
         },
         Command::ReserveIds { count: 300 },
         Command::Counter(CounterCommand::AddWithin { name: "n".into(), delta: -1, min: 0, max: 9 }),

@@ -46,7 +46,12 @@ fn command(choices: &mut Choices<'_>, model: &ModelState) -> Command {
             let key = choices.key();
             let version = model.tree(tree).and_then(|tree| tree.get(&key)).map_or(0, |found| found.version);
             let reads = vec![KeyRead { tree, key, version: version + u64::from(choices.byte() % 4 == 0) }];
-            Command::Transact { reads, ranges: Vec::new(), writes: writes(choices, model) }
+            Command::Transact {
+                reads,
+                ranges: Vec::new(),
+                writes: writes(choices, model),
+                expiries: Vec::new(),
+            }
         }
     }
 }

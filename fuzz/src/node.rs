@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dogsled_replication::hostile::peer_requests;
 use dogsled_replication::memory::MemoryNetwork;
+use dogsled_replication::ring::TreeHash;
 use dogsled_replication::runtime::seed_random_numbers;
 use dogsled_replication::{
     Change, ClientRequest, Consistency, GroupChange, MembershipId, Node, NodeConfig, NodeId,
@@ -236,7 +237,12 @@ fn client_requests() -> Vec<ClientRequest> {
         requests.push(ClientRequest::ChangeGroup { group: 1, based_on: MembershipId::default(), change });
     }
     let lost = Change::Lost { nodes: vec![node] };
-    for change in [Change::Drain { node, on: true }, Change::Replicas(2), Change::Gone { node }, lost] {
+    let hash = TreeHash::Before { delimiter: b'/', occurrence: 1 };
+    let hash = Change::HashTree { tree: "chat".into(), hash };
+    let leaders = Change::Leaders { leaders: vec![(1, node)] };
+    for change in
+        [Change::Drain { node, on: true }, Change::Replicas(2), Change::Gone { node }, lost, hash, leaders]
+    {
         requests.push(ClientRequest::Change { epoch: 1, wait: false, change });
     }
     requests.extend([ClientRequest::Record, ClientRequest::Membership { group: 1 }]);

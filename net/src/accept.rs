@@ -87,6 +87,7 @@ pub(crate) async fn accept_loop(shared: Arc<Shared>, service: Arc<dyn Service>) 
         let Some(incoming) = incoming else { break };
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             // A flood: not even a refusal, which would be traffic to an address that may be forged.
+            shared.counters.flooded();
             incoming.ignore();
             continue;
         };
@@ -119,10 +120,14 @@ async fn connection(
     let connection = match made {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
+            shared.counters.failed();
             shared.complain(|| tracing::warn!(%address, why = explain(&error), "a connection was not made"));
             return;
         }
-        Err(_) => return,
+        Err(_) => {
+            shared.counters.failed();
+            return;
+        }
     };
     match protocol(&connection).as_deref() {
         Some(PEER_ALPN) => peer(shared, service, connection, handshake).await,
@@ -130,6 +135,7 @@ async fn connection(
             Ok(_one) => client(shared, service, connection, handshake).await,
             Err(_) => {
                 let why = "this node has as many clients as it serves";
+                shared.counters.busy();
                 shared.complain(|| tracing::warn!(%address, "a client is refused: {why}"));
                 refuse_first_stream(&shared, &connection, (Verdict::Busy, why.to_owned())).await;
             }
@@ -187,6 +193,9 @@ fn answer(shared: &Shared, max_body: usize, refusal: Option<&Refusal>) -> Vec<u8
 
 /// Says why on the stream, waits until that was read, and closes.
 async fn refuse(shared: &Shared, connection: &Connection, mut send: SendStream, refusal: Refusal) {
+    if refusal.0 != Verdict::Busy {
+        shared.counters.failed();
+    }
     let bytes = answer(shared, 0, Some(&refusal));
     let said = async {
         if send.write_all(&bytes).await.is_ok() && send.finish().is_ok() {
@@ -220,6 +229,7 @@ async fn peer(
         let (mut send, receive, greeting) = match greeted_stream(&shared, &connection).await {
             Ok(stream) => stream,
             Err(why) => {
+                shared.counters.failed();
                 shared.complain(|| tracing::warn!(%address, why, "a peer's connection failed early"));
                 connection.close(CLOSED_REFUSED.into(), why.as_bytes());
                 break;
@@ -266,6 +276,7 @@ async fn peer(
         first.get_or_insert((hello, reading));
     }
     drop(handshake);
+    let _counted = (seen == [true; LANES.len()]).then(|| shared.counters.peer());
     if let (Some((hello, _)), true) = (&first, seen == [true; LANES.len()]) {
         tracing::info!(peer = %hello.from, %address, "a peer has connected");
         if let Some(peer) = shared.peer(hello.from) {
@@ -411,6 +422,7 @@ async fn client(
     let (mut send, receive, greeting) = match greeted_stream(&shared, &connection).await {
         Ok(stream) => stream,
         Err(why) => {
+            shared.counters.failed();
             shared.complain(|| tracing::warn!(%address, why, "a client's connection failed early"));
             return connection.close(CLOSED_REFUSED.into(), why.as_bytes());
         }
@@ -443,6 +455,7 @@ async fn client(
         return;
     }
     drop(handshake);
+    let _counted = shared.counters.client();
     tracing::debug!(%address, client = identity.name, "a client has connected");
     let max_reply = usize::try_from(hello.max_body).unwrap_or(usize::MAX).min(options.max_client_body);
     let limits = Limits {

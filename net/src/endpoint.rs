@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 
 use crate::accept::{IncomingPeers, accept_loop};
 use crate::certs::{CertificateError, CertificateFiles, Certificates};
+use crate::figures::{Counters, Figures};
 use crate::options::NetOptions;
 use crate::peer::{CLOSED_NORMALLY, Peer};
 use crate::socket;
@@ -102,6 +103,7 @@ pub(crate) struct Shared {
     pub(crate) incarnation: u128,
     pub(crate) options: NetOptions,
     pub(crate) incoming: IncomingPeers,
+    pub(crate) counters: Counters,
     pub(crate) closing: watch::Sender<bool>,
     /// `None` once it is closed. Each clone keeps the port open.
     endpoint: Mutex<Option<quinn::Endpoint>>,
@@ -205,6 +207,7 @@ impl Endpoint {
                 incarnation: random_u128(),
                 options,
                 incoming: IncomingPeers::default(),
+                counters: Counters::default(),
                 closing: watch::Sender::new(false),
                 endpoint: Mutex::new(Some(quic)),
                 peer_client: ArcSwap::from_pointee(peer_client),
@@ -231,6 +234,11 @@ impl Endpoint {
     /// Where it listens; tells the port if it was opened on port 0.
     pub fn local_address(&self) -> SocketAddr {
         self.local_address
+    }
+
+    /// Who is connected, and who was turned away.
+    pub fn figures(&self) -> Figures {
+        self.shared.counters.read()
     }
 
     /// Reads the certificates again, for connections made from now on; those that exist stay. If

@@ -12,7 +12,9 @@
 //! | `peer` | the way out: one connection per peer with three lanes, redialled |
 //! | `accept` | the way in: handshakes, greetings, who takes whose place |
 //! | `requester`, `responder` | the two ends of a stream of requests |
+//! | [`resp`] | the protocol of Redis: requests in, replies out |
 //! | `client`, `client_stream` | what clients use, and streams of results |
+//! | `figures` | who is connected, and who was turned away |
 //!
 //! # Promises
 //!
@@ -29,6 +31,7 @@ mod accept;
 mod client;
 mod client_stream;
 mod endpoint;
+mod figures;
 mod options;
 mod peer;
 mod requester;
@@ -37,9 +40,11 @@ mod socket;
 mod tls;
 
 pub mod certs;
+pub mod resp;
 pub mod wire;
 
 pub use client::{ClientConnection, ClientEndpoint};
 pub use client_stream::ResultStream;
 pub use endpoint::{CertificateSource, Endpoint, EndpointConfig, OpenError};
+pub use figures::Figures;
 pub use options::NetOptions;

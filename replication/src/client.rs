@@ -29,8 +29,10 @@
 //!                  epoch u64, the request to the end
 //!   15 recover     carry out u8, lost: nodes; see crate::recovery
 //!   16 go on alone (nodes use it among themselves)
-//!                  lost: nodes, groups u32, each: group u32, term u64, last entry: term u64,
-//!                  leader u64, position u64
+//!                  recovery u128, lost: nodes, groups u32, each: group u32, term u64, last entry:
+//!                  term u64, leader u64, position u64
+//!   17 a recovery is under way (nodes use it among themselves)
+//!                  recovery u128, stage u8 (0 begins, 1 they are given up for ever, 2 ends), lost: nodes
 //!
 //! reply     version u8 (1), kind u8, then by kind:
 //!    0 done        nothing
@@ -38,7 +40,9 @@
 //!    2 read        position u64, age: 0, or 1 and ms u64; reply to the end
 //!    3 map         cluster id u128, epoch u64, partitions u32, members,
 //!                  zones u32 (of each member, in that order; or 0), each: length u32, UTF-8;
-//!                  leaders u32, each: node u64 (0 none); replicas u32, each: nodes
+//!                  leaders u32, each: node u64 (0 none); replicas u32, each: nodes;
+//!                  trees u32, each: name: length u32, bytes; what is hashed: 3 bytes, as in
+//!                  crate::ring::tree_hash
 //!    4 status      as in crate::status
 //!    5 error       as in crate::error
 //!    6 events      see crate::watch
@@ -55,15 +59,18 @@
 //! Commands, reads and their replies are storage's; see [`dogsled_storage::codec`]. Members and
 //! addresses: a count u32, then each (node u64, addresses), (length u32, UTF-8).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_storage::IVec;
 
 use crate::codec::{Malformed, Put, Take, malformed};
 use crate::error::ClusterError;
 use crate::message::{put_members, take_members};
 use crate::meta::{Change, Record};
 use crate::recovery::Recovery;
+use crate::ring::TreeHash;
 use crate::status::{MembershipId, NodeStatus, put_ids, take_ids};
 use crate::transport::NodeId;
 use crate::types::{put_addresses, take_addresses};
@@ -245,11 +252,34 @@ pub enum ClientRequest {
     },
     /// As the best survivor: go on with these groups alone. Reply: [`ClientReply::Done`].
     GoOn {
+        /// Of which [recovery](ClientRequest::Hold).
+        operation: u128,
         /// Members that will never come back.
         lost: Vec<NodeId>,
         /// Group, the greatest term that any survivor knows, and what is to be the last entry here.
         groups: Vec<(u32, u64, MembershipId)>,
     },
+    /// A recovery is under way: one at a time, and those that are given up in it are not heard any more. Reply:
+    /// [`ClientReply::Done`].
+    Hold {
+        /// Its number, drawn at random.
+        operation: u128,
+        /// How far it is.
+        stage: HoldStage,
+        /// Members that will never come back.
+        lost: Vec<NodeId>,
+    },
+}
+
+/// How far a recovery is; see [`ClientRequest::Hold`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HoldStage {
+    /// It begins.
+    Begin,
+    /// The cluster's record gives them up: so do all, for ever, before any partition goes on without them.
+    Keep,
+    /// It has ended, or came to nothing.
+    End,
 }
 
 /// Where everything is, as far as the node that answers knows.
@@ -270,12 +300,19 @@ pub struct ClusterMap {
     pub leaders: Vec<Option<NodeId>>,
     /// Who has each group, or is about to, beginning with group 0. The first is to lead it.
     pub replicas: Vec<Vec<NodeId>>,
+    /// Trees of which not the whole key is hashed, by their plain names.
+    pub trees: BTreeMap<IVec, TreeHash>,
 }
 
 impl ClusterMap {
     /// Who has a group; nobody, if that is not known.
     pub fn replicas_of(&self, group: u32) -> &[NodeId] {
         self.replicas.get(group as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// What is hashed of the keys of a tree.
+    pub fn tree_hash(&self, tree: &[u8]) -> TreeHash {
+        self.trees.get(tree).copied().unwrap_or_default()
     }
 
     /// The zone of a member; empty if it has none, or none is known.
@@ -301,6 +338,11 @@ impl ClusterMap {
         for replicas in &self.replicas {
             put_ids(bytes, replicas);
         }
+        bytes.put_u32(self.trees.len() as u32);
+        for (name, hash) in &self.trees {
+            bytes.put_bytes(name);
+            hash.put(bytes);
+        }
     }
 
     fn take(take: &mut Take) -> Result<ClusterMap, Malformed> {
@@ -312,12 +354,16 @@ impl ClusterMap {
             zones: (0..take.count(4)?).map(|_| take.text()).collect::<Result<_, Malformed>>()?,
             leaders: Vec::new(),
             replicas: Vec::new(),
+            trees: BTreeMap::new(),
         };
         for _ in 0..take.count(8)? {
             map.leaders.push(Some(NodeId(take.u64()?)).filter(|leader| leader.0 != 0));
         }
         for _ in 0..take.count(4)? {
             map.replicas.push(take_ids(take)?);
+        }
+        for _ in 0..take.count(7)? {
+            map.trees.insert(IVec::from(&take.bytes()?[..]), TreeHash::take(take)?);
         }
         Ok(map)
     }
@@ -388,13 +434,14 @@ impl ClientRequest {
             | ClientRequest::Record
             | ClientRequest::Membership { .. }
             | ClientRequest::Watch { .. } => false,
+            ClientRequest::Change { change, .. } => !change.is_for_applications(),
             ClientRequest::Initialize { .. }
             | ClientRequest::AddMember { .. }
             | ClientRequest::RemoveMember { .. }
             | ClientRequest::TransferLeader { .. }
             | ClientRequest::ChangeGroup { .. }
-            | ClientRequest::Change { .. }
             | ClientRequest::Recover { .. }
+            | ClientRequest::Hold { .. }
             | ClientRequest::GoOn { .. } => true,
         }
     }
@@ -492,8 +539,19 @@ impl ClientRequest {
                 bytes.put_u8(u8::from(*accept_data_loss));
                 put_ids(&mut bytes, lost);
             }
-            ClientRequest::GoOn { lost, groups } => {
+            ClientRequest::Hold { operation, stage, lost } => {
+                bytes.put_u8(17);
+                bytes.put_u128(*operation);
+                bytes.put_u8(match stage {
+                    HoldStage::Begin => 0,
+                    HoldStage::Keep => 1,
+                    HoldStage::End => 2,
+                });
+                put_ids(&mut bytes, lost);
+            }
+            ClientRequest::GoOn { operation, lost, groups } => {
                 bytes.put_u8(16);
+                bytes.put_u128(*operation);
                 put_ids(&mut bytes, lost);
                 bytes.put_u32(groups.len() as u32);
                 for (group, term, last) in groups {
@@ -587,7 +645,18 @@ impl ClientRequest {
             12 => ClientRequest::Record,
             13 => ClientRequest::Membership { group: take.u32()? },
             15 => ClientRequest::Recover { accept_data_loss: take.flag()?, lost: take_ids(&mut take)? },
+            17 => ClientRequest::Hold {
+                operation: take.u128()?,
+                stage: match take.u8()? {
+                    0 => HoldStage::Begin,
+                    1 => HoldStage::Keep,
+                    2 => HoldStage::End,
+                    other => return malformed(format!("a recovery at the unknown stage {other}")),
+                },
+                lost: take_ids(&mut take)?,
+            },
             16 => ClientRequest::GoOn {
+                operation: take.u128()?,
                 lost: take_ids(&mut take)?,
                 groups: (0..take.count(36)?)
                     .map(|_| Ok((take.u32()?, take.u64()?, MembershipId::take(&mut take)?)))

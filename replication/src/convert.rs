@@ -88,7 +88,7 @@ pub(crate) fn convert(config: &NodeConfig, cluster: u128) -> Result<()> {
     let database_id = engine.database_id();
     install(config, database_id, &ReplicaSnapshot::of_embedded(&engine, note))?;
     make_wal(config, database_id, at, membership)?;
-    let file = NodeFile { node: me, database_id, cluster, partitions: 1, converting: true };
+    let file = NodeFile { node: me, database_id, cluster, partitions: 1, converting: true, taken_out: false };
     file.write(&**disk, directory)?;
     // Whoever opens the directory from here on finds the file.
     engine.close()

@@ -21,20 +21,28 @@ use dogsled_storage::wal::{Ticket, Wal};
 use openraft::storage::IOFlushed;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use crate::metrics::{Appended, Distribution, Histogram};
 use crate::runtime;
 use crate::types::TypeConfig;
 
 /// Whom to tell.
 pub(crate) enum Waiter {
-    Flushed(IOFlushed<TypeConfig>),
+    /// Entries, which are measured.
+    Flushed(IOFlushed<TypeConfig>, Appended),
     Done(oneshot::Sender<io::Result<()>>),
 }
 
 impl Waiter {
     fn complete(self, result: io::Result<()>) {
         match self {
-            Waiter::Flushed(flushed) => flushed.io_completed(result),
+            Waiter::Flushed(flushed, appended) => {
+                if result.is_ok() {
+                    appended.durable();
+                }
+                flushed.io_completed(result);
+            }
             // Nobody waits any more: no matter.
             Waiter::Done(sender) => drop(sender.send(result)),
         }
@@ -53,6 +61,21 @@ struct Shared {
     wal: Arc<Wal>,
     queue: Mutex<Queue>,
     wake: Condvar,
+    syncs: Histogram,
+}
+
+impl Shared {
+    fn new(wal: Arc<Wal>, queue: Queue) -> Arc<Shared> {
+        let (queue, wake, syncs) = (Mutex::new(queue), Condvar::new(), Histogram::default());
+        Arc::new(Shared { wal, queue, wake, syncs })
+    }
+
+    fn wait_durable(&self, ticket: Ticket) -> dogsled_storage::Result<()> {
+        let began = Instant::now();
+        let result = self.wal.wait_durable(ticket);
+        self.syncs.observe(began.elapsed());
+        result
+    }
 }
 
 /// See the [module](self).
@@ -73,7 +96,7 @@ enum Mode {
 impl Durability {
     /// With a thread of its own.
     pub(crate) fn threaded(wal: Arc<Wal>) -> io::Result<Durability> {
-        let shared = Arc::new(Shared { wal, queue: Mutex::default(), wake: Condvar::new() });
+        let shared = Shared::new(wal, Queue::default());
         let run = Arc::clone(&shared);
         let thread =
             std::thread::Builder::new().name("dogsled-durability".to_owned()).spawn(move || run.run())?;
@@ -83,8 +106,7 @@ impl Durability {
     /// Without. A sync takes between `time.0` and `time.1`; if that is nothing, it happens in
     /// [`Durability::when_durable`].
     pub(crate) fn inline(wal: Arc<Wal>, time: (Duration, Duration)) -> Durability {
-        let queue = Mutex::new(Queue { idle: true, ..Queue::default() });
-        let shared = Arc::new(Shared { wal, queue, wake: Condvar::new() });
+        let shared = Shared::new(wal, Queue { idle: true, ..Queue::default() });
         let mode = if time.1.is_zero() { Mode::InCall } else { Mode::Later(time.0, time.1) };
         Durability { shared, thread: Mutex::new(None), mode }
     }
@@ -92,7 +114,7 @@ impl Durability {
     /// Tells `waiter` when everything up to `ticket` is durable, or that it never will be.
     pub(crate) fn when_durable(&self, ticket: Ticket, waiter: Waiter) {
         if self.mode == Mode::InCall {
-            waiter.complete(self.shared.wal.wait_durable(ticket).map_err(to_io));
+            waiter.complete(self.shared.wait_durable(ticket).map_err(to_io));
             return;
         }
         let mut queue = self.shared.queue.lock();
@@ -119,6 +141,11 @@ impl Durability {
         let (sender, receiver) = oneshot::channel();
         self.when_durable(ticket, Waiter::Done(sender));
         receiver.await.unwrap_or_else(|_| Err(io::Error::other("the durability thread is gone")))
+    }
+
+    /// How long syncs took, each with the writing of what had gathered.
+    pub(crate) fn syncs(&self) -> Distribution {
+        self.shared.syncs.read()
     }
 
     /// Completes what waits, then ends the thread.
@@ -165,7 +192,7 @@ impl Shared {
     /// Syncs, and tells everybody of the batch.
     fn complete(&self, batch: &mut Vec<(Ticket, Waiter)>) {
         let newest = batch.iter().map(|(ticket, _)| *ticket).max().unwrap_or_default();
-        let result = self.wal.wait_durable(newest);
+        let result = self.wait_durable(newest);
         for (_, waiter) in batch.drain(..).rev() {
             waiter.complete(result.clone().map_err(to_io));
         }

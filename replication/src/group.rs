@@ -37,6 +37,7 @@ use crate::blocking::Blocking;
 use crate::client::GroupChange;
 use crate::error::ClusterError;
 use crate::log_store::{LogOptions, LogStore, SharedLog};
+use crate::metrics::GroupMetrics;
 use crate::network::Network;
 use crate::proposals::Proposals;
 use crate::read_index::{ReadRounds, Round};
@@ -69,6 +70,7 @@ pub(crate) struct Group {
     pub(crate) id: u32,
     pub(crate) slot: Arc<ReplicaSlot>,
     pub(crate) log: LogStore,
+    pub(crate) metrics: Arc<GroupMetrics>,
     shared_log: Arc<SharedLog>,
     config: Arc<openraft::Config>,
     network: Network,
@@ -92,8 +94,10 @@ impl Group {
     /// Opens what is on disk; may take long.
     pub(crate) fn open(id: u32, shared_log: Arc<SharedLog>, options: GroupOptions) -> io::Result<Group> {
         let wal = Arc::clone(&shared_log.wal);
-        let slot = ReplicaSlot::open(options.replica, wal, options.blocking, options.clock)
-            .map_err(crate::durability::to_io)?;
+        let metrics = shared_log.metrics.group(id);
+        let slot =
+            ReplicaSlot::open(options.replica, wal, options.blocking, options.clock, Arc::clone(&metrics))
+                .map_err(crate::durability::to_io)?;
         let slot = Arc::new(slot);
         let network = (options.network)(Arc::clone(&slot));
         let log = LogStore::open(Arc::clone(&shared_log), StreamId(id), options.log)?;
@@ -107,7 +111,8 @@ impl Group {
             max_command_bytes: options.max_command_bytes,
             raft: ArcSwapOption::empty(),
             failure: Mutex::new(None),
-            proposals: Proposals::default(),
+            proposals: Proposals::new(Arc::clone(&metrics)),
+            metrics,
             rounds: ReadRounds::default(),
             follower_rounds: ReadRounds::default(),
             confirmed: Mutex::new(None),
@@ -559,6 +564,8 @@ impl Group {
             applied: self.slot.applied(),
             durable,
             level: self.slot.age(),
+            // Measured by the node.
+            load: 0,
             followers: Vec::new(),
             failure: self.failure.lock().clone(),
         };

@@ -43,6 +43,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 
 use crate::durability::{Durability, Waiter, to_io};
+use crate::metrics::{GroupMetrics, NodeMetrics};
 use crate::status::EntryIdentity;
 use crate::transport::NodeId;
 use crate::types::{
@@ -71,13 +72,15 @@ impl Default for LogOptions {
 pub(crate) struct SharedLog {
     pub(crate) wal: Arc<Wal>,
     pub(crate) durability: Durability,
+    /// What is counted of all groups.
+    pub(crate) metrics: NodeMetrics,
     /// Bytes that all groups have appended, the clock of [`LogStore::purgeable`].
     appended: AtomicU64,
 }
 
 impl SharedLog {
     pub(crate) fn new(wal: Arc<Wal>, durability: Durability) -> SharedLog {
-        SharedLog { wal, durability, appended: AtomicU64::new(0) }
+        SharedLog { wal, durability, metrics: NodeMetrics::default(), appended: AtomicU64::new(0) }
     }
 }
 
@@ -128,6 +131,7 @@ struct Inner {
     shared: Arc<SharedLog>,
     stream: StreamId,
     options: LogOptions,
+    metrics: Arc<GroupMetrics>,
     state: Mutex<State>,
 }
 
@@ -176,7 +180,8 @@ impl LogStore {
             cache_bytes: 0,
             marks: VecDeque::from([(first, shared.appended.load(Ordering::Relaxed))]),
         };
-        Ok(LogStore { inner: Arc::new(Inner { shared, stream, options, state: Mutex::new(state) }) })
+        let metrics = shared.metrics.group(stream.0);
+        Ok(LogStore { inner: Arc::new(Inner { shared, stream, options, metrics, state: Mutex::new(state) }) })
     }
 
     /// Index of the last entry that need not be kept: `keep_entries` others came after it, or
@@ -427,6 +432,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let inner = &self.inner;
         let mut newest = Ticket::default();
+        let mut count = 0;
         {
             let mut guard = inner.state.lock();
             let state = &mut *guard;
@@ -443,6 +449,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                     state.first = index;
                 }
                 bytes += body.len() as u64;
+                count += 1;
                 state.last = Some(entry.log_id);
                 state.cache_bytes += entry_memory(&entry);
                 state.cache.push_back(entry);
@@ -457,7 +464,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             state.check_invariants();
         }
-        inner.shared.durability.when_durable(newest, Waiter::Flushed(callback));
+        inner
+            .shared
+            .durability
+            .when_durable(newest, Waiter::Flushed(callback, inner.metrics.appended(count)));
         Ok(())
     }
 

@@ -41,6 +41,7 @@ use openraft::raft::{
 };
 
 use crate::codec::{Malformed, Put, Take, malformed};
+use crate::fence::Authority;
 use crate::transport::NodeId;
 use crate::types::{
     ENTRY_HEADER, Entry, LogId, TypeConfig, Vote, decode_entry, entry_body, entry_header, put_addresses,
@@ -387,8 +388,8 @@ pub(crate) enum PeerError {
     Failed(String),
     /// It does not lead.
     NotLeader(String),
-    /// Whoever asks was taken out of the cluster.
-    Removed(String),
+    /// Whoever asks was taken out of the cluster; by what history, see [`crate::fence`].
+    Removed(Authority, String),
 }
 
 impl std::fmt::Display for PeerError {
@@ -399,7 +400,7 @@ impl std::fmt::Display for PeerError {
             | PeerError::NoGroup(what)
             | PeerError::Failed(what)
             | PeerError::NotLeader(what)
-            | PeerError::Removed(what) => f.write_str(what),
+            | PeerError::Removed(_, what) => f.write_str(what),
         }
     }
 }
@@ -431,9 +432,12 @@ pub(crate) fn encode_error(error: &PeerError) -> Bytes {
         PeerError::NoGroup(text) => (3, text),
         PeerError::Failed(text) => (4, text),
         PeerError::NotLeader(text) => (5, text),
-        PeerError::Removed(text) => (6, text),
+        PeerError::Removed(_, text) => (6, text),
     };
     let mut bytes = vec![VERSION, 1, kind];
+    if let PeerError::Removed(authority, _) = error {
+        authority.put(&mut bytes);
+    }
     bytes.extend_from_slice(text.as_bytes());
     bytes.into()
 }
@@ -447,13 +451,15 @@ pub(crate) fn take_reply(bytes: Bytes) -> Result<Take, PeerError> {
         return Ok(take);
     }
     let kind = take.u8().map_err(unreadable)?;
+    let authority =
+        if kind == 6 { Authority::take(&mut take).map_err(unreadable)? } else { Authority::default() };
     let text = String::from_utf8_lossy(&take.rest()).into_owned();
     Err(match kind {
         1 => PeerError::Malformed(text),
         2 => PeerError::WrongCluster(text),
         3 => PeerError::NoGroup(text),
         5 => PeerError::NotLeader(text),
-        6 => PeerError::Removed(text),
+        6 => PeerError::Removed(authority, text),
         _ => PeerError::Failed(text),
     })
 }
@@ -561,7 +567,10 @@ mod tests {
         assert_eq!(take_vote_reply(take_reply(encode_vote_reply(&reply)).unwrap()).unwrap(), reply);
         let request = TransferLeaderRequest::new(Vote::new_committed(4, 2), 3, Some(log_id(3, 9)));
         assert_eq!(take_transfer(body(&encode_transfer(7, 3, &request))).unwrap(), request);
-        for error in [PeerError::NoGroup("none".to_owned()), PeerError::Removed("out".to_owned())] {
+        let removed = PeerError::Removed(Authority { term: 3, leader: 2, epoch: 258 }, "out".to_owned());
+        let hex: String = encode_error(&removed).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "010106030000000000000002000000000000000201000000000000".to_owned() + "6f7574");
+        for error in [PeerError::NoGroup("none".to_owned()), removed] {
             assert_eq!(take_reply(encode_error(&error)).unwrap_err(), error);
         }
         let adoption = Adoption {

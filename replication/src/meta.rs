@@ -29,6 +29,12 @@
 //! are lost with the quorum of something are removed at once, from whatever state: see
 //! [`crate::recovery`].
 //!
+//! # Trees
+//!
+//! It says, too, of which trees a prefix of the keys is hashed. The first to choose for a tree has chosen for
+//! ever: what was chosen is written down before anything is done about it, and is *in force*, so that clients are
+//! told, when every partition goes by it. See [`crate::ring::tree_hash`].
+//!
 //! # Bytes
 //!
 //! ```text
@@ -38,15 +44,18 @@
 //! removed u32, each: node u64
 //! voters of group 0: u32, each: node u64
 //! placement, as in crate::ring
+//! trees u32, each: name: length u32, bytes; what is hashed: 3 bytes, as in crate::ring::tree_hash; in force u8
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_storage::IVec;
 
 use crate::codec::{Malformed, Put, Take, malformed};
-use crate::ring::{META_GROUP, Member, Placement};
+use crate::ring::tree_hash::check_name;
+use crate::ring::{META_GROUP, Member, Placement, TreeHash};
 use crate::transport::NodeId;
 use crate::types::{put_addresses, take_addresses};
 
@@ -67,6 +76,8 @@ pub const DEFAULT_WEIGHT: u32 = 100;
 pub const MAX_WEIGHT: u32 = 10_000;
 /// Voters of group 0; all other members follow it without a vote.
 const META_VOTERS: usize = 5;
+/// Trees of which a prefix is hashed: every client is told all of them.
+pub const MAX_HASHED_TREES: usize = 1_000;
 /// Bytes of a zone's name.
 const MAX_ZONE_LENGTH: usize = 64;
 
@@ -141,6 +152,15 @@ impl Default for MoveSettings {
     }
 }
 
+/// What was chosen to be hashed of the keys of a tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HashedTree {
+    /// What.
+    pub hash: TreeHash,
+    /// Every partition goes by it.
+    pub in_force: bool,
+}
+
 /// See the [module](self).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
@@ -160,6 +180,8 @@ pub struct Record {
     pub meta_voters: Vec<NodeId>,
     /// Who is to have each partition.
     pub placement: Placement,
+    /// Trees of which a prefix of the keys is hashed; of all others the whole key is.
+    pub trees: BTreeMap<IVec, HashedTree>,
 }
 
 /// What an operator, or the cluster itself, changes in the record.
@@ -237,9 +259,33 @@ pub enum Change {
         /// Which.
         nodes: Vec<NodeId>,
     },
+    /// Hash a prefix of the keys of a tree that is nowhere yet. For applications as well.
+    HashTree {
+        /// Its name.
+        tree: IVec,
+        /// What is hashed of its keys, for ever.
+        hash: TreeHash,
+    },
+    /// These partitions are to be led by these of their replicas, because of what there is to do. The cluster's
+    /// own.
+    Leaders {
+        /// Which, and by whom.
+        leaders: Vec<(u32, NodeId)>,
+    },
+    /// Every partition goes by what was chosen for a tree. The cluster's own.
+    TreeHashed {
+        /// Its name.
+        tree: IVec,
+    },
 }
 
 impl Change {
+    /// Whether applications may ask for it, not only administrators: it says how the application's own data
+    /// is to lie, and changes nothing for others.
+    pub fn is_for_applications(&self) -> bool {
+        matches!(self, Change::HashTree { .. })
+    }
+
     /// Whether it is for operators to ask for.
     pub fn is_for_operators(&self) -> bool {
         match self {
@@ -248,13 +294,16 @@ impl Change {
             | Change::Drain { .. }
             | Change::Weight { .. }
             | Change::Replicas(_)
-            | Change::Moves { .. } => true,
+            | Change::Moves { .. }
+            | Change::HashTree { .. } => true,
             Change::Formed
             | Change::Follows { .. }
             | Change::Silent { .. }
             | Change::Heard { .. }
             | Change::Gone { .. }
-            | Change::Lost { .. } => false,
+            | Change::Lost { .. }
+            | Change::Leaders { .. }
+            | Change::TreeHashed { .. } => false,
         }
     }
 
@@ -315,6 +364,23 @@ impl Change {
                 bytes.put_u8(12);
                 put_ids(bytes, nodes.iter());
             }
+            Change::HashTree { tree, hash } => {
+                bytes.put_u8(13);
+                bytes.put_bytes(tree);
+                hash.put(bytes);
+            }
+            Change::TreeHashed { tree } => {
+                bytes.put_u8(14);
+                bytes.put_bytes(tree);
+            }
+            Change::Leaders { leaders } => {
+                bytes.put_u8(15);
+                bytes.put_u32(leaders.len() as u32);
+                for (partition, leader) in leaders {
+                    bytes.put_u32(*partition);
+                    bytes.put_u64(leader.0);
+                }
+            }
         }
     }
 
@@ -358,6 +424,13 @@ impl Change {
             10 => Change::Heard { node: node(take)? },
             11 => Change::Gone { node: node(take)? },
             12 => Change::Lost { nodes: take_ids(take)? },
+            13 => Change::HashTree { tree: IVec::from(&take.bytes()?[..]), hash: TreeHash::take(take)? },
+            14 => Change::TreeHashed { tree: IVec::from(&take.bytes()?[..]) },
+            15 => Change::Leaders {
+                leaders: (0..take.count(12)?)
+                    .map(|_| Ok((take.u32()?, NodeId(take.u64()?))))
+                    .collect::<Result<_, Malformed>>()?,
+            },
             other => return malformed(format!("a change of the unknown kind {other}")),
         })
     }
@@ -398,6 +471,7 @@ impl Record {
             removed: BTreeSet::new(),
             meta_voters: Vec::new(),
             placement,
+            trees: BTreeMap::new(),
         };
         record.place_meta();
         Ok(record)
@@ -415,6 +489,11 @@ impl Record {
             _ if group <= self.partitions() => self.placement.replicas(group),
             _ => &[],
         }
+    }
+
+    /// What is hashed of the keys of a tree, if every partition goes by it and it is not the whole key.
+    pub fn tree_hash(&self, tree: &[u8]) -> Option<TreeHash> {
+        self.trees.get(tree).filter(|chosen| chosen.in_force).map(|chosen| chosen.hash)
     }
 
     /// Who is to lead a group. The meta group belongs to the voter that has the fewest partitions to
@@ -634,6 +713,29 @@ impl Record {
                     }
                 }
             }
+            Change::HashTree { tree, hash } => {
+                check_name(tree)?;
+                hash.check()?;
+                match self.trees.get(tree) {
+                    Some(chosen) if chosen.hash == *hash => {}
+                    Some(chosen) => return Err(chosen_already(tree, chosen.hash)),
+                    None if *hash == TreeHash::Whole => {}
+                    None if self.trees.len() >= MAX_HASHED_TREES => {
+                        return Err(format!(
+                            "a prefix is hashed of {MAX_HASHED_TREES} trees, which is the most"
+                        ));
+                    }
+                    None => {
+                        next.trees.insert(tree.clone(), HashedTree { hash: *hash, in_force: false });
+                    }
+                }
+            }
+            // What it was decided upon may be another placement by now: then it is decided upon anew.
+            Change::Leaders { leaders } => next.placement = self.placement.with_leaders(leaders)?,
+            Change::TreeHashed { tree } => match next.trees.get_mut(tree) {
+                Some(chosen) => chosen.in_force = true,
+                None => return Err(format!("nothing was chosen for the tree \"{}\"", tree.escape_ascii())),
+            },
         }
         if replace {
             next.place()?;
@@ -667,6 +769,12 @@ impl Record {
         put_ids(&mut bytes, self.removed.iter());
         put_ids(&mut bytes, self.meta_voters.iter());
         self.placement.put(&mut bytes);
+        bytes.put_u32(self.trees.len() as u32);
+        for (name, tree) in &self.trees {
+            bytes.put_bytes(name);
+            tree.hash.put(&mut bytes);
+            bytes.put_u8(u8::from(tree.in_force));
+        }
         bytes.into()
     }
 
@@ -700,9 +808,26 @@ impl Record {
         let removed: BTreeSet<NodeId> = take_ids(&mut take)?;
         let meta_voters = take_ids(&mut take)?;
         let placement = Placement::take(&mut take)?;
+        let mut trees = BTreeMap::new();
+        for _ in 0..take.count(8)? {
+            let name = IVec::from(&take.bytes()?[..]);
+            let tree = HashedTree { hash: TreeHash::take(&mut take)?, in_force: take.flag()? };
+            if tree.hash == TreeHash::Whole || trees.insert(name, tree).is_some() {
+                return malformed("what is hashed of a tree is said needlessly");
+            }
+        }
         take.end()?;
-        Ok(Record { epoch, replicas, forming, settings, members, removed, meta_voters, placement })
+        Ok(Record { epoch, replicas, forming, settings, members, removed, meta_voters, placement, trees })
     }
+}
+
+/// The refusal of another choice.
+pub(crate) fn chosen_already(tree: &[u8], hash: TreeHash) -> String {
+    format!(
+        "of the keys of \"{}\" {hash} is hashed, which was chosen for ever: a tree with another name can be \
+         hashed otherwise",
+        tree.escape_ascii()
+    )
 }
 
 /// Places partitions on the members that are given any.

@@ -102,9 +102,9 @@ impl Connection {
             let why = format!("node {} was taken out of the cluster itself", self.network.node);
             return std::future::ready(Err(TransportError::Unreachable(why))).boxed();
         }
-        if self.network.fence.is_removed(self.to) {
+        if self.network.fence.is_shut_out(self.to) {
             // A log that is older than that may still count it among its voters.
-            let why = format!("node {} was taken out of the cluster", self.to);
+            let why = format!("node {} was taken out of the cluster, or is just being given up", self.to);
             return std::future::ready(Err(TransportError::Unreachable(why))).boxed();
         }
         self.network.transport.request(self.to, lane, body, deadline)

@@ -6,6 +6,7 @@
 //! LOCK          held while the node runs
 //! node          whose directory this is; see crate::node_file
 //! wal/          the WAL: stream g is the log of group g
+//! given-up      whom the node has given up for ever, if anybody; see crate::given_up
 //! groups/<g>/   the replica of group g, if the node has one; see hosting
 //! wal.new/      empty, but while an embedded database is made a node; see crate::convert
 //! ```
@@ -40,11 +41,14 @@
 //! What is done when a group has lost its quorum for ever is told in [`crate::recovery`].
 
 mod drive;
+mod hash_tree;
 pub(crate) mod hosting;
+mod load;
 mod maintenance;
 mod members;
 pub(crate) mod record;
 mod recover;
+mod report;
 mod serve;
 mod transactions;
 
@@ -60,7 +64,7 @@ use dogsled_storage::codec::{
 use dogsled_storage::disk::DiskLock;
 use dogsled_storage::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply};
 use dogsled_storage::wal::{Wal, WalOptions};
-use dogsled_storage::{Error, Result, TransactionId};
+use dogsled_storage::{Error, IVec, Result, TransactionId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -75,13 +79,16 @@ use crate::fence::Fence;
 use crate::group::Group;
 use crate::log_store::SharedLog;
 use crate::message::Adoption;
-use crate::meta::Record;
+use crate::meta::{HashedTree, Record};
 use crate::node_file::NodeFile;
 use crate::reconcile::View;
+use crate::ring::TreeHash;
 use crate::runtime;
 use crate::snapshot::Snapshots;
-use crate::status::{EntryIdentity, NodeStatus};
+use crate::status::{EntryIdentity, GroupStatus, NodeStatus};
 use crate::transport::{NodeId, Transport};
+
+pub use self::report::GroupLock;
 
 /// A node; clones are the same node.
 #[derive(Clone)]
@@ -196,6 +203,8 @@ struct Inner {
     settling: Mutex<HashSet<(u32, TransactionId)>>,
     /// Groups whose old decisions are being looked after.
     forgetting: Mutex<HashSet<u32>>,
+    /// How busy its groups are.
+    loads: Mutex<load::Loads>,
     /// Until the node is stopped.
     lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
@@ -245,7 +254,7 @@ impl Node {
             blocking.run(open).await.map_err(|error| Error::io("starting the node", error))??;
         let inner = Arc::new(Inner {
             snapshots: Arc::new(Snapshots::new(config.snapshot_bytes_per_second, blocking)),
-            fence: Arc::default(),
+            fence: Arc::new(Fence::new(file.taken_out)),
             transport,
             blocking,
             shared_log: Arc::new(shared_log),
@@ -261,9 +270,17 @@ impl Node {
             tasks: Mutex::default(),
             settling: Mutex::default(),
             forgetting: Mutex::default(),
+            loads: Mutex::default(),
             lock: Mutex::new(Some(lock)),
             config,
         });
+        if file.taken_out {
+            tracing::error!(
+                node = inner.config.node.0,
+                "this node was taken out of the cluster, and serves nobody any more: give it a new id and an empty \
+                 directory"
+            );
+        }
         if file.cluster != 0 {
             inner.open_cluster().await?;
         }
@@ -288,6 +305,12 @@ impl Node {
     /// Where everything is, as far as is known here.
     pub fn map(&self) -> ClusterMap {
         self.inner.map()
+    }
+
+    /// What is hashed of the keys of a tree, as far as is known here.
+    pub fn tree_hash(&self, tree: &[u8]) -> TreeHash {
+        let record = self.inner.cluster.get().and_then(Cluster::record);
+        record.and_then(|record| record.tree_hash(tree)).unwrap_or_default()
     }
 
     /// Who leads a group, as far as is known here.
@@ -437,6 +460,7 @@ pub(crate) fn open_directory(config: &NodeConfig) -> Result<Opened> {
                 cluster: 0,
                 partitions: 0,
                 converting: false,
+                taken_out: false,
             };
             file.write(&**disk, directory)?;
             file
@@ -584,6 +608,9 @@ impl Inner {
                 let members = record.members.iter();
                 map.members = members.map(|(node, member)| (*node, member.addresses.clone())).collect();
                 map.zones = record.members.values().map(|member| member.zone.clone()).collect();
+                let in_force =
+                    |(name, tree): (&IVec, &HashedTree)| tree.in_force.then(|| (name.clone(), tree.hash));
+                map.trees = record.trees.iter().filter_map(in_force).collect();
             }
             None => {
                 let (_, members) = groups.get(&0).map(|group| group.members()).unwrap_or_default();
@@ -605,7 +632,9 @@ impl Inner {
             node: self.config.node,
             cluster: self.cluster.get().map_or(0, |cluster| cluster.id),
             members: self.map().members,
-            groups: groups().map(|group| group.status()).collect(),
+            groups: groups()
+                .map(|group| GroupStatus { load: self.load_of(group.id), ..group.status() })
+                .collect(),
             wal_live_bytes: wal.live_bytes,
             wal_file_bytes: wal.file_bytes,
             wal_syncs: wal.syncs,

@@ -7,7 +7,8 @@
 //!  16  node id       u64
 //!  24  database id   u128  of the node's WAL and replicas, drawn when the directory was made
 //!  40  cluster id    u128  0 as long as the node belongs to no cluster
-//!  56  converting    u32   1 while an embedded database is being made a node; see crate::convert
+//!  56  flags         u32   1: an embedded database is being made a node, see crate::convert; 2: the node was told
+//!                          that it was taken out of the cluster, see crate::fence
 //!  60  checksum      u32   CRC-32 of bytes 0..60
 //! ```
 //!
@@ -30,7 +31,11 @@ pub(crate) struct NodeFile {
     pub(crate) cluster: u128,
     pub(crate) partitions: u32,
     pub(crate) converting: bool,
+    pub(crate) taken_out: bool,
 }
+
+const CONVERTING: u32 = 1;
+const TAKEN_OUT: u32 = 2;
 
 impl NodeFile {
     /// Reads a directory's; `None` if there is none.
@@ -62,12 +67,16 @@ impl NodeFile {
                 u32_at(8)
             ));
         }
+        if u32_at(56) & !(CONVERTING | TAKEN_OUT) != 0 {
+            return Err(Error::corrupt(&path, 56, format!("flags {:#x} of an unknown meaning", u32_at(56))));
+        }
         Ok(Some(NodeFile {
             node: u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes")),
             database_id: u128_at(24),
             cluster: u128_at(40),
             partitions: u32_at(12),
-            converting: u32_at(56) != 0,
+            converting: u32_at(56) & CONVERTING != 0,
+            taken_out: u32_at(56) & TAKEN_OUT != 0,
         }))
     }
 
@@ -80,7 +89,8 @@ impl NodeFile {
         bytes[16..24].copy_from_slice(&self.node.to_le_bytes());
         bytes[24..40].copy_from_slice(&self.database_id.to_le_bytes());
         bytes[40..56].copy_from_slice(&self.cluster.to_le_bytes());
-        bytes[56..60].copy_from_slice(&u32::from(self.converting).to_le_bytes());
+        let flags = u32::from(self.converting) * CONVERTING + u32::from(self.taken_out) * TAKEN_OUT;
+        bytes[56..60].copy_from_slice(&flags.to_le_bytes());
         let checksum = crc32fast::hash(&bytes[..60]);
         bytes[60..].copy_from_slice(&checksum.to_le_bytes());
         let aside = directory.join("node.new");
@@ -107,13 +117,24 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         assert_eq!(NodeFile::read(&RealDisk, path).unwrap(), None);
-        let file = NodeFile { node: 3, database_id: 5 << 100, cluster: 0, partitions: 0, converting: true };
+        let file = NodeFile {
+            node: 3,
+            database_id: 5 << 100,
+            cluster: 0,
+            partitions: 0,
+            converting: true,
+            taken_out: false,
+        };
         file.write(&RealDisk, path).unwrap();
         assert_eq!(NodeFile::read(&RealDisk, path).unwrap(), Some(file));
         let adopted = NodeFile { cluster: 7 << 90, partitions: 16, converting: false, ..file };
         adopted.write(&RealDisk, path).unwrap();
         assert_eq!(NodeFile::read(&RealDisk, path).unwrap(), Some(adopted));
+        let out = NodeFile { taken_out: true, ..adopted };
+        out.write(&RealDisk, path).unwrap();
+        assert_eq!(NodeFile::read(&RealDisk, path).unwrap(), Some(out));
         let mut bytes = std::fs::read(path.join("node")).unwrap();
+        assert_eq!(bytes[56..60], [2, 0, 0, 0]);
         bytes[20] ^= 1;
         std::fs::write(path.join("node"), bytes).unwrap();
         assert!(matches!(NodeFile::read(&RealDisk, path), Err(Error::Corrupt(_))));

@@ -14,8 +14,10 @@ use openraft::errors::{ClientWriteError, ForwardToLeader};
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::group::Raft;
+use crate::metrics::{GroupMetrics, Handed};
 use crate::runtime;
 use crate::types::{Proposal, Responder, TypeConfig};
 
@@ -25,26 +27,34 @@ const LINGER: Duration = Duration::from_millis(10);
 
 type Outcome = ClientWriteResult<TypeConfig>;
 
+/// A proposal, whom to tell, and since when it waits.
+type Waiting = (Proposal, oneshot::Sender<Outcome>, Instant);
+
 #[derive(Default)]
 struct Queue {
-    waiting: Vec<(Proposal, oneshot::Sender<Outcome>)>,
+    waiting: Vec<Waiting>,
     running: bool,
 }
 
 /// See the [module](self); clones are the same.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Proposals {
     queue: Arc<Mutex<Queue>>,
+    metrics: Arc<GroupMetrics>,
 }
 
 impl Proposals {
+    pub(crate) fn new(metrics: Arc<GroupMetrics>) -> Proposals {
+        Proposals { queue: Arc::default(), metrics }
+    }
+
     /// Has a command proposed, in the order of these calls. The outcome is dropped untold if openraft
     /// stops before it knows.
     pub(crate) fn push(&self, raft: &Arc<Raft>, proposal: Proposal) -> oneshot::Receiver<Outcome> {
         let (sender, receiver) = oneshot::channel();
         let begin = {
             let mut queue = self.queue.lock();
-            queue.waiting.push((proposal, sender));
+            queue.waiting.push((proposal, sender, Instant::now()));
             !std::mem::replace(&mut queue.running, true)
         };
         if begin {
@@ -68,7 +78,7 @@ impl Proposals {
                     return;
                 }
             }
-            if let Some(through) = send(&raft, &mut batch).await {
+            if let Some(through) = send(&raft, &mut batch, &self.metrics).await {
                 under_way.push(through);
             }
             tokio::select! {
@@ -84,12 +94,14 @@ impl Proposals {
 /// Hands a batch to openraft; what is returned ends when its last entry is through.
 async fn send(
     raft: &Raft,
-    batch: &mut Vec<(Proposal, oneshot::Sender<Outcome>)>,
+    batch: &mut Vec<Waiting>,
+    metrics: &Arc<GroupMetrics>,
 ) -> Option<oneshot::Receiver<()>> {
-    let (last, through) = oneshot::channel();
-    let mut last = Some(last);
-    let count = batch.len();
-    for (number, (proposal, sender)) in batch.drain(..).enumerate() {
+    let (sender, through) = oneshot::channel();
+    let (count, at) = (batch.len(), Instant::now());
+    let mut last = Some(Handed { through: sender, metrics: Arc::clone(metrics), at, entries: count as u64 });
+    for (number, (proposal, sender, since)) in batch.drain(..).enumerate() {
+        metrics.queued(since, at);
         let last = if number + 1 == count { last.take() } else { None };
         // openraft merges those that follow each other. If it has stopped, the responder is dropped.
         let _ = raft.client_write_ff(proposal, Some(Responder { sender, last })).await;
@@ -110,7 +122,7 @@ impl Drop for End<'_> {
         }
         let mut queue = self.proposals.queue.lock();
         queue.running = false;
-        for (_, sender) in queue.waiting.drain(..) {
+        for (_, sender, _) in queue.waiting.drain(..) {
             let _ = sender.send(Err(ClientWriteError::ForwardToLeader(ForwardToLeader::empty())));
         }
     }

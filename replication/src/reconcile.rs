@@ -77,6 +77,8 @@ pub(crate) struct View {
     pub(crate) hosts: BTreeMap<NodeId, BTreeSet<u32>>,
     /// How long members have not been heard of.
     pub(crate) silent: BTreeMap<NodeId, Duration>,
+    /// How busy groups are whose leader answers.
+    pub(crate) loads: BTreeMap<u32, u64>,
 }
 
 /// Something to be done.
@@ -105,6 +107,7 @@ impl View {
                     continue;
                 }
                 terms.insert(group.group, group.term);
+                view.loads.insert(group.group, group.load);
                 let mut level = BTreeSet::from([status.node]);
                 for follower in &group.followers {
                     let heard = follower.heard.is_some_and(|heard| heard <= recently);

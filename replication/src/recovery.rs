@@ -31,18 +31,24 @@
 //!
 //! A crash between any two of them leaves a survivor that has no quorum still, for which the same is done
 //! again. Before partitions are recovered, the lost members are moved to the record's list of removed ids
-//! (for which the meta group itself is recovered first, if it must be). From there on the ordinary
-//! reconciliation gives the group as many replicas as are wanted.
+//! (for which the meta group itself is recovered first, if it must be), and every survivor has written down that
+//! it does not hear them any more. From there on the ordinary reconciliation gives the group as many replicas
+//! as are wanted.
+//!
+//! All survivors take part in one recovery at a time. So two operators at once cannot choose two survivors for
+//! one group: the second is told of the first.
 //!
 //! # Why an old member cannot bring its history back
 //!
 //! - Its votes are of terms below T: 2³² elections lie between, more than a century of them at one a second.
 //!   So its log is never as new as the survivor's, and nobody who follows the survivor votes for it.
+//! - From before the first entry of the new history on no survivor answers it, not even by a refusal that would
+//!   tell it of T: otherwise it would have others elect it in a later term, and the survivor would follow *it*.
 //! - Its id is among those removed: its Raft requests are refused, none are sent to it, and neither its
 //!   acknowledgements nor its votes count with *another* survivor, whose log still names it as a voter. See
 //!   the module `fence`.
-//! - It is told so, and serves nobody from then on, though several lost members that came back together
-//!   would have a majority among themselves.
+//! - It is told so, and serves nobody from then on, also after a restart, though several lost members that came
+//!   back together would have a majority among themselves.
 //! - Another survivor's replica of the group is wiped when it is taken into it again, by a membership that
 //!   is newer than anything in its log; see `node::hosting`. (Of group 0, which stays open always, it is
 //!   overwritten from where it differs, as any follower's is.)
@@ -54,6 +60,11 @@
 //! be lost while others are not. Sessions that only lost entries knew are unknown.
 //!
 //! # Not here
+//!
+//! Members that are named as lost, and live behind a cut with a majority among themselves, serve their clients
+//! until they hear of the others: nobody can tell them. What they acknowledge is lost. So is what one of two
+//! recoveries acknowledged if both sides of a cut were made to go on, each told that the other is lost: when they
+//! hear of each other, one goes on and the other stops.
 //!
 //! A group of which no survivor has a replica is gone; nothing is made up in its place.
 //!
@@ -216,7 +227,9 @@ pub(crate) fn plan(
     {
         return Err(format!("node {stranger} is no member of the cluster"));
     }
-    let alive: Vec<NodeId> = named.iter().filter(|node| answers.contains_key(node)).copied().collect();
+    // One that was given up already, and has come back, does not keep what was begun from being gone on with.
+    let is_alive = |node: &&NodeId| answers.contains_key(node) && !record.removed.contains(node);
+    let alive: Vec<NodeId> = named.iter().filter(is_alive).copied().collect();
     if !alive.is_empty() {
         return Err(format!(
             "node {} answers: it is not lost. What it has is better than what others make of it; if it must go, stop \

@@ -10,6 +10,9 @@
 //! A **tag** is what stands between the first `{` and the first `}` behind it, if that is not empty:
 //! `{user:7}:name` and `{user:7}:mail` share a partition.
 //!
+//! For each tree it can be chosen once that a prefix of the key is hashed instead, so that a scan of a prefix
+//! is of one partition: [`TreeHash`]. (A key has the same partition in all trees that are hashed alike.)
+//!
 //! # Partitions to members
 //!
 //! Consistent hashing (Karger et al., 1997) gives every member a number of **virtual points** on the
@@ -46,7 +49,8 @@
 //!   sixteenth more, rounded up. Placements aim at the share itself, and those made from nothing have
 //!   it, rounded down or up; the margin is what moving nothing needlessly may cost.
 //! - The preferred leaders are as even: a member has its replicas divided by the number of replicas,
-//!   rounded down or up ([`Placement::preferred_leader`]).
+//!   rounded down or up ([`Placement::preferred_leader`]). Which these are follows what there is to do:
+//!   [`load`].
 //!
 //! And for every step from one to the next:
 //!
@@ -63,13 +67,16 @@
 #[cfg(test)]
 mod histories;
 mod leaders;
+pub mod load;
 mod placement;
 mod points;
 mod rebalance;
 mod share;
+pub mod tree_hash;
 
 pub use placement::{Change, Member, Placement, RingError};
 
+pub use tree_hash::{TreeHash, group_in};
 use twox_hash::XxHash3_64;
 
 /// Group 0 is not a partition.
@@ -97,9 +104,14 @@ pub fn hash(key: &[u8]) -> u64 {
 /// # Panics
 /// If there is no partition.
 pub fn group_of(key: &[u8], partitions: u32) -> u32 {
+    slice(hash(key), partitions)
+}
+
+/// The group of a hash.
+fn slice(hash: u64, partitions: u32) -> u32 {
     assert!(partitions > 0, "a cluster has at least one partition");
     // The upper bits of hash × partitions: equal slices in the order of the hashes.
-    let slice = (u128::from(hash(key)) * u128::from(partitions)) >> 64;
+    let slice = (u128::from(hash) * u128::from(partitions)) >> 64;
     1 + slice as u32
 }
 

@@ -42,6 +42,7 @@ use tokio::time::Instant;
 use crate::blocking::Blocking;
 use crate::codec::{Malformed, Put, Take};
 use crate::durability::to_io;
+use crate::metrics::GroupMetrics;
 use crate::runtime::watch;
 use crate::snapshot::{KEEP, SnapshotData};
 use crate::types::{
@@ -91,6 +92,10 @@ pub(crate) fn snapshot_meta(applied: &Applied) -> io::Result<SnapshotMeta> {
 /// parts in it: it bridges the time in which nobody watched (the whole cluster was off), and, where it is
 /// ahead, it draws the log's time nearer by a 64th of the time that passes. A clock that is behind the log is
 /// waited for.
+///
+/// A new leader goes on from what has been applied. What this node has stamped on entries of its own before, as a
+/// leader that had lost its majority, may never have come to be; meanwhile another may have led, who had
+/// been away and whose time was behind. Going on from there would end leases that were given under him.
 pub(crate) struct GroupClock {
     clock: Arc<dyn Clock>,
     latest: Mutex<Latest>,
@@ -106,6 +111,12 @@ struct Latest {
     credit: u64,
     /// The term in which this node leads, and since when.
     leads: Option<(u64, Instant)>,
+    /// Its first stamp there.
+    led_from_ms: u64,
+    /// The latest stamp of an entry that was applied here, and when it was.
+    applied: Option<(u64, Instant)>,
+    /// Whether that `when` means when the stamp was made, or a little later.
+    is_applied_bridged: bool,
 }
 
 /// The log's time comes nearer to a clock that is ahead by one part of so many.
@@ -113,7 +124,16 @@ const SLEW: u64 = 64;
 
 impl GroupClock {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> GroupClock {
-        let latest = Latest { time_ms: 0, at: Instant::now(), is_bridged: false, credit: 0, leads: None };
+        let latest = Latest {
+            time_ms: 0,
+            at: Instant::now(),
+            is_bridged: false,
+            credit: 0,
+            leads: None,
+            led_from_ms: u64::MAX,
+            applied: None,
+            is_applied_bridged: false,
+        };
         GroupClock { clock, latest: Mutex::new(latest) }
     }
 
@@ -124,10 +144,15 @@ impl GroupClock {
         let mut latest = self.latest.lock();
         if latest.leads.is_none_or(|(led, _)| led != term) {
             latest.leads = Some((term, now));
+            if let Some(applied) = latest.applied {
+                (latest.time_ms, latest.at) = applied;
+                latest.is_bridged = latest.is_applied_bridged;
+            }
             if !latest.is_bridged && clock > latest.time_ms {
                 (latest.time_ms, latest.at) = (clock, now);
             }
             latest.is_bridged = true;
+            latest.led_from_ms = latest.time_ms;
         }
         let passed = now.saturating_duration_since(latest.at).as_millis() as u64;
         if passed > 0 {
@@ -163,15 +188,22 @@ impl GroupClock {
     /// The log has this stamp.
     fn observe(&self, time_ms: u64) {
         let mut latest = self.latest.lock();
+        let now = Instant::now();
         if time_ms > latest.time_ms {
-            (latest.time_ms, latest.at) = (time_ms, Instant::now());
+            (latest.time_ms, latest.at) = (time_ms, now);
+        }
+        if latest.applied.is_none_or(|(applied, _)| time_ms > applied) {
+            latest.applied = Some((time_ms, now));
+            // What this node has stamped itself it has seen being made.
+            latest.is_applied_bridged |= latest.leads.is_some() && time_ms > latest.led_from_ms;
         }
     }
 
     /// This node follows a leader and has all that it has: what it sees from now on is at worst heard of
     /// late, and so it needs no wall clock any more to know how much time has passed since.
     fn bridge(&self) {
-        self.latest.lock().is_bridged = true;
+        let mut latest = self.latest.lock();
+        (latest.is_bridged, latest.is_applied_bridged) = (true, true);
     }
 }
 
@@ -181,6 +213,7 @@ pub(crate) struct ReplicaSlot {
     pub(crate) wal: Arc<Wal>,
     pub(crate) blocking: Blocking,
     pub(crate) clock: GroupClock,
+    metrics: Arc<GroupMetrics>,
     /// `None` while a snapshot takes its place.
     current: ArcSwapOption<Replica>,
     /// What was last sent, or is being sent, and when it was last wanted.
@@ -223,6 +256,7 @@ impl ReplicaSlot {
         wal: Arc<Wal>,
         blocking: Blocking,
         clock: Arc<dyn Clock>,
+        metrics: Arc<GroupMetrics>,
     ) -> dogsled_storage::Result<ReplicaSlot> {
         let replica = Replica::open(options.clone(), Arc::clone(&wal))?;
         let clock = GroupClock::new(clock);
@@ -233,6 +267,7 @@ impl ReplicaSlot {
             wal,
             blocking,
             clock,
+            metrics,
             current: ArcSwapOption::new(Some(replica)),
             held: Mutex::new(None),
             applied,
@@ -407,6 +442,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut last = 0;
         let mut time_ms = 0;
         let mut turn = 0;
+        let mut since = self.slot.metrics.apply_begins();
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             let at = position(entry.log_id.index);
@@ -438,6 +474,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                     None
                 }
             };
+            since = self.slot.metrics.applied(since);
             last = at;
             if let Some(responder) = responder {
                 responder.send(reply);
@@ -546,6 +583,26 @@ mod tests {
         tokio::time::advance(Duration::from_millis(64)).await;
         hand.0.store(8_215, Ordering::Relaxed);
         assert_eq!(clock.stamp(2), 8_215);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_goes_on_from_what_was_applied_and_not_from_what_it_stamped_in_vain() {
+        let hand = Arc::new(Hand::default());
+        let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
+        hand.0.store(1_000, Ordering::Relaxed);
+        assert_eq!(clock.stamp(1), 1_000);
+        clock.observe(1_000);
+        // It has lost its majority, and does not know it.
+        tokio::time::advance(Duration::from_secs(12)).await;
+        assert_eq!(clock.stamp(1), 13_000);
+        // Another leads, who was away and believes that it is earlier. A lease of three seconds is given.
+        clock.observe(3_000);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        // This one leads again: the lease is not over.
+        assert_eq!(clock.stamp(3), 5_000);
+        // What it had stamped has come to be after all.
+        clock.observe(13_000);
+        assert_eq!(clock.stamp(3), 13_000);
     }
 
     #[tokio::test(start_paused = true)]

@@ -106,6 +106,8 @@ pub struct GroupStatus {
     pub durable: u64,
     /// How long ago this node was known to have all that its leader had; `None`: not since it was started.
     pub level: Option<Duration>,
+    /// Entries of its log in a thousand seconds, lately: more of what is newer.
+    pub load: u64,
     /// Of a leader: its followers and learners.
     pub followers: Vec<FollowerStatus>,
     /// Why it is down, if so.
@@ -195,6 +197,7 @@ impl GroupStatus {
             bytes.put_u64(number);
         }
         put_duration(bytes, self.level);
+        bytes.put_u64(self.load);
         bytes.put_u32(self.followers.len() as u32);
         for follower in &self.followers {
             bytes.put_u64(follower.node.0);
@@ -230,6 +233,7 @@ impl GroupStatus {
             applied: take.u64()?,
             durable: take.u64()?,
             level: take_duration(take)?,
+            load: take.u64()?,
             followers: (0..take.count(24)?)
                 .map(|_| {
                     let (node, matched) = (NodeId(take.u64()?), take.u64()?);

@@ -112,8 +112,8 @@ pub(crate) struct Member {
 /// Tells a caller the outcome; a caller that has gone away is no matter.
 pub(crate) struct Responder<T> {
     pub(crate) sender: tokio::sync::oneshot::Sender<T>,
-    /// Dropped with the responder of a batch's last entry.
-    pub(crate) last: Option<tokio::sync::oneshot::Sender<()>>,
+    /// With the responder of a batch's last entry.
+    pub(crate) last: Option<crate::metrics::Handed>,
 }
 
 impl<T: openraft::OptionalSend + 'static> openraft::raft::responder::Responder<TypeConfig, T>
@@ -121,7 +121,9 @@ impl<T: openraft::OptionalSend + 'static> openraft::raft::responder::Responder<T
 {
     fn on_complete(self, result: T) {
         let _ = self.sender.send(result);
-        drop(self.last);
+        if let Some(batch) = self.last {
+            batch.answered();
+        }
     }
 }
 

@@ -35,6 +35,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_storage::IVec;
+use dogsled_storage::group::GroupRead;
 use dogsled_storage::watch::{Compacted, DEFAULT_CAPACITY, Event, Subscription};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
@@ -269,6 +271,13 @@ pub(crate) fn watch(
     .boxed()
 }
 
+/// Whether a tree of this name is not to be made here any more; see [`dogsled_storage::seal`].
+pub(crate) fn is_sealed(group: &Group, tree: &[u8]) -> bool {
+    let Some(replica) = group.slot.replica() else { return false };
+    let name = IVec::from(tree);
+    matches!(replica.read(&GroupRead::Len { tree: name }), Err(dogsled_storage::Error::TreeSealed(_)))
+}
+
 impl Watch {
     async fn next(&mut self) -> Option<Vec<WatchEvent>> {
         while !self.is_over {
@@ -282,6 +291,10 @@ impl Watch {
                     return Some(vec![event]);
                 }
                 if self.subscription.is_none() {
+                    // Nothing will ever happen to it. The client, who begins anew, is told why.
+                    if is_sealed(&self.group, &self.tree) {
+                        return None;
+                    }
                     self.group.slot.wait_for_change(Duration::from_millis(100)).await;
                 }
                 continue;

@@ -236,3 +236,44 @@ fn term(cluster: &Cluster, group: u32) -> u64 {
     let statuses = cluster.nodes.values().flat_map(|node| node.status().groups);
     statuses.filter(|seen| seen.group == group).map(|seen| seen.term).max().unwrap()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_was_told_that_it_is_out_knows_it_when_it_is_started_again_and_hears_of_nobody() {
+    let mut cluster = Cluster::made(3, 2, quick).await;
+    fill(&cluster, "before", [1, 2]).await;
+    cluster.kill(2).await;
+    cluster.kill(3).await;
+    recovers(&cluster.nodes[&1], &[2, 3]).await;
+    cluster.start(2).await;
+    cluster.start(3).await;
+    let is_out = async |node: &Node| match node.read(1, &get("before 0"), Consistency::Stale).await {
+        Err(ClusterError::Unavailable(why)) => why.contains("taken out"),
+        _ => false,
+    };
+    for node in [2, 3] {
+        let began = Instant::now();
+        while !is_out(&cluster.nodes[&node]).await {
+            assert!(began.elapsed() < Duration::from_secs(20), "node {node} is not told");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    // It is written down in a moment.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.kill(2).await;
+    cluster.kill(3).await;
+    cluster.network.isolate(NodeId(1));
+    cluster.start(2).await;
+    cluster.start(3).await;
+    // Two of three, who hear each other: they would be a quorum of the old history.
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        for node in [2, 3] {
+            assert!(is_out(&cluster.nodes[&node]).await, "node {node}");
+            let status = cluster.nodes[&node].status();
+            let leads = status.groups.iter().any(|group| group.role == dogsled_replication::Role::Leader);
+            assert!(!leads, "{status:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    check(&cluster, 1, "before", [1, 2]).await;
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::{Cluster, get, insert, open_session};
 use dogsled_replication::{ClusterError, Consistency};
+use dogsled_storage::command::KeyRead;
 use dogsled_storage::group::{Answer, GroupCommand, Operation, SessionId, SessionTag};
 use dogsled_storage::transaction::{Commit, Decision, Prepare, Reason};
 use dogsled_storage::{Part, TransactionId, TreeId, Vote, Write};
@@ -39,6 +40,7 @@ async fn prepare(cluster: &Cluster, transaction: u128, decide_by_ms: u64) {
         home: HOME,
         decide_by_ms,
         lease_ms: LEASE_MS,
+        only_lock: false,
         part: part("theirs", "new"),
     });
     let reply = cluster.submit(OTHER, &numbered(transaction as u64, prepare)).await;
@@ -73,6 +75,38 @@ async fn whoever_meets_the_lock_of_a_dead_coordinator_gets_through_when_its_leas
     assert_eq!(reply.result, Ok(Answer::Decided(Decision::Aborted(Reason::Settled))));
     assert_eq!(cluster.get(1, HOME, "mine").await, None);
     assert_eq!(cluster.get(1, OTHER, "theirs").await.as_deref(), Some("later"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_died_keeps_writers_off_no_longer_than_its_lease_also_where_its_home_is() {
+    let (cluster, time_ms) = opened().await;
+    for group in [HOME, OTHER] {
+        cluster.put(group, "read", "old").await;
+        let read = KeyRead { tree: TreeId(0), key: "read".into(), version: 0 };
+        let prepare = Operation::Prepare(Prepare {
+            transaction: TransactionId(1),
+            home: HOME,
+            decide_by_ms: time_ms + 5_000,
+            lease_ms: LEASE_MS,
+            only_lock: true,
+            part: Part { reads: vec![read], ..Part::default() },
+        });
+        let reply = cluster.submit(group, &numbered(1, prepare)).await;
+        assert_eq!(reply.result, Ok(Answer::Vote(Vote::Yes)));
+    }
+    let began = Instant::now();
+    for group in [OTHER, HOME] {
+        assert_eq!(cluster.get(1, group, "read").await.as_deref(), Some("old"), "readers do not wait");
+    }
+    assert!(began.elapsed() < Duration::from_millis(LEASE_MS / 2));
+    cluster.put(OTHER, "read", "new").await;
+    let waited = began.elapsed();
+    assert!(waited > Duration::from_millis(LEASE_MS / 2), "the writer has not waited: {waited:?}");
+    cluster.put(HOME, "read", "new").await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    for group in [OTHER, HOME] {
+        assert_eq!(cluster.get(1, group, "read").await.as_deref(), Some("new"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -112,6 +146,7 @@ async fn who_waits_for_a_lock_beyond_his_deadline_hears_that_nothing_was_done() 
         home: HOME,
         decide_by_ms: time_ms + 50_000,
         lease_ms: 50_000,
+        only_lock: false,
         part: part("theirs", "new"),
     });
     cluster.submit(OTHER, &numbered(1, prepare)).await;

@@ -13,7 +13,9 @@ use super::load::LoadFormat;
 
 mod node;
 
-pub(crate) use node::{CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, RebalanceArgs, ServeArgs};
+pub(crate) use node::{
+    CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, RebalanceArgs, ServeArgs, TreeCommand,
+};
 
 /// A key-value store: run a node of a cluster, and read and write a cluster or a database directory.
 ///
@@ -293,8 +295,8 @@ pub(crate) enum Command {
         command: CounterCommand,
     },
     /// Carry out several operations as one transaction: lines of JSON such as
-    /// {"op":"put","key":"a","value":"1"}, with the operations get, put, remove, check (with "is") and add
-    /// (with "counter" and "by")
+    /// {"op":"put","key":"a","value":"1"}, with the operations get, put (perhaps with "ttl" in seconds), expire
+    /// (with "ttl"), persist, remove, check (with "is") and add (with "counter" and "by")
     Txn {
         /// The file with the operations; - is standard input
         #[arg(default_value = "-")]
@@ -345,6 +347,12 @@ pub(crate) enum Command {
         /// Return when it is decided, not when it is done
         #[arg(long)]
         no_wait: bool,
+    },
+
+    /// Choose what of a tree's keys says in which partition they lie (with --connect)
+    Tree {
+        #[command(subcommand)]
+        command: TreeCommand,
     },
 
     /// Bring back what has lost its quorum for ever, from the best of what is left

@@ -100,6 +100,7 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Rebalance(args) => commands::rebalance::rebalance(&global, out, &args),
         Command::Replicas { count, no_wait } => commands::rebalance::replicas(&global, out, count, no_wait),
+        Command::Tree { command } => commands::tree::tree(&global, out, &command),
         Command::Recover { lost, accept_data_loss } => {
             commands::recover::recover(&global, out, &lost, accept_data_loss)
         }

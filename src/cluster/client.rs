@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use dogsled_net::ClientEndpoint;
 use dogsled_replication as replication;
+use dogsled_replication::ring::TreeHash;
 use dogsled_replication::{
     Change, ClientReply, ClientRequest, ClusterMap, NodeId, NodeStatus, Record, Recovery,
 };
+use dogsled_storage::seal::sealed_by;
 use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
 use futures_util::future::{join_all, try_join_all};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::core::{Core, Elsewhere, Reach, unexpected};
 use super::error::of_parts;
@@ -276,6 +278,41 @@ impl Client {
         super::counter::add_to_many(self, additions).await
     }
 
+    /// Has what is hashed of a tree's keys be something else than the whole key, **for ever**, so that keys which have
+    /// that in common lie in one partition: see [routing](super#routing) for why, with an example, and
+    /// [`TreeHash`] for what can be chosen. Returns when every partition, and this client, goes by it.
+    ///
+    /// It can be chosen while there is no such tree; chosen again alike nothing happens, so an application does it
+    /// whenever it starts. Other clients learn of it with their next answer. One that has not, and
+    /// names the tree, is refused by the partitions ([`Error::Conflict`]): nothing is ever read or written in
+    /// the wrong place.
+    ///
+    /// Everything that has one prefix loads one partition: choose it so that there are many.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the tree is there already, or something else was chosen; [`Error::Invalid`] if the
+    /// choice is none; [`Error::Unavailable`] or [`Error::OutcomeUnknown`] if not every partition was reached: then
+    /// the tree may be closed to everybody until this is called again, and goes on.
+    pub async fn set_tree_hash(&self, name: impl AsRef<[u8]>, hash: TreeHash) -> Result<()> {
+        let (until, tree) = (self.until(), IVec::from(name.as_ref()));
+        let change = Change::HashTree { tree: tree.clone(), hash };
+        self.change(0, true, change).await?;
+        while self.core().tree_hash(&tree) != hash {
+            if Instant::now() >= until {
+                let why = "it is chosen; no node that has heard of it was reached before the deadline";
+                return Err(Error::Unavailable(why.to_owned()));
+            }
+            self.map().await?;
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// What is hashed of a tree's keys, as far as this client knows.
+    pub fn tree_hash(&self, name: impl AsRef<[u8]>) -> TreeHash {
+        self.core().tree_hash(name.as_ref())
+    }
+
     /// The names of all trees in any partition, sorted; those of the database itself if they hold
     /// something.
     ///
@@ -291,20 +328,23 @@ impl Client {
                 other => Err(unexpected(&other)),
             }
         });
-        let mut names: Vec<IVec> = try_join_all(reads).await?.into_iter().flatten().collect();
+        let stored = try_join_all(reads).await?.into_iter().flatten();
+        let stored = stored.filter(|stored| sealed_by(stored).is_none());
+        let mut names: Vec<IVec> = stored.map(|stored| IVec::from(TreeHash::of_stored(&stored).1)).collect();
         names.sort_unstable();
         names.dedup();
         Ok(names)
     }
 
     /// Drops a tree with all its keys, partition after partition; whether there was one. If it fails,
-    /// some partitions may have it still: call it again.
+    /// some partitions may have it still: call it again. What was chosen to be hashed of its keys stays.
     ///
     /// # Errors
     /// Those of writing.
     pub async fn drop_tree(&self, name: impl AsRef<[u8]>) -> Result<bool> {
-        let (until, name) = (self.until(), IVec::from(name.as_ref()));
+        let until = self.until();
         let groups = 1..=self.core().partitions(until).await?;
+        let name = self.core().stored_name(&IVec::from(name.as_ref()));
         let drops = groups.map(|group| {
             let command = Command::DropTree { name: name.clone() };
             async move {
@@ -413,7 +453,18 @@ impl Client {
     /// [`Error::Conflict`] if somebody else was quicker; [`Error::Invalid`] if it cannot be;
     /// [`Error::OutcomeUnknown`] at the deadline.
     pub async fn change(&self, epoch: u64, wait: bool, change: Change) -> Result<()> {
-        self.done(&ClientRequest::Change { epoch, wait, change }).await
+        let (until, request) = (self.until(), ClientRequest::Change { epoch, wait, change });
+        let mut attempt = 0;
+        loop {
+            match self.done(&request).await {
+                // Whoever decides is being elected, or leadership moves: nothing was done, as with a write.
+                Err(error) if error.is_temporary() && Instant::now() < until => {
+                    self.core().before_next_attempt(attempt).await;
+                    attempt += 1;
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Brings back what has lost its quorum because these members will never come back: the best of the

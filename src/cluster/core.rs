@@ -19,6 +19,7 @@ use bytes::Bytes;
 use dogsled_net::certs::Certificates;
 use dogsled_net::{ClientEndpoint, NetOptions};
 use dogsled_replication as replication;
+use dogsled_replication::ring::TreeHash;
 use dogsled_replication::{
     ClientReply, ClientRequest, ClusterError, ClusterMap, Consistency, NodeId, ReadAnswer, Service,
     TransportError, ring,
@@ -215,6 +216,29 @@ impl Core {
         Ok(ring::group_of(key, partitions))
     }
 
+    /// What is hashed of the keys of a tree, as far as is known here.
+    pub(super) fn tree_hash(&self, tree: &[u8]) -> TreeHash {
+        match &self.reach {
+            Reach::Here { node, .. } => node.tree_hash(tree),
+            Reach::Network(_) => self.map.borrow().tree_hash(tree),
+        }
+    }
+
+    /// The name under which partitions keep a tree; see [`ring::tree_hash`].
+    pub(super) fn stored_name(&self, tree: &IVec) -> IVec {
+        match self.tree_hash(tree) {
+            TreeHash::Whole => tree.clone(),
+            other => other.stored_name(tree),
+        }
+    }
+
+    /// The group of a key in a tree that partitions keep under this name.
+    pub(super) async fn group_in(&self, stored: &[u8], key: &[u8], until: Instant) -> Result<u32> {
+        let known = self.map.borrow().partitions;
+        let partitions = if known > 0 { known } else { self.partitions(until).await? };
+        Ok(ring::group_in(stored, key, partitions))
+    }
+
     /// Has a command carried out exactly once, unless the outcome is unknown.
     pub(super) async fn submit(
         &self,
@@ -290,6 +314,11 @@ impl Core {
                     return Err(Failed { error, number: Some(number) });
                 }
                 Err(Refusal::Locked(lock)) => return Err(Error::Unavailable(lock.to_string()).into()),
+                // What is hashed of its keys was chosen since this client was told of the map.
+                Err(sealed @ Refusal::TreeSealed(_)) => {
+                    self.ask.notify_one();
+                    return Err(Error::Conflict(sealed.to_string()).into());
+                }
                 Err(Refusal::Malformed(what)) => return Err(Error::Incompatible(what).into()),
                 Err(Refusal::LockNotHeld { lock, token, current }) => {
                     return Err(Error::LockNotHeld { lock, token, current }.into());

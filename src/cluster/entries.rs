@@ -10,6 +10,8 @@
 //! next page is asked for when half of the one before is left, so a reader who is no faster than the
 //! network seldom waits. Pages begin small and grow, so whoever takes only a few entries does not
 //! pay for many. Memory: at most one and a half pages for each partition.
+//!
+//! If all keys of the range must be of one partition, only that one is asked.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};
@@ -226,7 +228,17 @@ impl Entries {
     }
 
     fn start(&mut self, partitions: u32) {
-        let cursors: Vec<Cursor> = (1..=partitions)
+        // What is hashed of the keys may say that one partition has them all.
+        let request = &mut self.request;
+        let hash = self.client.core().tree_hash(&request.tree);
+        request.tree = hash.stored_name(&request.tree);
+        let (low, high) =
+            (request.low.as_ref().map(|key| &key[..]), request.high.as_ref().map(|key| &key[..]));
+        let groups = match hash.group_of_range(low, high, partitions) {
+            Some(group) => group..=group,
+            None => 1..=partitions,
+        };
+        let cursors: Vec<Cursor> = groups
             .map(|group| Cursor {
                 group,
                 request: self.request.clone(),

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dogsled_storage::lock::{LockCommand, LockReply, LockRequest, READ_WRITE};
-use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply};
+use dogsled_storage::{Command, GroupRead, GroupReadReply, LOCKS_TREE_NAME, Reply};
 use tokio::time::Instant;
 
 pub use self::guard::LockGuard;
@@ -135,7 +135,7 @@ impl Lock {
         let command = match &self.session {
             None => LockCommand::Acquire { name, owner, request, wait_ms },
             Some(session) => {
-                session.open_for(&self.name).await?;
+                session.open_for(LOCKS_TREE_NAME, &self.name).await?;
                 let (session, waits) = (session.id(), wait_ms > 0);
                 LockCommand::AcquireOwned { name, owner, request, session, waits }
             }

@@ -338,6 +338,12 @@ impl Node {
         self.inner.node.status()
     }
 
+    /// Who is connected, and who was turned away.
+    #[cfg(feature = "http")]
+    pub(super) fn connections(&self) -> dogsled_net::Figures {
+        self.inner.endpoint.figures()
+    }
+
     /// Grows whenever a leader or a membership changes, as far as this node hears of it.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.node.changes()

@@ -23,8 +23,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use dogsled_replication::ring::TreeHash;
 use dogsled_replication::watch::{Told, WatchEvent};
-use dogsled_replication::{ClientReply, ClientRequest, ClusterError, ring};
+use dogsled_replication::{ClientReply, ClientRequest, ClusterError};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -43,12 +44,13 @@ const ASKED: u32 = 2;
 pub struct Part {
     group: u32,
     partitions: u32,
+    hash: TreeHash,
 }
 
 impl Part {
     /// Whether a key belongs to it.
     pub fn contains(&self, key: impl AsRef<[u8]>) -> bool {
-        ring::group_of(key.as_ref(), self.partitions) == self.group
+        self.hash.group_of(key.as_ref(), self.partitions) == self.group
     }
 }
 
@@ -157,7 +159,7 @@ enum Item {
 
 impl Subscriber {
     /// Returns when every partition that may have such keys tells what happens, after `from` in those that
-    /// it has, or `only` in one partition.
+    /// it has, or `only` in one partition. The tree is given by the name under which partitions keep it.
     pub(super) async fn begin(
         client: Client,
         tree: IVec,
@@ -170,9 +172,9 @@ impl Subscriber {
         let (sender, mut events) = mpsc::channel(QUEUE);
         let mut tasks = JoinSet::new();
         let mut begun = Vec::new();
-        // What has a whole tag is of one partition, whatever follows.
-        let has_tag = ring::hashed_part(&prefix).len() < prefix.len();
-        let groups = match only.or_else(|| has_tag.then(|| ring::group_of(&prefix, partitions))) {
+        // What has a whole tag, or all that is hashed, is of one partition, whatever follows.
+        let hash = TreeHash::of_stored(&tree).0;
+        let groups = match only.or_else(|| hash.group_of_prefix(&prefix, partitions)) {
             Some(group) => group..=group,
             None => 1..=partitions,
         };
@@ -185,7 +187,7 @@ impl Subscriber {
                 tree: Bytes::copy_from_slice(&tree),
                 prefix: Bytes::copy_from_slice(&prefix),
                 group,
-                part: Part { group, partitions },
+                part: Part { group, partitions, hash },
                 events: sender.clone(),
                 begun: Some(tell),
                 told: from.parts.get(&group).copied(),
@@ -379,6 +381,11 @@ impl Follower {
             Err(malformed) => {
                 return Ok(Err(match ClientReply::decode(message) {
                     Ok(ClientReply::Error(ClusterError::Denied(what))) => Some(Error::Denied(what)),
+                    // What is hashed of the tree's keys was chosen: it is another partition's now.
+                    Ok(ClientReply::Error(ClusterError::Conflict(what))) => {
+                        self.client.core().ask.notify_one();
+                        Some(Error::Conflict(what))
+                    }
                     Ok(ClientReply::Error(_)) => None,
                     _ => Some(Error::Incompatible(malformed.to_string())),
                 }));

@@ -46,15 +46,17 @@
 //!   client dies amid it, whoever meets the locks after their lease (5 s) has it settled. See
 //!   [`dogsled_storage::transaction`];
 //! - it has **written nothing**, what it read is looked at once more, and nothing is logged. If it was one read, not
-//!   even that.
+//!   even that. Beside writers who never rest something has always changed; so from the fourth time on, all that it
+//!   read is locked against being written, read at one moment, and shown to the closure.
 //!
 //! If something has changed, or is locked by another, the closure runs again, after a random pause that grows, up
 //! to a hundred times or until the client's deadline ([`TransactionError::Conflict`]). So it should have no effects
 //! but those of the transaction.
 //!
-//! **Nothing can deadlock.** The closure holds no lock while it runs, and whoever holds locks afterwards never
-//! waits for others': it gives back what it has and begins anew. From the fourth time on it takes its partitions in
-//! order, so of those that are in each other's way some one gets through.
+//! **Nothing can deadlock.** The closure holds no lock while it runs. Whoever has locked what it wants to write never
+//! waits for others: it gives back what it has and begins anew. From the fourth time on it takes its partitions in
+//! order, so of those that are in each other's way some one gets through. Whoever has locked what it only reads
+//! waits for those who had locked it for writing before, and so for nobody who waits.
 //!
 //! # What a closure sees
 //!
@@ -69,12 +71,16 @@ mod attempt;
 mod commit;
 mod compare;
 mod error;
+mod looking;
+mod sets;
 
 use std::future::Future;
 
 use tokio::time::Instant;
 
 use self::commit::{CommitError, Committed, commit, was_one_moment};
+use self::looking::look_at_one_moment;
+use self::sets::Sets;
 use super::Client;
 
 pub use self::attempt::Transaction;
@@ -86,6 +92,8 @@ pub use self::error::{
 
 /// How often a closure runs.
 const MAX_ATTEMPTS: u32 = 100;
+/// Before the attempt with this number and all later ones, what was only read so far is read at one moment.
+const LOOK_FIRST: u32 = 3;
 
 impl Client {
     /// Runs a closure as a transaction; see [`transaction`](self).
@@ -114,8 +122,9 @@ impl Client {
     {
         let until = self.until();
         let mut attempts = 0;
-        while attempts < MAX_ATTEMPTS && (attempts == 0 || Instant::now() < until) {
-            let transaction = Transaction::start(self.clone(), until);
+        let mut shown: Option<Sets> = None;
+        while attempts < MAX_ATTEMPTS && (attempts == 0 || shown.is_some() || Instant::now() < until) {
+            let transaction = Transaction::start(self.clone(), until, shown.take().unwrap_or_default());
             let result = run(transaction.clone()).await;
             let sets = transaction.end();
             match result {
@@ -136,6 +145,9 @@ impl Client {
             }
             self.core().back_off(attempts, until).await;
             attempts += 1;
+            if attempts >= LOOK_FIRST && sets.only_reads() && Instant::now() < until {
+                shown = look_at_one_moment(self, &sets, until).await?;
+            }
         }
         Err(TransactionError::Conflict { attempts })
     }

@@ -115,24 +115,29 @@ impl Tree {
         StaleTree::new(self.clone())
     }
 
-    pub(super) async fn execute(&self, key: &IVec, command: Command) -> Result<Reply> {
-        let until = self.client.until();
-        let core = self.client.core();
-        let group = core.group_of(key, until).await?;
-        self.execute_in(group, command, until).await
+    /// The name under which partitions keep it: every request names it so, and where its keys are hangs
+    /// on it. See [`dogsled_replication::ring::tree_hash`].
+    pub(super) fn stored_name(&self) -> IVec {
+        self.client.core().stored_name(&self.name)
     }
 
-    async fn execute_in(&self, group: u32, command: Command, until: Instant) -> Result<Reply> {
-        let trees = vec![self.name.clone()];
-        self.client.core().execute_fenced(group, trees, &self.fences, command, until).await
+    pub(super) async fn execute(&self, key: &IVec, command: Command) -> Result<Reply> {
+        let until = self.client.until();
+        let stored = self.stored_name();
+        let group = self.client.core().group_in(&stored, key, until).await?;
+        self.execute_in(group, stored, command, until).await
+    }
+
+    async fn execute_in(&self, group: u32, stored: IVec, command: Command, until: Instant) -> Result<Reply> {
+        self.client.core().execute_fenced(group, vec![stored], &self.fences, command, until).await
     }
 
     /// As [`Tree::execute`], with the place in the partition's log.
     pub(super) async fn submit(&self, key: &IVec, command: Command) -> Result<GroupReply> {
         let until = self.client.until();
-        let core = self.client.core();
-        let group = core.group_of(key, until).await?;
-        core.submit_fenced(group, vec![self.name.clone()], &self.fences, command, until).await
+        let (core, stored) = (self.client.core(), self.stored_name());
+        let group = core.group_in(&stored, key, until).await?;
+        core.submit_fenced(group, vec![stored], &self.fences, command, until).await
     }
 
     /// Sets a key; the value before.
@@ -220,10 +225,10 @@ impl Tree {
         new: Option<IVec>,
         until: Instant,
     ) -> CompareAndSwapResult {
-        let core = self.client.core();
-        let group = core.group_of(key, until).await?;
+        let stored = self.stored_name();
+        let group = self.client.core().group_in(&stored, key, until).await?;
         let command = Command::CompareAndSwap { tree: TreeId(0), key: key.clone(), old, new: new.clone() };
-        match self.execute_in(group, command, until).await? {
+        match self.execute_in(group, stored, command, until).await? {
             Reply::Swapped(Ok(())) => Ok(Ok(())),
             Reply::Swapped(Err(current)) => Ok(Err(CompareAndSwapError { current, proposed: new })),
             other => Err(unexpected(&other)),
@@ -316,9 +321,9 @@ impl Tree {
         from: ReadFrom,
         until: Instant,
     ) -> Result<Aged<Option<IVec>>> {
-        let core = self.client.core();
-        let group = core.group_of(&key, until).await?;
-        let read = GroupRead::Get { tree: self.name.clone(), key };
+        let (core, tree) = (self.client.core(), self.stored_name());
+        let group = core.group_in(&tree, &key, until).await?;
+        let read = GroupRead::Get { tree, key };
         let ReadAnswer { reply, age, .. } = core.read(group, &read, from, until).await?;
         match reply {
             GroupReadReply::Value(found) => Ok((found.map(|found| found.value), age)),
@@ -332,16 +337,17 @@ impl Tree {
         I::Item: AsRef<[u8]>,
     {
         let until = self.client.until();
+        let stored = &self.stored_name();
         let mut by_group: BTreeMap<u32, Vec<(usize, IVec)>> = BTreeMap::new();
         let mut count = 0;
         for (index, key) in keys.into_iter().enumerate() {
             let key = IVec::from(key.as_ref());
-            let group = self.client.core().group_of(&key, until).await?;
+            let group = self.client.core().group_in(stored, &key, until).await?;
             by_group.entry(group).or_default().push((index, key));
             count = index + 1;
         }
         let parts = by_group.iter().flat_map(|(group, wanted)| {
-            wanted.chunks(READ_AT_ONCE).map(|part| self.read_part(*group, part, from, until))
+            wanted.chunks(READ_AT_ONCE).map(|part| self.read_part(*group, stored, part, from, until))
         });
         let parts: Vec<_> = parts.collect();
         let mut values = vec![None; count];
@@ -358,6 +364,7 @@ impl Tree {
     async fn read_part(
         &self,
         group: u32,
+        stored: &IVec,
         wanted: &[(usize, IVec)],
         from: ReadFrom,
         until: Instant,
@@ -367,7 +374,7 @@ impl Tree {
         let mut left = vec![wanted];
         while let Some(part) = left.pop() {
             let keys = part.iter().map(|(_, key)| key.clone()).collect();
-            let read = GroupRead::GetMany { tree: self.name.clone(), keys };
+            let read = GroupRead::GetMany { tree: stored.clone(), keys };
             match self.client.core().read(group, &read, from, until).await {
                 Ok(ReadAnswer { reply: GroupReadReply::Values(values), age, .. })
                     if values.len() == part.len() =>
@@ -388,7 +395,7 @@ impl Tree {
     }
 
     /// Applies all writes of a batch, or none. They must be of one partition, which a common
-    /// [tag](super#routing) ensures: what spans partitions is refused rather than torn apart. See
+    /// [tag](super#routing) ensures, or a common prefix that [is hashed](Client::set_tree_hash): what spans partitions is refused rather than torn apart. See
     /// [`Tree::apply_batch_by_partition`] for that.
     ///
     /// ```no_run
@@ -404,8 +411,8 @@ impl Tree {
     /// # Errors
     /// [`Error::Invalid`] if the keys are of several partitions; those of [writing](super#writes).
     pub async fn apply_batch(&self, batch: Batch) -> Result<()> {
-        let until = self.client.until();
-        let mut parts = self.split(batch, until).await?;
+        let (until, stored) = (self.client.until(), self.stored_name());
+        let mut parts = self.split(&stored, batch, until).await?;
         let Some((group, writes)) = parts.pop_first() else { return Ok(()) };
         if !parts.is_empty() {
             return Err(Error::Invalid(format!(
@@ -414,7 +421,7 @@ impl Tree {
                 parts.len() + 1
             )));
         }
-        self.apply_part(group, writes, until).await
+        self.apply_part(group, stored, writes, until).await
     }
 
     /// Applies a batch in as many parts as it has partitions, each atomically, all at the same time.
@@ -425,23 +432,24 @@ impl Tree {
     /// The error of a part, if nothing of any was applied; otherwise [`Error::OutcomeUnknown`], and the
     /// whole batch may be applied again.
     pub async fn apply_batch_by_partition(&self, batch: Batch) -> Result<()> {
-        let until = self.client.until();
-        let parts = self.split(batch, until).await?;
-        let applied = parts.into_iter().map(|(group, writes)| self.apply_part(group, writes, until));
+        let (until, stored) = (self.client.until(), self.stored_name());
+        let parts = self.split(&stored, batch, until).await?;
+        let parts = parts.into_iter();
+        let applied = parts.map(|(group, writes)| self.apply_part(group, stored.clone(), writes, until));
         of_parts(join_all(applied).await).map(drop)
     }
 
-    async fn split(&self, batch: Batch, until: Instant) -> Result<BTreeMap<u32, Vec<Write>>> {
+    async fn split(&self, stored: &IVec, batch: Batch, until: Instant) -> Result<BTreeMap<u32, Vec<Write>>> {
         let mut parts: BTreeMap<u32, Vec<Write>> = BTreeMap::new();
         for write in batch.into_writes(TreeId(0)) {
-            let group = self.client.core().group_of(&write.key, until).await?;
+            let group = self.client.core().group_in(stored, &write.key, until).await?;
             parts.entry(group).or_default().push(write);
         }
         Ok(parts)
     }
 
-    async fn apply_part(&self, group: u32, writes: Vec<Write>, until: Instant) -> Result<()> {
-        match self.execute_in(group, Command::Batch { writes }, until).await? {
+    async fn apply_part(&self, group: u32, stored: IVec, writes: Vec<Write>, until: Instant) -> Result<()> {
+        match self.execute_in(group, stored, Command::Batch { writes }, until).await? {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -468,7 +476,7 @@ impl Tree {
     pub(super) async fn length(&self, from: ReadFrom) -> Result<Aged<u64>> {
         let until = self.client.until();
         let core = self.client.core();
-        let read = GroupRead::Len { tree: self.name.clone() };
+        let read = GroupRead::Len { tree: self.stored_name() };
         let groups = 1..=core.partitions(until).await?;
         let answers = try_join_all(groups.map(|group| core.read(group, &read, from, until))).await?;
         let (mut sum, mut oldest) = (0, None);
@@ -489,9 +497,10 @@ impl Tree {
         let until = self.client.until();
         let core = self.client.core();
         let groups = 1..=core.partitions(until).await?;
+        let stored = &self.stored_name();
         let cleared = groups.map(|group| async move {
             let command = Command::ClearTree { tree: TreeId(0) };
-            match self.execute_in(group, command, until).await? {
+            match self.execute_in(group, stored.clone(), command, until).await? {
                 Reply::Done => Ok(()),
                 other => Err(unexpected(&other)),
             }
@@ -505,7 +514,9 @@ impl Tree {
         self.entries((Bound::Unbounded, Bound::Unbounded), self.from)
     }
 
-    /// Keys of a range, and their values, in the order of the keys.
+    /// Keys of a range, and their values, in the order of the keys. Every partition is asked, unless all keys
+    /// of the range must be of one: if they have a [tag](super#routing) in common, or the prefix that
+    /// [is hashed](Client::set_tree_hash).
     ///
     /// ```no_run
     /// # async fn read(users: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
@@ -524,7 +535,8 @@ impl Tree {
         self.entries(owned_bounds(&range), self.from)
     }
 
-    /// Keys that begin with a prefix, and their values, in the order of the keys.
+    /// Keys that begin with a prefix, and their values, in the order of the keys. As [`Tree::range`], it asks one
+    /// partition only if that must have all of them.
     pub fn scan_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Entries {
         self.entries(prefix_bounds(prefix.as_ref()), self.from)
     }
@@ -572,7 +584,7 @@ impl Tree {
     ) -> Result<Subscriber> {
         let (client, prefix) = (self.client.clone(), IVec::from(prefix.as_ref()));
         let until = self.client.until();
-        Subscriber::begin(client, self.name.clone(), prefix, position, None, until).await
+        Subscriber::begin(client, self.stored_name(), prefix, position, None, until).await
     }
 
     pub(super) fn entries(&self, bounds: (Bound<IVec>, Bound<IVec>), from: ReadFrom) -> Entries {

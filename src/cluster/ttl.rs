@@ -99,10 +99,10 @@ impl Tree {
     /// Those of [reading](super#reads).
     pub async fn ttl<K: AsRef<[u8]>>(&self, key: K) -> Result<Ttl> {
         let until = self.client().until();
-        let core = self.client().core();
+        let (core, tree) = (self.client().core(), self.stored_name());
         let key = IVec::from(key.as_ref());
-        let group = core.group_of(&key, until).await?;
-        let read = GroupRead::Expires { tree: self.name().clone(), key };
+        let group = core.group_in(&tree, &key, until).await?;
+        let read = GroupRead::Expires { tree, key };
         match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
             GroupReadReply::Expires { at_ms, now_ms } => Ok(left(at_ms, now_ms)),
             other => Err(unexpected(&other)),

@@ -17,8 +17,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::core::{Core, unexpected};
+use super::ring::TreeHash;
 use super::session::random_u64;
-use super::{Client, Error, Result, Tree, ring};
+use super::{Client, Error, Result, Tree};
 use crate::IVec;
 use crate::lock::milliseconds;
 
@@ -183,7 +184,7 @@ impl Session {
         V: Into<IVec>,
     {
         let (key, value, session) = (IVec::from(key.as_ref()), value.into(), self.0.id);
-        self.open_for(&key).await?;
+        self.open_for(&tree.stored_name(), &key).await?;
         let insert = OwnedCommand::Insert { tree: TreeId(0), key: key.clone(), value, session };
         match tree.execute(&key, Command::Owned(insert)).await? {
             Reply::Previous(previous) => Ok(previous),
@@ -200,14 +201,14 @@ impl Session {
         P: AsRef<[u8]>,
         V: Into<IVec>,
     {
-        self.open_for(prefix.as_ref()).await?;
+        self.open_for(&tree.stored_name(), prefix.as_ref()).await?;
         tree.next_key(prefix.as_ref(), value.into(), Some(self.0.id)).await
     }
 
-    /// Opens it in the partition of a key; which that is.
-    pub(super) async fn open_for(&self, key: &[u8]) -> Result<u32> {
+    /// Opens it in the partition of a key of a tree, by its stored name; which that is.
+    pub(super) async fn open_for(&self, stored: &[u8], key: &[u8]) -> Result<u32> {
         let until = self.0.client.until();
-        let group = self.0.client.core().group_of(key, until).await?;
+        let group = self.0.client.core().group_in(stored, key, until).await?;
         self.0.open_in(group, until).await?;
         Ok(group)
     }
@@ -251,8 +252,8 @@ impl fmt::Debug for Session {
 impl Tree {
     /// Sets a new key: the prefix and its next number in twenty digits, which no key had before; the key.
     ///
-    /// The prefix must have a [tag](super#routing), so that all its keys are of one partition, which gives the
-    /// numbers.
+    /// The prefix must have a [tag](super#routing), or all that is hashed of the tree's keys
+    /// ([`Client::set_tree_hash`]), so that all its keys are of one partition, which gives the numbers.
     ///
     /// ```no_run
     /// # async fn queue(jobs: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
@@ -277,9 +278,9 @@ impl Tree {
         value: IVec,
         session: Option<SessionId>,
     ) -> Result<IVec> {
-        // Only what has a whole tag has it whatever follows.
-        let has_tag = ring::hashed_part(prefix).len() < prefix.len();
-        if !has_tag {
+        // Only what has a whole tag, or all that is hashed, has it whatever follows.
+        let hash = TreeHash::of_stored(&self.stored_name()).0;
+        if hash.part_of_prefix(prefix).is_none() {
             return Err(Error::Invalid(format!(
                 "the prefix \"{}\" has no {{tag}}, and its numbers are given by one partition",
                 prefix.escape_ascii()

@@ -40,9 +40,9 @@ impl Tree {
 
     /// The same, and the position in the partition's log of the last write that this takes into account.
     pub(super) async fn read_versioned(&self, key: IVec) -> Result<(Option<Versioned>, u64)> {
-        let (core, until) = (self.client().core(), self.client().until());
-        let group = core.group_of(&key, until).await?;
-        let read = GroupRead::Get { tree: self.name().clone(), key };
+        let (core, until, tree) = (self.client().core(), self.client().until(), self.stored_name());
+        let group = core.group_in(&tree, &key, until).await?;
+        let read = GroupRead::Get { tree, key };
         let ReadAnswer { reply, position, .. } = core.read(group, &read, ReadFrom::Leader, until).await?;
         match reply {
             GroupReadReply::Value(found) => {
@@ -121,15 +121,14 @@ impl Tree {
     /// [`Error::Unavailable`](super::Error::Unavailable) if the partition was not reached before the deadline.
     pub async fn watch_key_after<K: AsRef<[u8]>>(&self, key: K, version: u64) -> Result<KeyWatcher> {
         let (client, key) = (self.client().clone(), IVec::from(key.as_ref()));
-        let until = client.until();
-        let group = client.core().group_of(&key, until).await?;
+        let (until, stored) = (client.until(), self.stored_name());
+        let group = client.core().group_in(&stored, &key, until).await?;
         let from = match version {
             // What is there now is looked at once the stream has begun.
             0 => WatchPosition::default(),
             version => WatchPosition::of_part(group, version),
         };
-        let name = self.name().clone();
-        let changes = Subscriber::begin(client, name, key.clone(), &from, Some(group), until).await?;
+        let changes = Subscriber::begin(client, stored, key.clone(), &from, Some(group), until).await?;
         Ok(KeyWatcher { tree: self.clone(), key, version, changes, must_look: version == 0 })
     }
 }

@@ -242,7 +242,7 @@ impl Attempt {
             writes.extend(written.into_iter().map(|(key, value)| Write { tree, key, value }));
         }
         let ranges = ranges.into_iter().flat_map(RangeTrack::into_reads).collect();
-        let command = Command::Transact { reads, ranges, writes };
+        let command = Command::Transact { reads, ranges, writes, expiries: Vec::new() };
         let reply = match fences.is_empty() {
             true => self.database.execute(command, durability)?,
             false => self.database.execute_fenced(&fences, command, durability)?,

@@ -10,6 +10,7 @@ use crate::counter::{CounterAddition, CounterCommand, CounterReply};
 use crate::expiry::{ExpiryCommand, ExpiryReply};
 use crate::lock::{LockCommand, LockReply};
 use crate::owned::OwnedCommand;
+use crate::strings::{StringsOperation, StringsReplies};
 use crate::{Error, IVec, Result};
 
 /// The longest key in bytes.
@@ -175,7 +176,7 @@ pub enum Command {
         /// Whether the last key instead of the first.
         last: bool,
     },
-    /// Applies `writes` only if all that was read is still so. Reply: [`Reply::Done`] or
+    /// Applies `writes` and `expiries` only if all that was read is still so. Reply: [`Reply::Done`] or
     /// [`Reply::Conflict`].
     Transact {
         /// Keys that were read.
@@ -184,6 +185,10 @@ pub enum Command {
         ranges: Vec<RangeRead>,
         /// What to write.
         writes: Vec<Write>,
+        /// What to write with a time to live, and whose time to live to change: [`ExpiryCommand::Insert`],
+        /// [`ExpiryCommand::Set`] and [`ExpiryCommand::Clear`], each of another key, none of which is among the
+        /// writes.
+        expiries: Vec<ExpiryCommand>,
     },
     /// Reserves numbers that are never given again. Reply: [`Reply::Ids`].
     ReserveIds {
@@ -229,6 +234,14 @@ pub enum Command {
         then: Vec<Write>,
         /// What to write otherwise.
         otherwise: Vec<Write>,
+    },
+    /// Operations on strings as Redis has them, one after the other, if all that was watched is still so. Reply:
+    /// [`Reply::Strings`] or [`Reply::Conflict`].
+    Strings {
+        /// Keys that were read, and what was seen there.
+        watched: Vec<KeyRead>,
+        /// What to do, in this order.
+        operations: Vec<StringsOperation>,
     },
 }
 
@@ -284,6 +297,8 @@ pub enum Reply {
     /// Whether all conditions held; if not, the number of the first that did not, and the value that its
     /// key had.
     Compared(Result<(), (u32, Option<IVec>)>),
+    /// Of operations on strings.
+    Strings(StringsReplies),
 }
 
 impl Command {
@@ -303,7 +318,11 @@ impl Command {
                 check_key(key)?;
                 new.as_ref().map_or(Ok(()), |value| check_value(value))
             }
-            Command::Batch { writes } | Command::Transact { writes, .. } => check_writes(writes.iter()),
+            Command::Batch { writes } => check_writes(writes.iter()),
+            Command::Transact { writes, expiries, .. } => {
+                let with_ttl = expiries.iter().map(|expiry| (expiry.key(), expiry.value()));
+                check_entries(writes.iter().map(|write| (&write.key, write.value.as_ref())).chain(with_ttl))
+            }
             Command::Compare { comparisons, then, otherwise } => {
                 comparisons.iter().try_for_each(|comparison| check_key(&comparison.key))?;
                 check_writes(then.iter().chain(otherwise))
@@ -321,6 +340,21 @@ impl Command {
                 check_key(owned.prefix())?;
                 check_value(owned.value())
             }
+            Command::Strings { watched, operations } => {
+                watched.iter().try_for_each(|read| check_key(&read.key))?;
+                let mut total = 0;
+                for operation in operations {
+                    for (_, key) in operation.keys() {
+                        check_key(key)?;
+                        total += key.len();
+                    }
+                    if let Some(value) = operation.value() {
+                        check_value(value)?;
+                        total += value.len();
+                    }
+                }
+                check_total(total)
+            }
             Command::SettleDue { .. }
             | Command::ClearTree { .. }
             | Command::Pop { .. }
@@ -330,15 +364,23 @@ impl Command {
 }
 
 fn check_writes<'a>(writes: impl Iterator<Item = &'a Write>) -> Result<()> {
+    check_entries(writes.map(|write| (&write.key, write.value.as_ref())))
+}
+
+fn check_entries<'a>(entries: impl Iterator<Item = (&'a IVec, Option<&'a IVec>)>) -> Result<()> {
     let mut total = 0;
-    for write in writes {
-        check_key(&write.key)?;
-        total += write.key.len();
-        if let Some(value) = &write.value {
+    for (key, value) in entries {
+        check_key(key)?;
+        total += key.len();
+        if let Some(value) = value {
             check_value(value)?;
             total += value.len();
         }
     }
+    check_total(total)
+}
+
+fn check_total(total: usize) -> Result<()> {
     if total > MAX_COMMAND_LENGTH {
         return Err(Error::InvalidRequest(format!(
             "a batch or transaction of {total} bytes is over the limit of {MAX_COMMAND_LENGTH}; split it"

@@ -384,6 +384,11 @@ impl Engine {
         }
     }
 
+    /// How many watch it.
+    pub fn watchers(&self) -> usize {
+        self.shared.watchers.subscriptions()
+    }
+
     /// A snapshot, and the events of exactly the commits after it.
     pub fn snapshot_and_watch(
         &self,

@@ -37,6 +37,9 @@ pub enum Error {
     InvalidRequest(String),
     /// The tree was dropped; open it again.
     TreeNotFound(crate::IVec),
+    /// A tree of this name is never made here: it lives under another one. Find out which; see
+    /// [`crate::seal`]. Nothing was changed.
+    TreeSealed(crate::IVec),
     /// Another process, or another handle of this one, has the directory open.
     InUse(PathBuf),
     /// The directory holds something else (a sled or redb database, a newer format). Nothing was
@@ -100,6 +103,9 @@ impl fmt::Display for Error {
             Error::InvalidRequest(what) => write!(f, "invalid request: {what}"),
             Error::TreeNotFound(name) => {
                 write!(f, "tree {:?} was dropped", String::from_utf8_lossy(name))
+            }
+            Error::TreeSealed(name) => {
+                write!(f, "tree \"{}\" lives under another name here", name.escape_ascii())
             }
             Error::InUse(path) => {
                 write!(f, "{} is in use by another process or handle", path.display())

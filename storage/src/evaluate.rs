@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use crate::command::{Command, KeyRead, RangeFingerprint, RangeRead, Reply, TreeId, Write};
 use crate::transaction::Transactions;
-use crate::{Error, IVec, Result, compare, counter, expiry, lock, owned};
+use crate::{Error, IVec, Result, compare, counter, expiry, lock, owned, strings};
 
 /// Position and time in the log of the command that is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,7 +234,7 @@ pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &C
             }
             Ok(Outcome { effects, reply: Reply::Popped(found.map(|(key, entry)| (key, entry.value))) })
         }
-        Command::Transact { reads, ranges, writes } => {
+        Command::Transact { reads, ranges, writes, expiries } => {
             for read in reads {
                 if !is_current(view, read)? {
                     return Ok(Outcome::reply(Reply::Conflict));
@@ -245,7 +245,9 @@ pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &C
                     return Ok(Outcome::reply(Reply::Conflict));
                 }
             }
-            Ok(Outcome { effects: effects_of_writes(view, writes)?, reply: Reply::Done })
+            let mut effects = effects_of_writes(view, writes)?;
+            expiry::extend(view, context, writes, expiries, &mut effects)?;
+            Ok(Outcome { effects, reply: Reply::Done })
         }
         Command::CreateTree { name } => {
             if let Some(id) = view.tree_id(name) {
@@ -301,6 +303,7 @@ pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &C
         Command::Expiry(command) => expiry::evaluate(view, context, command),
         Command::SettleDue { limit } => expiry::settle_due(view, context, *limit),
         Command::Owned(command) => owned::evaluate(view, command),
+        Command::Strings { watched, operations } => strings::evaluate(view, context, watched, operations),
     }
 }
 

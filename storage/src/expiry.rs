@@ -46,26 +46,34 @@
 //! Whoever keeps the transaction's writes takes the record out when the key is written plainly after that
 //! ([`ExpiryCommand::Clear`]): both would have the commit's version.
 //!
+//! **Inside a transaction of a cluster** they are a list of its own beside the writes, evaluated where the
+//! transaction is committed, by the time of the log there. Where it was prepared before, that is the time at which it was
+//! prepared: what it was valid at, and no later than the commit. So a time to live that is counted from the commit does not
+//! grow when a participant hears of it late.
+//!
 //! The database's own trees have no times to live.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use bincode::{Decode, Encode};
 
-use crate::command::{Command, Reply, TreeId};
+use crate::command::{Command, Reply, TreeId, Write};
 use crate::evaluate::{self, Context, Effect, Effects, Entry, Outcome, Versioned, View};
 use crate::{Error, IVec, Result, lock};
 
 /// The most keys that one [`Command::SettleDue`] removes, and the most locks that it lets go on.
 pub const MOST_DUE: u32 = 1024;
 
+const OVER_BEFORE_IT_BEGINS: &str = "a key with a time to live of 0 ms would end before it begins";
+
 const DUE: u8 = 1;
 const RECORD: u8 = 2;
 const RECORD_VERSION: u8 = 1;
 
 /// When a key expires.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum When {
     /// So many milliseconds of the log's time after the command; at least one.
     After(u64),
@@ -76,7 +84,7 @@ pub enum When {
 }
 
 /// Which times to live [`ExpiryCommand::Set`] changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum SetIf {
     /// Any.
     Always,
@@ -93,7 +101,7 @@ pub enum SetIf {
 /// An operation on the time that a key has to live; see the [module](self).
 ///
 /// New variants are added at the end: the position of a variant is part of its encoding.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum ExpiryCommand {
     /// Sets a key. Reply: [`Reply::Previous`].
     Insert {
@@ -326,8 +334,13 @@ pub(crate) fn expires(record: Option<&Versioned>, version: u64) -> Result<Option
 pub(crate) fn evaluate_live(view: &impl View, context: &Context, command: &Command) -> Result<Outcome> {
     let live = LiveView::new(view, context.time_ms);
     let mut outcome = evaluate::evaluate_unhidden(&live, context, command)?;
-    // To the command, a key that has expired is absent. It is still there, and is counted.
-    for effect in &mut outcome.effects {
+    count_hidden(view, &mut outcome.effects)?;
+    Ok(outcome)
+}
+
+/// To what is evaluated over what has not expired, a key that has is absent. It is still there, and is counted.
+fn count_hidden(view: &impl View, effects: &mut Effects) -> Result<()> {
+    for effect in effects {
         if let Effect::Put { tree, key, fresh, .. } = effect
             && *fresh == Some(true)
             && can_expire(*tree)
@@ -336,7 +349,76 @@ pub(crate) fn evaluate_live(view: &impl View, context: &Context, command: &Comma
             *fresh = Some(false);
         }
     }
-    Ok(outcome)
+    Ok(())
+}
+
+/// What is asked of times to live beside `writes` comes to, behind what those do; see
+/// [`Command::Transact`]. `view` shows what has not expired.
+///
+/// # Errors
+/// As [`check_list`], and those of reading the view.
+pub(crate) fn extend(
+    view: &impl View,
+    context: &Context,
+    writes: &[Write],
+    expiries: &[ExpiryCommand],
+    effects: &mut Effects,
+) -> Result<()> {
+    check_list(view, writes, expiries)?;
+    for command in expiries {
+        effects.extend(evaluate(view, context, command)?.effects);
+    }
+    Ok(())
+}
+
+/// As [`extend`], over a view that shows all that is there, as of the time of `context`.
+pub(crate) fn extend_live(
+    view: &impl View,
+    context: &Context,
+    writes: &[Write],
+    expiries: &[ExpiryCommand],
+    effects: &mut Effects,
+) -> Result<()> {
+    if expiries.is_empty() || view.earliest_due()? > context.time_ms {
+        return extend(view, context, writes, expiries, effects);
+    }
+    let mut own = Effects::new();
+    extend(&LiveView::new(view, context.time_ms), context, writes, expiries, &mut own)?;
+    count_hidden(view, &mut own)?;
+    effects.extend(own);
+    Ok(())
+}
+
+/// Refuses what cannot be a part of a transaction, whatever the state is but for the trees that are there.
+///
+/// # Errors
+/// [`Error::InvalidRequest`], [`Error::TreeNotFound`].
+pub(crate) fn check_list(view: &impl View, writes: &[Write], expiries: &[ExpiryCommand]) -> Result<()> {
+    if expiries.is_empty() {
+        return Ok(());
+    }
+    let refuse = |what: &str| Err(Error::InvalidRequest(what.to_owned()));
+    let mut keys = BTreeSet::new();
+    for command in expiries {
+        check_tree(view, command.tree())?;
+        match command {
+            ExpiryCommand::Insert { when: When::After(0), .. }
+            | ExpiryCommand::Set { when: When::After(0), .. } => {
+                return refuse(OVER_BEFORE_IT_BEGINS);
+            }
+            ExpiryCommand::Insert { .. } | ExpiryCommand::Set { .. } | ExpiryCommand::Clear { .. } => {}
+            ExpiryCommand::Swap { .. } | ExpiryCommand::Get { .. } => {
+                return refuse("a transaction has said what it compares and reads by its reads");
+            }
+        }
+        if !keys.insert((command.tree(), command.key())) {
+            return refuse("two operations of one transaction are on the time to live of one key");
+        }
+    }
+    if writes.iter().any(|write| keys.contains(&(write.tree, &write.key))) {
+        return refuse("a transaction writes one key both with a time to live and without");
+    }
+    Ok(())
 }
 
 /// Whether a tree's keys can have a time to live.
@@ -344,7 +426,7 @@ pub(crate) fn can_expire(tree: TreeId) -> bool {
     !tree.is_system()
 }
 
-fn check_tree(view: &impl View, tree: TreeId) -> Result<()> {
+pub(crate) fn check_tree(view: &impl View, tree: TreeId) -> Result<()> {
     if !can_expire(tree) {
         let what = "keys of the database's own trees have no time to live".to_owned();
         return Err(Error::InvalidRequest(what));
@@ -353,7 +435,7 @@ fn check_tree(view: &impl View, tree: TreeId) -> Result<()> {
 }
 
 /// What a [`When`] comes to.
-enum Ends {
+pub(crate) enum Ends {
     Never,
     At(u64),
     /// It is over.
@@ -362,10 +444,7 @@ enum Ends {
 
 fn ends(context: &Context, when: When, before: Option<u64>) -> Result<Ends> {
     let at = match when {
-        When::After(0) => {
-            let what = "a key with a time to live of 0 ms would end before it begins".to_owned();
-            return Err(Error::InvalidRequest(what));
-        }
+        When::After(0) => return Err(Error::InvalidRequest(OVER_BEFORE_IT_BEGINS.to_owned())),
         When::After(after) => context.time_ms.saturating_add(after),
         When::At(at) => at,
         When::Keep => return Ok(before.map_or(Ends::Never, Ends::At)),
@@ -467,7 +546,7 @@ fn write(
 }
 
 /// Writes when a key expires, in place of what was written before.
-fn put_record(
+pub(crate) fn put_record(
     tree: TreeId,
     key: &IVec,
     ends: &Ends,

@@ -238,6 +238,9 @@ pub enum Refusal {
     /// What it reads or writes is locked by a transaction. The session does not remember this answer:
     /// repeat it under the same number when the lock is gone.
     Locked(LockedBy),
+    /// It names a tree by a name under which it does not live here: what the caller knows of the tree is
+    /// old; see [`crate::seal`].
+    TreeSealed(IVec),
 }
 
 impl std::fmt::Display for Refusal {
@@ -252,6 +255,7 @@ impl std::fmt::Display for Refusal {
             Refusal::Malformed(what) => write!(f, "the entry is not a command: {what}"),
             Refusal::LockNotHeld { lock, token, current } => crate::fence::explain(f, lock, *token, *current),
             Refusal::Locked(lock) => write!(f, "{lock}"),
+            Refusal::TreeSealed(name) => write!(f, "{}", Error::TreeSealed(name.clone())),
         }
     }
 }
@@ -267,6 +271,7 @@ impl Refusal {
         match error {
             Error::InvalidRequest(what) => Ok(Refusal::Invalid(what)),
             Error::TreeNotFound(name) => Ok(Refusal::TreeNotFound(name)),
+            Error::TreeSealed(name) => Ok(Refusal::TreeSealed(name)),
             Error::LockNotHeld { lock, token, current } => Ok(Refusal::LockNotHeld { lock, token, current }),
             world => Err(world),
         }
@@ -352,6 +357,9 @@ pub enum GroupRead {
         /// If given, the position at which the first of them was read: then nothing that was absent may have come
         /// and gone again since, either.
         since: Option<u64>,
+        /// If given, this transaction must still be prepared here, too: then nothing that it has locked was written
+        /// since.
+        under: Option<TransactionId>,
     },
     /// What is known of transactions over several groups. Reply: [`GroupReadReply::Transactions`].
     Transactions,

@@ -17,6 +17,7 @@ use crate::meta::{
     COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME,
     SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
 };
+use crate::seal::{seal_of, sealed_by};
 use crate::session::{self, Done};
 use crate::transaction::{self, Commit, Guarded, Part, Prepare, Transactions};
 use crate::{IVec, Result};
@@ -105,6 +106,8 @@ fn resolve_command(
         }
         numbers.push(match tree_number(view, name) {
             Some(number) => number,
+            // A tree that is not there may live under another name, and must not be made beside that.
+            None if is_sealed(view, name) => return Err(Refusal::TreeSealed(name.clone())),
             None => {
                 let index = missing.names.iter().position(|other| other == name).unwrap_or_else(|| {
                     missing.names.push(name.clone());
@@ -113,6 +116,17 @@ fn resolve_command(
                 missing.number(index)
             }
         });
+    }
+    match &*command {
+        Command::DropTree { name } if sealed_by(name).is_some() => {
+            return Err(Refusal::Invalid("a seal stays for ever".to_owned()));
+        }
+        Command::CreateTree { name } | Command::DropTree { name }
+            if tree_number(view, name).is_none() && is_sealed(view, name) =>
+        {
+            return Err(Refusal::TreeSealed(name.clone()));
+        }
+        _ => {}
     }
     replace_trees(command, &mut |tree, access| {
         let Some(number) = numbers.get(tree.0 as usize) else {
@@ -131,11 +145,11 @@ fn resolve_part(
     part: &mut Part,
     missing: &mut Missing,
 ) -> Result<(), Refusal> {
-    let Part { reads, ranges, writes } = std::mem::take(part);
-    let mut command = Command::Transact { reads, ranges, writes };
+    let Part { reads, ranges, writes, expiries } = std::mem::take(part);
+    let mut command = Command::Transact { reads, ranges, writes, expiries };
     let resolved = resolve_command(view, names, &mut command, missing);
-    if let Command::Transact { reads, ranges, writes } = command {
-        *part = Part { reads, ranges, writes };
+    if let Command::Transact { reads, ranges, writes, expiries } = command {
+        *part = Part { reads, ranges, writes, expiries };
     }
     resolved
 }
@@ -153,6 +167,11 @@ pub(crate) fn tree_number(view: &impl View, name: &[u8]) -> Option<TreeId> {
         TRANSACTIONS_TREE_NAME => Some(TreeId::TRANSACTIONS),
         _ => view.tree_id(name),
     }
+}
+
+/// Whether a tree that is not there is not to be made either.
+fn is_sealed(view: &impl View, name: &[u8]) -> bool {
+    view.tree_id(&seal_of(name)).is_some()
 }
 
 /// What a command does with a tree that it names.
@@ -210,15 +229,23 @@ fn replace_trees(
         Command::Batch { writes } => {
             writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))
         }
-        Command::Transact { reads, ranges, writes } => {
+        Command::Transact { reads, ranges, writes, expiries } => {
             reads.iter_mut().try_for_each(|read| each(&mut read.tree, Access::Read))?;
             ranges.iter_mut().try_for_each(|range| each(&mut range.tree, Access::Read))?;
-            writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))
+            writes.iter_mut().try_for_each(|write| each(&mut write.tree, access(&write.value)))?;
+            // As of one by itself.
+            expiries.iter_mut().try_for_each(|expiry| each(expiry.tree_mut(), Access::Read))
         }
         Command::Compare { comparisons, then, otherwise } => {
             comparisons.iter_mut().try_for_each(|comparison| each(&mut comparison.tree, Access::Read))?;
             let mut writes = then.iter_mut().chain(otherwise);
             writes.try_for_each(|write| each(&mut write.tree, access(&write.value)))
+        }
+        Command::Strings { watched, operations } => {
+            watched.iter_mut().try_for_each(|read| each(&mut read.tree, Access::Read))?;
+            // What it may be done to is checked where it is done.
+            let mut trees = operations.iter_mut().flat_map(|operation| operation.trees_mut());
+            trees.try_for_each(|tree| each(tree, Access::Read))
         }
         Command::CreateTree { .. }
         | Command::DropTree { .. }
@@ -284,7 +311,7 @@ fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result
             transaction::settle(transactions, context, *transaction, *decide_by_ms)
         }
         Operation::Resolve { transaction, commit } => {
-            transaction::resolve(view, transactions, *transaction, *commit)
+            transaction::resolve(view, transactions, context, *transaction, *commit)
         }
         Operation::Forget { transactions: forgotten } => {
             transaction::forget(transactions, context, forgotten)

@@ -542,10 +542,13 @@ fn prefetch_entry(
     let mut prefetched = match &resolved.command.operation {
         Operation::Command(command) | Operation::Fenced { command, .. } => prefetch(state, command)?,
         Operation::Prepare(Prepare { part, .. }) | Operation::Commit(Commit { part, .. }) => {
-            prefetch_part(state, &part.reads, &part.writes)?
+            prefetch_part(state, &part.reads, &part.writes, &part.expiries)?
         }
         Operation::Resolve { .. } => {
-            prefetch_part(state, &[], to_resolve.map_or(&[], |prepared| &prepared.part.writes))?
+            let part = to_resolve.map(|prepared| &prepared.part);
+            let (writes, expiries) =
+                part.map_or((&[][..], &[][..]), |part| (&part.writes[..], &part.expiries[..]));
+            prefetch_part(state, &[], writes, expiries)?
         }
         _ => Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() },
     };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::evaluate::Entry;
 use crate::group::{GroupRead, GroupReadReply, MAX_PAGE_BYTES, MAX_READ_KEYS};
 use crate::replica::Replica;
+use crate::seal::seal_of;
 use crate::snapshot::Snapshot;
 use crate::state::{Ends, LatestView, State};
 use crate::{Error, IVec, Result, TreeId, Versioned, counter, lock, session};
@@ -60,8 +61,8 @@ impl Replica {
                 let id = find(&shared.state.load(), tree)?;
                 GroupReadReply::Length(id.map_or(Ok(0), |id| self.engine().len(id))?)
             }
-            GroupRead::Validate { trees, reads, ranges, since } => {
-                GroupReadReply::Valid(self.validate((trees, reads, ranges), *since)?)
+            GroupRead::Validate { trees, reads, ranges, since, under } => {
+                GroupReadReply::Valid(self.validate((trees, reads, ranges), (*since, *under))?)
             }
             GroupRead::Transactions => {
                 let (prepared, decided) = self.transaction_counts();
@@ -163,6 +164,7 @@ pub(crate) fn find(state: &Arc<State>, name: &IVec) -> Result<Option<TreeId>> {
         Some(TreeId::TRANSACTIONS) => {
             Err(Error::InvalidRequest("the tree of transactions is closed to reads".to_owned()))
         }
+        None if state.catalog.names.contains_key(&seal_of(name)) => Err(Error::TreeSealed(name.clone())),
         found => Ok(found),
     }
 }

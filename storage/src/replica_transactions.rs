@@ -121,12 +121,12 @@ impl Replica {
             return Ok(Settled::Locked(lock));
         }
         let answer = match read {
-            GroupRead::Validate { trees, reads, ranges, since } => {
+            GroupRead::Validate { trees, reads, ranges, since, under } => {
                 return Ok(Settled::Answer(GroupReadReply::Valid(validate(
                     &snapshot,
                     &committer,
                     (trees, reads, ranges),
-                    *since,
+                    (*since, *under),
                 )?)));
             }
             _ => {
@@ -213,11 +213,11 @@ impl Replica {
     pub(crate) fn validate(
         &self,
         read: (&[IVec], &[KeyRead], &[RangeRead]),
-        since: Option<u64>,
+        held: (Option<u64>, Option<TransactionId>),
     ) -> Result<bool> {
         let committer = self.engine().shared.commit.lock();
         let snapshot = self.engine().snapshot();
-        validate(&snapshot, &committer, read, since)
+        validate(&snapshot, &committer, read, held)
     }
 
     /// How many parts are prepared, and how many decisions are remembered.
@@ -268,8 +268,11 @@ fn validate(
     snapshot: &Snapshot,
     committer: &Committer,
     (trees, reads, ranges): (&[IVec], &[KeyRead], &[RangeRead]),
-    since: Option<u64>,
+    (since, under): (Option<u64>, Option<TransactionId>),
 ) -> Result<bool> {
+    if under.is_some_and(|transaction| !committer.transactions.is_prepared(transaction)) {
+        return Ok(false);
+    }
     let mut numbers = Vec::with_capacity(trees.len());
     for name in trees {
         numbers.push(crate::replica_read::find(snapshot.state(), name)?);

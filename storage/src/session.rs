@@ -257,6 +257,11 @@ pub(crate) fn earliest_expiry(view: &impl View) -> Result<Option<u64>> {
     Ok((expires_ms != u64::MAX).then_some(expires_ms))
 }
 
+/// Where [`TreeId::SESSIONS`] has one key for each session that has not ended, for those who count them.
+pub(crate) fn alive() -> (Bound<IVec>, Bound<IVec>) {
+    (Bound::Included(IVec::from(&[EXPIRY][..])), Bound::Excluded(IVec::from(&[EXPIRY + 1][..])))
+}
+
 /// The keys that [`exactly_once`] looks at first.
 pub(crate) fn keys_of(tag: &SessionTag) -> [IVec; 2] {
     [record_key(tag.session), slot_key(tag.session, tag.slot)]

@@ -24,6 +24,7 @@
 //! | operation | answer |
 //! |---|---|
 //! | [`Prepare`] | [`Vote::Yes`] and the part is kept with its locks; anything else, and nothing is kept |
+//! | the same with [`Prepare::only_lock`] | [`Vote::Yes`], whatever is there |
 //! | [`Commit`] | [`Decision`]: committed, and recorded so; or aborted |
 //! | [`Settle`](crate::Operation::Settle) | the decision; if there is none, that is now an abort |
 //! | [`Resolve`](crate::Operation::Resolve) | done; also if there is nothing (any more) to resolve |
@@ -43,12 +44,45 @@
 //!   old value is still there, and to return it would break the strictness;
 //! - another Prepare or Commit that meets a lock is answered [`Vote::Locked`] and does not wait.
 //!
+//! # Looking while others write
+//!
+//! Whoever only reads validates in the end, without a lock, that nothing has changed: beside writers who never
+//! rest something always has. So after some vain attempts a reader *keeps the writers off while it
+//! looks*: with [`Prepare::only_lock`] it has all that it is going to read locked against being written, in all
+//! groups, whatever is there now. That is never refused. Who is prepared to write there already ends as if the reader were not
+//! there, and the reads wait for that, as all reads do; but nobody comes after them. So the reader waits for
+//! those who were before it and for nobody else, and gets through. Then it has its locks given back. It
+//! decides on nothing and has nothing to commit. Its home is one of the groups, where it can only be settled: as
+//! aborted.
+//!
+//! That what it has read was so at one moment does not hang on the locks being kept. In each group it looks, after
+//! all reading, whether **at that position of the log it is still prepared, and all is as it was read**
+//! ([`GroupRead::Validate`](crate::GroupRead::Validate) with `under`). Let T be a moment after the last read and
+//! before the first of these looks. In each group,
+//!
+//! - the reader is prepared at the look. It is prepared once and resolved once, never again after that, so it has
+//!   been prepared since before the read, and at T;
+//! - at the read nobody else was prepared to write what was read, because a read waits for those; and while the reader is
+//!   prepared nobody becomes so, and no command writes it. So from the read to the look it was not written, also
+//!   not something that came and went; and none had decided at T whose writes are not there yet;
+//! - what expires by time alone is gone for good: what is there at the read and at the look was there at T, and what
+//!   is not there at the read was not there at T.
+//!
+//! So all that was read is what was there at T, which is while the transaction runs: it is strict. If locks were
+//! lost, because their lease was over, the look says so, and what was read counts for nothing.
+//!
 //! # No deadlock
 //!
-//! Whoever holds a lock never waits for one: the coordinator whose Prepare or Commit meets a lock aborts,
-//! gives back what it holds, and begins anew after a random pause. Whoever waits (commands, reads)
-//! holds nothing. So no circle of waiting can close. That two transactions do not refuse each
-//! other for ever is the [coordinator's](coordinator) part.
+//! There are three kinds:
+//!
+//! - who *wants to write* and holds locks never waits for one: the coordinator whose Prepare or Commit meets a lock
+//!   aborts, gives back what it holds, and begins anew after a random pause;
+//! - who *only looks* holds locks while its reads wait for others. Those are of the first kind: two that look share what
+//!   both of them lock;
+//! - *commands and reads* wait for both, and hold nothing.
+//!
+//! Each waits only for kinds that stand before its own in this list, so no circle of waiting can close. That two who
+//! write do not refuse each other for ever is the [coordinator's](coordinator) part.
 //!
 //! # Coordinators that are gone
 //!
@@ -101,7 +135,8 @@ mod removals;
 use bincode::{Decode, Encode};
 
 use crate::IVec;
-use crate::command::{KeyRead, RangeRead, Write};
+use crate::command::{KeyRead, RangeRead, TreeId, Write};
+use crate::expiry::ExpiryCommand;
 
 pub(crate) use evaluate::{commit, forget, prepare, resolve, settle};
 pub(crate) use guard::Guarded;
@@ -136,6 +171,21 @@ pub struct Part {
     pub ranges: Vec<RangeRead>,
     /// What to write; a later write to a key overrules an earlier one.
     pub writes: Vec<Write>,
+    /// As in [`Command::Transact`](crate::Command::Transact).
+    pub expiries: Vec<ExpiryCommand>,
+}
+
+impl Part {
+    /// The keys that it writes, or whose time to live it changes.
+    pub(crate) fn written(&self) -> impl Iterator<Item = (TreeId, &IVec)> {
+        let writes = self.writes.iter().map(|write| (write.tree, &write.key));
+        writes.chain(self.expiries.iter().map(|expiry| (expiry.tree(), expiry.key())))
+    }
+
+    /// Whether it changes nothing.
+    pub fn only_reads(&self) -> bool {
+        self.writes.is_empty() && self.expiries.is_empty()
+    }
 }
 
 /// Asks a participant to validate, lock and keep its part. Answer: [`Vote`].
@@ -149,6 +199,9 @@ pub struct Prepare {
     pub decide_by_ms: u64,
     /// How long, by the participant's log, before whoever meets the locks asks home.
     pub lease_ms: u64,
+    /// Locks what the part names as read against being written from now on, whatever is there and whoever is
+    /// prepared to write it already. The part must write nothing, and the transaction is never committed.
+    pub only_lock: bool,
     /// The participant's part.
     pub part: Part,
 }
@@ -226,6 +279,8 @@ pub(crate) struct Prepared {
     pub(crate) home: u32,
     pub(crate) decide_by_ms: u64,
     pub(crate) expires_ms: u64,
+    /// The log's time when it was.
+    pub(crate) prepared_ms: u64,
     pub(crate) part: Part,
 }
 

@@ -240,6 +240,12 @@ impl Watchers {
         Ok(self.enter(queue, &mut state))
     }
 
+    /// How many subscriptions there are.
+    pub fn subscriptions(&self) -> usize {
+        let state = self.registry.state.lock();
+        self.registry.count.load(Ordering::Acquire).saturating_sub(usize::from(state.history.is_on()))
+    }
+
     /// Everything after this position is kept of trees that are there.
     pub fn kept_after(&self) -> u64 {
         self.kept_after_of(&self.registry.state.lock(), true)

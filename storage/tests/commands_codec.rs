@@ -7,8 +7,9 @@ use dogsled_storage::command::{KeyRead, RangeRead};
 use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::counter::{CounterAddition, CounterCommand};
 use dogsled_storage::lock::{FencingToken, LockCommand, LockRequest};
+use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation};
 use dogsled_storage::{
-    Command, Effect, Error, ExpiryCommand, OwnedCommand, SessionId, SetIf, TreeId, When, Write,
+    Command, Effect, Error, ExpiryCommand, IVec, OwnedCommand, SessionId, SetIf, TreeId, When, Write,
 };
 
 /// The encoding of each command. A test that fails here has broken every log and every peer out
@@ -44,10 +45,11 @@ fn commands_have_the_bytes_they_always_had() {
                     fingerprint: u64::MAX,
                 }],
                 writes: vec![put],
+                expiries: vec![ExpiryCommand::Clear { tree, key: "k".into() }],
             },
             b"\x01\x08\x01\x10\x01k\xfc\x70\x11\x01\x00\
               \x01\x10\x01a\x01\x01b\x02\xfd\xff\xff\xff\xff\xff\xff\xff\xff\
-              \x01\x10\x01k\x01\x01v",
+              \x01\x10\x01k\x01\x01v\x01\x03\x10\x01k",
         ),
         (Command::ReserveIds { count: 250 }, b"\x01\x09\xfa"),
         (Command::Counter(CounterCommand::Add { name: "c".into(), delta: -1 }), b"\x01\x0a\x00\x01c\x01"),
@@ -170,7 +172,42 @@ fn commands_have_the_bytes_they_always_had() {
     };
     let bytes = b"\x01\x11\x07\x10\x01k\x00\x10\x01k\x01\x10\x01k\x02\x01v\x10\x01k\x03\x01v\
                   \x10\x01k\x04\x01v\x10\x01k\x05\x01v\x10\x01k\x06\x07\x01\x10\x01k\x01\x01v\x00";
-    let golden = golden.into_iter().chain([(compare, &bytes[..])]);
+    let operation = |action| StringsOperation { tree, key: "k".into(), action };
+    let (value, after) = (IVec::from("v"), Some(When::After(5)));
+    let strings = Command::Strings {
+        watched: vec![KeyRead { tree, key: "k".into(), version: 7 }],
+        operations: vec![
+            operation(StringAction::Get),
+            operation(StringAction::Length),
+            operation(StringAction::Range { start: 0, end: -1 }),
+            operation(StringAction::Exists),
+            operation(StringAction::Expires),
+            operation(StringAction::Set {
+                value: value.clone(),
+                only: SetOnly::Absent,
+                when: after,
+                get: true,
+            }),
+            operation(StringAction::RequireAbsent { first: true }),
+            operation(StringAction::Delete),
+            operation(StringAction::Take),
+            operation(StringAction::GetAndExpire { when: None }),
+            operation(StringAction::Append { value: value.clone() }),
+            operation(StringAction::Overwrite { offset: 3, value: value.clone() }),
+            operation(StringAction::Add { delta: -1 }),
+            operation(StringAction::AddFloat { delta: value }),
+            operation(StringAction::Expire { when: When::Keep, only: SetIf::None, only_some: false }),
+            operation(StringAction::Persist),
+            operation(StringAction::Transfer { tree, key: "l".into(), copy: true, replace: false }),
+        ],
+    };
+    let of_strings =
+        b"\x01\x12\x01\x10\x01k\x07\x11\x10\x01k\x00\x10\x01k\x01\x10\x01k\x02\x00\x01\x10\x01k\x03\
+                       \x10\x01k\x04\x10\x01k\x05\x01v\x01\x01\x00\x05\x01\x10\x01k\x06\x01\x10\x01k\x07\
+                       \x10\x01k\x08\x10\x01k\x09\x00\x10\x01k\x0a\x01v\x10\x01k\x0b\x03\x01v\
+                       \x10\x01k\x0c\x01\x10\x01k\x0d\x01v\x10\x01k\x0e\x02\x01\x00\x10\x01k\x0f\
+                       \x10\x01k\x10\x10\x01l\x01\x00";
+    let golden = golden.into_iter().chain([(compare, &bytes[..]), (strings, &of_strings[..])]);
     for (command, bytes) in golden {
         let encoded = encode_command(&command).unwrap();
         assert!(encoded == bytes, "{command:?} is \"{}\" now", encoded.escape_ascii());

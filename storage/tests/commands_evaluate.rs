@@ -93,7 +93,7 @@ impl Expected {
                 has_changed = popped.is_some();
                 Reply::Popped(popped.map(|(key, (value, _))| (key, value)))
             }
-            Command::Transact { reads, ranges, writes } => {
+            Command::Transact { reads, ranges, writes, expiries: _ } => {
                 let mut is_current = true;
                 for read in reads {
                     let tree = self.trees.get(&read.tree).ok_or(NO_TREE)?;
@@ -123,7 +123,8 @@ impl Expected {
             | Command::CountMany { .. }
             | Command::Expiry(_)
             | Command::SettleDue { .. }
-            | Command::Owned(_) => unreachable!("not here"),
+            | Command::Owned(_)
+            | Command::Strings { .. } => unreachable!("not here"),
         };
         self.commits += u64::from(has_changed);
         Ok(reply)
@@ -220,7 +221,7 @@ fn command(random: &mut Random, expected: &Expected) -> Command {
                 range
             });
             let ranges = ranges.collect();
-            Command::Transact { reads, ranges, writes: writes(random) }
+            Command::Transact { reads, ranges, writes: writes(random), expiries: Vec::new() }
         }
         _ => Command::ReserveIds { count: random.below(5) },
     }

@@ -45,8 +45,12 @@ fn a_key_is_gone_for_every_command_from_its_end_on() {
     state.execute(1_000, &insert_for("k", "v", When::After(500))).unwrap();
     assert_eq!(state.execute(1_499, &get("k")).unwrap(), expires(Some(1_500)));
     let read = KeyRead { tree: TREE, key: "k".into(), version: 1 };
-    let transact =
-        |read: KeyRead| Command::Transact { reads: vec![read], ranges: Vec::new(), writes: Vec::new() };
+    let transact = |read: KeyRead| Command::Transact {
+        reads: vec![read],
+        ranges: Vec::new(),
+        writes: Vec::new(),
+        expiries: Vec::new(),
+    };
     assert_eq!(state.execute(1_499, &transact(read.clone())).unwrap(), Reply::Done);
     // From here on it is absent, though nothing has removed it.
     let at = 1_500;
@@ -77,7 +81,8 @@ fn a_key_is_gone_for_every_command_from_its_end_on() {
         count: 0,
         fingerprint: RangeFingerprint::default().finish(),
     };
-    let empty = Command::Transact { reads: Vec::new(), ranges: vec![range], writes: Vec::new() };
+    let (ranges, writes, expiries) = (vec![range], Vec::new(), Vec::new());
+    let empty = Command::Transact { reads: Vec::new(), ranges, writes, expiries };
     assert_eq!(state.execute(at, &empty).unwrap(), Reply::Done);
     // Written anew it is there, for good, and the old end has no power over it.
     assert_eq!(state.execute(at, &swap(None)).unwrap(), Reply::Swapped(Ok(())));

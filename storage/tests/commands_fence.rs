@@ -49,7 +49,12 @@ fn writes() -> Vec<Command> {
         Command::Put { tree, key: "k".into(), value: "put".into() },
         Command::CompareAndSwap { tree, key: "k".into(), old: Some("put".into()), new: Some("swap".into()) },
         Command::Batch { writes: vec![write.clone()] },
-        Command::Transact { reads: Vec::new(), ranges: Vec::new(), writes: vec![write] },
+        Command::Transact {
+            reads: Vec::new(),
+            ranges: Vec::new(),
+            writes: vec![write],
+            expiries: Vec::new(),
+        },
         Command::Counter(CounterCommand::Add { name: "c".into(), delta: 1 }),
         Command::Remove { tree, key: "k".into() },
     ]

@@ -7,8 +7,9 @@
 //! evaluate them with, and each coordinator is the [`Coordinator`] that the client drives.
 //!
 //! Each transaction reads a list in both groups and appends itself to both. A plain command appends to one
-//! of them, too. Of every state that can be reached it is asked:
+//! of them, too. A reader keeps them off while it looks at both lists. Of every state that can be reached it is asked:
 //!
+//! - Has the reader seen both lists as they were at one moment, and no older than when it began?
 //! - Whoever reads a list now waits for a lock, or sees all of which anybody was told that it was committed.
 //! - If all coordinators died now, would those who meet the locks bring it to an end: no lock is left; each
 //!   transaction is in both lists once, or in neither; in the same order; as its caller was told?
@@ -22,8 +23,8 @@ use std::hash::{Hash, Hasher};
 use dogsled_storage::codec::{decode_group_reply, encode_group_reply};
 use dogsled_storage::command::KeyRead;
 use dogsled_storage::model::ModelState;
-use dogsled_storage::transaction::Reason;
 use dogsled_storage::transaction::coordinator::{Coordinator, Phase, Share};
+use dogsled_storage::transaction::{Prepare, Reason};
 use dogsled_storage::{
     Answer, Command, Decision, GroupCommand, GroupReply, IVec, Operation, Part, Refusal, Reply, SessionId,
     SessionTag, TransactionId, TreeId, View, Vote, Write,
@@ -35,6 +36,9 @@ const EARLY: u64 = 1_000;
 const DECIDE_BY: u64 = 5_000;
 const LATE: u64 = 9_000;
 const PLAIN: u8 = 9;
+/// The number of the reader among the transactions, and its home.
+const READER: usize = 7;
+const READERS_HOME: u32 = 1;
 
 /// What is done wrong on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,10 @@ enum Fault {
     AbortForgottenTooEarly,
     /// Readers do not heed locks.
     ReadsThroughLocks,
+    /// The same of the reader who keeps others off only.
+    LooksThroughLocks,
+    /// That reader does not look whether it still has its locks, and all is as it was.
+    TrustsItsLocks,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +78,8 @@ enum Message {
     Forget(usize),
     /// Of the plain command.
     Swap,
+    /// By the reader, to a group.
+    Lock(u32),
 }
 
 /// One transaction and its coordinator.
@@ -86,6 +96,23 @@ struct Driver {
     told: Option<bool>,
 }
 
+/// Who looks at both lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Reader {
+    /// What others had been told when it began.
+    told_before: Option<BTreeSet<u8>>,
+    locked: BTreeSet<u32>,
+    read: BTreeMap<u32, (u64, IVec)>,
+    looked: BTreeSet<u32>,
+    is_disturbed: bool,
+}
+
+impl Reader {
+    fn has_seen_both(&self) -> bool {
+        self.looked.len() == GROUPS.len() && !self.is_disturbed
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
     groups: BTreeMap<u32, ModelState>,
@@ -98,6 +125,7 @@ struct World {
     actors: Actors,
     plain_read: Option<IVec>,
     plain_told: Option<bool>,
+    reader: Option<Reader>,
 }
 
 /// The command behind a message.
@@ -132,6 +160,9 @@ enum Step {
     TimePasses(u32),
     Purge(u32),
     ReadPlain,
+    BeginToLook,
+    Look(u32),
+    LookAgain(u32),
 }
 
 fn tag(driver: usize) -> SessionTag {
@@ -140,6 +171,10 @@ fn tag(driver: usize) -> SessionTag {
 
 fn id(driver: usize) -> TransactionId {
     TransactionId(100 + driver as u128)
+}
+
+fn transactions_in(list: &IVec) -> Vec<u8> {
+    list.iter().copied().filter(|number| *number != PLAIN).collect()
 }
 
 fn list(state: &ModelState) -> (u64, IVec) {
@@ -181,7 +216,7 @@ impl World {
                 assert!(reply.expect("a model has no disk").result.is_ok());
             };
             apply(Operation::Command(Command::Put { tree: TreeId(0), key: "list".into(), value: "".into() }));
-            for driver in 0..homes.len() {
+            for driver in (0..homes.len()).chain([READER]) {
                 apply(Operation::OpenSession { session: tag(driver).session, lease_ms: 1 << 40 });
             }
             groups.insert(group, state);
@@ -204,7 +239,28 @@ impl World {
             actors,
             plain_read: None,
             plain_told: None,
+            reader: None,
         }
+    }
+
+    fn with_reader(self) -> World {
+        World { reader: Some(Reader::default()), ..self }
+    }
+
+    fn home(&self, number: usize) -> u32 {
+        if number == READER { READERS_HOME } else { self.drivers[number].home }
+    }
+
+    /// The numbers of all that may be prepared.
+    fn numbers(&self) -> Vec<usize> {
+        (0..self.drivers.len()).chain(self.reader.is_some().then_some(READER)).collect()
+    }
+
+    /// Who was told that it has happened.
+    fn told(&self) -> BTreeSet<u8> {
+        let drivers = self.drivers.iter().enumerate().filter(|(_, driver)| driver.told == Some(true));
+        let plain = (self.plain_told == Some(true)).then_some(PLAIN);
+        drivers.map(|(number, _)| number as u8).chain(plain).collect()
     }
 
     /// What may happen next; what goes as it should comes last, and is tried first.
@@ -228,11 +284,26 @@ impl World {
             if matches!(driver.waits_for, Some(Message::Prepare(_) | Message::Commit(_))) {
                 rare.push(Step::GiveUp(number));
             }
+        }
+        for number in self.numbers() {
             for group in GROUPS {
                 let asked = self.sent.contains_key(&Message::Settle(number, group));
                 if !asked && self.is_prepared(number, group) {
                     rare.push(Step::MeetLock(number, group));
                 }
+            }
+        }
+        if let Some(reader) = &self.reader {
+            let next = |done: &dyn Fn(u32) -> bool| GROUPS.into_iter().find(|group| !done(*group));
+            let waits = |group| fault != Fault::LooksThroughLocks && is_locked(&self.groups[&group]);
+            if reader.told_before.is_none() {
+                usual.push(Step::BeginToLook);
+            } else if reader.locked.len() < GROUPS.len() {
+                // The answers are awaited.
+            } else if let Some(group) = next(&|group| reader.read.contains_key(&group)) {
+                usual.extend((!waits(group)).then_some(Step::Look(group)));
+            } else if let Some(group) = next(&|group| reader.looked.contains(&group)) {
+                usual.extend((!waits(group)).then_some(Step::LookAgain(group)));
             }
         }
         for (message, delivered) in &self.sent {
@@ -304,8 +375,8 @@ impl World {
                     let value = appended(if blind { &[] } else { value }, number as u8);
                     let part = Part {
                         reads: if blind { Vec::new() } else { vec![read] },
-                        ranges: Vec::new(),
                         writes: vec![Write { tree, key, value: Some(value) }],
+                        ..Part::default()
                     };
                     (group, Share { trees: vec!["lists".into()], part })
                 });
@@ -347,6 +418,47 @@ impl World {
                 self.time.insert(group, LATE);
             }
             Step::Purge(group) => self.purge(group, fault),
+            Step::BeginToLook => {
+                let told = self.told();
+                self.reader.as_mut().expect("there is one").told_before = Some(told);
+                for group in GROUPS {
+                    let key = IVec::from("list");
+                    let prepare = Prepare {
+                        transaction: id(READER),
+                        home: READERS_HOME,
+                        decide_by_ms: DECIDE_BY,
+                        lease_ms: 1_000,
+                        only_lock: true,
+                        part: Part {
+                            reads: vec![KeyRead { tree: TreeId(0), key, version: 0 }],
+                            ..Part::default()
+                        },
+                    };
+                    let mut command = plain(0, Operation::Prepare(prepare));
+                    command.session = Some(tag(READER));
+                    self.send(Message::Lock(group), command);
+                }
+            }
+            Step::Look(group) => {
+                let found = list(&self.groups[&group]);
+                self.reader.as_mut().expect("there is one").read.insert(group, found);
+            }
+            Step::LookAgain(group) => {
+                let is_still_so = self.is_prepared(READER, group);
+                let found = list(&self.groups[&group]);
+                let reader = self.reader.as_mut().expect("there is one");
+                if fault != Fault::TrustsItsLocks {
+                    reader.is_disturbed |= !is_still_so || reader.read[&group].0 != found.0;
+                }
+                reader.looked.insert(group);
+                if reader.looked.len() == GROUPS.len() {
+                    for group in GROUPS {
+                        let resolve = Operation::Resolve { transaction: id(READER), commit: false };
+                        let message = Message::Resolve { transaction: READER, group, commit: false };
+                        self.send(message, plain(0, resolve));
+                    }
+                }
+            }
             Step::ReadPlain => {
                 let (_, old) = list(&self.groups[&1]);
                 self.plain_read = Some(old.clone());
@@ -393,8 +505,8 @@ impl World {
             Message::Commit(driver)
             | Message::Ask(driver)
             | Message::Settle(driver, _)
-            | Message::Forget(driver) => self.drivers[driver].home,
-            Message::Resolve { group, .. } => group,
+            | Message::Forget(driver) => self.home(driver),
+            Message::Resolve { group, .. } | Message::Lock(group) => group,
             Message::Swap => 1,
         };
         let before = (fault == Fault::HomeForgetsAbort).then(|| self.groups[&group].clone());
@@ -417,6 +529,11 @@ impl World {
                 let resolve = Operation::Resolve { transaction: id(transaction), commit };
                 self.send(Message::Resolve { transaction, group: asker, commit }, plain(0, resolve));
             }
+            Message::Lock(group) => {
+                assert_eq!(reply.result, Ok(Answer::Vote(Vote::Yes)), "who only locks is refused");
+                self.reader.as_mut().expect("it has asked").locked.insert(group);
+            }
+            Message::Resolve { transaction: READER, .. } => {}
             Message::Resolve { transaction: number, group, commit } => {
                 let driver = &mut self.drivers[number];
                 if let Some(coordinator) = &mut driver.coordinator
@@ -503,18 +620,28 @@ impl World {
                 }
             }
         }
+        if let Some(reader) = self.reader.as_ref().filter(|reader| reader.has_seen_both()) {
+            let seen: Vec<&IVec> = reader.read.values().map(|(_, list)| list).collect();
+            if transactions_in(seen[0]) != transactions_in(seen[1]) {
+                return Err(format!("the reader has seen what never was together: {seen:?}"));
+            }
+            let before = reader.told_before.as_ref().expect("it has begun");
+            if let Some(missed) = before.iter().find(|number| !seen[0].contains(number)) {
+                return Err(format!("{missed} was committed before the reader began, who saw {seen:?}"));
+            }
+        }
         self.check_end(fault)
     }
 
     /// What must hold when all coordinators are gone and others have ended what they left.
     fn check_end(&self, fault: Fault) -> Result<(), String> {
         let mut end = self.clone();
-        for number in 0..end.drivers.len() {
+        for number in end.numbers() {
             for group in GROUPS {
                 if !end.is_prepared(number, group) {
                     continue;
                 }
-                let home = end.drivers[number].home;
+                let home = end.home(number);
                 let settle = Operation::Settle { transaction: id(number), decide_by_ms: DECIDE_BY };
                 let reply = end.apply(home, plain(0, settle));
                 let commit = reply.result == Ok(Answer::Decided(Decision::Committed));
@@ -524,8 +651,15 @@ impl World {
         let _ = fault;
         let lists: Vec<IVec> = end.groups.values().map(|state| list(state).1).collect();
         for (group, state) in &end.groups {
-            if is_locked(state) {
+            if is_locked(state) || !state.transactions().expect("a replica").is_idle() {
                 return Err(format!("a lock is left in group {group}"));
+            }
+        }
+        if let Some(reader) = self.reader.as_ref().filter(|reader| reader.has_seen_both()) {
+            for (list, (_, seen)) in lists.iter().zip(reader.read.values()) {
+                if !list.starts_with(seen) {
+                    return Err(format!("the reader has seen {seen:?}, which came to {list:?}"));
+                }
             }
         }
         for list in &lists {
@@ -533,9 +667,7 @@ impl World {
                 return Err(format!("something happened twice: {lists:?}"));
             }
         }
-        let transactions =
-            |list: &IVec| list.iter().copied().filter(|number| *number != PLAIN).collect::<Vec<_>>();
-        if transactions(&lists[0]) != transactions(&lists[1]) {
+        if transactions_in(&lists[0]) != transactions_in(&lists[1]) {
             return Err(format!("the groups differ: {lists:?}"));
         }
         for (number, driver) in self.drivers.iter().enumerate() {
@@ -568,13 +700,15 @@ fn with_time(state: &ModelState, other: &ModelState) -> ModelState {
 struct Found {
     states: usize,
     outcomes: BTreeSet<Vec<Option<bool>>>,
+    /// What a reader has seen in group 1.
+    seen: BTreeSet<IVec>,
     violation: Option<(String, Vec<Step>)>,
 }
 
 /// Goes through all states that can be reached.
 fn search(first: World, fault: Fault, limit: usize) -> Found {
     let mut seen = HashSet::from([first.fingerprint()]);
-    let mut outcomes = BTreeSet::new();
+    let (mut outcomes, mut views) = (BTreeSet::new(), BTreeSet::new());
     let mut path: Vec<(World, Vec<Step>, Option<Step>)> = vec![(first.clone(), first.steps(fault), None)];
     while let Some((world, steps, _)) = path.last_mut() {
         let Some(step) = steps.pop() else {
@@ -588,31 +722,42 @@ fn search(first: World, fault: Fault, limit: usize) -> Found {
         }
         let told = next.drivers.iter().map(|driver| driver.told).chain([next.plain_told]);
         outcomes.insert(told.collect());
+        if let Some(reader) = next.reader.as_ref().filter(|reader| reader.has_seen_both()) {
+            views.insert(reader.read[&1].1.clone());
+        }
         if let Err(what) = next.check(fault) {
             let mut steps: Vec<Step> = path.iter().filter_map(|(_, _, step)| *step).collect();
             steps.push(step);
-            return Found { states: seen.len(), outcomes, violation: Some((what, steps)) };
+            return Found { states: seen.len(), outcomes, seen: views, violation: Some((what, steps)) };
         }
         assert!(seen.len() < limit, "more than {limit} states");
         let steps = next.steps(fault);
         path.push((next, steps, Some(step)));
     }
-    Found { states: seen.len(), outcomes, violation: None }
+    Found { states: seen.len(), outcomes, seen: views, violation: None }
 }
 
 fn holds(homes: &[u32], copies: u8, actors: Actors) {
-    let found = search(World::new(homes, copies, actors), Fault::None, 3_000_000);
-    let World { drivers, .. } = World::new(homes, copies, actors);
-    println!("homes {homes:?}, {copies} copies, {actors:?}: {} states", found.states);
-    if let Some((what, steps)) = found.violation {
-        panic!("homes {homes:?}, {actors:?}: {what}\n{steps:#?}");
+    holds_of(World::new(homes, copies, actors));
+}
+
+/// What a reader may see there.
+fn holds_of(world: World) -> BTreeSet<IVec> {
+    let World { drivers, copies_left, actors, reader, .. } = &world;
+    let homes: Vec<u32> = drivers.iter().map(|driver| driver.home).collect();
+    let what = format!("homes {homes:?}, {copies_left} copies, {actors:?}, reader {}", reader.is_some());
+    let found = search(world, Fault::None, 3_000_000);
+    println!("{what}: {} states", found.states);
+    if let Some((violation, steps)) = found.violation {
+        panic!("{what}: {violation}\n{steps:#?}");
     }
     // Each can be committed, and each can be aborted.
-    for at in 0..drivers.len() {
+    for at in 0..homes.len() {
         for told in [true, false] {
             assert!(found.outcomes.iter().any(|outcome| outcome[at] == Some(told)), "{at} is never {told}");
         }
     }
+    found.seen
 }
 
 #[test]
@@ -634,6 +779,14 @@ fn two_transactions_with_the_same_home() {
 }
 
 #[test]
+fn a_reader_who_keeps_off_a_transaction_with_copies_of_messages() {
+    for home in GROUPS {
+        let seen = holds_of(World::new(&[home], 1, Actors::None).with_reader());
+        assert_eq!(seen.len(), 2, "before it, and after it: {seen:?}");
+    }
+}
+
+#[test]
 fn every_fault_that_is_put_in_is_found() {
     for (fault, homes, actors) in [
         (Fault::HomeForgetsAbort, &[1][..], Actors::None),
@@ -646,5 +799,15 @@ fn every_fault_that_is_put_in_is_found() {
         let found = search(World::new(homes, 2, actors), fault, 3_000_000);
         let (what, steps) = found.violation.unwrap_or_else(|| panic!("{fault:?} is not found"));
         println!("{fault:?}: {what}, after {} steps and {} states", steps.len(), found.states);
+    }
+    for (fault, home) in [
+        (Fault::TrustsItsLocks, 1),
+        (Fault::TrustsItsLocks, 2),
+        (Fault::LooksThroughLocks, 1),
+        (Fault::LooksThroughLocks, 2),
+    ] {
+        let found = search(World::new(&[home], 0, Actors::None).with_reader(), fault, 3_000_000);
+        let (what, steps) = found.violation.unwrap_or_else(|| panic!("{fault:?} is not found"));
+        println!("reader, {fault:?}: {what}, after {} steps and {} states", steps.len(), found.states);
     }
 }

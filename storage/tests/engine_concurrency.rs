@@ -103,7 +103,8 @@ impl Reading {
 
     /// Whether it was committed; if not, something that was read has changed.
     fn commit(self, engine: &Engine, durability: Durability) -> bool {
-        let command = Command::Transact { reads: self.reads, ranges: self.ranges, writes: self.writes };
+        let (reads, ranges, writes) = (self.reads, self.ranges, self.writes);
+        let command = Command::Transact { reads, ranges, writes, expiries: Vec::new() };
         match engine.execute(command, durability).expect("a sound disk") {
             Reply::Done => true,
             Reply::Conflict => false,

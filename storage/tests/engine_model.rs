@@ -94,7 +94,8 @@ impl Plain {
             | Command::CountMany { .. }
             | Command::Expiry(_)
             | Command::SettleDue { .. }
-            | Command::Owned(_) => {}
+            | Command::Owned(_)
+            | Command::Strings { .. } => {}
         }
     }
 

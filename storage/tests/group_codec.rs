@@ -15,9 +15,9 @@ use dogsled_storage::counter::{CounterAddition, Sums};
 use dogsled_storage::lock::{FencingToken, Holder, LockReply};
 use dogsled_storage::transaction::{Commit, Prepare, Reason};
 use dogsled_storage::{
-    Answer, ChunkPosition, Command, Decision, Error, ExpiryReply, Fence, GroupCommand, GroupRead,
-    GroupReadReply, GroupReply, LockedBy, Operation, Part, Refusal, Reply, SessionId, SessionTag,
-    TransactionId, TreeId, Versioned, Vote, Write,
+    Answer, ChunkPosition, Command, Decision, Error, ExpiryCommand, ExpiryReply, Fence, GroupCommand,
+    GroupRead, GroupReadReply, GroupReply, LockedBy, Operation, Part, Refusal, Reply, SessionId, SessionTag,
+    TransactionId, TreeId, Versioned, Vote, When, Write,
 };
 
 fn command(operation: Operation) -> GroupCommand {
@@ -65,6 +65,7 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
                 home: 2,
                 decide_by_ms: 9,
                 lease_ms: 8,
+                only_lock: true,
                 part: Part {
                     reads: vec![KeyRead { tree: TreeId(0), key: "r".into(), version: 5 }],
                     ranges: vec![RangeRead {
@@ -75,9 +76,15 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
                         fingerprint: 2,
                     }],
                     writes: vec![Write { tree: TreeId(0), key: "w".into(), value: None }],
+                    expiries: vec![ExpiryCommand::Insert {
+                        tree: TreeId(1),
+                        key: "k".into(),
+                        value: "v".into(),
+                        when: When::After(7),
+                    }],
                 },
             })),
-            b"\x03\x00\x07\x00\x07\xfb\x2c\x01\x02\x09\x08\x01\x00\x01r\x05\x01\x01\x01a\x01\x01b\x01\x02\x01\x00\x01w\x00",
+            b"\x03\x00\x07\x00\x07\xfb\x2c\x01\x02\x09\x08\x01\x01\x00\x01r\x05\x01\x01\x01a\x01\x01b\x01\x02\x01\x00\x01w\x00\x01\x00\x01\x01k\x01v\x00\x07",
         ),
         (
             command(Operation::Commit(Commit {
@@ -86,7 +93,7 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
                 participants: vec![1, 4],
                 part: Part::default(),
             })),
-            b"\x03\x00\x07\x00\x08\x03\x09\x02\x01\x04\x00\x00\x00",
+            b"\x03\x00\x07\x00\x08\x03\x09\x02\x01\x04\x00\x00\x00\x00",
         ),
         (
             command(Operation::Settle { transaction: TransactionId(3), decide_by_ms: 9 }),
@@ -151,6 +158,7 @@ fn replies_of_a_group_have_the_bytes_they_always_had() {
             b"\x01\x03\x07\x00\x01\x09\x06\x04\x05",
         ),
         (reply(Err(Refusal::Locked(lock))), b"\x01\x03\x07\x01\x07\x09\x02\x08\x07"),
+        (reply(Err(Refusal::TreeSealed("t".into()))), b"\x01\x03\x07\x01\x08\x01t"),
         (reply(Ok(Answer::Vote(Vote::Yes))), b"\x01\x03\x07\x00\x04\x00"),
         (reply(Ok(Answer::Vote(Vote::Conflict))), b"\x01\x03\x07\x00\x04\x01"),
         (reply(Ok(Answer::Vote(Vote::Locked(lock)))), b"\x01\x03\x07\x00\x04\x02\x09\x02\x08\x07"),
@@ -206,8 +214,9 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
                 reads: vec![KeyRead { tree: TreeId(0), key: "k".into(), version: 5 }],
                 ranges: vec![],
                 since: Some(4),
+                under: Some(TransactionId(300)),
             },
-            b"\x01\x0a\x01\x01t\x01\x00\x01k\x05\x00\x01\x04",
+            b"\x01\x0a\x01\x01t\x01\x00\x01k\x05\x00\x01\x04\x01\xfb\x2c\x01",
         ),
         (GroupRead::Transactions, b"\x01\x0b"),
     ];

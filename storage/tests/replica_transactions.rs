@@ -18,7 +18,7 @@ use dogsled_storage::lock::{LockCommand, LockRequest};
 use dogsled_storage::transaction::{Commit, Prepare, Reason};
 use dogsled_storage::{
     Answer, Command, Decision, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, IVec, Operation,
-    OwnedCommand, Part, Refusal, Replica, ReplicaInstaller, Reply, SessionId, SessionTag, Settled,
+    OwnedCommand, Part, Refusal, Replica, ReplicaInstaller, Reply, SessionId, SessionTag, SetIf, Settled,
     TransactionId, TreeId, Vote, When, Write,
 };
 
@@ -68,17 +68,21 @@ impl Group {
     }
 
     fn prepare(&mut self, transaction: u128, part: Part) -> Vote {
-        let prepare = Prepare {
+        match self.prepare_or_lock(transaction, part, false) {
+            Ok(Answer::Vote(vote)) => vote,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn prepare_or_lock(&mut self, transaction: u128, part: Part, only_lock: bool) -> Result<Answer, Refusal> {
+        self.numbered(Operation::Prepare(Prepare {
             transaction: TransactionId(transaction),
             home: 2,
             decide_by_ms: 9_000,
             lease_ms: 100,
+            only_lock,
             part,
-        };
-        match self.numbered(Operation::Prepare(prepare)) {
-            Ok(Answer::Vote(vote)) => vote,
-            other => panic!("{other:?}"),
-        }
+        }))
     }
 
     fn resolve(&mut self, transaction: u128, commit: bool) {
@@ -133,6 +137,14 @@ fn write(key: &str, value: Option<&str>) -> Write {
     Write { tree: TREE, key: key.into(), value: value.map(IVec::from) }
 }
 
+fn set(key: &str, when: When) -> ExpiryCommand {
+    ExpiryCommand::Set { tree: TREE, key: key.into(), when, only: SetIf::Always }
+}
+
+fn insert(key: &str, value: &str, when: When) -> ExpiryCommand {
+    ExpiryCommand::Insert { tree: TREE, key: key.into(), value: value.into(), when }
+}
+
 fn is_locked<T>(result: &Result<T, Refusal>) -> bool {
     matches!(result, Err(Refusal::Locked(lock)) if lock.home == 2 && lock.expires_ms == 1_100)
 }
@@ -147,6 +159,7 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
         reads: vec![KeyRead { tree: TREE, key: "a".into(), version: group.version("a") }],
         ranges: vec![group.range("m", "n")],
         writes: vec![write("b", Some("new")), write("c", None)],
+        expiries: vec![],
     };
     assert_eq!(group.prepare(1, part), Vote::Yes);
 
@@ -197,8 +210,21 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
             reads: vec![KeyRead { tree, key, version: group.version("b") }],
             ranges: vec![],
             writes: vec![write("z", Some("1"))],
+            expiries: vec![],
         },
-        Command::Transact { reads: vec![], ranges: vec![group.range("b", "b1")], writes: vec![] },
+        Command::Transact {
+            reads: vec![],
+            ranges: vec![group.range("b", "b1")],
+            writes: vec![],
+            expiries: vec![],
+        },
+        Command::Transact {
+            reads: vec![],
+            ranges: vec![],
+            writes: vec![],
+            expiries: vec![set("b", When::After(5))],
+        },
+        Command::Expiry(set("c", When::After(5))),
         Command::Compare {
             comparisons: vec![Comparison { tree, key: "c".into(), condition: Condition::Present }],
             then: vec![],
@@ -216,6 +242,7 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
         reads: vec![KeyRead { tree, key: "a".into(), version: group.version("a") }],
         ranges: vec![group.range("m", "n")],
         writes: vec![write("z", Some("2"))],
+        expiries: vec![],
     };
     assert_eq!(group.command(transact), Ok(Answer::Reply(Reply::Done)));
     let counter = Command::Counter(CounterCommand::Add { name: "b".into(), delta: 1 });
@@ -275,6 +302,7 @@ fn home_decides_once() {
                 reads: vec![KeyRead { tree: TREE, key: "a".into(), version }],
                 ranges: vec![],
                 writes: vec![write("a", Some("1"))],
+                expiries: vec![],
             },
         })
     };
@@ -322,6 +350,7 @@ fn what_was_absent_is_valid_only_if_nothing_came_and_went() {
             reads: vec![KeyRead { tree: TREE, key: key.into(), version: group.version(key) }],
             ranges: vec![group.range("x", "y")],
             since,
+            under: None,
         };
         group.read(&read) == Some(GroupReadReply::Valid(true))
     };
@@ -335,6 +364,190 @@ fn what_was_absent_is_valid_only_if_nothing_came_and_went() {
     let part = Part { writes: vec![write("x", None)], ..Part::default() };
     assert_eq!(group.prepare(1, part), Vote::Yes);
     assert!(!validate(&group, "none", None), "perhaps it is committed already");
+}
+
+#[test]
+fn who_only_locks_is_given_what_is_there_and_keeps_writers_off_and_nobody_else() {
+    let mut group = Group::new();
+    group.put("a", "1").unwrap();
+    group.put("m1", "1").unwrap();
+    // What was seen before does not matter.
+    let part = || Part {
+        reads: vec![
+            KeyRead { tree: TREE, key: "a".into(), version: 1 },
+            KeyRead { tree: TREE, key: "absent".into(), version: 99 },
+        ],
+        ranges: vec![RangeRead {
+            tree: TREE,
+            low: "m".into(),
+            high: Some("n".into()),
+            count: 7,
+            fingerprint: 7,
+        }],
+        ..Part::default()
+    };
+    let yes = Ok(Answer::Vote(Vote::Yes));
+    assert_eq!(group.prepare(1, part()), Vote::Conflict);
+    let writes = Part { writes: vec![write("a", None)], ..Part::default() };
+    assert!(matches!(group.prepare_or_lock(2, writes, true), Err(Refusal::Invalid(_))));
+    assert_eq!(group.prepare_or_lock(3, part(), true), yes);
+    // Two that look are not in each other's way, and reads are not at all.
+    assert_eq!(group.prepare_or_lock(4, part(), true), yes);
+    assert_eq!(group.get("a").unwrap().unwrap(), "1");
+    for key in ["a", "absent", "m2"] {
+        assert!(is_locked(&group.put(key, "2")), "{key}");
+        let part = Part { writes: vec![write(key, None)], ..Part::default() };
+        assert!(matches!(group.prepare(5, part), Vote::Locked(_)), "{key}");
+    }
+    group.put("free", "2").unwrap();
+
+    let look = |group: &Group, transaction: u128| {
+        let read = GroupRead::Validate {
+            trees: vec!["t".into()],
+            reads: ["a", "absent"]
+                .map(|key| KeyRead { tree: TREE, key: key.into(), version: group.version(key) })
+                .into(),
+            ranges: vec![group.range("m", "n")],
+            since: None,
+            under: Some(TransactionId(transaction)),
+        };
+        group.read(&read) == Some(GroupReadReply::Valid(true))
+    };
+    // Something else of the tree was removed meanwhile.
+    group.command(Command::Remove { tree: TREE, key: "free".into() }).unwrap();
+    assert!(look(&group, 3) && look(&group, 4) && !look(&group, 5));
+    group.resolve(3, false);
+    assert!(!look(&group, 3) && look(&group, 4));
+    assert!(is_locked(&group.put("a", "2")));
+    group.resolve(4, false);
+    assert!(!look(&group, 4));
+    group.put("a", "2").unwrap();
+
+    // One that was there before writes, and nobody after it.
+    for key in ["a", "absent", "m5"] {
+        let part_of_writer = || Part { writes: vec![write(key, Some("3"))], ..Part::default() };
+        assert_eq!(group.prepare(6, part_of_writer()), Vote::Yes);
+        assert_eq!(group.prepare_or_lock(7, part(), true), yes, "{key}");
+        assert!(group.get(key).is_none() && !look(&group, 7), "{key}");
+        group.resolve(6, true);
+        assert_eq!(group.get(key).unwrap().unwrap(), "3");
+        assert!(matches!(group.prepare(8, part_of_writer()), Vote::Locked(_)), "{key}");
+        assert!(look(&group, 7), "{key}");
+        group.resolve(7, false);
+    }
+    assert_eq!(group.replica.transaction_counts(), (0, 0));
+}
+
+impl Group {
+    /// When a key expires; outer `None`: it is not there.
+    fn expires(&self, key: &str) -> Option<Option<u64>> {
+        match self.read(&GroupRead::Expires { tree: "t".into(), key: key.into() }).unwrap() {
+            GroupReadReply::Expires { at_ms, .. } => at_ms,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn times_to_live_of_a_part_count_from_when_it_was_prepared_however_late_it_is_resolved() {
+    let mut group = Group::new();
+    let put_for = |group: &mut Group, key: &str, ms| {
+        group.command(Command::Expiry(insert(key, "old", When::After(ms)))).unwrap();
+    };
+    for key in ["extended", "over", "stays", "replaced", "plainly"] {
+        put_for(&mut group, key, 50);
+    }
+    group.put("forever", "old").unwrap();
+    let part = || Part {
+        reads: vec![],
+        ranges: vec![],
+        writes: vec![write("plainly", Some("new"))],
+        expiries: vec![
+            insert("fresh", "new", When::After(200)),
+            insert("replaced", "new", When::After(200)),
+            insert("short", "new", When::After(10)),
+            set("extended", When::After(300)),
+            set("over", When::At(900)),
+            set("absent", When::After(300)),
+            set("forever", When::After(400)),
+            ExpiryCommand::Clear { tree: TREE, key: "stays".into() },
+        ],
+    };
+    assert_eq!(group.prepare(1, part()), Vote::Yes);
+    // By now, of what was there, some would have expired; and it is not purged meanwhile.
+    group.time_ms = 1_100;
+    let nothing = Ok(Answer::Reply(Reply::Settled { keys: 0, locks: 0, more: false }));
+    assert_eq!(group.command(Command::SettleDue { limit: 100 }), nothing);
+    assert!(is_locked(&group.command(Command::Expiry(insert("extended", "x", When::Keep)))));
+    group.resolve(1, true);
+    for (key, expires) in [
+        ("fresh", Some(Some(1_200))),
+        ("replaced", Some(Some(1_200))),
+        ("short", None),
+        ("extended", Some(Some(1_300))),
+        ("over", None),
+        ("absent", None),
+        ("forever", Some(Some(1_400))),
+        ("stays", Some(None)),
+        ("plainly", Some(None)),
+    ] {
+        assert_eq!(group.expires(key), expires, "{key}");
+    }
+    group.command(Command::SettleDue { limit: 100 }).unwrap();
+    let length = |group: &Group| group.read(&GroupRead::Len { tree: "t".into() }).unwrap();
+    assert_eq!(length(&group), GroupReadReply::Length(6));
+    group.time_ms = 1_250;
+    group.command(Command::SettleDue { limit: 100 }).unwrap();
+    assert_eq!(length(&group), GroupReadReply::Length(4));
+    assert_eq!(group.get("fresh"), Some(None));
+    assert_eq!(group.get("extended").unwrap().unwrap(), "old");
+
+    // Home counts from the decision; and what is aborted changes nothing.
+    let commit = Operation::Commit(Commit {
+        transaction: TransactionId(2),
+        decide_by_ms: 9_000,
+        participants: vec![3],
+        part: Part { expiries: vec![insert("fresh", "new", When::After(200))], ..Part::default() },
+    });
+    assert_eq!(group.numbered(commit), Ok(Answer::Decided(Decision::Committed)));
+    assert_eq!(group.expires("fresh"), Some(Some(1_450)));
+    let part = Part { expiries: vec![set("stays", When::After(1))], ..Part::default() };
+    assert_eq!(group.prepare(3, part), Vote::Yes);
+    group.resolve(3, false);
+    assert_eq!(group.expires("stays"), Some(None));
+}
+
+#[test]
+fn a_part_that_could_not_be_applied_is_refused_before_anything_is_promised() {
+    let mut group = Group::new();
+    group.put("k", "v").unwrap();
+    let at = When::After(5);
+    let of_counters = ExpiryCommand::Set { tree: TreeId(1), key: "c".into(), when: at, only: SetIf::Always };
+    let swap = ExpiryCommand::Swap { tree: TREE, key: "k".into(), old: None, new: "w".into(), when: at };
+    let parts = [
+        Part { expiries: vec![set("k", When::After(0))], ..Part::default() },
+        Part { expiries: vec![insert("k", "w", When::After(0))], ..Part::default() },
+        Part { expiries: vec![set("k", at), insert("k", "w", at)], ..Part::default() },
+        Part { writes: vec![write("k", None)], expiries: vec![set("k", at)], ..Part::default() },
+        Part { expiries: vec![of_counters], ..Part::default() },
+        Part { expiries: vec![swap], ..Part::default() },
+        Part { expiries: vec![ExpiryCommand::Get { tree: TREE, key: "k".into() }], ..Part::default() },
+    ];
+    for part in parts {
+        let prepared = group.prepare_or_lock(1, part.clone(), false);
+        assert!(matches!(prepared, Err(Refusal::Invalid(_))), "{part:?}: {prepared:?}");
+        let (transaction, decide_by_ms) = (TransactionId(1), 9_000);
+        let commit = Commit { transaction, decide_by_ms, participants: vec![3], part: part.clone() };
+        let committed = group.numbered(Operation::Commit(commit));
+        assert!(matches!(committed, Err(Refusal::Invalid(_))), "{part:?}: {committed:?}");
+        let Part { reads, ranges, writes, expiries } = part.clone();
+        let transacted = group.command(Command::Transact { reads, ranges, writes, expiries });
+        assert!(matches!(transacted, Err(Refusal::Invalid(_))), "{part:?}: {transacted:?}");
+    }
+    let only_locks = Part { expiries: vec![set("k", at)], ..Part::default() };
+    assert!(matches!(group.prepare_or_lock(1, only_locks, true), Err(Refusal::Invalid(_))));
+    assert_eq!(group.replica.transaction_counts(), (0, 0));
+    assert_eq!(group.get("k").unwrap().unwrap(), "v");
 }
 
 #[test]
@@ -379,7 +592,7 @@ fn one_locked_key_does_not_stop_the_expiry_of_the_others() {
         let insert = ExpiryCommand::Insert { tree: TREE, key: key.into(), value: "1".into(), when };
         group.command(Command::Expiry(insert)).unwrap();
     }
-    let part = Part { reads: vec![], ranges: vec![], writes: vec![write("a", Some("2"))] };
+    let part = Part { writes: vec![write("a", Some("2"))], ..Part::default() };
     assert_eq!(group.prepare(1, part), Vote::Yes);
     group.time_ms = 2_000;
     let settled = |keys| Ok(Answer::Reply(Reply::Settled { keys, locks: 0, more: false }));
@@ -412,7 +625,7 @@ fn one_locked_key_does_not_stop_the_end_of_sessions() {
     let acquire = LockCommand::AcquireOwned { name, owner, request, session, waits: false };
     group.command(Command::Lock(acquire)).unwrap();
     // A range in which the first session has a key was read by a transaction that is prepared.
-    let part = Part { reads: vec![], ranges: vec![group.range("x2", "x3")], writes: vec![] };
+    let part = Part { ranges: vec![group.range("x2", "x3")], ..Part::default() };
     assert_eq!(group.prepare(1, part), Vote::Yes);
     group.time_ms = 5_000;
     let expire = || Operation::ExpireSessions { led_ms: 10_000 };

@@ -1,7 +1,11 @@
 //! Clusters of real nodes, over QUIC on loopback, seen through their clients.
 
 mod coordination;
+mod expiring;
 mod failures;
+mod hashing;
+#[cfg(feature = "http")]
+mod http;
 mod membership;
 mod operations;
 mod reads;

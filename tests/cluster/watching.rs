@@ -255,3 +255,65 @@ async fn a_nodes_own_client_follows_partitions_that_are_elsewhere_too() {
         copy.until_level(tree, subscriber).await;
     }
 }
+
+/// MiB of this process.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) / 256
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watchers_that_come_and_go_leave_nothing_behind_on_the_node() {
+    const ROUNDS: usize = 6;
+    const WATCHERS: usize = 800;
+    let cluster = Cluster::made(1, 2).await;
+    let node = cluster.nodes[&1].replication().clone();
+    let watchers = || (1..=2).map(|group| node.replica(group).unwrap().engine().watchers()).sum::<usize>();
+    let writer = cluster.client(1).await;
+    let tree = writer.tree("followed");
+    // In both partitions: a tree that is not there is not followed yet.
+    for number in 0..32 {
+        tree.put(format!("{{{number}}}"), "0").await.unwrap();
+    }
+    for round in 0..ROUNDS {
+        let client = cluster.client(1).await;
+        let own = cluster.nodes[&1].client();
+        let (far, near) = (&client.tree("followed"), &own.tree("followed"));
+        let begun = (0..WATCHERS).map(|number| async move {
+            // Of one partition each.
+            let prefix = format!("{{{number}}}");
+            if number % 4 == 0 { near.watch_prefix(prefix).await } else { far.watch_prefix(prefix).await }
+        });
+        let mut live = futures_util::future::try_join_all(begun).await.unwrap();
+        // Some are given up before they have begun.
+        for number in 0..50 {
+            let begin = far.watch_prefix(format!("{{early {number}}}"));
+            let _ = tokio::time::timeout(Duration::from_micros(100 * number), begin).await;
+        }
+        eventually("all follow", || std::future::ready(watchers() >= WATCHERS)).await;
+        for number in 0..WATCHERS {
+            tree.put(format!("{{{number}}}"), round.to_string()).await.unwrap();
+        }
+        // Some have heard of it, and some have not when they go.
+        for subscriber in live.iter_mut().step_by(2) {
+            assert!(matches!(next(subscriber).await, Event::Insert { .. }));
+        }
+        match round % 3 {
+            0 => drop(live),
+            // The client is gone first.
+            1 => {
+                client.close().await;
+                drop(live);
+            }
+            _ => {
+                live.truncate(WATCHERS / 2);
+                eventually("half of them follow", || std::future::ready(watchers() <= WATCHERS / 2)).await;
+                assert_eq!(watchers(), WATCHERS / 2);
+                drop(live);
+            }
+        }
+        eventually("nobody follows any more", || std::future::ready(watchers() == 0)).await;
+        println!("after round {round}: {} MiB", resident());
+    }
+}

@@ -81,6 +81,17 @@ fn requests_keep_their_bytes() {
             },
             "010b 0700000000000000 01 03 0400000000000000 01",
         ),
+        (
+            ClientRequest::Change {
+                epoch: 0,
+                wait: true,
+                change: Change::HashTree {
+                    tree: "chat".into(),
+                    hash: TreeHash::Before { delimiter: b'/', occurrence: 2 },
+                },
+            },
+            "010b 0000000000000000 01 0d 04000000 63686174 022f02",
+        ),
         (ClientRequest::Record, "010c"),
         (ClientRequest::Membership { group: 2 }, "010d02000000"),
         (
@@ -88,8 +99,12 @@ fn requests_keep_their_bytes() {
             "010f 01 01000000 0400000000000000",
         ),
         (
-            ClientRequest::GoOn { lost: vec![NodeId(4)], groups: vec![(2, 9, based_on)] },
-            "0110 01000000 0400000000000000 01000000 02000000 0900000000000000 \
+            ClientRequest::Hold { operation: 258, stage: HoldStage::Keep, lost: vec![NodeId(4)] },
+            "0111 02010000000000000000000000000000 01 01000000 0400000000000000",
+        ),
+        (
+            ClientRequest::GoOn { operation: 258, lost: vec![NodeId(4)], groups: vec![(2, 9, based_on)] },
+            "0110 02010000000000000000000000000000 01000000 0400000000000000 01000000 02000000 0900000000000000 \
              0100000000000000 0200000000000000 0300000000000000",
         ),
         (
@@ -123,6 +138,7 @@ fn replies_keep_their_bytes() {
         zones: vec!["z".to_owned()],
         leaders: vec![Some(NodeId(1)), None],
         replicas: vec![vec![NodeId(1)], vec![NodeId(1), NodeId(2)]],
+        trees: BTreeMap::from([("chat".into(), TreeHash::First(258))]),
     };
     let group = GroupRecovery {
         group: 2,
@@ -154,7 +170,8 @@ fn replies_keep_their_bytes() {
             ClientReply::Map(map),
             "0103 05000000000000000000000000000000 0900000000000000 01000000 01000000 0100000000000000 01000000 \
              03000000 613a31 01000000 01000000 7a 02000000 0100000000000000 0000000000000000 \
-             02000000 01000000 0100000000000000 02000000 0100000000000000 0200000000000000",
+             02000000 01000000 0100000000000000 02000000 0100000000000000 0200000000000000 \
+             01000000 04000000 63686174 010201",
         ),
         (ClientReply::Error(not_leader), "0105 01 01000000 01 0200000000000000 01000000 03000000 623a32"),
         (
@@ -201,6 +218,7 @@ fn a_status_survives_the_wire_and_no_bytes_make_a_decoder_panic() {
             applied: 8,
             durable: 4,
             level: Some(Duration::from_millis(6)),
+            load: 1_234,
             followers: vec![FollowerStatus {
                 node: NodeId(2),
                 matched: 8,

@@ -22,10 +22,13 @@ fn a_record_keeps_its_bytes() {
     let members = BTreeMap::from([(NodeId(1), member(100, "z"))]);
     let mut record = Record::new(2, 3, members).unwrap();
     record.removed.insert(NodeId(7));
+    let hash = TreeHash::Before { delimiter: b'/', occurrence: 2 };
+    record.trees.insert("chat".into(), HashedTree { hash, in_force: true });
     let golden = "01 0100000000000000 03000000 01 00 04000000 0000000000000000 c027090000000000 \
                   01000000 0100000000000000 01 64000000 01000000 7a 01000000 03000000 613a31 \
                   01000000 0700000000000000 01000000 0100000000000000 \
-                  01 01000000 02000000 01000000 0100000000000000 00 00";
+                  01 01000000 02000000 01000000 0100000000000000 00 00 \
+                  01000000 04000000 63686174 022f02 01";
     assert_eq!(hex(&record.encode()), golden.replace(' ', ""));
     assert_eq!(Record::decode(record.encode()).unwrap(), record);
     let bytes = record.encode();
@@ -62,6 +65,9 @@ fn changes_survive_the_wire() {
         Change::Heard { node },
         Change::Gone { node },
         Change::Lost { nodes: vec![node, NodeId(5)] },
+        Change::HashTree { tree: "chat".into(), hash: TreeHash::First(258) },
+        Change::TreeHashed { tree: "chat".into() },
+        Change::Leaders { leaders: vec![(3, node), (1, NodeId(2))] },
     ];
     for change in changes {
         let mut bytes = Vec::new();
@@ -113,4 +119,34 @@ fn voters_of_the_meta_group_are_an_odd_number_and_stay() {
     members.remove(&NodeId(3));
     let zones = Record::new(4, 3, members).unwrap();
     assert_eq!(zones.meta_voters, [NodeId(1), NodeId(4), NodeId(5)], "distinct zones first");
+}
+
+#[test]
+fn what_is_hashed_of_a_tree_is_chosen_once() {
+    let record = record(3);
+    let slash = TreeHash::Before { delimiter: b'/', occurrence: 1 };
+    let choose = |hash| Change::HashTree { tree: "chat".into(), hash };
+    assert_eq!(record.changed(&choose(TreeHash::Whole)), Ok(None), "that is so already");
+    let chosen = record.changed(&choose(slash)).unwrap().unwrap();
+    assert_eq!((chosen.epoch, chosen.tree_hash(b"chat")), (record.epoch + 1, None), "not in force yet");
+    assert_eq!(chosen.changed(&choose(slash)), Ok(None), "whoever was interrupted asks again");
+    for other in [TreeHash::Whole, TreeHash::First(4), TreeHash::Before { delimiter: b'/', occurrence: 2 }] {
+        assert!(chosen.changed(&choose(other)).unwrap_err().contains("for ever"), "{other}");
+    }
+    let done = Change::TreeHashed { tree: "chat".into() };
+    assert!(record.changed(&done).is_err(), "nothing was chosen");
+    let in_force = chosen.changed(&done).unwrap().unwrap();
+    assert_eq!(in_force.tree_hash(b"chat"), Some(slash));
+    assert_eq!(in_force.changed(&done), Ok(None));
+    assert_eq!(in_force.changed(&choose(slash)), Ok(None));
+    assert!(in_force.changed(&choose(TreeHash::First(4))).is_err());
+    assert_eq!(Record::decode(in_force.encode()).unwrap(), in_force);
+    let names: [&[u8]; 4] = [b"", b"__sled__default", b"__dogsled__locks", &[b'x'; 1025]];
+    for name in names {
+        let change = Change::HashTree { tree: name.into(), hash: slash };
+        assert!(record.changed(&change).is_err(), "{}", name.escape_ascii());
+    }
+    for hash in [TreeHash::First(0), TreeHash::Before { delimiter: b'/', occurrence: 0 }] {
+        assert!(record.changed(&choose(hash)).is_err(), "{hash:?}");
+    }
 }

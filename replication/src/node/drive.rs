@@ -16,6 +16,7 @@ use openraft::async_runtime::WatchReceiver;
 use tokio::time::Instant;
 
 use super::Inner;
+use super::load::Leaders;
 use crate::client::{ClientReply, ClientRequest, GroupChange};
 use crate::error::ClusterError;
 use crate::message::{encode_host, take_reply};
@@ -71,6 +72,8 @@ struct Drive {
     next: Option<Instant>,
     /// How long the last rounds waited that had nothing to do, but for others.
     waited: Duration,
+    /// Who is to lead what, by what there is to do.
+    leaders: Leaders,
 }
 
 impl Drive {
@@ -96,8 +99,15 @@ impl Drive {
         let view = node.look(&record, silent).await;
         let steps = next_steps(&record, &view);
         let reached = is_reached(&record, &view);
+        let leaders = match reached && steps.is_empty() && node.config.balance_leaders {
+            true => self.leaders.decide(&record, &view),
+            false => None,
+        };
         node.progress.send_replace(Some(Arc::new((Record::clone(&record), view))));
         if reached && steps.is_empty() {
+            if let Some(change) = leaders {
+                node.take_step(&record, Step::Record(change)).await;
+            }
             self.next = Some(Instant::now() + IDLE);
             return LOOK;
         }
@@ -317,7 +327,7 @@ impl Inner {
 pub(super) fn is_internal(request: &ClientRequest) -> bool {
     match request {
         ClientRequest::Change { change, .. } => !change.is_for_operators(),
-        ClientRequest::GoOn { .. } => true,
+        ClientRequest::GoOn { .. } | ClientRequest::Hold { .. } => true,
         _ => false,
     }
 }

@@ -219,6 +219,7 @@ impl Inner {
         let cluster = self.cluster.get_or_init(|| Cluster::new(file.cluster, file.partitions, groups));
         // Whoever was taken out is known before any of them takes part in anything.
         self.look_at_record();
+        self.load_given_up(cluster).await?;
         for group in cluster.groups().values() {
             self.start(group);
         }
@@ -227,6 +228,7 @@ impl Inner {
         tasks.push(runtime::spawn(maintenance::run_due(Arc::downgrade(self), self.stop.subscribe())));
         tasks.push(runtime::spawn(super::record::follow(Arc::downgrade(self), self.stop.subscribe())));
         tasks.push(runtime::spawn(super::drive::run(Arc::downgrade(self), self.stop.subscribe())));
+        tasks.push(runtime::spawn(super::recover::write_down(Arc::downgrade(self), self.stop.subscribe())));
         tasks.push(runtime::spawn(tend(Arc::downgrade(self), self.stop.subscribe())));
         tracing::info!(
             node = self.config.node.0,

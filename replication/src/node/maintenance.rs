@@ -11,8 +11,9 @@
 //!   lease of a lock that others wait for, proposes that these be settled. It looks often, at two numbers
 //!   in memory, because somebody waits.
 //! - **Transactions** whose coordinator is gone: see [`super::transactions`].
+//! - **Load**: how busy each group is, is measured: see [`super::load`].
 //! - **Balance**: leadership of a partition belongs to the first of those that the record gives it to,
-//!   which are spread evenly over the members. A leader hands it to that one once that one has all but
+//!   which are spread evenly over the members, by number and by load. A leader hands it to that one once that one has all but
 //!   the newest entries and answers.
 
 use std::collections::HashMap;
@@ -59,6 +60,7 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
         let Some(node) = node.upgrade() else { return };
         let Some(cluster) = node.cluster.get() else { continue };
         let groups = cluster.groups();
+        node.measure(&groups);
         for group in groups.values() {
             let (_, next) = group.log.bounds();
             let (seen, since) = appended.entry(group.id).or_insert_with(|| (0, Instant::now()));

@@ -19,11 +19,13 @@ use tokio::time::Instant;
 use super::Inner;
 use crate::client::{ClientReply, ClientRequest, Consistency};
 use crate::error::ClusterError;
+use crate::fence::Authority;
 use crate::group::Group;
 use crate::meta::{self, Change, MemberState, Record};
 use crate::reconcile;
 use crate::ring::META_GROUP;
 use crate::runtime::watch;
+use crate::state_machine::decode_applied;
 use crate::transport::NodeId;
 
 /// The longest wait before the replica is looked at again.
@@ -97,6 +99,8 @@ impl Inner {
         let Some(replica) = cluster.group(META_GROUP).and_then(|group| group.slot.replica()) else {
             return false;
         };
+        // Before what it says: what is known of the history is then at least that.
+        let applied = decode_applied(&replica.applied()).ok().and_then(|(last, _)| last);
         let found = match replica.read(&read_record()).map_err(|error| error.to_string()).and_then(decode) {
             Ok(Some((record, _))) => record,
             Ok(None) => return true,
@@ -105,6 +109,10 @@ impl Inner {
                 return true;
             }
         };
+        if let Some(last) = applied {
+            let (term, leader, epoch) = (last.leader_id.term, last.leader_id.node_id, found.epoch);
+            self.fence.set_record(Authority { term, leader, epoch }, &found.removed, self.config.node);
+        }
         // A replica that was opened again begins with an older state.
         if cluster.record().is_some_and(|known| known.epoch >= found.epoch) {
             return true;
@@ -112,7 +120,6 @@ impl Inner {
         for (node, member) in &found.members {
             self.set_addresses(*node, member.addresses.clone());
         }
-        self.fence.set_removed(&found.removed);
         self.snapshots.set_limit(found.settings.bytes_per_second);
         tracing::debug!(epoch = found.epoch, "the cluster's record is new");
         cluster.set_record(found);

@@ -1,12 +1,26 @@
 //! Carries out what [`crate::recovery`] decides.
 //!
-//! Any node can be asked. It asks all members how they are, decides, and if it is to be done: has the
-//! meta group recovered first if it must be, has the lost members taken out of the record, and then has
-//! each survivor go on with its groups. Interrupted anywhere, it can be asked again, with the same members
-//! named.
+//! Any node can be asked. It asks all members how they are, and decides; then, if it is to be done:
+//!
+//! ```text
+//! hold       all survivors: no other recovery; the lost are not heard any more     forgotten if nothing comes of it
+//! look again and decide: nothing that the lost could have done meanwhile is missed
+//! go on      the best survivor of the meta group, if that has lost its quorum
+//! record     the lost are taken out
+//! keep       all survivors: the lost are given up, in a file
+//! go on      the best survivor of each partition
+//! release
+//! ```
+//!
+//! Interrupted anywhere, it can be asked again, with the same members named.
+//!
+//! Why *all* survivors keep before any partition goes on: a survivor that did not know could still vote and
+//! acknowledge together with lost members that have come back, and what these would make together is a majority
+//! of the old voters. What a client would be told by them would be lost.
 //!
 //! The survivor checks for itself what only it can know: that nobody who was given up answers *it*, that it
-//! is not in touch with a quorum, and that its last entry is still the one that was judged by.
+//! is not in touch with a quorum, that its last entry is still the one that was judged by, and that the recovery
+//! is still the one that it holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,14 +31,17 @@ use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderId;
 use tokio::time::Instant;
 
-use super::Inner;
 use super::drive::ANSWER;
-use crate::client::{ClientReply, ClientRequest};
+use super::{Cluster, Inner, random_u128};
+use crate::client::{ClientReply, ClientRequest, HoldStage};
 use crate::error::ClusterError;
+use crate::fence::HOLD;
+use crate::given_up::GivenUp;
 use crate::group::{Group, entry_id};
 use crate::meta::{Change, Record};
 use crate::recovery::{Recovery, TERM_LEAP, plan};
 use crate::ring::META_GROUP;
+use crate::runtime::watch;
 use crate::status::{MembershipId, NodeStatus};
 use crate::transport::NodeId;
 use crate::types::{Entry, LeaderId, LogId, Member, Membership, Payload, TypeConfig, Vote};
@@ -53,15 +70,57 @@ impl Inner {
             ));
         }
         let until = Instant::now() + deadline;
-        let record = self.newest_known_record(&lost).await?;
+        let (record, recovery) = self.plan_recovery(&lost).await?;
+        if !accept_data_loss {
+            return Ok(recovery);
+        }
+        let operation = random_u128(self.config.seed.map(|seed| seed ^ self.fresh_number()));
+        let survivors: Vec<NodeId> =
+            record.members.keys().copied().filter(|node| !lost.contains(node)).collect();
+        let recovered = match self.tell(&survivors, operation, HoldStage::Begin, &lost).await {
+            Ok(()) => {
+                let renewed = async {
+                    loop {
+                        tokio::time::sleep(HOLD / 4).await;
+                        // Whoever does not hear it refuses to go on when it comes to that.
+                        let _ = self.tell(&survivors, operation, HoldStage::Begin, &lost).await;
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    recovered = self.recover_held(operation, &survivors, &lost, until) => recovered,
+                    () = renewed => unreachable!("it is renewed as long as the recovery takes"),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        // Whoever does not hear it forgets it after a while.
+        let _ = self.tell(&survivors, operation, HoldStage::End, &lost).await;
+        recovered
+    }
+
+    async fn plan_recovery(self: &Arc<Self>, lost: &[NodeId]) -> Result<(Record, Recovery), ClusterError> {
+        let record = self.newest_known_record(lost).await?;
         let asked: BTreeSet<NodeId> = record.members.keys().copied().chain(lost.iter().copied()).collect();
         let answers = self.ask_how_they_are(asked.into_iter()).await;
         let answers: BTreeMap<NodeId, NodeStatus> =
             answers.into_iter().map(|status| (status.node, status)).collect();
-        let mut recovery =
-            plan(&record, &answers, &lost.into_iter().collect()).map_err(ClusterError::Invalid)?;
-        if !accept_data_loss {
-            return Ok(recovery);
+        let named = lost.iter().copied().collect();
+        let recovery = plan(&record, &answers, &named).map_err(ClusterError::Invalid)?;
+        Ok((record, recovery))
+    }
+
+    /// With all survivors holding: see the [module](self).
+    async fn recover_held(
+        self: &Arc<Self>,
+        operation: u128,
+        survivors: &[NodeId],
+        lost: &[NodeId],
+        until: Instant,
+    ) -> Result<Recovery, ClusterError> {
+        let (record, mut recovery) = self.plan_recovery(lost).await?;
+        if record.members.keys().any(|node| !lost.contains(node) && !survivors.contains(node)) {
+            return Err(ClusterError::Conflict("the members have changed meanwhile: look again".to_owned()));
         }
         tracing::warn!(?recovery, "the quorum of groups is given up");
         let mut by_survivor: BTreeMap<NodeId, Vec<(u32, u64, MembershipId)>> = BTreeMap::new();
@@ -69,14 +128,17 @@ impl Inner {
             let Some(survivor) = group.survivor else { continue };
             let part = (group.group, group.term, group.last);
             match group.group {
-                META_GROUP => self.have_go_on(survivor, &recovery.lost, vec![part], until).await?,
+                META_GROUP => {
+                    self.have_go_on(survivor, operation, &recovery.lost, vec![part], until).await?;
+                }
                 _ => by_survivor.entry(survivor).or_default().push(part),
             }
         }
         self.give_up_for_lost(&recovery.lost).await?;
+        self.tell(survivors, operation, HoldStage::Keep, &recovery.lost).await?;
         let parts = by_survivor
             .into_iter()
-            .map(|(survivor, groups)| self.have_go_on(survivor, &recovery.lost, groups, until));
+            .map(|(survivor, groups)| self.have_go_on(survivor, operation, &recovery.lost, groups, until));
         // All of them, whatever happens to one.
         futures_util::future::join_all(parts).await.into_iter().collect::<Result<(), ClusterError>>()?;
         recovery.done = true;
@@ -124,14 +186,15 @@ impl Inner {
     async fn have_go_on(
         self: &Arc<Self>,
         survivor: NodeId,
+        operation: u128,
         lost: &[NodeId],
         groups: Vec<(u32, u64, MembershipId)>,
         until: Instant,
     ) -> Result<(), ClusterError> {
         if survivor == self.config.node {
-            return self.go_on(lost.to_vec(), groups).await;
+            return self.go_on(operation, lost.to_vec(), groups).await;
         }
-        let request = ClientRequest::GoOn { lost: lost.to_vec(), groups };
+        let request = ClientRequest::GoOn { operation, lost: lost.to_vec(), groups };
         let left = until.saturating_duration_since(Instant::now());
         match self.forward(survivor, request.encode(), left).await.map(ClientReply::decode) {
             Ok(Ok(ClientReply::Error(error))) | Err(error) => Err(error),
@@ -143,13 +206,15 @@ impl Inner {
     /// As the best survivor of groups that have lost their quorum: goes on with them alone.
     pub(super) async fn go_on(
         self: &Arc<Self>,
+        operation: u128,
         lost: Vec<NodeId>,
         groups: Vec<(u32, u64, MembershipId)>,
     ) -> Result<(), ClusterError> {
         let me = self.config.node;
         let alive = self.ask_how_they_are(lost.iter().copied()).await;
-        let alive: Vec<NodeId> =
-            alive.into_iter().map(|status| status.node).filter(|node| lost.contains(node)).collect();
+        // Those that are given up already are, whether they have come back or not.
+        let is_lost = |node: &NodeId| lost.contains(node) && !self.fence.is_removed(*node);
+        let alive: Vec<NodeId> = alive.into_iter().map(|status| status.node).filter(is_lost).collect();
         if !alive.is_empty() {
             return Err(ClusterError::Invalid(format!(
                 "node {} answers node {me}: it is not lost",
@@ -163,9 +228,15 @@ impl Inner {
             return Err(ClusterError::Unavailable("the node is stopping".to_owned()));
         }
         for (id, term, expected) in groups {
+            if !self.fence.holds(operation) {
+                return Err(ClusterError::Conflict(
+                    "the recovery took too long, or another took its place".to_owned(),
+                ));
+            }
             let group = self.group(id)?;
-            self.go_on_with(&group, term, expected).await?;
-            started.push(group);
+            if self.go_on_with(&group, term, expected, &lost).await? {
+                started.push(group);
+            }
         }
         drop(hosting);
         let until = Instant::now() + ELECTION;
@@ -183,19 +254,25 @@ impl Inner {
         Ok(())
     }
 
+    /// Whether this node has the group alone now.
     async fn go_on_with(
         self: &Arc<Self>,
         group: &Arc<Group>,
         term: u64,
         expected: MembershipId,
-    ) -> Result<(), ClusterError> {
+        lost: &[NodeId],
+    ) -> Result<bool, ClusterError> {
         let me = self.config.node;
         let (id, invalid) = (group.id, ClusterError::Invalid);
         group.running()?;
         let (voters, _) = group.members();
         if voters == [me.0] {
             // Done already, by one who was interrupted.
-            return Ok(());
+            return Ok(true);
+        }
+        if !lost.iter().any(|node| voters.contains(&node.0)) {
+            // And others have joined it since.
+            return Ok(false);
         }
         if group.is_in_touch(self.config.timing.election.1) {
             return Err(invalid(format!(
@@ -203,10 +280,10 @@ impl Inner {
             )));
         }
         group.close().await;
-        let appended = self.append_alone(group, term, expected).await;
+        let appended = self.append_alone(group, term, expected, lost).await;
         group.closing.send_replace(false);
         self.start(group);
-        appended
+        appended.map(|()| true)
     }
 
     /// With the group's Raft ended: the entry that makes this node the only member.
@@ -215,6 +292,7 @@ impl Inner {
         group: &Group,
         term: u64,
         expected: MembershipId,
+        lost: &[NodeId],
     ) -> Result<(), ClusterError> {
         let (me, id) = (self.config.node, group.id);
         let storage = |error: std::io::Error| ClusterError::Storage(format!("group {id}: {error}"));
@@ -226,6 +304,10 @@ impl Inner {
         let voted = log.read_vote().await.map_err(storage)?;
         let known = term.max(last.leader_id.term).max(voted.map_or(0, |vote| vote.leader_id.term));
         let leader_id = LeaderId::new(known + TERM_LEAP, me.0);
+        if id == META_GROUP {
+            // No record says so yet, and from the next entry on they must not be heard, whatever comes between.
+            self.give_up(leader_id.term, lost.iter().copied()).await?;
+        }
         // First, and not as if it had been elected: a crash leaves one who votes for nobody of the past.
         log.save_vote(&Vote { leader_id, committed: false }).await.map_err(storage)?;
         let member = Member { addresses: self.config.addresses.clone() };
@@ -239,6 +321,132 @@ impl Inner {
         match is_flushed.await {
             Ok(durable) => durable.map_err(storage),
             Err(_) => Err(ClusterError::Storage(format!("group {id}: the WAL was closed"))),
+        }
+    }
+}
+
+impl Inner {
+    /// Tells all survivors, this node among them, how far a recovery is.
+    async fn tell(
+        self: &Arc<Self>,
+        survivors: &[NodeId],
+        operation: u128,
+        stage: HoldStage,
+        lost: &[NodeId],
+    ) -> Result<(), ClusterError> {
+        let told = survivors.iter().map(|node| async move {
+            if *node == self.config.node {
+                return self.hold(operation, stage, lost.to_vec()).await;
+            }
+            let request = ClientRequest::Hold { operation, stage, lost: lost.to_vec() };
+            match self.forward(*node, request.encode(), ANSWER * 4).await.map(ClientReply::decode) {
+                Ok(Ok(ClientReply::Error(error))) => Err(error),
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(ClusterError::Unavailable(format!("node {node}: {error}"))),
+                Err(error) => Err(ClusterError::Unavailable(format!(
+                    "node {node} does not take part in the recovery: {error}"
+                ))),
+            }
+        });
+        futures_util::future::join_all(told).await.into_iter().collect()
+    }
+
+    /// A recovery is under way; see [`crate::fence`].
+    pub(super) async fn hold(
+        self: &Arc<Self>,
+        operation: u128,
+        stage: HoldStage,
+        lost: Vec<NodeId>,
+    ) -> Result<(), ClusterError> {
+        let me = self.config.node;
+        if lost.contains(&me) {
+            return Err(ClusterError::Invalid(format!("node {me} answers: it is not lost")));
+        }
+        match stage {
+            HoldStage::Begin => {
+                self.fence.hold(operation, lost.into_iter().collect()).map_err(ClusterError::Conflict)
+            }
+            HoldStage::Keep => {
+                if !self.fence.holds(operation) {
+                    let why = "the recovery took too long, or another took its place";
+                    return Err(ClusterError::Conflict(why.to_owned()));
+                }
+                self.give_up(0, lost.into_iter()).await
+            }
+            HoldStage::End => {
+                self.fence.release(operation);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives up these for ever; durable on return. See [`GivenUp`] for what `term` says.
+    async fn give_up(&self, term: u64, lost: impl Iterator<Item = NodeId>) -> Result<(), ClusterError> {
+        let mut nodes = self.fence.given_up();
+        nodes.extend(lost);
+        let file = GivenUp { term, nodes: nodes.clone() };
+        let (disk, directory) = (Arc::clone(&self.config.disk), self.config.directory.clone());
+        match self.blocking.run(move || file.write(&*disk, &directory)).await {
+            Ok(Ok(())) => {
+                self.fence.set_given_up(nodes);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(ClusterError::Storage(error.to_string())),
+            Err(error) => Err(ClusterError::Storage(error.to_string())),
+        }
+    }
+
+    /// Those that were given up before the node was started.
+    pub(super) async fn load_given_up(&self, cluster: &Cluster) -> dogsled_storage::Result<()> {
+        let (disk, directory) = (Arc::clone(&self.config.disk), self.config.directory.clone());
+        let read = self.blocking.run(move || GivenUp::read(&*disk, &directory)).await;
+        let found = read.map_err(|error| dogsled_storage::Error::io("reading who was given up", error))??;
+        let last = cluster.group(META_GROUP).and_then(|group| group.log.last());
+        // Otherwise the node died before it went on without them, and has not.
+        if found.term <= last.map_or(0, |last| last.leader_id.term) {
+            self.fence.set_given_up(found.nodes);
+        }
+        Ok(())
+    }
+
+    /// A number that differs from the one before.
+    fn fresh_number(&self) -> u64 {
+        self.changes.send_modify(|changes| *changes += 1);
+        *self.changes.borrow()
+    }
+}
+
+/// Between two attempts to write that the node was taken out.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Writes down that the node was taken out, when it is told so: started again, it may hear of nobody.
+pub(super) async fn write_down(node: std::sync::Weak<Inner>, mut stop: watch::Receiver<bool>) {
+    let Some(mut out) = node.upgrade().map(|node| node.fence.out()) else { return };
+    tokio::select! {
+        biased;
+        _ = stop.wait_for(|stop| *stop) => return,
+        _ = out.wait_for(|out| *out) => {}
+    }
+    loop {
+        let Some(strong) = node.upgrade() else { return };
+        let mut file = *strong.file.lock();
+        if file.taken_out {
+            return;
+        }
+        file.taken_out = true;
+        let (disk, directory) = (Arc::clone(&strong.config.disk), strong.config.directory.clone());
+        match strong.blocking.run(move || file.write(&*disk, &directory)).await {
+            Ok(Ok(())) => {
+                *strong.file.lock() = file;
+                return;
+            }
+            failed => tracing::error!(?failed, "that this node was taken out could not be written down"),
+        }
+        drop(strong);
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(AGAIN) => {}
         }
     }
 }

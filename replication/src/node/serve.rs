@@ -7,13 +7,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dogsled_storage::Command;
 use dogsled_storage::codec::{decode_group_read, encode_group_read_reply, encode_group_reply};
 use dogsled_storage::group::{GroupRead, GroupReadReply, Operation};
+use dogsled_storage::{Command, IVec};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use openraft::async_runtime::WatchReceiver;
+use tokio::time::Instant;
 
 use super::drive::is_internal;
 use super::members::LONG;
@@ -29,6 +30,7 @@ use crate::message::{
     take_transfer, take_vote_request,
 };
 use crate::meta::{self, Change};
+use crate::metrics::Asked;
 use crate::read_index::Round;
 use crate::ring::META_GROUP;
 use crate::transport::{ClientIdentity, Lane, NodeId, Service, TransportError};
@@ -117,10 +119,12 @@ impl Service for Node {
             Err(error) => return refused(ClusterError::Invalid(error.to_string())),
         };
         if request.is_administrative() && !client.administrator {
-            return refused(ClusterError::Denied(format!(
+            let denied = ClusterError::Denied(format!(
                 "the certificate of \"{}\" is not an administrator's, and only they change the cluster",
                 client.name
-            )));
+            ));
+            self.inner.shared_log.metrics.failed(&denied);
+            return refused(denied);
         }
         if is_internal(&request) || writes_the_record(&request) {
             return refused(ClusterError::Invalid("only the cluster itself asks for this".to_owned()));
@@ -146,7 +150,14 @@ impl Service for Node {
                     let stopped = async move {
                         let _ = stop.wait_for(|stop| *stop).await;
                     };
-                    return crate::watch::watch(group, tree, prefix, told).take_until(stopped).boxed();
+                    match crate::watch::is_sealed(&group, &tree) {
+                        false => {
+                            return crate::watch::watch(group, tree, prefix, told)
+                                .take_until(stopped)
+                                .boxed();
+                        }
+                        true => failed_read(dogsled_storage::Error::TreeSealed(IVec::from(&tree[..]))),
+                    }
                 }
                 Err(error) => error,
             },
@@ -199,11 +210,10 @@ impl Inner {
             )));
         }
         // What clients ask of it can still be passed on: that is judged by what it is.
-        if header.kind != Kind::Forward && self.fence.is_removed(from) {
-            return Err(PeerError::Removed(format!(
-                "node {from} was taken out of the cluster, and what it has is not the cluster's any more: give it a new \
-                 id and an empty directory"
-            )));
+        if header.kind != Kind::Forward
+            && let Some(refusal) = self.fence.refusal(from)
+        {
+            return Err(refusal);
         }
         if header.kind != Kind::Forward && self.fence.is_out() {
             let me = self.config.node;
@@ -214,10 +224,11 @@ impl Inner {
             let body = take.rest();
             // Whether the client may ask for it was judged by the node that it asked.
             let request = ClientRequest::decode(body.clone()).map_err(malformed)?;
-            if self.fence.is_removed(from) && (request.is_administrative() || is_internal(&request)) {
-                return Err(PeerError::Removed(format!(
-                    "node {from} was taken out of the cluster, and what it asks for changes that"
-                )));
+            // But it does not steer the cluster, as it may believe that it does.
+            if (request.is_administrative() || is_internal(&request))
+                && let Some(refusal) = self.fence.refusal(from)
+            {
+                return Err(refusal);
             }
             let serve = Arc::clone(self).serve(request, body, true);
             return Ok(begun(async move {
@@ -348,7 +359,10 @@ impl Inner {
                 let not_leader = ClusterError::NotLeader { group, leader, addresses };
                 self.pass_on_to_leader(group, leader, body, deadline, not_leader).await
             }
-            error => ClientReply::Error(error).encode(),
+            error => {
+                self.shared_log.metrics.failed(&error);
+                ClientReply::Error(error).encode()
+            }
         }
     }
 
@@ -427,6 +441,10 @@ impl Inner {
                 Err(
                     refused @ (PeerError::WrongCluster(_) | PeerError::NoGroup(_) | PeerError::Malformed(_)),
                 ) => Err(ClusterError::Unavailable(refused.to_string())),
+                Err(refused @ PeerError::Removed(..)) => {
+                    self.fence.refused(&refused);
+                    Err(ClusterError::Invalid(refused.to_string()))
+                }
                 Err(failed) => Err(ClusterError::OutcomeUnknown(failed.to_string())),
             },
             Err(error @ (TransportError::Unreachable(_) | TransportError::TooLarge { .. })) => {
@@ -473,18 +491,25 @@ impl Inner {
         }
         match request {
             ClientRequest::Submit { group, command, .. } => {
-                let reply = self.propose(&self.group(group)?, &command, deadline).await?;
+                let (began, group) = (Instant::now(), self.group(group)?);
+                let reply = self.propose(&group, &command, deadline).await?;
+                let (metrics, now_ms) = (&self.shared_log.metrics, || self.config.clock.now_ms());
+                metrics.carried_out((group.id, &group.metrics), &command, &reply, began.elapsed(), now_ms);
                 let reply = encode_group_reply(&reply)
                     .map_err(|error| ClusterError::OutcomeUnknown(error.to_string()))?;
                 Ok(ClientReply::Applied(reply.into()))
             }
             ClientRequest::Read { group, consistency, read, .. } => {
-                let group = &self.group(group)?;
+                let (began, group) = (Instant::now(), &self.group(group)?);
                 let read =
                     decode_group_read(&read).map_err(|error| ClusterError::Invalid(error.to_string()))?;
+                let asked = Asked::of(group.id, &read);
                 let read = self.read(group, read, consistency);
                 match tokio::time::timeout(deadline, read).await {
-                    Ok(answer) => answer,
+                    Ok(answer) => {
+                        let (metrics, now_ms) = (&self.shared_log.metrics, || self.config.clock.now_ms());
+                        answer.inspect(|_| metrics.answered(&asked, began.elapsed(), now_ms))
+                    }
                     Err(_) => Err(ClusterError::Unavailable("no answer before the deadline".to_owned())),
                 }
             }
@@ -501,6 +526,9 @@ impl Inner {
             ClientRequest::RemoveMember { node } => {
                 self.carry_out(0, true, Change::Remove { node }, deadline).await.map(|()| ClientReply::Done)
             }
+            ClientRequest::Change { epoch, change: Change::HashTree { tree, hash }, .. } => {
+                self.hash_tree(epoch, tree, hash, deadline).await.map(|()| ClientReply::Done)
+            }
             ClientRequest::Change { epoch, wait, change } => {
                 self.carry_out(epoch, wait, change, deadline).await.map(|()| ClientReply::Done)
             }
@@ -516,8 +544,11 @@ impl Inner {
                 let recovery = self.recover(lost, accept_data_loss, deadline).await?;
                 Ok(ClientReply::Recovery(Box::new(recovery)))
             }
-            ClientRequest::GoOn { lost, groups } => {
-                self.go_on(lost, groups).await.map(|()| ClientReply::Done)
+            ClientRequest::GoOn { operation, lost, groups } => {
+                self.go_on(operation, lost, groups).await.map(|()| ClientReply::Done)
+            }
+            ClientRequest::Hold { operation, stage, lost } => {
+                self.hold(operation, stage, lost).await.map(|()| ClientReply::Done)
             }
             ClientRequest::Watch { .. } => Err(ClusterError::Invalid("a watch is a stream".to_owned())),
         }

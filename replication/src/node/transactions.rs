@@ -241,6 +241,8 @@ pub(super) fn open_replica(group: &Group) -> Result<Arc<Replica>, ClusterError> 
 pub(super) fn failed_read(error: dogsled_storage::Error) -> ClusterError {
     match error {
         dogsled_storage::Error::InvalidRequest(what) => ClusterError::Invalid(what),
+        // The caller's map is older than the choice of what is hashed of the tree.
+        sealed @ dogsled_storage::Error::TreeSealed(_) => ClusterError::Conflict(sealed.to_string()),
         other => ClusterError::Storage(other.to_string()),
     }
 }

@@ -37,6 +37,7 @@ fn group(group: u32, voters: &[NodeId], last: (u64, u64)) -> GroupStatus {
         applied: last.1 - 1,
         durable: 0,
         level: None,
+        load: 0,
         followers: Vec::new(),
         failure: None,
     }

@@ -176,6 +176,32 @@ impl Placement {
         self.replicas(partition)[0]
     }
 
+    /// The same, but these are to be led by these; see [`super::load`].
+    ///
+    /// # Errors
+    /// In words: somebody does not hold what he is to lead, or would lead more or less than his part.
+    pub fn with_leaders(&self, leaders: &[(u32, NodeId)]) -> Result<Placement, String> {
+        let mut next = self.clone();
+        let replicas = self.replicas as usize;
+        for (partition, leader) in leaders {
+            if !(1..=self.partitions()).contains(partition) {
+                return Err(format!("there is no partition {partition}"));
+            }
+            let nodes = &mut next.nodes[(*partition as usize - 1) * replicas..][..replicas];
+            let Some(place) = nodes.iter().position(|node| node == leader) else {
+                return Err(format!("node {leader} does not hold partition {partition}"));
+            };
+            nodes[..=place].rotate_right(1);
+        }
+        for (node, (held, leads)) in next.loads() {
+            let part = held / u64::from(self.replicas)..=held.div_ceil(u64::from(self.replicas));
+            if !part.contains(&leads) {
+                return Err(format!("node {node} would lead {leads} of {held}"));
+            }
+        }
+        Ok(next)
+    }
+
     /// How many replicas each node holds, and how many it should lead. Nodes that hold none are not
     /// there.
     pub fn loads(&self) -> BTreeMap<NodeId, (u64, u64)> {

@@ -22,10 +22,11 @@ use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead, Write};
 use dogsled_storage::group::{
     Answer, GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal,
 };
+use dogsled_storage::transaction::Prepare;
 use dogsled_storage::transaction::coordinator::{
     Coordinator, Phase, Request, Share, home_by_chance, home_in_order,
 };
-use dogsled_storage::{Command, IVec, Reply, TransactionId, TreeId, Versioned};
+use dogsled_storage::{Command, IVec, Part, Reply, TransactionId, TreeId, Versioned, Vote};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -176,7 +177,8 @@ impl Client {
                 0..50 => self.append().await,
                 50..65 => self.transfer().await,
                 65..80 => self.append_plainly().await,
-                _ => self.audit().await,
+                80..90 => self.audit().await,
+                _ => self.audit_locked().await,
             };
             if ended.is_none() {
                 self.shared.ledger.count("given up before they began");
@@ -362,7 +364,8 @@ impl Client {
         for (group, share) in draft.shares(self.shared.partitions) {
             let Share { trees, part } = share;
             let since = draft.positions.get(&group).copied();
-            let read = GroupRead::Validate { trees, reads: part.reads, ranges: part.ranges, since };
+            let read =
+                GroupRead::Validate { trees, reads: part.reads, ranges: part.ranges, since, under: None };
             let from = *self.random.pick(&self.shared.nodes.lock());
             let (reply, _) = self.get(&read, group, from).await?;
             if reply != GroupReadReply::Valid(true) {
@@ -371,13 +374,97 @@ impl Client {
             }
         }
         self.shared.ledger.count("audits");
+        transaction.answered = self.now();
+        self.audited(total, transaction);
+        Some(Ended::Committed)
+    }
+
+    /// Looks at everything while it is locked against being written; sometimes for longer than the lease, and
+    /// sometimes without giving the locks back.
+    async fn audit_locked(&mut self) -> Option<Ended> {
+        let number = self.new_value() as Number;
+        let mut transaction = Transaction { number, begun: self.now(), ..Transaction::default() };
+        let id = TransactionId((u128::from(self.number) << 64) | u128::from(number));
+        let mut wanted = Draft::default();
+        let accounts = (0..ACCOUNTS).map(|number| (BANK, account(number), None));
+        wanted.reads.extend(accounts.chain((0..LIST_KEYS).map(|key| (LISTS, list_key(key), None))));
+        let shares = wanted.shares(self.shared.partitions);
+        let groups: Vec<u32> = shares.keys().copied().collect();
+        let home = *self.random.pick(&groups);
+        let lease_ms = *self.random.pick(&[100, 1_500, 4_000]);
+        let decide_by_ms = match self.send(home, &plain(Operation::Nothing), true).await {
+            Sent::Reply(reply) => reply.time_ms + lease_ms,
+            _ => return None,
+        };
+        let mut all_locked = true;
+        for (group, Share { trees, part }) in shares {
+            let prepare = Prepare { transaction: id, home, decide_by_ms, lease_ms, only_lock: true, part };
+            match self.send_numbered(group, trees, Operation::Prepare(prepare)).await {
+                Sent::Reply(GroupReply { result: Ok(Answer::Vote(Vote::Yes)), .. }) => {}
+                Sent::Reply(other) => {
+                    self.violation(format!("who only locks was answered by {other:?}"));
+                    all_locked = false;
+                }
+                Sent::Nothing | Sent::Unknown => all_locked = false,
+            }
+        }
+        let mut draft = Draft::default();
+        let seen = if all_locked { self.look_at_all(&mut draft, &mut transaction, id).await } else { None };
+        if self.random.chance(100) {
+            self.shared.ledger.count("locked audits that left their locks");
+        } else {
+            for group in groups {
+                let resolve = Operation::Resolve { transaction: id, commit: false };
+                let _ = self.send(group, &plain(resolve), true).await;
+            }
+        }
+        match seen {
+            Some(total) => {
+                self.shared.ledger.count("locked audits");
+                self.audited(total, transaction);
+                Some(Ended::Committed)
+            }
+            None => {
+                self.shared.ledger.count("locked audits disturbed");
+                Some(Ended::Aborted)
+            }
+        }
+    }
+
+    /// Reads accounts and lists, and looks whether all is still so and still locked; the total.
+    async fn look_at_all(
+        &mut self,
+        draft: &mut Draft,
+        transaction: &mut Transaction,
+        id: TransactionId,
+    ) -> Option<u64> {
+        let mut total = 0;
+        for number in 0..ACCOUNTS {
+            total += balance(self.read_into(draft, BANK, account(number)).await?.as_ref());
+        }
+        for key in 0..LIST_KEYS {
+            let value = self.read_into(draft, LISTS, list_key(key)).await?;
+            transaction.reads.insert(key, numbers(value.as_ref()));
+        }
+        for (group, Share { trees, part }) in draft.shares(self.shared.partitions) {
+            let (reads, ranges) = (part.reads, part.ranges);
+            let read = GroupRead::Validate { trees, reads, ranges, since: None, under: Some(id) };
+            let from = *self.random.pick(&self.shared.nodes.lock());
+            let (reply, _) = self.get(&read, group, from).await?;
+            if reply != GroupReadReply::Valid(true) {
+                return None;
+            }
+        }
+        transaction.answered = self.now();
+        Some(total)
+    }
+
+    fn audited(&self, total: u64, transaction: Transaction) {
         if total != u64::from(ACCOUNTS) * OPENING {
             let what = format!("client {} has seen accounts that hold {total}", self.number);
             self.shared.ledger.violations.lock().push(what);
         }
-        transaction.answered = self.now();
         self.shared.ledger.lists.lock().push((transaction, Ended::Committed));
-        Some(Ended::Committed)
     }
 
     async fn commit(&mut self, draft: &Draft, number: Number) -> Ended {
@@ -397,7 +484,8 @@ impl Client {
     }
 
     async fn commit_in_one(&mut self, group: u32, Share { trees, part }: Share) -> Ended {
-        let command = Command::Transact { reads: part.reads, ranges: part.ranges, writes: part.writes };
+        let Part { reads, ranges, writes, expiries } = part;
+        let command = Command::Transact { reads, ranges, writes, expiries };
         match self.send_numbered(group, trees, Operation::Command(command)).await {
             Sent::Reply(reply) => match reply.result {
                 Ok(Answer::Reply(Reply::Done)) => Ended::Committed,

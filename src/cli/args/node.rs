@@ -1,5 +1,6 @@
 //! Arguments of the commands that run and look after nodes.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
@@ -12,8 +13,8 @@ use serde::Deserialize;
 Without any option: a database of one node in ./dogsled-data, reached at 127.0.0.1:7400.
 
 Options overrule variables, variables overrule the file. The file is TOML, and its keys are the names
-of the options: data, node, listen, advertise, init, members, join, partitions, replicas, zone, weight,
-from-embedded, certs, preset, cache, log-format, log-level, timeout.
+of the options: data, node, listen, http, advertise, init, members, join, partitions, replicas, zone, weight,
+from-embedded, certs, preset, redis, redis-password, cache, log-format, log-level, timeout.
 
 The first three nodes of a cluster, each with its own id and address:
   dogsled serve --certs certs --node 1 --listen 10.0.0.1:7400 --init --members 1=10.0.0.1:7400,2=10.0.0.2:7400,3=10.0.0.3:7400
@@ -36,6 +37,12 @@ pub(crate) struct ServeArgs {
     /// The UDP address to listen on; port 0 takes any [default: 127.0.0.1:7400]
     #[arg(long, env = "DOGSLED_LISTEN", value_name = "HOST:PORT")]
     pub(crate) listen: Option<String>,
+
+    /// The TCP address for metrics (/metrics), health (/livez, /readyz) and a status page (/), or `off`. Whoever
+    /// reaches it may look [default: loopback, 80 above the port of --listen, as in 127.0.0.1:7480; without it if
+    /// that is taken]
+    #[arg(long, env = "DOGSLED_HTTP", value_name = "HOST:PORT")]
+    pub(crate) http: Option<String>,
 
     /// Where others reach the node [default: its entry in --members, or --listen]
     #[arg(long, env = "DOGSLED_ADVERTISE", value_name = "HOST:PORT,…", value_delimiter = ',')]
@@ -80,6 +87,16 @@ pub(crate) struct ServeArgs {
     /// How far apart the nodes are [default: lan]
     #[arg(long, env = "DOGSLED_PRESET")]
     pub(crate) preset: Option<Preset>,
+
+    /// Serve Redis's protocol on this TCP address too, or `off`. Without certificates: whoever can connect can
+    /// do anything with the data, so anywhere but on loopback it takes a password [default: off]
+    #[arg(long, env = "DOGSLED_REDIS", value_name = "HOST:PORT")]
+    pub(crate) redis: Option<String>,
+
+    /// What Redis clients have to say first (AUTH). Others on this machine see it among the arguments: the
+    /// variable or the file keep it better
+    #[arg(long, env = "DOGSLED_REDIS_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
+    pub(crate) redis_password: Option<String>,
 
     /// A TOML file that says what options and variables do not
     #[arg(long, env = "DOGSLED_CONFIG", value_name = "FILE")]
@@ -215,4 +232,32 @@ pub(crate) struct DemoArgs {
     /// Also show the nodes' log, on standard error: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
+}
+
+/// Of `tree`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TreeCommand {
+    /// List the trees, and what of their keys is hashed
+    List,
+    /// Hash a prefix of a tree's keys, so that all keys with that prefix lie in one partition
+    #[command(long_about = "\
+Hash a prefix of a tree's keys, so that all keys with that prefix lie in one partition: a scan of the prefix asks
+that partition alone, and a batch below it is atomic.
+
+It is chosen for ever, and before the tree is first written to. Chosen again alike, nothing happens; something else
+is a conflict (exit code 8).")]
+    Hash {
+        /// The tree
+        name: OsString,
+        /// Hash so many bytes at the beginning of each key
+        #[arg(long, value_name = "BYTES", required_unless_present = "before", conflicts_with_all = ["before", "nth"])]
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        first: Option<u16>,
+        /// Hash what is before this byte, as in --before /
+        #[arg(long, value_name = "DELIMITER")]
+        before: Option<OsString>,
+        /// Which occurrence of the delimiter
+        #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+        nth: u8,
+    },
 }

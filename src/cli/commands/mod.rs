@@ -11,6 +11,7 @@ pub(crate) mod rebalance;
 pub(crate) mod recover;
 pub(crate) mod status;
 pub(crate) mod transfer;
+pub(crate) mod tree;
 pub(crate) mod ttl;
 pub(crate) mod txn;
 pub(crate) mod upkeep;

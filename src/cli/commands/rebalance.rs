@@ -1,7 +1,8 @@
 //! `rebalance`, `drain`, `replicas`: what is to move between the members, how, and how far it is.
 
-use dogsled::cluster::{Change, Client, MemberState, Record, Role};
-use serde_json::{Value, json};
+use dogsled::cluster::report::{self, Movement};
+use dogsled::cluster::{Change, Client, NodeId, Record};
+use serde_json::json;
 
 use super::member::node_id;
 use crate::cli::args::{Global, RebalanceArgs};
@@ -69,7 +70,7 @@ pub(crate) fn rebalance(global: &Global, out: &mut Output, args: &RebalanceArgs)
     };
     let moves = remote.wait(moves(&client, &record))?;
     if out.json {
-        return out.document(&fields(&record, &moves));
+        return out.document(&report::movement_document(&record, &moves));
     }
     for line in lines(&record, &moves) {
         out.line(line)?;
@@ -77,36 +78,9 @@ pub(crate) fn rebalance(global: &Global, out: &mut Output, args: &RebalanceArgs)
     Ok(())
 }
 
-/// A partition that is not where it is wanted.
-pub(super) struct Move {
-    group: u32,
-    /// Who is to have it, and how much of it he has, in a thousand; `None`: it has not begun.
-    to: Vec<(u64, Option<u64>)>,
-    from: Vec<u64>,
-}
-
 /// What is still to be moved, as the leaders of the groups see it.
-pub(super) async fn moves(client: &Client, record: &Record) -> Result<Vec<Move>, dogsled::cluster::Error> {
-    let statuses: Vec<_> =
-        client.status().await?.into_iter().filter_map(|member| member.status.ok()).collect();
-    let mut moves = Vec::new();
-    for group in 1..=record.partitions() {
-        let wanted = record.replicas_of(group);
-        let seen = statuses.iter().flat_map(|status| &status.groups).filter(|seen| seen.group == group);
-        let Some(seen) = seen.max_by_key(|seen| (seen.role == Role::Leader, seen.term)) else { continue };
-        let to = wanted.iter().filter(|node| !seen.voters.contains(node)).map(|node| {
-            let follower = seen.followers.iter().find(|follower| follower.node == *node);
-            let matched = follower.map(|follower| follower.matched.min(seen.last));
-            (node.0, matched.map(|matched| (matched * 1_000).checked_div(seen.last).unwrap_or(1_000)))
-        });
-        let has = seen.voters.iter().chain(&seen.learners);
-        let from = has.filter(|node| !wanted.contains(node)).map(|node| node.0);
-        let found = Move { group, to: to.collect(), from: from.collect() };
-        if !found.to.is_empty() || !found.from.is_empty() {
-            moves.push(found);
-        }
-    }
-    Ok(moves)
+async fn moves(client: &Client, record: &Record) -> Result<Vec<Movement>, dogsled::cluster::Error> {
+    Ok(report::movements(record, &client.status().await?))
 }
 
 fn bar(share: u64) -> String {
@@ -114,7 +88,7 @@ fn bar(share: u64) -> String {
     format!("[{}{}] {:>3} %", "#".repeat(full), ".".repeat(BAR - full), share / 10)
 }
 
-pub(super) fn lines(record: &Record, moves: &[Move]) -> Vec<String> {
+pub(super) fn lines(record: &Record, moves: &[Movement]) -> Vec<String> {
     let settings = &record.settings;
     let mut lines = vec![format!(
         "epoch {}, {} each, {} at a time, {}, silent members replaced after {} s{}",
@@ -131,38 +105,15 @@ pub(super) fn lines(record: &Record, moves: &[Move]) -> Vec<String> {
     if moves.is_empty() {
         lines.push("every partition is where it is to be".to_owned());
     }
-    let list = |nodes: &[u64]| nodes.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    let list = |nodes: &[NodeId]| nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ");
     for found in moves {
         for (node, share) in &found.to {
             let share = share.map_or_else(|| "waiting".to_owned(), bar);
-            lines.push(format!("partition {:>4} to node {node:>3}  {share}", found.group));
+            lines.push(format!("partition {:>4} to node {:>3}  {share}", found.group, node.0));
         }
         if found.to.is_empty() {
             lines.push(format!("partition {:>4} leaves {}", found.group, list(&found.from)));
         }
     }
     lines
-}
-
-pub(super) fn fields(record: &Record, moves: &[Move]) -> Value {
-    let moves = moves.iter().map(|found| {
-        let to = found
-            .to
-            .iter()
-            .map(|(node, share)| json!({ "node": node, "has": share.map(|share| share as f64 / 1_000.0) }));
-        json!({ "partition": found.group, "to": to.collect::<Vec<_>>(), "from": found.from })
-    });
-    let pending = |state| matches!(state, MemberState::Joining | MemberState::Leaving);
-    let moves: Vec<Value> = moves.collect();
-    let settled = moves.is_empty() && !record.members.values().any(|member| pending(member.state));
-    json!({
-        "epoch": record.epoch,
-        "replicas": record.replicas,
-        "paused": record.settings.paused,
-        "moves_at_once": record.settings.moves,
-        "bytes_per_second": record.settings.bytes_per_second,
-        "replace_after_seconds": record.settings.replace_after.as_secs(),
-        "settled": settled,
-        "moves": moves,
-    })
 }

@@ -1,7 +1,9 @@
 //! `status`: how a cluster is, by what each of its members says.
 
-use dogsled::cluster::{GroupStatus, MemberRecord, MemberStatus, NodeId, NodeStatus, Record, Role};
-use serde_json::{Value, json};
+use dogsled::cluster::report::{
+    GroupView, complaints, entries_behind, group_views, groups_led, movements, status_document,
+};
+use dogsled::cluster::{MemberRecord, MemberStatus, NodeId, Record};
 
 use super::rebalance;
 use crate::cli::args::Global;
@@ -18,28 +20,15 @@ pub(crate) fn status(global: &Global, out: &mut Output) -> Result<()> {
     let (map, mut members) = remote
         .wait(async { Ok::<_, dogsled::cluster::Error>((client.map().await?, client.status().await?)) })?;
     members.sort_by_key(|member| member.node);
-    let groups = groups(&members);
+    let groups = group_views(&members);
     // A node that belongs to no cluster yet has no record.
     let record = match map.epoch {
         0 => None,
-        _ => remote
-            .wait(async {
-                let record = client.record().await?;
-                let moves = rebalance::moves(&client, &record).await?;
-                Ok::<_, dogsled::cluster::Error>((record, moves))
-            })
-            // The members have told how they are, which is what matters when something is wrong.
-            .ok(),
+        // The members have told how they are, which is what matters when something is wrong.
+        _ => remote.wait(client.record()).ok(),
     };
     if out.json {
-        return out.document(&json!({
-            "cluster": (map.cluster != 0).then(|| format!("{:032x}", map.cluster)),
-            "partitions": map.partitions,
-            "members": members.iter().map(|member| member_fields(member, &groups)).collect::<Vec<_>>(),
-            "groups": groups.iter().map(group_fields).collect::<Vec<_>>(),
-            "ring": record.as_ref().map(|(record, _)| ring_fields(record)),
-            "movement": record.as_ref().map(|(record, moves)| rebalance::fields(record, moves)),
-        }));
+        return out.document(&status_document(&map, &members, record.as_ref()));
     }
     if map.cluster == 0 {
         out.line(format_args!("node {} belongs to no cluster yet", members[0].node))?;
@@ -61,12 +50,12 @@ pub(crate) fn status(global: &Global, out: &mut Output) -> Result<()> {
     out.line("")?;
     let header = ["group", "leader", "term", "entries", "followers behind"].map(str::to_owned);
     table(out, std::iter::once(header).chain(groups.iter().map(group_row)))?;
-    let Some((record, moves)) = record else { return Ok(()) };
+    let Some(record) = record else { return Ok(()) };
     out.line("")?;
     let header = ["node", "is", "weight", "zone", "holds", "is to lead"].map(str::to_owned);
     table(out, std::iter::once(header).chain(record.members.iter().map(|one| ring_row(&record, one))))?;
     out.line("")?;
-    for line in rebalance::lines(&record, &moves) {
+    for line in rebalance::lines(&record, &movements(&record, &members)) {
         out.line(line)?;
     }
     Ok(())
@@ -85,83 +74,7 @@ fn ring_row(record: &Record, (node, member): (&NodeId, &MemberRecord)) -> [Strin
     ]
 }
 
-fn ring_fields(record: &Record) -> Value {
-    let loads = record.placement.loads();
-    let members = record.members.iter().map(|(node, member)| {
-        let (holds, leads) = loads.get(node).copied().unwrap_or_default();
-        json!({
-            "node": node.0,
-            "state": member.state.to_string(),
-            "weight": member.weight,
-            "zone": member.zone,
-            "replicas": holds,
-            "preferred_leader_of": leads,
-        })
-    });
-    let ids = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect::<Vec<_>>();
-    let partitions: Vec<_> = (1..=record.partitions()).map(|group| ids(record.replicas_of(group))).collect();
-    json!({
-        "members": members.collect::<Vec<_>>(),
-        "removed": record.removed.iter().map(|node| node.0).collect::<Vec<_>>(),
-        "meta_voters": ids(&record.meta_voters),
-        "replicas_of_partitions": partitions,
-    })
-}
-
-/// A group as whoever leads it sees it; or as somebody does.
-struct Group<'a> {
-    leader: Option<NodeId>,
-    seen: &'a GroupStatus,
-}
-
-/// Every group of which a member has told.
-fn groups(members: &[MemberStatus]) -> Vec<Group<'_>> {
-    let told = || members.iter().filter_map(|member| member.status.as_ref().ok());
-    let mut numbers: Vec<u32> =
-        told().flat_map(|status| status.groups.iter().map(|group| group.group)).collect();
-    numbers.sort_unstable();
-    numbers.dedup();
-    let group = |number: u32| {
-        let views = told().filter_map(|status| {
-            let seen = status.groups.iter().find(|group| group.group == number)?;
-            Some((status.node, seen))
-        });
-        // Of two that believe to lead, the one of the later term does.
-        let (node, seen) = views.max_by_key(|(_, seen)| (seen.role == Role::Leader, seen.term, seen.last))?;
-        Some(Group { leader: (seen.role == Role::Leader).then_some(node), seen })
-    };
-    numbers.into_iter().filter_map(group).collect()
-}
-
-/// How many entries the node has not applied, of all groups together.
-fn behind(status: &NodeStatus, groups: &[Group<'_>]) -> u64 {
-    let own = |number: u32| status.groups.iter().find(|group| group.group == number);
-    let lag = |group: &Group<'_>| match own(group.seen.group) {
-        Some(own) => group.seen.committed.saturating_sub(own.applied),
-        // It has no replica of that.
-        None => 0,
-    };
-    groups.iter().map(lag).sum()
-}
-
-fn leads(node: NodeId, groups: &[Group<'_>]) -> usize {
-    groups.iter().filter(|group| group.leader == Some(node)).count()
-}
-
-/// What is wrong with a node; nothing if it is well.
-fn complaints(status: &NodeStatus) -> Vec<String> {
-    let mut complaints: Vec<String> = status.failure.iter().cloned().collect();
-    for group in &status.groups {
-        match (&group.failure, group.role) {
-            (Some(failure), _) => complaints.push(format!("group {}: {failure}", group.group)),
-            (None, Role::Down) => complaints.push(format!("group {} is being opened", group.group)),
-            (None, _) => {}
-        }
-    }
-    complaints
-}
-
-fn member_row(member: &MemberStatus, groups: &[Group<'_>]) -> [String; 9] {
+fn member_row(member: &MemberStatus, groups: &[GroupView<'_>]) -> [String; 9] {
     let (node, addresses) = (member.node.to_string(), member.addresses.join(","));
     match &member.status {
         Err(error) => {
@@ -174,8 +87,8 @@ fn member_row(member: &MemberStatus, groups: &[Group<'_>]) -> [String; 9] {
             [
                 node,
                 addresses,
-                leads(member.node, groups).to_string(),
-                output::number(behind(status, groups)),
+                groups_led(member.node, groups).to_string(),
+                output::number(entries_behind(status, groups)),
                 format!("{} of {}", output::size(status.wal_live_bytes), output::size(status.wal_file_bytes)),
                 output::number(status.wal_syncs),
                 output::size(status.tree_bytes),
@@ -189,30 +102,7 @@ fn member_row(member: &MemberStatus, groups: &[Group<'_>]) -> [String; 9] {
     }
 }
 
-fn member_fields(member: &MemberStatus, groups: &[Group<'_>]) -> Value {
-    let mut fields = json!({ "node": member.node.0, "addresses": member.addresses });
-    let more = match &member.status {
-        Err(error) => json!({ "answers": false, "error": error.to_string() }),
-        Ok(status) => json!({
-            "answers": true,
-            "leads": leads(member.node, groups),
-            "behind": behind(status, groups),
-            "wal_live_bytes": status.wal_live_bytes,
-            "wal_file_bytes": status.wal_file_bytes,
-            "wal_syncs": status.wal_syncs,
-            "tree_bytes": status.tree_bytes,
-            "disk_total_bytes": (status.disk_total_bytes > 0).then_some(status.disk_total_bytes),
-            "disk_free_bytes": (status.disk_total_bytes > 0).then_some(status.disk_free_bytes),
-            "complaints": complaints(status),
-        }),
-    };
-    if let (Value::Object(fields), Value::Object(more)) = (&mut fields, more) {
-        fields.extend(more);
-    }
-    fields
-}
-
-fn group_row(group: &Group<'_>) -> [String; 5] {
+fn group_row(group: &GroupView<'_>) -> [String; 5] {
     let seen = group.seen;
     let followers: Vec<String> = seen
         .followers
@@ -229,32 +119,6 @@ fn group_row(group: &Group<'_>) -> [String; 5] {
         output::number(seen.committed),
         if followers.is_empty() { "-".to_owned() } else { followers.join(", ") },
     ]
-}
-
-fn group_fields(group: &Group<'_>) -> Value {
-    let seen = group.seen;
-    let ids = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect::<Vec<_>>();
-    let followers = seen.followers.iter().map(|follower| {
-        json!({
-            "node": follower.node.0,
-            "matched": follower.matched,
-            "behind": seen.last.saturating_sub(follower.matched),
-            "heard_ms": follower.heard.map(|heard| u64::try_from(heard.as_millis()).unwrap_or(u64::MAX)),
-        })
-    });
-    json!({
-        "group": seen.group,
-        "leader": group.leader.map(|leader| leader.0),
-        "term": seen.term,
-        "voters": ids(&seen.voters),
-        "learners": ids(&seen.learners),
-        "first": seen.first,
-        "last": seen.last,
-        "committed": seen.committed,
-        "applied": seen.applied,
-        "durable": seen.durable,
-        "followers": followers.collect::<Vec<_>>(),
-    })
 }
 
 /// Columns as wide as what stands in them.

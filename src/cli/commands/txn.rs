@@ -3,7 +3,9 @@
 //! | line | does | result |
 //! |---|---|---|
 //! | `{"op":"get","key":…}` | reads a key | its value, or null |
-//! | `{"op":"put","key":…,"value":…}` | sets a key | |
+//! | `{"op":"put","key":…,"value":…}` | sets a key; with `"ttl":60` it expires after so many seconds | |
+//! | `{"op":"expire","key":…,"ttl":60}` | has a key expire after so many seconds | whether it is there |
+//! | `{"op":"persist","key":…}` | takes the time to live from a key | |
 //! | `{"op":"remove","key":…}` | removes a key | |
 //! | `{"op":"check","key":…,"is":…}` | goes on only if that is its value; null: if it has none | |
 //! | `{"op":"add","counter":…,"by":1}` | adds to a counter | the sum |
@@ -12,7 +14,9 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, stdin};
+use std::num::NonZeroU64;
 use std::path::Path;
+use std::time::Duration;
 
 use dogsled::cluster::transaction as far;
 use dogsled::{IVec, transaction as near};
@@ -29,7 +33,9 @@ use crate::cli::output::{self, Output};
 #[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
 enum Line {
     Get { tree: Option<String>, key: Value },
-    Put { tree: Option<String>, key: Value, value: Value },
+    Put { tree: Option<String>, key: Value, value: Value, ttl: Option<NonZeroU64> },
+    Expire { tree: Option<String>, key: Value, ttl: NonZeroU64 },
+    Persist { tree: Option<String>, key: Value },
     Remove { tree: Option<String>, key: Value },
     Check { tree: Option<String>, key: Value, is: Value },
     Add { counter: Value, by: i64 },
@@ -37,7 +43,9 @@ enum Line {
 
 enum Operation {
     Get { tree: Keyspace, key: IVec },
-    Put { tree: Keyspace, key: IVec, value: IVec },
+    Put { tree: Keyspace, key: IVec, value: IVec, ttl: Option<Duration> },
+    Expire { tree: Keyspace, key: IVec, ttl: Duration },
+    Persist { tree: Keyspace, key: IVec },
     Remove { tree: Keyspace, key: IVec },
     Check { tree: Keyspace, key: IVec, is: Option<IVec> },
     Add { counter: IVec, by: i64 },
@@ -48,6 +56,7 @@ enum Operation {
 enum Said {
     Value(Option<IVec>),
     Sum(i64),
+    IsThere(bool),
 }
 
 /// A check that was not met.
@@ -55,6 +64,10 @@ enum Said {
 struct Unmet {
     line: usize,
     found: Option<IVec>,
+}
+
+fn seconds(seconds: NonZeroU64) -> Duration {
+    Duration::from_secs(seconds.get())
 }
 
 /// Operations with the numbers of their lines.
@@ -91,11 +104,18 @@ fn read(file: &Path, global: &Global, database: &Database) -> Result<Vec<(usize,
                 Line::Get { tree: name, key } => {
                     Operation::Get { tree: tree(name)?, key: bytes("the key", key)? }
                 }
-                Line::Put { tree: name, key, value } => Operation::Put {
+                Line::Put { tree: name, key, value, ttl } => Operation::Put {
                     tree: tree(name)?,
                     key: bytes("the key", key)?,
                     value: bytes("the value", value)?,
+                    ttl: ttl.map(seconds),
                 },
+                Line::Expire { tree: name, key, ttl } => {
+                    Operation::Expire { tree: tree(name)?, key: bytes("the key", key)?, ttl: seconds(*ttl) }
+                }
+                Line::Persist { tree: name, key } => {
+                    Operation::Persist { tree: tree(name)?, key: bytes("the key", key)? }
+                }
                 Line::Remove { tree: name, key } => {
                     Operation::Remove { tree: tree(name)?, key: bytes("the key", key)? }
                 }
@@ -164,6 +184,7 @@ pub(crate) fn txn(global: &Global, out: &mut Output, file: &Path) -> Result<()> 
         .map(|said| match said {
             Said::Value(value) => value.as_ref().map_or(Value::Null, |value| bytes::to_json(value)),
             Said::Sum(sum) => json!(sum),
+            Said::IsThere(is_there) => json!(is_there),
         })
         .collect();
     let lines: Vec<String> = results.iter().map(Value::to_string).collect();
@@ -193,7 +214,17 @@ fn run_near(
     for (line, operation) in operations {
         match operation {
             Operation::Get { tree, key } => said.push(Said::Value(within(tree)?.get(key)?)),
-            Operation::Put { tree, key, value } => drop(within(tree)?.insert(key, value)?),
+            Operation::Put { tree, key, value, ttl } => {
+                let tree = within(tree)?;
+                drop(match ttl {
+                    Some(ttl) => tree.insert_with_ttl(key, value, *ttl)?,
+                    None => tree.insert(key, value)?,
+                });
+            }
+            Operation::Expire { tree, key, ttl } => {
+                said.push(Said::IsThere(within(tree)?.expire(key, *ttl)?));
+            }
+            Operation::Persist { tree, key } => drop(within(tree)?.persist(key)?),
             Operation::Remove { tree, key } => drop(within(tree)?.remove(key)?),
             Operation::Check { tree, key, is } => {
                 let found = within(tree)?.get(key)?;
@@ -219,7 +250,14 @@ async fn run_far(
     for (line, operation) in operations {
         match operation {
             Operation::Get { tree, key } => said.push(Said::Value(tx.get(&within(tree), key).await?)),
-            Operation::Put { tree, key, value } => tx.put(&within(tree), key, value)?,
+            Operation::Put { tree, key, value, ttl: None } => tx.put(&within(tree), key, value)?,
+            Operation::Put { tree, key, value, ttl: Some(ttl) } => {
+                tx.put_with_ttl(&within(tree), key, value, *ttl)?;
+            }
+            Operation::Expire { tree, key, ttl } => {
+                said.push(Said::IsThere(tx.expire(&within(tree), key, *ttl).await?));
+            }
+            Operation::Persist { tree, key } => tx.persist(&within(tree), key)?,
             Operation::Remove { tree, key } => tx.delete(&within(tree), key)?,
             Operation::Check { tree, key, is } => {
                 let found = tx.get(&within(tree), key).await?;

@@ -16,9 +16,13 @@ pub(crate) mod logging;
 mod notify;
 pub(crate) mod settings;
 
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
+use dogsled::cluster::http::{HttpOptions, HttpServer};
+use dogsled::cluster::redis::{RedisOptions, RedisServer};
 use dogsled::cluster::{
     CertificateFiles, Certificates, ClientOptions, Node, NodeCertificates, NodeConfig, OpenError, StartError,
     Timing,
@@ -28,7 +32,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::begin::Begun;
 use self::notify::notify;
-use self::settings::{Beginning, DEFAULT_DATA, Settings};
+use self::settings::{Beginning, DEFAULT_DATA, Http, Settings};
 use super::args::{Global, Preset, ServeArgs};
 use super::exit::{Code, Failure, Result};
 use super::output::{self, Output};
@@ -112,8 +116,25 @@ async fn run(settings: &Settings, out: &mut Output) -> Result<()> {
             "others are to reach this node at {address}, but it listens on this machine's own address only: see --listen"
         );
     }
+    // Before the node, which takes longer: a port that is taken is told at once.
+    let asked = match settings.http {
+        Http::Asked(address) => Some(listen_for_http(address)?),
+        Http::IfFree(_) | Http::Off => None,
+    };
     let node = Node::start(config).await.map_err(|error| explain(error, settings))?;
-    say_listening(&node, settings, out)?;
+    let http = match settings.http {
+        Http::IfFree(address) => listen_for_http_if_free(address),
+        Http::Asked(_) | Http::Off => asked,
+    };
+    let http = http.map(|listener| HttpServer::start(&node, listener, HttpOptions::default())).transpose();
+    let http = match http {
+        Ok(http) => http,
+        Err(error) => {
+            node.shutdown().await?;
+            return Err(Failure::io("listening for HTTP", &error));
+        }
+    };
+    say_listening(&node, http.as_ref().map(HttpServer::local_address), settings, out)?;
     // Alone it can serve at once. Among others it may have to wait for them, which is no reason
     // for a supervisor to give it up.
     let waits_for_others = settings.beginning != Beginning::Alone || node.map().members.len() > 1;
@@ -136,10 +157,42 @@ async fn run(settings: &Settings, out: &mut Output) -> Result<()> {
             std::process::exit(i32::from(128 + number));
         }
     };
+    // Last: who asks meanwhile is told that the node is not ready.
+    if let Some(http) = http {
+        http.stop().await;
+    }
     if outcome.is_ok() && stopped.is_ok() {
         tracing::info!("stopped");
     }
     outcome.and(stopped)
+}
+
+/// Opens the port for HTTP that somebody has asked for.
+fn listen_for_http(address: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).map_err(|error| {
+        let code = if error.kind() == io::ErrorKind::AddrInUse { Code::InUse } else { Code::Io };
+        let what = format!("cannot listen on {address} (TCP) for HTTP: {error}");
+        Failure::new(code, what).adding("give another with --http, or --http off")
+    })?;
+    if !address.ip().is_loopback() {
+        tracing::warn!("the metrics and the status page are open to whoever reaches {address} (TCP)");
+    }
+    Ok(listener)
+}
+
+/// Opens the port for HTTP that nobody has asked for: without it the node does its work all the same.
+fn listen_for_http_if_free(address: SocketAddr) -> Option<TcpListener> {
+    match TcpListener::bind(address) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "NO METRICS AND NO STATUS PAGE: {address} (TCP) cannot be listened on; give another with --http, or \
+                 --http off"
+            );
+            None
+        }
+    }
 }
 
 /// Serves for ever; returns only what went wrong.
@@ -147,7 +200,11 @@ async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &
     let certificates = Certificates::load(files)?;
     let options = ClientOptions::new(certificates);
     let begun = begin::begin(node, settings, &options).await?;
+    let redis = serve_redis(node, settings).await?;
     say_serving(node, settings, begun, out)?;
+    if let Some(redis) = &redis {
+        say_redis(redis, settings, out)?;
+    }
     notify("READY=1\nSTATUS=serving");
     let mut failures = Vec::new();
     loop {
@@ -177,6 +234,36 @@ async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &
             failures = found;
         }
     }
+}
+
+/// Lets Redis clients in, if that was asked for. They are let out when this is dropped.
+async fn serve_redis(node: &Node, settings: &Settings) -> Result<Option<RedisServer>> {
+    let Some(address) = settings.redis else { return Ok(None) };
+    let mut options = RedisOptions::new(address);
+    options.password.clone_from(&settings.redis_password);
+    match RedisServer::start(node.client(), options).await {
+        Ok(server) => Ok(Some(server)),
+        Err(error) => {
+            let in_use = error.kind() == std::io::ErrorKind::AddrInUse;
+            let code = if in_use { Code::InUse } else { Code::Io };
+            let failure = Failure::new(code, format!("cannot listen on {address} (TCP): {error}"));
+            Err(failure.adding("give another with --redis"))
+        }
+    }
+}
+
+fn say_redis(redis: &RedisServer, settings: &Settings, out: &mut Output) -> Result<()> {
+    let (address, has_password) = (redis.local_address(), settings.redis_password.is_some());
+    if out.json {
+        let (event, address) = ("redis", address.to_string());
+        out.document(&json!({ "event": event, "address": address, "has_password": has_password }))?;
+        return out.finish();
+    }
+    out.line(format_args!("serving Redis clients on {address} (TCP); try: redis-cli -p {}", address.port()))?;
+    if !has_password {
+        out.line("WITHOUT A PASSWORD: whoever is on this machine can do anything with the data there")?;
+    }
+    out.finish()
 }
 
 fn node_config(settings: &Settings) -> (NodeConfig, CertificateFiles) {
@@ -240,7 +327,7 @@ impl From<StartError> for Failure {
     }
 }
 
-fn say_listening(node: &Node, settings: &Settings, out: &mut Output) -> Result<()> {
+fn say_listening(node: &Node, http: Option<SocketAddr>, settings: &Settings, out: &mut Output) -> Result<()> {
     let data = settings.data.display();
     let address = node.local_address();
     if out.json {
@@ -250,6 +337,7 @@ fn say_listening(node: &Node, settings: &Settings, out: &mut Output) -> Result<(
             "node": node.id().0,
             "address": address.to_string(),
             "advertised": node.addresses(),
+            "http": http.map(|http| http.to_string()),
             "data": data.to_string(),
             "development_certificates": settings.certs.is_none(),
         }))?;
@@ -260,6 +348,9 @@ fn say_listening(node: &Node, settings: &Settings, out: &mut Output) -> Result<(
         env!("CARGO_PKG_VERSION"),
         node.id()
     ))?;
+    if let Some(http) = http {
+        out.line(format_args!("metrics and a status page at http://{http}/"))?;
+    }
     if settings.certs.is_none() {
         out.line(format_args!(
             "DEVELOPMENT CERTIFICATES in {}: whoever can read them can do anything here. `dogsled certs` makes real ones",

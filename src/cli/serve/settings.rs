@@ -1,6 +1,6 @@
 //! [`Settings`]: what a node is told by options, variables and a file, in this order.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use crate::cli::exit::{Failure, Result};
 
 /// Where a node listens if it is not told.
 pub(crate) const DEFAULT_ADDRESS: &str = "127.0.0.1:7400";
+/// How far above that port the one for HTTP is if it is not told.
+const HTTP_ABOVE: u16 = 80;
 /// Where its data lies if it is not told.
 pub(crate) const DEFAULT_DATA: &str = "dogsled-data";
 const DEFAULT_PARTITIONS: u32 = 16;
@@ -37,12 +39,24 @@ pub(crate) enum Beginning {
     Join(Vec<String>),
 }
 
+/// Where metrics and the status page are to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Http {
+    /// Nowhere.
+    Off,
+    /// Here, if the port is free: nobody has asked for it.
+    IfFree(SocketAddr),
+    /// Here, or the node does not start.
+    Asked(SocketAddr),
+}
+
 /// What a node was told.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) data: PathBuf,
     pub(crate) node: NodeId,
     pub(crate) listen: SocketAddr,
+    pub(crate) http: Http,
     /// Empty: where it listens.
     pub(crate) advertise: Vec<String>,
     pub(crate) beginning: Beginning,
@@ -58,6 +72,9 @@ pub(crate) struct Settings {
     pub(crate) log_format: LogFormat,
     pub(crate) log_level: Option<String>,
     pub(crate) timeout: Duration,
+    /// Where Redis clients are served; `None`: nowhere.
+    pub(crate) redis: Option<SocketAddr>,
+    pub(crate) redis_password: Option<String>,
 }
 
 /// What the file may say: the names of the options.
@@ -67,6 +84,7 @@ struct File {
     data: Option<PathBuf>,
     node: Option<u64>,
     listen: Option<String>,
+    http: Option<String>,
     #[serde(default)]
     advertise: List,
     init: Option<bool>,
@@ -85,6 +103,8 @@ struct File {
     log_format: Option<LogFormat>,
     log_level: Option<String>,
     timeout: Option<u64>,
+    redis: Option<String>,
+    redis_password: Option<String>,
 }
 
 /// `["a", "b"]`, or `"a,b"` as on the command line.
@@ -178,7 +198,12 @@ impl Settings {
             (false, true, false) => Beginning::Join(join),
         };
         let listen = args.listen.clone().or(file.listen);
-        let listen = resolve(listen.as_deref().unwrap_or(DEFAULT_ADDRESS))?;
+        let listen = resolve("--listen", listen.as_deref().unwrap_or(DEFAULT_ADDRESS))?;
+        let http = match args.http.clone().or(file.http).as_deref() {
+            None => default_http(listen),
+            Some("off") => Http::Off,
+            Some(address) => Http::Asked(resolve("--http", address)?),
+        };
         if listen.ip().is_unspecified() && advertise.is_empty() {
             return Err(Failure::usage(format!(
                 "{listen} is every address of this machine: say with --advertise under which one others reach \
@@ -220,10 +245,24 @@ impl Settings {
                 1 << 20
             )));
         }
+        let redis = args.redis.clone().or(file.redis).filter(|redis| redis != "off");
+        let redis = redis.map(|redis| resolve("--redis", &redis)).transpose()?;
+        let redis_password = args.redis_password.clone().or(file.redis_password);
+        if redis_password.as_ref().is_some_and(String::is_empty) {
+            return Err(Failure::usage("an empty --redis-password is none"));
+        }
+        if let Some(address) = redis.filter(|address| !address.ip().is_loopback() && redis_password.is_none())
+        {
+            return Err(Failure::usage(format!(
+                "--redis {address} is open to other machines, without encryption or certificates: it takes a \
+                 --redis-password"
+            )));
+        }
         Ok(Settings {
             data: args.data.clone().or(file.data).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)),
             node,
             listen,
+            http,
             advertise,
             beginning,
             partitions,
@@ -237,6 +276,8 @@ impl Settings {
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
             log_level: args.log_level.clone().or(file.log_level),
             timeout: global.timeout_or(file.timeout.unwrap_or(DEFAULT_TIMEOUT)),
+            redis,
+            redis_password,
         })
     }
 
@@ -293,10 +334,20 @@ fn check_address(address: &str) -> Result<()> {
     }
 }
 
-fn resolve(listen: &str) -> Result<SocketAddr> {
+/// Nodes that share a machine have different ports to listen on, and so they have here. Whoever lets the system
+/// choose the one does so with the other.
+fn default_http(listen: SocketAddr) -> Http {
+    let port = match listen.port() {
+        0 => Some(0),
+        port => port.checked_add(HTTP_ABOVE),
+    };
+    port.map_or(Http::Off, |port| Http::IfFree(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+}
+
+fn resolve(option: &str, address: &str) -> Result<SocketAddr> {
     let wrong =
-        |why: &dyn std::fmt::Display| Failure::usage(format!("--listen {listen:?} is no host:port: {why}"));
-    let mut found = listen.to_socket_addrs().map_err(|error| wrong(&error))?;
+        |why: &dyn std::fmt::Display| Failure::usage(format!("{option} {address:?} is no host:port: {why}"));
+    let mut found = address.to_socket_addrs().map_err(|error| wrong(&error))?;
     found.next().ok_or_else(|| wrong(&"the name has no address"))
 }
 
@@ -319,6 +370,7 @@ mod tests {
         let settings = settled(&[], "").unwrap();
         assert_eq!(settings.node, NodeId(1));
         assert_eq!(settings.listen.to_string(), DEFAULT_ADDRESS);
+        assert_eq!(settings.http, Http::IfFree("127.0.0.1:7480".parse().unwrap()));
         assert_eq!(settings.beginning, Beginning::Alone);
         assert_eq!((settings.partitions, settings.certs), (16, None));
         assert_eq!(settings.data, Path::new("dogsled-data"));
@@ -334,6 +386,17 @@ mod tests {
         assert_eq!(settings.advertise, ["b:2"]);
         assert_eq!(settings.log_format, LogFormat::Json);
         assert_eq!(settings.unreachable_address(), Some("b:2"));
+    }
+
+    #[test]
+    fn the_port_for_http_goes_with_the_other_unless_somebody_says() {
+        let http = |arguments: &[&str], file: &str| settled(arguments, file).map(|settings| settings.http);
+        let at = |address: &str| address.parse().unwrap();
+        assert_eq!(http(&["--listen", "10.0.0.1:7401"], ""), Ok(Http::IfFree(at("127.0.0.1:7481"))));
+        assert_eq!(http(&["--listen", "127.0.0.1:0"], ""), Ok(Http::IfFree(at("127.0.0.1:0"))));
+        assert_eq!(http(&["--listen", "127.0.0.1:65500"], ""), Ok(Http::Off));
+        assert_eq!(http(&["--http", "127.0.0.1:80"], "http = \"off\""), Ok(Http::Asked(at("127.0.0.1:80"))));
+        assert_eq!(http(&[], "http = \"off\""), Ok(Http::Off));
     }
 
     #[test]
@@ -366,8 +429,12 @@ mod tests {
             (&["--join", "a"], "host:port"),
             (&["--listen", "0.0.0.0:7400"], "--advertise"),
             (&["--listen", "nonsense"], "--listen"),
+            (&["--http", "nonsense"], "--http"),
             (&["--partitions", "0"], "--partitions"),
             (&["--replicas", "0"], "--replicas"),
+            (&["--redis", "nonsense"], "--redis"),
+            (&["--redis", "0.0.0.0:6379"], "--redis-password"),
+            (&["--redis", "127.0.0.1:6379", "--redis-password", ""], "--redis-password"),
             (&["--weight", "0"], "--weight"),
             (&["--from-embedded", "--join", "a:1"], "--join"),
             (&["--from-embedded", "--partitions", "16"], "single partition"),

@@ -257,7 +257,11 @@ impl Core {
             match error {
                 ClusterError::Invalid(what) => return Err(give_up(perhaps, Error::Invalid(what), &why)),
                 ClusterError::Denied(what) => return Err(give_up(perhaps, Error::Denied(what), &why)),
-                ClusterError::Conflict(what) => return Err(give_up(perhaps, Error::Conflict(what), &why)),
+                ClusterError::Conflict(what) => {
+                    // Perhaps the map is old by which this was asked.
+                    self.ask.notify_one();
+                    return Err(give_up(perhaps, Error::Conflict(what), &why));
+                }
                 ClusterError::NotLeader { group, leader: Some(leader), addresses } if leader != node => {
                     self.learn(group, leader, &addresses);
                     redirected += 1;

@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dogsled_replication::ReadAnswer;
-use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
+use dogsled_storage::command::RangeFingerprint;
 use dogsled_storage::counter::decode_value;
 use dogsled_storage::lock::{FencingToken, decode_state};
-use dogsled_storage::transaction::coordinator::Share;
-use dogsled_storage::{
-    COUNTERS_TREE_NAME, GroupRead, GroupReadReply, LOCKS_TREE_NAME, TreeId, Versioned, Write,
-};
+use dogsled_storage::{COUNTERS_TREE_NAME, GroupRead, GroupReadReply, LOCKS_TREE_NAME, TreeId, Versioned};
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::sets::{RangeSeen, Scan, Seen, Sets, Time};
 use crate::cluster::core::unexpected;
 use crate::cluster::{Client, Error, ReadFrom, Result, Tree};
+use crate::lock::milliseconds;
 use crate::tree::{owned_bounds, prefix_bounds};
 use crate::{Batch, IVec, OutOfBounds};
 
@@ -37,102 +37,6 @@ pub struct Transaction {
     until: Instant,
     /// `None` when it is over.
     state: Arc<Mutex<Option<Sets>>>,
-}
-
-/// What was read and is to be written.
-#[derive(Default)]
-pub(super) struct Sets {
-    trees: BTreeMap<IVec, Access>,
-    /// The position at which something was first read, by group.
-    positions: BTreeMap<u32, u64>,
-    /// How many requests have read something: what came with one is of one moment.
-    requests: u64,
-}
-
-#[derive(Default)]
-struct Access {
-    reads: BTreeMap<IVec, Option<Versioned>>,
-    ranges: Vec<RangeSeen>,
-    writes: BTreeMap<IVec, Option<IVec>>,
-}
-
-/// A part of a range that one group has.
-struct RangeSeen {
-    group: u32,
-    low: IVec,
-    /// Exclusive.
-    high: Option<IVec>,
-    count: u64,
-    fingerprint: RangeFingerprint,
-}
-
-impl Sets {
-    fn access(&mut self, tree: &IVec) -> &mut Access {
-        if !self.trees.contains_key(tree) {
-            self.trees.insert(tree.clone(), Access::default());
-        }
-        self.trees.get_mut(tree).expect("just inserted")
-    }
-
-    fn note_position(&mut self, group: u32, position: u64) {
-        let first = self.positions.entry(group).or_insert(position);
-        *first = (*first).min(position);
-        self.requests += 1;
-    }
-
-    /// Whether nothing is to be written.
-    pub(super) fn only_reads(&self) -> bool {
-        self.trees.values().all(|access| access.writes.is_empty())
-    }
-
-    /// Whether all that was read came in one answer.
-    pub(super) fn is_one_read(&self) -> bool {
-        self.requests <= 1
-    }
-
-    /// The position at which something was first read in a group.
-    pub(super) fn first_read(&self, group: u32) -> Option<u64> {
-        self.positions.get(&group).copied()
-    }
-
-    /// What each group is to validate and write.
-    pub(super) fn shares(&self, group_of: impl Fn(&[u8]) -> u32) -> BTreeMap<u32, Share> {
-        let mut shares: BTreeMap<u32, Share> = BTreeMap::new();
-        for (name, access) in &self.trees {
-            let mut numbers: BTreeMap<u32, TreeId> = BTreeMap::new();
-            let mut within = |group: u32, each: &mut dyn FnMut(&mut Share, TreeId)| {
-                let share = shares.entry(group).or_default();
-                let number = *numbers.entry(group).or_insert_with(|| {
-                    share.trees.push(name.clone());
-                    TreeId(share.trees.len() as u32 - 1)
-                });
-                each(share, number);
-            };
-            for (key, found) in &access.reads {
-                let version = found.as_ref().map_or(0, |found| found.version);
-                within(group_of(key), &mut |share, tree| {
-                    share.part.reads.push(KeyRead { tree, key: key.clone(), version });
-                });
-            }
-            for RangeSeen { group, low, high, count, fingerprint } in &access.ranges {
-                within(*group, &mut |share, tree| {
-                    share.part.ranges.push(RangeRead {
-                        tree,
-                        low: low.clone(),
-                        high: high.clone(),
-                        count: *count,
-                        fingerprint: fingerprint.finish(),
-                    });
-                });
-            }
-            for (key, value) in &access.writes {
-                within(group_of(key), &mut |share, tree| {
-                    share.part.writes.push(Write { tree, key: key.clone(), value: value.clone() });
-                });
-            }
-        }
-        shares
-    }
 }
 
 fn over() -> Error {
@@ -163,8 +67,9 @@ fn half_open((low, high): (Bound<IVec>, Bound<IVec>)) -> (IVec, Option<IVec>) {
 }
 
 impl Transaction {
-    pub(super) fn start(client: Client, until: Instant) -> Transaction {
-        Transaction { client, until, state: Arc::new(Mutex::new(Some(Sets::default()))) }
+    /// Begins with what is known already.
+    pub(super) fn start(client: Client, until: Instant, known: Sets) -> Transaction {
+        Transaction { client, until, state: Arc::new(Mutex::new(Some(known))) }
     }
 
     /// Ends it; what it has read and wants to write.
@@ -181,7 +86,7 @@ impl Transaction {
     /// # Errors
     /// Those of [reading](crate::cluster#reads).
     pub async fn get<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<Option<IVec>> {
-        self.read(tree.name(), IVec::from(key.as_ref())).await
+        self.read(&tree.stored_name(), IVec::from(key.as_ref())).await
     }
 
     /// Whether a key has a value.
@@ -192,12 +97,21 @@ impl Transaction {
         Ok(self.get(tree, key).await?.is_some())
     }
 
+    /// The version of a key that this run has not written, which is read for that; 0: it is absent.
+    pub(in crate::cluster) async fn version(&self, tree: &Tree, key: &IVec) -> Result<u64> {
+        self.read(tree.name(), key.clone()).await?;
+        self.with(|sets| {
+            let found = sets.trees.get(tree.name()).and_then(|access| access.reads.get(key)?.as_ref());
+            found.map_or(0, |found| found.version)
+        })
+    }
+
     async fn read(&self, tree: &IVec, key: IVec) -> Result<Option<IVec>> {
         if let Some(known) = self.with(|sets| sets.known(tree, &key))? {
             return Ok(known);
         }
         let core = self.client.core();
-        let group = core.group_of(&key, self.until).await?;
+        let group = core.group_in(tree, &key, self.until).await?;
         let read = GroupRead::Get { tree: tree.clone(), key: key.clone() };
         let answer = core.read(group, &read, ReadFrom::Leader, self.until).await?;
         let GroupReadReply::Value(found) = answer.reply else { return Err(unexpected(&answer)) };
@@ -221,14 +135,17 @@ impl Transaction {
         I::Item: AsRef<[u8]>,
     {
         let keys: Vec<IVec> = keys.into_iter().map(|key| IVec::from(key.as_ref())).collect();
+        self.read_many(&tree.stored_name(), keys).await
+    }
+
+    pub(super) async fn read_many(&self, name: &IVec, keys: Vec<IVec>) -> Result<Vec<Option<IVec>>> {
         let core = self.client.core();
-        let name = tree.name();
         let unknown = self.with(|sets| {
             keys.iter().filter(|key| sets.known(name, key).is_none()).cloned().collect::<Vec<_>>()
         })?;
         let mut by_group: BTreeMap<u32, Vec<IVec>> = BTreeMap::new();
         for key in unknown {
-            by_group.entry(core.group_of(&key, self.until).await?).or_default().push(key);
+            by_group.entry(core.group_in(name, &key, self.until).await?).or_default().push(key);
         }
         let parts = by_group.iter().flat_map(|(group, keys)| {
             keys.chunks(READ_AT_ONCE).map(|keys| self.read_part(name, *group, keys))
@@ -277,7 +194,7 @@ impl Transaction {
         K: AsRef<[u8]>,
         V: Into<IVec>,
     {
-        self.write(tree.name(), IVec::from(key.as_ref()), Some(value.into()))
+        self.write(&tree.stored_name(), IVec::from(key.as_ref()), Some(value.into()))
     }
 
     /// Removes a key without looking at what was there.
@@ -285,11 +202,11 @@ impl Transaction {
     /// # Errors
     /// [`Error::Invalid`] if the transaction is over.
     pub fn delete<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<()> {
-        self.write(tree.name(), IVec::from(key.as_ref()), None)
+        self.write(&tree.stored_name(), IVec::from(key.as_ref()), None)
     }
 
     fn write(&self, tree: &IVec, key: IVec, value: Option<IVec>) -> Result<()> {
-        self.with(|sets| drop(sets.access(tree).writes.insert(key, value)))
+        self.with(|sets| sets.access(tree).write(key, value))
     }
 
     /// Sets a key; the value before, which is read for that. [`Transaction::put`] does not.
@@ -322,15 +239,18 @@ impl Transaction {
     /// [`Error::Invalid`] if the transaction is over.
     pub fn apply_batch(&self, tree: &Tree, batch: Batch) -> Result<()> {
         self.with(|sets| {
-            let writes = &mut sets.access(tree.name()).writes;
-            writes.extend(batch.into_writes(TreeId(0)).into_iter().map(|write| (write.key, write.value)));
+            let access = sets.access(&tree.stored_name());
+            for write in batch.into_writes(TreeId(0)) {
+                access.write(write.key, write.value);
+            }
         })
     }
 
     /// All keys of a range, and their values, in the order of the keys. That nobody else adds one
     /// is a part of what was read.
     ///
-    /// Every partition has a part of a range, so every partition takes part in the transaction.
+    /// Every partition has a part of a range, so every partition takes part in the transaction; unless one must
+    /// have it all, see [`Tree::range`].
     ///
     /// # Errors
     /// Those of [reading](crate::cluster#reads).
@@ -339,7 +259,7 @@ impl Transaction {
         K: AsRef<[u8]>,
         R: RangeBounds<K>,
     {
-        self.scan(tree.name(), half_open(owned_bounds(&range)), usize::MAX).await
+        self.scan(&tree.stored_name(), half_open(owned_bounds(&range)), usize::MAX).await
     }
 
     /// The first keys of a range, at most so many. What comes behind them is no part of what was read.
@@ -351,7 +271,7 @@ impl Transaction {
         K: AsRef<[u8]>,
         R: RangeBounds<K>,
     {
-        self.scan(tree.name(), half_open(owned_bounds(&range)), limit).await
+        self.scan(&tree.stored_name(), half_open(owned_bounds(&range)), limit).await
     }
 
     /// Keys that begin with a prefix, and their values.
@@ -359,7 +279,7 @@ impl Transaction {
     /// # Errors
     /// As [`Transaction::range`].
     pub async fn scan_prefix<P: AsRef<[u8]>>(&self, tree: &Tree, prefix: P) -> Result<Vec<(IVec, IVec)>> {
-        self.scan(tree.name(), half_open(prefix_bounds(prefix.as_ref())), usize::MAX).await
+        self.scan(&tree.stored_name(), half_open(prefix_bounds(prefix.as_ref())), usize::MAX).await
     }
 
     async fn scan(
@@ -378,8 +298,35 @@ impl Transaction {
             writes.filter(|(_, value)| value.is_none()).count()
         })?;
         let want = limit.saturating_add(removed);
+        let seen = self.look_at(&Scan { tree: tree.clone(), low: low.clone(), high, want }).await?;
+        self.with(|sets| {
+            let found = seen.entries.iter();
+            let mut merged: BTreeMap<IVec, IVec> =
+                found.map(|(key, found)| (key.clone(), found.value.clone())).collect();
+            let access = sets.access(tree);
+            for (key, value) in access.writes.range((Bound::Included(low), Bound::Unbounded)) {
+                if seen.end.as_ref().is_some_and(|end| key >= end) {
+                    break;
+                }
+                match value {
+                    Some(value) => merged.insert(key.clone(), value.clone()),
+                    None => merged.remove(key),
+                };
+            }
+            merged.into_iter().take(limit).collect()
+        })
+    }
+
+    /// What the cluster has of a range; noted as read.
+    pub(super) async fn look_at(&self, scan: &Scan) -> Result<Arc<Seen>> {
+        if let Some(seen) = self.with(|sets| sets.kept.get(scan).cloned())? {
+            return Ok(seen);
+        }
+        let Scan { tree, low, high, want } = scan;
+        let want = *want;
         let partitions = self.client.core().partitions(self.until).await?;
-        let parts = (1..=partitions).map(|group| self.scan_part(tree, group, &low, high.as_ref(), want));
+        let groups = scan.groups(partitions);
+        let parts = groups.clone().map(|group| self.scan_part(tree, group, low, high.as_ref(), want));
         let parts = try_join_all(parts).await?;
 
         let mut all: Vec<(IVec, Versioned)> =
@@ -390,38 +337,31 @@ impl Transaction {
         // What was looked at ends behind the last that is wanted, if there is more.
         let end = match all.last() {
             Some((last, _)) if more => Some(successor(last)),
-            _ => high,
+            _ => high.clone(),
         };
+        let seen = Arc::new(Seen { entries: all, end });
         self.with(|sets| {
-            for (group, part) in (1..).zip(&parts) {
-                let mut seen = RangeSeen {
+            for (group, part) in groups.zip(&parts) {
+                let mut part_seen = RangeSeen {
                     group,
                     low: low.clone(),
-                    high: end.clone(),
+                    high: seen.end.clone(),
                     count: 0,
                     fingerprint: RangeFingerprint::default(),
                 };
-                let within = |key: &IVec| end.as_ref().is_none_or(|end| key < end);
+                let within = |key: &IVec| seen.end.as_ref().is_none_or(|end| key < end);
                 for (_, found) in part.entries.iter().take_while(|(key, _)| within(key)) {
-                    seen.count += 1;
-                    seen.fingerprint.add(found.version);
+                    part_seen.count += 1;
+                    part_seen.fingerprint.add(found.version);
                 }
                 part.positions.iter().for_each(|position| sets.note_position(group, *position));
-                sets.access(tree).ranges.push(seen);
+                sets.access(tree).ranges.push(part_seen);
             }
-            let mut merged: BTreeMap<IVec, IVec> =
-                all.into_iter().map(|(key, found)| (key, found.value)).collect();
-            let access = sets.access(tree);
-            for (key, value) in access.writes.range((Bound::Included(low.clone()), Bound::Unbounded)) {
-                if end.as_ref().is_some_and(|end| key >= end) {
-                    break;
-                }
-                match value {
-                    Some(value) => merged.insert(key.clone(), value.clone()),
-                    None => merged.remove(key),
-                };
+            sets.scans.insert(scan.clone());
+            if sets.keeps {
+                sets.kept.insert(scan.clone(), Arc::clone(&seen));
             }
-            merged.into_iter().take(limit).collect()
+            seen
         })
     }
 
@@ -528,6 +468,93 @@ impl Transaction {
     }
 }
 
+/// Keys that expire; see [times to live](crate::cluster#times-to-live). The time counts from the commit. Any other
+/// write of the key takes its time to live from it, in the transaction too.
+///
+/// ```no_run
+/// # async fn run(client: dogsled::cluster::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use dogsled::cluster::transaction::TransactionResult;
+/// use std::time::Duration;
+/// let (carts, reserved) = (&client.tree("carts"), &client.tree("reserved"));
+/// let moved: TransactionResult<()> = client
+///     .transaction(|tx| async move {
+///         let cart = tx.remove(carts, "7").await?.unwrap_or_default();
+///         tx.insert_with_ttl(reserved, "7", cart, Duration::from_secs(600)).await?;
+///         Ok(())
+///     })
+///     .await;
+/// moved?;
+/// # Ok(()) }
+/// ```
+///
+/// How long a key has to live is not read within a transaction: [`Tree::ttl`] tells, outside of it.
+impl Transaction {
+    /// Sets a key that expires after so long, without looking at what was there.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a time of nothing, and if the transaction is over.
+    pub fn put_with_ttl<K, V>(&self, tree: &Tree, key: K, value: V, ttl: Duration) -> Result<()>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let (key, value, ttl_ms) = (IVec::from(key.as_ref()), value.into(), some_time(ttl)?);
+        self.with(|sets| sets.access(&tree.stored_name()).write_for(key, value, ttl_ms))
+    }
+
+    /// Sets a key that expires after so long; the value before, which is read for that.
+    ///
+    /// # Errors
+    /// As [`Transaction::put_with_ttl`] and [`Transaction::get`].
+    pub async fn insert_with_ttl<K, V>(
+        &self,
+        tree: &Tree,
+        key: K,
+        value: V,
+        ttl: Duration,
+    ) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let before = self.get(tree, key.as_ref()).await?;
+        self.put_with_ttl(tree, key, value, ttl)?;
+        Ok(before)
+    }
+
+    /// Has a key that is there expire after so long; whether it is there, which is read for that.
+    ///
+    /// # Errors
+    /// As [`Transaction::insert_with_ttl`].
+    pub async fn expire<K: AsRef<[u8]>>(&self, tree: &Tree, key: K, ttl: Duration) -> Result<bool> {
+        let ttl_ms = some_time(ttl)?;
+        let is_there = self.contains_key(tree, key.as_ref()).await?;
+        if is_there {
+            let key = IVec::from(key.as_ref());
+            self.with(|sets| sets.access(&tree.stored_name()).live_for(key, Time::After(ttl_ms)))?;
+        }
+        Ok(is_there)
+    }
+
+    /// Takes the time to live from a key, if it is there and has one, so that it stays. Nothing is read for that.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the transaction is over.
+    pub fn persist<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<()> {
+        let key = IVec::from(key.as_ref());
+        self.with(|sets| sets.access(&tree.stored_name()).live_for(key, Time::Forever))
+    }
+}
+
+fn some_time(ttl: Duration) -> Result<u64> {
+    match milliseconds(ttl) {
+        0 => {
+            Err(Error::Invalid("a key with a time to live of nothing would end before it begins".to_owned()))
+        }
+        ttl_ms => Ok(ttl_ms),
+    }
+}
+
 impl Transaction {
     /// Whether a lock is held under this token. That nobody else takes it is a part of what was read: what
     /// the transaction writes is written under that token or not at all. So a holder that was paused for longer
@@ -571,21 +598,6 @@ struct Scanned {
     entries: Vec<(IVec, Versioned)>,
     more: bool,
     positions: Vec<u64>,
-}
-
-impl Sets {
-    /// The value that was written, if one was.
-    fn written(&self, tree: &IVec, key: &IVec) -> Option<Option<IVec>> {
-        self.trees.get(tree)?.writes.get(key).cloned()
-    }
-
-    /// The value that was written or read before.
-    fn known(&self, tree: &IVec, key: &IVec) -> Option<Option<IVec>> {
-        let read = || {
-            self.trees.get(tree)?.reads.get(key).map(|found| found.as_ref().map(|found| found.value.clone()))
-        };
-        self.written(tree, key).or_else(read)
-    }
 }
 
 impl fmt::Debug for Transaction {

@@ -12,22 +12,23 @@ use dogsled_storage::transaction::coordinator::{
 };
 use dogsled_storage::transaction::{KEEP_DECISION_MS, Reason};
 use dogsled_storage::{
-    Answer, Command, Decision, GroupRead, GroupReadReply, Operation, Refusal, Reply, TransactionId, Vote,
+    Answer, Command, Decision, GroupRead, GroupReadReply, Operation, Part, Refusal, Reply, TransactionId,
+    Vote,
 };
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::attempt::Sets;
+use super::sets::Sets;
 use crate::cluster::core::{Core, Failed, unexpected};
 use crate::cluster::session::Numbered;
 use crate::cluster::{Client, Error, ReadFrom, Result};
 
 /// How long a prepared part may keep its locks when nothing is heard of its transaction, and how long
 /// the decision may take.
-const LEASE: Duration = Duration::from_secs(5);
+pub(super) const LEASE: Duration = Duration::from_secs(5);
 /// How long what a decision is told to is asked to hear it. Whoever does not has it from home.
-const TELL: Duration = Duration::from_secs(10);
-/// From the attempt with this number on the parts are prepared in order, and reads are locked.
+pub(super) const TELL: Duration = Duration::from_secs(10);
+/// From the attempt with this number on the parts are prepared in order.
 const IN_ORDER: u32 = 3;
 
 /// How committing ended.
@@ -167,18 +168,32 @@ fn definite(failed: Failed) -> CommitError {
 /// absence does: so of what was absent (and of ranges, where something may have been absent), each group
 /// is asked, too, whether anything was removed from the tree since. With one group there is no
 /// need for that: all that it looks at is so at the moment of its look.
+///
+/// What was shown to the closure, of one moment already, is of that moment if it has not read anything else.
 pub(super) async fn was_one_moment(client: &Client, sets: &Sets, until: Instant) -> Result<bool> {
-    if sets.is_one_read() {
+    if sets.is_of_one_moment() {
         return Ok(true);
     }
+    is_still_so(client, sets, None, until).await
+}
+
+/// Whether all that was read is still so; and if it is locked, whether it still is. Then nothing can have come and
+/// gone, and nobody is asked for that.
+pub(super) async fn is_still_so(
+    client: &Client,
+    sets: &Sets,
+    locked: Option<TransactionId>,
+    until: Instant,
+) -> Result<bool> {
     let core = client.core();
     let partitions = core.partitions(until).await?;
-    let shares = sets.shares(|key| ring::group_of(key, partitions));
+    let shares = sets.shares(|tree, key| ring::group_in(tree, key, partitions));
     let several = shares.len() > 1;
     let looks = shares.into_iter().map(|(group, share)| async move {
-        let since = if several { sets.first_read(group) } else { None };
+        let since = if several && locked.is_none() { sets.first_read(group) } else { None };
         let Share { trees, part } = share;
-        let read = GroupRead::Validate { trees, reads: part.reads, ranges: part.ranges, since };
+        let (reads, ranges) = (part.reads, part.ranges);
+        let read = GroupRead::Validate { trees, reads, ranges, since, under: locked };
         match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
             GroupReadReply::Valid(valid) => Ok(valid),
             other => Err(unexpected(&other)),
@@ -198,13 +213,12 @@ pub(super) async fn commit(
     attempt: u32,
     until: Instant,
 ) -> Result<Committed, CommitError> {
-    // Those whose reads were disturbed again and again lock them.
-    if sets.only_reads() && attempt < IN_ORDER {
+    if sets.only_reads() {
         let valid = was_one_moment(client, sets, until).await?;
         return Ok(if valid { Committed::Yes } else { Committed::Conflict });
     }
     let partitions = client.core().partitions(until).await?;
-    let mut shares = sets.shares(|key| ring::group_of(key, partitions));
+    let mut shares = sets.shares(|tree, key| ring::group_in(tree, key, partitions));
     match shares.len() {
         0 => Ok(Committed::Yes),
         1 => {
@@ -216,8 +230,8 @@ pub(super) async fn commit(
 }
 
 async fn in_one(client: &Client, group: u32, share: Share, until: Instant) -> Result<Committed, CommitError> {
-    let Share { trees, part } = share;
-    let command = Command::Transact { reads: part.reads, ranges: part.ranges, writes: part.writes };
+    let Share { trees, part: Part { reads, ranges, writes, expiries } } = share;
+    let command = Command::Transact { reads, ranges, writes, expiries };
     let unknown = |error: Error, how: How| {
         // An error that does not know is the outcome's, never that of a call which did nothing.
         let why = match error {

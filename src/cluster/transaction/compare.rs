@@ -1,5 +1,8 @@
 //! [`Compare`]: write one thing or another, as conditions hold or not, in one step.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use dogsled_replication::ring;
 use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::{Command, Reply, TreeId, Write};
@@ -27,7 +30,8 @@ use crate::cluster::{Client, Tree};
 /// # Ok(()) }
 /// ```
 ///
-/// If all keys are of one partition, this is one command. Otherwise it is a [transaction](super).
+/// If all keys are of one partition, and no time to live is given, this is one command. Otherwise it is a
+/// [transaction](super).
 #[derive(Clone, Debug)]
 #[must_use = "it does nothing until it is run"]
 pub struct Compare {
@@ -36,6 +40,9 @@ pub struct Compare {
     comparisons: Vec<Comparison>,
     then: Vec<Write>,
     otherwise: Vec<Write>,
+    /// Times to live, by the number of the write.
+    then_for: BTreeMap<usize, Duration>,
+    otherwise_for: BTreeMap<usize, Duration>,
 }
 
 /// What a [`Compare`] came to.
@@ -122,6 +129,18 @@ impl Compare {
         self.write(true, tree, key, Some(value.into()))
     }
 
+    /// …set a key that expires after so long, counted from then.
+    pub fn then_put_with_ttl(
+        mut self,
+        tree: &Tree,
+        key: impl AsRef<[u8]>,
+        value: impl Into<IVec>,
+        ttl: Duration,
+    ) -> Compare {
+        self.then_for.insert(self.then.len(), ttl);
+        self.then_put(tree, key, value)
+    }
+
     /// …remove a key.
     pub fn then_remove(self, tree: &Tree, key: impl AsRef<[u8]>) -> Compare {
         self.write(true, tree, key, None)
@@ -130,6 +149,18 @@ impl Compare {
     /// Otherwise, if any condition does not hold, set a key.
     pub fn else_put(self, tree: &Tree, key: impl AsRef<[u8]>, value: impl Into<IVec>) -> Compare {
         self.write(false, tree, key, Some(value.into()))
+    }
+
+    /// Otherwise, if any condition does not hold, set a key that expires after so long, counted from then.
+    pub fn else_put_with_ttl(
+        mut self,
+        tree: &Tree,
+        key: impl AsRef<[u8]>,
+        value: impl Into<IVec>,
+        ttl: Duration,
+    ) -> Compare {
+        self.otherwise_for.insert(self.otherwise.len(), ttl);
+        self.else_put(tree, key, value)
     }
 
     /// Otherwise, if any condition does not hold, remove a key.
@@ -145,19 +176,22 @@ impl Compare {
         let until = self.client.until();
         let core = self.client.core();
         let partitions = core.partitions(until).await?;
-        let writes = self.then.iter().chain(&self.otherwise).map(|write| &write.key);
-        let keys = self.comparisons.iter().map(|comparison| &comparison.key).chain(writes);
-        let mut groups: Vec<u32> = keys.map(|key| ring::group_of(key, partitions)).collect();
+        let trees: Vec<IVec> = self.trees.iter().map(Tree::stored_name).collect();
+        let writes = self.then.iter().chain(&self.otherwise).map(|write| (write.tree, &write.key));
+        let keys = self.comparisons.iter().map(|comparison| (comparison.tree, &comparison.key)).chain(writes);
+        let group_in =
+            |(tree, key): (TreeId, &IVec)| ring::group_in(&trees[tree.0 as usize], key, partitions);
+        let mut groups: Vec<u32> = keys.map(group_in).collect();
         groups.sort_unstable();
         groups.dedup();
-        let [group] = groups[..] else {
+        let times = self.then_for.len() + self.otherwise_for.len();
+        let (&[group], 0) = (&groups[..], times) else {
             let this = &self;
             return self
                 .client
                 .transaction(|transaction| async move { this.within(&transaction).await })
                 .await;
         };
-        let trees = self.trees.iter().map(|tree| tree.name().clone()).collect();
         let Compare { comparisons, then, otherwise, .. } = self;
         let command = Command::Compare { comparisons, then, otherwise };
         match self.client.core().execute(group, trees, command, until).await?.0 {
@@ -179,11 +213,16 @@ impl Compare {
                 break;
             }
         }
-        for Write { tree, key, value } in if failed.is_none() { &self.then } else { &self.otherwise } {
+        let (writes, times) = match failed {
+            None => (&self.then, &self.then_for),
+            Some(_) => (&self.otherwise, &self.otherwise_for),
+        };
+        for (number, Write { tree, key, value }) in writes.iter().enumerate() {
             let tree = &self.trees[tree.0 as usize];
-            match value {
-                Some(value) => transaction.put(tree, key, value)?,
-                None => transaction.delete(tree, key)?,
+            match (value, times.get(&number)) {
+                (Some(value), Some(ttl)) => transaction.put_with_ttl(tree, key, value, *ttl)?,
+                (Some(value), None) => transaction.put(tree, key, value)?,
+                (None, _) => transaction.delete(tree, key)?,
             }
         }
         Ok(Compared { failed })
@@ -194,6 +233,7 @@ impl Client {
     /// Begins a [`Compare`]: write one thing or another, as conditions hold or not.
     pub fn compare(&self) -> Compare {
         let (trees, comparisons, then, otherwise) = Default::default();
-        Compare { client: self.clone(), trees, comparisons, then, otherwise }
+        let (then_for, otherwise_for) = Default::default();
+        Compare { client: self.clone(), trees, comparisons, then, otherwise, then_for, otherwise_for }
     }
 }

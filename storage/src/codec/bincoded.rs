@@ -26,6 +26,9 @@ const COUNT_MANY: u32 = 13;
 /// Position of [`Command::Compare`] among the variants.
 const COMPARE: u32 = 17;
 
+/// Position of [`Command::Strings`] among the variants.
+const STRINGS: u32 = 18;
+
 const STANDARD: Configuration = config::standard();
 
 /// Encodes a command; the same command always gives the same bytes.
@@ -129,11 +132,17 @@ pub(super) fn decode_command_body(bytes: &[u8]) -> Result<Command, String> {
     let mut body = Body(bytes);
     let command = match body.next::<u32>()? {
         BATCH => Command::Batch { writes: body.list()? },
-        TRANSACT => Command::Transact { reads: body.list()?, ranges: body.list()?, writes: body.list()? },
+        TRANSACT => Command::Transact {
+            reads: body.list()?,
+            ranges: body.list()?,
+            writes: body.list()?,
+            expiries: body.list()?,
+        },
         COUNT_MANY => Command::CountMany { additions: body.list()? },
         COMPARE => {
             Command::Compare { comparisons: body.list()?, then: body.list()?, otherwise: body.list()? }
         }
+        STRINGS => Command::Strings { watched: body.list()?, operations: body.list()? },
         _ => {
             body = Body(bytes);
             body.next()?
@@ -184,13 +193,16 @@ mod tests {
     fn lists_are_decoded_at_the_positions_that_bincode_gives_them() {
         let batch = Command::Batch { writes: Vec::new() };
         assert_eq!(encode(1, &batch)[1], BATCH as u8);
-        let transact = Command::Transact { reads: Vec::new(), ranges: Vec::new(), writes: Vec::new() };
+        let (reads, ranges) = (Vec::new(), Vec::new());
+        let transact = Command::Transact { reads, ranges, writes: Vec::new(), expiries: Vec::new() };
         assert_eq!(encode(1, &transact)[1], TRANSACT as u8);
         let count = Command::CountMany { additions: Vec::new() };
         assert_eq!(encode(1, &count)[1], COUNT_MANY as u8);
         let (then, otherwise) = (Vec::new(), Vec::new());
         let compare = Command::Compare { comparisons: Vec::new(), then, otherwise };
         assert_eq!(encode(1, &compare)[1], COMPARE as u8);
+        let strings = Command::Strings { watched: Vec::new(), operations: Vec::new() };
+        assert_eq!(encode(1, &strings)[1], STRINGS as u8);
     }
 
     #[test]

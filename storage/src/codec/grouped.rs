@@ -8,6 +8,7 @@ use super::bincoded::{Body, MAX_ENCODED_COMMAND_LENGTH, decode_command_body, enc
 use crate::counter::{CounterAddition, Sums};
 use crate::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId};
 use crate::lock::FencingToken;
+use crate::strings::{StringsReplies, StringsReply};
 use crate::transaction::{Commit, LockedBy, Prepare};
 use crate::{Error, IVec, Result};
 
@@ -77,6 +78,7 @@ pub fn decode_group_command(bytes: &[u8]) -> Result<GroupCommand> {
                     home: body.next()?,
                     decide_by_ms: body.next()?,
                     lease_ms: body.next()?,
+                    only_lock: body.next()?,
                     part: body.part()?,
                 }),
                 8 => Operation::Commit(Commit {
@@ -148,6 +150,7 @@ pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
                 reads: body.list()?,
                 ranges: body.list()?,
                 since: body.next()?,
+                under: body.next()?,
             },
             11 => GroupRead::Transactions,
             other => return Err(unknown("read", other)),
@@ -208,6 +211,7 @@ impl<Context> Decode<Context> for Refusal {
                 current: Option::<FencingToken>::decode(decoder)?,
             },
             7 => Refusal::Locked(LockedBy::decode(decoder)?),
+            8 => Refusal::TreeSealed(IVec::decode(decoder)?),
             other => return Err(DecodeError::OtherString(unknown("refusal", other))),
         })
     }
@@ -229,6 +233,19 @@ impl<Context> Decode<Context> for Sums {
 }
 
 bincode::impl_borrow_decode!(Sums);
+
+impl<Context> Decode<Context> for StringsReplies {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<StringsReplies, DecodeError> {
+        let count = u64::decode(decoder)?;
+        let mut replies = Vec::with_capacity(usize::try_from(count).unwrap_or(0).min(64));
+        for _ in 0..count {
+            replies.push(StringsReply::decode(decoder)?);
+        }
+        Ok(StringsReplies(replies))
+    }
+}
+
+bincode::impl_borrow_decode!(StringsReplies);
 
 fn within(limit: usize, what: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
     if bytes.len() > limit {

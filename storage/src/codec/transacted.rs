@@ -3,6 +3,7 @@
 
 use super::bincoded::{Body, encode, versioned_body};
 use crate::command::{KeyRead, RangeRead, Write};
+use crate::expiry::ExpiryCommand;
 use crate::transaction::{Decided, Part, Prepared};
 
 /// The first byte of an encoded [`Prepared`].
@@ -16,6 +17,7 @@ impl Body<'_> {
             reads: self.list::<KeyRead>()?,
             ranges: self.list::<RangeRead>()?,
             writes: self.list::<Write>()?,
+            expiries: self.list::<ExpiryCommand>()?,
         })
     }
 }
@@ -30,6 +32,7 @@ pub(crate) fn decode_prepared(bytes: &[u8]) -> Result<Prepared, String> {
         home: body.next()?,
         decide_by_ms: body.next()?,
         expires_ms: body.next()?,
+        prepared_ms: body.next()?,
         part: body.part()?,
     };
     body.end()?;
@@ -58,6 +61,7 @@ mod tests {
             home: 3,
             decide_by_ms: 300,
             expires_ms: 7,
+            prepared_ms: 6,
             part: Part {
                 reads: vec![KeyRead { tree: TreeId(16), key: "r".into(), version: 9 }],
                 ranges: vec![RangeRead {
@@ -68,10 +72,11 @@ mod tests {
                     fingerprint: 2,
                 }],
                 writes: vec![Write { tree: TreeId(16), key: "w".into(), value: Some("v".into()) }],
+                expiries: vec![ExpiryCommand::Clear { tree: TreeId(16), key: "k".into() }],
             },
         };
         let bytes =
-            b"\x01\x03\xfb\x2c\x01\x07\x01\x10\x01r\x09\x01\x11\x01a\x00\x01\x02\x01\x10\x01w\x01\x01v";
+            b"\x01\x03\xfb\x2c\x01\x07\x06\x01\x10\x01r\x09\x01\x11\x01a\x00\x01\x02\x01\x10\x01w\x01\x01v\x01\x03\x10\x01k";
         assert_eq!(encode_prepared(&prepared), bytes);
         assert_eq!(decode_prepared(bytes), Ok(prepared));
         let decided = Decided { committed: true, decide_by_ms: 300, participants: vec![2, 5] };

@@ -14,7 +14,9 @@ use crate::{Command, IVec, Reply, Result, TreeId};
 /// after a synced remove of it has returned.
 pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
     match command {
-        Command::Transact { writes, .. } => *reply == Reply::Done && !writes.is_empty(),
+        Command::Transact { writes, expiries, .. } => {
+            *reply == Reply::Done && !(writes.is_empty() && expiries.is_empty())
+        }
         Command::Compare { then, .. } => *reply == Reply::Compared(Ok(())) && !then.is_empty(),
         Command::CompareAndSwap { .. } => *reply == Reply::Swapped(Ok(())),
         Command::Remove { .. }
@@ -27,6 +29,7 @@ pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
             *reply == Reply::Counter(crate::counter::CounterReply::Swapped(Ok(())))
         }
         Command::Expiry(ExpiryCommand::Clear { .. }) => true,
+        Command::Strings { operations, .. } => operations.iter().any(|operation| !operation.is_read()),
         _ => false,
     }
 }
@@ -56,7 +59,9 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
                 read(write.tree, &write.key)?;
             }
         }
-        Command::Transact { reads, writes, .. } => return prefetch_part(state, reads, writes),
+        Command::Transact { reads, writes, expiries, .. } => {
+            return prefetch_part(state, reads, writes, expiries);
+        }
         Command::Compare { comparisons, then, otherwise } => {
             comparisons.iter().try_for_each(|comparison| read(comparison.tree, &comparison.key))?;
             let removed = then.iter().chain(otherwise).filter(|write| write.value.is_none());
@@ -74,6 +79,13 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
             read(TreeId::EXPIRY, &record_key(expiry.tree(), expiry.key()))?;
         }
         Command::Owned(OwnedCommand::Insert { tree, key, .. }) => read(*tree, key)?,
+        Command::Strings { watched, operations } => {
+            watched.iter().try_for_each(|watched| read(watched.tree, &watched.key))?;
+            for (tree, key) in operations.iter().flat_map(|operation| operation.keys()) {
+                read(tree, key)?;
+                read(TreeId::EXPIRY, &record_key(tree, key))?;
+            }
+        }
         Command::Owned(OwnedCommand::InsertNext { .. })
         | Command::SettleDue { .. }
         | Command::Put { .. }
@@ -87,12 +99,26 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
 }
 
 /// As [`prefetch`], for what a transaction read and writes.
-pub(crate) fn prefetch_part(state: &Arc<State>, reads: &[KeyRead], writes: &[Write]) -> Result<Prefetched> {
+pub(crate) fn prefetch_part(
+    state: &Arc<State>,
+    reads: &[KeyRead],
+    writes: &[Write],
+    expiries: &[ExpiryCommand],
+) -> Result<Prefetched> {
     let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
     let removed = writes.iter().filter(|write| write.value.is_none()).map(|write| (write.tree, &write.key));
     for (tree, key) in reads.iter().map(|read| (read.tree, &read.key)).chain(removed) {
         if let Some(base) = state.base.tree(tree) {
             prefetched.found.insert((tree, key.clone()), base.get(key)?);
+        }
+    }
+    for expiry in expiries {
+        let (tree, key) = (expiry.tree(), expiry.key());
+        for (tree, key) in [(tree, key.clone()), (TreeId::EXPIRY, record_key(tree, key))] {
+            if let Some(base) = state.base.tree(tree) {
+                let found = base.get(&key)?;
+                prefetched.found.insert((tree, key), found);
+            }
         }
     }
     Ok(prefetched)

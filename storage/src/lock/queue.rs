@@ -89,6 +89,22 @@ fn decode(name: &[u8], bytes: &[u8]) -> Result<Waiter> {
     })
 }
 
+/// Where the waiters of all locks stand, for those who count them.
+pub(crate) fn all_waiters() -> (Bound<IVec>, Bound<IVec>) {
+    (Bound::Included(IVec::from(&[WAITER][..])), Bound::Excluded(IVec::from(&[WAITER + 1][..])))
+}
+
+/// Where those of one lock stand, in their order.
+pub(crate) fn waiters_of(name: &[u8]) -> (Bound<IVec>, Bound<IVec>) {
+    (Bound::Included(waiter_key(name, 0)), Bound::Included(waiter_key(name, u64::MAX)))
+}
+
+/// Whoever waits under an entry of that range, and the ticket.
+pub(crate) fn decode_entry(name: &[u8], key: &[u8], value: &[u8]) -> Result<(u64, Waiter)> {
+    let ticket = u64::from_be_bytes(*key.last_chunk().expect("a waiter's key ends with its ticket"));
+    Ok((ticket, decode(name, value)?))
+}
+
 /// The first who waits with a ticket from `from` on.
 pub(super) fn first(view: &impl View, name: &[u8], from: u64) -> Result<Option<(u64, Waiter)>> {
     let (low, high) = (waiter_key(name, from), waiter_key(name, u64::MAX));
@@ -98,10 +114,9 @@ pub(super) fn first(view: &impl View, name: &[u8], from: u64) -> Result<Option<(
         false
     })?;
     let Some(key) = found else { return Ok(None) };
-    let ticket = u64::from_be_bytes(*key.last_chunk().expect("a waiter's key ends with its ticket"));
     let stored = view.get(TreeId::LOCK_QUEUES, &key)?;
     let stored = stored.expect("a key that was just found is there");
-    Ok(Some((ticket, decode(name, &stored.value)?)))
+    decode_entry(name, &key, &stored.value).map(Some)
 }
 
 pub(super) fn put(name: &[u8], ticket: u64, waiter: &Waiter, fresh: bool, effects: &mut Effects) {

@@ -93,7 +93,7 @@ pub fn home_in_order(shares: &BTreeMap<u32, Share>) -> u32 {
 /// # Panics
 /// If there are no groups.
 pub fn home_by_chance(shares: &BTreeMap<u32, Share>, random: u64) -> u32 {
-    let written = || shares.iter().filter(|(_, share)| !share.part.writes.is_empty());
+    let written = || shares.iter().filter(|(_, share)| !share.part.only_reads());
     let among = if written().next().is_some() {
         written().map(|(group, _)| *group).collect::<Vec<_>>()
     } else {
@@ -153,7 +153,7 @@ impl Coordinator {
         *participant = Participant::Asked;
         let Share { trees, part } = self.shares.remove(&group).expect("it is asked once");
         let Coordinator { transaction, home, decide_by_ms, .. } = *self;
-        let prepare = Prepare { transaction, home, decide_by_ms, lease_ms, part };
+        let prepare = Prepare { transaction, home, decide_by_ms, lease_ms, only_lock: false, part };
         Request { trees, operation: Operation::Prepare(prepare) }
     }
 

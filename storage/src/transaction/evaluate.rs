@@ -10,7 +10,7 @@ use crate::evaluate::{Context, Effect, Effects, View, effects_of_writes, is_curr
 use crate::expiry::LiveView;
 use crate::group::{Answer, Refusal};
 use crate::session::Done;
-use crate::{IVec, Result};
+use crate::{IVec, Result, expiry};
 
 /// Why a part cannot be committed as it stands.
 enum No {
@@ -54,11 +54,25 @@ fn examine(
     if !current {
         return Ok(Err(No::Conflict));
     }
-    let mut writes = part.writes.iter();
     let locked = guarded
         .stopped_by(&[])
-        .or_else(|| writes.find_map(|write| transactions.against_write(write.tree, &write.key)));
+        .or_else(|| part.written().find_map(|(tree, key)| transactions.against_write(tree, key)));
     Ok(locked.map_or(Ok(()), |lock| Err(No::Locked(lock))))
+}
+
+/// The answer to a part that could not be applied, whatever is there.
+fn refuse_expiries(view: &impl View, part: &Part) -> Result<Option<Done>> {
+    match expiry::check_list(view, &part.writes, &part.expiries) {
+        Ok(()) => Ok(None),
+        Err(error) => Ok(Some((Effects::new(), Err(Refusal::of(error)?)))),
+    }
+}
+
+/// What a part comes to, as of the time at which it was validated.
+fn effects_of_part(view: &impl View, context: &Context, part: &Part) -> Result<Effects> {
+    let mut effects = effects_of_writes(view, &part.writes)?;
+    expiry::extend_live(view, context, &part.writes, &part.expiries, &mut effects)?;
+    Ok(effects)
 }
 
 /// [`Operation::Prepare`](crate::Operation::Prepare). `trees` are effects that make the trees that are
@@ -70,22 +84,32 @@ pub(crate) fn prepare(
     trees: Effects,
     prepare: &Prepare,
 ) -> Result<Done> {
-    let Prepare { transaction, home, decide_by_ms, lease_ms, part } = prepare;
+    let Prepare { transaction, home, decide_by_ms, lease_ms, only_lock, part } = prepare;
     if !(1..=MAX_LEASE_MS).contains(lease_ms) {
         return refuse(format!("the lease of a prepared transaction is 1 to {MAX_LEASE_MS} ms"));
     }
     if transactions.is_prepared(*transaction) {
         return answer(Effects::new(), Answer::Vote(Vote::Yes));
     }
-    match examine(view, transactions, context, part)? {
-        Ok(()) => {}
-        Err(No::Conflict) => return answer(Effects::new(), Answer::Vote(Vote::Conflict)),
-        Err(No::Locked(lock)) => return answer(Effects::new(), Answer::Vote(Vote::Locked(lock))),
+    if let Some(refused) = refuse_expiries(view, part)? {
+        return Ok(refused);
+    }
+    if *only_lock {
+        if !part.only_reads() {
+            return refuse("a part that is only to be locked writes something");
+        }
+    } else {
+        match examine(view, transactions, context, part)? {
+            Ok(()) => {}
+            Err(No::Conflict) => return answer(Effects::new(), Answer::Vote(Vote::Conflict)),
+            Err(No::Locked(lock)) => return answer(Effects::new(), Answer::Vote(Vote::Locked(lock))),
+        }
     }
     let prepared = Prepared {
         home: *home,
         decide_by_ms: *decide_by_ms,
         expires_ms: context.time_ms.saturating_add(*lease_ms),
+        prepared_ms: context.time_ms,
         part: part.clone(),
     };
     let mut effects = trees;
@@ -132,12 +156,15 @@ pub(crate) fn commit(
     if context.time_ms >= *decide_by_ms {
         return decided(Decision::Aborted(Reason::TooLate));
     }
+    if let Some(refused) = refuse_expiries(view, part)? {
+        return Ok(refused);
+    }
     match examine(view, transactions, context, part)? {
         Ok(()) => {}
         Err(No::Conflict) => return decided(Decision::Aborted(Reason::Conflict)),
         Err(No::Locked(lock)) => return decided(Decision::Aborted(Reason::Locked(lock))),
     }
-    let mut effects = effects_of_writes(view, &part.writes)?;
+    let mut effects = effects_of_part(view, context, part)?;
     let participants = participants.clone();
     effects
         .push(record(*transaction, &Decided { committed: true, decide_by_ms: *decide_by_ms, participants }));
@@ -166,13 +193,19 @@ pub(crate) fn settle(
 pub(crate) fn resolve(
     view: &impl View,
     transactions: &Transactions,
+    context: &Context,
     transaction: TransactionId,
     commit: bool,
 ) -> Result<Done> {
     let Some(prepared) = transactions.prepared(transaction) else {
         return answer(Effects::new(), Answer::Done);
     };
-    let mut effects = if commit { effects_of_writes(view, &prepared.part.writes)? } else { Effects::new() };
+    let mut effects = Effects::new();
+    if commit {
+        // What has expired since was locked, and is as it was.
+        let then = Context { time_ms: prepared.prepared_ms, ..*context };
+        effects = effects_of_part(view, &then, &prepared.part)?;
+    }
     effects.push(Effect::Remove { tree: TreeId::TRANSACTIONS, key: key(PREPARED, transaction) });
     answer(effects, Answer::Done)
 }

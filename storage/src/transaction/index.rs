@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::{DECISION, Decided, LockedBy, PREPARED, Part, Prepared, TransactionId};
 use crate::codec::{decode_decided, decode_prepared};
-use crate::command::{RangeRead, TreeId, Write};
+use crate::command::{RangeRead, TreeId};
 use crate::evaluate::Effect;
 use crate::{Error, IVec, Result};
 
@@ -220,12 +220,12 @@ impl Transactions {
             (PREPARED, transaction) => {
                 let prepared = decode_prepared(value).map_err(|what| damaged_value(transaction, what))?;
                 // Rows may come from another machine.
-                let taken = |write: &&Write| {
-                    let locks = self.trees.get(&write.tree);
-                    locks.and_then(|locks| locks.writes.get(&write.key)).is_some_and(|by| *by != transaction)
+                let taken = |(tree, key): &(TreeId, &IVec)| {
+                    let locks = self.trees.get(tree);
+                    locks.and_then(|locks| locks.writes.get(*key)).is_some_and(|by| *by != transaction)
                 };
-                if let Some(write) = prepared.part.writes.iter().find(taken) {
-                    let what = format!("it writes {:?}, as another does that is prepared", write.key);
+                if let Some((_, key)) = prepared.part.written().find(taken) {
+                    let what = format!("it writes {key:?}, as another does that is prepared");
                     return Err(damaged_value(transaction, what));
                 }
                 self.lock(transaction, &prepared.part);
@@ -241,13 +241,12 @@ impl Transactions {
     }
 
     fn lock(&mut self, transaction: TransactionId, part: &Part) {
-        for write in &part.writes {
-            let writes = &mut self.trees.entry(write.tree).or_default().writes;
-            let before = writes.insert(write.key.clone(), transaction);
+        for (tree, key) in part.written() {
+            let writes = &mut self.trees.entry(tree).or_default().writes;
+            let before = writes.insert(key.clone(), transaction);
             assert!(
                 before.is_none_or(|before| before == transaction),
-                "{transaction} locks {:?}, which {before:?} has locked",
-                write.key
+                "{transaction} locks {key:?}, which {before:?} has locked"
             );
         }
         for read in &part.reads {
@@ -273,10 +272,10 @@ impl Transactions {
 
     fn release(&mut self, transaction: TransactionId) {
         let Some(prepared) = self.prepared.remove(&transaction) else { return };
-        let Part { reads, ranges, writes } = &prepared.part;
-        for write in writes {
-            if let Some(locks) = self.trees.get_mut(&write.tree) {
-                locks.writes.remove(&write.key);
+        let Part { reads, ranges, .. } = &prepared.part;
+        for (tree, key) in prepared.part.written() {
+            if let Some(locks) = self.trees.get_mut(&tree) {
+                locks.writes.remove(key);
             }
         }
         for read in reads {
@@ -315,7 +314,8 @@ fn damaged(what: &str) -> Error {
 mod tests {
     use super::*;
     use crate::codec::encode_prepared;
-    use crate::command::KeyRead;
+    use crate::command::{KeyRead, Write};
+    use crate::expiry::{ExpiryCommand, SetIf, When};
 
     fn prepared(reads: &[&str], ranges: &[(&str, Option<&str>)], writes: &[&str]) -> Prepared {
         let tree = TreeId(20);
@@ -323,6 +323,7 @@ mod tests {
             home: 1,
             decide_by_ms: 5,
             expires_ms: 6,
+            prepared_ms: 5,
             part: Part {
                 reads: reads.iter().map(|key| KeyRead { tree, key: (*key).into(), version: 0 }).collect(),
                 ranges: ranges
@@ -336,6 +337,7 @@ mod tests {
                     })
                     .collect(),
                 writes: writes.iter().map(|key| Write { tree, key: (*key).into(), value: None }).collect(),
+                expiries: Vec::new(),
             },
         }
     }
@@ -351,7 +353,12 @@ mod tests {
         let tree = TreeId(20);
         let mut all = Transactions::default();
         let first = prepared(&["a", "c"], &[("m", Some("p")), ("o", Some("r")), ("x", None)], &["c", "d"]);
-        let second = prepared(&["a"], &[("n", Some("n5"))], &["e"]);
+        let mut second = prepared(&["a"], &[("n", Some("n5"))], &["e"]);
+        let (when, only) = (When::After(9), SetIf::Always);
+        second.part.expiries = vec![
+            ExpiryCommand::Set { tree, key: "f".into(), when, only },
+            ExpiryCommand::Clear { tree, key: "g".into() },
+        ];
         all.follow(&put(1, &first)).unwrap();
         all.follow(&put(2, &second)).unwrap();
         let by = |lock: Option<LockedBy>| lock.map(|lock| lock.transaction.0);
@@ -363,6 +370,8 @@ mod tests {
             ("c", Some(1), Some(1)),
             ("d", Some(1), Some(1)),
             ("e", Some(2), Some(2)),
+            ("f", Some(2), Some(2)),
+            ("g", Some(2), Some(2)),
             ("l", None, None),
             ("m", Some(1), None),
             ("q9", Some(1), None),
@@ -376,7 +385,7 @@ mod tests {
             by(all.against_scan(tree, Bound::Included(low.as_bytes()), Bound::Excluded(high.as_bytes())))
         };
         assert_eq!(
-            [scan("a", "c"), scan("a", "c0"), scan("d0", "z"), scan("e0", "z")],
+            [scan("a", "c"), scan("a", "c0"), scan("d0", "z"), scan("g0", "z")],
             [None, Some(1), Some(2), None]
         );
         assert_eq!(scan("z", "a"), None);
@@ -388,7 +397,7 @@ mod tests {
         for transaction in [2, 1] {
             let key = super::super::key(PREPARED, TransactionId(transaction));
             all.follow(&Effect::Remove { tree: TreeId::TRANSACTIONS, key }).unwrap();
-            assert_eq!(by(all.against_write(tree, b"e")), None);
+            assert!([b"e", b"f", b"g"].into_iter().all(|key| all.against_write(tree, key).is_none()));
             assert_eq!(by(all.against_write(tree, b"a")), (transaction == 2).then_some(1));
         }
         assert_eq!(all, Transactions::default());

@@ -236,3 +236,26 @@ impl std::task::Wake for Flag {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
+
+#[test]
+fn nothing_stays_of_subscriptions_that_come_and_go() {
+    let watchers = Watchers::with_history(1 << 20, 0);
+    for round in 0..50u64 {
+        let keys = (0..200).map(|number| format!("{}{number}", "x".repeat(number % 7)));
+        let live: Vec<Subscription> = keys
+            .enumerate()
+            .map(|(number, key)| match number % 3 {
+                0 => watchers.subscribe(TREE, key.as_bytes(), 4),
+                1 => watchers.subscribe(TreeId(21), key.as_bytes(), 4),
+                _ => watchers.subscribe_after(TREE, b"", 4, round).unwrap(),
+            })
+            .collect();
+        assert_eq!(watchers.subscriptions(), live.len());
+        drop(watchers.publish(round + 1, &[put("x1", "1"), put("xx2", "2")]));
+        // With events that nobody has taken.
+        drop(live);
+        assert_eq!(watchers.subscriptions(), 0);
+        assert_eq!(watchers.registry.count.load(Ordering::Acquire), 1, "the history counts as one");
+        assert!(watchers.registry.state.lock().trees.is_empty());
+    }
+}

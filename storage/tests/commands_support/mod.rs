@@ -8,6 +8,7 @@ use dogsled_storage::counter::{CounterAddition, CounterCommand, CounterReply};
 use dogsled_storage::evaluate::evaluate;
 use dogsled_storage::lock::{self, FencingToken, LockCommand, LockReply, LockRequest};
 use dogsled_storage::model::ModelState;
+use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation};
 use dogsled_storage::{
     Command, Context, Effect, Error, ExpiryCommand, IVec, Reply, SetIf, TreeId, When, Write,
 };
@@ -306,12 +307,50 @@ impl Random {
         Comparison { tree: self.tree(), key: self.bytes(), condition }
     }
 
+    fn strings_operation(&mut self) -> StringsOperation {
+        let when = |r: &mut Random| {
+            let number = r.number();
+            [When::Keep, When::At(number), When::After(number)][r.below(3) as usize]
+        };
+        let action = match self.below(17) {
+            0 => StringAction::Get,
+            1 => StringAction::Length,
+            2 => StringAction::Range { start: self.signed(), end: self.signed() },
+            3 => StringAction::Exists,
+            4 => StringAction::Expires,
+            5 => {
+                let only = [SetOnly::Always, SetOnly::Absent, SetOnly::Present, SetOnly::AsRequired];
+                let only = only[self.below(4) as usize];
+                StringAction::Set { value: self.bytes(), only, when: self.option(when), get: self.coin() }
+            }
+            6 => StringAction::RequireAbsent { first: self.coin() },
+            7 => StringAction::Delete,
+            8 => StringAction::Take,
+            9 => StringAction::GetAndExpire { when: self.option(when) },
+            10 => StringAction::Append { value: self.bytes() },
+            11 => StringAction::Overwrite { offset: self.number(), value: self.bytes() },
+            12 => StringAction::Add { delta: self.signed() },
+            13 => StringAction::AddFloat { delta: self.bytes() },
+            14 => StringAction::Expire { when: when(self), only: SetIf::Later, only_some: self.coin() },
+            15 => StringAction::Persist,
+            _ => {
+                let (tree, key) = (self.tree(), self.bytes());
+                StringAction::Transfer { tree, key, copy: self.coin(), replace: self.coin() }
+            }
+        };
+        StringsOperation { tree: self.tree(), key: self.bytes(), action }
+    }
+
     /// Any command at all, most of which no state would accept.
     pub fn command(&mut self) -> Command {
         let (tree, key, value) = (self.tree(), self.bytes(), self.bytes());
         let (name, owner, token) = (self.bytes(), self.bytes(), FencingToken(self.number()));
         let (delta, lease_ms) = (self.signed(), self.number());
-        match self.below(27) {
+        match self.below(29) {
+            27 | 28 => Command::Strings {
+                watched: self.list(|r| KeyRead { tree: r.tree(), key: r.bytes(), version: r.number() }),
+                operations: self.list(Random::strings_operation),
+            },
             26 => Command::Compare {
                 comparisons: self.list(Random::comparison),
                 then: self.list(Random::write),
@@ -373,6 +412,12 @@ impl Random {
                     fingerprint: r.next(),
                 }),
                 writes: self.list(Random::write),
+                expiries: self.list(|r| ExpiryCommand::Insert {
+                    tree: r.tree(),
+                    key: r.bytes(),
+                    value: r.bytes(),
+                    when: When::After(r.number()),
+                }),
             },
             11 => Command::ReserveIds { count: self.number() },
             12 => Command::Counter(CounterCommand::Add { name, delta }),

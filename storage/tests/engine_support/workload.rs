@@ -6,6 +6,7 @@ use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::counter::{CounterAddition, CounterCommand};
 use dogsled_storage::lock::{FencingToken, LockCommand, LockRequest};
 use dogsled_storage::model::ModelState;
+use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation};
 use dogsled_storage::{
     Command, ExpiryCommand, Fence, IVec, OwnedCommand, SessionId, SetIf, TreeId, View, When, Write,
 };
@@ -169,6 +170,7 @@ impl Workload {
                 expected: self.random.below(3) as i64,
                 value: self.random.below(5) as i64,
             }),
+            12 | 13 => self.strings(model),
             5..=11 => {
                 let name = IVec::from(*self.random.pick(&LOCKS));
                 let owner = IVec::from(*self.random.pick(&OWNERS));
@@ -217,6 +219,35 @@ impl Workload {
                 })
             }
         }
+    }
+
+    /// Operations on strings, mostly several.
+    fn strings(&mut self, model: &ModelState) -> Command {
+        let (tree, now_ms) = (self.tree(model), model.time_ms());
+        let operations = (0..1 + self.random.below(4)).map(|_| {
+            let key = self.key();
+            let when =
+                [None, Some(When::Keep), Some(When::After(self.random.below(200))), Some(When::At(now_ms))];
+            let when = *self.random.pick(&when);
+            let only = [SetOnly::Always, SetOnly::Always, SetOnly::Absent, SetOnly::Present];
+            let action = match self.random.below(9) {
+                0..=2 => {
+                    let (only, get) = (*self.random.pick(&only), self.random.one_in(3));
+                    StringAction::Set { value: self.value(), only, when, get }
+                }
+                3 => StringAction::Append { value: self.value() },
+                4 => StringAction::Delete,
+                5 => StringAction::GetAndExpire { when },
+                6 => StringAction::Add { delta: self.random.below(9) as i64 - 4 },
+                7 => StringAction::Persist,
+                _ => {
+                    let (copy, replace) = (self.random.one_in(2), self.random.one_in(2));
+                    StringAction::Transfer { tree, key: self.key(), copy, replace }
+                }
+            };
+            StringsOperation { tree, key, action }
+        });
+        Command::Strings { operations: operations.collect(), watched: Vec::new() }
     }
 
     /// A key of a session, or with a number.
@@ -269,6 +300,25 @@ impl Workload {
         Command::CompareAndSwap { tree, key, old, new }
     }
 
+    /// What a transaction does about times to live; now and then it is refused for it.
+    pub fn expiries(&mut self, model: &ModelState) -> Vec<ExpiryCommand> {
+        let count = self.random.below(3);
+        let one = |_| {
+            let (tree, key) = (self.existing_tree(model), self.key());
+            let when = match self.random.below(5) {
+                0 => When::Keep,
+                1 => When::At(1_000 + self.random.below(3_000)),
+                _ => When::After(self.random.below(20) * 20),
+            };
+            match self.random.below(5) {
+                0 => ExpiryCommand::Clear { tree, key },
+                1 | 2 => ExpiryCommand::Set { tree, key, when, only: SetIf::Always },
+                _ => ExpiryCommand::Insert { tree, key, value: self.value(), when },
+            }
+        };
+        (0..count).map(one).collect()
+    }
+
     /// A transaction whose reads are of now or, once in three times, of some time ago.
     fn transact(&mut self, model: &ModelState) -> Command {
         let past = (!self.past.is_empty() && self.random.one_in(3))
@@ -287,7 +337,7 @@ impl Workload {
             range_read(seen, tree, low, high)
         });
         let ranges = ranges.collect();
-        Command::Transact { reads, ranges, writes: self.writes(model) }
+        Command::Transact { reads, ranges, writes: self.writes(model), expiries: Vec::new() }
     }
 
     fn existing_tree(&mut self, model: &ModelState) -> TreeId {

@@ -207,7 +207,7 @@ impl LogMaker {
             unreachable!("just seen");
         };
         let part = match inner {
-            Command::Transact { reads, ranges, writes } => Part { reads, ranges, writes },
+            Command::Transact { reads, ranges, writes, expiries } => Part { reads, ranges, writes, expiries },
             Command::Batch { writes } => Part { writes, ..Part::default() },
             Command::Remove { tree, key } => {
                 Part { writes: vec![Write { tree, key, value: None }], ..Part::default() }
@@ -218,7 +218,15 @@ impl LogMaker {
             Operation::Commit(Commit { transaction, decide_by_ms, participants: vec![2], part })
         } else {
             let lease_ms = random.below(300);
-            Operation::Prepare(Prepare { transaction, home: 2, decide_by_ms, lease_ms, part })
+            let only_lock = random.one_in(4);
+            let part = match part {
+                // Now and then it is refused.
+                Part { reads, ranges, .. } if only_lock && !random.one_in(5) => {
+                    Part { reads, ranges, ..Part::default() }
+                }
+                part => part,
+            };
+            Operation::Prepare(Prepare { transaction, home: 2, decide_by_ms, lease_ms, only_lock, part })
         };
     }
 
@@ -232,6 +240,11 @@ impl LogMaker {
             0 => self.workload.coordination(&self.state),
             _ => self.workload.command(&self.state),
         };
+        if let Command::Transact { expiries, .. } = &mut command
+            && self.workload.random.one_in(2)
+        {
+            *expiries = self.workload.expiries(&self.state);
+        }
         let trees = name_trees(&mut command, &self.state);
         let operation = match self.workload.random.below(8) {
             0 => Operation::Fenced { fences: vec![self.workload.fence()], command },
@@ -286,10 +299,21 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
             each(tree)
         }
         Command::Batch { writes } => writes.iter_mut().for_each(|write| each(&mut write.tree)),
-        Command::Transact { reads, ranges, writes } => {
+        Command::Strings { watched, operations } => {
+            watched.iter_mut().for_each(|read| each(&mut read.tree));
+            operations.iter_mut().flat_map(|operation| operation.trees_mut()).for_each(each);
+        }
+        Command::Transact { reads, ranges, writes, expiries } => {
             reads.iter_mut().for_each(|read| each(&mut read.tree));
             ranges.iter_mut().for_each(|range| each(&mut range.tree));
             writes.iter_mut().for_each(|write| each(&mut write.tree));
+            expiries.iter_mut().for_each(|expiry| match expiry {
+                ExpiryCommand::Insert { tree, .. }
+                | ExpiryCommand::Swap { tree, .. }
+                | ExpiryCommand::Set { tree, .. }
+                | ExpiryCommand::Clear { tree, .. }
+                | ExpiryCommand::Get { tree, .. } => each(tree),
+            });
         }
         _ => {}
     }

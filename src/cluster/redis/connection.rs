@@ -1,0 +1,398 @@
+//! One connection: reads requests, has them carried out in order, and answers in order.
+//!
+//! ```text
+//! bytes ─► requests that have all come ─► steps ─► data that follow each other: together
+//!                                               ─► all else: one after the other
+//! ```
+//!
+//! Nothing is read while requests are carried out or replies are written. So what a connection holds is bounded: by what has
+//! come of the next request, and by the replies to what was read at once. A client that does not read its replies is
+//! not read from either, and closed when that has lasted.
+
+use std::mem;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use dogsled_net::resp::{Protocol, Request, RequestLimits, RequestReader, Value};
+use dogsled_storage::TreeId;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::database::{Data, Watched, failed};
+use super::link::Link;
+use super::server::Shared;
+use super::table::{Multi, Step, find, unknown};
+use crate::IVec;
+
+/// How many requests, and about how many bytes of them, are carried out together: few at first, more while the
+/// replies are small, and fewer when they are large, as nobody knows that before.
+const BATCH: usize = 256;
+const FIRST_BATCH: usize = 16;
+/// Replies that are larger than this together are large.
+const LARGE: usize = 4 << 20;
+const BATCH_BYTES: usize = 4 << 20;
+/// How much is read at once.
+const READ: usize = 16 << 10;
+/// Replies are sent when they are so many bytes, or nothing more is there to be answered.
+const SEND: usize = 64 << 10;
+/// A buffer that was larger is given back.
+const KEPT: usize = 1 << 20;
+/// The most commands of a transaction, and keys that are watched.
+const MOST_QUEUED: usize = 64 << 10;
+const MOST_WATCHED: usize = 16 << 10;
+
+/// A transaction that is being put together.
+struct Queue {
+    steps: Vec<Result<Step, Value>>,
+    /// Where a `SELECT` within it leads.
+    database: TreeId,
+    /// Something was refused, so that nothing is to be done.
+    is_spoilt: bool,
+    bytes: usize,
+}
+
+struct Connection {
+    link: Link,
+    reader: RequestReader,
+    queue: Option<Queue>,
+    watched: Vec<Watched>,
+    /// Replies in the order of the requests; `None`: is being found out.
+    replies: Vec<(Protocol, Option<Value>)>,
+    /// What is to be carried out together, and where its replies go.
+    data: Vec<(usize, Data)>,
+    out: Vec<u8>,
+    /// How many requests are carried out together next.
+    batch: usize,
+    /// What was added to what all connections hold.
+    charged: usize,
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, id: u64) {
+    shared.connected.fetch_add(1, Ordering::Relaxed);
+    let local = stream.local_addr().map_or_else(|_| String::new(), |local| local.to_string());
+    let link = Link::new(Arc::clone(&shared), id, peer.to_string(), local);
+    let mut connection = Connection {
+        reader: RequestReader::new(limits(&link)),
+        link,
+        queue: None,
+        watched: Vec::new(),
+        replies: Vec::new(),
+        data: Vec::new(),
+        out: Vec::new(),
+        batch: FIRST_BATCH,
+        charged: 0,
+    };
+    // Small replies are not to wait for more.
+    let _ = stream.set_nodelay(true);
+    // That a client is gone is nothing to be told.
+    let _ = connection.run(stream).await;
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.link.server.connected.fetch_sub(1, Ordering::Relaxed);
+        self.link.server.held.fetch_sub(self.charged, Ordering::Relaxed);
+    }
+}
+
+fn limits(link: &Link) -> RequestLimits {
+    if link.is_authenticated { link.server.limits } else { RequestLimits::unauthenticated() }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Connection {
+    async fn run(&mut self, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut closing = self.link.server.closing.clone();
+        loop {
+            let (mut count, mut bytes, mut wrong) = (0, 0, None);
+            while count < self.batch && bytes < BATCH_BYTES && !self.link.is_ending {
+                match self.reader.next_request() {
+                    Ok(Some(request)) => {
+                        bytes += request.iter().map(|argument| argument.len()).sum::<usize>();
+                        count += 1;
+                        self.begin(request).await;
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        wrong = Some(error);
+                        break;
+                    }
+                }
+            }
+            let before = self.out.len();
+            self.finish().await;
+            match self.out.len() - before {
+                large if large > LARGE => self.batch = (self.batch / 4).max(1),
+                small if small < SEND => self.batch = (self.batch * 2).min(BATCH),
+                _ => {}
+            }
+            if let Some(error) = wrong {
+                Value::error(error.to_string()).encode(self.link.protocol, &mut self.out);
+            }
+            let is_ending = self.link.is_ending || wrong.is_some();
+            if is_ending || count == 0 || self.out.len() >= SEND {
+                self.send(&mut stream).await?;
+            }
+            if is_ending {
+                return stream.shutdown().await;
+            }
+            if count > 0 {
+                continue;
+            }
+            self.reader.buffer().reserve(READ);
+            let read = tokio::select! {
+                read = stream.read_buf(self.reader.buffer()) => read?,
+                _ = closing.wait_for(|closing| *closing) => 0,
+            };
+            if read == 0 {
+                return Ok(());
+            }
+            if !self.charge() {
+                let full = "ERR the clients together have sent more than is kept for them; try again later";
+                Value::error(full).encode(self.link.protocol, &mut self.out);
+                self.send(&mut stream).await?;
+                return stream.shutdown().await;
+            }
+        }
+    }
+
+    /// Counts what this connection holds; whether all together hold no more than they may.
+    fn charge(&mut self) -> bool {
+        let holds = self.reader.held() + self.queue.as_ref().map_or(0, |queue| queue.bytes);
+        let held = &self.link.server.held;
+        let all = match holds >= self.charged {
+            true => held.fetch_add(holds - self.charged, Ordering::Relaxed) + (holds - self.charged),
+            false => held.fetch_sub(self.charged - holds, Ordering::Relaxed) - (self.charged - holds),
+        };
+        self.charged = holds;
+        // One that holds next to nothing is not to suffer for the others.
+        all <= self.link.server.max_held_bytes || holds <= READ
+    }
+
+    async fn send(&mut self, stream: &mut TcpStream) -> std::io::Result<()> {
+        let mut rest = &self.out[..];
+        while !rest.is_empty() {
+            let written = tokio::time::timeout(self.link.server.patience, stream.write(rest)).await;
+            let written = written.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+            if written == 0 {
+                return Err(std::io::ErrorKind::WriteZero.into());
+            }
+            rest = &rest[written..];
+        }
+        self.out.clear();
+        if self.out.capacity() > KEPT {
+            self.out = Vec::new();
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, value: Value) {
+        self.replies.push((self.link.protocol, Some(value)));
+    }
+
+    /// Takes a request. What it does may be done later, together with those after it.
+    async fn begin(&mut self, request: Request) {
+        let Some(command) = find(&request[0]) else {
+            self.spoil();
+            return self.answer(unknown(&request));
+        };
+        if let Err(refused) = command.check_arity(request.len()) {
+            self.spoil();
+            return self.answer(refused);
+        }
+        if !self.link.is_authenticated && !command.is_free() {
+            self.spoil();
+            return self.answer(Value::error("NOAUTH Authentication required."));
+        }
+        let database = self.queue.as_ref().map_or(self.link.database, |queue| queue.database);
+        let planned = command.plan(&request, database, now_ms());
+        let is_queued = self.queue.is_some()
+            && !matches!(command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
+        if is_queued {
+            let selects = command.name == "select";
+            return self.enqueue(planned, &request, selects);
+        }
+        match planned {
+            Err(refused) => self.answer(refused),
+            Ok(Step::Data(data)) => {
+                self.data.push((self.replies.len(), data));
+                self.replies.push((self.link.protocol, None));
+            }
+            Ok(Step::Link(link, arguments)) => {
+                let value = link(&mut self.link, &arguments);
+                self.reader.set_limits(limits(&self.link));
+                if mem::take(&mut self.link.is_reset) {
+                    self.queue = None;
+                    self.watched.clear();
+                }
+                self.answer(value);
+            }
+            Ok(Step::Whole(whole)) => {
+                self.carry_out().await;
+                let value = self.link.server.database.whole(self.link.database.0, &whole).await;
+                self.answer(value);
+            }
+            Ok(Step::Multi(multi, arguments)) => {
+                self.carry_out().await;
+                let value = self.multi(multi, &arguments).await;
+                self.answer(value);
+            }
+        }
+    }
+
+    fn spoil(&mut self) {
+        if let Some(queue) = &mut self.queue {
+            queue.is_spoilt = true;
+        }
+    }
+
+    fn enqueue(&mut self, planned: Result<Step, Value>, request: &[Bytes], selects: bool) {
+        let Some(queue) = &mut self.queue else { return };
+        queue.bytes += request.iter().map(|argument| argument.len() + 64).sum::<usize>();
+        let refused = match &planned {
+            Ok(Step::Whole(_)) => {
+                let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
+                Some(format!("ERR {name} is of all partitions, and cannot be within MULTI"))
+            }
+            _ if queue.steps.len() >= MOST_QUEUED => {
+                Some(format!("ERR more than {MOST_QUEUED} commands in MULTI"))
+            }
+            _ if queue.bytes > self.link.server.limits.request_bytes => {
+                Some("ERR the commands in MULTI are too large".to_owned())
+            }
+            _ => None,
+        };
+        if let Some(refused) = refused {
+            queue.is_spoilt = true;
+            return self.answer(Value::error(refused));
+        }
+        if selects
+            && let Some(number) = dogsled_storage::strings::parse_integer(&request[1])
+            && let Ok(number) = u32::try_from(number)
+            && number < super::DATABASES
+        {
+            queue.database = TreeId(number);
+        }
+        queue.steps.push(planned);
+        self.answer(Value::Simple("QUEUED".into()));
+    }
+
+    /// Has done what was put off.
+    async fn carry_out(&mut self) {
+        if self.data.is_empty() {
+            return;
+        }
+        let (places, data): (Vec<usize>, Vec<Data>) = mem::take(&mut self.data).into_iter().unzip();
+        let values = self.link.server.database.run(data).await;
+        for (place, value) in places.into_iter().zip(values) {
+            self.replies[place].1 = Some(value);
+        }
+    }
+
+    /// Has done what was put off, and writes all replies.
+    async fn finish(&mut self) {
+        self.carry_out().await;
+        for (protocol, value) in self.replies.drain(..) {
+            let value = value.expect("everything that was begun is carried out");
+            value.encode(protocol, &mut self.out);
+        }
+    }
+
+    async fn multi(&mut self, multi: Multi, arguments: &[Bytes]) -> Value {
+        match multi {
+            Multi::Begin if self.queue.is_some() => Value::error("ERR MULTI calls can not be nested"),
+            Multi::Begin => {
+                let database = self.link.database;
+                self.queue = Some(Queue { steps: Vec::new(), database, is_spoilt: false, bytes: 0 });
+                Value::OK
+            }
+            Multi::Discard => match self.queue.take() {
+                Some(_) => {
+                    self.watched.clear();
+                    Value::OK
+                }
+                None => Value::error("ERR DISCARD without MULTI"),
+            },
+            Multi::Watch if self.queue.is_some() => Value::error("ERR WATCH inside MULTI is not allowed"),
+            Multi::Watch => self.watch(&arguments[1..]).await,
+            Multi::Unwatch => {
+                self.watched.clear();
+                Value::OK
+            }
+            Multi::Execute => match self.queue.take() {
+                None => Value::error("ERR EXEC without MULTI"),
+                Some(queue) => {
+                    let watched = mem::take(&mut self.watched);
+                    match queue.is_spoilt {
+                        true => Value::error("EXECABORT Transaction discarded because of previous errors."),
+                        false => self.execute(queue, watched).await,
+                    }
+                }
+            },
+        }
+    }
+
+    async fn watch(&mut self, keys: &[Bytes]) -> Value {
+        if self.watched.len() + keys.len() > MOST_WATCHED {
+            return Value::error(format!("ERR more than {MOST_WATCHED} keys are watched"));
+        }
+        for key in keys {
+            let (database, key) = (self.link.database, IVec::from(&key[..]));
+            let is_known = |known: &Watched| known.database == database && known.key == key;
+            // As it was first seen.
+            if self.watched.iter().any(is_known) {
+                continue;
+            }
+            match self.link.server.database.watch(database, key).await {
+                Ok(watched) => self.watched.push(watched),
+                Err(error) => return failed(&error),
+            }
+        }
+        Value::OK
+    }
+
+    /// Carries out a transaction: what is on keys at one moment, the rest behind that.
+    async fn execute(&mut self, queue: Queue, watched: Vec<Watched>) -> Value {
+        let operations: Vec<_> = queue
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                Ok(Step::Data(data)) => Some(data.operations.iter().cloned()),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let mut replies = Vec::new();
+        if !operations.is_empty() || !watched.is_empty() {
+            match self.link.server.database.carry_out(&watched, operations).await {
+                Ok(Some(found)) => replies = found,
+                Ok(None) => return Value::NullArray,
+                Err(refused) => return refused,
+            }
+        }
+        let mut replies = replies.into_iter();
+        let mut values = Vec::with_capacity(queue.steps.len());
+        for step in queue.steps {
+            values.push(match step {
+                Err(refused) => refused,
+                Ok(Step::Data(data)) => {
+                    let own: Vec<_> = replies.by_ref().take(data.operations.len()).collect();
+                    data.reply(&own)
+                }
+                Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
+                // Of these only UNWATCH is queued, and EXEC has done as much already.
+                Ok(Step::Multi(..)) => Value::OK,
+                Ok(Step::Whole(_)) => unreachable!("refused when it was queued"),
+            });
+        }
+        Value::Array(values)
+    }
+}

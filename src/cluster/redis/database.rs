@@ -1,0 +1,435 @@
+//! [`Database`]: has [`Data`] carried out by the cluster.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use dogsled_net::resp::Value;
+use dogsled_replication::ring;
+use dogsled_storage::command::KeyRead;
+use dogsled_storage::strings::{
+    Required, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply, apply,
+};
+use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply, TreeId};
+use futures_util::future::{join_all, try_join_all};
+
+use super::transaction;
+use super::tree_name;
+use super::whole::Cursors;
+use crate::IVec;
+use crate::cluster::core::unexpected;
+use crate::cluster::{Client, Error, ReadFrom};
+
+/// The most operations, and about the most bytes, of one entry that a pipeline becomes.
+const ENTRY_OPERATIONS: usize = 1024;
+const ENTRY_BYTES: usize = 4 << 20;
+
+/// A command on keys: what is done, and how the replies to that become one. Trees are
+/// numbers of databases.
+#[derive(Clone, Debug)]
+pub(super) struct Data {
+    pub(super) operations: Vec<StringsOperation>,
+    shape: Shape,
+}
+
+/// How replies to operations become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// The only one, as it is.
+    Plain,
+    /// Whether it was done.
+    Flag,
+    /// The sum of all.
+    Sum,
+    /// All values.
+    Values,
+    /// Nothing but that all is done.
+    AllDone,
+    /// So many ask whether something may be done; it was, if the last of them says so.
+    Required(usize),
+    /// What kind of value there is.
+    Type,
+    /// It is done, whatever number it says.
+    Renamed,
+    /// A time to live.
+    Time { is_absolute: bool, in_seconds: bool },
+}
+
+impl Data {
+    pub(super) fn new(operations: Vec<StringsOperation>, shape: Shape) -> Data {
+        Data { operations, shape }
+    }
+
+    /// The reply, of the replies to its operations.
+    pub(super) fn reply(&self, replies: &[StringsReply]) -> Value {
+        let number = |reply: &StringsReply| match reply {
+            StringsReply::Integer(number) => *number,
+            _ => 0,
+        };
+        match self.shape {
+            Shape::Plain => replies.first().map_or(Value::Null, plain),
+            Shape::Flag => Value::Integer(i64::from(replies.first() == Some(&StringsReply::Done))),
+            Shape::Sum => Value::Integer(replies.iter().map(number).sum()),
+            Shape::Values => Value::Array(replies.iter().map(plain).collect()),
+            Shape::AllDone => Value::OK,
+            Shape::Required(count) => replies.get(count - 1).map_or(Value::Null, plain),
+            Shape::Type => {
+                let is_there = replies.first().is_some_and(|reply| number(reply) == 1);
+                Value::Simple(if is_there { "string" } else { "none" }.into())
+            }
+            Shape::Renamed => match replies.first() {
+                Some(StringsReply::Integer(_)) => Value::OK,
+                other => other.map_or(Value::Null, plain),
+            },
+            Shape::Time { is_absolute, in_seconds } => match replies.first() {
+                Some(StringsReply::Expires { at_ms, now_ms }) => {
+                    Value::Integer(time(*at_ms, *now_ms, is_absolute, in_seconds))
+                }
+                other => other.map_or(Value::Null, plain),
+            },
+        }
+    }
+
+    fn is_read(&self) -> bool {
+        self.operations.iter().all(StringsOperation::is_read)
+    }
+
+    fn bytes(&self) -> usize {
+        self.operations.iter().map(|operation| operation.key.len() + value_length(&operation.action)).sum()
+    }
+}
+
+fn value_length(action: &StringAction) -> usize {
+    match action {
+        StringAction::Set { value, .. }
+        | StringAction::Append { value }
+        | StringAction::Overwrite { value, .. } => value.len(),
+        _ => 0,
+    }
+}
+
+fn plain(reply: &StringsReply) -> Value {
+    match reply {
+        StringsReply::Done => Value::OK,
+        StringsReply::Unchanged | StringsReply::Value(None) => Value::Null,
+        StringsReply::Value(Some(value)) => bulk(value.clone()),
+        StringsReply::Integer(number) => Value::Integer(*number),
+        StringsReply::Expires { at_ms, now_ms } => Value::Integer(time(*at_ms, *now_ms, false, false)),
+        StringsReply::Failed(failure) => Value::error(match failure {
+            StringsFailure::NotAnInteger => "ERR value is not an integer or out of range",
+            StringsFailure::Overflow => "ERR increment or decrement would overflow",
+            StringsFailure::NotAFloat => "ERR value is not a valid float",
+            StringsFailure::NotFinite => "ERR increment would produce NaN or Infinity",
+            StringsFailure::TooLong => "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+            StringsFailure::NoSuchKey => "ERR no such key",
+        }),
+    }
+}
+
+/// Bytes of the database, not copied.
+pub(super) fn bulk(value: IVec) -> Value {
+    Value::Bulk(Bytes::from_owner(value))
+}
+
+/// -2: there is no such key; -1: it stays.
+fn time(at_ms: Option<Option<u64>>, now_ms: u64, is_absolute: bool, in_seconds: bool) -> i64 {
+    let at_ms = match at_ms {
+        None => return -2,
+        Some(None) => return -1,
+        Some(Some(at_ms)) => at_ms,
+    };
+    let milliseconds = if is_absolute { at_ms } else { at_ms.saturating_sub(now_ms) };
+    let number = if in_seconds { milliseconds.saturating_add(500) / 1000 } else { milliseconds };
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// An error of the cluster. Its first word says what a client can do.
+pub(super) fn failed(error: &Error) -> Value {
+    Value::error(match error {
+        Error::OutcomeUnknown(why) => format!("UNKNOWN whether it has happened is not known: {why}"),
+        Error::Unavailable(why) => format!("CLUSTERDOWN nothing was done, try again: {why}"),
+        Error::Invalid(what) => format!("ERR {what}"),
+        other => format!("ERR {other}"),
+    })
+}
+
+/// A key that a client watches, and what it was then; 0: absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Watched {
+    pub(super) database: TreeId,
+    pub(super) key: IVec,
+    pub(super) version: u64,
+}
+
+/// What the connections of a server share.
+pub(super) struct Database {
+    pub(super) client: Client,
+    pub(super) cursors: Cursors,
+}
+
+/// Where a command belongs.
+struct Placed {
+    data: Data,
+    /// `None`: to several groups.
+    group: Option<u32>,
+}
+
+impl Database {
+    pub(super) fn new(client: Client) -> Database {
+        Database { client, cursors: Cursors::default() }
+    }
+
+    /// Carries out commands that follow each other; each sees those before it.
+    pub(super) async fn run(&self, commands: Vec<Data>) -> Vec<Value> {
+        let partitions = match self.partitions().await {
+            Ok(partitions) => partitions,
+            Err(error) => return commands.iter().map(|_| failed(&error)).collect(),
+        };
+        let place = |data: Data| {
+            let group = group_of_all(partitions, &data.operations, &[]);
+            Placed { data, group }
+        };
+        let placed: Vec<Placed> = commands.into_iter().map(place).collect();
+        let mut values = Vec::with_capacity(placed.len());
+        let mut rest = placed.into_iter().peekable();
+        while let Some(first) = rest.next() {
+            if first.group.is_none() {
+                let Placed { data, .. } = first;
+                values.push(match self.carry_out(&[], data.operations.clone()).await {
+                    Ok(Some(replies)) => data.reply(&replies),
+                    // Nothing was watched.
+                    Ok(None) => Value::Null,
+                    Err(error) => error,
+                });
+                continue;
+            }
+            let is_read = first.data.is_read();
+            let mut run = vec![first];
+            let alike = |next: &Placed| next.group.is_some() && next.data.is_read() == is_read;
+            while let Some(next) = rest.next_if(alike) {
+                run.push(next);
+            }
+            if is_read {
+                self.read(run, &mut values).await;
+            } else {
+                self.write(run, &mut values).await;
+            }
+        }
+        values
+    }
+
+    async fn partitions(&self) -> Result<u32, Error> {
+        let core = self.client.core();
+        let known = core.map.borrow().partitions;
+        if known > 0 { Ok(known) } else { core.partitions(self.client.until()).await }
+    }
+
+    /// Commands that write, each within one group: those of a group become entries, in order.
+    async fn write(&self, run: Vec<Placed>, values: &mut Vec<Value>) {
+        let base = values.len();
+        values.resize(base + run.len(), Value::Null);
+        let mut by_group: BTreeMap<u32, Vec<(usize, Data)>> = BTreeMap::new();
+        for (index, Placed { data, group }) in run.into_iter().enumerate() {
+            by_group.entry(group.expect("of one group")).or_default().push((base + index, data));
+        }
+        let groups = by_group.into_iter().map(|(group, commands)| async move {
+            let mut replies = Vec::with_capacity(commands.len());
+            let mut rest = commands.as_slice();
+            while !rest.is_empty() {
+                let (mut operations, mut bytes, mut count) = (0, 0, 0);
+                for (_, data) in rest {
+                    let (more, larger) = (data.operations.len(), data.bytes());
+                    if count > 0 && (operations + more > ENTRY_OPERATIONS || bytes + larger > ENTRY_BYTES) {
+                        break;
+                    }
+                    (operations, bytes, count) = (operations + more, bytes + larger, count + 1);
+                }
+                let (now, later) = rest.split_at(count);
+                rest = later;
+                let operations: Vec<StringsOperation> =
+                    now.iter().flat_map(|(_, data)| data.operations.iter().cloned()).collect();
+                match self.submit(group, Vec::new(), operations).await {
+                    Ok(found) => {
+                        let mut found = found.unwrap_or_default().into_iter();
+                        for (index, data) in now {
+                            let own: Vec<StringsReply> = found.by_ref().take(data.operations.len()).collect();
+                            replies.push((*index, data.reply(&own)));
+                        }
+                    }
+                    Err(error) => replies.extend(now.iter().map(|(index, _)| (*index, failed(&error)))),
+                }
+            }
+            replies
+        });
+        for (index, value) in join_all(groups).await.into_iter().flatten() {
+            values[index] = value;
+        }
+    }
+
+    /// Commands that read, each within one group.
+    async fn read(&self, run: Vec<Placed>, values: &mut Vec<Value>) {
+        let operations: Vec<&StringsOperation> =
+            run.iter().flat_map(|placed| placed.data.operations.iter()).collect();
+        let replies = match self.look(&operations).await {
+            Ok(replies) => replies,
+            Err(error) => {
+                values.extend(run.iter().map(|_| failed(&error)));
+                return;
+            }
+        };
+        let mut replies = replies.into_iter();
+        for Placed { data, .. } in run {
+            let own: Vec<StringsReply> = replies.by_ref().take(data.operations.len()).collect();
+            values.push(data.reply(&own));
+        }
+    }
+
+    /// The replies to operations that read.
+    async fn look(&self, operations: &[&StringsOperation]) -> Result<Vec<StringsReply>, Error> {
+        let mut by_tree: BTreeMap<TreeId, Vec<usize>> = BTreeMap::new();
+        let mut times = Vec::new();
+        for (index, operation) in operations.iter().enumerate() {
+            match operation.action {
+                StringAction::Exists | StringAction::Expires => times.push(index),
+                _ => by_tree.entry(operation.tree).or_default().push(index),
+            }
+        }
+        let values = by_tree.into_iter().map(|(database, indices)| async move {
+            let tree = self.client.tree(tree_name(database.0));
+            let keys: Vec<IVec> = indices.iter().map(|index| operations[*index].key.clone()).collect();
+            let found = tree.get_many(keys).await?;
+            Ok::<_, Error>(indices.into_iter().zip(found).collect::<Vec<_>>())
+        });
+        let times = times.into_iter().map(|index| async move {
+            let StringsOperation { tree, key, .. } = operations[index];
+            Ok::<_, Error>((index, self.expires(tree.0, key).await?))
+        });
+        let (values, times) = tokio::try_join!(try_join_all(values), try_join_all(times))?;
+        let mut slots = vec![(Slot::default(), 0); operations.len()];
+        for (index, value) in values.into_iter().flatten() {
+            slots[index].0 = Slot::found(value, None);
+        }
+        for (index, (at_ms, now_ms)) in times {
+            // What the value is does not matter here.
+            let value = at_ms.map(|_| IVec::new());
+            slots[index] = (Slot::found(value, at_ms.flatten()), now_ms);
+        }
+        let replies = operations.iter().zip(slots).map(|(operation, (mut slot, now_ms))| {
+            apply(&operation.action, now_ms, &mut Required::default(), &mut slot, None)
+        });
+        Ok(replies.collect())
+    }
+
+    /// When a key ends (`None`: there is none), and the time it is.
+    pub(super) async fn expires(
+        &self,
+        database: u32,
+        key: &IVec,
+    ) -> Result<(Option<Option<u64>>, u64), Error> {
+        let (core, until) = (self.client.core(), self.client.until());
+        let group = core.group_of(key, until).await?;
+        let read = GroupRead::Expires { tree: tree_name(database), key: key.clone() };
+        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
+            GroupReadReply::Expires { at_ms: Some(Some(at_ms)), now_ms } if at_ms <= now_ms => {
+                Ok((None, now_ms))
+            }
+            GroupReadReply::Expires { at_ms, now_ms } => Ok((at_ms, now_ms)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What a key is now.
+    pub(super) async fn watch(&self, database: TreeId, key: IVec) -> Result<Watched, Error> {
+        let (core, until) = (self.client.core(), self.client.until());
+        let group = core.group_of(&key, until).await?;
+        let read = GroupRead::Get { tree: tree_name(database.0), key: key.clone() };
+        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
+            GroupReadReply::Value(found) => {
+                Ok(Watched { database, key, version: found.map_or(0, |found| found.version) })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Carries out operations together, if what is watched is still as it was; `None`: it is not.
+    pub(super) async fn carry_out(
+        &self,
+        watched: &[Watched],
+        operations: Vec<StringsOperation>,
+    ) -> Result<Option<Vec<StringsReply>>, Value> {
+        let partitions = self.partitions().await.map_err(|error| failed(&error))?;
+        match group_of_all(partitions, &operations, watched) {
+            Some(group) => {
+                self.submit(group, watched.to_vec(), operations).await.map_err(|error| failed(&error))
+            }
+            None => transaction::carry_out(self, watched, &operations).await,
+        }
+    }
+
+    /// One entry of one group.
+    async fn submit(
+        &self,
+        group: u32,
+        watched: Vec<Watched>,
+        mut operations: Vec<StringsOperation>,
+    ) -> Result<Option<Vec<StringsReply>>, Error> {
+        let mut databases: Vec<TreeId> = Vec::new();
+        let mut number = |database: TreeId| {
+            let known = databases.iter().position(|known| *known == database);
+            TreeId(known.unwrap_or_else(|| {
+                databases.push(database);
+                databases.len() - 1
+            }) as u32)
+        };
+        for operation in &mut operations {
+            operation.trees_mut().for_each(|tree| *tree = number(*tree));
+        }
+        let watched = watched.into_iter().map(|Watched { database, key, version }| KeyRead {
+            tree: number(database),
+            key,
+            version,
+        });
+        let watched: Vec<KeyRead> = watched.collect();
+        let trees = databases.iter().map(|database| tree_name(database.0)).collect();
+        let core = self.client.core();
+        let command = match single_put(&watched, &mut operations) {
+            Some(put) => put,
+            None => Command::Strings { watched, operations },
+        };
+        match core.execute(group, trees, command, self.client.until()).await?.0 {
+            Reply::Strings(StringsReplies(replies)) => Ok(Some(replies)),
+            Reply::Conflict => Ok(None),
+            // Of what became a plain put.
+            Reply::Done => Ok(Some(vec![StringsReply::Done])),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// The group that has all these keys; `None`: there are several.
+fn group_of_all(partitions: u32, operations: &[StringsOperation], watched: &[Watched]) -> Option<u32> {
+    let keys = operations.iter().flat_map(|operation| operation.keys()).map(|(_, key)| key);
+    let keys = keys.chain(watched.iter().map(|watched| &watched.key));
+    let mut found = None;
+    for key in keys {
+        let group = ring::group_of(key, partitions);
+        if found.is_some_and(|found| found != group) {
+            return None;
+        }
+        found = Some(group);
+    }
+    // What has no keys may be anywhere.
+    Some(found.unwrap_or(1))
+}
+
+/// A `SET` that asks for nothing is what every other client's put is.
+fn single_put(watched: &[KeyRead], operations: &mut Vec<StringsOperation>) -> Option<Command> {
+    let [StringsOperation { action: StringAction::Set { when: None, .. }, .. }] = &operations[..] else {
+        return None;
+    };
+    if !watched.is_empty() || !operations[0].is_blind() {
+        return None;
+    }
+    let StringsOperation { tree, key, action } = operations.pop()?;
+    let StringAction::Set { value, .. } = action else { return None };
+    Some(Command::Put { tree, key, value })
+}

@@ -1,0 +1,373 @@
+//! [`Link`]: what belongs to one connection, and the commands on it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+use dogsled_net::resp::{Protocol, Value};
+use dogsled_storage::TreeId;
+use dogsled_storage::strings::parse_integer;
+
+use super::server::Shared;
+use super::table::{COMMANDS, CommandInfo, find, is_word, syntax_error, wrong_arity};
+use super::{DATABASES, REDIS_VERSION, glob};
+
+/// One connection.
+pub(super) struct Link {
+    pub(super) id: u64,
+    pub(super) peer: String,
+    pub(super) local: String,
+    pub(super) begun: Instant,
+    pub(super) protocol: Protocol,
+    /// The number of the selected one.
+    pub(super) database: TreeId,
+    pub(super) is_authenticated: bool,
+    /// Nothing more is read after this reply.
+    pub(super) is_ending: bool,
+    /// All that belongs to the connection is to be as at its beginning.
+    pub(super) is_reset: bool,
+    name: Bytes,
+    library: (Bytes, Bytes),
+    pub(super) server: Arc<Shared>,
+}
+
+impl Link {
+    pub(super) fn new(server: Arc<Shared>, id: u64, peer: String, local: String) -> Link {
+        Link {
+            id,
+            peer,
+            local,
+            begun: Instant::now(),
+            protocol: Protocol::Resp2,
+            database: TreeId(0),
+            is_authenticated: server.password.is_none(),
+            is_ending: false,
+            is_reset: false,
+            name: Bytes::new(),
+            library: (Bytes::new(), Bytes::new()),
+            server,
+        }
+    }
+
+    /// Whether these are the user's and password's.
+    fn is_right(&self, user: &[u8], password: &[u8]) -> bool {
+        let Some(wanted) = &self.server.password else { return user == b"default" };
+        // In a time that does not tell how much was right.
+        let differs = wanted.len() ^ password.len();
+        let differs = wanted
+            .bytes()
+            .zip(password)
+            .fold(differs, |differs, (one, other)| differs | usize::from(one ^ other));
+        user == b"default" && differs == 0
+    }
+
+    fn authenticate(&mut self, user: &[u8], password: &[u8]) -> Result<(), Value> {
+        if !self.is_right(user, password) {
+            return Err(Value::error("WRONGPASS invalid username-password pair or user is disabled."));
+        }
+        self.is_authenticated = true;
+        Ok(())
+    }
+
+    fn set_name(&mut self, name: &Bytes) -> Result<(), Value> {
+        if !is_plain(name) {
+            let what = "ERR Client names cannot contain spaces, newlines or special characters.";
+            return Err(Value::error(what));
+        }
+        // Apart from the rest of what was read, which it would keep.
+        self.name = Bytes::copy_from_slice(name);
+        Ok(())
+    }
+
+    /// What `CLIENT INFO` says.
+    fn info(&self) -> String {
+        let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        format!(
+            "id={} addr={} laddr={} name={} age={} db={} resp={} lib-name={} lib-ver={} user=default\n",
+            self.id,
+            self.peer,
+            self.local,
+            text(&self.name),
+            self.begun.elapsed().as_secs(),
+            self.database.0,
+            if self.protocol == Protocol::Resp3 { 3 } else { 2 },
+            text(&self.library.0),
+            text(&self.library.1),
+        )
+    }
+}
+
+/// Visible ASCII without spaces.
+fn is_plain(text: &[u8]) -> bool {
+    text.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}
+
+pub(super) fn ping(_: &mut Link, arguments: &[Bytes]) -> Value {
+    match arguments {
+        [_] => Value::Simple("PONG".into()),
+        [_, text] => Value::Bulk(text.clone()),
+        _ => wrong_arity("ping"),
+    }
+}
+
+pub(super) fn echo(_: &mut Link, arguments: &[Bytes]) -> Value {
+    Value::Bulk(arguments[1].clone())
+}
+
+pub(super) fn quit(link: &mut Link, _: &[Bytes]) -> Value {
+    link.is_ending = true;
+    Value::OK
+}
+
+pub(super) fn reset(link: &mut Link, _: &[Bytes]) -> Value {
+    link.protocol = Protocol::Resp2;
+    link.database = TreeId(0);
+    link.is_authenticated = link.server.password.is_none();
+    link.name = Bytes::new();
+    link.is_reset = true;
+    Value::Simple("RESET".into())
+}
+
+pub(super) fn select(link: &mut Link, arguments: &[Bytes]) -> Value {
+    let Some(number) = parse_integer(&arguments[1]) else {
+        return Value::error("ERR value is not an integer or out of range");
+    };
+    match u32::try_from(number).ok().filter(|number| *number < DATABASES) {
+        Some(number) => {
+            link.database = TreeId(number);
+            Value::OK
+        }
+        None => Value::error("ERR DB index is out of range"),
+    }
+}
+
+pub(super) fn auth(link: &mut Link, arguments: &[Bytes]) -> Value {
+    let (user, password) = match arguments {
+        [_, _] if link.server.password.is_none() => {
+            return Value::error(
+                "ERR AUTH <password> called without any password configured for the default user. Are you sure \
+                 your configuration is correct?",
+            );
+        }
+        [_, password] => (&b"default"[..], password),
+        [_, user, password] => (&user[..], password),
+        _ => return syntax_error(),
+    };
+    match link.authenticate(user, password) {
+        Ok(()) => Value::OK,
+        Err(refused) => refused,
+    }
+}
+
+pub(super) fn hello(link: &mut Link, arguments: &[Bytes]) -> Value {
+    let mut protocol = link.protocol;
+    if let Some(version) = arguments.get(1) {
+        protocol = match parse_integer(version) {
+            Some(2) => Protocol::Resp2,
+            Some(3) => Protocol::Resp3,
+            Some(_) => return Value::error("NOPROTO unsupported protocol version"),
+            None => return Value::error("ERR Protocol version is not an integer or out of range"),
+        };
+    }
+    let mut name = None;
+    let mut options = arguments.get(2..).unwrap_or_default();
+    while let [option, rest @ ..] = options {
+        options = match rest {
+            [user, password, rest @ ..] if is_word(option, "AUTH") => {
+                if let Err(refused) = link.authenticate(user, password) {
+                    return refused;
+                }
+                rest
+            }
+            [wanted, rest @ ..] if is_word(option, "SETNAME") => {
+                name = Some(wanted);
+                rest
+            }
+            _ => {
+                let option = String::from_utf8_lossy(option);
+                return Value::error(format!("ERR Syntax error in HELLO option '{option}'"));
+            }
+        };
+    }
+    if !link.is_authenticated {
+        return Value::error(
+            "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH \
+             <user> <pass> option can be used to authenticate the client and select the RESP protocol version at \
+             the same time",
+        );
+    }
+    if let Some(Err(refused)) = name.map(|name| link.set_name(name)) {
+        return refused;
+    }
+    link.protocol = protocol;
+    let number = if protocol == Protocol::Resp3 { 3 } else { 2 };
+    let pair = |key: &str, value: Value| (Value::text(key), value);
+    Value::Map(vec![
+        pair("server", Value::text("redis")),
+        pair("version", Value::text(REDIS_VERSION)),
+        pair("proto", Value::Integer(number)),
+        pair("id", Value::Integer(link.id as i64)),
+        pair("mode", Value::text("standalone")),
+        pair("role", Value::text("master")),
+        pair("modules", Value::Array(Vec::new())),
+    ])
+}
+
+/// What is said of a subcommand that there is not, or not with so many arguments.
+fn no_subcommand(command: &str, arguments: &[Bytes], known: &[&str]) -> Value {
+    let name = String::from_utf8_lossy(&arguments[1][..arguments[1].len().min(128)]).into_owned();
+    if known.iter().any(|known| is_word(&arguments[1], known)) {
+        return wrong_arity(&format!("{command}|{}", name.to_ascii_lowercase()));
+    }
+    Value::error(format!("ERR unknown subcommand '{name}'. Try {} HELP.", command.to_ascii_uppercase()))
+}
+
+pub(super) fn client(link: &mut Link, arguments: &[Bytes]) -> Value {
+    let is = |word: &str| is_word(&arguments[1], word);
+    match &arguments[2..] {
+        [] if is("ID") => Value::Integer(link.id as i64),
+        [] if is("GETNAME") && link.name.is_empty() => Value::Null,
+        [] if is("GETNAME") => Value::Bulk(link.name.clone()),
+        [name] if is("SETNAME") => match link.set_name(name) {
+            Ok(()) => Value::OK,
+            Err(refused) => refused,
+        },
+        [what, value] if is("SETINFO") => {
+            let place = match () {
+                () if is_word(what, "LIB-NAME") => &mut link.library.0,
+                () if is_word(what, "LIB-VER") => &mut link.library.1,
+                () => {
+                    let what = String::from_utf8_lossy(what);
+                    return Value::error(format!("ERR Unrecognized option '{what}'"));
+                }
+            };
+            if !is_plain(value) {
+                let what = String::from_utf8_lossy(what).to_ascii_lowercase();
+                return Value::error(format!(
+                    "ERR {what} cannot contain spaces, newlines or special characters."
+                ));
+            }
+            *place = Bytes::copy_from_slice(value);
+            Value::OK
+        }
+        [] if is("INFO") || is("LIST") => Value::Verbatim(link.info()),
+        // Nothing of a connection is evicted here, and no read makes a key younger.
+        [on] if is("NO-EVICT") || is("NO-TOUCH") => match is_word(on, "ON") || is_word(on, "OFF") {
+            true => Value::OK,
+            false => syntax_error(),
+        },
+        _ => {
+            let known = ["ID", "GETNAME", "SETNAME", "SETINFO", "INFO", "LIST", "NO-EVICT", "NO-TOUCH"];
+            no_subcommand("client", arguments, &known)
+        }
+    }
+}
+
+/// What clients and tools ask for to know what they deal with.
+const PARAMETERS: &[(&str, &str)] = &[
+    ("appendfsync", "always"),
+    ("appendonly", "yes"),
+    ("databases", "16"),
+    ("maxmemory", "0"),
+    ("maxmemory-policy", "noeviction"),
+    ("notify-keyspace-events", ""),
+    ("proto-max-bulk-len", "536870912"),
+    ("save", ""),
+    ("timeout", "0"),
+];
+
+pub(super) fn config(_: &mut Link, arguments: &[Bytes]) -> Value {
+    match &arguments[2..] {
+        [_, ..] if is_word(&arguments[1], "GET") => {
+            let patterns = || arguments[2..].iter().map(|pattern| pattern.to_ascii_lowercase());
+            let wanted = |name: &str| patterns().any(|pattern| glob::matches(&pattern, name.as_bytes()));
+            let found = PARAMETERS.iter().filter(|(name, _)| wanted(name));
+            Value::Map(found.map(|(name, value)| (Value::text(name), Value::text(value))).collect())
+        }
+        _ => no_subcommand("config", arguments, &["GET"]),
+    }
+}
+
+fn words(flags: &str) -> Value {
+    Value::Set(flags.split(' ').map(|flag| Value::Simple(flag.to_owned().into())).collect())
+}
+
+fn described(command: &CommandInfo) -> Value {
+    let (first, last, step) = command.keys;
+    Value::Array(vec![
+        Value::text(command.name),
+        Value::Integer(command.arity),
+        words(command.flags),
+        Value::Integer(first),
+        Value::Integer(last),
+        Value::Integer(step),
+        Value::Set(Vec::new()),
+        Value::Array(Vec::new()),
+        Value::Array(Vec::new()),
+        Value::Array(Vec::new()),
+    ])
+}
+
+fn documented(command: &CommandInfo) -> (Value, Value) {
+    let pair = |key: &str, value: &str| (Value::text(key), Value::text(value));
+    let about =
+        vec![pair("summary", command.summary), pair("since", command.since), pair("group", command.group)];
+    (Value::text(command.name), Value::Map(about))
+}
+
+pub(super) fn command(_: &mut Link, arguments: &[Bytes]) -> Value {
+    let Some(subcommand) = arguments.get(1) else {
+        return Value::Array(COMMANDS.iter().map(described).collect());
+    };
+    let is = |word: &str| is_word(subcommand, word);
+    match &arguments[2..] {
+        [] if is("COUNT") => Value::Integer(COMMANDS.len() as i64),
+        [] if is("LIST") => Value::Array(COMMANDS.iter().map(|command| Value::text(command.name)).collect()),
+        [] if is("INFO") => Value::Array(COMMANDS.iter().map(described).collect()),
+        names if is("INFO") => {
+            Value::Array(names.iter().map(|name| find(name).map_or(Value::Null, described)).collect())
+        }
+        [] if is("DOCS") => Value::Map(COMMANDS.iter().map(documented).collect()),
+        names if is("DOCS") => {
+            Value::Map(names.iter().filter_map(|name| find(name)).map(documented).collect())
+        }
+        _ => no_subcommand("command", arguments, &["COUNT", "LIST"]),
+    }
+}
+
+pub(super) fn info(link: &mut Link, arguments: &[Bytes]) -> Value {
+    let server = &link.server;
+    let sections = [
+        (
+            "server",
+            format!(
+                "# Server\r\nredis_version:{REDIS_VERSION}\r\nredis_mode:standalone\r\ndogsled_version:{}\r\n\
+                 process_id:{}\r\ntcp_port:{}\r\nuptime_in_seconds:{}\r\n",
+                env!("CARGO_PKG_VERSION"),
+                std::process::id(),
+                server.address.port(),
+                server.begun.elapsed().as_secs(),
+            ),
+        ),
+        (
+            "clients",
+            format!(
+                "# Clients\r\nconnected_clients:{}\r\nmaxclients:{}\r\n",
+                server.connected.load(Ordering::Relaxed),
+                server.max_connections
+            ),
+        ),
+        ("replication", "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n".to_owned()),
+        ("cluster", "# Cluster\r\ncluster_enabled:0\r\n".to_owned()),
+    ];
+    let wanted = |name: &str| {
+        let asked = &arguments[1..];
+        let all = ["all", "everything", "default"];
+        asked.is_empty()
+            || asked.iter().any(|word| is_word(word, name) || all.iter().any(|all| is_word(word, all)))
+    };
+    let texts: Vec<String> =
+        sections.into_iter().filter(|(name, _)| wanted(name)).map(|(_, text)| text).collect();
+    Value::Verbatim(texts.join("\r\n"))
+}

@@ -1,0 +1,67 @@
+//! [`RedisServer`]: any Redis client talks to a node.
+//!
+//! # Promises
+//!
+//! - **Commands mean what they mean in Redis 7.0**, with its replies and its texts of errors, as far as
+//!   [`support`] says that they are there. What is not there is answered as an unknown command.
+//! - **A write that was answered is synced on a quorum**; Redis answers from memory. **Reads are linearizable.** Whichever
+//!   node is asked.
+//! - A command on one key, and a transaction of keys of one partition (`{tag}`), is one entry of the partition's
+//!   log. What spans partitions is a [transaction](super::transaction): serializable, or not at all.
+//! - Commands of one connection are begun in order and answered in order. Each sees all that came before it.
+//!   What comes as a pipeline is carried out together where that changes nothing: writes that follow each other become one
+//!   entry per partition, reads one request.
+//! - Whatever a client sends or does not read, what it makes the node hold is bounded; see [`RedisOptions`].
+//!
+//! # The same data
+//!
+//! Database 0 is the tree `redis`, database `n` the tree `redis:n`; keys and values are the bytes themselves, and times
+//! to live are those of the [cluster](super#times-to-live). So [`Tree`](super::Tree) and the command line see what
+//! a Redis client wrote, and the other way round.
+//!
+//! # Idea
+//!
+//! ```text
+//! bytes ─► net::resp ─► request ─► table ─► Step ─┬─ Data: operations on keys ─► database ─► one entry, or a transaction
+//!                                                 ├─ Whole: KEYS, SCAN, …     ─► whole
+//!                                                 └─ Link: PING, SELECT, MULTI… ─► connection
+//! ```
+//!
+//! What an operation does to a key is not decided here, but in [`dogsled_storage::strings`], where the log is applied.
+//!
+//! # What differs from Redis
+//!
+//! [`support`] says it command by command. Beyond that: keys are up to 64 KiB; a write that is not answered
+//! before the deadline is an error `UNKNOWN`, which says that it may have happened, and one that was certainly not done is
+//! `CLUSTERDOWN`; a key is read for up to a tenth of a second after its time to live is over, if nobody writes
+//! to its partition, while for writes it is gone at once.
+
+mod connection;
+mod database;
+mod glob;
+mod keys;
+mod link;
+mod server;
+mod strings;
+mod table;
+mod transaction;
+mod whole;
+
+pub use dogsled_net::resp::RequestLimits;
+
+pub use self::server::{RedisOptions, RedisServer};
+pub use self::table::support;
+
+/// What a client takes the server for, which decides on what it asks: the commands and replies are those of this
+/// version.
+const REDIS_VERSION: &str = "7.0.15";
+/// How many databases `SELECT` knows.
+const DATABASES: u32 = 16;
+
+/// The tree of a database.
+fn tree_name(database: u32) -> crate::IVec {
+    match database {
+        0 => crate::IVec::from("redis"),
+        other => crate::IVec::from(format!("redis:{other}")),
+    }
+}

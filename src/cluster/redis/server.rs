@@ -1,0 +1,188 @@
+//! [`RedisServer`]: the port, and how many may be at it.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use dogsled_net::resp::RequestLimits;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::connection;
+use super::database::Database;
+use crate::cluster::Client;
+
+/// How long connections may take to end when the server is closed.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// After an error of accepting, as when there are no more file descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How a [`RedisServer`] is run.
+#[derive(Clone)]
+pub struct RedisOptions {
+    /// The TCP address to listen on. There is no encryption: anywhere but on loopback a
+    /// [password](RedisOptions::password) is demanded, and who listens on the way hears it.
+    pub listen: SocketAddr,
+    /// What a client has to say first, by `AUTH` or `HELLO`.
+    pub password: Option<String>,
+    /// How many connections there may be; more are told so and closed.
+    pub max_connections: usize,
+    /// What one command may be.
+    pub limits: RequestLimits,
+    /// The most bytes that all connections together hold of commands that have not all come, or wait for `EXEC`.
+    pub max_held_bytes: usize,
+    /// How long a client may read nothing of what it is sent.
+    pub patience: Duration,
+}
+
+impl RedisOptions {
+    /// The defaults, at an address.
+    pub fn new(listen: SocketAddr) -> RedisOptions {
+        RedisOptions {
+            listen,
+            password: None,
+            max_connections: 10_000,
+            limits: RequestLimits::default(),
+            max_held_bytes: 1 << 30,
+            patience: Duration::from_secs(60),
+        }
+    }
+}
+
+impl fmt::Debug for RedisOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisOptions")
+            .field("listen", &self.listen)
+            .field("has_password", &self.password.is_some())
+            .field("max_connections", &self.max_connections)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the connections share.
+pub(super) struct Shared {
+    pub(super) address: SocketAddr,
+    pub(super) password: Option<String>,
+    pub(super) max_connections: usize,
+    pub(super) limits: RequestLimits,
+    pub(super) max_held_bytes: usize,
+    pub(super) patience: Duration,
+    pub(super) begun: Instant,
+    pub(super) database: Database,
+    pub(super) connected: AtomicUsize,
+    pub(super) held: AtomicUsize,
+    pub(super) closing: watch::Receiver<bool>,
+    next_id: AtomicU64,
+}
+
+/// Serves Redis's protocol to whoever connects; see the [module](super). Ends when it is dropped.
+///
+/// ```no_run
+/// # async fn serve(node: dogsled::cluster::Node) -> std::io::Result<()> {
+/// use dogsled::cluster::redis::{RedisOptions, RedisServer};
+/// let options = RedisOptions::new(([127, 0, 0, 1], 6379).into());
+/// let server = RedisServer::start(node.client(), options).await?;
+/// println!("redis-cli -p {}", server.local_address().port());
+/// # Ok(()) }
+/// ```
+pub struct RedisServer {
+    address: SocketAddr,
+    close: watch::Sender<bool>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl RedisServer {
+    /// Listens, and serves what a client of the cluster reaches: a node's own takes the short way.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::PermissionDenied`] if others could connect and there is no password; those of listening.
+    pub async fn start(client: Client, options: RedisOptions) -> io::Result<RedisServer> {
+        if !options.listen.ip().is_loopback() && options.password.is_none() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "{} is not this machine's own address: whoever can connect could do anything. Set a password",
+                    options.listen
+                ),
+            ));
+        }
+        let listener = TcpListener::bind(options.listen).await?;
+        let address = listener.local_addr()?;
+        let (close, closing) = watch::channel(false);
+        let shared = Arc::new(Shared {
+            address,
+            password: options.password,
+            max_connections: options.max_connections,
+            limits: options.limits,
+            max_held_bytes: options.max_held_bytes,
+            patience: options.patience,
+            begun: Instant::now(),
+            database: Database::new(client),
+            connected: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
+            closing,
+            next_id: AtomicU64::new(1),
+        });
+        let task = Some(tokio::spawn(accept(listener, shared)));
+        Ok(RedisServer { address, close, task })
+    }
+
+    /// Where it listens.
+    pub fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops listening, and ends the connections: what they are about to do is given a second.
+    pub async fn close(mut self) {
+        self.close.send_replace(true);
+        if let Some(task) = self.task.take() {
+            // It ends by itself; that it panicked is reported elsewhere.
+            let _ = task.await;
+        }
+    }
+}
+
+impl fmt::Debug for RedisServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisServer").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut closing = shared.closing.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // Also when whoever could say so is gone.
+            _ = closing.wait_for(|closing| *closing) => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((stream, peer)) if connections.len() < shared.max_connections => {
+                let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
+                connections.spawn(connection::serve(stream, peer, Arc::clone(&shared), id));
+            }
+            Ok((stream, _)) => refuse(stream).await,
+            Err(error) => {
+                tracing::warn!(%error, "a Redis client could not be accepted");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(FAREWELL, ended).await;
+    // What is left is aborted when the set is dropped.
+}
+
+async fn refuse(mut stream: TcpStream) {
+    // It fits into any buffer; whoever does not take it goes without.
+    let told = stream.write_all(b"-ERR max number of clients reached\r\n");
+    let _ = tokio::time::timeout(PAUSE, told).await;
+}

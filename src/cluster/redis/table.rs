@@ -1,0 +1,368 @@
+//! [`COMMANDS`]: every command that there is, and what is known of it.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use dogsled_net::resp::Value;
+use dogsled_storage::TreeId;
+use dogsled_storage::strings::{StringAction, StringsOperation, parse_integer};
+
+use super::database::Data;
+use super::link::{self, Link};
+use super::whole::{self, Whole};
+use super::{keys, strings};
+use crate::IVec;
+
+/// A command, as far as it can be understood without the database and the connection.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    /// On keys.
+    Data(Data),
+    /// On a whole database.
+    Whole(Whole),
+    /// On the connection.
+    Link(fn(&mut Link, &[Bytes]) -> Value, Vec<Bytes>),
+    /// On the transaction that the connection is in, or is to be in.
+    Multi(Multi, Vec<Bytes>),
+}
+
+/// What concerns a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Multi {
+    Begin,
+    Execute,
+    Discard,
+    Watch,
+    Unwatch,
+}
+
+/// What a command comes to, or why it is refused.
+pub(super) type Planned = Result<Step, Value>;
+
+/// A request, and where it is made.
+pub(super) struct Asked<'a> {
+    /// Of the command, in small letters.
+    pub(super) name: String,
+    /// All of the request, the name first.
+    pub(super) arguments: &'a [Bytes],
+    /// The number of the database.
+    pub(super) database: TreeId,
+    /// About the time it is.
+    pub(super) now_ms: u64,
+}
+
+impl Asked<'_> {
+    /// An operation on a key of the database.
+    pub(super) fn operation(&self, key: &Bytes, action: StringAction) -> StringsOperation {
+        StringsOperation { tree: self.database, key: IVec::from(&key[..]), action }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Handler {
+    Plan(fn(&Asked<'_>) -> Planned),
+    Link(fn(&mut Link, &[Bytes]) -> Value),
+    Multi(Multi),
+}
+
+/// How much of a command is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Support {
+    Full,
+    /// But for this.
+    Partial(&'static str),
+}
+use Support::{Full, Partial};
+
+/// What is known of a command.
+pub(super) struct CommandInfo {
+    /// In small letters.
+    pub(super) name: &'static str,
+    /// How many arguments, the name among them; negative: at least so many.
+    pub(super) arity: i64,
+    /// Separated by spaces, as `COMMAND INFO` has them.
+    pub(super) flags: &'static str,
+    /// The first key, the last, and the step between them.
+    pub(super) keys: (i64, i64, i64),
+    pub(super) since: &'static str,
+    pub(super) group: &'static str,
+    pub(super) summary: &'static str,
+    handler: Handler,
+    support: Support,
+}
+
+#[allow(clippy::too_many_arguments, reason = "a row of a table")]
+const fn row(
+    name: &'static str,
+    arity: i64,
+    flags: &'static str,
+    keys: (i64, i64, i64),
+    since: &'static str,
+    group: &'static str,
+    handler: Handler,
+    support: Support,
+    summary: &'static str,
+) -> CommandInfo {
+    CommandInfo { name, arity, flags, keys, since, group, summary, handler, support }
+}
+
+const NONE: (i64, i64, i64) = (0, 0, 0);
+const ONE: (i64, i64, i64) = (1, 1, 1);
+const TWO: (i64, i64, i64) = (1, 2, 1);
+const ALL: (i64, i64, i64) = (1, -1, 1);
+const PAIRS: (i64, i64, i64) = (1, -1, 2);
+
+const fn plan(plan: fn(&Asked<'_>) -> Planned) -> Handler {
+    Handler::Plan(plan)
+}
+const fn link(link: fn(&mut Link, &[Bytes]) -> Value) -> Handler {
+    Handler::Link(link)
+}
+
+const READ: &str = "readonly fast";
+const WRITE: &str = "write denyoom";
+const FAST: &str = "write denyoom fast";
+const TIME: &str = "write fast";
+const TALK: &str = "noscript loading stale fast";
+
+const ACROSS: Support = Partial("over several partitions only of keys without a time to live");
+const WATCHED: Support =
+    Partial("that a key's time to live was changed does not count, nor that a key came and went again");
+const NOT_IN_MULTI: &str = "not within MULTI";
+
+/// By name.
+#[rustfmt::skip]
+pub(super) const COMMANDS: &[CommandInfo] = &[
+    row("append", 3, FAST, ONE, "2.0.0", "string", plan(strings::append), Full, "Appends a string to the value of a key."),
+    row("auth", -2, TALK, NONE, "1.0.0", "connection", link(link::auth), Partial("the user `default` only"), "Authenticates the connection."),
+    row("client", -2, TALK, NONE, "2.4.0", "connection", link(link::client), Partial("ID, GETNAME, SETNAME, SETINFO, INFO, LIST (of the own connection), NO-EVICT, NO-TOUCH"), "Commands on client connections."),
+    row("command", -1, "loading stale", NONE, "2.8.13", "server", link(link::command), Partial("COUNT, DOCS, INFO, LIST; no key specifications"), "Returns detailed information about commands."),
+    row("config", -2, "admin noscript loading stale", NONE, "2.0.0", "server", link(link::config), Partial("GET, of a few parameters"), "Commands on the server's configuration."),
+    row("copy", -3, WRITE, TWO, "6.2.0", "generic", plan(keys::copy), ACROSS, "Copies the value of a key to a new key."),
+    row("dbsize", 1, READ, NONE, "1.0.0", "server", plan(whole::size), Partial(NOT_IN_MULTI), "Returns the number of keys in the database."),
+    row("decr", 2, FAST, ONE, "1.0.0", "string", plan(strings::decrement), Full, "Decrements the integer value of a key by one."),
+    row("decrby", 3, FAST, ONE, "1.0.0", "string", plan(strings::decrement_by), Full, "Decrements the integer value of a key by a number."),
+    row("del", -2, "write", ALL, "1.0.0", "generic", plan(keys::delete), Full, "Deletes one or more keys."),
+    row("discard", 1, TALK, NONE, "2.0.0", "transactions", Handler::Multi(Multi::Discard), Full, "Discards a transaction."),
+    row("echo", 2, "loading stale fast", NONE, "1.0.0", "connection", link(link::echo), Full, "Returns the given string."),
+    row("exec", 1, "noscript loading stale skip_slowlog", NONE, "1.2.0", "transactions", Handler::Multi(Multi::Execute), ACROSS, "Executes all commands in a transaction."),
+    row("exists", -2, READ, ALL, "1.0.0", "generic", plan(keys::exists), Full, "Determines whether one or more keys exist."),
+    row("expire", -3, TIME, ONE, "1.0.0", "generic", plan(keys::expire), Full, "Sets the expiration time of a key in seconds."),
+    row("expireat", -3, TIME, ONE, "1.2.0", "generic", plan(keys::expire_at), Full, "Sets the expiration time of a key to a Unix timestamp."),
+    row("expiretime", 2, READ, ONE, "7.0.0", "generic", plan(keys::expires_second), Full, "Returns the expiration time of a key as a Unix timestamp."),
+    row("flushall", -1, "write", NONE, "1.0.0", "server", plan(whole::flush_all), Partial("partition after partition; not within MULTI; trees that are no databases of Redis stay"), "Removes all keys from all databases."),
+    row("flushdb", -1, "write", NONE, "1.0.0", "server", plan(whole::flush), Partial("partition after partition; not within MULTI"), "Removes all keys from the current database."),
+    row("get", 2, READ, ONE, "1.0.0", "string", plan(strings::get), Full, "Returns the string value of a key."),
+    row("getdel", 2, TIME, ONE, "6.2.0", "string", plan(strings::get_and_delete), Full, "Returns the string value of a key after deleting the key."),
+    row("getex", -2, TIME, ONE, "6.2.0", "string", plan(strings::get_and_expire), Full, "Returns the string value of a key after setting its expiration time."),
+    row("getrange", 4, "readonly", ONE, "2.4.0", "string", plan(strings::range), Full, "Returns a substring of the string stored at a key."),
+    row("getset", 3, FAST, ONE, "1.0.0", "string", plan(strings::get_and_set), Full, "Returns the previous string value of a key after setting it to a new value."),
+    row("hello", -1, "noscript loading stale fast no_auth allow_busy", NONE, "6.0.0", "connection", link(link::hello), Full, "Handshakes with the server."),
+    row("incr", 2, FAST, ONE, "1.0.0", "string", plan(strings::increment), Full, "Increments the integer value of a key by one."),
+    row("incrby", 3, FAST, ONE, "1.0.0", "string", plan(strings::increment_by), Full, "Increments the integer value of a key by a number."),
+    row("incrbyfloat", 3, FAST, ONE, "2.6.0", "string", plan(strings::increment_by_float), Partial("decimal, exactly, to 17 places: without the rounding of a `long double`; no hexadecimal numbers"), "Increments the floating point value of a key by a number."),
+    row("info", -1, "loading stale", NONE, "1.0.0", "server", link(link::info), Partial("server, clients, replication; what a client decides by"), "Returns information and statistics about the server."),
+    row("keys", 2, "readonly", NONE, "1.0.0", "generic", plan(whole::keys), Partial(NOT_IN_MULTI), "Returns all key names that match a pattern."),
+    row("mget", -2, READ, ALL, "1.0.0", "string", plan(strings::get_many), Full, "Returns the string values of one or more keys."),
+    row("mset", -3, WRITE, PAIRS, "1.0.1", "string", plan(strings::set_many), Full, "Sets the string values of one or more keys."),
+    row("msetnx", -3, WRITE, PAIRS, "1.0.1", "string", plan(strings::set_many_if_absent), Full, "Sets the string values of one or more keys only when all keys don't exist."),
+    row("multi", 1, TALK, NONE, "1.2.0", "transactions", Handler::Multi(Multi::Begin), Full, "Starts a transaction."),
+    row("persist", 2, TIME, ONE, "2.2.0", "generic", plan(keys::persist), Full, "Removes the expiration time of a key."),
+    row("pexpire", -3, TIME, ONE, "2.6.0", "generic", plan(keys::expire_milliseconds), Full, "Sets the expiration time of a key in milliseconds."),
+    row("pexpireat", -3, TIME, ONE, "2.6.0", "generic", plan(keys::expire_at_milliseconds), Full, "Sets the expiration time of a key to a Unix milliseconds timestamp."),
+    row("pexpiretime", 2, READ, ONE, "7.0.0", "generic", plan(keys::expires_millisecond), Full, "Returns the expiration time of a key as a Unix milliseconds timestamp."),
+    row("ping", -1, "fast", NONE, "1.0.0", "connection", link(link::ping), Full, "Returns the server's liveliness response."),
+    row("psetex", 4, WRITE, ONE, "2.6.0", "string", plan(strings::set_with_milliseconds), Full, "Sets both string value and expiration time in milliseconds of a key."),
+    row("pttl", 2, READ, ONE, "2.6.0", "generic", plan(keys::milliseconds_left), Full, "Returns the expiration time in milliseconds of a key."),
+    row("quit", -1, "noscript loading stale fast no_auth allow_busy", NONE, "1.0.0", "connection", link(link::quit), Full, "Closes the connection."),
+    row("randomkey", 1, "readonly", NONE, "1.0.0", "generic", plan(whole::random_key), Partial("keys behind gaps come more often; not within MULTI"), "Returns a random key name from the database."),
+    row("rename", 3, "write", TWO, "1.0.0", "generic", plan(keys::rename), ACROSS, "Renames a key and overwrites the destination."),
+    row("renamenx", 3, TIME, TWO, "1.0.0", "generic", plan(keys::rename_if_absent), ACROSS, "Renames a key only when the target key name doesn't exist."),
+    row("reset", 1, "noscript loading stale fast no_auth allow_busy", NONE, "6.2.0", "connection", link(link::reset), Full, "Resets the connection."),
+    row("scan", -2, "readonly", NONE, "2.8.0", "generic", plan(whole::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384; not within MULTI"), "Iterates over the key names in the database."),
+    row("select", 2, "loading stale fast", NONE, "1.0.0", "connection", link(link::select), Full, "Changes the selected database."),
+    row("set", -3, WRITE, ONE, "1.0.0", "string", plan(strings::set), Full, "Sets the string value of a key, ignoring its type. The key is created if it doesn't exist."),
+    row("setex", 4, WRITE, ONE, "2.0.0", "string", plan(strings::set_with_seconds), Full, "Sets the string value and expiration time of a key."),
+    row("setnx", 3, FAST, ONE, "1.0.0", "string", plan(strings::set_if_absent), Full, "Set the string value of a key only when the key doesn't exist."),
+    row("setrange", 4, WRITE, ONE, "2.2.0", "string", plan(strings::overwrite), Full, "Overwrites a part of a string value with another by an offset."),
+    row("strlen", 2, READ, ONE, "2.2.0", "string", plan(strings::length), Full, "Returns the length of a string value."),
+    row("substr", 4, "readonly", ONE, "1.0.0", "string", plan(strings::range), Full, "Returns a substring from a string value."),
+    row("touch", -2, READ, ALL, "3.2.1", "generic", plan(keys::exists), Full, "Returns the number of existing keys out of those specified."),
+    row("ttl", 2, READ, ONE, "1.0.0", "generic", plan(keys::seconds_left), Full, "Returns the expiration time in seconds of a key."),
+    row("type", 2, READ, ONE, "1.0.0", "generic", plan(keys::kind), Full, "Determines the type of value stored at a key."),
+    row("unlink", -2, "write fast", ALL, "4.0.0", "generic", plan(keys::delete), Full, "Deletes one or more keys."),
+    row("unwatch", 1, TALK, NONE, "2.2.0", "transactions", Handler::Multi(Multi::Unwatch), Full, "Forgets about watched keys of a transaction."),
+    row("watch", -2, TALK, ALL, "2.2.0", "transactions", Handler::Multi(Multi::Watch), WATCHED, "Monitors changes to keys to determine the execution of a transaction."),
+];
+
+/// What Redis 7.0 has and is not here, by its groups. A client is told that the command is unknown.
+const ABSENT: &[(&str, &str)] = &[
+    ("string", "lcs"),
+    ("generic", "dump migrate move object restore sort sort_ro wait"),
+    ("bitmap", "bitcount bitfield bitfield_ro bitop bitpos getbit setbit"),
+    (
+        "hash",
+        "hdel hexists hget hgetall hincrby hincrbyfloat hkeys hlen hmget hmset hrandfield hscan hset hsetnx hstrlen hvals",
+    ),
+    (
+        "list",
+        "blmove blmpop blpop brpop brpoplpush lindex linsert llen lmove lmpop lpop lpos lpush lpushx lrange lrem lset ltrim rpop rpoplpush rpush rpushx",
+    ),
+    (
+        "set",
+        "sadd scard sdiff sdiffstore sinter sintercard sinterstore sismember smembers smismember smove spop srandmember srem sscan sunion sunionstore",
+    ),
+    (
+        "sorted-set",
+        "bzmpop bzpopmax bzpopmin zadd zcard zcount zdiff zdiffstore zincrby zinter zintercard zinterstore zlexcount zmpop zmscore zpopmax zpopmin zrandmember zrange zrangebylex zrangebyscore zrangestore zrank zrem zremrangebylex zremrangebyrank zremrangebyscore zrevrange zrevrangebylex zrevrangebyscore zrevrank zscan zscore zunion zunionstore",
+    ),
+    (
+        "stream",
+        "xack xadd xautoclaim xclaim xdel xgroup xinfo xlen xpending xrange xread xreadgroup xrevrange xsetid xtrim",
+    ),
+    ("hyperloglog", "pfadd pfcount pfdebug pfmerge pfselftest"),
+    (
+        "geo",
+        "geoadd geodist geohash geopos georadius georadius_ro georadiusbymember georadiusbymember_ro geosearch geosearchstore",
+    ),
+    (
+        "pubsub",
+        "psubscribe publish pubsub punsubscribe spublish ssubscribe subscribe sunsubscribe unsubscribe",
+    ),
+    ("scripting", "eval eval_ro evalsha evalsha_ro fcall fcall_ro function script"),
+    ("cluster", "asking cluster readonly readwrite"),
+    (
+        "server",
+        "acl bgrewriteaof bgsave debug failover lastsave latency lolwut memory module monitor psync replconf replicaof restore-asking role save shutdown slaveof slowlog swapdb sync time",
+    ),
+];
+
+/// The command of a name in whatever letters.
+pub(super) fn find(name: &[u8]) -> Option<&'static CommandInfo> {
+    // Longer than any, and not to be copied.
+    if name.len() > 16 {
+        return None;
+    }
+    let name = name.to_ascii_lowercase();
+    let at = COMMANDS.binary_search_by(|command| command.name.as_bytes().cmp(&name)).ok()?;
+    Some(&COMMANDS[at])
+}
+
+impl CommandInfo {
+    /// Whether it may be asked before a client has said who it is.
+    pub(super) fn is_free(&self) -> bool {
+        matches!(self.name, "auth" | "hello" | "quit" | "reset")
+    }
+
+    /// Whether so many arguments are right.
+    pub(super) fn check_arity(&self, count: usize) -> Result<(), Value> {
+        let count = count as i64;
+        let is_right = if self.arity < 0 { count >= -self.arity } else { count == self.arity };
+        if is_right { Ok(()) } else { Err(wrong_arity(self.name)) }
+    }
+
+    /// Understands a request for it that has the right number of arguments.
+    pub(super) fn plan(&self, arguments: &[Bytes], database: TreeId, now_ms: u64) -> Planned {
+        match self.handler {
+            Handler::Plan(plan) => plan(&Asked { name: self.name.to_owned(), arguments, database, now_ms }),
+            Handler::Link(link) => Ok(Step::Link(link, arguments.to_vec())),
+            Handler::Multi(multi) => Ok(Step::Multi(multi, arguments.to_vec())),
+        }
+    }
+}
+
+/// Whether an argument is this word, in whatever letters.
+pub(super) fn is_word(argument: &[u8], word: &str) -> bool {
+    argument.eq_ignore_ascii_case(word.as_bytes())
+}
+
+/// A whole number.
+pub(super) fn integer(argument: &[u8]) -> Result<i64, Value> {
+    parse_integer(argument).ok_or_else(|| Value::error("ERR value is not an integer or out of range"))
+}
+
+pub(super) fn syntax_error() -> Value {
+    Value::error("ERR syntax error")
+}
+
+pub(super) fn wrong_arity(name: &str) -> Value {
+    Value::error(format!("ERR wrong number of arguments for '{name}' command"))
+}
+
+/// Of the name, and of the arguments together, so many bytes are told.
+const TOLD: usize = 128;
+
+/// What is said of a command that there is not.
+pub(super) fn unknown(arguments: &[Bytes]) -> Value {
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let name = &arguments[0][..arguments[0].len().min(TOLD)];
+    let mut told = String::new();
+    for argument in &arguments[1..] {
+        if told.len() >= TOLD {
+            break;
+        }
+        let part = &argument[..argument.len().min(TOLD - told.len())];
+        let _ = write!(told, "'{}' ", shown(part));
+    }
+    Value::error(format!("ERR unknown command '{}', with args beginning with: {told}", shown(name)))
+}
+
+/// Which of Redis's commands there are: a page, made from the same table that commands are looked up in.
+pub fn support() -> String {
+    let mut page = "\
+# Redis's commands
+
+Written by `DOGSLED_BLESS=1 cargo test --workspace --test redis` from `src/cluster/redis/table.rs`; the test fails
+if the two differ. The commands and their replies are those of Redis 7.0.
+
+| command | group | |
+|---|---|---|
+"
+    .to_owned();
+    let mut rows: Vec<(String, &str, String)> = Vec::new();
+    for command in COMMANDS {
+        let support = match command.support {
+            Full => "full".to_owned(),
+            Partial(how) => format!("partial: {how}"),
+        };
+        rows.push((command.name.to_ascii_uppercase(), command.group, support));
+    }
+    for (group, names) in ABSENT {
+        rows.extend(names.split(' ').map(|name| (name.to_ascii_uppercase(), *group, "absent".to_owned())));
+    }
+    rows.sort();
+    for (name, group, support) in rows {
+        let _ = writeln!(page, "| {name} | {group} | {support} |");
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_is_found_by_its_name_and_no_absent_one_is() {
+        for command in COMMANDS {
+            let found = find(command.name.to_ascii_uppercase().as_bytes()).expect(command.name);
+            assert_eq!(found.name, command.name);
+        }
+        for name in ABSENT.iter().flat_map(|(_, names)| names.split(' ')) {
+            assert!(find(name.as_bytes()).is_none(), "{name} is there");
+        }
+    }
+
+    #[test]
+    fn an_unknown_command_is_told_as_redis_does() {
+        let words = |words: &[&str]| -> Vec<Bytes> {
+            words.iter().map(|word| Bytes::copy_from_slice(word.as_bytes())).collect()
+        };
+        let told = |value: &[&str]| match unknown(&words(value)) {
+            Value::Error(text) => text.into_owned(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told(&["foo"]), "ERR unknown command 'foo', with args beginning with: ");
+        assert_eq!(told(&["foo", "a", "b"]), "ERR unknown command 'foo', with args beginning with: 'a' 'b' ");
+        assert!(told(&["foo", &"a".repeat(1_000), &"b".repeat(1_000)]).len() < 250);
+    }
+}

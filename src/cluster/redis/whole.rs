@@ -1,0 +1,229 @@
+//! Commands on a whole database: `KEYS`, `SCAN`, `RANDOMKEY`, `DBSIZE`, `FLUSHDB`, `FLUSHALL`.
+//!
+//! A cursor of `SCAN` is a number, and a place in an ordered tree is a key; so the server keeps the keys behind the numbers that
+//! it gave, the latest of them, and another node does not know them.
+
+use std::collections::VecDeque;
+use std::ops::Bound;
+
+use bytes::Bytes;
+use dogsled_net::resp::Value;
+use dogsled_storage::strings::parse_integer;
+use parking_lot::Mutex;
+
+use super::database::{Database, bulk, failed};
+use super::glob;
+use super::table::{Asked, Planned, Step, integer, is_word, syntax_error};
+use super::tree_name;
+use crate::IVec;
+use crate::cluster::session::random_u64;
+use crate::cluster::{Entries, Error, Tree};
+
+/// The most places that are kept for `SCAN`, and their bytes.
+const MOST_CURSORS: usize = 16 << 10;
+const MOST_CURSOR_BYTES: usize = 8 << 20;
+/// The most keys that one `SCAN` looks at.
+const MOST_SCANNED: i64 = 10_000;
+
+/// What is asked of a whole database.
+#[derive(Clone, Debug)]
+pub(super) enum Whole {
+    Keys(Bytes),
+    Scan { cursor: u64, pattern: Option<Bytes>, count: i64, is_of_strings: bool },
+    Size,
+    RandomKey,
+    Flush,
+    FlushAll,
+}
+
+pub(super) fn keys(asked: &Asked<'_>) -> Planned {
+    Ok(Step::Whole(Whole::Keys(asked.arguments[1].clone())))
+}
+
+pub(super) fn size(_: &Asked<'_>) -> Planned {
+    Ok(Step::Whole(Whole::Size))
+}
+
+pub(super) fn random_key(_: &Asked<'_>) -> Planned {
+    Ok(Step::Whole(Whole::RandomKey))
+}
+
+fn check_flush(asked: &Asked<'_>) -> Result<(), Value> {
+    match &asked.arguments[1..] {
+        [] => Ok(()),
+        [how] if is_word(how, "ASYNC") || is_word(how, "SYNC") => Ok(()),
+        _ => Err(syntax_error()),
+    }
+}
+
+pub(super) fn flush(asked: &Asked<'_>) -> Planned {
+    check_flush(asked)?;
+    Ok(Step::Whole(Whole::Flush))
+}
+
+pub(super) fn flush_all(asked: &Asked<'_>) -> Planned {
+    check_flush(asked)?;
+    Ok(Step::Whole(Whole::FlushAll))
+}
+
+pub(super) fn scan(asked: &Asked<'_>) -> Planned {
+    let cursor = std::str::from_utf8(&asked.arguments[1]).ok().and_then(|cursor| cursor.parse().ok());
+    let cursor: u64 = cursor.ok_or_else(|| Value::error("ERR invalid cursor"))?;
+    let (mut pattern, mut count, mut is_of_strings) = (None, 10, true);
+    let mut options = asked.arguments[2..].iter();
+    while let Some(option) = options.next() {
+        let argument = options.next().ok_or_else(syntax_error)?;
+        if is_word(option, "COUNT") {
+            count = integer(argument)?;
+            if count < 1 {
+                return Err(syntax_error());
+            }
+        } else if is_word(option, "MATCH") {
+            pattern = Some(argument.clone());
+        } else if is_word(option, "TYPE") {
+            is_of_strings = is_word(argument, "string");
+        } else {
+            return Err(syntax_error());
+        }
+    }
+    Ok(Step::Whole(Whole::Scan { cursor, pattern, count, is_of_strings }))
+}
+
+/// Where scans go on.
+#[derive(Default)]
+pub(super) struct Cursors(Mutex<Places>);
+
+#[derive(Default)]
+struct Places {
+    latest: VecDeque<(u64, IVec)>,
+    bytes: usize,
+}
+
+impl Cursors {
+    fn keep(&self, behind: IVec) -> u64 {
+        // Never 0, which is the beginning; and what JavaScript can count.
+        let cursor = (random_u64() >> 12).max(1);
+        let places = &mut *self.0.lock();
+        places.bytes += behind.len();
+        places.latest.push_back((cursor, behind));
+        while places.latest.len() > MOST_CURSORS || places.bytes > MOST_CURSOR_BYTES {
+            let Some((_, key)) = places.latest.pop_front() else { break };
+            places.bytes -= key.len();
+        }
+        cursor
+    }
+
+    /// Not forgotten with that: an answer that was lost is asked for again.
+    fn find(&self, cursor: u64) -> Option<IVec> {
+        let places = self.0.lock();
+        places.latest.iter().rev().find(|(known, _)| *known == cursor).map(|(_, key)| key.clone())
+    }
+}
+
+impl Database {
+    /// Answers what is asked of a whole database.
+    pub(super) async fn whole(&self, database: u32, asked: &Whole) -> Value {
+        let tree = self.client.tree(tree_name(database));
+        let answer = match asked {
+            Whole::Keys(pattern) => keys_of(&tree, pattern).await,
+            Whole::Size => tree.len().await.map(|size| Value::Integer(size as i64)),
+            Whole::RandomKey => random(&tree).await.map(|key| key.map_or(Value::Null, bulk)),
+            Whole::Flush => tree.clear().await.map(|()| Value::OK),
+            Whole::FlushAll => self.flush_all().await.map(|()| Value::OK),
+            Whole::Scan { cursor, pattern, count, is_of_strings } => {
+                let from = match cursor {
+                    0 => Bound::Unbounded,
+                    known => match self.cursors.find(*known) {
+                        Some(key) => Bound::Excluded(key),
+                        None => return Value::error("ERR invalid cursor"),
+                    },
+                };
+                let pattern = pattern.as_deref().filter(|_| *is_of_strings);
+                self.scan(&tree, from, pattern, *count, *is_of_strings).await
+            }
+        };
+        answer.unwrap_or_else(|error| failed(&error))
+    }
+
+    async fn scan(
+        &self,
+        tree: &Tree,
+        from: Bound<IVec>,
+        pattern: Option<&[u8]>,
+        count: i64,
+        is_of_strings: bool,
+    ) -> Result<Value, Error> {
+        let mut entries = tree.range::<IVec, _>((from, Bound::Unbounded)).keys_only();
+        let (mut found, mut last) = (Vec::new(), None);
+        for _ in 0..count.min(MOST_SCANNED) {
+            let Some(entry) = entries.next().await else {
+                last = None;
+                break;
+            };
+            let (key, _) = entry?;
+            last = Some(key.clone());
+            if is_of_strings && pattern.is_none_or(|pattern| glob::matches(pattern, &key)) {
+                found.push(bulk(key));
+            }
+        }
+        // Only the look at the one behind tells whether there is more.
+        let more = last.is_some() && entries.next().await.transpose()?.is_some();
+        let cursor = last.filter(|_| more).map_or(0, |last| self.cursors.keep(last));
+        Ok(Value::Array(vec![Value::text(cursor.to_string()), Value::Array(found)]))
+    }
+
+    /// All that are databases: other trees are not Redis's.
+    async fn flush_all(&self) -> Result<(), Error> {
+        for name in self.client.tree_names().await? {
+            let number = name.strip_prefix(b"redis:").and_then(parse_integer);
+            if &name[..] == b"redis" || number.is_some_and(|number| number > 0) {
+                self.client.tree(&name).clear().await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn keys_of(tree: &Tree, pattern: &[u8]) -> Result<Value, Error> {
+    let prefix = glob::prefix(pattern);
+    let mut entries: Entries = tree.scan_prefix(prefix).keys_only();
+    let mut keys = Vec::new();
+    while let Some(entry) = entries.next().await {
+        let (key, _) = entry?;
+        if glob::matches(pattern, &key) {
+            keys.push(bulk(key));
+        }
+    }
+    Ok(Value::Array(keys))
+}
+
+/// The first key behind a place by chance between the first and the last. Keys behind gaps come more often.
+async fn random(tree: &Tree) -> Result<Option<IVec>, Error> {
+    let (Some((first, _)), Some((last, _))) = (first_key(tree, false).await?, first_key(tree, true).await?)
+    else {
+        return Ok(None);
+    };
+    let common = first.iter().zip(last.iter()).take_while(|(one, other)| one == other).count();
+    let number = |key: &IVec| {
+        let mut bytes = [0; 8];
+        let rest = &key[common..];
+        let length = rest.len().min(8);
+        bytes[..length].copy_from_slice(&rest[..length]);
+        u64::from_be_bytes(bytes)
+    };
+    let (low, high) = (number(&first), number(&last));
+    let span = u128::from(high - low) + 1;
+    let between = low + ((u128::from(random_u64()) * span) >> 64) as u64;
+    let place = IVec::from([&first[..common], &between.to_be_bytes()].concat());
+    let mut behind = tree.range::<IVec, _>((Bound::Included(place), Bound::Unbounded)).keys_only();
+    match behind.next().await.transpose()? {
+        Some((key, _)) => Ok(Some(key)),
+        None => Ok(Some(first)),
+    }
+}
+
+async fn first_key(tree: &Tree, last: bool) -> Result<Option<(IVec, IVec)>, Error> {
+    let entries = tree.iter().keys_only();
+    let mut entries = if last { entries.rev() } else { entries };
+    entries.next().await.transpose()
+}

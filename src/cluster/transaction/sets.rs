@@ -1,0 +1,262 @@
+//! [`Sets`]: what a transaction has read and wants to write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Bound, RangeInclusive};
+use std::sync::Arc;
+
+use dogsled_replication::ring::TreeHash;
+use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
+use dogsled_storage::transaction::coordinator::Share;
+use dogsled_storage::{ExpiryCommand, SetIf, TreeId, Versioned, When, Write};
+
+use crate::IVec;
+
+/// What was read and is to be written.
+#[derive(Default)]
+pub(super) struct Sets {
+    pub(super) trees: BTreeMap<IVec, Access>,
+    /// The position at which something was first read, by group.
+    positions: BTreeMap<u32, u64>,
+    /// How many requests have read something: what came with one is of one moment.
+    requests: u64,
+    /// What was looked at, to be looked at again.
+    pub(super) scans: BTreeSet<Scan>,
+    /// What is there is to be kept, to be shown to a closure.
+    pub(super) keeps: bool,
+    /// What was seen there, if it is to be shown.
+    pub(super) kept: BTreeMap<Scan, Arc<Seen>>,
+    /// All that so many requests have read is of one moment.
+    shown: Option<u64>,
+}
+
+/// The first keys of a range.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Scan {
+    pub(super) tree: IVec,
+    pub(super) low: IVec,
+    /// Exclusive.
+    pub(super) high: Option<IVec>,
+    /// How many.
+    pub(super) want: usize,
+}
+
+impl Scan {
+    /// The partitions that may have keys of it.
+    pub(super) fn groups(&self, partitions: u32) -> RangeInclusive<u32> {
+        let upper = self.high.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let hash = TreeHash::of_stored(&self.tree).0;
+        match hash.group_of_range(Bound::Included(&self.low), upper, partitions) {
+            Some(group) => group..=group,
+            None => 1..=partitions,
+        }
+    }
+}
+
+/// What a [`Scan`] has found.
+pub(super) struct Seen {
+    pub(super) entries: Vec<(IVec, Versioned)>,
+    /// Where what was looked at ends.
+    pub(super) end: Option<IVec>,
+}
+
+/// The same of one tree.
+#[derive(Default)]
+pub(super) struct Access {
+    pub(super) reads: BTreeMap<IVec, Option<Versioned>>,
+    pub(super) ranges: Vec<RangeSeen>,
+    pub(super) writes: BTreeMap<IVec, Option<IVec>>,
+    /// Of keys that are written and are to expire; of keys that are not, what becomes of their time to live.
+    times: BTreeMap<IVec, Time>,
+}
+
+/// A time to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Time {
+    /// In milliseconds from the commit.
+    After(u64),
+    /// None any more.
+    Forever,
+}
+
+impl Access {
+    /// A write without a time to live: the key has none any more.
+    pub(super) fn write(&mut self, key: IVec, value: Option<IVec>) {
+        self.times.remove(&key);
+        self.writes.insert(key, value);
+    }
+
+    pub(super) fn write_for(&mut self, key: IVec, value: IVec, ttl_ms: u64) {
+        self.times.insert(key.clone(), Time::After(ttl_ms));
+        self.writes.insert(key, Some(value));
+    }
+
+    /// Changes the time to live of a key that is there.
+    pub(super) fn live_for(&mut self, key: IVec, time: Time) {
+        match self.writes.get(&key) {
+            // Nothing is there.
+            Some(None) => {}
+            Some(Some(_)) if time == Time::Forever => drop(self.times.remove(&key)),
+            _ => drop(self.times.insert(key, time)),
+        }
+    }
+}
+
+/// A part of a range that one group has.
+pub(super) struct RangeSeen {
+    pub(super) group: u32,
+    pub(super) low: IVec,
+    /// Exclusive.
+    pub(super) high: Option<IVec>,
+    pub(super) count: u64,
+    pub(super) fingerprint: RangeFingerprint,
+}
+
+impl Sets {
+    pub(super) fn access(&mut self, tree: &IVec) -> &mut Access {
+        if !self.trees.contains_key(tree) {
+            self.trees.insert(tree.clone(), Access::default());
+        }
+        self.trees.get_mut(tree).expect("just inserted")
+    }
+
+    pub(super) fn note_position(&mut self, group: u32, position: u64) {
+        let first = self.positions.entry(group).or_insert(position);
+        *first = (*first).min(position);
+        self.requests += 1;
+    }
+
+    /// Whether nothing is to be written.
+    pub(super) fn only_reads(&self) -> bool {
+        self.trees.values().all(|access| access.writes.is_empty() && access.times.is_empty())
+    }
+
+    /// Whether all that was read came in one answer, or is what was of one moment when it was shown.
+    pub(super) fn is_of_one_moment(&self) -> bool {
+        self.requests <= 1 || self.shown == Some(self.requests)
+    }
+
+    /// To be filled with what a closure is to be shown.
+    pub(super) fn to_be_shown() -> Sets {
+        Sets { keeps: true, ..Sets::default() }
+    }
+
+    /// What was read counts as read by the closure that is shown it.
+    pub(super) fn into_shown(self) -> Sets {
+        Sets { keeps: false, shown: Some(self.requests), ..self }
+    }
+
+    /// The keys that were read, by tree.
+    pub(super) fn keys_read(&self) -> impl Iterator<Item = (&IVec, Vec<IVec>)> {
+        let read = self.trees.iter().filter(|(_, access)| !access.reads.is_empty());
+        read.map(|(tree, access)| (tree, access.reads.keys().cloned().collect()))
+    }
+
+    /// The ranges that were read.
+    pub(super) fn scans(&self) -> impl Iterator<Item = &Scan> {
+        self.scans.iter()
+    }
+
+    /// What each group is to lock, so that all that was read can be read again: of ranges all that may come to be
+    /// among the first keys.
+    pub(super) fn locks(
+        &self,
+        group_in: impl Fn(&[u8], &[u8]) -> u32,
+        partitions: u32,
+    ) -> BTreeMap<u32, Share> {
+        let mut shares = Shares::default();
+        for (tree, keys) in self.keys_read() {
+            for key in keys {
+                let (share, tree) = shares.of(group_in(tree, &key), tree);
+                share.part.reads.push(KeyRead { tree, key, version: 0 });
+            }
+        }
+        for scan in &self.scans {
+            let Scan { tree, low, high, .. } = scan;
+            for group in scan.groups(partitions) {
+                let (share, tree) = shares.of(group, tree);
+                let (low, high) = (low.clone(), high.clone());
+                share.part.ranges.push(RangeRead { tree, low, high, count: 0, fingerprint: 0 });
+            }
+        }
+        shares.0
+    }
+
+    /// The position at which something was first read in a group.
+    pub(super) fn first_read(&self, group: u32) -> Option<u64> {
+        self.positions.get(&group).copied()
+    }
+
+    /// What each group is to validate and write.
+    pub(super) fn shares(&self, group_in: impl Fn(&[u8], &[u8]) -> u32) -> BTreeMap<u32, Share> {
+        let mut shares = Shares::default();
+        for (name, access) in &self.trees {
+            for (key, found) in &access.reads {
+                let version = found.as_ref().map_or(0, |found| found.version);
+                let (share, tree) = shares.of(group_in(name, key), name);
+                share.part.reads.push(KeyRead { tree, key: key.clone(), version });
+            }
+            for RangeSeen { group, low, high, count, fingerprint } in &access.ranges {
+                let (share, tree) = shares.of(*group, name);
+                share.part.ranges.push(RangeRead {
+                    tree,
+                    low: low.clone(),
+                    high: high.clone(),
+                    count: *count,
+                    fingerprint: fingerprint.finish(),
+                });
+            }
+            for (key, value) in &access.writes {
+                let (share, tree) = shares.of(group_in(name, key), name);
+                let (key, value) = (key.clone(), value.clone());
+                match (access.times.get(&key), value) {
+                    (Some(Time::After(ms)), Some(value)) => {
+                        let when = When::After(*ms);
+                        share.part.expiries.push(ExpiryCommand::Insert { tree, key, value, when });
+                    }
+                    (_, value) => share.part.writes.push(Write { tree, key, value }),
+                }
+            }
+            for (key, time) in access.times.iter().filter(|(key, _)| !access.writes.contains_key(*key)) {
+                let (share, tree) = shares.of(group_in(name, key), name);
+                let (key, only) = (key.clone(), SetIf::Always);
+                share.part.expiries.push(match time {
+                    Time::After(ms) => ExpiryCommand::Set { tree, key, when: When::After(*ms), only },
+                    Time::Forever => ExpiryCommand::Clear { tree, key },
+                });
+            }
+        }
+        shares.0
+    }
+}
+
+/// Shares that are being put together.
+#[derive(Default)]
+struct Shares(BTreeMap<u32, Share>);
+
+impl Shares {
+    /// The share of a group, and the number of a tree within it. Whoever asks goes through a tree as a whole, so it is
+    /// the last if it is there; or, with a second round, one of few.
+    fn of(&mut self, group: u32, tree: &IVec) -> (&mut Share, TreeId) {
+        let share = self.0.entry(group).or_default();
+        let index = share.trees.iter().rposition(|known| known == tree).unwrap_or_else(|| {
+            share.trees.push(tree.clone());
+            share.trees.len() - 1
+        });
+        (share, TreeId(index as u32))
+    }
+}
+
+impl Sets {
+    /// The value that was written, if one was.
+    pub(super) fn written(&self, tree: &IVec, key: &IVec) -> Option<Option<IVec>> {
+        self.trees.get(tree)?.writes.get(key).cloned()
+    }
+
+    /// The value that was written or read before.
+    pub(super) fn known(&self, tree: &IVec, key: &IVec) -> Option<Option<IVec>> {
+        let read = || {
+            self.trees.get(tree)?.reads.get(key).map(|found| found.as_ref().map(|found| found.value.clone()))
+        };
+        self.written(tree, key).or_else(read)
+    }
+}

@@ -1,0 +1,321 @@
+//! [`OperationKind`] and [`ReadKind`]: the one name that an operation has, in figures and reports as in
+//! the API.
+//!
+//! Whoever counts commands has them as bytes: a leader does not decode what its state machine will. So the
+//! kind of an encoded command is looked up ([`OperationKind::peek`]) in the few bytes that say it, which
+//! costs nanoseconds and allocates nothing. That it is the kind of what the bytes decode to is for the
+//! tests to say, which know every kind.
+
+use crate::codec::GROUP_COMMAND_VERSION;
+use crate::command::Command;
+use crate::counter::CounterCommand;
+use crate::expiry::ExpiryCommand;
+use crate::group::{GroupRead, Operation};
+use crate::lock::LockCommand;
+use crate::owned::OwnedCommand;
+
+macro_rules! kinds {
+    ($(#[$doc:meta])* $kind:ident { $($variant:ident = $name:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[allow(missing_docs, reason = "each is documented by what it is the kind of")]
+        pub enum $kind { $($variant,)* }
+
+        impl $kind {
+            /// All of them, each at the place that its number says.
+            pub const ALL: &[$kind] = &[$($kind::$variant,)*];
+
+            /// As the API calls it.
+            pub fn name(self) -> &'static str {
+                match self { $($kind::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// What an entry of a group's log does, without what it does it to.
+    OperationKind {
+        Nothing = "nothing",
+        OpenTree = "open_tree",
+        DropTree = "drop_tree",
+        Clear = "clear",
+        Insert = "insert",
+        Remove = "remove",
+        CompareAndSwap = "compare_and_swap",
+        ApplyBatch = "apply_batch",
+        Pop = "pop",
+        Transaction = "transaction",
+        GenerateId = "generate_id",
+        Put = "put",
+        AddToCounters = "add_to_counters",
+        SettleDue = "settle_due",
+        Compare = "compare",
+        CounterAdd = "counter_add",
+        CounterAddWithin = "counter_add_within",
+        CounterGet = "counter_get",
+        CounterSet = "counter_set",
+        CounterRemove = "counter_remove",
+        CounterSetIf = "counter_set_if",
+        LockTryAcquire = "lock_try_acquire",
+        LockRenew = "lock_renew",
+        LockRelease = "lock_release",
+        LockExpire = "lock_expire",
+        LockAcquire = "lock_acquire",
+        LockRenewWait = "lock_renew_wait",
+        LockCancelWait = "lock_cancel_wait",
+        LockAcquireOwned = "lock_acquire_owned",
+        InsertWithTtl = "insert_with_ttl",
+        CompareAndSwapWithTtl = "compare_and_swap_with_ttl",
+        Expire = "expire",
+        Persist = "persist",
+        Ttl = "ttl",
+        SessionInsert = "session_insert",
+        InsertNext = "insert_next",
+        Strings = "strings",
+        SessionOpen = "session_open",
+        SessionRenew = "session_renew",
+        SessionClose = "session_close",
+        SessionsExpire = "sessions_expire",
+        TransactionPrepare = "transaction_prepare",
+        TransactionCommit = "transaction_commit",
+        TransactionSettle = "transaction_settle",
+        TransactionResolve = "transaction_resolve",
+        TransactionForget = "transaction_forget",
+    }
+}
+
+kinds! {
+    /// What is asked of a replica, without what of.
+    ReadKind {
+        Get = "get",
+        GetMany = "get_many",
+        Range = "range",
+        Len = "len",
+        CounterGet = "counter_get",
+        LockHolder = "lock_holder",
+        TreeNames = "tree_names",
+        SessionEarliestExpiry = "session_earliest_expiry",
+        LockTicket = "lock_ticket",
+        Ttl = "ttl",
+        TransactionValidate = "transaction_validate",
+        TransactionCounts = "transaction_counts",
+    }
+}
+
+impl OperationKind {
+    /// That of an operation.
+    pub fn of(operation: &Operation) -> OperationKind {
+        match operation {
+            Operation::Nothing => OperationKind::Nothing,
+            Operation::Command(command) | Operation::Fenced { command, .. } => {
+                OperationKind::of_command(command)
+            }
+            Operation::OpenSession { .. } => OperationKind::SessionOpen,
+            Operation::RenewSession { .. } => OperationKind::SessionRenew,
+            Operation::CloseSession { .. } => OperationKind::SessionClose,
+            Operation::ExpireSessions { .. } => OperationKind::SessionsExpire,
+            Operation::Prepare(_) => OperationKind::TransactionPrepare,
+            Operation::Commit(_) => OperationKind::TransactionCommit,
+            Operation::Settle { .. } => OperationKind::TransactionSettle,
+            Operation::Resolve { .. } => OperationKind::TransactionResolve,
+            Operation::Forget { .. } => OperationKind::TransactionForget,
+        }
+    }
+
+    /// That of a command.
+    pub fn of_command(command: &Command) -> OperationKind {
+        match command {
+            Command::CreateTree { .. } => OperationKind::OpenTree,
+            Command::DropTree { .. } => OperationKind::DropTree,
+            Command::ClearTree { .. } => OperationKind::Clear,
+            Command::Insert { .. } => OperationKind::Insert,
+            Command::Remove { .. } => OperationKind::Remove,
+            Command::CompareAndSwap { .. } => OperationKind::CompareAndSwap,
+            Command::Batch { .. } => OperationKind::ApplyBatch,
+            Command::Pop { .. } => OperationKind::Pop,
+            Command::Transact { .. } => OperationKind::Transaction,
+            Command::ReserveIds { .. } => OperationKind::GenerateId,
+            Command::Put { .. } => OperationKind::Put,
+            Command::CountMany { .. } => OperationKind::AddToCounters,
+            Command::SettleDue { .. } => OperationKind::SettleDue,
+            Command::Compare { .. } => OperationKind::Compare,
+            Command::Strings { .. } => OperationKind::Strings,
+            Command::Counter(CounterCommand::Add { .. }) => OperationKind::CounterAdd,
+            Command::Counter(CounterCommand::AddWithin { .. }) => OperationKind::CounterAddWithin,
+            Command::Counter(CounterCommand::Get { .. }) => OperationKind::CounterGet,
+            Command::Counter(CounterCommand::Set { .. }) => OperationKind::CounterSet,
+            Command::Counter(CounterCommand::Remove { .. }) => OperationKind::CounterRemove,
+            Command::Counter(CounterCommand::SetIf { .. }) => OperationKind::CounterSetIf,
+            Command::Lock(LockCommand::TryAcquire { .. }) => OperationKind::LockTryAcquire,
+            Command::Lock(LockCommand::Renew { .. }) => OperationKind::LockRenew,
+            Command::Lock(LockCommand::Release { .. }) => OperationKind::LockRelease,
+            Command::Lock(LockCommand::Expire { .. }) => OperationKind::LockExpire,
+            Command::Lock(LockCommand::Acquire { .. }) => OperationKind::LockAcquire,
+            Command::Lock(LockCommand::RenewWait { .. }) => OperationKind::LockRenewWait,
+            Command::Lock(LockCommand::CancelWait { .. }) => OperationKind::LockCancelWait,
+            Command::Lock(LockCommand::AcquireOwned { .. }) => OperationKind::LockAcquireOwned,
+            Command::Expiry(ExpiryCommand::Insert { .. }) => OperationKind::InsertWithTtl,
+            Command::Expiry(ExpiryCommand::Swap { .. }) => OperationKind::CompareAndSwapWithTtl,
+            Command::Expiry(ExpiryCommand::Set { .. }) => OperationKind::Expire,
+            Command::Expiry(ExpiryCommand::Clear { .. }) => OperationKind::Persist,
+            Command::Expiry(ExpiryCommand::Get { .. }) => OperationKind::Ttl,
+            Command::Owned(OwnedCommand::Insert { .. }) => OperationKind::SessionInsert,
+            Command::Owned(OwnedCommand::InsertNext { .. }) => OperationKind::InsertNext,
+        }
+    }
+
+    /// That of an encoded [`GroupCommand`](crate::GroupCommand); `None` if it is none, or a kind that this
+    /// program does not know. Bytes that are malformed further on may have one.
+    ///
+    /// ```
+    /// use dogsled_storage::codec::encode_group_command;
+    /// use dogsled_storage::kind::OperationKind;
+    /// use dogsled_storage::{Command, GroupCommand, Operation, TreeId};
+    ///
+    /// let operation = Operation::Command(Command::Remove { tree: TreeId(0), key: "a".into() });
+    /// let command = GroupCommand { session: None, time_ms: 7, trees: vec!["t".into()], operation };
+    /// let kind = OperationKind::peek(&encode_group_command(&command)?);
+    /// assert_eq!(kind.map(OperationKind::name), Some("remove"));
+    /// # Ok::<(), dogsled_storage::Error>(())
+    /// ```
+    pub fn peek(encoded: &[u8]) -> Option<OperationKind> {
+        let mut peek = Peek(encoded);
+        if peek.byte()? != GROUP_COMMAND_VERSION {
+            return None;
+        }
+        // The session's tag has three numbers; then comes the time.
+        let numbers = if peek.byte()? == 0 { 1 } else { 4 };
+        for _ in 0..numbers {
+            peek.number()?;
+        }
+        for _ in 0..peek.number()? {
+            peek.bytes()?;
+        }
+        Some(match peek.number()? {
+            0 => OperationKind::Nothing,
+            1 => return peek.command(),
+            2 => OperationKind::SessionOpen,
+            3 => OperationKind::SessionRenew,
+            4 => OperationKind::SessionClose,
+            5 => OperationKind::SessionsExpire,
+            6 => {
+                for _ in 0..peek.number()? {
+                    peek.bytes()?;
+                    peek.number()?;
+                }
+                return peek.command();
+            }
+            7 => OperationKind::TransactionPrepare,
+            8 => OperationKind::TransactionCommit,
+            9 => OperationKind::TransactionSettle,
+            10 => OperationKind::TransactionResolve,
+            11 => OperationKind::TransactionForget,
+            _ => return None,
+        })
+    }
+}
+
+/// What is left to look at.
+struct Peek<'a>(&'a [u8]);
+
+impl Peek<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    /// bincode's variable-length number; one of 128 bits is only passed over.
+    fn number(&mut self) -> Option<u64> {
+        let length = match self.byte()? {
+            small @ 0..=250 => return Some(u64::from(small)),
+            251 => 2,
+            252 => 4,
+            253 => 8,
+            254 => 16,
+            255 => return None,
+        };
+        let (number, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        let mut bytes = [0; 8];
+        bytes[..length.min(8)].copy_from_slice(&number[..length.min(8)]);
+        Some(u64::from_le_bytes(bytes))
+    }
+
+    fn bytes(&mut self) -> Option<()> {
+        let length = usize::try_from(self.number()?).ok()?;
+        self.0 = self.0.get(length..)?;
+        Some(())
+    }
+
+    /// The positions of the variants of [`Command`] are part of its encoding.
+    fn command(&mut self) -> Option<OperationKind> {
+        use OperationKind::*;
+        let of = |kinds: &[OperationKind], number: u64| kinds.get(usize::try_from(number).ok()?).copied();
+        Some(match self.number()? {
+            0 => OpenTree,
+            1 => DropTree,
+            2 => Clear,
+            3 => Insert,
+            4 => Remove,
+            5 => CompareAndSwap,
+            6 => ApplyBatch,
+            7 => Pop,
+            8 => Transaction,
+            9 => GenerateId,
+            10 => {
+                let counter =
+                    [CounterAdd, CounterAddWithin, CounterGet, CounterSet, CounterRemove, CounterSetIf];
+                return of(&counter, self.number()?);
+            }
+            11 => {
+                let lock = [
+                    LockTryAcquire,
+                    LockRenew,
+                    LockRelease,
+                    LockExpire,
+                    LockAcquire,
+                    LockRenewWait,
+                    LockCancelWait,
+                    LockAcquireOwned,
+                ];
+                return of(&lock, self.number()?);
+            }
+            12 => Put,
+            13 => AddToCounters,
+            14 => {
+                let expiry = [InsertWithTtl, CompareAndSwapWithTtl, Expire, Persist, Ttl];
+                return of(&expiry, self.number()?);
+            }
+            15 => SettleDue,
+            16 => return of(&[SessionInsert, InsertNext], self.number()?),
+            17 => Compare,
+            18 => Strings,
+            _ => return None,
+        })
+    }
+}
+
+impl ReadKind {
+    /// That of a read.
+    pub fn of(read: &GroupRead) -> ReadKind {
+        match read {
+            GroupRead::Get { .. } => ReadKind::Get,
+            GroupRead::GetMany { .. } => ReadKind::GetMany,
+            GroupRead::Range { .. } => ReadKind::Range,
+            GroupRead::Len { .. } => ReadKind::Len,
+            GroupRead::Counter { .. } => ReadKind::CounterGet,
+            GroupRead::LockHolder { .. } => ReadKind::LockHolder,
+            GroupRead::Trees => ReadKind::TreeNames,
+            GroupRead::EarliestSessionExpiry => ReadKind::SessionEarliestExpiry,
+            GroupRead::Ticket { .. } => ReadKind::LockTicket,
+            GroupRead::Expires { .. } => ReadKind::Ttl,
+            GroupRead::Validate { .. } => ReadKind::TransactionValidate,
+            GroupRead::Transactions => ReadKind::TransactionCounts,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

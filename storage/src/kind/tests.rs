@@ -1,0 +1,159 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::codec::encode_group_command;
+use crate::compare::{Comparison, Condition};
+use crate::expiry::{SetIf, When};
+use crate::fence::Fence;
+use crate::group::{GroupCommand, SessionId, SessionTag};
+use crate::lock::{FencingToken, LockRequest};
+use crate::transaction::{Commit, Part, Prepare, TransactionId};
+use crate::{IVec, TreeId, Write};
+
+fn counters() -> Vec<CounterCommand> {
+    let name = || IVec::from("n");
+    vec![
+        CounterCommand::Add { name: name(), delta: -1 },
+        CounterCommand::AddWithin { name: name(), delta: 1, min: 0, max: 1 << 40 },
+        CounterCommand::Get { name: name() },
+        CounterCommand::Set { name: name(), value: 5 },
+        CounterCommand::Remove { name: name() },
+        CounterCommand::SetIf { name: name(), expected: 0, value: 1 },
+    ]
+}
+
+fn locks() -> Vec<LockCommand> {
+    let (name, owner, token) = (|| IVec::from("l"), || IVec::from("ann"), FencingToken(1 << 33));
+    let (request, session) = (LockRequest::exclusive(500), SessionId(u128::MAX));
+    vec![
+        LockCommand::TryAcquire { name: name(), owner: owner(), lease_ms: 1 },
+        LockCommand::Renew { name: name(), owner: owner(), token, lease_ms: 1 },
+        LockCommand::Release { name: name(), owner: owner(), token },
+        LockCommand::Expire { name: name() },
+        LockCommand::Acquire { name: name(), owner: owner(), request, wait_ms: 1 },
+        LockCommand::RenewWait { name: name(), ticket: 1, wait_ms: 1 },
+        LockCommand::CancelWait { name: name(), ticket: 1 },
+        LockCommand::AcquireOwned { name: name(), owner: owner(), request, session, waits: true },
+    ]
+}
+
+fn expiries() -> Vec<ExpiryCommand> {
+    let (tree, key, value, when) = (TreeId(0), || IVec::from("k"), || IVec::from("v"), When::After(1));
+    vec![
+        ExpiryCommand::Insert { tree, key: key(), value: value(), when },
+        ExpiryCommand::Swap { tree, key: key(), old: None, new: value(), when },
+        ExpiryCommand::Set { tree, key: key(), when, only: SetIf::Always },
+        ExpiryCommand::Clear { tree, key: key() },
+        ExpiryCommand::Get { tree, key: key() },
+    ]
+}
+
+fn commands() -> Vec<Command> {
+    let (tree, key, value) = (TreeId(0), || IVec::from("k"), || IVec::from("v"));
+    let writes = || vec![Write { tree, key: key(), value: None }];
+    let (session, prefix) = (SessionId(7), key);
+    let mut commands = vec![
+        Command::CreateTree { name: key() },
+        Command::DropTree { name: key() },
+        Command::ClearTree { tree },
+        Command::Insert { tree, key: key(), value: value() },
+        Command::Remove { tree, key: key() },
+        Command::CompareAndSwap { tree, key: key(), old: None, new: None },
+        Command::Batch { writes: writes() },
+        Command::Pop { tree, last: true },
+        Command::Transact { reads: Vec::new(), ranges: Vec::new(), writes: writes(), expiries: Vec::new() },
+        Command::ReserveIds { count: 1 },
+        Command::Put { tree, key: key(), value: value() },
+        Command::CountMany { additions: Vec::new() },
+        Command::SettleDue { limit: 1 },
+        Command::Strings { watched: Vec::new(), operations: Vec::new() },
+        Command::Compare {
+            comparisons: vec![Comparison { tree, key: key(), condition: Condition::Present }],
+            then: writes(),
+            otherwise: Vec::new(),
+        },
+        Command::Owned(OwnedCommand::Insert { tree, key: key(), value: value(), session }),
+        Command::Owned(OwnedCommand::InsertNext { tree, prefix: prefix(), value: value(), session: None }),
+    ];
+    commands.extend(counters().into_iter().map(Command::Counter));
+    commands.extend(locks().into_iter().map(Command::Lock));
+    commands.extend(expiries().into_iter().map(Command::Expiry));
+    commands
+}
+
+fn operations() -> Vec<Operation> {
+    let (session, transaction, decide_by_ms) = (SessionId(1 << 90), TransactionId(1 << 70), 1 << 40);
+    let mut operations = vec![
+        Operation::Nothing,
+        Operation::OpenSession { session, lease_ms: 1 },
+        Operation::RenewSession { session },
+        Operation::CloseSession { session },
+        Operation::ExpireSessions { led_ms: 1 },
+        Operation::Prepare(Prepare {
+            transaction,
+            home: 1,
+            decide_by_ms,
+            lease_ms: 1,
+            only_lock: false,
+            part: Part::default(),
+        }),
+        Operation::Commit(Commit { transaction, decide_by_ms, participants: vec![1], part: Part::default() }),
+        Operation::Settle { transaction, decide_by_ms },
+        Operation::Resolve { transaction, commit: true },
+        Operation::Forget { transactions: vec![transaction] },
+    ];
+    operations.extend(commands().into_iter().map(Operation::Command));
+    let fences = |count| vec![Fence { lock: "lock".into(), token: FencingToken(1 << 40) }; count];
+    for count in [0, 1, 3] {
+        let fenced = |command| Operation::Fenced { fences: fences(count), command };
+        operations.extend(commands().into_iter().map(fenced));
+    }
+    operations
+}
+
+#[test]
+fn what_is_peeked_at_is_what_the_bytes_decode_to() {
+    let tags = [None, Some(SessionTag { session: SessionId(u128::MAX), slot: 300, sequence: 1 << 40 })];
+    let trees = [vec![], vec![IVec::from("dogs"), IVec::from(""), IVec::from(&[b'x'; 300][..])]];
+    let mut seen = BTreeSet::new();
+    for operation in operations() {
+        let kind = OperationKind::of(&operation);
+        seen.insert(kind);
+        for (session, trees) in tags.iter().flat_map(|tag| trees.iter().map(move |trees| (tag, trees))) {
+            let (session, trees, operation) = (*session, trees.clone(), operation.clone());
+            let command = GroupCommand { session, time_ms: 1_766_279_860_224, trees, operation };
+            let bytes = encode_group_command(&command).unwrap();
+            assert_eq!(OperationKind::peek(&bytes), Some(kind), "{command:?}");
+            // Whatever is missing, there is no panic, and no other kind.
+            for length in 0..bytes.len().min(600) {
+                let peeked = OperationKind::peek(&bytes[..length]);
+                assert!(peeked.is_none_or(|peeked| peeked == kind), "{length} bytes of {command:?}");
+            }
+        }
+    }
+    let all: BTreeSet<OperationKind> = OperationKind::ALL.iter().copied().collect();
+    assert_eq!(seen, all, "a kind that no operation has, or that this test does not know");
+}
+
+#[test]
+fn names_are_told_apart_and_fit_a_label() {
+    let names: BTreeSet<&str> = OperationKind::ALL.iter().map(|kind| kind.name()).collect();
+    assert_eq!(names.len(), OperationKind::ALL.len());
+    let reads: BTreeSet<&str> = ReadKind::ALL.iter().map(|kind| kind.name()).collect();
+    assert_eq!(reads.len(), ReadKind::ALL.len());
+    for (number, kind) in OperationKind::ALL.iter().enumerate() {
+        assert_eq!(*kind as usize, number);
+    }
+    for name in names.iter().chain(&reads) {
+        assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+    }
+}
+
+#[test]
+fn bytes_that_are_no_command_have_no_kind() {
+    for bytes in [&b""[..], b"\x02\0\x07\0\0", b"\x03\0\x07\0\x0c", b"\x03\0\xff", b"\x03\0\x07\0\x01\x13"] {
+        assert_eq!(OperationKind::peek(bytes), None, "{bytes:?}");
+    }
+    // A list that is claimed to be longer than anything.
+    assert_eq!(OperationKind::peek(b"\x03\0\x07\xfd\xff\xff\xff\xff\xff\xff\xff\xff"), None);
+}

@@ -1,0 +1,276 @@
+//! Strings as commands: what lists of operations come to in the state, compared with slots in a plain map.
+
+mod commands_support;
+
+use std::collections::BTreeMap;
+
+use commands_support::Random;
+use dogsled_storage::command::{KeyRead, MAX_VALUE_LENGTH};
+use dogsled_storage::model::ModelState;
+use dogsled_storage::strings::{
+    Required, SetOnly, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
+    apply,
+};
+use dogsled_storage::{Command, Error, ExpiryCommand, IVec, Reply, SetIf, TreeId, View, When};
+
+const TREE: TreeId = TreeId::DEFAULT;
+
+fn on(key: &str, action: StringAction) -> StringsOperation {
+    StringsOperation { tree: TREE, key: key.into(), action }
+}
+
+fn set(value: &str, only: SetOnly, when: Option<When>) -> StringAction {
+    StringAction::Set { value: value.into(), only, when, get: false }
+}
+
+fn strings(operations: Vec<StringsOperation>) -> Command {
+    Command::Strings { watched: Vec::new(), operations }
+}
+
+#[track_caller]
+fn run(state: &mut ModelState, time_ms: u64, operations: Vec<StringsOperation>) -> Vec<StringsReply> {
+    match state.execute(time_ms, &strings(operations)).unwrap() {
+        Reply::Strings(StringsReplies(replies)) => replies,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn value(text: &str) -> StringsReply {
+    StringsReply::Value(Some(text.into()))
+}
+
+#[test]
+fn a_list_is_carried_out_in_order_and_each_sees_those_before_it() {
+    let mut state = ModelState::new();
+    let add = StringAction::Add { delta: 1 };
+    let replies = run(
+        &mut state,
+        1,
+        vec![
+            on("n", add.clone()),
+            on("n", add.clone()),
+            on("n", StringAction::Get),
+            on("n", StringAction::Append { value: "x".into() }),
+            on("n", add),
+            on("n", StringAction::Take),
+            on("n", StringAction::Delete),
+        ],
+    );
+    let expected = [
+        StringsReply::Integer(1),
+        StringsReply::Integer(2),
+        value("2"),
+        StringsReply::Integer(2),
+        StringsReply::Failed(StringsFailure::NotAnInteger),
+        value("2x"),
+        StringsReply::Integer(0),
+    ];
+    assert_eq!(replies, expected);
+    // What came and went within one command leaves nothing, and takes no place in the log.
+    assert_eq!((state.len(TREE), state.sequence()), (0, 0));
+}
+
+#[test]
+fn the_lock_of_the_tutorials_is_granted_to_one_until_its_time_is_over() {
+    let mut state = ModelState::new();
+    let take = |token: &str| vec![on("lock", set(token, SetOnly::Absent, Some(When::After(100))))];
+    assert_eq!(run(&mut state, 1_000, take("a")), [StringsReply::Done]);
+    assert_eq!(run(&mut state, 1_099, take("b")), [StringsReply::Unchanged]);
+    assert_eq!(run(&mut state, 1_100, take("b")), [StringsReply::Done]);
+    assert_eq!(run(&mut state, 1_150, vec![on("lock", StringAction::Get)]), [value("b")]);
+}
+
+#[test]
+fn a_plain_set_takes_the_time_to_live_and_arithmetic_keeps_it() {
+    let mut state = ModelState::new();
+    run(&mut state, 1_000, vec![on("k", set("1", SetOnly::Always, Some(When::After(100))))]);
+    let ends = |state: &mut ModelState, time_ms| run(state, time_ms, vec![on("k", StringAction::Expires)]);
+    let at = |at_ms, now_ms| vec![StringsReply::Expires { at_ms, now_ms }];
+    run(&mut state, 1_001, vec![on("k", StringAction::Add { delta: 1 })]);
+    assert_eq!(ends(&mut state, 1_002), at(Some(Some(1_100)), 1_002));
+    run(&mut state, 1_003, vec![on("k", set("2", SetOnly::Always, Some(When::Keep)))]);
+    assert_eq!(ends(&mut state, 1_004), at(Some(Some(1_100)), 1_004));
+    run(&mut state, 1_005, vec![on("k", set("2", SetOnly::Always, None))]);
+    assert_eq!(ends(&mut state, 1_006), at(Some(None), 1_006));
+    assert_eq!(ends(&mut state, 2_000), at(Some(None), 2_000));
+    run(&mut state, 2_001, vec![on("k", set("2", SetOnly::Always, Some(When::At(7))))]);
+    assert_eq!(ends(&mut state, 2_002), at(None, 2_002));
+    state.execute(9_000, &Command::SettleDue { limit: 9 }).unwrap();
+    assert_eq!((state.len(TREE), state.len(TreeId::EXPIRY)), (0, 0));
+}
+
+#[test]
+fn nothing_is_done_if_what_was_watched_has_changed() {
+    let mut state = ModelState::new();
+    run(&mut state, 1, vec![on("a", set("1", SetOnly::Always, None))]);
+    let version = state.get(TREE, b"a").unwrap().unwrap().version;
+    let watching = |version| Command::Strings {
+        watched: vec![KeyRead { tree: TREE, key: "a".into(), version }],
+        operations: vec![on("b", StringAction::Add { delta: 1 })],
+    };
+    assert_eq!(state.execute(1, &watching(version + 1)).unwrap(), Reply::Conflict);
+    assert_eq!(state.execute(1, &watching(0)).unwrap(), Reply::Conflict);
+    assert!(state.get(TREE, b"b").unwrap().is_none());
+    let done = Reply::Strings(StringsReplies(vec![StringsReply::Integer(1)]));
+    assert_eq!(state.execute(1, &watching(version)).unwrap(), done);
+}
+
+#[test]
+fn what_no_state_allows_is_refused() {
+    let mut state = ModelState::new();
+    let own =
+        StringsOperation { tree: TreeId::COUNTERS, ..on("k", StringAction::Append { value: "x".into() }) };
+    let to_own = StringAction::Transfer { tree: TreeId::LOCKS, key: "k".into(), copy: true, replace: true };
+    let long = "k".repeat((64 << 10) + 1);
+    let to_long = StringAction::Transfer { tree: TREE, key: long.clone().into(), copy: true, replace: true };
+    for operation in [own, on("k", to_own), on(&long, StringAction::Get), on("k", to_long)] {
+        let refused = state.execute(1, &strings(vec![operation]));
+        assert!(matches!(refused, Err(Error::InvalidRequest(_))), "{refused:?}");
+    }
+    let nowhere = StringsOperation { tree: TreeId(99), ..on("k", StringAction::Get) };
+    assert!(matches!(state.execute(1, &strings(vec![nowhere])), Err(Error::TreeNotFound(_))));
+    let behind = StringAction::Overwrite { offset: MAX_VALUE_LENGTH as u64, value: "x".into() };
+    assert_eq!(run(&mut state, 1, vec![on("k", behind)]), [StringsReply::Failed(StringsFailure::TooLong)]);
+    assert_eq!(state.sequence(), 0);
+}
+
+fn action(random: &mut Random, key: &IVec, now_ms: u64) -> StringAction {
+    let when = |random: &mut Random| match random.below(6) {
+        0 => When::Keep,
+        1 => When::At(now_ms.saturating_sub(random.below(30))),
+        2 => When::At(now_ms + random.below(80)),
+        _ => When::After(random.below(60)),
+    };
+    let text = IVec::from(["7", "-3", "x", "", "1.5"][random.below(5) as usize]);
+    match random.below(18) {
+        0 => StringAction::Get,
+        1 => StringAction::Length,
+        2 => StringAction::Exists,
+        3 | 4 => StringAction::Expires,
+        5..=8 => {
+            let only =
+                [SetOnly::Always, SetOnly::Always, SetOnly::Absent, SetOnly::Present, SetOnly::AsRequired];
+            let only = only[random.below(5) as usize];
+            let when = if random.coin() { Some(when(random)) } else { None };
+            StringAction::Set { value: text, only, when, get: random.below(4) == 0 }
+        }
+        9 => StringAction::RequireAbsent { first: random.coin() },
+        10 => StringAction::Delete,
+        11 => StringAction::Take,
+        12 => StringAction::GetAndExpire { when: if random.coin() { Some(when(random)) } else { None } },
+        13 => StringAction::Append { value: text },
+        14 => StringAction::Add { delta: random.below(9) as i64 - 4 },
+        15 => {
+            let only = [SetIf::Always, SetIf::None, SetIf::Some, SetIf::Later, SetIf::Earlier];
+            let only = only[random.below(5) as usize];
+            StringAction::Expire { when: when(random), only, only_some: random.below(4) == 0 }
+        }
+        16 => StringAction::Persist,
+        _ => {
+            let other =
+                if random.below(5) == 0 { key.clone() } else { IVec::from(format!("k{}", random.below(6))) };
+            StringAction::Transfer { tree: TREE, key: other, copy: random.coin(), replace: random.coin() }
+        }
+    }
+}
+
+/// Keys with a value and an end, of which those that are over are not there.
+#[derive(Default)]
+struct Plain(BTreeMap<IVec, Slot>);
+
+impl Plain {
+    fn run(&mut self, now_ms: u64, operations: &[StringsOperation]) -> Vec<StringsReply> {
+        self.0.retain(|_, slot| slot.expires_ms.is_none_or(|at_ms| at_ms > now_ms));
+        let mut required = Required::default();
+        let mut replies = Vec::new();
+        for operation in operations {
+            let mut slot = self.0.remove(&operation.key).unwrap_or_default();
+            let mut other = match &operation.action {
+                StringAction::Transfer { key, .. } if *key != operation.key => {
+                    Some((key.clone(), self.0.remove(key).unwrap_or_default()))
+                }
+                _ => None,
+            };
+            let second = other.as_mut().map(|(_, slot)| slot);
+            replies.push(apply(&operation.action, now_ms, &mut required, &mut slot, second));
+            let changed = other.into_iter().chain([(operation.key.clone(), slot)]);
+            self.0.extend(changed.filter(|(_, slot)| slot.value.is_some()));
+        }
+        replies
+    }
+
+    fn contents(&self, now_ms: u64) -> Vec<(IVec, IVec, Option<u64>)> {
+        let live = self.0.iter().filter(|(_, slot)| slot.expires_ms.is_none_or(|at_ms| at_ms > now_ms));
+        live.map(|(key, slot)| (key.clone(), slot.value.clone().unwrap(), slot.expires_ms)).collect()
+    }
+}
+
+/// Among them plain writes by others, and removals of what has expired; the model panics at an effect that is
+/// not exact.
+#[test]
+fn random_lists_come_to_what_the_plain_map_says() {
+    let (mut lists, mut conflicts) = (0, 0);
+    for seed in 0..300 {
+        let mut random = Random(seed);
+        let (mut state, mut plain, mut now_ms) = (ModelState::new(), Plain::default(), 1_000);
+        for step in 0..120 {
+            now_ms += random.below(12);
+            let whence = format!("seed {seed}, step {step}, time {now_ms}");
+            let key = IVec::from(format!("k{}", random.below(6)));
+            match random.below(12) {
+                0 => drop(state.execute(now_ms, &Command::SettleDue { limit: 3 }).unwrap()),
+                1 => {
+                    let value = IVec::from(format!("{step}"));
+                    let put = Command::Put { tree: TREE, key: key.clone(), value: value.clone() };
+                    state.execute(now_ms, &put).unwrap();
+                    plain.0.insert(key, Slot::found(Some(value), None));
+                }
+                2 => {
+                    state.execute(now_ms, &Command::Remove { tree: TREE, key: key.clone() }).unwrap();
+                    plain.0.remove(&key);
+                }
+                _ => {
+                    let count = 1 + random.below(5);
+                    let operations: Vec<StringsOperation> = (0..count)
+                        .map(|_| {
+                            let key = IVec::from(format!("k{}", random.below(6)));
+                            let action = action(&mut random, &key, now_ms);
+                            StringsOperation { tree: TREE, key, action }
+                        })
+                        .collect();
+                    let what = format!("{whence}: {operations:?}");
+                    if random.below(10) == 0 {
+                        // No key has this version.
+                        let watched = vec![KeyRead { tree: TREE, key, version: u64::MAX }];
+                        let command = Command::Strings { watched, operations };
+                        assert_eq!(state.execute(now_ms, &command).unwrap(), Reply::Conflict, "{what}");
+                        conflicts += 1;
+                    } else {
+                        let expected = plain.run(now_ms, &operations);
+                        assert_eq!(run(&mut state, now_ms, operations), expected, "{what}");
+                        lists += 1;
+                    }
+                }
+            }
+            let mut found = Vec::new();
+            for number in 0..6 {
+                let key = IVec::from(format!("k{number}"));
+                let get = vec![StringsOperation { tree: TREE, key: key.clone(), action: StringAction::Get }];
+                let value = run(&mut state, now_ms, get);
+                let ends = ExpiryCommand::Get { tree: TREE, key: key.clone() };
+                let ends = state.execute(now_ms, &Command::Expiry(ends)).unwrap();
+                if let [StringsReply::Value(Some(value))] = &value[..]
+                    && let Reply::Expiry(dogsled_storage::ExpiryReply::Expires(at_ms)) = ends
+                {
+                    found.push((key, value.clone(), at_ms));
+                }
+            }
+            assert_eq!(found, plain.contents(now_ms), "{whence}");
+        }
+        // Every record is about something: when all time is over nothing is left.
+        state.execute(u64::MAX, &Command::SettleDue { limit: 1_000 }).unwrap();
+        let forever = plain.0.values().filter(|slot| slot.expires_ms.is_none()).count();
+        assert_eq!((state.len(TREE), state.len(TreeId::EXPIRY)), (forever as u64, 0), "seed {seed}");
+    }
+    assert!(lists > 10_000 && conflicts > 1_000, "{lists} lists, {conflicts} conflicts");
+}

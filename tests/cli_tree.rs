@@ -1,0 +1,45 @@
+//! `dogsled tree`: what of a tree's keys is hashed.
+#![cfg(feature = "cli")]
+
+mod cli_support;
+
+use cli_support::nodes::{Served, free_address};
+use cli_support::{Run, Sandbox};
+
+#[test]
+fn what_is_hashed_of_a_tree_is_chosen_listed_and_kept() {
+    let (sandbox, address) = (Sandbox::new(), free_address());
+    let mut command = sandbox.bare(&["serve"]);
+    command.env("DOGSLED_LISTEN", &address);
+    let mut served = Served::start(command, &sandbox.path("log"));
+    served.says("serving");
+    let run = |arguments: &[&str]| -> Run {
+        let mut all = vec!["--connect", &address];
+        all.extend(arguments);
+        sandbox.run_bare(&all)
+    };
+    run(&["-t", "old", "put", "a/1", "x"]).ok();
+    run(&["tree", "hash", "old", "--before", "/"]).fails_saying(8, &["\"old\" is there already"]);
+    let done = run(&["tree", "hash", "chat", "--before", "/", "--nth", "2"]).ok();
+    assert_eq!(done, "of the keys of chat what is before \"/\" number 2 is hashed\n");
+    run(&["tree", "hash", "chat", "--before", "/", "--nth", "2"]).ok();
+    run(&["tree", "hash", "chat", "--first", "4"]).fails_saying(8, &["chosen for ever"]);
+    run(&["tree", "hash", "more"]).fails(2);
+    run(&["tree", "hash", "more", "--before", "ab"]).fails_saying(2, &["one byte"]);
+    run(&["tree", "hash", "more", "--first", "4", "--json"]).ok();
+    for key in ["rooms/7/2", "rooms/7/1", "rooms/8/1"] {
+        run(&["-t", "chat", "put", key, "hello"]).ok();
+    }
+    assert_eq!(run(&["-t", "chat", "scan", "--prefix", "rooms/7/"]).ok().lines().count(), 2);
+    assert_eq!(run(&["-t", "chat", "count"]).ok(), "3\n");
+    let listed = run(&["tree", "list"]).ok();
+    for line in ["chat\twhat is before \"/\" number 2", "more\tthe first 4 bytes", "old\tthe whole key"] {
+        assert!(listed.lines().any(|listed| listed == line), "{line}: {listed}");
+    }
+    let listed = run(&["tree", "list", "--json"]).ok();
+    let wanted = serde_json::json!({ "tree": "more", "hashed": { "first": 4 }, "in_force": true });
+    let is_wanted = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON") == wanted;
+    assert!(listed.lines().any(is_wanted), "{listed}");
+    let trees = run(&["trees"]).ok();
+    assert!(trees.contains("chat\t3\n") && !trees.contains("sealed"), "{trees}");
+}

@@ -1,0 +1,99 @@
+//! The same script on the real Redis and on nodes.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+
+use crate::support::{Connection, Served, eventually};
+
+const SCRIPT: &str = include_str!("script.txt");
+
+/// A process of `redis-server`, ended with this.
+struct Redis {
+    child: Child,
+    address: SocketAddr,
+    _directory: tempfile::TempDir,
+}
+
+impl Redis {
+    /// `None`: there is none on this machine, which is said.
+    fn start() -> Option<Redis> {
+        let directory = tempfile::tempdir().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let port = address.port().to_string();
+        let child = Command::new("redis-server")
+            .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .current_dir(directory.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let child = match child {
+            Ok(child) => child,
+            Err(error) => {
+                eprintln!("SKIPPED: redis-server does not start ({error}); apt-get install redis-server");
+                return None;
+            }
+        };
+        eventually("Redis listens", || std::net::TcpStream::connect(address).is_ok());
+        Some(Redis { child, address, _directory: directory })
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Two connections to one server.
+struct Pair([Connection; 2]);
+
+impl Pair {
+    fn new(address: SocketAddr, version: u32) -> Pair {
+        let mut pair = Pair([Connection::new(address), Connection::new(address)]);
+        if version == 3 {
+            for connection in &mut pair.0 {
+                connection.ask("HELLO 3");
+            }
+        }
+        pair
+    }
+
+    fn ask(&mut self, line: &str) -> String {
+        match line.strip_prefix("2 ") {
+            Some(line) => self.0[1].ask(line),
+            None => self.0[0].ask(line),
+        }
+    }
+}
+
+fn compare(redis: &Redis, served: &Served, version: u32) {
+    for (who, address) in [("Redis", redis.address), ("the node", served.servers[0].local_address())] {
+        assert_eq!(Connection::new(address).ask("FLUSHALL"), "+OK\\r\\n", "{who}");
+    }
+    let mut theirs = Pair::new(redis.address, version);
+    let mut ours = Pair::new(served.servers[0].local_address(), version);
+    let mut differ = Vec::new();
+    let mut count = 0;
+    for (number, line) in (1..).zip(SCRIPT.lines()) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        count += 1;
+        let (expected, found) = (theirs.ask(line), ours.ask(line));
+        if expected != found {
+            differ.push(format!("script.txt:{number}: {line}\n  Redis    {expected}\n  the node {found}"));
+        }
+    }
+    assert!(count > 300, "{count} lines");
+    assert!(differ.is_empty(), "{} of {count} in RESP{version}:\n{}", differ.len(), differ.join("\n"));
+}
+
+/// In one partition everything is one entry.
+#[test]
+fn a_node_answers_as_redis_byte_by_byte() {
+    let Some(redis) = Redis::start() else { return };
+    let served = Served::new(1, 1);
+    compare(&redis, &served, 2);
+    compare(&redis, &served, 3);
+}

@@ -1,0 +1,118 @@
+//! Clients that mean no good, and such as do not read.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use crate::support::{Connection, Served, eventually, request, words};
+
+/// Whatever was sent, others are served.
+#[track_caller]
+fn serves(served: &Served) {
+    assert_eq!(served.connect(0).says("PING"), "+PONG");
+}
+
+#[test]
+fn garbage_is_answered_and_the_connection_closed() {
+    let served = Served::new(1, 1);
+    for (bytes, answer) in [
+        (&b"*1\r\n$536870913\r\n"[..], "-ERR Protocol error: invalid bulk length\\r\\n"),
+        (b"*1048577\r\n", "-ERR Protocol error: invalid multibulk length\\r\\n"),
+        (b"*1\r\nGET\r\n", "-ERR Protocol error: expected '$', got 'G'\\r\\n"),
+        (b"GET \"a\r\n", "-ERR Protocol error: unbalanced quotes in request\\r\\n"),
+        (b"PING\r\n*x\r\n", "+PONG\\r\\n-ERR Protocol error: invalid multibulk length\\r\\n"),
+    ] {
+        let mut redis = served.connect(0);
+        redis.send(bytes);
+        assert_eq!(redis.rest(), answer, "{}", bytes.escape_ascii());
+    }
+    let mut redis = served.connect(0);
+    // It may be closed before all is sent.
+    let _ = redis.stream.write_all(&[b'a'; 200 << 10]);
+    assert!(!redis.rest().contains("PONG"));
+    let mut redis = served.connect(0);
+    redis.send(b"\0\x01\xff\xfe GET / HTTP/1.1\r\n");
+    assert!(redis.reply().starts_with(b"-ERR unknown command"));
+    serves(&served);
+}
+
+#[test]
+fn inline_commands_and_half_frames_are_served_when_they_have_come() {
+    let served = Served::new(1, 1);
+    let mut redis = served.connect(0);
+    for byte in b"SET 'a b' \"c\\x41\"\r\n*2\r\n$3\r\nGET\r\n$3\r\na b\r\n" {
+        redis.send(&[*byte]);
+    }
+    assert_eq!(redis.reply(), b"+OK\r\n");
+    assert_eq!(redis.reply(), b"$2\r\ncA\r\n");
+    let mut half = served.connect(0);
+    half.send(b"*2\r\n$3\r\nGET\r\n$536870912\r\nabc");
+    serves(&served);
+    drop(half);
+    serves(&served);
+}
+
+#[test]
+fn what_all_together_hold_is_bounded() {
+    let served = Served::with(1, 1, |options| options.max_held_bytes = 4 << 20);
+    let mut greedy: Vec<Connection> = Vec::new();
+    let mut refused = 0;
+    for _ in 0..4 {
+        let mut redis = served.connect(0);
+        redis.send(b"*2\r\n$3\r\nGET\r\n$100000000\r\n");
+        // It may be refused amid this.
+        let _ = redis.stream.write_all(&vec![b'x'; 3 << 20]);
+        redis.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let mut answer = [0; 20];
+        match redis.stream.read(&mut answer) {
+            Ok(0) => refused += 1,
+            Ok(_) => refused += 1,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => refused += 1,
+            Err(_) => greedy.push(redis),
+        }
+    }
+    assert!(refused >= 2 && greedy.len() <= 2, "{refused} refused");
+    serves(&served);
+    drop(greedy);
+    eventually("there is room again", || {
+        let mut redis = served.connect(0);
+        let set = request(&[b"SET".to_vec(), b"k".to_vec(), vec![b'x'; 2 << 20]]);
+        let _ = redis.stream.write_all(&set);
+        redis.rest_of_line() == "+OK\\r\\n"
+    });
+}
+
+#[test]
+fn a_client_that_does_not_read_is_not_read_from_and_closed_in_the_end() {
+    let served = Served::with(1, 1, |options| options.patience = Duration::from_millis(400));
+    let mut redis = served.connect(0);
+    redis.ask(&format!("SET big {}", "x".repeat(1 << 20)));
+    let gets = request(&words("GET big")).repeat(100);
+    let mut sent = 0;
+    redis.stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+    // 100 replies of a MiB each are asked for, again and again, and none is read.
+    let ended = loop {
+        match redis.stream.write(&gets) {
+            Ok(written) => sent += written,
+            Err(error) => break error,
+        }
+        assert!(sent < 256 << 20, "all is taken, though nothing is read");
+    };
+    let kinds = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe];
+    assert!(kinds.contains(&ended.kind()), "{ended}");
+    serves(&served);
+}
+
+#[test]
+fn connections_are_capped() {
+    let served = Served::with(1, 1, |options| options.max_connections = 3);
+    let mut let_in: Vec<Connection> = (0..3).map(|_| served.connect(0)).collect();
+    for redis in &mut let_in {
+        assert_eq!(redis.says("PING"), "+PONG");
+    }
+    assert_eq!(served.connect(0).rest(), "-ERR max number of clients reached\\r\\n");
+    let_in.pop();
+    eventually("a place is free", || {
+        let mut redis = served.connect(0);
+        redis.stream.write_all(b"PING\r\n").is_ok() && redis.rest_of_line() == "+PONG\\r\\n"
+    });
+}

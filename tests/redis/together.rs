@@ -1,0 +1,168 @@
+//! Pipelines, transactions, several connections and several nodes.
+
+use crate::support::{Connection, Served, escaped, request, words};
+
+fn pipeline(connection: &mut Connection, lines: &[String]) -> Vec<String> {
+    let bytes: Vec<u8> = lines.iter().flat_map(|line| request(&words(line))).collect();
+    connection.send(&bytes);
+    lines.iter().map(|_| escaped(&connection.reply())).collect()
+}
+
+#[test]
+fn a_pipeline_is_answered_in_order_and_sees_itself() {
+    let served = Served::new(1, 8);
+    let mut redis = served.connect(0);
+    let mut lines = Vec::new();
+    let mut expected = Vec::new();
+    for number in 0..300 {
+        let key = format!("k{}", number % 7);
+        let round = number / 7 + 1;
+        lines.push(format!("INCR {key}"));
+        expected.push(format!(":{round}\\r\\n"));
+        match number % 5 {
+            0 => {
+                lines.push(format!("GET {key}"));
+                expected.push(format!("${}\\r\\n{round}\\r\\n", round.to_string().len()));
+            }
+            1 => {
+                lines.push("PING".to_owned());
+                expected.push("+PONG\\r\\n".to_owned());
+            }
+            2 => {
+                lines.push(format!("SELECT {}", 1));
+                lines.push(format!("EXISTS {key}"));
+                lines.push("SELECT 0".to_owned());
+                expected.extend(["+OK\\r\\n", ":0\\r\\n", "+OK\\r\\n"].map(str::to_owned));
+            }
+            3 => {
+                lines.push("nonsense".to_owned());
+                expected.push("-ERR unknown command 'nonsense', with args beginning with: \\r\\n".to_owned());
+            }
+            _ => {
+                lines.push(format!("MSET x {number} y {number} z {number}"));
+                lines.push("MGET x y z".to_owned());
+                expected.push("+OK\\r\\n".to_owned());
+                let each = format!("${}\\r\\n{number}\\r\\n", number.to_string().len());
+                expected.push(format!("*3\\r\\n{each}{each}{each}"));
+            }
+        }
+    }
+    assert_eq!(pipeline(&mut redis, &lines), expected);
+}
+
+/// Two of each of these keys are in different partitions.
+#[test]
+fn a_transaction_spans_partitions_and_is_all_or_nothing() {
+    let served = Served::new(1, 16);
+    let (mut one, mut other) = (served.connect(0), served.connect(0));
+    let run = |connection: &mut Connection, lines: &[&str]| -> String {
+        let replies: Vec<String> = lines.iter().map(|line| connection.says(line)).collect();
+        replies.last().unwrap().clone()
+    };
+    run(&mut one, &["MSET a 1 b 2 c 3 d 4"]);
+    let done = run(&mut one, &["MULTI", "INCR a", "INCRBY b 10", "GET c", "DEL d", "SET e 5", "EXEC"]);
+    assert_eq!(done, "*5\\r\\n:2\\r\\n:12\\r\\n$1\\r\\n3\\r\\n:1\\r\\n+OK");
+    assert_eq!(
+        one.says("MGET a b c d e"),
+        "*5\\r\\n$1\\r\\n2\\r\\n$2\\r\\n12\\r\\n$1\\r\\n3\\r\\n$-1\\r\\n$1\\r\\n5"
+    );
+    // What was watched has changed.
+    run(&mut one, &["WATCH a b", "MULTI", "INCR a", "INCR b"]);
+    assert_eq!(other.says("SET b 100"), "+OK");
+    assert_eq!(one.says("EXEC"), "*-1");
+    assert_eq!(one.says("MGET a b"), "*2\\r\\n$1\\r\\n2\\r\\n$3\\r\\n100");
+    run(&mut one, &["WATCH a b none"]);
+    assert_eq!(run(&mut one, &["MULTI", "INCR a", "INCR b", "EXEC"]), "*2\\r\\n:3\\r\\n:101");
+    // Times to live are of one partition; what would need them elsewhere is refused as a whole.
+    run(&mut one, &["SET t 1 EX 100"]);
+    let refused = run(&mut one, &["MULTI", "INCR t", "INCR a", "INCR b", "INCR c", "EXEC"]);
+    assert!(refused.starts_with("-CROSSSLOT "), "{refused}");
+    assert_eq!(one.says("MGET t a"), "*2\\r\\n$1\\r\\n1\\r\\n$1\\r\\n3");
+    assert_eq!(
+        run(&mut one, &["MULTI", "SET t 2", "INCR a", "INCR b", "INCR c", "EXEC"]).matches(':').count(),
+        3
+    );
+    assert_eq!(one.says("TTL t"), ":-1");
+    // With a tag they share a partition, and all is possible.
+    let tagged = ["MULTI", "SET {x}1 1 EX 100", "INCR {x}1", "RENAME {x}1 {x}2", "TTL {x}2", "EXEC"];
+    assert_eq!(run(&mut one, &tagged), "*4\\r\\n+OK\\r\\n:2\\r\\n+OK\\r\\n:100");
+}
+
+/// Money is moved between accounts of different partitions, by several at a time: none is made or lost.
+#[test]
+fn optimistic_transfers_keep_the_sum() {
+    let served = Served::new(1, 8);
+    served.connect(0).ask("MSET acc0 100 acc1 100 acc2 100 acc3 100");
+    let address = served.servers[0].local_address();
+    let workers: Vec<_> = (0..3u64)
+        .map(|worker| {
+            std::thread::spawn(move || {
+                let mut redis = Connection::new(address);
+                let mut moved = 0;
+                for step in 0..60 {
+                    let (from, to) = ((worker + step) % 4, (worker + 2 * step + 1) % 4);
+                    if from == to {
+                        continue;
+                    }
+                    let before = |redis: &mut Connection, account: u64| -> i64 {
+                        let reply = redis.ask(&format!("GET acc{account}"));
+                        reply.split("\\r\\n").nth(1).unwrap().parse().unwrap()
+                    };
+                    redis.ask(&format!("WATCH acc{from} acc{to}"));
+                    let (a, b) = (before(&mut redis, from), before(&mut redis, to));
+                    redis.ask("MULTI");
+                    redis.ask(&format!("SET acc{from} {}", a - 1));
+                    redis.ask(&format!("SET acc{to} {}", b + 1));
+                    moved += u64::from(redis.ask("EXEC").starts_with("*2"));
+                }
+                moved
+            })
+        })
+        .collect();
+    let moved: u64 = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
+    assert!(moved > 30, "{moved} transfers");
+    let reply = served.connect(0).ask("MGET acc0 acc1 acc2 acc3");
+    let sum: i64 = reply.split("\\r\\n").filter_map(|line| line.parse::<i64>().ok()).sum();
+    assert_eq!(sum, 400, "{reply}");
+}
+
+#[test]
+fn increments_of_many_connections_are_all_counted() {
+    let served = Served::new(1, 4);
+    let address = served.servers[0].local_address();
+    let workers: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut redis = Connection::new(address);
+                for _ in 0..10 {
+                    pipeline(&mut redis, &vec!["INCR n".to_owned(); 20]);
+                }
+            })
+        })
+        .collect();
+    workers.into_iter().for_each(|worker| worker.join().unwrap());
+    assert_eq!(served.connect(0).says("GET n"), "$4\\r\\n1600");
+}
+
+#[test]
+fn other_clients_see_the_same_data_and_every_node_serves_every_key() {
+    let served = Served::new(3, 8);
+    let client = served.client();
+    let mut connections: Vec<Connection> = (0..3).map(|node| served.connect(node)).collect();
+    for number in 0..30 {
+        let set = format!("SET k{number} v{number}");
+        assert_eq!(connections[number % 3].says(&set), "+OK");
+        let found = connections[(number + 1) % 3].says(&format!("GET k{number}"));
+        assert!(found.ends_with(&format!("v{number}")), "{found}");
+    }
+    served.runtime.block_on(async {
+        let tree = client.tree("redis");
+        assert_eq!(tree.len().await.unwrap(), 30);
+        assert_eq!(tree.get("k7").await.unwrap().unwrap(), "v7");
+        tree.insert("k7", "anew").await.unwrap();
+        client.tree("redis:5").insert("there", "x").await.unwrap();
+    });
+    assert_eq!(connections[2].says("GET k7"), "$4\\r\\nanew");
+    assert_eq!(connections[2].says("SELECT 5"), "+OK");
+    assert_eq!(connections[2].says("GET there"), "$1\\r\\nx");
+}
