@@ -136,8 +136,7 @@ impl Engine {
             at_checkpoint(checkpoint, base)
         } else {
             let retains = options.retain_changes_bytes > 0;
-            let threads = options.background_threads;
-            recover(&wal, checkpoint, folding, base, &directory.wal_path(), retains, threads)?
+            recover(&wal, checkpoint, folding, base, &directory.wal_path(), retains)?
         };
         let sequence = recovered.committer.sequence;
         let state = Arc::new(recovered.state);

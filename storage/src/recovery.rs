@@ -7,14 +7,13 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 
 use crate::base::Base;
 use crate::codec::decode_effects;
 use crate::disk::Disk;
 use crate::engine::{Committer, EMBEDDED_STREAM};
-use crate::evaluate::{Effect, Effects};
+use crate::evaluate::Effect;
 use crate::meta::{CHECKPOINT_ROW, Checkpoint, FOLDING_ROW, META_TABLE};
 use crate::overlay::{Overlay, Readers};
 use crate::state::State;
@@ -93,24 +92,7 @@ pub(crate) fn read_checkpoint(
     Ok((finished, begun))
 }
 
-/// A commit of the WAL, read and decoded.
-struct Replayed {
-    sequence: u64,
-    /// Bytes of its record.
-    length: usize,
-    /// `None`: the B-tree has it already.
-    changes: Option<(u64, Effects)>,
-}
-
-/// Commits that go from the thread that reads them to the one that applies them together, at most.
-const BATCH: usize = 256;
-/// No more join those that have this many bytes.
-const BATCH_BYTES: usize = 1 << 20;
-/// Batches that wait in between.
-const WAITING: usize = 8;
-
-/// Replays the WAL behind the checkpoint into a fresh overlay. With `threads`, the commits are read, checked and
-/// decoded by another thread while this one applies them: each takes about half of the time.
+/// Replays the WAL behind the checkpoint into a fresh overlay.
 ///
 /// `retains`: what was folded already is counted, so that it is let go in time.
 pub(crate) fn recover(
@@ -120,7 +102,6 @@ pub(crate) fn recover(
     base: Base,
     wal_path: &Path,
     retains: bool,
-    threads: bool,
 ) -> Result<Recovered> {
     let mut committer = Committer::new(checkpoint.applied, checkpoint.time_ms, checkpoint.next_id, retains);
     let from = checkpoint.applied + 1;
@@ -135,20 +116,14 @@ pub(crate) fn recover(
     }
     let readers = Readers::default();
     let first = wal.first_index(EMBEDDED_STREAM).filter(|first| retains && *first < from);
-    let decode = |sequence: u64, record: &[u8]| -> Result<Replayed> {
-        let length = record.len();
+    wal.replay(EMBEDDED_STREAM, first.unwrap_or(from), &mut |sequence, record| {
+        committer.mark(sequence, record.len());
         if sequence < from {
-            return Ok(Replayed { sequence, length, changes: None });
+            return Ok(());
         }
         let malformed = |error: crate::codec::Malformed| error.in_file(wal_path, 0);
         let (time_ms, effects) = decode_effects(record).map_err(malformed)?;
         let effects = effects.to_owned().map_err(malformed)?;
-        Ok(Replayed { sequence, length, changes: Some((time_ms, effects)) })
-    };
-    let mut apply = |replayed: Replayed| -> Result<()> {
-        let Replayed { sequence, length, changes } = replayed;
-        committer.mark(sequence, length);
-        let Some((time_ms, effects)) = changes else { return Ok(()) };
         if sequence != committer.sequence + 1 {
             return Err(Error::corrupt(
                 wal_path,
@@ -172,58 +147,10 @@ pub(crate) fn recover(
             overlay.set_lengths(|tree| (base.length(tree), folding.length(tree)));
         }
         Ok(())
-    };
-    let first = first.unwrap_or(from);
-    if threads {
-        replay_with_another_thread(wal, first, &decode, &mut apply)?;
-    } else {
-        wal.replay(EMBEDDED_STREAM, first, &mut |sequence, record| apply(decode(sequence, record)?))?;
-    }
+    })?;
     let state =
         State { active: Arc::new(overlay), frozen: None, base: Arc::new(base), catalog: Arc::new(catalog) };
     Ok(Recovered { state, committer })
-}
-
-fn replay_with_another_thread(
-    wal: &Wal,
-    first: u64,
-    decode: &(impl Fn(u64, &[u8]) -> Result<Replayed> + Sync),
-    apply: &mut impl FnMut(Replayed) -> Result<()>,
-) -> Result<()> {
-    thread::scope(|scope| {
-        let (sender, receiver) = mpsc::sync_channel::<Vec<Replayed>>(WAITING);
-        let read = move || {
-            let (mut batch, mut bytes) = (Vec::with_capacity(BATCH), 0);
-            let replayed = wal.replay(EMBEDDED_STREAM, first, &mut |sequence, record| {
-                batch.push(decode(sequence, record)?);
-                bytes += record.len();
-                if batch.len() < BATCH && bytes < BATCH_BYTES {
-                    return Ok(());
-                }
-                bytes = 0;
-                let whole = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
-                // The one who applies has given up, and says why.
-                let stopped = || Error::InvalidRequest("recovery has failed".to_owned());
-                sender.send(whole).map_err(|_| stopped())
-            });
-            // What comes before a failure is applied, as it would be by one thread.
-            let _ = sender.send(batch);
-            replayed
-        };
-        let name = thread::Builder::new().name("dogsled-recovery".to_owned());
-        let reading = name.spawn_scoped(scope, read);
-        let reading = reading.map_err(|error| Error::io("starting a thread", error))?;
-        let mut applied = Ok(());
-        while let Ok(batch) = receiver.recv() {
-            applied = batch.into_iter().try_for_each(&mut *apply);
-            if applied.is_err() {
-                break;
-            }
-        }
-        drop(receiver);
-        let read = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        applied.and(read)
-    })
 }
 
 /// The state of the checkpoint record alone: all that a replica begins with.
