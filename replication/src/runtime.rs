@@ -3,8 +3,8 @@
 //! The first difference: **waits of all groups end together.** Each group looks at its clock fifty times a
 //! second (a fifth of a heartbeat), and a node has many groups. Waits that are not short end on a
 //! grid that they share, so that one wake-up serves all groups, and their heartbeats travel in one
-//! packet. The ticks are what it is for: left alone they were most of what an idle node of 16 partitions
-//! did, 850 wake-ups a second.
+//! packet. Left alone the ticks of 16 partitions were 850 wake-ups a second. (That they are fewer saves an idle node
+//! little, 6.7 against 7.1 % of a core: most of its time goes to the heartbeats themselves, it seems.)
 //!
 //! The second: **waits too short for tokio's timer end at once.** The timer counts whole
 //! milliseconds, and openraft waits a microsecond between two reports of what is durable, to merge

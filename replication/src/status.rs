@@ -160,14 +160,18 @@ fn take_text(take: &mut Take) -> Result<Option<String>, Malformed> {
     Ok(if take.flag()? { Some(take.text()?) } else { None })
 }
 
-pub(crate) fn put_ids(bytes: &mut Vec<u8>, ids: &[NodeId]) {
+pub(crate) fn put_ids<'a>(
+    bytes: &mut Vec<u8>,
+    ids: impl IntoIterator<Item = &'a NodeId, IntoIter: ExactSizeIterator>,
+) {
+    let ids = ids.into_iter();
     bytes.put_u32(ids.len() as u32);
     for id in ids {
         bytes.put_u64(id.0);
     }
 }
 
-pub(crate) fn take_ids(take: &mut Take) -> Result<Vec<NodeId>, Malformed> {
+pub(crate) fn take_ids<C: FromIterator<NodeId>>(take: &mut Take) -> Result<C, Malformed> {
     (0..take.count(8)?).map(|_| Ok(NodeId(take.u64()?))).collect()
 }
 

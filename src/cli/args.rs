@@ -544,7 +544,8 @@ pub(crate) struct LockRun {
     /// For how long nobody gets the lock after this process has vanished without giving it back
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub(crate) delay: u64,
-    /// If the lock is lost the command gets SIGTERM, and SIGKILL after so long
+    /// If the lock is lost the command gets SIGTERM, and SIGKILL after so long, or when the lock may be another's if that
+    /// is sooner
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub(crate) kill_after: u64,
     /// The command and its arguments; its exit code is passed on, and it finds the fencing token in

@@ -1,3 +1,5 @@
+//! What a node's figures count, and what they never tell: keys and values.
+
 use dogsled_storage::codec::encode_group_command;
 use dogsled_storage::{Command, GroupCommand, Operation, TreeId};
 

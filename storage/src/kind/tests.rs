@@ -1,3 +1,5 @@
+//! That every kind is looked up in the bytes as it is in what they decode to, and has one name of its own.
+
 use std::collections::BTreeSet;
 
 use super::*;
