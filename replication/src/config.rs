@@ -7,24 +7,32 @@ use std::time::Duration;
 use dogsled_storage::disk::{Disk, RealDisk};
 use dogsled_storage::{Clock, SystemClock};
 
+use crate::runtime::GRID;
 use crate::transport::NodeId;
 
 /// How soon members of a group notice that their leader is gone, and how much they talk for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timing {
-    /// A leader that has nothing to say says so this often.
+    /// A leader that has nothing to say says so this often. Counted in tenths of a second, and at least one.
     pub heartbeat: Duration,
-    /// A follower that has heard nothing for the longer of these two grants votes again, and asks for
-    /// them itself after another while, drawn between the two. So a dead leader is replaced after at
-    /// least their sum and at most twice the longer; one that is silent for less stays.
+    /// A follower that has heard nothing for a while grants votes again, and asks for them itself after another.
+    /// The time between these two is cut in three, and which third a replica draws both from is settled by the group's
+    /// number and the node's: of three replicas no two ask at the same time, which would divide the votes and
+    /// cost another round. A dead leader is replaced after at most twice the longer, most often well before; one
+    /// that is silent for less than twice the shorter stays.
     pub election: (Duration, Duration),
 }
 
 impl Timing {
+    /// For so long after a leader was heard there is no other.
+    pub(crate) fn undisputed(&self) -> Duration {
+        self.election.0 * 2
+    }
+
     /// For machines in one place: a dead leader is replaced within a second.
     pub const LAN: Timing = Timing {
         heartbeat: Duration::from_millis(100),
-        election: (Duration::from_millis(250), Duration::from_millis(450)),
+        election: (Duration::from_millis(150), Duration::from_millis(390)),
     };
 
     /// For machines far apart, or slow, or many groups with little to do.
@@ -130,16 +138,31 @@ impl NodeConfig {
     }
 }
 
-pub(crate) fn raft_config(timing: &Timing) -> Result<openraft::Config, openraft::ConfigError> {
+/// The part of [`Timing::election`] that is the replica's of a node in a group.
+fn share_of_election(timing: &Timing, group: u32, node: NodeId) -> (Duration, Duration) {
+    let (least, most) = timing.election;
+    let third = most.saturating_sub(least) / 3;
+    // Members are numbered one after the other as they come, so most groups have one of each.
+    let turn = ((node.0 % 3) as u32 + group % 3) % 3;
+    (least + third * turn, least + third * (turn + 1))
+}
+
+pub(crate) fn raft_config(
+    timing: &Timing,
+    group: u32,
+    node: NodeId,
+) -> Result<openraft::Config, openraft::ConfigError> {
     let milliseconds = |duration: Duration| duration.as_millis() as u64;
-    let heartbeat = milliseconds(timing.heartbeat);
+    let election = share_of_election(timing, group, node);
+    // It goes at the first tick thereafter; see the runtime.
+    let heartbeat = milliseconds(timing.heartbeat.max(GRID) - GRID / 4);
     openraft::Config {
         cluster_name: "dogsled".to_owned(),
         heartbeat_interval: heartbeat,
         // A follower that just acknowledged entries needs no heartbeat.
         heartbeat_min_interval: Some(heartbeat / 2),
-        election_timeout_min: milliseconds(timing.election.0),
-        election_timeout_max: milliseconds(timing.election.1),
+        election_timeout_min: milliseconds(election.0),
+        election_timeout_max: milliseconds(election.1),
         // Bytes bound a message, see the log store; this only bounds what tiny entries cost.
         max_payload_entries: 4096,
         // Snapshots are taken and logs are purged by the node's maintenance.
@@ -154,4 +177,25 @@ pub(crate) fn raft_config(timing: &Timing) -> Result<openraft::Config, openraft:
         ..openraft::Config::default()
     }
     .validate()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_replicas_never_ask_for_votes_at_the_same_time() {
+        for timing in [Timing::LAN, Timing::WAN] {
+            for group in 0..20 {
+                let mut shares: Vec<_> =
+                    (1..=3).map(|node| share_of_election(&timing, group, NodeId(node))).collect();
+                shares.sort();
+                assert_eq!((shares[0].0, shares[2].1), timing.election);
+                assert!(shares.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{shares:?}");
+                for node in 1..=3 {
+                    raft_config(&timing, group, NodeId(node)).expect("valid");
+                }
+            }
+        }
+    }
 }

@@ -258,6 +258,40 @@ impl Group {
         raft.server_metrics().borrow_watched().current_leader.map(NodeId)
     }
 
+    /// Waits until the log has an entry here, for at most so long. Whether it has.
+    pub(crate) async fn has_received(&self, last: Option<&LogId>, at_most: Duration) -> bool {
+        let Some(raft) = self.raft() else { return false };
+        let mut metrics = raft.data_metrics();
+        let waiting = async {
+            loop {
+                if metrics.borrow_watched().last_log.as_ref() >= last {
+                    return true;
+                }
+                if metrics.changed().await.is_err() {
+                    return false;
+                }
+            }
+        };
+        tokio::time::timeout(at_most, waiting).await.unwrap_or(false)
+    }
+
+    /// Returns when the group is known to be led by another node than now, and than `asked`.
+    pub(crate) async fn led_by_another(&self, asked: NodeId) {
+        let Some(raft) = self.raft() else { return std::future::pending().await };
+        let mut metrics = raft.server_metrics();
+        let before = metrics.borrow_watched().current_leader;
+        loop {
+            let now = metrics.borrow_watched().current_leader;
+            if now.is_some() && now != before && now != Some(asked.0) {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                // The group is being opened again; that says nothing of who leads it.
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// Whether this node leads, as far as it knows.
     pub(crate) fn leads(&self) -> bool {
         self.term_led().is_some()

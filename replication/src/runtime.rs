@@ -1,10 +1,10 @@
 //! `Runtime`: tokio, as openraft sees it, with two differences and the doors that a simulation needs.
 //!
-//! The first difference: **waits of all groups end together.** Each group looks at its clock fifty times a
-//! second (a fifth of a heartbeat), and a node has many groups. Waits that are not short end on a
-//! grid that they share, so that one wake-up serves all groups, and their heartbeats travel in one
-//! packet. Left alone the ticks of 16 partitions were 850 wake-ups a second. (That they are fewer saves an idle node
-//! little, 6.7 against 7.1 % of a core: most of its time goes to the heartbeats themselves, it seems.)
+//! The first difference: **the clocks of all groups tick together.** Each group of a leader looks at its clock five
+//! times in a heartbeat, and a node has many groups. Here a tick is put off to the next point of a [`GRID`] that all
+//! share, so that one wake-up serves all groups, and their heartbeats to one node, and its answers, travel in one
+//! packet. That is why openraft is told of heartbeats a quarter shorter than they are: one that is due within the
+//! grid's step goes at its end.
 //!
 //! The second: **waits too short for tokio's timer end at once.** The timer counts whole
 //! milliseconds, and openraft waits a microsecond between two reports of what is durable, to merge
@@ -233,11 +233,11 @@ impl Drop for Leave {
 /// A wait that tokio would make twenty times as long.
 const TOO_SHORT: Duration = Duration::from_micros(50);
 
-/// Waits that are not short end at multiples of this.
-const GRID: Duration = Duration::from_millis(25);
+/// Ticks are at multiples of this. Nothing that is measured in ticks can be shorter.
+pub(crate) const GRID: Duration = Duration::from_millis(100);
 
-/// Waits of at least this length are not short: a tick is 13/64 of a heartbeat.
-const NOT_SHORT: Duration = Duration::from_millis(10);
+/// Openraft waits until a time for a tick, and for less than this to merge reports.
+const NOT_SHORT: Duration = Duration::from_millis(1);
 
 /// The wait that ends together with others; see the [module](self). A simulation has an order of its
 /// own, which may not depend on when its process was started.
@@ -287,7 +287,7 @@ impl AsyncRuntime for Runtime {
         if duration < TOO_SHORT {
             return Either::Left(std::future::ready(()));
         }
-        Either::Right(TokioRuntime::sleep(together(duration)))
+        Either::Right(TokioRuntime::sleep(duration))
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {

@@ -90,7 +90,11 @@ impl Client {
             let first = tokio::time::timeout(behaviour.deadline, routes::first(&core, pool)).await;
             match first {
                 Ok(reached) => reached.map_err(unavailable)?,
-                Err(_) => return Err(Error::Unavailable("no node answered before the deadline".to_owned())),
+                Err(_) => {
+                    let asked = pool.seeds().join(", ");
+                    let why = format!("no node answered before the deadline, of those asked: {asked}");
+                    return Err(Error::Unavailable(why));
+                }
             }
         }
         tokio::spawn(routes::run(Arc::downgrade(&core)));

@@ -19,6 +19,10 @@ const SUSPICION: (Duration, Duration) = (Duration::from_millis(250), Duration::f
 /// that are not there: else the first is taken again when the second has failed, and the third never.
 const LATELY: Duration = Duration::from_secs(10);
 
+/// How long a call waits to be connected to the node that it prefers, when it is connected to another. Longer than
+/// a handshake takes of which a datagram was lost.
+const SOON: Duration = Duration::from_millis(150);
+
 pub(super) struct Pool {
     endpoint: ClientEndpoint,
     seeds: Vec<String>,
@@ -55,6 +59,10 @@ impl State {
     }
 
     fn suspect(&mut self) {
+        // Of calls that failed together each says so: that is one failure.
+        if self.is_suspected() {
+            return;
+        }
         self.suspicion = (self.suspicion * 2).clamp(SUSPICION.0, SUSPICION.1);
         self.suspected_until = Some(Instant::now() + self.suspicion);
         self.failed = Some(Instant::now());
@@ -64,6 +72,11 @@ impl State {
 impl Pool {
     pub(super) fn new(endpoint: ClientEndpoint, seeds: Vec<String>) -> Pool {
         Pool { endpoint, seeds, nodes: Mutex::default(), seeding: tokio::sync::Mutex::default() }
+    }
+
+    /// The addresses that the client was given.
+    pub(super) fn seeds(&self) -> &[String] {
+        &self.seeds
     }
 
     fn known(&self, node: NodeId) -> Arc<Known> {
@@ -112,6 +125,14 @@ impl Pool {
         failed.is_some_and(|at| at.elapsed() < LATELY)
     }
 
+    /// Whether there is a connection to another node, which may be asked instead.
+    pub(super) fn has_other(&self, node: NodeId) -> bool {
+        self.nodes.lock().iter().any(|(other, known)| {
+            let state = known.state.lock();
+            *other != node && !state.is_suspected() && state.open_connection().is_some()
+        })
+    }
+
     /// Nodes that there is a connection to.
     pub(super) fn connected(&self) -> Vec<NodeId> {
         let nodes = self.nodes.lock();
@@ -119,41 +140,33 @@ impl Pool {
         open.map(|(node, _)| *node).collect()
     }
 
-    /// The connection to a node, made if there is none.
+    /// The connection to a node, made if there is none. Making it goes on if the caller does not wait for it.
     pub(super) async fn connection(&self, node: NodeId) -> Result<ClientConnection, TransportError> {
         let known = self.known(node);
         if let Some(connection) = known.state.lock().open_connection() {
             return Ok(connection);
         }
-        let asked = Instant::now();
-        let _one_at_a_time = known.dialling.lock().await;
-        let addresses = {
-            let state = known.state.lock();
-            if let Some(connection) = state.open_connection() {
-                return Ok(connection);
-            }
-            // Whoever dialled while this waited has found out already.
-            if state.is_suspected() && asked.elapsed() > Duration::from_millis(1) {
-                return Err(TransportError::Unreachable(format!("node {node} did not answer just now")));
-            }
-            state.addresses.clone()
-        };
-        let connected = match self.endpoint.connect(&addresses, 0).await {
+        let dialled = tokio::spawn(dial(self.endpoint.clone(), known, node));
+        match dialled.await.map_err(|ended| TransportError::Unreachable(ended.to_string()))? {
             Ok(connection) if connection.node() == node => Ok(connection),
             Ok(other) => {
                 let found = other.node();
-                let why = format!("node {found} answers under the addresses of node {node}");
                 self.keep(other);
+                let why = format!("node {found} answers under the addresses of node {node}");
                 Err(TransportError::Unreachable(why))
             }
             Err(error) => Err(error),
-        };
-        let mut state = known.state.lock();
-        match &connected {
-            Ok(connection) => state.connection = Some(connection.clone()),
-            Err(_) => state.suspect(),
         }
-        connected
+    }
+
+    /// As [`Pool::connection`], for a caller that can go to another node: it does not wait for one that is long in
+    /// answering, which most likely is not there.
+    pub(super) async fn connection_soon(&self, node: NodeId) -> Result<ClientConnection, TransportError> {
+        let made = tokio::time::timeout(SOON, self.connection(node)).await;
+        made.unwrap_or_else(|_| {
+            self.suspect(node);
+            Err(TransportError::Unreachable(format!("node {node} did not answer soon")))
+        })
     }
 
     fn keep(&self, connection: ClientConnection) {
@@ -202,4 +215,33 @@ impl Pool {
             }
         }
     }
+}
+
+/// Connects to a node; what answers under its addresses may be another.
+async fn dial(
+    endpoint: ClientEndpoint,
+    known: Arc<Known>,
+    node: NodeId,
+) -> Result<ClientConnection, TransportError> {
+    let asked = Instant::now();
+    let _one_at_a_time = known.dialling.lock().await;
+    let addresses = {
+        let state = known.state.lock();
+        if let Some(connection) = state.open_connection() {
+            return Ok(connection);
+        }
+        // Whoever dialled while this waited has found out already.
+        if state.is_suspected() && asked.elapsed() > Duration::from_millis(1) {
+            return Err(TransportError::Unreachable(format!("node {node} did not answer just now")));
+        }
+        state.addresses.clone()
+    };
+    let connected = endpoint.connect(&addresses, 0).await;
+    let mut state = known.state.lock();
+    match &connected {
+        Ok(connection) if connection.node() == node => state.connection = Some(connection.clone()),
+        Ok(_) => {}
+        Err(_) => state.suspect(),
+    }
+    connected
 }

@@ -121,14 +121,17 @@ fn finish_dropping(wal: &Wal, disk: &dyn Disk, groups: &Path, group: u32) -> io:
 struct Opener {
     node: Arc<Inner>,
     file: NodeFile,
-    raft: Arc<openraft::Config>,
+    /// By the group's number, modulo their count.
+    raft: Vec<Arc<openraft::Config>>,
 }
 
 impl Opener {
     fn new(node: &Arc<Inner>) -> Result<Opener> {
-        let raft = raft_config(&node.config.timing)
-            .map_err(|error| Error::InvalidRequest(format!("the timing cannot be: {error}")))?;
-        Ok(Opener { node: Arc::clone(node), file: *node.file.lock(), raft: Arc::new(raft) })
+        // One for each share of the time that an election takes.
+        let shares = [0, 1, 2].map(|group| raft_config(&node.config.timing, group, node.config.node));
+        let raft = shares.into_iter().map(|config| config.map(Arc::new)).collect::<Result<_, _>>();
+        let raft = raft.map_err(|error| Error::InvalidRequest(format!("the timing cannot be: {error}")))?;
+        Ok(Opener { node: Arc::clone(node), file: *node.file.lock(), raft })
     }
 
     fn options(&self, group: u32) -> GroupOptions {
@@ -150,7 +153,7 @@ impl Opener {
                 cache_bytes: node.config.log_cache_bytes / count as usize,
                 ..LogOptions::default()
             },
-            raft: Arc::clone(&self.raft),
+            raft: Arc::clone(&self.raft[group as usize % self.raft.len()]),
             network: {
                 let (transport, snapshots) = (Arc::clone(&node.transport), Arc::clone(&node.snapshots));
                 let fence = Arc::clone(&node.fence);

@@ -219,7 +219,7 @@ impl Inner {
             let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(&heir)?.as_ref());
             let near =
                 matched.map_or(0, |log_id| log_id.index) + 1_000 >= metrics.last_log_index.unwrap_or(0);
-            if !near || heard.is_none_or(|at| at.elapsed() > self.config.timing.election.0) {
+            if !near || heard.is_none_or(|at| at.elapsed() > self.config.timing.undisputed()) {
                 return false;
             }
             heir

@@ -23,6 +23,8 @@ use crate::transport::{Lane, NodeId};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// And how long whoever asked for that may wait until it is carried through.
 pub(super) const LONG: Duration = Duration::from_secs(1200);
+/// How long a node that is shut down tries to hand its groups over, and how soon it asks an heir again.
+const HAND_OVER: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(50));
 /// The wait before something is tried again that others must do first.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -313,17 +315,26 @@ impl Inner {
     /// happen: so that nobody has to notice that this node is gone.
     pub(super) async fn give_up_leadership(&self) {
         let Some(cluster) = self.cluster.get() else { return };
-        for group in cluster.groups().values().filter(|group| group.leads()) {
-            if let (Some(raft), Some(heir)) = (group.raft(), furthest_follower(group)) {
-                // If it has stopped, it does not lead any more.
-                let _ = raft.trigger().transfer_leader(heir).await;
+        let until = Instant::now() + HAND_OVER.0;
+        loop {
+            let mut led = 0;
+            for group in cluster.groups().values().filter(|group| group.leads()) {
+                if let (Some(raft), Some(heir)) = (group.raft(), furthest_follower(group)) {
+                    led += 1;
+                    // If it has stopped, it does not lead any more.
+                    let _ = raft.trigger().transfer_leader(heir).await;
+                }
             }
-        }
-        let deadline = Instant::now() + self.config.timing.election.1;
-        let waiting =
-            || cluster.groups().values().any(|group| group.leads() && furthest_follower(group).is_some());
-        while waiting() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            let again = Instant::now() + HAND_OVER.1;
+            while cluster.groups().values().any(|group| group.leads() && furthest_follower(group).is_some()) {
+                if Instant::now() >= again.min(until) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            if led == 0 || Instant::now() >= until {
+                return;
+            }
         }
     }
 }

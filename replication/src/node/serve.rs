@@ -296,7 +296,14 @@ impl Inner {
                 let request = take_transfer(take).map_err(malformed)?;
                 check_sender(from, request.from_leader())?;
                 let raft = running()?;
+                let (group, me) = (Arc::clone(group), self.config.node);
+                let at_most = self.config.timing.undisputed();
                 begun(async move {
+                    // It overtakes the entries that were under way when the leader sent it, and an heir that has not
+                    // got them yet would ignore it. The leader takes no more, so there is nobody to write meanwhile.
+                    if *request.to_node_id() == me.0 {
+                        group.has_received(request.last_log_id(), at_most).await;
+                    }
                     let handled = raft.handle_transfer_leader(request).await;
                     handled.map_or_else(failed, |_| ok(0).into())
                 })
@@ -350,6 +357,7 @@ impl Inner {
             | ClientRequest::GoOn { .. } => LONG,
             _ => self.config.request_deadline,
         };
+        let repeatable = matches!(request, ClientRequest::Submit { .. } | ClientRequest::Read { .. });
         let error = match self.serve_here(request, deadline).await {
             Ok(reply) => return reply.encode(),
             Err(error) => error,
@@ -357,7 +365,7 @@ impl Inner {
         match error {
             ClusterError::NotLeader { group, leader, addresses } if !forwarded => {
                 let not_leader = ClusterError::NotLeader { group, leader, addresses };
-                self.pass_on_to_leader(group, leader, body, deadline, not_leader).await
+                self.pass_on_to_leader(group, leader, body, deadline, not_leader, repeatable).await
             }
             error => {
                 self.shared_log.metrics.failed(&error);
@@ -367,7 +375,8 @@ impl Inner {
     }
 
     /// Has a request answered by the leader of a group. If it is not known who that is, whoever is to
-    /// have the group is asked, until one of them leads it or says who does.
+    /// have the group is asked, until one of them leads it or says who does. What is `repeatable`, because whoever
+    /// asks can repeat it without harm, does not wait for a node that leads no more.
     async fn pass_on_to_leader(
         &self,
         group: u32,
@@ -375,10 +384,12 @@ impl Inner {
         body: Bytes,
         deadline: Duration,
         mut error: ClusterError,
+        repeatable: bool,
     ) -> Bytes {
         let me = self.config.node;
         let Some(cluster) = self.cluster.get() else { return ClientReply::Error(error).encode() };
-        let is_here = cluster.group(group).is_some();
+        let here = cluster.group(group);
+        let is_here = here.is_some();
         let mut others: Vec<NodeId> = match is_here {
             // It would be known here if anybody led it.
             true => Vec::new(),
@@ -393,7 +404,21 @@ impl Inner {
             });
             let Some(to) = to else { break };
             asked.push(to);
-            let reply = match self.pass_on(to, body.clone(), deadline).await {
+            // One that was killed does not say so: whoever has taken its place does.
+            let replaced = async {
+                match &here {
+                    Some(group) if repeatable => group.led_by_another(to).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let passed_on = tokio::select! {
+                biased;
+                reply = self.pass_on(to, body.clone(), deadline) => reply,
+                () = replaced => Err(ClusterError::OutcomeUnknown(format!(
+                    "node {to}, which led group {group}, has not answered, and another node leads it now"
+                ))),
+            };
+            let reply = match passed_on {
                 Ok(reply) => reply,
                 // Who led last is taken for the leader until there is another.
                 Err(ClusterError::Unavailable(why)) if is_here => {
@@ -594,7 +619,7 @@ impl Inner {
             Consistency::Stale if group.slot.applied() == 0 => {
                 return Err(ClusterError::Unavailable(format!("group {} has not begun here", group.id)));
             }
-            Consistency::Stale if group.leads() => group.out_of_touch_for(self.config.timing.election.0),
+            Consistency::Stale if group.leads() => group.out_of_touch_for(self.config.timing.undisputed()),
             Consistency::Stale => group.slot.age(),
         };
         // Before reading: the answer includes at least this.

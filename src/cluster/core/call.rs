@@ -45,6 +45,11 @@ pub(super) enum Link {
 }
 
 impl Link {
+    /// Whether the node has ended the connection, as one does that shuts down or was started again.
+    fn is_closed(&self) -> bool {
+        matches!(self, Link::Network(connection) if !connection.is_open())
+    }
+
     pub(super) fn request(
         &self,
         body: Bytes,
@@ -98,7 +103,11 @@ impl Core {
             Some(node) => node,
             None => pool.any().await?,
         };
-        match pool.connection(node).await {
+        let connected = match pool.has_other(node) {
+            true => pool.connection_soon(node).await,
+            false => pool.connection(node).await,
+        };
+        match connected {
             Ok(connection) => Ok((node, Link::Network(connection))),
             // The addresses that the cluster knows may mean nothing here.
             Err(_) if pool.connected().is_empty() => {
@@ -237,7 +246,7 @@ impl Core {
                             perhaps |= repeat == Repeat::Numbered;
                             let moved =
                                 group.and_then(|group| leader_of(&self.map.borrow(), group)) != led_by;
-                            if began.elapsed() >= SUSPICIOUS && !moved {
+                            if link.is_closed() || (began.elapsed() >= SUSPICIOUS && !moved) {
                                 self.suspect(node);
                             }
                         }
