@@ -11,7 +11,8 @@ use dogsled_storage::counter::{CounterAddition, CounterReply, Sums};
 use dogsled_storage::lock::READ_WRITE;
 use dogsled_storage::{
     COUNTERS_TREE_NAME, Command, DEFAULT_TREE_NAME, Durability, EXPIRY_TREE_NAME, Engine, Fence,
-    LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, Reply, Result as StorageResult, SEQUENCES_TREE_NAME, TreeId,
+    HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, Reply, Result as StorageResult,
+    SEQUENCES_TREE_NAME, TreeId,
 };
 use parking_lot::Mutex;
 
@@ -151,6 +152,7 @@ impl Database {
         names.insert(TreeId::EXPIRY, IVec::from(EXPIRY_TREE_NAME));
         names.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
         names.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
+        names.insert(TreeId::HASHES, IVec::from(HASHES_TREE_NAME));
         let known = self.dropped.lock();
         names.extend(known.iter().map(|(id, name)| (*id, name.clone())));
         names

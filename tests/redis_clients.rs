@@ -49,10 +49,10 @@ fn redis_cli_works_and_other_clients_see_what_it_did() {
     let sandbox = Sandbox::new();
     let (served, port) = start(&sandbox, &[]);
     let script = "SET greeting hello\nGET greeting\nINCR visits\nINCR visits\nSET lock t NX EX 10\nSET lock u NX EX 10\n\
-                  MULTI\nINCR visits\nGET greeting\nEXEC\nHGET h f\n";
+                  MULTI\nINCR visits\nGET greeting\nEXEC\nZADD h f\n";
     let Some(output) = run("redis-cli", &["-p", &port], script) else { return };
     let expected = "OK\nhello\n1\n2\nOK\n\nOK\nQUEUED\nQUEUED\n3\nhello\n\
-                    ERR unknown command 'HGET', with args beginning with: 'h' 'f' \n\n";
+                    ERR unknown command 'ZADD', with args beginning with: 'h' 'f' \n\n";
     assert_eq!(text(&output.stdout), expected, "{}", text(&output.stderr));
     let new = run("redis-cli", &["-3", "-p", &port, "GET", "greeting"], "").expect("it ran before");
     assert_eq!(text(&new.stdout), "hello\n");

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dogsled::{Batch, Db, FencingToken, Holder, IVec, OutOfBounds, Tree, Ttl, cluster};
 use dogsled_storage::{
-    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME,
-    SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME,
+    LOCKS_TREE_NAME, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
 };
 
 use super::args::{Global, ReadArgs, ReadFromArg};
@@ -161,6 +161,7 @@ impl Database {
             EXPIRY_TREE_NAME,
             LOCK_QUEUES_TREE_NAME,
             SEQUENCES_TREE_NAME,
+            HASHES_TREE_NAME,
             TRANSACTIONS_TREE_NAME,
         ];
         if own.contains(&name) {

@@ -53,7 +53,7 @@ pub use bincoded::{MAX_ENCODED_COMMAND_LENGTH, decode_command, encode_command};
 pub(crate) use bincoded::{decode_list_record, decode_record, encode_list_record, encode_record};
 pub use effects::{EffectRef, EffectRefs, Malformed, decode_effects, encode_effects};
 pub use grouped::{
-    GROUP_COMMAND_VERSION, MAX_ENCODED_GROUP_COMMAND_LENGTH, MAX_ENCODED_GROUP_READ_LENGTH,
+    GROUP_COMMAND_VERSION, Listed, MAX_ENCODED_GROUP_COMMAND_LENGTH, MAX_ENCODED_GROUP_READ_LENGTH,
     decode_group_command, decode_group_read, decode_group_read_reply, decode_group_reply,
     encode_group_command, encode_group_read, encode_group_read_reply, encode_group_reply,
 };

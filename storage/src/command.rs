@@ -42,6 +42,8 @@ impl TreeId {
     pub const LOCK_QUEUES: TreeId = TreeId(5);
     /// Holds the numbers that come next; see [`crate::owned`].
     pub const SEQUENCES: TreeId = TreeId(6);
+    /// Holds the fields of hashes; see [`crate::hashes`].
+    pub const HASHES: TreeId = TreeId(9);
     /// Holds what a replica knows of transactions over several groups; see [`crate::transaction`]. An
     /// embedded database has no such tree.
     pub const TRANSACTIONS: TreeId = TreeId(8);
@@ -348,7 +350,11 @@ impl Command {
                         check_key(key)?;
                         total += key.len();
                     }
-                    if let Some(value) = operation.value() {
+                    for field in operation.fields() {
+                        check_length("a field", field.len(), MAX_KEY_LENGTH)?;
+                        total += field.len();
+                    }
+                    for value in operation.values() {
                         check_value(value)?;
                         total += value.len();
                     }

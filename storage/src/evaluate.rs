@@ -94,6 +94,29 @@ pub trait View {
     fn transactions(&self) -> Option<&Transactions> {
         None
     }
+    /// As [`View::scan`], with the values.
+    fn scan_values(
+        &self,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+        each: &mut dyn FnMut(&[u8], Versioned) -> bool,
+    ) -> Result<()> {
+        let mut failure = None;
+        self.scan(tree, low, high, &mut |key, _| match self.get(tree, key) {
+            Ok(Some(found)) => each(key, found),
+            Ok(None) => true,
+            Err(error) => {
+                failure = Some(error);
+                false
+            }
+        })?;
+        failure.map_or(Ok(()), Err)
+    }
+    /// Whether there are any hashes; see [`crate::hashes`].
+    fn has_hashes(&self) -> Result<bool> {
+        Ok(self.end(TreeId::HASHES, false)?.is_some())
+    }
     /// Whether a transaction over several groups, prepared here, keeps a key from being written. For work on many
     /// keys that goes on beside those that have to wait; whoever does not ask is refused whole if one is locked.
     fn is_locked(&self, _tree: TreeId, _key: &[u8]) -> bool {

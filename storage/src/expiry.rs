@@ -51,7 +51,8 @@
 //! prepared: what it was valid at, and no later than the commit. So a time to live that is counted from the commit does not
 //! grow when a participant hears of it late.
 //!
-//! The database's own trees have no times to live.
+//! The database's own trees have no times to live. Of [`TreeId::HASHES`] there are entries in the index that have no record: marks
+//! of [hashes](crate::hashes) whose fields are to be removed.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -61,10 +62,14 @@ use bincode::{Decode, Encode};
 
 use crate::command::{Command, Reply, TreeId, Write};
 use crate::evaluate::{self, Context, Effect, Effects, Entry, Outcome, Versioned, View};
+use crate::hashes::head;
+use crate::hashes::sweep::{self, Sweep};
 use crate::{Error, IVec, Result, lock};
 
 /// The most keys that one [`Command::SettleDue`] removes, and the most locks that it lets go on.
 pub const MOST_DUE: u32 = 1024;
+/// With so many changes one run ends, however many hashes are due.
+const MOST_EFFECTS: usize = 16 << 10;
 
 const OVER_BEFORE_IT_BEGINS: &str = "a key with a time to live of 0 ms would end before it begins";
 
@@ -218,7 +223,7 @@ struct Record {
     version: u64,
 }
 
-fn due_key(expires_ms: u64, tree: TreeId, key: &[u8]) -> IVec {
+pub(crate) fn due_key(expires_ms: u64, tree: TreeId, key: &[u8]) -> IVec {
     let mut bytes = Vec::with_capacity(13 + key.len());
     bytes.push(DUE);
     bytes.extend_from_slice(&expires_ms.to_be_bytes());
@@ -334,20 +339,26 @@ pub(crate) fn expires(record: Option<&Versioned>, version: u64) -> Result<Option
 pub(crate) fn evaluate_live(view: &impl View, context: &Context, command: &Command) -> Result<Outcome> {
     let live = LiveView::new(view, context.time_ms);
     let mut outcome = evaluate::evaluate_unhidden(&live, context, command)?;
-    count_hidden(view, &mut outcome.effects)?;
+    count_hidden(view, context, &mut outcome.effects)?;
     Ok(outcome)
 }
 
-/// To what is evaluated over what has not expired, a key that has is absent. It is still there, and is counted.
-fn count_hidden(view: &impl View, effects: &mut Effects) -> Result<()> {
-    for effect in effects {
+/// To what is evaluated over what has not expired, a key that has is absent. It is still there, and is counted; and if it
+/// is a hash, its fields go.
+fn count_hidden(view: &impl View, context: &Context, effects: &mut Effects) -> Result<()> {
+    let mut hashes = Vec::new();
+    for effect in effects.iter_mut() {
         if let Effect::Put { tree, key, fresh, .. } = effect
             && *fresh == Some(true)
             && can_expire(*tree)
-            && view.version(*tree, key)?.is_some()
+            && let Some(found) = view.get(*tree, key)?
         {
             *fresh = Some(false);
+            hashes.extend(head(&found.value));
         }
+    }
+    for (id, count) in hashes {
+        sweep::discard(view, context.time_ms, id, count, effects)?;
     }
     Ok(())
 }
@@ -384,7 +395,7 @@ pub(crate) fn extend_live(
     }
     let mut own = Effects::new();
     extend(&LiveView::new(view, context.time_ms), context, writes, expiries, &mut own)?;
-    count_hidden(view, &mut own)?;
+    count_hidden(view, context, &mut own)?;
     effects.extend(own);
     Ok(())
 }
@@ -582,7 +593,12 @@ pub(crate) fn settle_due(view: &impl View, context: &Context, limit: u32) -> Res
     let (due, more_keys) = due_keys(view, TreeId::EXPIRY, context.time_ms, limit)?;
     let mut keys = 0;
     let mut effects = Effects::new();
+    let (mut gone, mut marks) = (Vec::new(), Vec::new());
     for entry in due {
+        if sweep::is_mark(&entry) {
+            marks.push(entry);
+            continue;
+        }
         let (Some(tree), Some(key)) = (entry.get(9..13), entry.get(13..)) else {
             return Err(damaged("an entry of the index that is too short"));
         };
@@ -595,17 +611,33 @@ pub(crate) fn settle_due(view: &impl View, context: &Context, limit: u32) -> Res
         let record = record_key(tree, key);
         let stored = view.get(TreeId::EXPIRY, &record)?;
         let stored = stored.ok_or_else(|| damaged("an entry of the index without its record"))?;
-        let found = if view.has_tree(tree) { view.version(tree, key)? } else { None };
-        if found == Some(decode(&stored)?.version) {
+        let found = if view.has_tree(tree) { view.get(tree, key)? } else { None };
+        if let Some(found) = found
+            && found.version == decode(&stored)?.version
+        {
+            gone.extend(head(&found.value));
             effects.push(Effect::Remove { tree, key: IVec::from(key) });
         }
         effects.push(Effect::Remove { tree: TreeId::EXPIRY, key: entry });
         effects.push(Effect::Remove { tree: TreeId::EXPIRY, key: record });
     }
+    for (id, count) in gone {
+        sweep::discard(view, context.time_ms, id, count, &mut effects)?;
+    }
+    let (mut swept, mut more_marks) = (Sweep::default(), false);
+    for mark in marks {
+        if effects.len() > MOST_EFFECTS {
+            more_marks = true;
+            break;
+        }
+        let step = swept.step(view, context.time_ms, mark, limit, &mut effects)?;
+        keys += u64::from(step.is_some());
+        more_marks |= step == Some(false);
+    }
     let (of_locks, locks, more_locks) = lock::settle_due(view, context, limit)?;
     effects.extend(of_locks);
     // Whoever only met what is locked need not come again at once.
-    let more = keys + locks > 0 && (more_keys || more_locks);
+    let more = keys + locks > 0 && (more_keys || more_locks || more_marks);
     Ok(Outcome { effects, reply: Reply::Settled { keys, locks, more } })
 }
 
@@ -684,6 +716,34 @@ impl<V: View> View for LiveView<'_, V> {
             }
         })?;
         self.failure.take().map_or(Ok(()), Err)
+    }
+
+    fn scan_values(
+        &self,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+        each: &mut dyn FnMut(&[u8], Versioned) -> bool,
+    ) -> Result<()> {
+        let mut failure = None;
+        self.view.scan_values(
+            tree,
+            low,
+            high,
+            &mut |key, found| match self.is_over(tree, key, found.version) {
+                Ok(true) => true,
+                Ok(false) => each(key, found),
+                Err(error) => {
+                    failure = Some(error);
+                    false
+                }
+            },
+        )?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn has_hashes(&self) -> Result<bool> {
+        self.view.has_hashes()
     }
 
     fn tree_id(&self, name: &[u8]) -> Option<TreeId> {

@@ -23,6 +23,7 @@ use crate::command::{Command, KeyRead, RangeRead, Reply};
 use crate::evaluate::{Entry, Versioned};
 use crate::fence::Fence;
 use crate::lock::{FencingToken, Holder, LockReply};
+use crate::strings::{StringsOperation, StringsReplies};
 use crate::transaction::{Commit, Decision, LockedBy, Prepare, TransactionId, Vote};
 use crate::{Error, IVec, Result};
 
@@ -142,6 +143,9 @@ impl GroupReadReply {
         match self {
             GroupReadReply::Ticket { now_ms, .. } | GroupReadReply::Expires { now_ms, .. } => {
                 *now_ms = time_ms.max(*now_ms);
+            }
+            GroupReadReply::Strings(replies) => {
+                replies.0.iter_mut().for_each(|reply| reply.set_time(time_ms))
             }
             // Whoever holds a lock whose lease is over by then holds it no more, though no entry says so yet.
             GroupReadReply::LockHolder(holder) => {
@@ -363,6 +367,13 @@ pub enum GroupRead {
     },
     /// What is known of transactions over several groups. Reply: [`GroupReadReply::Transactions`].
     Transactions,
+    /// Operations on strings and hashes that only read. Reply: [`GroupReadReply::Strings`].
+    Strings {
+        /// Names of the trees that the operations refer to by index.
+        trees: Vec<IVec>,
+        /// At most [`MAX_READ_KEYS`].
+        operations: Vec<StringsOperation>,
+    },
 }
 
 /// The answer to a [`GroupRead`].
@@ -413,4 +424,6 @@ pub enum GroupReadReply {
         /// Decisions that are remembered.
         decided: u64,
     },
+    /// In the order in which they were asked for.
+    Strings(StringsReplies),
 }

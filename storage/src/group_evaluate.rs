@@ -14,8 +14,8 @@ use crate::evaluate::{self, Context, Effect, Effects, Entry, Versioned, View};
 use crate::fence;
 use crate::group::{Answer, GroupCommand, GroupReply, MAX_GROUP_TREES, Operation, Refusal};
 use crate::meta::{
-    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME,
-    SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME,
+    LOCKS_TREE_NAME, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
 };
 use crate::seal::{seal_of, sealed_by};
 use crate::session::{self, Done};
@@ -164,6 +164,7 @@ pub(crate) fn tree_number(view: &impl View, name: &[u8]) -> Option<TreeId> {
         EXPIRY_TREE_NAME => Some(TreeId::EXPIRY),
         LOCK_QUEUES_TREE_NAME => Some(TreeId::LOCK_QUEUES),
         SEQUENCES_TREE_NAME => Some(TreeId::SEQUENCES),
+        HASHES_TREE_NAME => Some(TreeId::HASHES),
         TRANSACTIONS_TREE_NAME => Some(TreeId::TRANSACTIONS),
         _ => view.tree_id(name),
     }
@@ -182,7 +183,7 @@ enum Access<'a> {
 }
 
 /// Refuses what would leave a record that its owner cannot read: one bad entry would stop all
-/// replicas. Counters may be imported.
+/// replicas. Counters may be imported, and transactions write the fields of hashes, which may be any bytes.
 fn check_access(tree: TreeId, access: Access<'_>) -> Result<(), Refusal> {
     match (tree, access) {
         (TreeId::SESSIONS, _) => {
@@ -194,7 +195,7 @@ fn check_access(tree: TreeId, access: Access<'_>) -> Result<(), Refusal> {
         (TreeId::LOCKS | TreeId::LOCK_QUEUES, Access::Remove | Access::Put(_)) => {
             Err(Refusal::Invalid("the tree of locks is not written to directly".to_owned()))
         }
-        (TreeId::EXPIRY | TreeId::SEQUENCES, Access::Remove | Access::Put(_)) => {
+        (TreeId::EXPIRY | TreeId::SEQUENCES | TreeId::HASHES, Access::Remove | Access::Put(_)) => {
             Err(Refusal::Invalid("a tree of the database's own is not written to directly".to_owned()))
         }
         (TreeId::COUNTERS, Access::Put(value)) if value.len() != 8 => {
@@ -421,6 +422,20 @@ impl<V: View> View for WithMissing<'_, V> {
         each: &mut dyn FnMut(&[u8], u64) -> bool,
     ) -> Result<()> {
         if self.is_missing(tree) { Ok(()) } else { self.view.scan(tree, low, high, each) }
+    }
+
+    fn scan_values(
+        &self,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+        each: &mut dyn FnMut(&[u8], Versioned) -> bool,
+    ) -> Result<()> {
+        if self.is_missing(tree) { Ok(()) } else { self.view.scan_values(tree, low, high, each) }
+    }
+
+    fn has_hashes(&self) -> Result<bool> {
+        self.view.has_hashes()
     }
 
     fn tree_id(&self, name: &[u8]) -> Option<TreeId> {

@@ -100,6 +100,7 @@ kinds! {
         Ttl = "ttl",
         TransactionValidate = "transaction_validate",
         TransactionCounts = "transaction_counts",
+        Strings = "strings",
     }
 }
 
@@ -313,6 +314,7 @@ impl ReadKind {
             GroupRead::Expires { .. } => ReadKind::Ttl,
             GroupRead::Validate { .. } => ReadKind::TransactionValidate,
             GroupRead::Transactions => ReadKind::TransactionCounts,
+            GroupRead::Strings { .. } => ReadKind::Strings,
         }
     }
 }

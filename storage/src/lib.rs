@@ -73,6 +73,7 @@ pub mod fence;
 mod figures;
 pub mod group;
 mod group_evaluate;
+pub mod hashes;
 mod ivec;
 pub mod kind;
 pub mod leaf_cache;
@@ -119,8 +120,8 @@ pub use group::{
 pub use group_evaluate::{GroupOutcome, evaluate_group};
 pub use ivec::IVec;
 pub use meta::{
-    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME,
-    MAX_NOTE_LENGTH, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME,
+    LOCKS_TREE_NAME, MAX_NOTE_LENGTH, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
 };
 pub use owned::OwnedCommand;
 pub use repair::{Loss, LossKind, RepairOptions, RepairProgress, RepairReport, repair, repair_with};

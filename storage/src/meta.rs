@@ -65,6 +65,9 @@ pub const LOCK_QUEUES_TREE_NAME: &[u8] = b"__dogsled__lock_queues";
 /// The name of the tree that holds the numbers that come next.
 pub const SEQUENCES_TREE_NAME: &[u8] = b"__dogsled__sequences";
 
+/// The name of the tree that holds the fields of hashes.
+pub const HASHES_TREE_NAME: &[u8] = b"__dogsled__hashes";
+
 /// The longest note of a checkpoint in bytes.
 pub const MAX_NOTE_LENGTH: usize = 64 << 10;
 
@@ -77,6 +80,7 @@ impl Default for Catalog {
         catalog.insert(TreeId::EXPIRY, IVec::from(EXPIRY_TREE_NAME));
         catalog.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
         catalog.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
+        catalog.insert(TreeId::HASHES, IVec::from(HASHES_TREE_NAME));
         catalog
     }
 }

@@ -61,6 +61,7 @@ impl ModelState {
             TreeId::EXPIRY,
             TreeId::LOCK_QUEUES,
             TreeId::SEQUENCES,
+            TreeId::HASHES,
         ];
         ModelState {
             trees: own.into_iter().map(|id| (id, ModelTree::new())).collect(),

@@ -53,7 +53,8 @@ use crate::evaluate::Context;
 use crate::group::{GroupReply, Operation, Refusal};
 use crate::group_evaluate::{Resolved, evaluate_resolved, resolve};
 use crate::meta::{
-    Checkpoint, EXPIRY_TREE_NAME, LOCK_QUEUES_TREE_NAME, MAX_NOTE_LENGTH, SEQUENCES_TREE_NAME,
+    Checkpoint, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME, MAX_NOTE_LENGTH,
+    SEQUENCES_TREE_NAME,
 };
 use crate::replica_install::{check_id, remove_stale};
 use crate::replica_snapshot::ReplicaSnapshot;
@@ -184,6 +185,7 @@ pub(crate) fn check_kind(directory: &Directory, checkpoint: &mut Checkpoint, is_
     checkpoint.catalog.insert(TreeId::EXPIRY, IVec::from(EXPIRY_TREE_NAME));
     checkpoint.catalog.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
     checkpoint.catalog.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
+    checkpoint.catalog.insert(TreeId::HASHES, IVec::from(HASHES_TREE_NAME));
     if !is_replica {
         if checkpoint.note.is_some() {
             return refuse("this is a replica of a node, whose log is elsewhere; open it with its node");

@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
-use crate::evaluate::Entry;
+use crate::evaluate::{Context, Entry};
+use crate::expiry::LiveView;
 use crate::group::{GroupRead, GroupReadReply, MAX_PAGE_BYTES, MAX_READ_KEYS};
 use crate::replica::Replica;
 use crate::seal::seal_of;
 use crate::snapshot::Snapshot;
 use crate::state::{Ends, LatestView, State};
+use crate::strings::{self, StringsOperation, StringsReplies, StringsReply};
 use crate::{Error, IVec, Result, TreeId, Versioned, counter, lock, session};
 
 impl Replica {
@@ -71,6 +73,7 @@ impl Replica {
             GroupRead::GetMany { .. }
             | GroupRead::Range { .. }
             | GroupRead::Trees
+            | GroupRead::Strings { .. }
             | GroupRead::EarliestSessionExpiry => self.read_from(&self.engine().snapshot(), read)?,
         })
     }
@@ -121,10 +124,14 @@ impl Replica {
                     TreeId::EXPIRY,
                     TreeId::LOCK_QUEUES,
                     TreeId::SEQUENCES,
+                    TreeId::HASHES,
                     TreeId::TRANSACTIONS,
                 ];
                 let names = trees.filter(|(_, id)| !hidden.contains(id)).map(|(name, _)| name);
                 GroupReadReply::Trees(names.collect())
+            }
+            GroupRead::Strings { trees, operations } => {
+                GroupReadReply::Strings(StringsReplies(self.strings(snapshot, trees, operations)?))
             }
             GroupRead::EarliestSessionExpiry => {
                 GroupReadReply::Time(session::earliest_expiry(&view(snapshot, &Ends::default()))?)
@@ -137,6 +144,62 @@ impl Replica {
             | GroupRead::Validate { .. }
             | GroupRead::Transactions => self.read(read)?,
         })
+    }
+}
+
+impl Replica {
+    /// Operations that only read, in turn.
+    fn strings(
+        &self,
+        snapshot: &Snapshot,
+        trees: &[IVec],
+        operations: &[StringsOperation],
+    ) -> Result<Vec<StringsReply>> {
+        let refuse = |what: String| Err(Error::InvalidRequest(format!("{what}; ask for fewer keys")));
+        if operations.len() > MAX_READ_KEYS {
+            return refuse(format!("{} operations are over the limit of {MAX_READ_KEYS}", operations.len()));
+        }
+        let mut numbers = Vec::with_capacity(trees.len());
+        for name in trees {
+            numbers.push(find(snapshot.state(), name)?);
+        }
+        // The snapshot is no older than the time.
+        let time_ms = self.time_ms();
+        let ends = Ends::default();
+        let earliest_due = self.engine().shared.due.keys();
+        let latest = LatestView { earliest_due, ..view(snapshot, &ends) };
+        let live = LiveView::new(&latest, time_ms);
+        let context = Context { sequence: 0, time_ms };
+        let mut bytes = 0;
+        let mut replies = Vec::with_capacity(operations.len());
+        for operation in operations {
+            let mut operation = operation.clone();
+            let mut is_missing = false;
+            for tree in operation.trees_mut() {
+                match numbers.get(tree.0 as usize) {
+                    Some(Some(number)) => *tree = *number,
+                    // Nobody has written to it yet.
+                    Some(None) => is_missing = true,
+                    None => {
+                        let what = format!("tree {} of a read that names {}", tree.0, numbers.len());
+                        return Err(Error::InvalidRequest(what));
+                    }
+                }
+            }
+            let before = bytes;
+            let reply = match (is_missing, earliest_due <= time_ms) {
+                (true, _) => strings::of_nothing(&operation, time_ms)?,
+                (false, true) => strings::read(&live, &context, &operation)?,
+                (false, false) => strings::read(&latest, &context, &operation)?,
+            };
+            bytes += reply.bytes() as u64;
+            // One reply alone is told however long it is.
+            if before > 0 && bytes > MAX_PAGE_BYTES {
+                return refuse(format!("the values take more than {MAX_PAGE_BYTES} bytes"));
+            }
+            replies.push(reply);
+        }
+        Ok(replies)
     }
 }
 

@@ -189,6 +189,11 @@ impl Replica {
                 keys.iter().find_map(|key| transactions.against_read(tree, key))
             }
             GroupRead::Len { tree } => whole(tree_id(tree)?),
+            // Whoever writes a field writes the key.
+            GroupRead::Strings { trees, operations } => operations.iter().find_map(|operation| {
+                let tree = trees.get(operation.tree.0 as usize).and_then(tree_id)?;
+                transactions.against_read(tree, &operation.key)
+            }),
             GroupRead::Counter { name } => transactions.against_read(TreeId::COUNTERS, name),
             GroupRead::LockHolder { name } => transactions.against_read(TreeId::LOCKS, name),
             GroupRead::Validate { trees, reads, ranges, .. } => {

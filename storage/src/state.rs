@@ -292,6 +292,23 @@ impl View for LatestView<'_> {
         Ok(())
     }
 
+    fn scan_values(
+        &self,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+        each: &mut dyn FnMut(&[u8], Versioned) -> bool,
+    ) -> Result<()> {
+        let range = (low.map(IVec::from), high.map(IVec::from));
+        for entry in RangeIter::over(Arc::clone(self.state), self.sequence, tree, range) {
+            let (key, found) = entry?;
+            if !each(&key, found) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
         self.state.catalog.names.get(name).copied()
     }

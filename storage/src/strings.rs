@@ -15,7 +15,8 @@
 //! of its own.
 //!
 //! Values are the bytes themselves, in the caller's tree: a number is its decimal text. Other commands see
-//! and change the same data. Times to live are those of [`crate::expiry`]. Fractions are added decimally; see
+//! and change the same data. (But for strings that look like the head of a hash; [`crate::hashes`] has its layout, and
+//! the operations on the fields of one.) Times to live are those of [`crate::expiry`]. Fractions are added decimally; see
 //! `number.rs`.
 //!
 //! A `SET` that asks for nothing of what was there ([`Slot::is_blind`]) is not looked up, as a
@@ -32,18 +33,21 @@
 //! | [`StringAction::Append`], [`Overwrite`](StringAction::Overwrite) | APPEND, SETRANGE |
 //! | [`StringAction::Add`], [`AddFloat`](StringAction::AddFloat) | INCR, DECR, INCRBY, DECRBY, INCRBYFLOAT |
 //! | [`StringAction::Transfer`] | RENAME, RENAMENX, COPY |
+//! | [`StringAction::Kind`], [`Clear`](StringAction::Clear) | TYPE, FLUSHDB |
+//! | [`StringAction::Hash`] | HSET, HGET and their kin: [`HashAction`] |
 
+mod evaluate;
 mod number;
-
-use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 
-use crate::command::{KeyRead, MAX_VALUE_LENGTH, Reply, TreeId};
-use crate::evaluate::{self, Context, Effect, Effects, Outcome, Versioned, View};
-use crate::expiry::{self, Ends, SetIf, When};
-use crate::{IVec, Result};
+use crate::IVec;
+use crate::codec::Listed;
+use crate::command::{MAX_VALUE_LENGTH, TreeId};
+use crate::expiry::{SetIf, When};
+use crate::hashes::{self, Content, HashAction, HashId, HashSlot};
 
+pub(crate) use self::evaluate::{evaluate, of_nothing, read};
 use self::number::Number;
 pub use self::number::{is_number, parse_integer};
 
@@ -151,7 +155,25 @@ pub enum StringAction {
         /// Whether what is there already is replaced.
         replace: bool,
     },
+    /// What kind of value it has. Reply: [`StringsReply::Integer`], 0: none, [`KIND_STRING`] or [`KIND_HASH`].
+    Kind,
+    /// Something with its fields.
+    Hash(HashAction),
+    /// Says that the fields of a hash may be about to be out of reach: in a minute it is looked at whether they are.
+    /// Reply: [`StringsReply::Done`].
+    Suspect {
+        /// Which.
+        id: HashId,
+    },
+    /// Removes all keys of the tree; the key named means nothing. The only operation of its list. Reply:
+    /// [`StringsReply::Done`].
+    Clear,
 }
+
+/// What [`StringAction::Kind`] answers of a string.
+pub const KIND_STRING: i64 = 1;
+/// What [`StringAction::Kind`] answers of a hash.
+pub const KIND_HASH: i64 = 2;
 
 /// When a key is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -186,6 +208,40 @@ pub enum StringsReply {
     },
     /// It cannot be done, and was not; what comes before and after it in the list was.
     Failed(StringsFailure),
+    /// Values in the order in which they were asked for.
+    Values(Listed<Option<IVec>>),
+    /// Fields and their values.
+    Pairs {
+        /// In the order of the fields.
+        pairs: Listed<(IVec, IVec)>,
+        /// Where it goes on behind; `None`: that was all.
+        more: Option<IVec>,
+    },
+}
+
+impl StringsReply {
+    /// Puts a later time of the log into an answer that tells it.
+    pub(crate) fn set_time(&mut self, time_ms: u64) {
+        if let StringsReply::Expires { at_ms, now_ms } = self {
+            *now_ms = time_ms.max(*now_ms);
+            if matches!(at_ms, Some(Some(at_ms)) if *at_ms <= *now_ms) {
+                *at_ms = None;
+            }
+        }
+    }
+
+    /// About how many bytes it tells.
+    pub fn bytes(&self) -> usize {
+        let of = |value: &Option<IVec>| value.as_ref().map_or(0, |value| value.len());
+        match self {
+            StringsReply::Value(value) => of(value),
+            StringsReply::Values(values) => values.0.iter().map(of).sum(),
+            StringsReply::Pairs { pairs, .. } => {
+                pairs.0.iter().map(|(field, value)| field.len() + value.len()).sum()
+            }
+            _ => 0,
+        }
+    }
 }
 
 /// Why an operation cannot be carried out.
@@ -203,6 +259,14 @@ pub enum StringsFailure {
     TooLong,
     /// There is no such key.
     NoSuchKey,
+    /// The key holds another kind of value.
+    WrongKind,
+    /// The field is not the text of a 64-bit integer.
+    FieldNotAnInteger,
+    /// The field is not the text of a number.
+    FieldNotAFloat,
+    /// One reply cannot tell all of it.
+    TooMuch,
 }
 
 /// The replies to a list of operations, in their order.
@@ -212,8 +276,12 @@ pub struct StringsReplies(pub Vec<StringsReply>);
 impl StringsOperation {
     /// Whether it only reads.
     pub fn is_read(&self) -> bool {
-        use StringAction::{Exists, Expires, Get, Length, Range};
-        matches!(self.action, Get | Length | Range { .. } | Exists | Expires)
+        use StringAction::{Exists, Expires, Get, Hash, Kind, Length, Range};
+        match &self.action {
+            Get | Length | Range { .. } | Exists | Expires | Kind => true,
+            Hash(action) => action.is_read(),
+            _ => false,
+        }
     }
 
     /// Whether it does the same whatever was there.
@@ -242,23 +310,41 @@ impl StringsOperation {
         std::iter::once((self.tree, &self.key)).chain(other)
     }
 
-    /// The bytes that it brings, to be held to a limit.
-    pub(crate) fn value(&self) -> Option<&IVec> {
-        match &self.action {
+    /// The values that it brings, to be held to a limit.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &IVec> {
+        let (own, hash) = match &self.action {
             StringAction::Set { value, .. }
             | StringAction::Append { value }
             | StringAction::Overwrite { value, .. }
-            | StringAction::AddFloat { delta: value } => Some(value),
-            _ => None,
+            | StringAction::AddFloat { delta: value } => (Some(value), None),
+            StringAction::Hash(action) => (None, Some(action.values())),
+            _ => (None, None),
+        };
+        own.into_iter().chain(hash.into_iter().flatten())
+    }
+
+    /// The fields that it names, to be held to a limit.
+    pub(crate) fn fields(&self) -> Vec<&IVec> {
+        match &self.action {
+            StringAction::Hash(action) => action.fields(),
+            _ => Vec::new(),
         }
+    }
+
+    /// About how many bytes it brings.
+    pub fn bytes(&self) -> usize {
+        let values: usize = self.values().map(|value| value.len()).sum();
+        self.key.len() + values + self.fields().iter().map(|field| field.len()).sum::<usize>()
     }
 }
 
 /// What an operation changes: the value of a key, and when it ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
-    /// The value; `None`: there is none.
+    /// The value; `None`: there is none, or it is a hash.
     pub value: Option<IVec>,
+    /// The hash, if it is one. What an operation [needs](hashes::HashAction::needs) of it is known before that is applied.
+    pub hash: Option<HashSlot>,
     /// When it ends, in milliseconds of the log's time; `None`: never.
     pub expires_ms: Option<u64>,
     /// Whether the value was written, be it to what it was.
@@ -270,7 +356,32 @@ pub struct Slot {
 impl Slot {
     /// A key as it was found.
     pub fn found(value: Option<IVec>, expires_ms: Option<u64>) -> Slot {
-        Slot { value, expires_ms, is_written: false, is_blind: false }
+        Slot { value, expires_ms, ..Slot::default() }
+    }
+
+    /// A key with what is stored as its value.
+    pub fn stored(value: Option<IVec>, expires_ms: Option<u64>) -> Slot {
+        match value.map(Content::of) {
+            Some(Content::Text(text)) => Slot::found(Some(text), expires_ms),
+            Some(Content::Hash(id, count)) => {
+                Slot { hash: Some(HashSlot::found(id, count)), expires_ms, ..Slot::default() }
+            }
+            None => Slot::found(None, None),
+        }
+    }
+
+    /// What is to be stored as its value; `None`: nothing is there.
+    pub fn encode(&self) -> Option<IVec> {
+        match (&self.value, &self.hash) {
+            (Some(text), _) => Some(Content::encode_text(text)),
+            (None, Some(hash)) => Some(Content::encode_hash(hash.id, hash.count)),
+            (None, None) => None,
+        }
+    }
+
+    /// Whether something is there.
+    pub fn is_there(&self) -> bool {
+        self.value.is_some() || self.hash.is_some()
     }
 
     /// A key that nobody looks at before it is [overwritten](StringsOperation::is_blind).
@@ -280,12 +391,14 @@ impl Slot {
 
     fn write(&mut self, value: IVec) {
         self.value = Some(value);
+        self.hash = None;
         self.is_written = true;
     }
 
     fn remove(&mut self) -> Option<IVec> {
         self.expires_ms = None;
         self.is_written = true;
+        self.hash = None;
         self.value.take()
     }
 
@@ -310,19 +423,44 @@ impl Slot {
 
 /// What a list of operations carries from one to the next.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Required(bool);
+pub struct Carried {
+    required: bool,
+    next: HashId,
+}
+
+impl Carried {
+    /// At the beginning of a list. Hashes that it makes get ids with this base.
+    pub fn new(base: u64) -> Carried {
+        Carried { required: false, next: HashId { base, ordinal: 0 } }
+    }
+
+    /// The id that the next hash gets that is made.
+    pub(crate) fn next_id(&self) -> HashId {
+        self.next
+    }
+
+    pub(crate) fn take_id(&mut self) -> HashId {
+        let id = self.next;
+        // As many do not fit into a command.
+        self.next.ordinal = id.ordinal.wrapping_add(1);
+        id
+    }
+}
 
 /// What an operation means: changes `slot`, and `other` if it is about a second key. Nothing is changed when it
 /// fails.
 pub fn apply(
     action: &StringAction,
     time_ms: u64,
-    required: &mut Required,
+    carried: &mut Carried,
     slot: &mut Slot,
     other: Option<&mut Slot>,
 ) -> StringsReply {
     use StringsReply::{Done, Expires, Failed, Integer, Unchanged, Value};
-    let is_there = slot.value.is_some();
+    let is_there = slot.is_there();
+    if slot.hash.is_some() && is_of_strings(action) || slot.value.is_some() && is_of_hashes(action) {
+        return Failed(StringsFailure::WrongKind);
+    }
     let length = |slot: &Slot| Integer(slot.bytes().len() as i64);
     match action {
         StringAction::Get => Value(slot.value.clone()),
@@ -336,7 +474,7 @@ pub fn apply(
                 SetOnly::Always => true,
                 SetOnly::Absent => !is_there,
                 SetOnly::Present => is_there,
-                SetOnly::AsRequired => required.0,
+                SetOnly::AsRequired => carried.required,
             };
             if is_wanted {
                 slot.write(value.clone());
@@ -349,8 +487,8 @@ pub fn apply(
             }
         }
         StringAction::RequireAbsent { first } => {
-            required.0 = !is_there && (*first || required.0);
-            Integer(i64::from(required.0))
+            carried.required = !is_there && (*first || carried.required);
+            Integer(i64::from(carried.required))
         }
         StringAction::Delete if !is_there => Integer(0),
         StringAction::Delete => {
@@ -397,19 +535,13 @@ pub fn apply(
             slot.write(IVec::from(sum.to_string()));
             Integer(sum)
         }
-        StringAction::AddFloat { delta } => {
-            let current = match &slot.value {
-                Some(text) => Number::parse(text),
-                None => Some(Number::Decimal(0)),
-            };
-            let (Some(current), Some(delta)) = (current, Number::parse(delta)) else {
-                return Failed(StringsFailure::NotAFloat);
-            };
-            let Some(sum) = current.plus(delta) else { return Failed(StringsFailure::NotFinite) };
-            let sum = IVec::from(sum.text());
-            slot.write(sum.clone());
-            Value(Some(sum))
-        }
+        StringAction::AddFloat { delta } => match sum_of_floats(slot.value.as_ref(), delta) {
+            Ok(sum) => {
+                slot.write(sum.clone());
+                Value(Some(sum))
+            }
+            Err(failure) => Failed(failure),
+        },
         StringAction::Expire { .. } if !is_there => Integer(0),
         StringAction::Expire { when, only, only_some } => {
             let before = slot.expires_ms;
@@ -433,22 +565,74 @@ pub fn apply(
         }
         StringAction::Persist => Integer(i64::from(slot.expires_ms.take().is_some())),
         StringAction::Transfer { copy, replace, .. } => {
-            let Some(value) = slot.value.clone() else {
+            if !is_there {
                 return if *copy { Integer(0) } else { Failed(StringsFailure::NoSuchKey) };
-            };
+            }
             // A key that is moved to itself stays as it is.
             let Some(other) = other else { return Integer(i64::from(*replace)) };
-            if other.value.is_some() && !replace {
+            if other.is_there() && !replace {
                 return Integer(0);
             }
-            other.write(value);
+            other.value.clone_from(&slot.value);
+            other.hash = match &slot.hash {
+                Some(hash) if *copy => Some(hash.copied(carried.take_id())),
+                hash => hash.clone(),
+            };
+            other.is_written = true;
             other.expires_ms = slot.expires_ms;
             if !copy {
                 slot.remove();
             }
             Integer(1)
         }
+        StringAction::Kind if slot.hash.is_some() => Integer(KIND_HASH),
+        StringAction::Kind => Integer(if is_there { KIND_STRING } else { 0 }),
+        StringAction::Hash(action) => {
+            let (reply, is_written) = hashes::apply(action, &mut slot.hash, || carried.take_id());
+            if is_written {
+                slot.is_written = true;
+                if slot.hash.is_none() {
+                    slot.expires_ms = None;
+                }
+            }
+            reply
+        }
+        // These are not about the key.
+        StringAction::Suspect { .. } | StringAction::Clear => Done,
     }
+}
+
+fn is_of_strings(action: &StringAction) -> bool {
+    match action {
+        StringAction::Get
+        | StringAction::Length
+        | StringAction::Range { .. }
+        | StringAction::Set { get: true, .. }
+        | StringAction::Take
+        | StringAction::GetAndExpire { .. }
+        | StringAction::Append { .. }
+        | StringAction::Overwrite { .. }
+        | StringAction::Add { .. }
+        | StringAction::AddFloat { .. } => true,
+        _ => false,
+    }
+}
+
+fn is_of_hashes(action: &StringAction) -> bool {
+    matches!(action, StringAction::Hash(_))
+}
+
+/// The sum of two numbers in text, as text.
+pub(crate) fn sum_of_floats(current: Option<&IVec>, delta: &IVec) -> Result<IVec, StringsFailure> {
+    let current = match current {
+        Some(text) => Number::parse(text),
+        None => Some(Number::Decimal(0)),
+    };
+    let (Some(current), Some(delta)) = (current, Number::parse(delta)) else {
+        return Err(StringsFailure::NotAFloat);
+    };
+    let sum = current.plus(delta).ok_or(StringsFailure::NotFinite)?;
+    Ok(IVec::from(sum.text()))
 }
 
 fn range(value: Option<&IVec>, start: i64, end: i64) -> IVec {
@@ -465,120 +649,13 @@ fn range(value: Option<&IVec>, start: i64, end: i64) -> IVec {
     value.subslice(start as usize, (end - start + 1) as usize)
 }
 
-/// A key that operations have looked at.
-struct Looked {
-    slot: Slot,
-    before: Slot,
-    /// The version that was found.
-    version: Option<u64>,
-    record: Option<Versioned>,
-}
-
-/// Evaluates [`Command::Strings`](crate::Command::Strings); see the [module](self).
-pub(crate) fn evaluate(
-    view: &impl View,
-    context: &Context,
-    watched: &[KeyRead],
-    operations: &[StringsOperation],
-) -> Result<Outcome> {
-    for read in watched {
-        if !evaluate::is_current(view, read)? {
-            return Ok(Outcome::reply(Reply::Conflict));
-        }
-    }
-    // Where nothing has a time to live no record need be looked for.
-    let may_expire = view.earliest_due()? != u64::MAX;
-    let mut keys: BTreeMap<(TreeId, IVec), Looked> = BTreeMap::new();
-    let mut required = Required::default();
-    let mut replies = Vec::with_capacity(operations.len());
-    for operation in operations {
-        for (tree, key) in operation.keys() {
-            let place = (tree, key.clone());
-            if let std::collections::btree_map::Entry::Vacant(entry) = keys.entry(place) {
-                expiry::check_tree(view, tree)?;
-                entry.insert(look(view, tree, key, operation.is_blind(), may_expire)?);
-            }
-        }
-        let place = (operation.tree, operation.key.clone());
-        // Taken out while a second one may be needed.
-        let mut slot = std::mem::take(&mut keys.get_mut(&place).expect("looked at").slot);
-        let other = match &operation.action {
-            StringAction::Transfer { tree, key, .. } => {
-                let other = (*tree, key.clone());
-                (other != place).then(|| &mut keys.get_mut(&other).expect("looked at").slot)
-            }
-            _ => None,
-        };
-        replies.push(apply(&operation.action, context.time_ms, &mut required, &mut slot, other));
-        keys.get_mut(&place).expect("looked at").slot = slot;
-    }
-    let mut effects = Effects::new();
-    for ((tree, key), looked) in keys {
-        changes(view, tree, key, looked, may_expire, &mut effects)?;
-    }
-    Ok(Outcome { effects, reply: Reply::Strings(StringsReplies(replies)) })
-}
-
-fn look(view: &impl View, tree: TreeId, key: &IVec, is_blind: bool, may_expire: bool) -> Result<Looked> {
-    if is_blind {
-        return Ok(Looked { slot: Slot::unseen(), before: Slot::unseen(), version: None, record: None });
-    }
-    let found = view.get(tree, key)?;
-    // Also of a key that is absent: one that has expired is hidden by its record.
-    let record = match may_expire {
-        true => view.get(TreeId::EXPIRY, &expiry::record_key(tree, key))?,
-        false => None,
-    };
-    let version = found.as_ref().map(|found| found.version);
-    let expires_ms = version.map(|version| expiry::expires(record.as_ref(), version)).transpose()?.flatten();
-    let slot = Slot::found(found.map(|found| found.value), expires_ms);
-    Ok(Looked { before: slot.clone(), slot, version, record })
-}
-
-/// What the database has to do for a slot to be what it has become.
-fn changes(
-    view: &impl View,
-    tree: TreeId,
-    key: IVec,
-    looked: Looked,
-    may_expire: bool,
-    effects: &mut Effects,
-) -> Result<()> {
-    let Looked { slot, before, mut version, mut record } = looked;
-    if slot.is_blind && (slot.value.is_none() || slot.expires_ms.is_some()) {
-        // Now it has to be known after all.
-        version = view.version(tree, &key)?;
-        if may_expire {
-            record = view.get(TreeId::EXPIRY, &expiry::record_key(tree, &key))?;
-        }
-    }
-    let ends = slot.expires_ms.map_or(Ends::Never, Ends::At);
-    match slot.value {
-        Some(value) if slot.is_written => {
-            let fresh = if slot.is_blind { None } else { Some(version.is_none()) };
-            effects.push(Effect::Put { tree, key: key.clone(), value, fresh });
-            expiry::put_record(tree, &key, &ends, 0, record.as_ref(), effects)
-        }
-        Some(_) if slot.expires_ms != before.expires_ms => {
-            let version = version.expect("a value that was not written was found");
-            expiry::put_record(tree, &key, &ends, version, record.as_ref(), effects)
-        }
-        None if version.is_some() => {
-            effects.push(Effect::Remove { tree, key: key.clone() });
-            expiry::put_record(tree, &key, &Ends::Never, 0, record.as_ref(), effects)
-        }
-        // What hides a key that has expired must stay for as long as the key.
-        Some(_) | None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn set(value: Option<&str>, action: StringAction) -> (StringsReply, Slot) {
         let mut slot = Slot::found(value.map(IVec::from), None);
-        let reply = apply(&action, 1_000, &mut Required::default(), &mut slot, None);
+        let reply = apply(&action, 1_000, &mut Carried::default(), &mut slot, None);
         (reply, slot)
     }
 

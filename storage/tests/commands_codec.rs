@@ -2,10 +2,13 @@
 
 mod commands_support;
 use commands_support::Random;
-use dogsled_storage::codec::{Malformed, decode_command, decode_effects, encode_command, encode_effects};
+use dogsled_storage::codec::{
+    Listed, Malformed, decode_command, decode_effects, encode_command, encode_effects,
+};
 use dogsled_storage::command::{KeyRead, RangeRead};
 use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::counter::{CounterAddition, CounterCommand};
+use dogsled_storage::hashes::{HashAction, HashId};
 use dogsled_storage::lock::{FencingToken, LockCommand, LockRequest};
 use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation};
 use dogsled_storage::{
@@ -207,7 +210,35 @@ fn commands_have_the_bytes_they_always_had() {
                        \x10\x01k\x08\x10\x01k\x09\x00\x10\x01k\x0a\x01v\x10\x01k\x0b\x03\x01v\
                        \x10\x01k\x0c\x01\x10\x01k\x0d\x01v\x10\x01k\x0e\x02\x01\x00\x10\x01k\x0f\
                        \x10\x01k\x10\x10\x01l\x01\x00";
-    let golden = golden.into_iter().chain([(compare, &bytes[..]), (strings, &of_strings[..])]);
+    let one = || IVec::from("f");
+    let hash = |action| operation(StringAction::Hash(action));
+    let hashes = Command::Strings {
+        watched: vec![],
+        operations: vec![
+            operation(StringAction::Kind),
+            operation(StringAction::Suspect { id: HashId { base: 7, ordinal: 2 } }),
+            operation(StringAction::Clear),
+            hash(HashAction::Set { pairs: Listed(vec![(one(), "v".into())]) }),
+            hash(HashAction::SetAbsent { field: one(), value: "v".into() }),
+            hash(HashAction::Get { field: one() }),
+            hash(HashAction::GetMany { fields: Listed(vec![one()]) }),
+            hash(HashAction::Delete { fields: Listed(vec![one()]) }),
+            hash(HashAction::Exists { field: one() }),
+            hash(HashAction::Length),
+            hash(HashAction::ValueLength { field: one() }),
+            hash(HashAction::All),
+            hash(HashAction::Page { after: Some(one()), limit: 9 }),
+            hash(HashAction::Add { field: one(), delta: -1 }),
+            hash(HashAction::AddFloat { field: one(), delta: "v".into() }),
+        ],
+    };
+    let of_hashes = b"\x01\x12\x00\x0f\x10\x01k\x11\x10\x01k\x13\x07\x02\x10\x01k\x14\
+                      \x10\x01k\x12\x00\x01\x01f\x01v\x10\x01k\x12\x01\x01f\x01v\x10\x01k\x12\x02\x01f\
+                      \x10\x01k\x12\x03\x01\x01f\x10\x01k\x12\x04\x01\x01f\x10\x01k\x12\x05\x01f\
+                      \x10\x01k\x12\x06\x10\x01k\x12\x07\x01f\x10\x01k\x12\x08\x10\x01k\x12\x09\x01\x01f\x09\
+                      \x10\x01k\x12\x0a\x01f\x01\x10\x01k\x12\x0b\x01f\x01v";
+    let more = [(compare, &bytes[..]), (strings, &of_strings[..]), (hashes, &of_hashes[..])];
+    let golden = golden.into_iter().chain(more);
     for (command, bytes) in golden {
         let encoded = encode_command(&command).unwrap();
         assert!(encoded == bytes, "{command:?} is \"{}\" now", encoded.escape_ascii());

@@ -8,7 +8,7 @@ use commands_support::Random;
 use dogsled_storage::command::{KeyRead, MAX_VALUE_LENGTH};
 use dogsled_storage::model::ModelState;
 use dogsled_storage::strings::{
-    Required, SetOnly, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
+    Carried, SetOnly, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
     apply,
 };
 use dogsled_storage::{Command, Error, ExpiryCommand, IVec, Reply, SetIf, TreeId, View, When};
@@ -181,7 +181,7 @@ struct Plain(BTreeMap<IVec, Slot>);
 impl Plain {
     fn run(&mut self, now_ms: u64, operations: &[StringsOperation]) -> Vec<StringsReply> {
         self.0.retain(|_, slot| slot.expires_ms.is_none_or(|at_ms| at_ms > now_ms));
-        let mut required = Required::default();
+        let mut required = Carried::default();
         let mut replies = Vec::new();
         for operation in operations {
             let mut slot = self.0.remove(&operation.key).unwrap_or_default();

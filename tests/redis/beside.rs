@@ -8,15 +8,15 @@ use crate::support::{Connection, Served, eventually};
 const SCRIPT: &str = include_str!("script.txt");
 
 /// A process of `redis-server`, ended with this.
-struct Redis {
+pub(crate) struct Redis {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _directory: tempfile::TempDir,
 }
 
 impl Redis {
     /// `None`: there is none on this machine, which is said.
-    fn start() -> Option<Redis> {
+    pub(crate) fn start() -> Option<Redis> {
         let directory = tempfile::tempdir().unwrap();
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let port = address.port().to_string();

@@ -28,7 +28,7 @@ fn commands_answer_as_the_table_says() {
             ("INCR a", "-ERR value is not an integer or out of range"),
             ("GET", "-ERR wrong number of arguments for 'get' command"),
             ("get a b", "-ERR wrong number of arguments for 'get' command"),
-            ("HGETALL h", "-ERR unknown command 'HGETALL', with args beginning with: 'h' "),
+            ("ZADD h", "-ERR unknown command 'ZADD', with args beginning with: 'h' "),
             ("MSET a 1 b 2 c 3 d 4 e 5", "+OK"),
             ("MGET a none e", "*3\\r\\n$1\\r\\n1\\r\\n$-1\\r\\n$1\\r\\n5"),
             ("MSETNX x 1 y 2 z 3", ":1"),

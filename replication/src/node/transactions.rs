@@ -20,6 +20,8 @@ use dogsled_storage::codec::{decode_group_reply, encode_group_command};
 use dogsled_storage::group::{
     Answer, GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal,
 };
+use dogsled_storage::hashes::HashAction;
+use dogsled_storage::strings::{StringAction, StringsOperation};
 use dogsled_storage::transaction::{
     Decided, Decision, KEEP_DECISION_MS, LockedBy, MAX_FORGET, TransactionId,
 };
@@ -89,6 +91,10 @@ impl Inner {
                     | GroupRead::Counter { .. }
                     | GroupRead::LockHolder { .. }
                     | GroupRead::Ticket { .. } => replica.read_settled(&read),
+                    // A look at a key or a few costs less than another thread.
+                    GroupRead::Strings { ref operations, .. } if is_short(operations) => {
+                        replica.read_settled(&read)
+                    }
                     _ => {
                         let read = Arc::clone(&read);
                         let answer = self.blocking.run(move || replica.read_settled(&read)).await;
@@ -245,4 +251,12 @@ pub(super) fn failed_read(error: dogsled_storage::Error) -> ClusterError {
         sealed @ dogsled_storage::Error::TreeSealed(_) => ClusterError::Conflict(sealed.to_string()),
         other => ClusterError::Storage(other.to_string()),
     }
+}
+
+/// Whether such a read looks at a few keys only.
+fn is_short(operations: &[StringsOperation]) -> bool {
+    let is_whole = |operation: &StringsOperation| {
+        matches!(operation.action, StringAction::Hash(HashAction::All | HashAction::Page { .. }))
+    };
+    operations.len() <= 64 && !operations.iter().any(is_whole)
 }

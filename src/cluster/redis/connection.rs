@@ -213,7 +213,8 @@ impl Connection {
             return self.answer(Value::error("NOAUTH Authentication required."));
         }
         let database = self.queue.as_ref().map_or(self.link.database, |queue| queue.database);
-        let planned = command.plan(&request, database, now_ms());
+        let cursors = &self.link.server.database.cursors;
+        let planned = command.plan(&request, database, now_ms(), cursors);
         let is_queued = self.queue.is_some()
             && !matches!(command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
         if is_queued {
@@ -385,7 +386,7 @@ impl Connection {
                 Err(refused) => refused,
                 Ok(Step::Data(data)) => {
                     let own: Vec<_> = replies.by_ref().take(data.operations.len()).collect();
-                    data.reply(&own)
+                    data.reply(&self.link.server.database.cursors, &own)
                 }
                 Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
                 // Of these only UNWATCH is queued, and EXEC has done as much already.

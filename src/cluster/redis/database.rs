@@ -7,14 +7,14 @@ use dogsled_net::resp::Value;
 use dogsled_replication::ring;
 use dogsled_storage::command::KeyRead;
 use dogsled_storage::strings::{
-    Required, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply, apply,
+    KIND_HASH, KIND_STRING, StringsFailure, StringsOperation, StringsReplies, StringsReply,
 };
 use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply, TreeId};
 use futures_util::future::{join_all, try_join_all};
 
-use super::transaction;
 use super::tree_name;
 use super::whole::Cursors;
+use super::{glob, transaction};
 use crate::IVec;
 use crate::cluster::core::unexpected;
 use crate::cluster::{Client, Error, ReadFrom};
@@ -32,7 +32,7 @@ pub(super) struct Data {
 }
 
 /// How replies to operations become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     /// The only one, as it is.
     Plain,
@@ -52,6 +52,18 @@ pub(super) enum Shape {
     Renamed,
     /// A time to live.
     Time { is_absolute: bool, in_seconds: bool },
+    /// All of a hash.
+    Pairs(Pairs),
+    /// A part of a hash; of that, the fields that match a pattern.
+    Page(Option<Bytes>),
+}
+
+/// What of all fields and values is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pairs {
+    Both,
+    Fields,
+    Values,
 }
 
 impl Data {
@@ -60,21 +72,32 @@ impl Data {
     }
 
     /// The reply, of the replies to its operations.
-    pub(super) fn reply(&self, replies: &[StringsReply]) -> Value {
+    pub(super) fn reply(&self, cursors: &Cursors, replies: &[StringsReply]) -> Value {
         let number = |reply: &StringsReply| match reply {
             StringsReply::Integer(number) => *number,
             _ => 0,
         };
-        match self.shape {
+        match &self.shape {
             Shape::Plain => replies.first().map_or(Value::Null, plain),
             Shape::Flag => Value::Integer(i64::from(replies.first() == Some(&StringsReply::Done))),
             Shape::Sum => Value::Integer(replies.iter().map(number).sum()),
-            Shape::Values => Value::Array(replies.iter().map(plain).collect()),
+            Shape::Values => {
+                // What is no string counts as nothing.
+                let value = |reply: &StringsReply| match reply {
+                    StringsReply::Failed(StringsFailure::WrongKind) => Value::Null,
+                    other => plain(other),
+                };
+                Value::Array(replies.iter().map(value).collect())
+            }
             Shape::AllDone => Value::OK,
             Shape::Required(count) => replies.get(count - 1).map_or(Value::Null, plain),
             Shape::Type => {
-                let is_there = replies.first().is_some_and(|reply| number(reply) == 1);
-                Value::Simple(if is_there { "string" } else { "none" }.into())
+                let kind = match replies.first().map_or(0, number) {
+                    KIND_STRING => "string",
+                    KIND_HASH => "hash",
+                    _ => "none",
+                };
+                Value::Simple(kind.into())
             }
             Shape::Renamed => match replies.first() {
                 Some(StringsReply::Integer(_)) => Value::OK,
@@ -82,7 +105,31 @@ impl Data {
             },
             Shape::Time { is_absolute, in_seconds } => match replies.first() {
                 Some(StringsReply::Expires { at_ms, now_ms }) => {
-                    Value::Integer(time(*at_ms, *now_ms, is_absolute, in_seconds))
+                    Value::Integer(time(*at_ms, *now_ms, *is_absolute, *in_seconds))
+                }
+                other => other.map_or(Value::Null, plain),
+            },
+            Shape::Pairs(pairs) => match (replies.first(), pairs) {
+                (Some(StringsReply::Pairs { pairs: found, .. }), Pairs::Both) => {
+                    let pair = |(field, value): &(IVec, IVec)| (bulk(field.clone()), bulk(value.clone()));
+                    Value::Map(found.0.iter().map(pair).collect())
+                }
+                (Some(StringsReply::Pairs { pairs: found, .. }), which) => {
+                    let one = |(field, value): &(IVec, IVec)| {
+                        bulk(if *which == Pairs::Fields { field.clone() } else { value.clone() })
+                    };
+                    Value::Array(found.0.iter().map(one).collect())
+                }
+                (other, _) => other.map_or(Value::Null, plain),
+            },
+            Shape::Page(pattern) => match replies.first() {
+                Some(StringsReply::Pairs { pairs, more }) => {
+                    let cursor = more.clone().map_or(0, |more| cursors.keep(more));
+                    let is_wanted =
+                        |field: &IVec| pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, field));
+                    let wanted = pairs.0.iter().filter(|(field, _)| is_wanted(field));
+                    let told = wanted.flat_map(|(field, value)| [bulk(field.clone()), bulk(value.clone())]);
+                    Value::Array(vec![Value::text(cursor.to_string()), Value::Array(told.collect())])
                 }
                 other => other.map_or(Value::Null, plain),
             },
@@ -94,16 +141,7 @@ impl Data {
     }
 
     fn bytes(&self) -> usize {
-        self.operations.iter().map(|operation| operation.key.len() + value_length(&operation.action)).sum()
-    }
-}
-
-fn value_length(action: &StringAction) -> usize {
-    match action {
-        StringAction::Set { value, .. }
-        | StringAction::Append { value }
-        | StringAction::Overwrite { value, .. } => value.len(),
-        _ => 0,
+        self.operations.iter().map(StringsOperation::bytes).sum()
     }
 }
 
@@ -121,7 +159,16 @@ fn plain(reply: &StringsReply) -> Value {
             StringsFailure::NotFinite => "ERR increment would produce NaN or Infinity",
             StringsFailure::TooLong => "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
             StringsFailure::NoSuchKey => "ERR no such key",
+            StringsFailure::WrongKind => "WRONGTYPE Operation against a key holding the wrong kind of value",
+            StringsFailure::FieldNotAnInteger => "ERR hash value is not an integer",
+            StringsFailure::FieldNotAFloat => "ERR hash value is not a float",
+            StringsFailure::TooMuch => "ERR the hash is too large for one reply; use HSCAN",
         }),
+        StringsReply::Values(values) => {
+            Value::Array(values.0.iter().map(|value| value.clone().map_or(Value::Null, bulk)).collect())
+        }
+        // Only where another shape is asked for.
+        StringsReply::Pairs { .. } => Value::Null,
     }
 }
 
@@ -195,7 +242,7 @@ impl Database {
             if first.group.is_none() {
                 let Placed { data, .. } = first;
                 values.push(match self.carry_out(&[], data.operations.clone()).await {
-                    Ok(Some(replies)) => data.reply(&replies),
+                    Ok(Some(replies)) => data.reply(&self.cursors, &replies),
                     // Nothing was watched.
                     Ok(None) => Value::Null,
                     Err(error) => error,
@@ -209,7 +256,7 @@ impl Database {
                 run.push(next);
             }
             if is_read {
-                self.read(run, &mut values).await;
+                self.read(partitions, run, &mut values).await;
             } else {
                 self.write(run, &mut values).await;
             }
@@ -252,7 +299,7 @@ impl Database {
                         let mut found = found.unwrap_or_default().into_iter();
                         for (index, data) in now {
                             let own: Vec<StringsReply> = found.by_ref().take(data.operations.len()).collect();
-                            replies.push((*index, data.reply(&own)));
+                            replies.push((*index, data.reply(&self.cursors, &own)));
                         }
                     }
                     Err(error) => replies.extend(now.iter().map(|(index, _)| (*index, failed(&error)))),
@@ -266,10 +313,10 @@ impl Database {
     }
 
     /// Commands that read, each within one group.
-    async fn read(&self, run: Vec<Placed>, values: &mut Vec<Value>) {
+    async fn read(&self, partitions: u32, run: Vec<Placed>, values: &mut Vec<Value>) {
         let operations: Vec<&StringsOperation> =
             run.iter().flat_map(|placed| placed.data.operations.iter()).collect();
-        let replies = match self.look(&operations).await {
+        let replies = match self.look(partitions, &operations).await {
             Ok(replies) => replies,
             Err(error) => {
                 values.extend(run.iter().map(|_| failed(&error)));
@@ -279,44 +326,63 @@ impl Database {
         let mut replies = replies.into_iter();
         for Placed { data, .. } in run {
             let own: Vec<StringsReply> = replies.by_ref().take(data.operations.len()).collect();
-            values.push(data.reply(&own));
+            values.push(data.reply(&self.cursors, &own));
         }
     }
 
-    /// The replies to operations that read.
-    async fn look(&self, operations: &[&StringsOperation]) -> Result<Vec<StringsReply>, Error> {
-        let mut by_tree: BTreeMap<TreeId, Vec<usize>> = BTreeMap::new();
-        let mut times = Vec::new();
+    /// The replies to operations that read, each of one group.
+    async fn look(
+        &self,
+        partitions: u32,
+        operations: &[&StringsOperation],
+    ) -> Result<Vec<StringsReply>, Error> {
+        let mut by_group: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for (index, operation) in operations.iter().enumerate() {
-            match operation.action {
-                StringAction::Exists | StringAction::Expires => times.push(index),
-                _ => by_tree.entry(operation.tree).or_default().push(index),
+            by_group.entry(ring::group_of(&operation.key, partitions)).or_default().push(index);
+        }
+        let parts = by_group.into_iter().map(|(group, indices)| async move {
+            let asked: Vec<StringsOperation> =
+                indices.iter().map(|index| operations[*index].clone()).collect();
+            Ok::<_, Error>((indices, self.look_in(group, asked).await?))
+        });
+        let mut replies = vec![StringsReply::Done; operations.len()];
+        for (indices, found) in try_join_all(parts).await? {
+            for (index, reply) in indices.into_iter().zip(found) {
+                replies[index] = reply;
             }
         }
-        let values = by_tree.into_iter().map(|(database, indices)| async move {
-            let tree = self.client.tree(tree_name(database.0));
-            let keys: Vec<IVec> = indices.iter().map(|index| operations[*index].key.clone()).collect();
-            let found = tree.get_many(keys).await?;
-            Ok::<_, Error>(indices.into_iter().zip(found).collect::<Vec<_>>())
-        });
-        let times = times.into_iter().map(|index| async move {
-            let StringsOperation { tree, key, .. } = operations[index];
-            Ok::<_, Error>((index, self.expires(tree.0, key).await?))
-        });
-        let (values, times) = tokio::try_join!(try_join_all(values), try_join_all(times))?;
-        let mut slots = vec![(Slot::default(), 0); operations.len()];
-        for (index, value) in values.into_iter().flatten() {
-            slots[index].0 = Slot::found(value, None);
+        Ok(replies)
+    }
+
+    async fn look_in(
+        &self,
+        group: u32,
+        operations: Vec<StringsOperation>,
+    ) -> Result<Vec<StringsReply>, Error> {
+        let (core, until) = (self.client.core(), self.client.until());
+        // From the end, so that the next is the last.
+        let (mut left, mut replies) = (vec![operations], Vec::new());
+        while let Some(mut part) = left.pop() {
+            let asked = part.clone();
+            let trees = name_trees(&mut part, &mut []);
+            let count = part.len();
+            let read = GroupRead::Strings { trees, operations: part };
+            match core.read(group, &read, ReadFrom::Leader, until).await {
+                Ok(answer) => match answer.reply {
+                    GroupReadReply::Strings(StringsReplies(found)) if found.len() == count => {
+                        replies.extend(found);
+                    }
+                    other => return Err(unexpected(&other)),
+                },
+                // The values may be more than one answer carries.
+                Err(Error::Invalid(_)) if count > 1 => {
+                    let (first, second) = asked.split_at(count / 2);
+                    left.extend([second.to_vec(), first.to_vec()]);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        for (index, (at_ms, now_ms)) in times {
-            // What the value is does not matter here.
-            let value = at_ms.map(|_| IVec::new());
-            slots[index] = (Slot::found(value, at_ms.flatten()), now_ms);
-        }
-        let replies = operations.iter().zip(slots).map(|(operation, (mut slot, now_ms))| {
-            apply(&operation.action, now_ms, &mut Required::default(), &mut slot, None)
-        });
-        Ok(replies.collect())
+        Ok(replies)
     }
 
     /// When a key ends (`None`: there is none), and the time it is.
@@ -366,40 +432,22 @@ impl Database {
     }
 
     /// One entry of one group.
-    async fn submit(
+    pub(super) async fn submit(
         &self,
         group: u32,
         watched: Vec<Watched>,
         mut operations: Vec<StringsOperation>,
     ) -> Result<Option<Vec<StringsReply>>, Error> {
-        let mut databases: Vec<TreeId> = Vec::new();
-        let mut number = |database: TreeId| {
-            let known = databases.iter().position(|known| *known == database);
-            TreeId(known.unwrap_or_else(|| {
-                databases.push(database);
-                databases.len() - 1
-            }) as u32)
-        };
-        for operation in &mut operations {
-            operation.trees_mut().for_each(|tree| *tree = number(*tree));
-        }
-        let watched = watched.into_iter().map(|Watched { database, key, version }| KeyRead {
-            tree: number(database),
-            key,
-            version,
-        });
-        let watched: Vec<KeyRead> = watched.collect();
-        let trees = databases.iter().map(|database| tree_name(database.0)).collect();
+        let mut watched: Vec<KeyRead> = watched
+            .into_iter()
+            .map(|Watched { database, key, version }| KeyRead { tree: database, key, version })
+            .collect();
+        let trees = name_trees(&mut operations, &mut watched);
         let core = self.client.core();
-        let command = match single_put(&watched, &mut operations) {
-            Some(put) => put,
-            None => Command::Strings { watched, operations },
-        };
+        let command = Command::Strings { watched, operations };
         match core.execute(group, trees, command, self.client.until()).await?.0 {
             Reply::Strings(StringsReplies(replies)) => Ok(Some(replies)),
             Reply::Conflict => Ok(None),
-            // Of what became a plain put.
-            Reply::Done => Ok(Some(vec![StringsReply::Done])),
             other => Err(unexpected(&other)),
         }
     }
@@ -421,15 +469,18 @@ fn group_of_all(partitions: u32, operations: &[StringsOperation], watched: &[Wat
     Some(found.unwrap_or(1))
 }
 
-/// A `SET` that asks for nothing is what every other client's put is.
-fn single_put(watched: &[KeyRead], operations: &mut Vec<StringsOperation>) -> Option<Command> {
-    let [StringsOperation { action: StringAction::Set { when: None, .. }, .. }] = &operations[..] else {
-        return None;
+/// Has numbers of databases replaced by their places in a list of names, which is returned.
+fn name_trees(operations: &mut [StringsOperation], watched: &mut [KeyRead]) -> Vec<IVec> {
+    let mut databases: Vec<TreeId> = Vec::new();
+    let mut number = |database: &mut TreeId| {
+        let known = databases.iter().position(|known| known == database);
+        let place = known.unwrap_or_else(|| {
+            databases.push(*database);
+            databases.len() - 1
+        });
+        *database = TreeId(place as u32);
     };
-    if !watched.is_empty() || !operations[0].is_blind() {
-        return None;
-    }
-    let StringsOperation { tree, key, action } = operations.pop()?;
-    let StringAction::Set { value, .. } = action else { return None };
-    Some(Command::Put { tree, key, value })
+    operations.iter_mut().flat_map(StringsOperation::trees_mut).for_each(&mut number);
+    watched.iter_mut().for_each(|read| number(&mut read.tree));
+    databases.iter().map(|database| tree_name(database.0)).collect()
 }

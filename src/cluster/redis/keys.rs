@@ -29,7 +29,7 @@ pub(super) fn exists(asked: &Asked<'_>) -> Planned {
 }
 
 pub(super) fn kind(asked: &Asked<'_>) -> Planned {
-    one(asked, StringAction::Exists, Shape::Type)
+    one(asked, StringAction::Kind, Shape::Type)
 }
 
 pub(super) fn persist(asked: &Asked<'_>) -> Planned {

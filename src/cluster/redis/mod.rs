@@ -39,6 +39,7 @@
 mod connection;
 mod database;
 mod glob;
+mod hashes;
 mod keys;
 mod link;
 mod server;

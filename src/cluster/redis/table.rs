@@ -9,8 +9,8 @@ use dogsled_storage::strings::{StringAction, StringsOperation, parse_integer};
 
 use super::database::Data;
 use super::link::{self, Link};
-use super::whole::{self, Whole};
-use super::{keys, strings};
+use super::whole::{self, Cursors, Whole};
+use super::{hashes, keys, strings};
 use crate::IVec;
 
 /// A command, as far as it can be understood without the database and the connection.
@@ -49,6 +49,8 @@ pub(super) struct Asked<'a> {
     pub(super) database: TreeId,
     /// About the time it is.
     pub(super) now_ms: u64,
+    /// Where scans go on.
+    pub(super) cursors: &'a Cursors,
 }
 
 impl Asked<'_> {
@@ -125,7 +127,10 @@ const FAST: &str = "write denyoom fast";
 const TIME: &str = "write fast";
 const TALK: &str = "noscript loading stale fast";
 
-const ACROSS: Support = Partial("over several partitions only of keys without a time to live");
+const ACROSS: Support =
+    Partial("over several partitions only of keys without a time to live, and of no fields of hashes");
+const ORDER: Support = Partial("in the order of the fields' bytes; at most 512 MiB");
+const FLOAT: Support = Partial("as INCRBYFLOAT");
 const WATCHED: Support =
     Partial("that a key's time to live was changed does not count, nor that a key came and went again");
 const NOT_IN_MULTI: &str = "not within MULTI";
@@ -157,7 +162,22 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("getex", -2, TIME, ONE, "6.2.0", "string", plan(strings::get_and_expire), Full, "Returns the string value of a key after setting its expiration time."),
     row("getrange", 4, "readonly", ONE, "2.4.0", "string", plan(strings::range), Full, "Returns a substring of the string stored at a key."),
     row("getset", 3, FAST, ONE, "1.0.0", "string", plan(strings::get_and_set), Full, "Returns the previous string value of a key after setting it to a new value."),
+    row("hdel", -3, TIME, ONE, "2.0.0", "hash", plan(hashes::delete), Full, "Deletes one or more fields of a hash."),
     row("hello", -1, "noscript loading stale fast no_auth allow_busy", NONE, "6.0.0", "connection", link(link::hello), Full, "Handshakes with the server."),
+    row("hexists", 3, READ, ONE, "2.0.0", "hash", plan(hashes::exists), Full, "Determines whether a field exists in a hash."),
+    row("hget", 3, READ, ONE, "2.0.0", "hash", plan(hashes::get), Full, "Returns the value of a field in a hash."),
+    row("hgetall", 2, "readonly", ONE, "2.0.0", "hash", plan(hashes::all), ORDER, "Returns all fields and values in a hash."),
+    row("hincrby", 4, FAST, ONE, "2.0.0", "hash", plan(hashes::increment_by), Full, "Increments the integer value of a field in a hash by a number."),
+    row("hincrbyfloat", 4, FAST, ONE, "2.6.0", "hash", plan(hashes::increment_by_float), FLOAT, "Increments the floating point value of a field by a number."),
+    row("hkeys", 2, "readonly", ONE, "2.0.0", "hash", plan(hashes::keys), ORDER, "Returns all fields in a hash."),
+    row("hlen", 2, READ, ONE, "2.0.0", "hash", plan(hashes::length), Full, "Returns the number of fields in a hash."),
+    row("hmget", -3, READ, ONE, "2.0.0", "hash", plan(hashes::get_many), Full, "Returns the values of all fields asked for."),
+    row("hmset", -4, FAST, ONE, "2.0.0", "hash", plan(hashes::set_many), Full, "Sets the values of multiple fields."),
+    row("hscan", -3, "readonly", ONE, "2.8.0", "hash", plan(hashes::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384; none is given within MULTI"), "Iterates over fields and values of a hash."),
+    row("hset", -4, FAST, ONE, "2.0.0", "hash", plan(hashes::set), Full, "Creates or modifies the value of a field in a hash."),
+    row("hsetnx", 4, FAST, ONE, "2.0.0", "hash", plan(hashes::set_if_absent), Full, "Sets the value of a field in a hash only when the field doesn't exist."),
+    row("hstrlen", 3, READ, ONE, "3.2.0", "hash", plan(hashes::value_length), Full, "Returns the length of the value of a field."),
+    row("hvals", 2, "readonly", ONE, "2.0.0", "hash", plan(hashes::values), ORDER, "Returns all values in a hash."),
     row("incr", 2, FAST, ONE, "1.0.0", "string", plan(strings::increment), Full, "Increments the integer value of a key by one."),
     row("incrby", 3, FAST, ONE, "1.0.0", "string", plan(strings::increment_by), Full, "Increments the integer value of a key by a number."),
     row("incrbyfloat", 3, FAST, ONE, "2.6.0", "string", plan(strings::increment_by_float), Partial("decimal, exactly, to 17 places: without the rounding of a `long double`; no hexadecimal numbers"), "Increments the floating point value of a key by a number."),
@@ -200,10 +220,7 @@ const ABSENT: &[(&str, &str)] = &[
     ("string", "lcs"),
     ("generic", "dump migrate move object restore sort sort_ro wait"),
     ("bitmap", "bitcount bitfield bitfield_ro bitop bitpos getbit setbit"),
-    (
-        "hash",
-        "hdel hexists hget hgetall hincrby hincrbyfloat hkeys hlen hmget hmset hrandfield hscan hset hsetnx hstrlen hvals",
-    ),
+    ("hash", "hrandfield"),
     (
         "list",
         "blmove blmpop blpop brpop brpoplpush lindex linsert llen lmove lmpop lpop lpos lpush lpushx lrange lrem lset ltrim rpop rpoplpush rpush rpushx",
@@ -262,9 +279,17 @@ impl CommandInfo {
     }
 
     /// Understands a request for it that has the right number of arguments.
-    pub(super) fn plan(&self, arguments: &[Bytes], database: TreeId, now_ms: u64) -> Planned {
+    pub(super) fn plan(
+        &self,
+        arguments: &[Bytes],
+        database: TreeId,
+        now_ms: u64,
+        cursors: &Cursors,
+    ) -> Planned {
         match self.handler {
-            Handler::Plan(plan) => plan(&Asked { name: self.name.to_owned(), arguments, database, now_ms }),
+            Handler::Plan(plan) => {
+                plan(&Asked { name: self.name.to_owned(), arguments, database, now_ms, cursors })
+            }
             Handler::Link(link) => Ok(Step::Link(link, arguments.to_vec())),
             Handler::Multi(multi) => Ok(Step::Multi(multi, arguments.to_vec())),
         }

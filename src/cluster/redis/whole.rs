@@ -8,7 +8,10 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use dogsled_net::resp::Value;
-use dogsled_storage::strings::parse_integer;
+use dogsled_storage::TreeId;
+use dogsled_storage::hashes::head;
+use dogsled_storage::strings::{StringAction, StringsOperation, parse_integer};
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 
 use super::database::{Database, bulk, failed};
@@ -29,11 +32,20 @@ const MOST_SCANNED: i64 = 10_000;
 #[derive(Clone, Debug)]
 pub(super) enum Whole {
     Keys(Bytes),
-    Scan { cursor: u64, pattern: Option<Bytes>, count: i64, is_of_strings: bool },
+    Scan { cursor: u64, pattern: Option<Bytes>, count: i64, kind: Wanted },
     Size,
     RandomKey,
     Flush,
     FlushAll,
+}
+
+/// What kind of values the keys have that a scan is to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Any,
+    Strings,
+    Hashes,
+    Nothing,
 }
 
 pub(super) fn keys(asked: &Asked<'_>) -> Planned {
@@ -69,7 +81,7 @@ pub(super) fn flush_all(asked: &Asked<'_>) -> Planned {
 pub(super) fn scan(asked: &Asked<'_>) -> Planned {
     let cursor = std::str::from_utf8(&asked.arguments[1]).ok().and_then(|cursor| cursor.parse().ok());
     let cursor: u64 = cursor.ok_or_else(|| Value::error("ERR invalid cursor"))?;
-    let (mut pattern, mut count, mut is_of_strings) = (None, 10, true);
+    let (mut pattern, mut count, mut kind) = (None, 10, Wanted::Any);
     let mut options = asked.arguments[2..].iter();
     while let Some(option) = options.next() {
         let argument = options.next().ok_or_else(syntax_error)?;
@@ -81,12 +93,16 @@ pub(super) fn scan(asked: &Asked<'_>) -> Planned {
         } else if is_word(option, "MATCH") {
             pattern = Some(argument.clone());
         } else if is_word(option, "TYPE") {
-            is_of_strings = is_word(argument, "string");
+            kind = match () {
+                () if is_word(argument, "string") => Wanted::Strings,
+                () if is_word(argument, "hash") => Wanted::Hashes,
+                () => Wanted::Nothing,
+            };
         } else {
             return Err(syntax_error());
         }
     }
-    Ok(Step::Whole(Whole::Scan { cursor, pattern, count, is_of_strings }))
+    Ok(Step::Whole(Whole::Scan { cursor, pattern, count, kind }))
 }
 
 /// Where scans go on.
@@ -100,7 +116,7 @@ struct Places {
 }
 
 impl Cursors {
-    fn keep(&self, behind: IVec) -> u64 {
+    pub(super) fn keep(&self, behind: IVec) -> u64 {
         // Never 0, which is the beginning; and what JavaScript can count.
         let cursor = (random_u64() >> 12).max(1);
         let places = &mut *self.0.lock();
@@ -114,7 +130,7 @@ impl Cursors {
     }
 
     /// Not forgotten with that: an answer that was lost is asked for again.
-    fn find(&self, cursor: u64) -> Option<IVec> {
+    pub(super) fn find(&self, cursor: u64) -> Option<IVec> {
         let places = self.0.lock();
         places.latest.iter().rev().find(|(known, _)| *known == cursor).map(|(_, key)| key.clone())
     }
@@ -128,9 +144,9 @@ impl Database {
             Whole::Keys(pattern) => keys_of(&tree, pattern).await,
             Whole::Size => tree.len().await.map(|size| Value::Integer(size as i64)),
             Whole::RandomKey => random(&tree).await.map(|key| key.map_or(Value::Null, bulk)),
-            Whole::Flush => tree.clear().await.map(|()| Value::OK),
+            Whole::Flush => self.clear(database).await.map(|()| Value::OK),
             Whole::FlushAll => self.flush_all().await.map(|()| Value::OK),
-            Whole::Scan { cursor, pattern, count, is_of_strings } => {
+            Whole::Scan { cursor, pattern, count, kind } => {
                 let from = match cursor {
                     0 => Bound::Unbounded,
                     known => match self.cursors.find(*known) {
@@ -138,8 +154,7 @@ impl Database {
                         None => return Value::error("ERR invalid cursor"),
                     },
                 };
-                let pattern = pattern.as_deref().filter(|_| *is_of_strings);
-                self.scan(&tree, from, pattern, *count, *is_of_strings).await
+                self.scan(&tree, from, pattern.as_deref(), *count, *kind).await
             }
         };
         answer.unwrap_or_else(|error| failed(&error))
@@ -151,18 +166,29 @@ impl Database {
         from: Bound<IVec>,
         pattern: Option<&[u8]>,
         count: i64,
-        is_of_strings: bool,
+        kind: Wanted,
     ) -> Result<Value, Error> {
-        let mut entries = tree.range::<IVec, _>((from, Bound::Unbounded)).keys_only();
+        let entries = tree.range::<IVec, _>((from, Bound::Unbounded));
+        // The value tells what kind it is.
+        let mut entries = match kind {
+            Wanted::Any | Wanted::Nothing => entries.keys_only(),
+            Wanted::Strings | Wanted::Hashes => entries,
+        };
         let (mut found, mut last) = (Vec::new(), None);
         for _ in 0..count.min(MOST_SCANNED) {
             let Some(entry) = entries.next().await else {
                 last = None;
                 break;
             };
-            let (key, _) = entry?;
+            let (key, value) = entry?;
             last = Some(key.clone());
-            if is_of_strings && pattern.is_none_or(|pattern| glob::matches(pattern, &key)) {
+            let is_of_kind = match kind {
+                Wanted::Any => true,
+                Wanted::Nothing => false,
+                Wanted::Strings => head(&value).is_none(),
+                Wanted::Hashes => head(&value).is_some(),
+            };
+            if is_of_kind && pattern.is_none_or(|pattern| glob::matches(pattern, &key)) {
                 found.push(bulk(key));
             }
         }
@@ -172,12 +198,24 @@ impl Database {
         Ok(Value::Array(vec![Value::text(cursor.to_string()), Value::Array(found)]))
     }
 
+    /// In each partition at one moment, but not in all at the same.
+    async fn clear(&self, database: u32) -> Result<(), Error> {
+        let groups = 1..=self.client.core().partitions(self.client.until()).await?;
+        let cleared = groups.map(|group| {
+            let (tree, key, action) = (TreeId(database), IVec::new(), StringAction::Clear);
+            self.submit(group, Vec::new(), vec![StringsOperation { tree, key, action }])
+        });
+        // All of them, whatever happens to one.
+        join_all(cleared).await.into_iter().try_for_each(|cleared| cleared.map(drop))
+    }
+
     /// All that are databases: other trees are not Redis's.
     async fn flush_all(&self) -> Result<(), Error> {
         for name in self.client.tree_names().await? {
             let number = name.strip_prefix(b"redis:").and_then(parse_integer);
-            if &name[..] == b"redis" || number.is_some_and(|number| number > 0) {
-                self.client.tree(&name).clear().await?;
+            let number = if &name[..] == b"redis" { Some(0) } else { number.filter(|number| *number > 0) };
+            if let Some(number) = number.and_then(|number| u32::try_from(number).ok()) {
+                self.clear(number).await?;
             }
         }
         Ok(())

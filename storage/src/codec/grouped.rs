@@ -1,8 +1,8 @@
 //! What a group of replicas exchanges, in bincode; see [`crate::codec`] for the rules.
 
-use bincode::Decode;
-use bincode::de::Decoder;
+use bincode::de::{BorrowDecode, BorrowDecoder, Decoder};
 use bincode::error::DecodeError;
+use bincode::{Decode, Encode};
 
 use super::bincoded::{Body, MAX_ENCODED_COMMAND_LENGTH, decode_command_body, encode, versioned_body};
 use crate::counter::{CounterAddition, Sums};
@@ -153,6 +153,7 @@ pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
                 under: body.next()?,
             },
             11 => GroupRead::Transactions,
+            12 => GroupRead::Strings { trees: body.list()?, operations: body.list()? },
             other => return Err(unknown("read", other)),
         })
     })
@@ -185,6 +186,7 @@ pub fn decode_group_read_reply(bytes: &[u8]) -> Result<GroupReadReply> {
             9 => GroupReadReply::Expires { at_ms: body.next()?, now_ms: body.next()? },
             10 => GroupReadReply::Valid(body.next()?),
             11 => GroupReadReply::Transactions { prepared: body.next()?, decided: body.next()? },
+            12 => GroupReadReply::Strings(body.next()?),
             other => return Err(unknown("answer", other)),
         })
     })
@@ -246,6 +248,37 @@ impl<Context> Decode<Context> for StringsReplies {
 }
 
 bincode::impl_borrow_decode!(StringsReplies);
+
+/// A list within something else that is decoded as a whole: it has no more room than its elements need, which bincode's own
+/// would have as the input claims.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode)]
+pub struct Listed<T>(pub Vec<T>);
+
+impl<T> Default for Listed<T> {
+    fn default() -> Self {
+        Listed(Vec::new())
+    }
+}
+
+impl<Context, T: Decode<Context>> Decode<Context> for Listed<T> {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Listed<T>, DecodeError> {
+        let count = u64::decode(decoder)?;
+        let mut elements = Vec::with_capacity(usize::try_from(count).unwrap_or(0).min(16));
+        for _ in 0..count {
+            // An element has bytes, so that the input's end ends this.
+            elements.push(T::decode(decoder)?);
+        }
+        Ok(Listed(elements))
+    }
+}
+
+impl<'de, Context, T: Decode<Context>> BorrowDecode<'de, Context> for Listed<T> {
+    fn borrow_decode<D: BorrowDecoder<'de, Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<Listed<T>, DecodeError> {
+        Listed::decode(decoder)
+    }
+}
 
 fn within(limit: usize, what: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
     if bytes.len() > limit {

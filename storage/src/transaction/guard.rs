@@ -61,6 +61,22 @@ impl<V: View> View for Guarded<'_, V> {
         self.view.scan(tree, low, high, each)
     }
 
+    fn scan_values(
+        &self,
+        tree: TreeId,
+        low: Bound<&[u8]>,
+        high: Bound<&[u8]>,
+        each: &mut dyn FnMut(&[u8], Versioned) -> bool,
+    ) -> Result<()> {
+        self.note(self.transactions.against_scan(tree, low, high));
+        self.view.scan_values(tree, low, high, each)
+    }
+
+    // A transaction that makes the first hash has locked its key.
+    fn has_hashes(&self) -> Result<bool> {
+        self.view.has_hashes()
+    }
+
     fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
         self.view.tree_id(name)
     }

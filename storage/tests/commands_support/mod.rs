@@ -1,11 +1,13 @@
 //! What the tests of commands share: scripts that people can read, and random commands.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
+use dogsled_storage::codec::Listed;
 use dogsled_storage::codec::{decode_command, decode_effects, encode_command, encode_effects};
 use dogsled_storage::command::{KeyRead, RangeRead};
 use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::counter::{CounterAddition, CounterCommand, CounterReply};
 use dogsled_storage::evaluate::evaluate;
+use dogsled_storage::hashes::{HashAction, HashId};
 use dogsled_storage::lock::{self, FencingToken, LockCommand, LockReply, LockRequest};
 use dogsled_storage::model::ModelState;
 use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation};
@@ -312,7 +314,7 @@ impl Random {
             let number = r.number();
             [When::Keep, When::At(number), When::After(number)][r.below(3) as usize]
         };
-        let action = match self.below(17) {
+        let action = match self.below(21) {
             0 => StringAction::Get,
             1 => StringAction::Length,
             2 => StringAction::Range { start: self.signed(), end: self.signed() },
@@ -333,12 +335,40 @@ impl Random {
             13 => StringAction::AddFloat { delta: self.bytes() },
             14 => StringAction::Expire { when: when(self), only: SetIf::Later, only_some: self.coin() },
             15 => StringAction::Persist,
+            16 => StringAction::Kind,
+            17 => StringAction::Clear,
+            18 => {
+                let (base, ordinal) = (self.number(), self.below(9) as u32);
+                StringAction::Suspect { id: HashId { base, ordinal } }
+            }
+            19 => StringAction::Hash(self.hash_action()),
             _ => {
                 let (tree, key) = (self.tree(), self.bytes());
                 StringAction::Transfer { tree, key, copy: self.coin(), replace: self.coin() }
             }
         };
         StringsOperation { tree: self.tree(), key: self.bytes(), action }
+    }
+
+    fn hash_action(&mut self) -> HashAction {
+        let fields = |r: &mut Random| Listed((0..r.below(4)).map(|_| r.bytes()).collect());
+        match self.below(12) {
+            0 => {
+                let pairs = (0..self.below(4)).map(|_| (self.bytes(), self.bytes())).collect();
+                HashAction::Set { pairs: Listed(pairs) }
+            }
+            1 => HashAction::SetAbsent { field: self.bytes(), value: self.bytes() },
+            2 => HashAction::Get { field: self.bytes() },
+            3 => HashAction::GetMany { fields: fields(self) },
+            4 => HashAction::Delete { fields: fields(self) },
+            5 => HashAction::Exists { field: self.bytes() },
+            6 => HashAction::Length,
+            7 => HashAction::ValueLength { field: self.bytes() },
+            8 => HashAction::All,
+            9 => HashAction::Page { after: self.option(Random::bytes), limit: self.below(300) as u32 },
+            10 => HashAction::Add { field: self.bytes(), delta: self.signed() },
+            _ => HashAction::AddFloat { field: self.bytes(), delta: self.bytes() },
+        }
     }
 
     /// Any command at all, most of which no state would accept.

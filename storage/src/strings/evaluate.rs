@@ -1,0 +1,309 @@
+//! [`evaluate()`]: lists of operations on the state; see [`super`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Carried, Slot, StringAction, StringsOperation, StringsReplies, StringsReply, apply};
+use crate::command::{KeyRead, Reply, TreeId};
+use crate::evaluate::{self, Context, Effect, Effects, Outcome, Versioned, View};
+use crate::expiry::{self, Ends};
+use crate::hashes::sweep::{self, as_ref};
+use crate::hashes::{self, Needs, SMALL, decode_owner, encode_owner};
+use crate::{Error, IVec, Result};
+
+/// After so long it is looked at whether a hash that was suspected can still be reached: no transaction takes as long.
+const SUSPECTED_FOR_MS: u64 = 60_000;
+
+/// A key that operations have looked at.
+struct Looked {
+    slot: Slot,
+    before: Slot,
+    /// The version that was found.
+    version: Option<u64>,
+    record: Option<Versioned>,
+}
+
+type Place = (TreeId, IVec);
+
+/// Evaluates [`Command::Strings`](crate::Command::Strings).
+pub(crate) fn evaluate(
+    view: &impl View,
+    context: &Context,
+    watched: &[KeyRead],
+    operations: &[StringsOperation],
+) -> Result<Outcome> {
+    for read in watched {
+        if !evaluate::is_current(view, read)? {
+            return Ok(Outcome::reply(Reply::Conflict));
+        }
+    }
+    if operations.iter().any(|operation| operation.action == StringAction::Clear) {
+        return clear(view, context, operations);
+    }
+    let (replies, keys) = carry_out(view, context, operations)?;
+    let may_expire = view.earliest_due()? != u64::MAX;
+    let mut effects = Effects::new();
+    changes_of_hashes(view, context, &keys, &mut effects)?;
+    for operation in operations {
+        if let StringAction::Suspect { id } = operation.action {
+            let at_ms = context.time_ms.saturating_add(SUSPECTED_FOR_MS);
+            sweep::suspect(view, at_ms, id, &mut effects)?;
+        }
+    }
+    for ((tree, key), looked) in keys {
+        changes(view, tree, key, looked, may_expire, &mut effects)?;
+    }
+    Ok(Outcome { effects, reply: Reply::Strings(StringsReplies(replies)) })
+}
+
+/// What an operation that only reads is answered.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] for one that does not, and those of reading the view.
+pub(crate) fn read(
+    view: &impl View,
+    context: &Context,
+    operation: &StringsOperation,
+) -> Result<StringsReply> {
+    check_read(operation)?;
+    expiry::check_tree(view, operation.tree)?;
+    let may_expire = view.earliest_due()? != u64::MAX;
+    let mut slot = look(view, operation.tree, &operation.key, false, may_expire)?.slot;
+    learn(view, operation, &mut slot)?;
+    Ok(apply(&operation.action, context.time_ms, &mut Carried::default(), &mut slot, None))
+}
+
+/// The same where there is no such tree.
+pub(crate) fn of_nothing(operation: &StringsOperation, time_ms: u64) -> Result<StringsReply> {
+    check_read(operation)?;
+    Ok(apply(&operation.action, time_ms, &mut Carried::default(), &mut Slot::default(), None))
+}
+
+fn check_read(operation: &StringsOperation) -> Result<()> {
+    match operation.is_read() {
+        true => Ok(()),
+        false => Err(Error::InvalidRequest("an operation that writes within a read".to_owned())),
+    }
+}
+
+/// The replies, and what the keys have become.
+fn carry_out(
+    view: &impl View,
+    context: &Context,
+    operations: &[StringsOperation],
+) -> Result<(Vec<StringsReply>, BTreeMap<Place, Looked>)> {
+    // Where nothing has a time to live no record need be looked for.
+    let may_expire = view.earliest_due()? != u64::MAX;
+    // What is overwritten may be a hash only where there are some.
+    let may_be_blind = !operations.iter().any(StringsOperation::is_blind) || !view.has_hashes()?;
+    let mut keys: BTreeMap<Place, Looked> = BTreeMap::new();
+    let mut carried = Carried::new(context.sequence);
+    let mut replies = Vec::with_capacity(operations.len());
+    for operation in operations {
+        if let StringAction::Suspect { .. } = operation.action {
+            replies.push(StringsReply::Done);
+            continue;
+        }
+        for (tree, key) in operation.keys() {
+            let place = (tree, key.clone());
+            if let std::collections::btree_map::Entry::Vacant(entry) = keys.entry(place) {
+                expiry::check_tree(view, tree)?;
+                let is_blind = may_be_blind && operation.is_blind();
+                entry.insert(look(view, tree, key, is_blind, may_expire)?);
+            }
+        }
+        let place = (operation.tree, operation.key.clone());
+        // Taken out while a second one may be needed.
+        let mut slot = std::mem::take(&mut keys.get_mut(&place).expect("looked at").slot);
+        learn(view, operation, &mut slot)?;
+        if makes_hash(operation, &slot) {
+            // One that came from elsewhere, with a backup, may have the id that is next.
+            while view.version(TreeId::HASHES, &carried.next_id().owner_key())?.is_some() {
+                carried.take_id();
+            }
+        }
+        let other = match &operation.action {
+            StringAction::Transfer { tree, key, .. } => {
+                let other = (*tree, key.clone());
+                (other != place).then(|| &mut keys.get_mut(&other).expect("looked at").slot)
+            }
+            _ => None,
+        };
+        replies.push(apply(&operation.action, context.time_ms, &mut carried, &mut slot, other));
+        keys.get_mut(&place).expect("looked at").slot = slot;
+    }
+    Ok((replies, keys))
+}
+
+fn makes_hash(operation: &StringsOperation, slot: &Slot) -> bool {
+    match &operation.action {
+        StringAction::Hash(action) => !slot.is_there() && action.makes(),
+        StringAction::Transfer { copy: true, .. } => slot.hash.is_some(),
+        _ => false,
+    }
+}
+
+fn look(view: &impl View, tree: TreeId, key: &IVec, is_blind: bool, may_expire: bool) -> Result<Looked> {
+    if is_blind {
+        return Ok(Looked { slot: Slot::unseen(), before: Slot::unseen(), version: None, record: None });
+    }
+    let found = view.get(tree, key)?;
+    // Also of a key that is absent: one that has expired is hidden by its record.
+    let record = match may_expire {
+        true => view.get(TreeId::EXPIRY, &expiry::record_key(tree, key))?,
+        false => None,
+    };
+    let version = found.as_ref().map(|found| found.version);
+    let expires_ms = version.map(|version| expiry::expires(record.as_ref(), version)).transpose()?.flatten();
+    let mut slot = Slot::stored(found.map(|found| found.value), expires_ms);
+    if let Some(hash) = &slot.hash {
+        // A head that was copied here by other means than ours is nothing.
+        let owner = view.get(TreeId::HASHES, &hash.id.owner_key())?;
+        if owner.is_none_or(|owner| decode_owner(&owner.value) != Some((tree.0, &key[..]))) {
+            slot = Slot::found(None, None);
+        }
+    }
+    Ok(Looked { before: slot.clone(), slot, version, record })
+}
+
+/// Learns what an operation needs to know of a hash.
+fn learn(view: &impl View, operation: &StringsOperation, slot: &mut Slot) -> Result<()> {
+    let Some(hash) = &mut slot.hash else { return Ok(()) };
+    let needs = match &operation.action {
+        StringAction::Hash(action) => action.needs(),
+        StringAction::Transfer { copy: true, .. } => Needs::Whole,
+        _ => return Ok(()),
+    };
+    let (after, limit) = match needs {
+        Needs::Head => return Ok(()),
+        Needs::Fields(fields) => {
+            for field in fields {
+                if !hash.knows(field) {
+                    let found = view.get(TreeId::HASHES, &hash.id.field_key(field))?;
+                    hash.learn(field.clone(), found.map(|found| found.value));
+                }
+            }
+            return Ok(());
+        }
+        Needs::Page(after, limit) if hash.count > SMALL => (after, limit.max(1) as usize),
+        Needs::Page(..) | Needs::Whole => (None, usize::MAX),
+    };
+    hash.page_end = None;
+    if hash.is_whole {
+        return Ok(());
+    }
+    let (low, high) = hash.id.fields_after(after);
+    let (mut count, mut last, mut more) = (0, None, false);
+    let mut bytes = 0;
+    view.scan_values(TreeId::HASHES, as_ref(&low), as_ref(&high), &mut |key, found| {
+        if count >= limit || bytes > hashes::MAX_HASH_REPLY_BYTES {
+            more = true;
+            return false;
+        }
+        let field = IVec::from(hashes::field_of_key(key));
+        bytes += key.len() + found.value.len();
+        hash.learn(field.clone(), Some(found.value));
+        (count, last) = (count + 1, Some(field));
+        true
+    })?;
+    // What is more than can be told is refused when it is told.
+    hash.is_whole = !more && after.is_none();
+    if more {
+        hash.page_end = last;
+    }
+    Ok(())
+}
+
+/// What becomes of the fields.
+fn changes_of_hashes(
+    view: &impl View,
+    context: &Context,
+    keys: &BTreeMap<Place, Looked>,
+    effects: &mut Effects,
+) -> Result<()> {
+    let own = |slot: &Slot| slot.hash.as_ref().map(|hash| (hash.id, hash.count));
+    let before: BTreeMap<_, _> = keys.values().filter_map(|looked| own(&looked.before)).collect();
+    if before.is_empty() && keys.values().all(|looked| looked.slot.hash.is_none()) {
+        return Ok(());
+    }
+    let mut after = BTreeSet::new();
+    for ((tree, key), looked) in keys {
+        let Some(hash) = &looked.slot.hash else { continue };
+        after.insert(hash.id);
+        if !looked.slot.is_written {
+            continue;
+        }
+        let is_moved = own(&looked.before).is_none_or(|(id, _)| id != hash.id);
+        if is_moved {
+            let (value, fresh) = (encode_owner(tree.0, key), Some(!before.contains_key(&hash.id)));
+            effects.push(Effect::Put { tree: TreeId::HASHES, key: hash.id.owner_key(), value, fresh });
+        }
+        for (name, field) in &hash.fields {
+            let key = hash.id.field_key(name);
+            match (&field.before, &field.now) {
+                (before, Some(value)) if before.as_ref() != Some(value) => {
+                    let (value, fresh) = (value.clone(), Some(before.is_none()));
+                    effects.push(Effect::Put { tree: TreeId::HASHES, key, value, fresh });
+                }
+                (Some(_), None) => effects.push(Effect::Remove { tree: TreeId::HASHES, key }),
+                _ => {}
+            }
+        }
+    }
+    for (id, count) in before.into_iter().filter(|(id, _)| !after.contains(id)) {
+        sweep::discard(view, context.time_ms, id, count, effects)?;
+    }
+    Ok(())
+}
+
+/// What the database has to do for a slot to be what it has become.
+fn changes(
+    view: &impl View,
+    tree: TreeId,
+    key: IVec,
+    looked: Looked,
+    may_expire: bool,
+    effects: &mut Effects,
+) -> Result<()> {
+    let Looked { slot, before, mut version, mut record } = looked;
+    if slot.is_blind && (!slot.is_there() || slot.expires_ms.is_some()) {
+        // Now it has to be known after all.
+        version = view.version(tree, &key)?;
+        if may_expire {
+            record = view.get(TreeId::EXPIRY, &expiry::record_key(tree, &key))?;
+        }
+    }
+    let ends = slot.expires_ms.map_or(Ends::Never, Ends::At);
+    match slot.encode() {
+        Some(value) if slot.is_written => {
+            let fresh = if slot.is_blind { None } else { Some(version.is_none()) };
+            effects.push(Effect::Put { tree, key: key.clone(), value, fresh });
+            expiry::put_record(tree, &key, &ends, 0, record.as_ref(), effects)
+        }
+        Some(_) if slot.expires_ms != before.expires_ms => {
+            let version = version.expect("a value that was not written was found");
+            expiry::put_record(tree, &key, &ends, version, record.as_ref(), effects)
+        }
+        None if version.is_some() => {
+            effects.push(Effect::Remove { tree, key: key.clone() });
+            expiry::put_record(tree, &key, &Ends::Never, 0, record.as_ref(), effects)
+        }
+        // What hides a key that has expired must stay for as long as the key.
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// [`StringAction::Clear`].
+fn clear(view: &impl View, context: &Context, operations: &[StringsOperation]) -> Result<Outcome> {
+    let [StringsOperation { tree, .. }] = operations else {
+        return Err(Error::InvalidRequest("a tree is cleared by a list of its own".to_owned()));
+    };
+    expiry::check_tree(view, *tree)?;
+    let mut effects = Effects::new();
+    if view.has_hashes()? {
+        sweep::suspect_all(view, context.time_ms, *tree, &mut effects)?;
+    }
+    if view.end(*tree, false)?.is_some() {
+        effects.push(Effect::Clear { tree: *tree });
+    }
+    Ok(Outcome { effects, reply: Reply::Strings(StringsReplies(vec![StringsReply::Done])) })
+}
