@@ -603,19 +603,19 @@ pub fn apply(
 }
 
 fn is_of_strings(action: &StringAction) -> bool {
-    match action {
+    matches!(
+        action,
         StringAction::Get
-        | StringAction::Length
-        | StringAction::Range { .. }
-        | StringAction::Set { get: true, .. }
-        | StringAction::Take
-        | StringAction::GetAndExpire { .. }
-        | StringAction::Append { .. }
-        | StringAction::Overwrite { .. }
-        | StringAction::Add { .. }
-        | StringAction::AddFloat { .. } => true,
-        _ => false,
-    }
+            | StringAction::Length
+            | StringAction::Range { .. }
+            | StringAction::Set { get: true, .. }
+            | StringAction::Take
+            | StringAction::GetAndExpire { .. }
+            | StringAction::Append { .. }
+            | StringAction::Overwrite { .. }
+            | StringAction::Add { .. }
+            | StringAction::AddFloat { .. }
+    )
 }
 
 fn is_of_hashes(action: &StringAction) -> bool {
