@@ -1,7 +1,7 @@
 //! `Runtime`: tokio, as openraft sees it, with two differences and the doors that a simulation needs.
 //!
 //! The first difference: **the clocks of all groups tick together.** Each group of a leader looks at its clock five
-//! times in a heartbeat, and a node has many groups. Here a tick is put off to the next point of a [`GRID`] that all
+//! times in a heartbeat, and a node has many groups. Here a tick is put off to the next point of a grid that all
 //! share, so that one wake-up serves all groups, and their heartbeats to one node, and its answers, travel in one
 //! packet. That is why openraft is told of heartbeats a quarter shorter than they are: one that is due within the
 //! grid's step goes at its end.

@@ -11,15 +11,15 @@
 //! # Layout
 //!
 //! The key itself stays where all keys are, in the caller's tree, with a *head* as its value: so `EXISTS`, `SCAN`, times to
-//! live and watches need not know of hashes. The fields are in [`TreeId::HASHES`], under the *id* of
+//! live and watches need not know of hashes. The fields are in [`TreeId::HASHES`](crate::TreeId::HASHES), under the *id* of
 //! the hash, which no other hash of the group ever had. Numbers are big-endian:
 //!
 //! | tree | key | value |
 //! |---|---|---|
 //! | the caller's | the name | head: `\0dogsled:hash`, version 1, id (12), number of fields (8) |
 //! | the caller's | the name of a string that begins with `\0dogsled:` | `\0dogsled:text`, the string |
-//! | [`TreeId::HASHES`] | 1, id (12) | whose it is: tree (4), name |
-//! | [`TreeId::HASHES`] | 2, id (12), field | the field's value |
+//! | [`TreeId::HASHES`](crate::TreeId::HASHES) | 1, id (12) | whose it is: tree (4), name |
+//! | [`TreeId::HASHES`](crate::TreeId::HASHES) | 2, id (12), field | the field's value |
 //!
 //! An id is the position of the entry that made the hash (8), and a number among those that the entry made (4); one
 //! that a transaction over several groups made is drawn at random, from those that no position is. A head
@@ -27,7 +27,7 @@
 //!
 //! **Why the id.** Whatever removes or overwrites the key (an expiry, `DEL`, `SET`, another client's put) has thereby
 //! removed the hash: its fields cannot be reached any more, and a hash that is made anew under that name has
-//! another id. `RENAME` moves the head. What cannot be reached is removed by and by: [`sweep`].
+//! another id. `RENAME` moves the head. What cannot be reached is removed by and by: the module `sweep`.
 //!
 //! # Not here
 //!
