@@ -18,8 +18,8 @@ pub struct Timing {
     /// A follower that has heard nothing for a while grants votes again, and asks for them itself after another.
     /// The time between these two is cut in three, and which third a replica draws both from is settled by the group's
     /// number and the node's: of three replicas no two ask at the same time, which would divide the votes and
-    /// cost another round. A dead leader is replaced after at most twice the longer, most often well before; one
-    /// that is silent for less than twice the shorter stays.
+    /// cost another round. A dead leader is replaced after at most twice the longer, and the tenth of a second
+    /// between two looks at the clock, most often well before; one that is silent for less than twice the shorter stays.
     pub election: (Duration, Duration),
 }
 

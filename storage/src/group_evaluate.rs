@@ -183,7 +183,7 @@ enum Access<'a> {
 }
 
 /// Refuses what would leave a record that its owner cannot read: one bad entry would stop all
-/// replicas. Counters may be imported, and transactions write the fields of hashes, which may be any bytes.
+/// replicas. Counters may be imported. The fields of hashes are written by the operations on hashes only.
 fn check_access(tree: TreeId, access: Access<'_>) -> Result<(), Refusal> {
     match (tree, access) {
         (TreeId::SESSIONS, _) => {
