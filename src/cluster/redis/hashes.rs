@@ -109,8 +109,7 @@ pub(super) fn increment_by_float(asked: &Asked<'_>) -> Planned {
 
 /// A cursor that was given before is looked up where the connection is; see [`super::whole`].
 pub(super) fn scan(asked: &Asked<'_>) -> Planned {
-    let cursor = std::str::from_utf8(&asked.arguments[2]).ok().and_then(|cursor| cursor.parse().ok());
-    let cursor: u64 = cursor.ok_or_else(|| Value::error("ERR invalid cursor"))?;
+    let cursor = super::whole::cursor_of(&asked.arguments[2])?;
     let (mut pattern, mut count) = (None, 10);
     let mut options = asked.arguments[3..].iter();
     while let Some(option) = options.next() {

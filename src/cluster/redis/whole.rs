@@ -78,9 +78,14 @@ pub(super) fn flush_all(asked: &Asked<'_>) -> Planned {
     Ok(Step::Whole(Whole::FlushAll))
 }
 
+/// The cursor that a scan goes on from, be it over keys or fields.
+pub(super) fn cursor_of(argument: &[u8]) -> Result<u64, Value> {
+    let cursor = std::str::from_utf8(argument).ok().and_then(|cursor| cursor.parse().ok());
+    cursor.ok_or_else(|| Value::error("ERR invalid cursor"))
+}
+
 pub(super) fn scan(asked: &Asked<'_>) -> Planned {
-    let cursor = std::str::from_utf8(&asked.arguments[1]).ok().and_then(|cursor| cursor.parse().ok());
-    let cursor: u64 = cursor.ok_or_else(|| Value::error("ERR invalid cursor"))?;
+    let cursor = cursor_of(&asked.arguments[1])?;
     let (mut pattern, mut count, mut kind) = (None, 10, Wanted::Any);
     let mut options = asked.arguments[2..].iter();
     while let Some(option) = options.next() {
