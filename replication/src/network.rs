@@ -19,6 +19,15 @@
 //! openraft waits ever longer before it tries a peer again that is *unreachable*, and tries at once
 //! after any other error. So that is what everything is called that will not get better by trying
 //! at once.
+//!
+//! # What is committed goes with the next entries
+//!
+//! When entries are committed openraft tells each follower in a request without entries. Under load the next
+//! entries follow within moments and say the same, so such a request [waits a little](HOLD) for them, and is
+//! dropped if they come: two messages and two wake-ups of Raft fewer at every follower for each batch. Nobody
+//! waits for it: who wrote is answered when the leader knows, and a read at a follower makes the leader ask its
+//! quorum, which tells them, too. (openraft does not need an answer to each request: what is known to match
+//! answers all requests up to there.)
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -44,6 +53,7 @@ use crate::message::{
     Kind, PeerError, encode_append, encode_transfer, encode_vote, take_append_reply, take_reply,
     take_vote_reply,
 };
+use crate::runtime::together;
 use crate::snapshot::{SnapshotData, Snapshots};
 use crate::state_machine::{Machine, ReplicaSlot};
 use crate::transport::{Lane, NodeId, Transport, TransportError};
@@ -53,6 +63,9 @@ use crate::types::{LogId, Member, SnapshotOf, TypeConfig, Vote};
 const MAX_IN_FLIGHT: usize = 128;
 /// Their bytes; one more request may begin as long as there are fewer.
 const MAX_IN_FLIGHT_BYTES: usize = 4 << 20;
+/// How long a request that only says what is committed waits for entries to go with, and then for the end of
+/// another such time, at which those of all groups go in one packet.
+const HOLD: Duration = Duration::from_millis(5);
 
 type RpcError = RPCError<TypeConfig>;
 
@@ -160,7 +173,16 @@ struct Pipeline<'s, S> {
     deadline: Duration,
     in_flight: VecDeque<InFlight>,
     bytes: usize,
+    /// The last entry that was sent or asked for in this stream; `None` before the first request.
+    sent: Option<Option<LogId>>,
+    held: Option<Held>,
     ended: bool,
+}
+
+/// A request without entries that waits for some.
+struct Held {
+    request: AppendEntriesRequest<TypeConfig>,
+    until: Pin<Box<tokio::time::Sleep>>,
 }
 
 impl<S> Pipeline<'_, S>
@@ -168,23 +190,53 @@ where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
     fn send_more(&mut self, context: &mut Context<'_>) {
-        let connection = self.connection;
         while self.in_flight.len() < MAX_IN_FLIGHT && self.bytes < MAX_IN_FLIGHT_BYTES {
-            let Some(input) = &mut self.input else { return };
+            let Some(input) = &mut self.input else { break };
             match input.poll_next_unpin(context) {
-                Poll::Pending => return,
+                Poll::Pending => break,
                 Poll::Ready(None) => self.input = None,
-                Poll::Ready(Some(request)) => {
-                    let previous = request.prev_log_id;
-                    let last = request.entries.last().map(|entry| entry.log_id).or(previous);
-                    let body = encode_append(connection.network.cluster, connection.network.group, &request);
-                    let bytes = body.len();
-                    self.bytes += bytes;
-                    let request = connection.request(connection.lane, body, self.deadline);
-                    self.in_flight.push_back(InFlight { request, bytes, previous, last });
-                }
+                Poll::Ready(Some(request)) => self.take(request),
             }
         }
+        let held = self.held.as_mut();
+        // Without an input nothing will come that could carry it.
+        let over = held.is_some_and(|held| held.until.poll_unpin(context).is_ready() || self.input.is_none());
+        if over && let Some(held) = self.held.take() {
+            self.send(held.request);
+        }
+    }
+
+    /// Sends a request now, or keeps it until there is another to go with.
+    fn take(&mut self, request: AppendEntriesRequest<TypeConfig>) {
+        let previous = request.prev_log_id;
+        let until = match self.held.take() {
+            // This one says the same and more.
+            Some(held) if held.request.prev_log_id == previous => Some(held.until),
+            Some(held) => {
+                self.send(held.request);
+                None
+            }
+            None => None,
+        };
+        // The first request of a stream finds out what matches, which must not wait.
+        if request.entries.is_empty() && self.sent == Some(previous) && self.connection.lane == Lane::Data {
+            let until = until.unwrap_or_else(|| Box::pin(tokio::time::sleep(together(HOLD, HOLD))));
+            self.held = Some(Held { request, until });
+        } else {
+            self.send(request);
+        }
+    }
+
+    fn send(&mut self, request: AppendEntriesRequest<TypeConfig>) {
+        let connection = self.connection;
+        let previous = request.prev_log_id;
+        let last = request.entries.last().map(|entry| entry.log_id).or(previous);
+        let body = encode_append(connection.network.cluster, connection.network.group, &request);
+        let bytes = body.len();
+        self.bytes += bytes;
+        self.sent = Some(last);
+        let request = connection.request(connection.lane, body, self.deadline);
+        self.in_flight.push_back(InFlight { request, bytes, previous, last });
     }
 }
 
@@ -261,6 +313,8 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             deadline,
             in_flight: VecDeque::new(),
             bytes: 0,
+            sent: None,
+            held: None,
             ended: false,
         };
         std::future::ready(Ok(pipeline.boxed())).boxed()

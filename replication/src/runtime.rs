@@ -239,20 +239,20 @@ pub(crate) const GRID: Duration = Duration::from_millis(100);
 /// Openraft waits until a time for a tick, and for less than this to merge reports.
 const NOT_SHORT: Duration = Duration::from_millis(1);
 
-/// The wait that ends together with others; see the [module](self). A simulation has an order of its
-/// own, which may not depend on when its process was started.
-fn together(wait: Duration) -> Duration {
+/// The wait that ends together with others, at a multiple of `step`; see the [module](self). A simulation has
+/// an order of its own, which may not depend on when its process was started.
+pub(crate) fn together(wait: Duration, step: Duration) -> Duration {
     static BEGAN: OnceLock<Instant> = OnceLock::new();
     if wait < NOT_SHORT || RANDOM.get().is_some() {
         return wait;
     }
-    up_to_grid(BEGAN.get_or_init(Instant::now).elapsed(), wait)
+    up_to_grid(BEGAN.get_or_init(Instant::now).elapsed(), wait, step)
 }
 
 /// The wait from `now` to the first point of the grid at which `wait` is over. Never shorter than
 /// `wait`: a lease or an election timeout that ends early is a broken promise.
-fn up_to_grid(now: Duration, wait: Duration) -> Duration {
-    let end = (now + wait).as_nanos().next_multiple_of(GRID.as_nanos());
+fn up_to_grid(now: Duration, wait: Duration, step: Duration) -> Duration {
+    let end = (now + wait).as_nanos().next_multiple_of(step.as_nanos());
     Duration::from_nanos(u64::try_from(end).unwrap_or(u64::MAX)).saturating_sub(now)
 }
 
@@ -296,7 +296,7 @@ impl AsyncRuntime for Runtime {
         if wait.is_zero() {
             return Either::Left(std::future::ready(()));
         }
-        Either::Right(TokioRuntime::sleep(together(wait)))
+        Either::Right(TokioRuntime::sleep(together(wait, GRID)))
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(
@@ -364,7 +364,7 @@ mod tests {
         for micros in (0..200_000).step_by(77) {
             let now = Duration::from_micros(micros);
             for wait in [25, 50, 51, 99, 150].map(Duration::from_millis) {
-                let longer = up_to_grid(now, wait);
+                let longer = up_to_grid(now, wait, GRID);
                 assert!(longer >= wait && longer < wait + GRID, "{wait:?} at {now:?} became {longer:?}");
                 assert_eq!((now + longer).as_nanos() % GRID.as_nanos(), 0);
             }
