@@ -196,6 +196,8 @@ impl Core {
                 }
                 return Err(give_up(perhaps, Error::Unavailable(why.clone()), &why));
             }
+            // From before the node is chosen: if another leads by the time that it is reached, it is the wrong one.
+            let led_by = group.and_then(|group| leader_of(&self.map.borrow(), group));
             let (node, link) = match timeout_at(until, self.link(group, avoid, prefer)).await {
                 Ok(Ok(found)) => found,
                 Ok(Err(error)) => {
@@ -210,18 +212,17 @@ impl Core {
             let left = until.saturating_duration_since(began);
             // The last of them takes what is left.
             let limit = left.min(FIRST_ATTEMPT * 2u32.pow(attempt.min(8)));
-            let (led_by, body) = {
+            let body = {
                 let map = self.map.borrow();
-                let led_by = group.and_then(|group| leader_of(&map, group));
                 // A node within reach knows by itself.
                 let tells = matches!(self.reach, Reach::Network(_)) && map.epoch > 0;
                 let request = make(limit);
-                (led_by, if tells { request.encode_knowing(map.epoch) } else { request.encode() })
+                if tells { request.encode_knowing(map.epoch) } else { request.encode() }
             };
             let reply = tokio::select! {
                 biased;
                 reply = link.request(body, limit) => reply,
-                () = self.moved(group, led_by, prefer) => {
+                () = self.moved(group, led_by, node, prefer) => {
                     Err(TransportError::Lost(format!("node {node} does not lead any more")))
                 }
             };
@@ -290,8 +291,8 @@ impl Core {
         unreachable!("attempts are counted for ever")
     }
 
-    /// Returns when the group is known to be led by another node than it was.
-    async fn moved(&self, group: Option<u32>, led_by: Option<NodeId>, prefer: Prefer) {
+    /// Returns when the group is known to be led by another node than it was, and than the one that was asked.
+    async fn moved(&self, group: Option<u32>, led_by: Option<NodeId>, asked: NodeId, prefer: Prefer) {
         let (Some(group), Prefer::Leader, Reach::Network(_)) = (group, prefer, &self.reach) else {
             return std::future::pending().await;
         };
@@ -299,7 +300,7 @@ impl Core {
         let mut maps = self.map.subscribe();
         loop {
             let leader = leader_of(&maps.borrow_and_update(), group);
-            if leader.is_some() && leader != led_by {
+            if leader.is_some_and(|leader| leader != asked) && leader != led_by {
                 return;
             }
             self.ask.notify_one();
