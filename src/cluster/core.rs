@@ -42,6 +42,7 @@ use super::options::Behaviour;
 use super::pool::Pool;
 use super::read_from::{Prefer, ReadFrom};
 use super::session::{Numbered, Session, Sessions, Upkeep, random_u64};
+use super::subscriber::follower::Shared;
 use super::{Error, Result};
 
 /// How long the beginning of a stream may take.
@@ -102,6 +103,8 @@ pub(super) struct Core {
     pub(super) used: AtomicBool,
     pub(super) page_bytes: u64,
     pub(super) finishing: Finishing,
+    /// Who follows keys for several.
+    pub(super) watches: Shared,
     sessions: Sessions,
     transactions: AtomicU64,
     session_lease: Duration,
@@ -128,6 +131,7 @@ impl Core {
             used: AtomicBool::new(false),
             page_bytes: options.page_bytes,
             finishing: Finishing::default(),
+            watches: Shared::default(),
             sessions: Sessions::new(),
             transactions: AtomicU64::new(0),
             session_lease: options.session_lease.max(Duration::from_secs(1)),

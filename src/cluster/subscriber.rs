@@ -1,44 +1,44 @@
 //! [`Subscriber`]: following keys over all partitions.
 //!
 //! ```text
-//! partition 1 ─ stream of a node ─► task ─┐
-//! partition 2 ─ stream of a node ─► task ─┼─ one bounded queue ─► Subscriber
-//! partition 3 ─ stream of a node ─► task ─┘
+//! partition 1 ─ stream of a node ─► follower ─┐
+//! partition 2 ─ stream of a node ─► follower ─┼─ one bounded queue ─► Subscriber
+//! partition 3 ─ stream of a node ─► follower ─┘
 //! ```
 //!
 //! Each partition is followed at its leader, or at another replica if that cannot be reached: all
-//! replicas tell the same, in the order of the partition's log. When a stream breaks, the task begins a
+//! replicas tell the same, in the order of the partition's log. When a stream breaks, the follower begins a
 //! new one elsewhere, after the very event that it was told last, so that nothing is missing and nothing comes
 //! twice. Replicas keep their newest changes for that ([`dogsled_replication::watch`]). If two of them have
 //! kept too little, the subscriber is told that something is missing, and up to where ([`Event::Lost`]).
 //!
-//! The queue is bounded. While it is full, nothing more is read from the nodes, which keep a bounded
-//! number of events for each stream, and say that they have lost some when there are more.
+//! The queue is bounded. While it is full, nothing more is read from the nodes for this subscriber, which keep a
+//! bounded number of events for each stream, and say that they have lost some when there are more.
+//!
+//! Subscribers of a client that follow the same keys share the streams: see `follower`.
+
+pub(super) mod follower;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use dogsled_replication::ring::TreeHash;
-use dogsled_replication::watch::{Told, WatchEvent};
-use dogsled_replication::{ClientReply, ClientRequest, ClusterError};
-use futures_util::{Stream, StreamExt};
+use dogsled_replication::watch::Told;
+use futures_util::Stream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use self::follower::{Followed, Follower, Home, Listener};
 use super::{Client, Error, Result};
 use crate::IVec;
 
 /// Events that wait to be taken.
 const QUEUE: usize = 4096;
-/// So many replicas are asked for what is missing before it is given up.
-const ASKED: u32 = 2;
-
 /// A partition, as far as keys are concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Part {
@@ -147,8 +147,17 @@ pub struct Subscriber {
     position: WatchPosition,
     /// Partitions whose stream is broken.
     broken: Arc<AtomicUsize>,
-    /// Ended when this is dropped.
-    _tasks: JoinSet<()>,
+    /// Dropped after the queue.
+    _homes: Homes,
+}
+
+/// Tells those who follow that nobody listens any more.
+struct Homes(Vec<Arc<Home>>);
+
+impl Drop for Homes {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|home| home.leave());
+    }
 }
 
 /// What has been told of a group, and the event that was, if it is not merely that nothing happened.
@@ -169,8 +178,9 @@ impl Subscriber {
         until: Instant,
     ) -> Result<Subscriber> {
         let partitions = client.core().partitions(until).await?;
+        // If this ends early, the queue is dropped before the homes are told.
+        let mut homes = Homes(Vec::new());
         let (sender, mut events) = mpsc::channel(QUEUE);
-        let mut tasks = JoinSet::new();
         let mut begun = Vec::new();
         // What has a whole tag, or all that is hashed, is of one partition, whatever follows.
         let hash = TreeHash::of_stored(&tree).0;
@@ -182,20 +192,20 @@ impl Subscriber {
         for group in groups {
             let (tell, told) = oneshot::channel();
             begun.push((group, told));
-            let follower = Follower {
-                client: client.clone(),
-                tree: Bytes::copy_from_slice(&tree),
-                prefix: Bytes::copy_from_slice(&prefix),
-                group,
-                part: Part { group, partitions, hash },
+            let home = Arc::<Home>::default();
+            homes.0.push(Arc::clone(&home));
+            let listener = Listener {
                 events: sender.clone(),
+                after: None,
                 begun: Some(tell),
-                told: from.parts.get(&group).copied(),
-                compacted: 0,
                 broken: Arc::clone(&broken),
                 has_broken: false,
+                home,
             };
-            tasks.spawn(follower.run());
+            let (tree, prefix) = (Bytes::copy_from_slice(&tree), Bytes::copy_from_slice(&prefix));
+            let followed = Followed { group, tree, prefix };
+            let part = Part { group, partitions, hash };
+            Follower::spawn(client.clone(), followed, part, from.parts.get(&group).copied(), listener);
         }
         drop(sender);
         let mut position = WatchPosition::default();
@@ -210,7 +220,7 @@ impl Subscriber {
                 }
             }
         }
-        Ok(Subscriber { events, position, broken, _tasks: tasks })
+        Ok(Subscriber { events, position, broken, _homes: homes })
     }
 
     /// The next event; `None` after the end.
@@ -300,147 +310,6 @@ impl Stream for Subscriber {
 impl fmt::Debug for Subscriber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscriber").field("waiting", &self.events.len()).finish_non_exhaustive()
-    }
-}
-
-/// Nobody takes the events any more.
-struct Unwanted;
-
-/// Follows one partition.
-struct Follower {
-    client: Client,
-    tree: Bytes,
-    prefix: Bytes,
-    group: u32,
-    part: Part,
-    events: mpsc::Sender<Item>,
-    /// Told once, when the first stream has begun, and after what.
-    begun: Option<oneshot::Sender<Told>>,
-    /// How far events were passed on; `None`: nothing has begun.
-    told: Option<Told>,
-    /// How many replicas in a row have not kept what comes after that.
-    compacted: u32,
-    broken: Arc<AtomicUsize>,
-    has_broken: bool,
-}
-
-impl Follower {
-    async fn run(mut self) {
-        let mut avoid = None;
-        let mut attempt = 0;
-        let mut was_told = false;
-        while !self.client.core().is_closed() {
-            let request = ClientRequest::Watch {
-                group: self.group,
-                tree: self.tree.clone(),
-                prefix: self.prefix.clone(),
-                told: self.told.filter(|_| self.compacted < ASKED),
-            };
-            if let Ok((node, mut stream)) = self.client.core().open_watch(&request, self.group, avoid).await {
-                avoid = Some(node);
-                while let Some(Ok(message)) = stream.next().await {
-                    match self.message(message).await {
-                        Ok(Ok(())) => {
-                            attempt = 0;
-                            if self.compacted == 0 && !std::mem::replace(&mut was_told, true) {
-                                self.mend();
-                            }
-                        }
-                        // The node says why it ends the stream.
-                        Ok(Err(Some(fatal))) => {
-                            // Unwanted is as good an end.
-                            let _ = self.events.send(Item::Failed(fatal)).await;
-                            return;
-                        }
-                        Ok(Err(None)) => break,
-                        Err(Unwanted) => return,
-                    }
-                }
-            }
-            if std::mem::take(&mut was_told) {
-                self.broken.fetch_add(1, Ordering::AcqRel);
-                self.has_broken = true;
-            }
-            self.client.core().before_next_attempt(attempt).await;
-            attempt += 1;
-        }
-        let _ = self.events.send(Item::Failed(Error::Closed)).await;
-    }
-
-    /// It is told again what happens.
-    fn mend(&mut self) {
-        if std::mem::take(&mut self.has_broken) {
-            self.broken.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-
-    /// Passes on what a node says. The inner error ends the stream: with a reason, for good.
-    async fn message(&mut self, message: Bytes) -> Result<Result<(), Option<Error>>, Unwanted> {
-        let events = match WatchEvent::decode(message.clone()) {
-            Ok(events) => events,
-            Err(malformed) => {
-                return Ok(Err(match ClientReply::decode(message) {
-                    Ok(ClientReply::Error(ClusterError::Denied(what))) => Some(Error::Denied(what)),
-                    // What is hashed of the tree's keys was chosen: it is another partition's now.
-                    Ok(ClientReply::Error(ClusterError::Conflict(what))) => {
-                        self.client.core().ask.notify_one();
-                        Some(Error::Conflict(what))
-                    }
-                    Ok(ClientReply::Error(_)) => None,
-                    _ => Some(Error::Incompatible(malformed.to_string())),
-                }));
-            }
-        };
-        for event in events {
-            self.event(event).await?;
-        }
-        Ok(Ok(()))
-    }
-
-    async fn event(&mut self, event: WatchEvent) -> Result<(), Unwanted> {
-        let part = self.part;
-        let event = match event {
-            WatchEvent::Began { position } => {
-                let told = self.told.get_or_insert(Told::all_to(position));
-                let before = *told;
-                let lost = self.compacted >= ASKED;
-                if lost {
-                    *told = Told::all_to(position);
-                }
-                self.compacted = 0;
-                if let Some(begun) = self.begun.take() {
-                    // Not waited for any more if the deadline has passed; then this ends as well.
-                    let _ = begun.send(before);
-                }
-                lost.then_some(Event::Lost { part, position })
-            }
-            WatchEvent::Compacted { .. } => {
-                self.compacted += 1;
-                return Ok(());
-            }
-            WatchEvent::Put { position, key, value } => {
-                self.told.get_or_insert_default().one_of(position);
-                Some(Event::Insert { key: IVec::from(&key[..]), value: IVec::from(&value[..]) })
-            }
-            WatchEvent::Removed { position, key } => {
-                self.told.get_or_insert_default().one_of(position);
-                Some(Event::Remove { key: IVec::from(&key[..]) })
-            }
-            WatchEvent::Cleared { position } => {
-                self.told.get_or_insert_default().one_of(position);
-                Some(Event::Clear { part })
-            }
-            WatchEvent::Lost { position } => {
-                self.told = Some(Told::all_to(position));
-                Some(Event::Lost { part, position })
-            }
-            WatchEvent::Progress { position } => {
-                self.told.get_or_insert_default().all(position);
-                None
-            }
-        };
-        let told = self.told.unwrap_or_default();
-        self.events.send(Item::Told(self.group, told, event)).await.map_err(|_| Unwanted)
     }
 }
 

@@ -13,3 +13,4 @@ mod services;
 mod support;
 mod transactions;
 mod watching;
+mod watching_together;

@@ -141,6 +141,8 @@ async fn leaders_die_and_who_follows_is_told_everything_once() {
     let tree = client.tree("followed");
     tree.put("k", "0").await.unwrap();
     let mut subscriber = tree.watch_prefix("k").await.unwrap();
+    // These share their streams, and stay.
+    let mut others = [tree.watch_prefix("k").await.unwrap(), tree.watch_prefix("k").await.unwrap()];
     let (mut told, mut written) = (Histories::new(), Histories::new());
     for round in 0..3 {
         let leader = cluster.leader(1).await;
@@ -167,6 +169,14 @@ async fn leaders_die_and_who_follows_is_told_everything_once() {
         let (told, written) = (told.entry(key.clone()).or_default(), &written[&key]);
         told.push(value);
         assert_eq!(told[..], written[..told.len()], "what was told of {key:?}");
+    }
+    for other in &mut others {
+        let mut told = Histories::new();
+        while told != written {
+            let Event::Insert { key, value } = next(other).await else { panic!("a gap") };
+            told.entry(key.clone()).or_default().push(value);
+            assert!(written[&key].starts_with(&told[&key]), "what was told of {key:?}");
+        }
     }
     let quick = client.with_deadline(Duration::from_millis(200));
     drop(subscriber);
