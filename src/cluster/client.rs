@@ -116,6 +116,18 @@ impl Client {
         Client { handle: Arc::new(Handle { core, runtime }), deadline }
     }
 
+    /// One that knows of no node.
+    #[cfg(test)]
+    pub(super) fn unconnected() -> Client {
+        let authority = dogsled_net::certs::Authority::generate("nobody").expect("an authority");
+        let issued = authority.client("nobody", Duration::from_secs(600)).expect("a certificate");
+        let options = ClientOptions::new(issued.certificates().expect("certificates"));
+        let endpoint = ClientEndpoint::new(&options.certificates, options.net.clone()).expect("an endpoint");
+        let behaviour = options.behaviour();
+        let pool = Pool::new(endpoint, Vec::new());
+        Client::new(Core::new(Reach::Network(pool), &behaviour), behaviour.deadline)
+    }
+
     pub(super) fn core(&self) -> &Core {
         &self.handle.core
     }

@@ -161,11 +161,20 @@ impl Follower {
         told: Option<Told>,
         listener: Listener,
     ) {
+        tokio::spawn(Follower::new(client, followed, part, told, listener).run());
+    }
+
+    fn new(
+        client: Client,
+        followed: Followed,
+        part: Part,
+        told: Option<Told>,
+        listener: Listener,
+    ) -> Follower {
         let place = Arc::new(Place::default());
         listener.home.move_to(&place, &listener.events);
         *place.state.lock() = State { told, listeners: vec![listener], is_live: false };
-        let (is_shared, compacted, was_told) = (false, 0, false);
-        tokio::spawn(Follower { client, followed, part, place, is_shared, compacted, was_told }.run());
+        Follower { client, followed, part, place, is_shared: false, compacted: 0, was_told: false }
     }
 
     async fn run(mut self) {
@@ -281,6 +290,11 @@ impl Follower {
         for event in events {
             self.event(event).await?;
         }
+        self.after_message()
+    }
+
+    /// Whether to read on.
+    fn after_message(&mut self) -> Result<(), End> {
         if self.compacted > 0 {
             return Ok(());
         }
@@ -445,5 +459,116 @@ impl Follower {
         // What comes next will be late.
         listener.break_off();
         Follower::spawn(self.client.clone(), self.followed.clone(), self.part, told, listener);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dogsled_replication::ring::TreeHash;
+
+    use super::*;
+
+    /// What a partition tells: entries of one to three events, after some of which the streams are level.
+    fn history(random: &mut impl FnMut(u64) -> u64) -> Vec<WatchEvent> {
+        let mut events = Vec::new();
+        let mut position = 0;
+        for _ in 0..30 {
+            position += 1 + random(3);
+            for number in 0..1 + random(3) {
+                let key = format!("{position} {number}").into();
+                events.push(WatchEvent::Put { position, key, value: Bytes::new() });
+            }
+            if random(3) == 0 {
+                events.push(WatchEvent::Progress { position });
+            }
+        }
+        events
+    }
+
+    fn position(event: &WatchEvent) -> u64 {
+        match event {
+            WatchEvent::Put { position, .. } | WatchEvent::Progress { position } => *position,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A follower, how far its stream is, and whether it is not needed any more.
+    struct Reader {
+        follower: Follower,
+        next: usize,
+        is_over: bool,
+    }
+
+    /// Streams of the same keys are read at different speeds, and become one where they can.
+    async fn told_once(seed: u64, client: &Client) -> usize {
+        let mut state = seed;
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let events = history(&mut random);
+        let followed = Followed { group: 1, tree: "t".into(), prefix: "".into() };
+        let part = Part { group: 1, partitions: 1, hash: TreeHash::Whole };
+        let mut readers = Vec::new();
+        let mut listeners = Vec::new();
+        for _ in 0..2 + random(4) {
+            let (events_to, told) = mpsc::channel(QUEUE);
+            let listener = Listener {
+                events: events_to,
+                after: None,
+                begun: None,
+                broken: Arc::default(),
+                has_broken: false,
+                home: Arc::default(),
+            };
+            let from = position(&events[random(events.len() as u64) as usize]) * random(2);
+            let mut follower = Follower::new(client.clone(), followed.clone(), part, None, listener);
+            assert!(follower.event(WatchEvent::Began { position: from }).await.is_ok());
+            let next = events.iter().position(|event| position(event) > from).unwrap_or(events.len());
+            readers.push(Reader { follower, next, is_over: false });
+            listeners.push((from, told));
+        }
+        while let Some(at) = {
+            let open = |reader: &Reader| !reader.is_over && reader.next < events.len();
+            let open: Vec<usize> = (0..readers.len()).filter(|at| open(&readers[*at])).collect();
+            (!open.is_empty()).then(|| open[random(open.len() as u64) as usize])
+        } {
+            let reader = &mut readers[at];
+            for event in events.iter().skip(reader.next).take(1 + random(5) as usize) {
+                assert!(reader.follower.event(event.clone()).await.is_ok());
+                reader.next += 1;
+            }
+            reader.is_over = reader.follower.after_message().is_err();
+        }
+        for (from, mut told) in listeners {
+            let wanted =
+                events.iter().filter(|event| position(event) > from).filter_map(|event| match event {
+                    WatchEvent::Put { key, .. } => Some(IVec::from(&key[..])),
+                    _ => None,
+                });
+            let mut heard = Vec::new();
+            while let Ok(Item::Told(_, _, event)) = told.try_recv() {
+                match event {
+                    Some(Event::Insert { key, .. }) => heard.push(key),
+                    Some(other) => panic!("{other:?}"),
+                    None => {}
+                }
+            }
+            assert_eq!(heard, wanted.collect::<Vec<_>>(), "seed {seed}, from {from}");
+        }
+        for reader in &mut readers {
+            reader.follower.leave();
+        }
+        readers.iter().filter(|reader| reader.is_over).count()
+    }
+
+    #[tokio::test]
+    async fn who_goes_over_to_a_shared_stream_is_told_every_event_once_and_in_order() {
+        let client = Client::unconnected();
+        let mut joined = 0;
+        for seed in 0..500 {
+            joined += told_once(seed, &client).await;
+        }
+        assert!(joined > 500, "only {joined} went over");
     }
 }
