@@ -16,10 +16,12 @@ pub struct Timing {
     /// A leader that has nothing to say says so this often. Counted in tenths of a second, and at least one.
     pub heartbeat: Duration,
     /// A follower that has heard nothing for a while grants votes again, and asks for them itself after another.
-    /// The time between these two is cut in three, and which third a replica draws both from is settled by the group's
-    /// number and the node's: of three replicas no two ask at the same time, which would divide the votes and
-    /// cost another round. A dead leader is replaced after at most twice the longer, and the tenth of a second
-    /// between two looks at the clock, most often well before; one that is silent for less than twice the shorter stays.
+    /// Of the time between these two there are three shares, and which of them a replica draws both from is settled by
+    /// the group's number and the node's. The shares are so far apart that of three replicas no two ask at the same
+    /// time, which would divide the votes and cost another round, although each looks at the clock only ten times a
+    /// second; and if the longer is at most twice the shorter, whoever is asked first grants it. A dead leader is
+    /// replaced after at most twice the longer and a tenth of a second, most often well before; one that is silent
+    /// for less than twice the shorter stays.
     pub election: (Duration, Duration),
 }
 
@@ -32,7 +34,7 @@ impl Timing {
     /// For machines in one place: a dead leader is replaced within a second.
     pub const LAN: Timing = Timing {
         heartbeat: Duration::from_millis(100),
-        election: (Duration::from_millis(150), Duration::from_millis(390)),
+        election: (Duration::from_millis(165), Duration::from_millis(330)),
     };
 
     /// For machines far apart, or slow, or many groups with little to do.
@@ -138,13 +140,24 @@ impl NodeConfig {
     }
 }
 
+/// Between the last time at which one replica can ask for votes, and the first of the next.
+const APART: Duration = Duration::from_millis(4);
+
 /// The part of [`Timing::election`] that is the replica's of a node in a group.
+///
+/// With shares of width w, each beginning a step s after the other, and looks at the clock every g, a replica
+/// that draws twice from `least..least + w` asks before `2 least + 2 w + g`, and the next one, at the earliest, at
+/// `2 least + 2 s`. So s has to be w + g/2, and a little more; two steps and a width are all that there is.
 fn share_of_election(timing: &Timing, group: u32, node: NodeId) -> (Duration, Duration) {
     let (least, most) = timing.election;
-    let third = most.saturating_sub(least) / 3;
+    let all = most.saturating_sub(least);
+    let width = all.saturating_sub(GRID + APART) / 3;
+    let step = (all - width) / 2;
     // Members are numbered one after the other as they come, so most groups have one of each.
     let turn = ((node.0 % 3) as u32 + group % 3) % 3;
-    (least + third * turn, least + third * (turn + 1))
+    let from = least + step * turn;
+    // Something has to be drawn.
+    (from, from + width.max(Duration::from_millis(1)))
 }
 
 pub(crate) fn raft_config(
@@ -190,8 +203,15 @@ mod tests {
                 let mut shares: Vec<_> =
                     (1..=3).map(|node| share_of_election(&timing, group, NodeId(node))).collect();
                 shares.sort();
-                assert_eq!((shares[0].0, shares[2].1), timing.election);
-                assert!(shares.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{shares:?}");
+                assert_eq!(shares[0].0, timing.election.0);
+                assert!(shares[2].1 <= timing.election.1 + Duration::from_micros(1), "{shares:?}");
+                let asks = |draw: Duration| draw * 2;
+                let is_before = |pair: &[(Duration, Duration)]| asks(pair[0].1) + GRID < asks(pair[1].0);
+                assert!(shares.windows(2).all(is_before), "{shares:?}");
+                assert!(
+                    shares[2].1 <= asks(shares[0].0),
+                    "whoever is asked first has to grant it: {shares:?}"
+                );
                 for node in 1..=3 {
                     raft_config(&timing, group, NodeId(node)).expect("valid");
                 }
