@@ -177,6 +177,7 @@ impl Core {
         self.used.store(true, Ordering::Relaxed);
         let mut perhaps = false;
         let mut avoid = None;
+        let mut led_by_before = None;
         let mut redirected = 0;
         let mut why = "no node was reached before the deadline".to_owned();
         // What a node has answered says more than that another one is not there.
@@ -198,6 +199,11 @@ impl Core {
             }
             // From before the node is chosen: if another leads by the time that it is reached, it is the wrong one.
             let led_by = group.and_then(|group| leader_of(&self.map.borrow(), group));
+            if led_by != led_by_before {
+                // What a node has refused before it led is no reason against it.
+                avoid = avoid.filter(|avoid| Some(*avoid) != led_by);
+            }
+            led_by_before = led_by;
             let (node, link) = match timeout_at(until, self.link(group, avoid, prefer)).await {
                 Ok(Ok(found)) => found,
                 Ok(Err(error)) => {
@@ -291,16 +297,19 @@ impl Core {
         unreachable!("attempts are counted for ever")
     }
 
-    /// Returns when the group is known to be led by another node than it was, and than the one that was asked.
+    /// Returns when the group is known to be led by another node than the one that was asked: than it was led by,
+    /// or one that there is no reason not to ask.
     async fn moved(&self, group: Option<u32>, led_by: Option<NodeId>, asked: NodeId, prefer: Prefer) {
-        let (Some(group), Prefer::Leader, Reach::Network(_)) = (group, prefer, &self.reach) else {
+        let (Some(group), Prefer::Leader, Reach::Network(pool)) = (group, prefer, &self.reach) else {
             return std::future::pending().await;
         };
         sleep(PATIENCE).await;
         let mut maps = self.map.subscribe();
         loop {
             let leader = leader_of(&maps.borrow_and_update(), group);
-            if leader.is_some_and(|leader| leader != asked) && leader != led_by {
+            if let Some(leader) = leader.filter(|leader| *leader != asked)
+                && (Some(leader) != led_by || !pool.is_suspected(leader))
+            {
                 return;
             }
             self.ask.notify_one();
