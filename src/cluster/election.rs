@@ -80,6 +80,37 @@ impl Election {
         }
     }
 
+    /// As [`Election::campaign`], but gives up after `timeout`.
+    ///
+    /// ```no_run
+    /// # async fn lead(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let (lease, timeout) = (Duration::from_secs(10), Duration::from_secs(60));
+    /// if client.election("scheduler").campaign_timeout("10.0.0.7:80", lease, timeout).await?.is_none() {
+    ///     println!("another leads, still");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Election::campaign`].
+    pub async fn campaign_timeout(
+        &self,
+        value: impl AsRef<[u8]>,
+        lease: Duration,
+        timeout: Duration,
+    ) -> Result<Option<Leadership>> {
+        let granted = self.client.lock(&self.name).acquire_timeout(lease, timeout).await?;
+        let Some(guard) = granted else { return Ok(None) };
+        let leadership = Leadership { election: self.clone(), guard };
+        match leadership.proclaim(value.as_ref()).await {
+            Ok(()) => Ok(Some(leadership)),
+            // As if it had not come to that.
+            Err(Error::LockNotHeld { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Who leads; `None`: nobody does.
     ///
     /// # Errors
@@ -93,6 +124,15 @@ impl Election {
     }
 
     /// Follows who leads, from now on; begin with [`Election::leader`] after this has returned.
+    ///
+    /// ```no_run
+    /// # async fn look(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// let mut observer = client.election("scheduler").observe().await?;
+    /// while let Some(leader) = observer.next().await {
+    ///     println!("{:?}", leader?);
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Tree::watch_prefix`].
