@@ -2,16 +2,15 @@
 //!
 //! A lock with a word to say: whoever holds the election's lock writes its value under the fence of its
 //! grant, beside the token. So a value is the leader's if the lock is held under that token, and a
-//! leader that was paused and replaced cannot speak any more.
+//! leader that was paused and replaced cannot speak any more. Values are kept under the election's name, and so in
+//! the partition of its lock.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::{Client, Error, Event, LockGuard, Result, Subscriber, Tree};
-use crate::{FencingToken, IVec, NotHeld};
-
-/// The tree of what leaders say; the key is the election's name, and so of the partition of its lock.
-const TREE: &str = "dogsled elections";
+use crate::election::TREE;
+use crate::{IVec, Leader, NotHeld};
 
 /// A named election; made by [`Client::election`].
 ///
@@ -34,23 +33,9 @@ pub struct Election {
     name: IVec,
 }
 
-/// Who leads, and what it says; see [`Election::leader`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leader {
-    /// The token of its grant: larger than those of all leaders before.
-    pub token: FencingToken,
-    /// What it proclaims.
-    pub value: IVec,
-}
-
-fn encode(token: FencingToken, value: &[u8]) -> Vec<u8> {
-    [&token.0.to_be_bytes()[..], value].concat()
-}
-
 fn decode(stored: &IVec) -> Result<Leader> {
     let malformed = || Error::Incompatible(format!("tree \"{TREE}\" holds what is no leader's"));
-    let (token, value) = stored.split_first_chunk().ok_or_else(malformed)?;
-    Ok(Leader { token: FencingToken(u64::from_be_bytes(*token)), value: IVec::from(value) })
+    Leader::decode(stored).ok_or_else(malformed)
 }
 
 impl Election {
@@ -197,7 +182,7 @@ impl Leadership {
     /// # Errors
     /// [`Error::LockNotHeld`] if another may lead by now, and those of [writing](super#writes).
     pub async fn proclaim(&self, value: impl AsRef<[u8]>) -> Result<()> {
-        let value = encode(self.guard.token(), value.as_ref());
+        let value = Leader::encode(self.guard.token(), value.as_ref());
         self.election.tree().under(&self.guard).put(&self.election.name, value).await
     }
 
