@@ -121,7 +121,7 @@ fn candidates_lead_one_at_a_time_with_growing_tokens() {
     let spoken = Arc::into_inner(spoken).unwrap().into_inner().unwrap();
     assert!(spoken.is_sorted_by(|(before, _), (after, _)| before < after));
     assert_eq!(db.election("cron").leader().unwrap(), None);
-    let heard = observer.map(Result::unwrap).flatten().take(spoken.len());
+    let heard = observer.filter_map(Result::unwrap).take(spoken.len());
     let heard: Vec<_> =
         heard.map(|leader| (leader.token, String::from_utf8(leader.value.to_vec()).unwrap())).collect();
     assert_eq!(heard, spoken);

@@ -121,7 +121,7 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// Those of [writing](super::cluster#writes).
+    /// Those of [writing](super#writes).
     pub async fn resume_session(&self, id: SessionId) -> Result<Option<Session>> {
         let until = self.until();
         let core = self.core();

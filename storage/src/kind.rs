@@ -207,7 +207,7 @@ impl OperationKind {
         }
     }
 
-    /// That of an encoded [`GroupCommand`](crate::GroupCommand); `None` if it is none, or a kind that this
+    /// That of an encoded [`GroupCommand`]; `None` if it is none, or a kind that this
     /// program does not know. Bytes that are malformed further on may have one.
     ///
     /// ```

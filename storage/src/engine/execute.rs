@@ -10,10 +10,13 @@ use crate::fence::{self, Fence};
 use crate::state::{LatestView, Prefetched, State};
 use crate::{Command, Error, Reply, Result};
 
+/// Effects, and what the caller is told.
+pub(super) type Done<R> = (Effects, R);
+
 /// What a write does while the commit mutex is held, and what it needs for that.
 pub(super) struct Write<'a, R> {
     /// What it comes to.
-    pub(super) evaluate: &'a dyn Fn(&LatestView<'_>, &Context) -> Result<(Effects, R)>,
+    pub(super) evaluate: &'a dyn Fn(&LatestView<'_>, &Context) -> Result<Done<R>>,
     /// Reads from the B-tree what it looks at.
     pub(super) prefetch: &'a dyn Fn(&Arc<State>) -> Result<Prefetched>,
     /// Whether a reply without effects says that what was asked for is so already.
