@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use cli_support::http::{Answer, Metrics, get_until};
 use cli_support::nodes::{Served, free_address};
 use cli_support::{Run, Sandbox};
 use rustix::process::{Pid, Signal, kill_process};
@@ -307,4 +308,53 @@ fn an_instance_is_known_while_its_command_runs() {
     alone.run(&["registry", "instances", "{x}"]).fails_saying(2, &["cannot be called"]);
     alone.run(&["registry", "register", "billing", "10.0.0.3:80"]).fails_saying(2, &["-- command"]);
     alone.sandbox.run(&["registry", "instances", "billing"]).fails_saying(2, &["--connect"]);
+}
+
+#[test]
+fn each_operation_is_counted_under_the_name_that_it_has_here() {
+    let sandbox = Sandbox::new();
+    let command = sandbox.bare(&["serve", "--json", "--listen", "127.0.0.1:0"]);
+    let mut served = Served::start(command, &sandbox.path("log"));
+    let told: serde_json::Value = serde_json::from_str(&served.says("\"listening\"")).expect("JSON");
+    served.says("\"serving\"");
+    let (http, address) = (told["http"].as_str().expect("text"), told["address"].as_str().expect("text"));
+    let run = |arguments: &[&str]| {
+        cli_support::run(sandbox.bare(&[&["--connect", address], arguments].concat())).ok()
+    };
+    run(&["lock", "one", "--", "true"]);
+    run(&["read-lock", "two", "--", "true"]);
+    run(&["write-lock", "two", "--", "true"]);
+    run(&["semaphore", "three", "--capacity", "3", "--permits", "3", "--", "true"]);
+    run(&["election", "campaign", "cron", "ann", "--", "true"]);
+    run(&["registry", "register", "billing", "here", "--", "true"]);
+    let id = run(&["session", "open"]);
+    run(&["put", "owned", "value", "--session", id.trim()]);
+    run(&["session", "renew", id.trim()]);
+    run(&["session", "close", id.trim()]);
+    let names = [
+        "lock_acquire",
+        "read_lock_acquire",
+        "write_lock_acquire",
+        "semaphore_acquire",
+        "election_proclaim",
+        "election_resign",
+        "registry_register",
+        "session_insert",
+    ];
+    let count = |metrics: &Metrics, name: &str| {
+        metrics.sum("dogsled_commands_total", &[&format!("operation=\"{name}\"")])
+    };
+    let all = |answer: &Answer| {
+        let metrics = Metrics::parse(&answer.body);
+        names.iter().all(|name| count(&metrics, name) > 0.0)
+    };
+    let metrics = Metrics::parse(&get_until(http, "/metrics", all).body);
+    for name in names {
+        // An election is a lock as well.
+        let times = if name == "lock_acquire" { 2.0 } else { 1.0 };
+        assert_eq!(count(&metrics, name), times, "{name}");
+    }
+    for name in ["session_open", "session_renew", "session_close"] {
+        assert!(count(&metrics, name) >= 16.0, "{name}: in each partition");
+    }
 }

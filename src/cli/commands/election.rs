@@ -72,13 +72,16 @@ fn observe(global: &Global, out: &mut Output, name: &OsStr, limit: Option<u64>) 
     // After it is followed: no change is missed between the two.
     let mut news = remote.wait(election.leader())?;
     let mut lines = 0;
+    if limit == Some(0) {
+        return Ok(());
+    }
     loop {
-        if limit.is_some_and(|limit| lines >= limit) {
-            return Ok(());
-        }
         tell(out, &name, news.as_ref())?;
         out.finish()?;
         lines += 1;
+        if limit.is_some_and(|limit| lines >= limit) {
+            return Ok(());
+        }
         let told = news;
         news = loop {
             let next = remote.wait(next(&election, &mut observer, told.is_some()));
