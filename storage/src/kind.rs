@@ -126,7 +126,10 @@ impl OperationKind {
     fn in_tree(self, tree: Option<&[u8]>) -> OperationKind {
         let is = |name: &str| tree == Some(name.as_bytes());
         match self {
-            OperationKind::Put if is(ELECTIONS_TREE_NAME) => OperationKind::ElectionProclaim,
+            // The client's put is a batch of one.
+            OperationKind::Put | OperationKind::ApplyBatch if is(ELECTIONS_TREE_NAME) => {
+                OperationKind::ElectionProclaim
+            }
             OperationKind::Remove if is(ELECTIONS_TREE_NAME) => OperationKind::ElectionResign,
             OperationKind::SessionInsert if is(SERVICES_TREE_NAME) => OperationKind::RegistryRegister,
             OperationKind::Remove if is(SERVICES_TREE_NAME) => OperationKind::RegistryDeregister,
