@@ -185,6 +185,7 @@ mod ttl;
 mod user_session;
 mod versions;
 
+pub use crate::{Instance, Leader, Pick, Picked};
 pub use dogsled_net::certs::{self, CertificateError, CertificateFiles, Certificates};
 pub use dogsled_net::{NetOptions, OpenError};
 pub use dogsled_replication::meta::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT};
@@ -196,7 +197,7 @@ pub use dogsled_replication::{
 
 pub use self::client::{Client, MemberStatus};
 pub use self::counter::Counter;
-pub use self::election::{Election, Leader, Leadership, Observer};
+pub use self::election::{Election, Leadership, Observer};
 pub use self::entries::Entries;
 pub use self::error::{Error, Result};
 pub use self::lock::{Lock, LockGuard, SessionLock};
@@ -204,7 +205,7 @@ pub use self::near_cache::NearCache;
 pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
 pub use self::options::ClientOptions;
 pub use self::read_from::ReadFrom;
-pub use self::registry::{Instance, InstanceChanges, Pick, Picked, Registry, Resolver};
+pub use self::registry::{InstanceChanges, Registry, Resolver};
 pub use self::sharded_counter::ShardedCounter;
 pub use self::stale::{Stale, StaleTree};
 pub use self::subscriber::{Event, Part, Subscriber, WatchPosition};

@@ -215,7 +215,8 @@ impl Config {
         self
     }
 
-    /// Where leases of locks get the time from; the default is the system's clock. For tests.
+    /// Where leases and times to live get the time from; the default goes by the time that passes, see
+    /// [`SteadyClock`](dogsled_storage::SteadyClock). For tests.
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Config {
         self.clock = Some(clock);

@@ -6,20 +6,21 @@ use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dogsled_storage::counter::{CounterAddition, CounterReply, Sums};
 use dogsled_storage::lock::READ_WRITE;
 use dogsled_storage::{
     COUNTERS_TREE_NAME, Command, DEFAULT_TREE_NAME, Durability, EXPIRY_TREE_NAME, Engine, Fence,
     HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, Reply, Result as StorageResult,
-    SEQUENCES_TREE_NAME, TreeId,
+    SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, SessionId, TreeId,
 };
 use parking_lot::Mutex;
 
 use crate::flush::Flusher;
 use crate::renewal::Renewer;
 use crate::tree::TreeState;
-use crate::{Config, Counter, Error, IVec, Iter, Lock, Result, Snapshot, Tree, TypedTree};
+use crate::{Config, Counter, Election, Error, IVec, Iter, Lock, Result, Session, Snapshot, Tree, TypedTree};
 
 /// How many numbers [`Db::generate_id`] reserves at a time. Each reservation waits for a sync,
 /// and what is left of it is lost when the database is closed.
@@ -119,6 +120,12 @@ impl Database {
         self.engine.execute_fenced(fences, command, durability)
     }
 
+    /// Carries out an operation on sessions; counted as a write.
+    pub(crate) fn on_sessions<T>(&self, operation: impl FnOnce(&Engine) -> T) -> T {
+        WRITES_OF_THIS_THREAD.set(WRITES_OF_THIS_THREAD.get().wrapping_add(1));
+        operation(&self.engine)
+    }
+
     pub(crate) fn durability(&self) -> Durability {
         self.engine.durability()
     }
@@ -153,6 +160,7 @@ impl Database {
         names.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
         names.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
         names.insert(TreeId::HASHES, IVec::from(HASHES_TREE_NAME));
+        names.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
         let known = self.dropped.lock();
         names.extend(known.iter().map(|(id, name)| (*id, name.clone())));
         names
@@ -485,6 +493,64 @@ impl Db {
     /// ```
     pub fn semaphore(&self, name: impl AsRef<[u8]>, capacity: u32) -> Lock {
         Lock::new(IVec::from(name.as_ref()), 1, capacity, Arc::clone(self.database()))
+    }
+
+    /// Opens a session of the application's: what it owns dies with it. It lives while it is renewed, which happens in
+    /// the background; see [`Session`].
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let session = db.session(Duration::from_secs(10))?;
+    /// session.insert(&db, "worker 7", "idle")?;
+    /// session.close()?;
+    /// assert_eq!(db.get("worker 7")?, None);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn session(&self, lease: Duration) -> Result<Session> {
+        Session::open(Arc::clone(self.database()), lease)
+    }
+
+    /// Takes up a session that an earlier life of this process has opened, and [kept](Session::keep) or not closed;
+    /// `None` if it has ended. Its lease starts anew, and is renewed from here on.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let session = db.session(Duration::from_secs(10))?;
+    /// session.insert(&db, "worker 7", "idle")?;
+    /// let id = session.id();
+    /// session.keep(); // as if the process ended here
+    /// let session = db.resume_session(id)?.expect("it lives");
+    /// assert!(db.contains_key("worker 7")?);
+    /// # drop(session);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn resume_session(&self, id: SessionId) -> Result<Option<Session>> {
+        Session::resume(Arc::clone(self.database()), id)
+    }
+
+    /// An election: one leader among many, and everybody knows who; see [`Election`].
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let leadership = db.election("scheduler").campaign("thread 7", Duration::from_secs(10))?;
+    /// assert_eq!(db.election("scheduler").leader()?.unwrap().value, "thread 7");
+    /// # drop(leadership);
+    /// # Ok(()) }
+    /// ```
+    pub fn election(&self, name: impl AsRef<[u8]>) -> Election {
+        Election::new(self.clone(), IVec::from(name.as_ref()))
     }
 
     /// Adds to several counters at once, or to none if one sum does not fit; what they stand at then, in

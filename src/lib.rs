@@ -29,6 +29,7 @@
 //! | what happens from now on, and what happened since | [`Subscriber`], [`Tree::snapshot_and_watch`], [`Db::changes_since`] |
 //! | Rust types as keys and values | [`TypedTree`], [`typed`] |
 //! | counting, and excluding each other | [`Counter`], [`Lock`] |
+//! | what dies with whoever made it, and who leads | [`Session`], [`Election`], [`Registry`] |
 //! | looking after it | [`Db::backup`], [`Db::verify`], [`repair`], [`Db::stats`] |
 //! | moving data from sled, and back | [`Db::import`], [`Db::export`], [`Db::checksum`] |
 //!
@@ -62,15 +63,19 @@ mod batch;
 mod changes;
 #[cfg(feature = "cluster")]
 pub mod cluster;
+mod computed;
 mod config;
 mod counter;
 mod db;
+mod election;
 mod error;
 mod flush;
 mod iter;
 mod lock;
 mod maintenance;
+mod registry;
 mod renewal;
+mod session;
 mod snapshot;
 mod subscriber;
 pub mod transaction;
@@ -81,18 +86,21 @@ pub mod typed;
 mod versions;
 
 pub use dogsled_storage as storage;
-pub use dogsled_storage::{Fence, IVec};
+pub use dogsled_storage::{Fence, IVec, SessionId};
 
 pub use batch::Batch;
 pub use changes::{Change, Changes, Commit};
 pub use config::{Config, Durability, Mode};
 pub use counter::{Counter, OutOfBounds};
 pub use db::{Db, open};
+pub use election::{Election, Leader, Leadership, Observer};
 pub use error::{Corruption, Error, Result};
 pub use flush::FlushFuture;
 pub use iter::Iter;
-pub use lock::{FencingToken, Holder, Lock, LockGuard, NotHeld};
+pub use lock::{FencingToken, Holder, Lock, LockGuard, NotHeld, SessionLock};
 pub use maintenance::{BackupReport, RepairReport, Stats, VerifyReport, repair, verify};
+pub use registry::{Instance, InstanceChanges, Pick, Picked, Registry, Resolver};
+pub use session::Session;
 pub use snapshot::Snapshot;
 pub use subscriber::{Event, Subscriber};
 pub use transaction::Transactional;

@@ -1,5 +1,7 @@
 //! [`Lock`]: exclusion among threads and processes that outlive each other.
 
+mod of_session;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +12,10 @@ pub use dogsled_storage::lock::{FencingToken, Holder};
 use dogsled_storage::{Command, Fence, Reply, TreeId};
 
 use crate::db::Database;
-use crate::renewal::Lease;
-use crate::{Durability, Error, IVec, Result};
+use crate::renewal::{Lease, Leased};
+use crate::{Durability, Error, IVec, Result, Session};
+
+pub use self::of_session::SessionLock;
 
 /// A named lock that is held for the time of a lease; made by [`Db::lock`](crate::Db::lock).
 ///
@@ -30,7 +34,11 @@ use crate::{Durability, Error, IVec, Result};
 /// refuse there what comes with a smaller one than was seen already.
 ///
 /// Read/write locks ([`Db::read_lock`](crate::Db::read_lock), [`Db::write_lock`](crate::Db::write_lock)) and
-/// semaphores ([`Db::semaphore`](crate::Db::semaphore)) are locks with more than one permit.
+/// semaphores ([`Db::semaphore`](crate::Db::semaphore)) are locks with more than one permit. A lock can live
+/// with a [`Session`] instead of a lease of its own: see [`Lock::of_session`].
+///
+/// A lease ends when its time has passed, whatever the machine's clock is set to; see
+/// [`SteadyClock`](crate::storage::SteadyClock).
 ///
 /// Taking a lock is always synced, so that no token is given twice.
 ///
@@ -56,12 +64,14 @@ pub struct Lock {
     delay: Duration,
     renews: bool,
     database: Arc<Database>,
+    /// What it lives with.
+    session: Option<Session>,
 }
 
 impl Lock {
     pub(crate) fn new(name: IVec, permits: u32, capacity: u32, database: Arc<Database>) -> Lock {
         let (owner, delay) = (default_owner(), Duration::ZERO);
-        Lock { name, owner, permits, capacity, delay, renews: true, database }
+        Lock { name, owner, permits, capacity, delay, renews: true, database, session: None }
     }
 
     /// Guards do not renew their lease by themselves.
@@ -115,7 +125,13 @@ impl Lock {
             delay_ms: milliseconds(self.delay),
         };
         // Who waits does so in this process.
-        let command = LockCommand::Acquire { name, owner, request, wait_ms: 0 };
+        let command = match &self.session {
+            None => LockCommand::Acquire { name, owner, request, wait_ms: 0 },
+            Some(session) => {
+                let (session, waits) = (session.id(), false);
+                LockCommand::AcquireOwned { name, owner, request, session, waits }
+            }
+        };
         // Synced, so that after power loss no grant can be made with this token again.
         self.execute(command, Durability::Synced)
     }
@@ -126,8 +142,14 @@ impl Lock {
         (expires_ms, asked, length): (u64, Instant, Duration),
         renews: bool,
     ) -> Result<LockGuard> {
-        let names = (self.name.clone(), self.owner.clone());
-        let lease = Lease::new(&self.database, names, token, (expires_ms, asked, length), renews);
+        let lease = match &self.session {
+            // Which is looked after already.
+            Some(session) => Arc::clone(session.lease()),
+            None => {
+                let leased = Leased::Lock { name: self.name.clone(), owner: self.owner.clone(), token };
+                Lease::new(&self.database, leased, (expires_ms, asked, length), renews)
+            }
+        };
         let guard = LockGuard { lock: self.clone(), token, lease, is_released: false };
         guard.look_after()?;
         Ok(guard)
@@ -232,7 +254,7 @@ impl Lock {
     /// # Errors
     /// Those of reading.
     pub fn resume(&self) -> Result<Option<LockGuard>> {
-        let holder = self.holder()?.filter(|holder| holder.owner == self.owner);
+        let holder = self.first_holder(|holder| holder.owner == self.owner)?;
         let asked = Instant::now();
         let guard = holder.map(|holder| {
             let left = Duration::from_millis(holder.expires_ms.saturating_sub(self.database.engine.now_ms()));
@@ -257,11 +279,15 @@ impl Lock {
     /// # Errors
     /// Those of reading.
     pub fn holder(&self) -> Result<Option<Holder>> {
+        self.first_holder(|_| true)
+    }
+
+    fn first_holder(&self, is_it: impl Fn(&Holder) -> bool) -> Result<Option<Holder>> {
         let engine = &self.database.engine;
         // A snapshot, for the version of the record: it may be the token.
         let Some(stored) = engine.snapshot().get(TreeId::LOCKS, &self.name)? else { return Ok(None) };
         let state = lock::decode_state(&self.name, &stored)?;
-        Ok(state.live(engine.now_ms()).next().map(lock::Permit::holder))
+        Ok(state.live(engine.now_ms()).map(lock::Permit::holder).find(is_it))
     }
 }
 
@@ -355,6 +381,9 @@ impl LockGuard {
     }
 
     fn look_after(&self) -> Result<()> {
+        if self.lock.session.is_some() {
+            return Ok(());
+        }
         let looked_after = self.lock.database.renewer.look_after(&self.lease);
         looked_after.map_err(Error::from)
     }
@@ -380,6 +409,11 @@ impl LockGuard {
     /// # Errors
     /// Outer: those of writing. Inner: [`NotHeld`].
     pub fn renew(&self, lease: Duration) -> Result<Result<(), NotHeld>> {
+        if self.lock.session.is_some() {
+            // It has no lease but the session's.
+            let held = self.lock.first_holder(|holder| holder.token == self.token)?;
+            return Ok(held.map(drop).ok_or(NotHeld));
+        }
         let renewed = self.lease.renew(&self.lock.database, lease)?;
         if renewed.is_ok() {
             self.look_after()?;
@@ -405,9 +439,16 @@ impl LockGuard {
         self.release_now()
     }
 
+    /// The lease of a session goes on.
+    fn end_lease(&self) {
+        if self.lock.session.is_none() {
+            self.lease.end();
+        }
+    }
+
     fn release_now(&mut self) -> Result<Result<(), NotHeld>> {
         self.is_released = true;
-        self.lease.end();
+        self.end_lease();
         let (name, owner) = (self.lock.name.clone(), self.lock.owner.clone());
         let command = LockCommand::Release { name, owner, token: self.token };
         match self.lock.execute(command, self.lock.database.durability())? {
@@ -421,7 +462,7 @@ impl LockGuard {
     /// it is taken up by [`Lock::resume`].
     pub fn keep(mut self) {
         self.is_released = true;
-        self.lease.end();
+        self.end_lease();
     }
 }
 

@@ -1,6 +1,6 @@
-//! [`Renewer`]: one thread that renews the leases of all locks that a database's guards hold.
+//! [`Renewer`]: one thread that renews the leases of all locks that a database's guards hold, and of its sessions.
 //!
-//! A guard's [`Lease`] is renewed every third of it. If that fails, it is tried again soon, until only a sixth
+//! A guard's or session's [`Lease`] is renewed every third of it. If that fails, it is tried again soon, until only a sixth
 //! is left: then whoever holds the guard is told, in time to stop.
 //!
 //! The thread sleeps until the next lease is due, and is there only once a guard was. It knows leases by
@@ -15,25 +15,29 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dogsled_storage::lock::{FencingToken, LockCommand, LockReply};
-use dogsled_storage::{Command, Reply};
+use dogsled_storage::{Command, Reply, SessionId};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::db::Database;
 use crate::lock::milliseconds;
 use crate::{Durability, IVec, NotHeld, Result};
 
-/// The database's time may pass faster than this machine's monotonic clock, if somebody sets the clock. One
-/// part of so many is taken off.
+/// The database's time may pass faster than this machine's monotonic clock, while it approaches a wall clock that
+/// was set ([`SteadyClock`](dogsled_storage::SteadyClock): one part in 64). One part of so many is taken off.
 const MARGIN: u32 = 32;
 /// The owner is told when only one part of so many is left of the lease.
 const WARNING: u32 = 6;
 
-/// The lease of a lock that is held.
+/// What lives for a lease.
+pub(crate) enum Leased {
+    Lock { name: IVec, owner: IVec, token: FencingToken },
+    Session(SessionId),
+}
+
+/// The lease of a lock that is held, or of a session.
 pub(crate) struct Lease {
     database: Weak<Database>,
-    name: IVec,
-    owner: IVec,
-    token: FencingToken,
+    leased: Leased,
     /// The guard is gone, or has given the lock back. Locked while it is renewed, by whomever: of two renewals that
     /// cross, the log might have the one last and this the other.
     is_over: Mutex<bool>,
@@ -69,11 +73,10 @@ impl LeaseState {
 }
 
 impl Lease {
-    /// Of a lock that was asked for at that time.
+    /// Of what was asked for at that time.
     pub(crate) fn new(
         database: &Arc<Database>,
-        (name, owner): (IVec, IVec),
-        token: FencingToken,
+        leased: Leased,
         (expires_ms, asked, length): (u64, Instant, Duration),
         renews: bool,
     ) -> Arc<Lease> {
@@ -88,9 +91,7 @@ impl Lease {
         state.renewed(asked, length, expires_ms);
         Arc::new(Lease {
             database: Arc::downgrade(database),
-            name,
-            owner,
-            token,
+            leased,
             is_over: Mutex::new(false),
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -106,6 +107,19 @@ impl Lease {
     /// Nothing is done about it from here on.
     pub(crate) fn end(&self) {
         *self.is_over.lock() = true;
+    }
+
+    /// The same, and whoever waits for the loss is told.
+    pub(crate) fn end_and_tell(&self) {
+        self.end();
+        self.state.lock().expires_ms = 0;
+        self.lose();
+    }
+
+    /// Whether it is known to be lost, or may be over.
+    pub(crate) fn is_lost(&self) -> bool {
+        let state = self.state.lock();
+        state.is_lost || state.valid_until.is_some_and(|until| until <= Instant::now())
     }
 
     /// When the thread has to look at it next; `None`: never.
@@ -196,18 +210,24 @@ impl Lease {
         length: Duration,
         durability: Durability,
     ) -> dogsled_storage::Result<Result<(), NotHeld>> {
-        let (name, owner) = (self.name.clone(), self.owner.clone());
-        let command = LockCommand::Renew { name, owner, token: self.token, lease_ms: milliseconds(length) };
         let asked = Instant::now();
-        match database.execute(Command::Lock(command), durability)? {
-            Reply::Lock(LockReply::Renewed { expires_ms }) => {
-                self.state.lock().renewed(asked, length, expires_ms);
-                self.changed.notify_all();
-                Ok(Ok(()))
+        let expires_ms = match &self.leased {
+            Leased::Lock { name, owner, token } => {
+                let (name, owner, lease_ms) = (name.clone(), owner.clone(), milliseconds(length));
+                let renew = LockCommand::Renew { name, owner, token: *token, lease_ms };
+                match database.execute(Command::Lock(renew), durability)? {
+                    Reply::Lock(LockReply::Renewed { expires_ms }) => Some(expires_ms),
+                    Reply::Lock(LockReply::NotHeld) => None,
+                    other => unreachable!("renewing was answered with {other:?}"),
+                }
             }
-            Reply::Lock(LockReply::NotHeld) => Ok(Err(NotHeld)),
-            other => unreachable!("renewing was answered with {other:?}"),
-        }
+            // Its length is what it was opened with.
+            Leased::Session(session) => database.engine.renew_session(*session, durability)?,
+        };
+        let Some(expires_ms) = expires_ms else { return Ok(Err(NotHeld)) };
+        self.state.lock().renewed(asked, length, expires_ms);
+        self.changed.notify_all();
+        Ok(Ok(()))
     }
 
     fn lose(&self) {

@@ -113,15 +113,15 @@ impl Tree {
         self.changed(ExpiryCommand::Set { tree: self.id, key, when, only: SetIf::Always })
     }
 
-    /// Has a key that is there expire at a time, by the database's clock; whether it was there. If that is over,
-    /// the key is removed.
+    /// Has a key that is there expire at a time, as far away as the system's clock says now; whether it was there. If
+    /// that is over, the key is removed.
     ///
     /// # Errors
     /// Those of writing.
     pub fn expire_at<K: AsRef<[u8]>>(&self, key: K, at: SystemTime) -> Result<bool> {
         // A time before 1970 is over as well.
         let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.expire_at_ms(key.as_ref(), milliseconds(since))
+        self.expire_at_ms(key.as_ref(), self.database.engine.log_time_at(milliseconds(since)))
     }
 
     /// Has a key that is there expire at a time, in milliseconds since 1970.

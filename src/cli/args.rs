@@ -11,8 +11,13 @@ use super::bytes::ByteFormat;
 use super::exit::{EXIT_CODES, Failure, Result};
 use super::load::LoadFormat;
 
+mod coordination;
 mod node;
 
+pub(crate) use coordination::{
+    ElectionCommand, LockRun, NamedLockRun, RegistryCommand, RunArgs, SemaphoreArgs, SessionCommand,
+    UnderLock,
+};
 pub(crate) use node::{
     CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, RebalanceArgs, ServeArgs, TreeCommand,
 };
@@ -171,6 +176,9 @@ pub(crate) enum Command {
         /// Let it expire after so long; a later put without this makes it stay
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
         ttl: Option<u64>,
+        /// Let it die with this session of a cluster, which `dogsled session open` has made
+        #[arg(long, value_name = "ID", conflicts_with = "ttl")]
+        session: Option<String>,
     },
     /// Say how many seconds a key has to live, or "forever"; exit code 1 if it is not there
     Ttl {
@@ -309,6 +317,27 @@ pub(crate) enum Command {
         command: Option<LockCommand>,
         #[command(flatten)]
         run: LockRun,
+    },
+    /// Run a command under a read/write lock that is held for reading, beside other readers
+    ReadLock(NamedLockRun),
+    /// Run a command under a read/write lock that is held for writing, by nobody else
+    WriteLock(NamedLockRun),
+    /// Run a command under a permit of a semaphore, of which there are so many
+    Semaphore(SemaphoreArgs),
+    /// Lead, or see who leads: one among many candidates
+    Election {
+        #[command(subcommand)]
+        command: ElectionCommand,
+    },
+    /// Open and close sessions: what a session owns (`put --session`) dies with it
+    Session {
+        #[command(subcommand)]
+        command: SessionCommand,
+    },
+    /// Make instances of services known, and find them
+    Registry {
+        #[command(subcommand)]
+        command: RegistryCommand,
     },
     /// Run a node: a database that others connect to, alone or with other nodes
     Serve(Box<ServeArgs>),
@@ -527,31 +556,6 @@ pub(crate) enum CounterCommand {
         /// The counter
         name: OsString,
     },
-}
-
-/// Of `lock`, to run a command.
-#[derive(Debug, Args)]
-pub(crate) struct LockRun {
-    /// The lock under which to run a command (of a cluster: with --connect). One that is called as one of
-    /// the subcommands is can only be used by those
-    pub(crate) name: Option<OsString>,
-    /// How long the lock outlives this process, in seconds; it is renewed while the command runs
-    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub(crate) lease: u64,
-    /// Give up after so long if the lock is held; exit code 8 [default: wait for ever]
-    #[arg(long, value_name = "SECONDS")]
-    pub(crate) wait: Option<u64>,
-    /// For how long nobody gets the lock after this process has vanished without giving it back
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    pub(crate) delay: u64,
-    /// If the lock is lost the command gets SIGTERM, and SIGKILL after so long, or when the lock may be another's if that
-    /// is sooner
-    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
-    pub(crate) kill_after: u64,
-    /// The command and its arguments; its exit code is passed on, and it finds the fencing token in
-    /// DOGSLED_LOCK_TOKEN
-    #[arg(last = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<OsString>,
 }
 
 /// Of `lock`.

@@ -58,7 +58,12 @@ fn run(cli: Cli) -> Result<()> {
         Command::Get { key, output, from } => {
             commands::entries::get(&global, out, &key, output.as_deref(), &from)
         }
-        Command::Put { key, value, ttl } => commands::entries::put(&global, out, &key, &value, ttl),
+        Command::Put { key, value, session: Some(session), .. } => {
+            commands::session::put(&global, out, &key, &value, &session)
+        }
+        Command::Put { key, value, ttl, session: None } => {
+            commands::entries::put(&global, out, &key, &value, ttl)
+        }
         Command::Ttl { key } => commands::ttl::ttl(&global, out, &key),
         Command::Expire { key, seconds } => commands::ttl::expire(&global, out, &key, seconds),
         Command::Persist { key } => commands::ttl::persist(&global, out, &key),
@@ -89,7 +94,13 @@ fn run(cli: Cli) -> Result<()> {
             return Err(Failure::usage("a lock to run a command under, or a subcommand, not both"));
         }
         Command::Lock { command: Some(command), .. } => commands::coordination::lock(&global, out, &command),
-        Command::Lock { command: None, run } => commands::lock_run::run(&global, &run),
+        Command::Lock { command: None, run } => commands::lock_run::lock(&global, &run),
+        Command::ReadLock(run) => commands::lock_run::read_lock(&global, &run),
+        Command::WriteLock(run) => commands::lock_run::write_lock(&global, &run),
+        Command::Semaphore(args) => commands::lock_run::semaphore(&global, &args),
+        Command::Election { command } => commands::election::election(&global, out, &command),
+        Command::Session { command } => commands::session::session(&global, out, &command),
+        Command::Registry { command } => commands::registry::registry(&global, out, &command),
         Command::Txn { file } => commands::txn::txn(&global, out, &file),
         Command::Serve(args) => serve::serve(&global, out, &args),
         Command::Certs { command } => commands::certs::certs(&global, out, &command),

@@ -2,16 +2,15 @@
 //!
 //! A lock with a word to say: whoever holds the election's lock writes its value under the fence of its
 //! grant, beside the token. So a value is the leader's if the lock is held under that token, and a
-//! leader that was paused and replaced cannot speak any more.
+//! leader that was paused and replaced cannot speak any more. Values are kept under the election's name, and so in
+//! the partition of its lock.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::{Client, Error, Event, LockGuard, Result, Subscriber, Tree};
-use crate::{FencingToken, IVec, NotHeld};
-
-/// The tree of what leaders say; the key is the election's name, and so of the partition of its lock.
-const TREE: &str = "dogsled elections";
+use crate::election::TREE;
+use crate::{IVec, Leader, NotHeld};
 
 /// A named election; made by [`Client::election`].
 ///
@@ -34,23 +33,9 @@ pub struct Election {
     name: IVec,
 }
 
-/// Who leads, and what it says; see [`Election::leader`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leader {
-    /// The token of its grant: larger than those of all leaders before.
-    pub token: FencingToken,
-    /// What it proclaims.
-    pub value: IVec,
-}
-
-fn encode(token: FencingToken, value: &[u8]) -> Vec<u8> {
-    [&token.0.to_be_bytes()[..], value].concat()
-}
-
 fn decode(stored: &IVec) -> Result<Leader> {
     let malformed = || Error::Incompatible(format!("tree \"{TREE}\" holds what is no leader's"));
-    let (token, value) = stored.split_first_chunk().ok_or_else(malformed)?;
-    Ok(Leader { token: FencingToken(u64::from_be_bytes(*token)), value: IVec::from(value) })
+    Leader::decode(stored).ok_or_else(malformed)
 }
 
 impl Election {
@@ -80,6 +65,37 @@ impl Election {
         }
     }
 
+    /// As [`Election::campaign`], but gives up after `timeout`.
+    ///
+    /// ```no_run
+    /// # async fn lead(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let (lease, timeout) = (Duration::from_secs(10), Duration::from_secs(60));
+    /// if client.election("scheduler").campaign_timeout("10.0.0.7:80", lease, timeout).await?.is_none() {
+    ///     println!("another leads, still");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Election::campaign`].
+    pub async fn campaign_timeout(
+        &self,
+        value: impl AsRef<[u8]>,
+        lease: Duration,
+        timeout: Duration,
+    ) -> Result<Option<Leadership>> {
+        let granted = self.client.lock(&self.name).acquire_timeout(lease, timeout).await?;
+        let Some(guard) = granted else { return Ok(None) };
+        let leadership = Leadership { election: self.clone(), guard };
+        match leadership.proclaim(value.as_ref()).await {
+            Ok(()) => Ok(Some(leadership)),
+            // As if it had not come to that.
+            Err(Error::LockNotHeld { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Who leads; `None`: nobody does.
     ///
     /// # Errors
@@ -93,6 +109,15 @@ impl Election {
     }
 
     /// Follows who leads, from now on; begin with [`Election::leader`] after this has returned.
+    ///
+    /// ```no_run
+    /// # async fn look(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// let mut observer = client.election("scheduler").observe().await?;
+    /// while let Some(leader) = observer.next().await {
+    ///     println!("{:?}", leader?);
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Tree::watch_prefix`].
@@ -157,7 +182,7 @@ impl Leadership {
     /// # Errors
     /// [`Error::LockNotHeld`] if another may lead by now, and those of [writing](super#writes).
     pub async fn proclaim(&self, value: impl AsRef<[u8]>) -> Result<()> {
-        let value = encode(self.guard.token(), value.as_ref());
+        let value = Leader::encode(self.guard.token(), value.as_ref());
         self.election.tree().under(&self.guard).put(&self.election.name, value).await
     }
 

@@ -2,12 +2,13 @@
 //!
 //! A session in the sense of the [client's own](super#writes) makes writes happen once. This one is the
 //! application's: it owns keys. It is opened in each partition in which it comes to own something, and renewed there
-//! every third of its lease. A partition ends it by an entry of its log, which its leader proposes
+//! every third of its lease, or in all of them ([`Session::open_everywhere`]). A partition ends it by an entry of its log, which its leader proposes
 //! after it has seen the whole lease pass on its own monotonic clock: after a change of leaders, every session has its
 //! full lease again.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -48,6 +49,10 @@ struct Inner {
     /// The partitions in which it is open, and until when that is certain.
     open: Mutex<BTreeMap<u32, Instant>>,
     opening: tokio::sync::Mutex<()>,
+    /// Whether another process has opened it: it cannot be told whether it has ended where it is not open.
+    is_resumed: bool,
+    /// Whether it goes on without this handle.
+    is_kept: AtomicBool,
     lost: watch::Sender<bool>,
 }
 
@@ -64,6 +69,10 @@ impl Inner {
         self.check()?;
         if self.open.lock().contains_key(&group) {
             return Ok(());
+        }
+        if self.is_resumed {
+            let why = "the session is not open in the partition of this key; open it everywhere";
+            return Err(Error::Invalid(why.to_owned()));
         }
         let _one_at_a_time = self.opening.lock().await;
         if self.open.lock().contains_key(&group) {
@@ -91,6 +100,57 @@ impl Inner {
     }
 }
 
+impl Client {
+    /// Takes up a session that another process, or an earlier life of this one, has opened and still
+    /// [keeps](Session::keep); `None` if it has ended. Its lease starts anew, and is renewed from here on.
+    ///
+    /// It can come to own something in those partitions only in which it is open:
+    /// see [`Session::open_everywhere`].
+    ///
+    /// ```no_run
+    /// # async fn live(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
+    /// use std::time::Duration;
+    /// let session = client.session(Duration::from_secs(60));
+    /// session.open_everywhere().await?;
+    /// let id = session.id();
+    /// session.keep();
+    /// // In another process, within a minute:
+    /// let session = client.resume_session(id).await?.expect("it lives");
+    /// session.insert(&client.tree("workers"), "10.0.0.7", "idle").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes).
+    pub async fn resume_session(&self, id: SessionId) -> Result<Option<Session>> {
+        let until = self.until();
+        let core = self.core();
+        let renewals = groups(core, until).await?.map(|group| async move {
+            let asked = Instant::now();
+            let reply = core.operate(group, Operation::RenewSession { session: id }, until).await?;
+            match reply.result {
+                Ok(Answer::Session { expires_ms }) => {
+                    let lease = Duration::from_millis(expires_ms.saturating_sub(reply.time_ms));
+                    Ok(Some((group, asked, lease)))
+                }
+                Err(Refusal::SessionUnknown(_)) => Ok(None),
+                Err(refusal) => Err(Error::Invalid(refusal.to_string())),
+                Ok(other) => Err(unexpected(&other)),
+            }
+        });
+        let renewed: Vec<_> =
+            futures_util::future::try_join_all(renewals).await?.into_iter().flatten().collect();
+        let Some(lease) = renewed.iter().map(|(.., lease)| *lease).min() else { return Ok(None) };
+        let open = renewed.into_iter().map(|(group, asked, lease)| (group, asked + lease)).collect();
+        Ok(Some(Session::of(self.clone(), id, lease, Some(open))))
+    }
+}
+
+/// All partitions.
+async fn groups(core: &Core, until: Instant) -> Result<std::ops::RangeInclusive<u32>> {
+    Ok(1..=core.partitions(until).await?)
+}
+
 async fn close_in(core: &Core, session: SessionId, groups: Vec<u32>, until: Instant) -> Result<()> {
     let closes = groups.into_iter().map(|group| {
         let close = Operation::CloseSession { session };
@@ -102,7 +162,7 @@ async fn close_in(core: &Core, session: SessionId, groups: Vec<u32>, until: Inst
 impl Drop for Inner {
     fn drop(&mut self) {
         let groups = self.end();
-        if !groups.is_empty() && !self.client.core().is_closed() {
+        if !*self.is_kept.get_mut() && !groups.is_empty() && !self.client.core().is_closed() {
             let (core, session) = (self.client.shared_core(), self.id);
             let until = self.client.until();
             // If this fails, the end of the lease does it.
@@ -154,14 +214,25 @@ async fn renew(inner: Weak<Inner>, lease: Duration) {
 impl Session {
     pub(super) fn new(client: Client, lease: Duration) -> Session {
         let id = SessionId((u128::from(random_u64()) << 64) | u128::from(random_u64()));
-        let lease = lease.max(Duration::from_millis(1));
+        Session::of(client, id, lease.max(Duration::from_millis(1)), None)
+    }
+
+    /// Takes up what another process has opened; where that is, and until when.
+    fn of(
+        client: Client,
+        id: SessionId,
+        lease: Duration,
+        resumed: Option<BTreeMap<u32, Instant>>,
+    ) -> Session {
         let runtime = client.runtime().clone();
         let inner = Arc::new(Inner {
             client,
             id,
             lease,
-            open: Mutex::default(),
+            is_resumed: resumed.is_some(),
+            open: Mutex::new(resumed.unwrap_or_default()),
             opening: tokio::sync::Mutex::default(),
+            is_kept: AtomicBool::new(false),
             lost: watch::Sender::new(false),
         });
         runtime.spawn(renew(Arc::downgrade(&inner), lease));
@@ -171,6 +242,26 @@ impl Session {
     /// Its number, as the cluster knows it.
     pub fn id(&self) -> SessionId {
         self.0.id
+    }
+
+    /// Opens it in every partition now, instead of in each when it comes to own something there, so that other
+    /// processes can [take it up](Client::resume_session), whatever it will own. It is renewed in every partition
+    /// then, which is work for the cluster.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the session has ended, and those of [writing](super#writes).
+    pub async fn open_everywhere(&self) -> Result<()> {
+        let until = self.0.client.until();
+        for group in groups(self.0.client.core(), until).await? {
+            self.0.open_in(group, until).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the handle, and its clones, without ending the session: it lives until its lease ends, unless it is
+    /// [taken up](Client::resume_session) before.
+    pub fn keep(self) {
+        self.0.is_kept.store(true, Ordering::Relaxed);
     }
 
     /// Sets a key that dies with this session; the value before. A plain write of the key makes it one

@@ -33,8 +33,7 @@ impl TreeId {
     pub const COUNTERS: TreeId = TreeId(1);
     /// Holds the locks; see [`crate::lock`].
     pub const LOCKS: TreeId = TreeId(2);
-    /// Holds the sessions of a replica; see [`crate::session`]. An embedded database has no such
-    /// tree.
+    /// Holds the sessions; see [`crate::session`].
     pub const SESSIONS: TreeId = TreeId(3);
     /// Holds when keys expire; see [`crate::expiry`].
     pub const EXPIRY: TreeId = TreeId(4);

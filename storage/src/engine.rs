@@ -25,6 +25,7 @@ mod committer;
 mod due;
 mod execute;
 mod options;
+mod sessions;
 mod shared;
 
 use std::path::Path;
@@ -140,7 +141,7 @@ impl Engine {
         };
         let sequence = recovered.committer.sequence;
         let state = Arc::new(recovered.state);
-        let due = DueTimes::of(&state, sequence)?;
+        let due = DueTimes::of(&state, sequence, options.clock.elapsed_ms())?;
         let replica = is_replica.then(|| {
             let applied = Applied { position: sequence, note: recovered.committer.note.clone() };
             ReplicaState::new(applied, recovered.committer.time_ms)
@@ -345,6 +346,15 @@ impl Engine {
     pub fn now_ms(&self) -> u64 {
         let now_ms = self.shared.commit.lock().now_ms(&*self.shared.options.clock);
         now_ms.max(self.shared.due.seen_ms())
+    }
+
+    /// What the log's time will be when the system's clock shows this, in milliseconds since 1970.
+    pub fn log_time_at(&self, wall_ms: u64) -> u64 {
+        let (now, wall_now) = (self.now_ms(), self.shared.options.clock.wall_ms());
+        match wall_ms.checked_sub(wall_now) {
+            Some(left) => now.saturating_add(left),
+            None => now.saturating_sub(wall_now - wall_ms),
+        }
     }
 
     /// Events of the keys of `tree` that begin with `prefix`, from now on. A subscriber that falls

@@ -10,8 +10,8 @@ use crate::codec::GROUP_COMMAND_VERSION;
 use crate::command::Command;
 use crate::counter::CounterCommand;
 use crate::expiry::ExpiryCommand;
-use crate::group::{GroupRead, Operation};
-use crate::lock::LockCommand;
+use crate::group::{GroupCommand, GroupRead, Operation};
+use crate::lock::{LockCommand, READ_WRITE};
 use crate::owned::OwnedCommand;
 
 macro_rules! kinds {
@@ -65,6 +65,9 @@ kinds! {
         LockRenewWait = "lock_renew_wait",
         LockCancelWait = "lock_cancel_wait",
         LockAcquireOwned = "lock_acquire_owned",
+        ReadLockAcquire = "read_lock_acquire",
+        WriteLockAcquire = "write_lock_acquire",
+        SemaphoreAcquire = "semaphore_acquire",
         InsertWithTtl = "insert_with_ttl",
         CompareAndSwapWithTtl = "compare_and_swap_with_ttl",
         Expire = "expire",
@@ -72,6 +75,10 @@ kinds! {
         Ttl = "ttl",
         SessionInsert = "session_insert",
         InsertNext = "insert_next",
+        ElectionProclaim = "election_proclaim",
+        ElectionResign = "election_resign",
+        RegistryRegister = "registry_register",
+        RegistryDeregister = "registry_deregister",
         Strings = "strings",
         SessionOpen = "session_open",
         SessionRenew = "session_renew",
@@ -104,9 +111,44 @@ kinds! {
     }
 }
 
+/// The tree of what the leaders of elections say, as clients and embedded databases call it.
+pub const ELECTIONS_TREE_NAME: &str = "dogsled elections";
+/// The tree of the instances of services, as clients and embedded databases call it.
+pub const SERVICES_TREE_NAME: &str = "dogsled services";
+
 impl OperationKind {
-    /// That of an operation.
-    pub fn of(operation: &Operation) -> OperationKind {
+    /// That of a command of a group.
+    pub fn of(command: &GroupCommand) -> OperationKind {
+        OperationKind::of_operation(&command.operation).in_tree(command.trees.first().map(|tree| &tree[..]))
+    }
+
+    /// Elections and the registry are made of commands that others use as well: their trees tell them apart.
+    fn in_tree(self, tree: Option<&[u8]>) -> OperationKind {
+        let is = |name: &str| tree == Some(name.as_bytes());
+        match self {
+            // The client's put is a batch of one.
+            OperationKind::Put | OperationKind::ApplyBatch if is(ELECTIONS_TREE_NAME) => {
+                OperationKind::ElectionProclaim
+            }
+            OperationKind::Remove if is(ELECTIONS_TREE_NAME) => OperationKind::ElectionResign,
+            OperationKind::SessionInsert if is(SERVICES_TREE_NAME) => OperationKind::RegistryRegister,
+            OperationKind::Remove if is(SERVICES_TREE_NAME) => OperationKind::RegistryDeregister,
+            other => other,
+        }
+    }
+
+    /// What a lock is called of which so many permits of so many are taken.
+    fn of_acquire(permits: u64, capacity: u64) -> OperationKind {
+        const ALL: u64 = READ_WRITE as u64;
+        match (permits, capacity) {
+            (_, 1) => OperationKind::LockAcquire,
+            (ALL, ALL) => OperationKind::WriteLockAcquire,
+            (_, ALL) => OperationKind::ReadLockAcquire,
+            _ => OperationKind::SemaphoreAcquire,
+        }
+    }
+
+    fn of_operation(operation: &Operation) -> OperationKind {
         match operation {
             Operation::Nothing => OperationKind::Nothing,
             Operation::Command(command) | Operation::Fenced { command, .. } => {
@@ -152,7 +194,9 @@ impl OperationKind {
             Command::Lock(LockCommand::Renew { .. }) => OperationKind::LockRenew,
             Command::Lock(LockCommand::Release { .. }) => OperationKind::LockRelease,
             Command::Lock(LockCommand::Expire { .. }) => OperationKind::LockExpire,
-            Command::Lock(LockCommand::Acquire { .. }) => OperationKind::LockAcquire,
+            Command::Lock(LockCommand::Acquire { request, .. }) => {
+                OperationKind::of_acquire(request.permits.into(), request.capacity.into())
+            }
             Command::Lock(LockCommand::RenewWait { .. }) => OperationKind::LockRenewWait,
             Command::Lock(LockCommand::CancelWait { .. }) => OperationKind::LockCancelWait,
             Command::Lock(LockCommand::AcquireOwned { .. }) => OperationKind::LockAcquireOwned,
@@ -166,7 +210,7 @@ impl OperationKind {
         }
     }
 
-    /// That of an encoded [`GroupCommand`](crate::GroupCommand); `None` if it is none, or a kind that this
+    /// That of an encoded [`GroupCommand`]; `None` if it is none, or a kind that this
     /// program does not know. Bytes that are malformed further on may have one.
     ///
     /// ```
@@ -190,22 +234,33 @@ impl OperationKind {
         for _ in 0..numbers {
             peek.number()?;
         }
+        let mut tree = None;
         for _ in 0..peek.number()? {
-            peek.bytes()?;
+            let name = peek.bytes()?;
+            tree.get_or_insert(name);
         }
-        Some(match peek.number()? {
+        peek.operation().map(|kind| kind.in_tree(tree))
+    }
+}
+
+/// What is left to look at.
+struct Peek<'a>(&'a [u8]);
+
+impl<'a> Peek<'a> {
+    fn operation(&mut self) -> Option<OperationKind> {
+        Some(match self.number()? {
             0 => OperationKind::Nothing,
-            1 => return peek.command(),
+            1 => return self.command(),
             2 => OperationKind::SessionOpen,
             3 => OperationKind::SessionRenew,
             4 => OperationKind::SessionClose,
             5 => OperationKind::SessionsExpire,
             6 => {
-                for _ in 0..peek.number()? {
-                    peek.bytes()?;
-                    peek.number()?;
+                for _ in 0..self.number()? {
+                    self.bytes()?;
+                    self.number()?;
                 }
-                return peek.command();
+                return self.command();
             }
             7 => OperationKind::TransactionPrepare,
             8 => OperationKind::TransactionCommit,
@@ -215,12 +270,7 @@ impl OperationKind {
             _ => return None,
         })
     }
-}
 
-/// What is left to look at.
-struct Peek<'a>(&'a [u8]);
-
-impl Peek<'_> {
     fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         self.0 = rest;
@@ -244,10 +294,11 @@ impl Peek<'_> {
         Some(u64::from_le_bytes(bytes))
     }
 
-    fn bytes(&mut self) -> Option<()> {
+    fn bytes(&mut self) -> Option<&'a [u8]> {
         let length = usize::try_from(self.number()?).ok()?;
-        self.0 = self.0.get(length..)?;
-        Some(())
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(bytes)
     }
 
     /// The positions of the variants of [`Command`] are part of its encoding.
@@ -281,7 +332,14 @@ impl Peek<'_> {
                     LockCancelWait,
                     LockAcquireOwned,
                 ];
-                return of(&lock, self.number()?);
+                let kind = of(&lock, self.number()?)?;
+                if kind == LockAcquire {
+                    // Name and owner come before the request.
+                    self.bytes()?;
+                    self.bytes()?;
+                    return Some(OperationKind::of_acquire(self.number()?, self.number()?));
+                }
+                return Some(kind);
             }
             12 => Put,
             13 => AddToCounters,

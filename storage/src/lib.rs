@@ -105,7 +105,7 @@ pub mod watch;
 
 pub use backup::BackupReport;
 pub use changes::{Changes, Commit};
-pub use clock::{Clock, SystemClock};
+pub use clock::{Clock, SteadyClock, SystemClock};
 pub use command::{Command, Reply, TreeId, Write};
 pub use directory::{FORMAT_VERSION, is_own_directory};
 pub use engine::{Durability, EMBEDDED_STREAM, Engine, Options};

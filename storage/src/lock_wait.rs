@@ -24,8 +24,9 @@
 //! [`TryAcquire`](crate::lock::LockCommand::TryAcquire)) may come between a release and the head's
 //! try; the head then goes on waiting at the head. The queue lives in this process and is gone
 //! when it ends.
-//! If the wall clock jumps forward, the log's time has passed the end of a lease before the head's
-//! sleep is over; it notices when the sleep ends.
+//! If the log's time is quicker than the clock of the head's sleep (it approaches a wall clock that was set, see
+//! [`SteadyClock`](crate::SteadyClock); and the machine may have been suspended), it has passed the end of a lease before the
+//! sleep is over; the head notices when it ends.
 //!
 //! [`LockWaiters::acquire`] is the whole protocol; its parts are public for callers that
 //! want to wait in another manner.

@@ -52,7 +52,7 @@ pub const DEFAULT_TREE_NAME: &[u8] = b"__sled__default";
 pub const COUNTERS_TREE_NAME: &[u8] = b"__dogsled__counters";
 /// The name of the tree that holds the locks.
 pub const LOCKS_TREE_NAME: &[u8] = b"__dogsled__locks";
-/// The name of the tree that holds the sessions of a replica.
+/// The name of the tree that holds the sessions.
 pub const SESSIONS_TREE_NAME: &[u8] = b"__dogsled__sessions";
 /// The name of the tree that holds a replica's transactions over several groups.
 pub const TRANSACTIONS_TREE_NAME: &[u8] = b"__dogsled__transactions";
@@ -86,7 +86,7 @@ impl Default for Catalog {
 }
 
 impl Catalog {
-    /// The trees that every replica has and no embedded database.
+    /// The trees that every replica has, and an embedded database no such or no such at first.
     pub(crate) fn insert_of_replica(&mut self) {
         self.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
         self.insert(TreeId::TRANSACTIONS, IVec::from(TRANSACTIONS_TREE_NAME));

@@ -62,6 +62,7 @@ impl ModelState {
             TreeId::LOCK_QUEUES,
             TreeId::SEQUENCES,
             TreeId::HASHES,
+            TreeId::SESSIONS,
         ];
         ModelState {
             trees: own.into_iter().map(|id| (id, ModelTree::new())).collect(),
@@ -74,10 +75,9 @@ impl ModelState {
         }
     }
 
-    /// A new replica: an empty database, with trees for sessions and transactions.
+    /// A new replica: an empty database, with a tree for transactions.
     pub fn for_replica() -> ModelState {
         let mut state = ModelState::new();
-        state.trees.insert(TreeId::SESSIONS, ModelTree::new());
         state.trees.insert(TreeId::TRANSACTIONS, ModelTree::new());
         state.transactions = Some(Transactions::default());
         state

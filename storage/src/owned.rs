@@ -12,8 +12,8 @@
 //!
 //! # Layout
 //!
-//! A session's keys are listed with the session, in [`TreeId::SESSIONS`], so an embedded database, which has
-//! none, has no ephemeral keys; the numbers are in [`TreeId::SEQUENCES`]:
+//! A session's keys are listed with the session, in [`TreeId::SESSIONS`]; the numbers are in
+//! [`TreeId::SEQUENCES`]:
 //!
 //! | tree | key | value |
 //! |---|---|---|

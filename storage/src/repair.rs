@@ -59,7 +59,7 @@ use self::tree::Tree;
 use crate::bulk::BulkBuilder;
 use crate::directory::{is_own_directory, read_manifest, tree_path};
 use crate::disk::{Disk, DiskLock, OpenMode};
-use crate::meta::{Catalog, Checkpoint, table_name};
+use crate::meta::{Catalog, Checkpoint, SESSIONS_TREE_NAME, table_name};
 use crate::tree_file::TreeFile;
 use crate::verify::{Damage, KeyRange};
 use crate::{Corruption, Error, IVec, Result, TreeId};
@@ -344,6 +344,8 @@ impl Repair<'_> {
         let known = tree.checkpoint.as_ref().map(|checkpoint| checkpoint.catalog.clone());
         let names_known = known.is_some();
         let mut catalog = known.unwrap_or_default();
+        // As opening it would.
+        catalog.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
         for (id, name) in &replay.created {
             catalog.insert(*id, name.clone());
         }

@@ -54,7 +54,7 @@ use crate::group::{GroupReply, Operation, Refusal};
 use crate::group_evaluate::{Resolved, evaluate_resolved, resolve};
 use crate::meta::{
     Checkpoint, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME, MAX_NOTE_LENGTH,
-    SEQUENCES_TREE_NAME,
+    SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME,
 };
 use crate::replica_install::{check_id, remove_stale};
 use crate::replica_snapshot::ReplicaSnapshot;
@@ -190,6 +190,7 @@ pub(crate) fn check_kind(directory: &Directory, checkpoint: &mut Checkpoint, is_
         if checkpoint.note.is_some() {
             return refuse("this is a replica of a node, whose log is elsewhere; open it with its node");
         }
+        checkpoint.catalog.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
         return Ok(());
     }
     if checkpoint.note.is_some() && !checkpoint.catalog.ids.contains_key(&TreeId::TRANSACTIONS) {

@@ -39,6 +39,9 @@
 //! **Bounded work.** A session remembers at most [`MAX_SLOTS`] answers; closing and expiring removes
 //! at most [`REMOVE_AT_ONCE`] keys, so no entry of the log takes long.
 //!
+//! **In an embedded database** there are sessions as well, of applications: they own keys and locks, and number no
+//! commands. [`crate::Engine::open_session`] and its like evaluate the same functions.
+//!
 //! # Layout
 //!
 //! In [`TreeId::SESSIONS`]; numbers in keys are big-endian:
@@ -255,6 +258,56 @@ pub(crate) fn earliest_expiry(view: &impl View) -> Result<Option<u64>> {
         None => return Ok(None),
     };
     Ok((expires_ms != u64::MAX).then_some(expires_ms))
+}
+
+/// The lease of a session that lives, in milliseconds.
+pub(crate) fn lease(view: &impl View, session: SessionId) -> Result<Option<u64>> {
+    Ok(live(view, session)?.map(|record| record.lease_ms))
+}
+
+/// When sessions are to be expired next, by the log's time, if it is `time_ms` now and `led_ms` of the leases have
+/// been seen; `u64::MAX`: never.
+pub(crate) fn next_end(view: &impl View, time_ms: u64, led_ms: u64) -> Result<u64> {
+    let (mut next, mut failure, mut looked_at) = (u64::MAX, None, 0);
+    view.scan(
+        TreeId::SESSIONS,
+        Bound::Included(&[EXPIRY]),
+        Bound::Excluded(&[EXPIRY + 1]),
+        &mut |key, _| {
+            let Some(expires_ms) = end_in_key(key) else {
+                failure = Some(damaged("a short key"));
+                return false;
+            };
+            if expires_ms > time_ms {
+                next = next.min(expires_ms);
+                return false;
+            }
+            let record = session_in_expiry(key).and_then(|session| read_record(view, session));
+            match record {
+                // It is over by the log's time: what is missing is that it was seen to pass.
+                Ok(Some(record)) => {
+                    let left = record.lease_ms.saturating_sub(led_ms).max(1);
+                    next = next.min(time_ms.saturating_add(left));
+                }
+                Ok(None) => failure = Some(damaged("an expiry without its session")),
+                Err(error) => failure = Some(error),
+            }
+            looked_at += 1;
+            failure.is_none() && looked_at < REMOVE_AT_ONCE
+        },
+    )?;
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(next),
+    }
+}
+
+/// When a session ends, if this is the key in [`TreeId::SESSIONS`] that says so.
+pub(crate) fn end_in_key(key: &[u8]) -> Option<u64> {
+    match key.split_first()? {
+        (&EXPIRY, rest) => Some(u64::from_be_bytes(*rest.first_chunk()?)),
+        _ => None,
+    }
 }
 
 /// Where [`TreeId::SESSIONS`] has one key for each session that has not ended, for those who count them.

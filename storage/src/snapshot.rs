@@ -146,11 +146,13 @@ impl Snapshot {
     }
 
     /// The trees, sorted by name; the database's own ones only if they hold something, and never those of
-    /// times to live, of waiters, of numbers and of hashes.
+    /// times to live, of waiters, of numbers, of hashes and of sessions.
     pub fn trees(&self) -> Vec<(IVec, TreeId)> {
         let state = &self.registration.state;
-        let is_inner =
-            |id| [TreeId::EXPIRY, TreeId::LOCK_QUEUES, TreeId::SEQUENCES, TreeId::HASHES].contains(&id);
+        let is_inner = |id| {
+            [TreeId::EXPIRY, TreeId::LOCK_QUEUES, TreeId::SEQUENCES, TreeId::HASHES, TreeId::SESSIONS]
+                .contains(&id)
+        };
         let shown =
             |id: TreeId| !id.is_system() || (!is_inner(id) && self.len(id).is_ok_and(|length| length > 0));
         let names = &state.catalog.names;

@@ -5,6 +5,8 @@
 //! [`TreeId::LOCK_QUEUES`]). It follows the effects: a put into the index lowers it *before* the put is
 //! visible, a removal of the first entry has it looked up anew *after*. So it may be too early for a moment,
 //! and then a reader looks for nothing; it is never too late.
+//!
+//! The same thread ends the sessions of an embedded database whose leases are over ([`super::sessions`]).
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -30,6 +32,11 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 pub(crate) struct DueTimes {
     keys: AtomicU64,
     locks: AtomicU64,
+    /// Before this time no session of an embedded database ends. It is lowered with the commit mutex held, like the
+    /// others, and raised only by the look at the index that [`Shared::expire_sessions`] takes.
+    sessions: AtomicU64,
+    /// The monotonic time at which the database was opened.
+    opened_ms: u64,
     /// The latest time by which a key was hidden from a reader: the log's time does not stay behind it.
     seen_ms: AtomicU64,
     sleeper: Mutex<Sleeper>,
@@ -43,14 +50,18 @@ struct Sleeper {
 
 impl DueTimes {
     /// Of a database that is being opened.
-    pub(crate) fn of(state: &Arc<State>, sequence: u64) -> Result<DueTimes> {
+    pub(crate) fn of(state: &Arc<State>, sequence: u64, opened_ms: u64) -> Result<DueTimes> {
         let first = |tree| {
             let all = (Bound::Unbounded, Bound::Unbounded);
             let mut entries = RangeIter::over(Arc::clone(state), sequence, tree, all);
             let first = entries.next().transpose()?;
             Ok::<_, crate::Error>(first.and_then(|(key, _)| expiry::due_time(&key)).unwrap_or(u64::MAX))
         };
+        // Whether there are any, and when the first ends, the thread finds out.
+        let sessions = if state.catalog.ids.contains_key(&TreeId::SESSIONS) { 0 } else { u64::MAX };
         Ok(DueTimes {
+            sessions: AtomicU64::new(sessions),
+            opened_ms,
             keys: AtomicU64::new(first(TreeId::EXPIRY)?),
             locks: AtomicU64::new(first(TreeId::LOCK_QUEUES)?),
             seen_ms: AtomicU64::new(0),
@@ -72,6 +83,24 @@ impl DueTimes {
     /// Before this time no lock is due.
     pub(crate) fn locks(&self) -> u64 {
         self.locks.load(Ordering::SeqCst)
+    }
+
+    /// The monotonic time at which the database was opened.
+    pub(super) fn opened_ms(&self) -> u64 {
+        self.opened_ms
+    }
+
+    /// No session ends before that. Call with the commit mutex held.
+    pub(super) fn next_session(&self, at_ms: u64) {
+        self.sessions.store(at_ms, Ordering::SeqCst);
+    }
+
+    /// A session ends then. Call with the commit mutex held, before that is visible.
+    pub(super) fn session_ends(&self, at_ms: u64) {
+        if self.sessions.fetch_min(at_ms, Ordering::SeqCst) > at_ms {
+            drop(self.sleeper.lock());
+            self.earlier.notify_all();
+        }
     }
 
     /// The latest time that readers were shown.
@@ -155,32 +184,42 @@ impl Shared {
 /// The thread of an embedded database.
 pub(super) fn run(shared: &Shared) {
     loop {
-        {
+        let (keys_are_due, sessions_are_due) = {
             let mut sleeper = shared.due.sleeper.lock();
             loop {
                 if sleeper.closing {
                     return;
                 }
-                let first_ms = shared.due.keys();
+                let (keys_ms, sessions_ms) = (shared.due.keys(), shared.due.sessions.load(Ordering::SeqCst));
+                let first_ms = keys_ms.min(sessions_ms);
                 if first_ms == u64::MAX {
                     shared.due.earlier.wait(&mut sleeper);
                     continue;
                 }
                 let now_ms = shared.options.clock.now_ms().max(shared.due.seen_ms());
                 if first_ms <= now_ms {
-                    break;
+                    break (keys_ms <= now_ms, sessions_ms <= now_ms);
                 }
                 // The clock shows no more than every few milliseconds.
                 let left = Duration::from_millis(first_ms - now_ms).min(LONGEST_SLEEP);
                 shared.due.earlier.wait_for(&mut sleeper, left);
             }
+        };
+        let (mut is_idle, mut has_failed) = (true, false);
+        if keys_are_due {
+            let step = shared.execute(Command::SettleDue { limit: MOST_DUE }, &[], Durability::Buffered);
+            is_idle &= !matches!(step, Ok(Reply::Settled { keys: 1.., .. }));
+            has_failed |= step.is_err();
         }
-        let step = shared.execute(Command::SettleDue { limit: MOST_DUE }, &[], Durability::Buffered);
-        let is_idle = !matches!(step, Ok(Reply::Settled { keys: 1.., .. }));
+        if sessions_are_due {
+            let step = shared.expire_sessions();
+            is_idle &= !matches!(step, Ok((1.., _) | (_, true)));
+            has_failed |= step.is_err();
+        }
         let mut sleeper = shared.due.sleeper.lock();
         if is_idle && !sleeper.closing {
             // The disk fails, or the commit's clock is behind this one: no use in hurrying.
-            let wait = if step.is_err() { AFTER_FAILURE } else { Duration::from_millis(5) };
+            let wait = if has_failed { AFTER_FAILURE } else { Duration::from_millis(5) };
             shared.due.earlier.wait_for(&mut sleeper, wait);
         }
     }

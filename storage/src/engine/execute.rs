@@ -5,10 +5,25 @@ use std::sync::atomic::Ordering;
 
 use super::commands::says_it_is_so;
 use super::{Durability, Shared, prefetch, touches_locks};
-use crate::evaluate::{Context, evaluate};
+use crate::evaluate::{Context, Effects, evaluate};
 use crate::fence::{self, Fence};
-use crate::state::{LatestView, Prefetched};
+use crate::state::{LatestView, Prefetched, State};
 use crate::{Command, Error, Reply, Result};
+
+/// Effects, and what the caller is told.
+pub(super) type Done<R> = (Effects, R);
+
+/// What a write does while the commit mutex is held, and what it needs for that.
+pub(super) struct Write<'a, R> {
+    /// What it comes to.
+    pub(super) evaluate: &'a dyn Fn(&LatestView<'_>, &Context) -> Result<Done<R>>,
+    /// Reads from the B-tree what it looks at.
+    pub(super) prefetch: &'a dyn Fn(&Arc<State>) -> Result<Prefetched>,
+    /// Whether a reply without effects says that what was asked for is so already.
+    pub(super) says_it_is_so: &'a dyn Fn(&R) -> bool,
+    /// Whether it does not wait for a checkpoint to make room.
+    pub(super) is_urgent: bool,
+}
 
 impl Shared {
     /// See [`Engine::execute`] and [`Engine::execute_fenced`](super::Engine::execute_fenced).
@@ -19,6 +34,26 @@ impl Shared {
         durability: Durability,
     ) -> Result<Reply> {
         command.check_limits()?;
+        self.write(
+            &Write {
+                evaluate: &|view, context| {
+                    if !fences.is_empty() {
+                        fence::check(view, context, fences)?;
+                    }
+                    let outcome = evaluate(view, context, &command)?;
+                    Ok((outcome.effects, outcome.reply))
+                },
+                prefetch: &|state| prefetch(state, &command),
+                says_it_is_so: &|reply| says_it_is_so(&command, reply),
+                // A lease must not run out because its renewal waits for a checkpoint; locks are few.
+                is_urgent: matches!(command, Command::Lock(_)),
+            },
+            durability,
+        )
+    }
+
+    /// Evaluates, logs, publishes, and waits as long as `durability` says.
+    pub(super) fn write<R>(&self, write: &Write<'_, R>, durability: Durability) -> Result<R> {
         let shared = self;
         if shared.replica.is_some() {
             return Err(Error::InvalidRequest(
@@ -28,8 +63,7 @@ impl Shared {
         // Before the reply of a command without effects, too: whoever waits for a lock must hear
         // that it will never be released.
         shared.check_open().inspect_err(|_| shared.lock_waiters.notify_all())?;
-        // A lease must not run out because its renewal waits for a checkpoint; locks are few.
-        if !matches!(command, Command::Lock(_)) {
+        if !write.is_urgent {
             shared.wait_for_room()?;
         }
         let mut prefetched: Option<Prefetched> = None;
@@ -50,33 +84,31 @@ impl Shared {
                 earliest_due: shared.due.keys(),
             };
             let context = Context { sequence: committer.sequence + 1, time_ms };
-            let checked = if fences.is_empty() { Ok(()) } else { fence::check(&view, &context, fences) };
-            match checked.and_then(|()| evaluate(&view, &context, &command)) {
+            match (write.evaluate)(&view, &context) {
                 Err(_) if view.needs_disk.get() => {
                     let state = Arc::clone(&state);
                     drop(committer);
-                    prefetched = Some(prefetch(&state, &command)?);
+                    prefetched = Some((write.prefetch)(&state)?);
                 }
                 Err(error) => return Err(error),
-                Ok(outcome) => {
+                Ok((effects, reply)) => {
                     if let Some((tree, last, key)) = view.found_end.take() {
                         committer.ends.found(tree, last, key);
                     }
-                    let reply = outcome.reply;
-                    if outcome.effects.is_empty() {
+                    if effects.is_empty() {
                         drop(committer);
-                        if durability == Durability::Synced && says_it_is_so(&command, &reply) {
+                        if durability == Durability::Synced && (write.says_it_is_so)(&reply) {
                             shared.wal.sync()?;
                         }
                         return Ok(reply);
                     }
-                    let committed = shared.commit(&mut committer, &state, &context, &outcome.effects);
+                    let committed = shared.commit(&mut committer, &state, &context, &effects);
                     drop(committer);
                     let (ticket, wakeups) = committed.inspect_err(|_| shared.lock_waiters.notify_all())?;
                     // Subscribers and waiters run without the mutex; subscribers last, because
                     // theirs is a stranger's code, which may panic.
-                    if touches_locks(&outcome.effects) {
-                        shared.lock_waiters.effects_applied(&outcome.effects);
+                    if touches_locks(&effects) {
+                        shared.lock_waiters.effects_applied(&effects);
                     }
                     drop(wakeups);
                     break (reply, ticket, context.sequence);

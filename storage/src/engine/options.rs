@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SteadyClock};
 use crate::disk::{Disk, RealDisk};
 
 /// When a write counts as done.
@@ -62,7 +62,7 @@ impl Options {
             retain_changes_bytes: 0,
             background_threads: true,
             checkpoint_slice_keys: 8 << 10,
-            clock: Arc::new(SystemClock),
+            clock: Arc::new(SteadyClock::new()),
             disk: Arc::new(RealDisk),
             database_id: None,
         }

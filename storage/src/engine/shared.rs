@@ -103,6 +103,12 @@ impl Shared {
         if has_due_times {
             self.due.before(effects);
         }
+        if self.replica.is_none() {
+            let end_ms = super::sessions::first_end(effects);
+            if end_ms != u64::MAX {
+                self.due.session_ends(end_ms);
+            }
+        }
         // A snapshot of this commit must know its trees: they are published with it.
         state.active.apply(
             context.sequence,

@@ -27,7 +27,7 @@ fn counters() -> Vec<CounterCommand> {
 fn locks() -> Vec<LockCommand> {
     let (name, owner, token) = (|| IVec::from("l"), || IVec::from("ann"), FencingToken(1 << 33));
     let (request, session) = (LockRequest::exclusive(500), SessionId(u128::MAX));
-    vec![
+    let mut locks = vec![
         LockCommand::TryAcquire { name: name(), owner: owner(), lease_ms: 1 },
         LockCommand::Renew { name: name(), owner: owner(), token, lease_ms: 1 },
         LockCommand::Release { name: name(), owner: owner(), token },
@@ -36,7 +36,13 @@ fn locks() -> Vec<LockCommand> {
         LockCommand::RenewWait { name: name(), ticket: 1, wait_ms: 1 },
         LockCommand::CancelWait { name: name(), ticket: 1 },
         LockCommand::AcquireOwned { name: name(), owner: owner(), request, session, waits: true },
-    ]
+    ];
+    // Readers, writers, and a semaphore, some of whose permits are taken.
+    for (permits, capacity) in [(1, READ_WRITE), (READ_WRITE, READ_WRITE), (1, 5), (300, 300)] {
+        let request = LockRequest { permits, capacity, ..request };
+        locks.push(LockCommand::Acquire { name: name(), owner: owner(), request, wait_ms: 1 });
+    }
+    locks
 }
 
 fn expiries() -> Vec<ExpiryCommand> {
@@ -116,14 +122,19 @@ fn operations() -> Vec<Operation> {
 #[test]
 fn what_is_peeked_at_is_what_the_bytes_decode_to() {
     let tags = [None, Some(SessionTag { session: SessionId(u128::MAX), slot: 300, sequence: 1 << 40 })];
-    let trees = [vec![], vec![IVec::from("dogs"), IVec::from(""), IVec::from(&[b'x'; 300][..])]];
+    let trees = [
+        vec![],
+        vec![IVec::from("dogs"), IVec::from(""), IVec::from(&[b'x'; 300][..])],
+        vec![IVec::from(ELECTIONS_TREE_NAME)],
+        vec![IVec::from(SERVICES_TREE_NAME), IVec::from(ELECTIONS_TREE_NAME)],
+    ];
     let mut seen = BTreeSet::new();
     for operation in operations() {
-        let kind = OperationKind::of(&operation);
-        seen.insert(kind);
         for (session, trees) in tags.iter().flat_map(|tag| trees.iter().map(move |trees| (tag, trees))) {
             let (session, trees, operation) = (*session, trees.clone(), operation.clone());
             let command = GroupCommand { session, time_ms: 1_766_279_860_224, trees, operation };
+            let kind = OperationKind::of(&command);
+            seen.insert(kind);
             let bytes = encode_group_command(&command).unwrap();
             assert_eq!(OperationKind::peek(&bytes), Some(kind), "{command:?}");
             // Whatever is missing, there is no panic, and no other kind.

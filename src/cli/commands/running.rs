@@ -1,0 +1,184 @@
+//! A command that runs while something is held: a lock, a leadership, a session.
+//!
+//! ```text
+//! start the command ─► it ends ─► its code
+//!                   └─ what is held is lost, or this is told to stop
+//!                        ─► SIGTERM ─► (--kill-after) SIGKILL
+//! ```
+//!
+//! SIGKILL comes no later than the moment from which what is held may be another's. Both signals go to the command
+//! and to all that it has started, as a process group of its own; at a terminal there is none (a group in the
+//! background may not read from it), and they go to the command alone. Nothing stops the command if this
+//! process itself is killed: then only a lock's delay and its token keep it from what is another's.
+
+use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dogsled::cluster::{LockGuard, Session};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::args::{Global, RunArgs};
+use crate::cli::database::Database;
+use crate::cli::exit::{Failure, Result};
+use crate::cli::remote::Remote;
+
+/// What a command runs under.
+pub(super) trait Held {
+    /// Returns when the command must stop.
+    async fn lost(&self);
+
+    /// How long, from now, until what is held may be another's.
+    fn remaining(&self) -> Duration;
+}
+
+impl Held for LockGuard {
+    async fn lost(&self) {
+        LockGuard::lost(self).await;
+    }
+
+    fn remaining(&self) -> Duration {
+        LockGuard::remaining(self)
+    }
+}
+
+impl Held for Session {
+    async fn lost(&self) {
+        Session::lost(self).await;
+    }
+
+    /// A session is never another's.
+    fn remaining(&self) -> Duration {
+        Duration::MAX
+    }
+}
+
+/// Of a command that runs under nothing that could be lost.
+pub(super) struct Always;
+
+impl Held for Always {
+    async fn lost(&self) {
+        std::future::pending().await
+    }
+
+    fn remaining(&self) -> Duration {
+        Duration::MAX
+    }
+}
+
+/// How a command came to its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// By itself, or because this process was told to stop; the code to exit with.
+    With(i32),
+    /// It was stopped because what it ran under was lost.
+    Lost,
+}
+
+/// The cluster that `usage`, such as `dogsled lock NAME -- command`, works on.
+pub(super) fn cluster(global: &Global, what: &str) -> Result<Rc<Remote>> {
+    if !global.wants_cluster()? {
+        return Err(Failure::usage(format!(
+            "{what} of a cluster (--connect): a directory is open to one process at a time"
+        )));
+    }
+    match global.database()? {
+        Database::Cluster(remote) => Ok(remote),
+        Database::Directory(_) => unreachable!("a cluster is wanted"),
+    }
+}
+
+/// Refuses a command line without a command; before anything is taken.
+pub(super) fn check(run: &RunArgs, usage: &str) -> Result<()> {
+    match run.command.is_empty() {
+        true => Err(Failure::usage(format!("say what to run, as in `{usage}`"))),
+        false => Ok(()),
+    }
+}
+
+/// Ends this process as the command has ended; `lost` says what was.
+pub(super) fn exit(remote: Rc<Remote>, ended: Ended, lost: impl FnOnce() -> String) -> Result<()> {
+    // Everything is given back first.
+    drop(remote);
+    match ended {
+        Ended::With(0) => Ok(()),
+        Ended::With(code) => std::process::exit(code),
+        Ended::Lost => Err(Failure::refused(format!("{} was lost, so the command was stopped", lost()))),
+    }
+}
+
+/// Runs the command until it ends, or must.
+pub(super) async fn run_under(
+    held: &impl Held,
+    run: &RunArgs,
+    environment: impl IntoIterator<Item = (&'static str, OsString)>,
+) -> Result<Ended> {
+    let signals =
+        || Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
+    let (mut terminate, mut interrupt) =
+        signals().map_err(|error| Failure::io("listening for signals", &error))?;
+    let Some((program, words)) = run.command.split_first() else {
+        return Err(Failure::usage("say what to run, behind `--`"));
+    };
+    let in_group = !std::io::stdin().is_terminal();
+    let mut command = Command::new(program);
+    if in_group {
+        command.process_group(0);
+    }
+    let mut child = command
+        .args(words)
+        .envs(environment)
+        .spawn()
+        .map_err(|error| Failure::io(format!("starting {}", program.display()), &error))?;
+    let waiting = |error: std::io::Error| Failure::io(format!("waiting for {}", program.display()), &error);
+    let is_lost = tokio::select! {
+        ended = child.wait() => return Ok(Ended::With(code_of(ended.map_err(waiting)?))),
+        () = held.lost() => true,
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+    };
+    let kill_after = Duration::from_secs(run.kill_after);
+    let ended = stop(&mut child, in_group, kill_after, held).await.map_err(waiting)?;
+    Ok(if is_lost { Ended::Lost } else { Ended::With(code_of(ended)) })
+}
+
+/// Ends a command: first it is asked to, and not longer than what it runs under is certainly held.
+async fn stop(
+    child: &mut Child,
+    in_group: bool,
+    kill_after: Duration,
+    held: &impl Held,
+) -> std::io::Result<ExitStatus> {
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+    let send = |signal: Signal| {
+        let Some(pid) = pid else { return };
+        // It may have ended just now; that is seen below.
+        let _ = if in_group { kill_process_group(pid, signal) } else { kill_process(pid, signal) };
+    };
+    send(Signal::TERM);
+    let too_late = async {
+        held.lost().await;
+        tokio::time::sleep(held.remaining()).await;
+    };
+    let ended = tokio::select! {
+        ended = child.wait() => Some(ended),
+        () = tokio::time::sleep(kill_after) => None,
+        () = too_late => None,
+    };
+    // What the command has left behind of its group is ended, too.
+    send(Signal::KILL);
+    match ended {
+        Some(ended) => ended,
+        None => child.wait().await,
+    }
+}
+
+/// As a shell gives it: a command that was ended by a signal has 128 and the signal's number.
+fn code_of(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
