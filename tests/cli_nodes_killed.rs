@@ -1,30 +1,76 @@
-//! Three processes of `dogsled serve`, each killed with `SIGKILL` in turn while clients write: what was
-//! acknowledged is there afterwards, and what was counted was counted once.
+//! Three processes of `dogsled serve` under constant load, to which one after another something happens:
+//! it is killed with `SIGKILL` and started again, paused by `SIGSTOP` until others lead in its place, or
+//! killed and left without a disk, so that a new member takes its place. All the while no call fails and
+//! no reader sees a counter go back; afterwards what was acknowledged is there, what was counted was
+//! counted once, and all replicas hold the same.
+//!
+//! `DOGSLED_SEED=n` gives the order of the nodes and the times again.
 #![cfg(feature = "cli")]
 
 mod cli_support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use cli_support::Sandbox;
-use cli_support::load::{Load, eventually, is_whole};
+use cli_support::load::{Load, eventually, is_whole, replicas_agree};
 use cli_support::nodes::{Served, free_address};
-use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId};
+use dogsled::cluster::{CertificateFiles, Client, ClientOptions};
+use parking_lot::Mutex;
+use rustix::process::Signal;
+use tokio::time::sleep;
 
 const WRITERS: usize = 8;
+/// A call has as long as a client gives it by default, and what a busy machine takes to notice that this
+/// is over.
+const DEADLINE: Duration = Duration::from_secs(10);
+const LATE: Duration = Duration::from_millis(500);
+
+/// One cluster at a time: what a call may take is of a machine that does nothing else.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// Small and good enough for orders and times.
+struct Random(u64);
+
+impl Random {
+    fn new(test: &str) -> Random {
+        let given = std::env::var("DOGSLED_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = given.unwrap_or_else(|| u64::from(std::process::id()));
+        println!("again: DOGSLED_SEED={seed} cargo test --workspace --test cli_nodes_killed {test}");
+        Random(seed)
+    }
+
+    /// Less than `bound`.
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+
+    fn shuffled<T>(&mut self, mut items: Vec<T>) -> Vec<T> {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last as u64 + 1) as usize);
+        }
+        items
+    }
+}
 
 struct Cluster {
     sandbox: Sandbox,
+    /// Of every member; each is in the zone of its address.
     addresses: BTreeMap<u64, String>,
     nodes: BTreeMap<u64, Served>,
+    /// The first three, as each of them is told.
+    members: String,
 }
 
 impl Cluster {
     fn start() -> Cluster {
         let sandbox = Sandbox::new();
         sandbox.certificates(&[1, 2, 3]);
-        let addresses = (1..=3).map(|node| (node, free_address())).collect();
-        let mut cluster = Cluster { sandbox, addresses, nodes: BTreeMap::new() };
+        let addresses: BTreeMap<u64, String> = (1..=3).map(|node| (node, free_address())).collect();
+        let members: Vec<String> =
+            addresses.iter().map(|(node, address)| format!("{node}={address}")).collect();
+        let mut cluster = Cluster { sandbox, addresses, nodes: BTreeMap::new(), members: members.join(",") };
         for node in [2, 3, 1] {
             let served = cluster.launch(node, if node == 1 { &["--init"] } else { &[] });
             cluster.nodes.insert(node, served);
@@ -35,71 +81,149 @@ impl Cluster {
         cluster
     }
 
+    /// Starts one of the first three.
     fn launch(&self, node: u64, more: &[&str]) -> Served {
-        let members: Vec<String> =
-            self.addresses.iter().map(|(node, address)| format!("{node}={address}")).collect();
-        let (id, data) = (node.to_string(), format!("data-{node}"));
-        let members = members.join(",");
-        let mut arguments = vec!["--certs", "certs", "--node", &id, "--data", &data];
-        arguments.extend(["--listen", &self.addresses[&node], "--members", &members]);
+        let data = format!("data-{node}");
+        let mut arguments = vec!["--members", &self.members];
         arguments.extend(more);
-        self.sandbox.serve(&arguments)
+        let arguments = self.arguments(node, &data, &self.addresses[&node], &arguments);
+        self.sandbox.serve(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    fn options(&self) -> ClientOptions {
+    fn arguments(&self, node: u64, data: &str, address: &str, more: &[&str]) -> Vec<String> {
+        let id = node.to_string();
+        let fixed = ["--certs", "certs", "--node", &id, "--data", data, "--listen", address];
+        let same = ["--zone", address, "--cache", "16"];
+        fixed.iter().chain(&same).chain(more).map(|argument| (*argument).to_owned()).collect()
+    }
+
+    /// Runs a command against the cluster.
+    fn run(&self, arguments: &[&str]) -> cli_support::Run {
+        let connect = self.addresses.values().cloned().collect::<Vec<_>>().join(",");
+        let mut all = vec!["--connect", &connect, "--certs", "certs"];
+        all.extend(arguments);
+        self.sandbox.run_bare(&all)
+    }
+
+    async fn client(&self, zone: &str) -> Client {
         let files = CertificateFiles::of_client(&self.sandbox.path("certs"), "admin");
-        ClientOptions::from_files(&files).expect("certificates of a client")
+        let options = ClientOptions::from_files(&files).expect("certificates of a client");
+        let options = ClientOptions { deadline: DEADLINE, zone: zone.to_owned(), ..options };
+        Client::connect(self.addresses.values().cloned(), options).await.expect("a client")
     }
-}
 
-async fn busiest(client: &Client) -> u64 {
-    let leaders = client.map().await.expect("a node answers").leaders;
-    let led = |node: &u64| leaders.iter().filter(|leader| **leader == Some(NodeId(*node))).count();
-    (1..=3).max_by_key(led).expect("there are three")
+    /// Lets `happen` do something to one node after another while clients write, and looks at what has
+    /// become of it.
+    fn under_load(mut self, nodes: Vec<u64>, mut happen: impl AsyncFnMut(&mut Cluster, &Load, u64)) {
+        let runtime = tokio::runtime::Runtime::new().expect("threads");
+        runtime.block_on(async {
+            let client = self.client("").await;
+            let load = Load::start(&client, "load", WRITERS);
+            for node in nodes {
+                eventually("all three are level", || is_whole(&client, 100)).await;
+                load.goes_on(100).await;
+                happen(&mut self, &load, node).await;
+                load.goes_on(100).await;
+            }
+            eventually("all three are level", || is_whole(&client, 100)).await;
+            let told = load.stop().await;
+            println!("{} keys were written; the slowest call took {:?}", told.keys.len(), told.slowest());
+            told.check_that_no_call_failed(DEADLINE + LATE);
+            assert!(told.keys.len() > 500, "only {} keys were written", told.keys.len());
+            eventually("all three have all", || is_whole(&client, 0)).await;
+            client.close().await;
+
+            // Clients of their own: they remember nothing.
+            let mut readers = Vec::new();
+            for zone in self.addresses.values() {
+                readers.push(self.client(zone).await);
+            }
+            told.check(&readers[0]).await;
+            replicas_agree(&readers).await;
+            for reader in readers {
+                reader.close().await;
+            }
+        });
+        for (node, served) in self.nodes {
+            assert_eq!(served.terminate(), 0, "node {node}");
+        }
+    }
 }
 
 #[test]
-fn killing_one_leader_after_another_loses_nothing_that_was_acknowledged() {
-    let mut cluster = Cluster::start();
-    let runtime = tokio::runtime::Runtime::new().expect("threads");
-    runtime.block_on(async {
-        let client =
-            Client::connect(cluster.addresses.values().cloned(), cluster.options()).await.expect("a client");
-        let load = Load::start(&client, "killed", WRITERS);
-        for _ in 0..3 {
-            eventually("all three are level", || is_whole(&client, 100)).await;
-            load.goes_on(100).await;
-            let victim = busiest(&client).await;
-            cluster.nodes.remove(&victim).expect("it runs").kill_nine();
-            load.goes_on(100).await;
-            cluster.nodes.insert(victim, cluster.launch(victim, &[]));
-        }
-        eventually("all three are level", || is_whole(&client, 100)).await;
-        let all = load.stop().await;
-
-        // A client of its own: it remembers nothing.
-        let reader =
-            Client::connect(cluster.addresses.values().cloned(), cluster.options()).await.expect("a client");
-        all.check(&reader).await;
-        assert!(all.keys.len() > 500, "only {} keys were written", all.keys.len());
-        reader.close().await;
-        client.close().await;
+fn killing_one_node_after_another_loses_nothing_and_fails_no_call() {
+    let _one = ONE.lock();
+    let mut random = Random::new("killing_one_node");
+    let order = random.shuffled(vec![1, 2, 3]);
+    Cluster::start().under_load(order, async |cluster, load, node| {
+        cluster.nodes.remove(&node).expect("it runs").kill_nine();
+        load.goes_on(100 + random.below(200)).await;
+        cluster.nodes.insert(node, cluster.launch(node, &[]));
     });
-    for (node, served) in std::mem::take(&mut cluster.nodes) {
-        assert_eq!(served.terminate(), 0, "node {node}");
-    }
+}
+
+#[test]
+fn pausing_one_node_after_another_loses_nothing_and_fails_no_call() {
+    let _one = ONE.lock();
+    let mut random = Random::new("pausing_one_node");
+    let order = random.shuffled(vec![1, 2, 3]);
+    // Longer than an election; than clients wait for a silent node (3 s); than nodes do (6 s).
+    let mut pauses = random.shuffled(vec![1_500, 4_000, 7_000]);
+    Cluster::start().under_load(order, async |cluster, load, node| {
+        let pause = pauses.pop().expect("one for each") + random.below(1_000);
+        println!("node {node} is paused for {pause} ms");
+        cluster.nodes[&node].signal(Signal::STOP);
+        sleep(Duration::from_millis(pause)).await;
+        // The others lead what it has led, and writers have gone on meanwhile.
+        load.goes_on(1).await;
+        cluster.nodes[&node].signal(Signal::CONT);
+    });
+}
+
+#[test]
+fn replacing_one_node_after_another_that_lost_its_disk_loses_nothing_and_fails_no_call() {
+    let _one = ONE.lock();
+    let mut random = Random::new("replacing_one_node");
+    let order = random.shuffled(vec![1, 2, 3]);
+    Cluster::start().under_load(order, async |cluster, load, node| {
+        cluster.nodes.remove(&node).expect("it runs").kill_nine();
+        let data = format!("data-{node}");
+        std::fs::remove_dir_all(cluster.sandbox.path(&data)).expect("it is there");
+        load.goes_on(100 + random.below(200)).await;
+
+        // It does not come back as who it was, whom it cannot speak for any more.
+        let address = cluster.addresses[&node].clone();
+        let seeds: Vec<&str> = cluster
+            .addresses
+            .iter()
+            .filter(|(id, _)| **id != node)
+            .map(|(_, address)| &address[..])
+            .collect();
+        let join = ["--join", &seeds.join(",")];
+        let as_before = cluster.arguments(node, &data, &address, &join);
+        let mut as_before = cluster.sandbox.serve(&as_before.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(as_before.exit_code(), 8);
+        std::fs::remove_dir_all(cluster.sandbox.path(&data)).expect("it is there");
+
+        let new = node + 3;
+        cluster.sandbox.run_bare(&["certs", "node", &new.to_string()]).ok();
+        let arguments = cluster.arguments(new, &data, &address, &join);
+        let served = cluster.sandbox.serving(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        cluster.addresses.remove(&node);
+        cluster.addresses.insert(new, address);
+        cluster.nodes.insert(new, served);
+        let removed = cluster.run(&["member", "remove", &node.to_string()]).ok();
+        assert!(removed.contains("no member any more"), "{removed}");
+    });
 }
 
 #[test]
 fn a_fourth_node_joins_and_the_first_leaves() {
+    let _one = ONE.lock();
     let cluster = Cluster::start();
     let sandbox = &cluster.sandbox;
     let connect = cluster.addresses.values().cloned().collect::<Vec<_>>().join(",");
-    let run = |arguments: &[&str]| {
-        let mut all = vec!["--connect", &connect, "--certs", "certs"];
-        all.extend(arguments);
-        sandbox.run_bare(&all)
-    };
+    let run = |arguments: &[&str]| cluster.run(arguments);
     run(&["put", "key", "value"]).ok();
     sandbox.run_bare(&["certs", "node", "4"]).ok();
     let fourth = free_address();

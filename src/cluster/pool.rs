@@ -240,8 +240,8 @@ async fn dial(
     let mut state = known.state.lock();
     match &connected {
         Ok(connection) if connection.node() == node => state.connection = Some(connection.clone()),
-        Ok(_) => {}
-        Err(_) => state.suspect(),
+        // Another has taken its place: for who asks for this one, that is as good as no answer.
+        Ok(_) | Err(_) => state.suspect(),
     }
     connected
 }

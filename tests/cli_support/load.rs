@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dogsled::cluster::{Client, Role};
+use dogsled::IVec;
+use dogsled::cluster::{Client, Error, ReadFrom, Role};
+use dogsled_storage::COUNTERS_TREE_NAME;
 use tokio::task::JoinHandle;
 
 /// How long anything that a test waits for may take.
@@ -40,6 +42,10 @@ pub(crate) struct Told {
     pub(crate) keys: Vec<String>,
     added: i64,
     perhaps_added: i64,
+    /// What went wrong, call by call.
+    failed: Vec<String>,
+    /// How long the slowest call took, and which it was.
+    slowest: (Duration, String),
 }
 
 impl Told {
@@ -47,6 +53,39 @@ impl Told {
         self.keys.extend(more.keys);
         self.added += more.added;
         self.perhaps_added += more.perhaps_added;
+        self.failed.extend(more.failed);
+        if more.slowest.0 > self.slowest.0 {
+            self.slowest = more.slowest;
+        }
+    }
+
+    /// Remembers of a call how long it took and what it came to.
+    fn heard<T>(&mut self, call: impl FnOnce() -> String, began: Instant, outcome: &Result<T, Error>) {
+        let took = began.elapsed();
+        match outcome {
+            Ok(_) if took <= self.slowest.0 => {}
+            Ok(_) => self.slowest = (took, call()),
+            Err(error) => {
+                let call = call();
+                self.failed.push(format!("{call} after {took:?}: {error}"));
+                if took > self.slowest.0 {
+                    self.slowest = (took, call);
+                }
+            }
+        }
+    }
+
+    /// Asserts that every call did what was asked of it, and within this.
+    pub(crate) fn check_that_no_call_failed(&self, deadline: Duration) {
+        let (count, first) = (self.failed.len(), self.failed.iter().take(5).collect::<Vec<_>>());
+        assert!(self.failed.is_empty(), "{count} calls failed, among them {first:#?}");
+        let (took, call) = &self.slowest;
+        assert!(*took <= deadline, "{call} took {took:?}, and had {deadline:?}");
+    }
+
+    /// The longest that any call took.
+    pub(crate) fn slowest(&self) -> Duration {
+        self.slowest.0
     }
 
     /// Asserts that everything that was acknowledged is there, and was counted once. A client that
@@ -124,15 +163,53 @@ async fn write(
             break;
         }
         let key = format!("{name}/{writer}/{number:06}");
-        if tree.insert(&key, key.as_bytes()).await.is_ok() {
-            told.keys.push(key);
-            progress.fetch_add(1, Ordering::Relaxed);
-        }
-        match counter.add(1).await {
-            Ok(_) => told.added += 1,
+        let began = Instant::now();
+        let inserted = tree.insert(&key, key.as_bytes()).await;
+        told.heard(|| format!("insert {key}"), began, &inserted);
+        let began = Instant::now();
+        let added = counter.add(1).await;
+        told.heard(|| format!("add after {key}"), began, &added);
+        match added {
+            Ok(stood) => {
+                told.added += 1;
+                let began = Instant::now();
+                let stands = counter.get().await;
+                told.heard(|| format!("read after {key}"), began, &stands);
+                if let Ok(stands) = stands {
+                    // It only grows: whoever answers with less has been overtaken, and does not know it.
+                    assert!(stands >= stood, "the counter stood at {stood}, and is read as {stands}");
+                }
+            }
             Err(error) if error.is_definite() => {}
             Err(_) => told.perhaps_added += 1,
         }
+        if inserted.is_ok() {
+            told.keys.push(key);
+            progress.fetch_add(1, Ordering::Relaxed);
+        }
     }
     told
+}
+
+/// Asserts that what the load has written is the same on the replicas of all members. Each of them is to
+/// be in a zone of its own, and each of the clients in another of these: what it reads from the nearest
+/// replica is then what that member holds.
+pub(crate) async fn replicas_agree(clients: &[Client]) {
+    let mut first: Option<Vec<(IVec, IVec)>> = None;
+    for (number, client) in clients.iter().enumerate() {
+        let mut held = Vec::new();
+        for tree in [TREE.as_bytes(), COUNTERS_TREE_NAME] {
+            let mut entries = client.tree(tree).read_from(ReadFrom::Nearest).iter();
+            while let Some(entry) = entries.next().await {
+                held.push(entry.expect("it answers"));
+            }
+        }
+        let Some(first) = &first else {
+            first = Some(held);
+            continue;
+        };
+        assert_eq!(first.len(), held.len(), "the replicas of the first zone and of zone {number}");
+        let differs = first.iter().zip(&held).find(|(one, other)| one != other);
+        assert_eq!(differs, None, "the replicas of the first zone and of zone {number}");
+    }
 }
