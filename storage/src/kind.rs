@@ -72,6 +72,7 @@ kinds! {
         Ttl = "ttl",
         SessionInsert = "session_insert",
         InsertNext = "insert_next",
+        SetNext = "set_next",
         Strings = "strings",
         SessionOpen = "session_open",
         SessionRenew = "session_renew",
@@ -163,6 +164,7 @@ impl OperationKind {
             Command::Expiry(ExpiryCommand::Get { .. }) => OperationKind::Ttl,
             Command::Owned(OwnedCommand::Insert { .. }) => OperationKind::SessionInsert,
             Command::Owned(OwnedCommand::InsertNext { .. }) => OperationKind::InsertNext,
+            Command::Owned(OwnedCommand::SetNext { .. }) => OperationKind::SetNext,
         }
     }
 
@@ -290,7 +292,7 @@ impl Peek<'_> {
                 return of(&expiry, self.number()?);
             }
             15 => SettleDue,
-            16 => return of(&[SessionInsert, InsertNext], self.number()?),
+            16 => return of(&[SessionInsert, InsertNext, SetNext], self.number()?),
             17 => Compare,
             18 => Strings,
             _ => return None,
