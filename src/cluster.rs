@@ -145,6 +145,9 @@
 //! that shows the cluster; `report` has the parts of `dogsled status`. What there is to be told is
 //! [`Node::status`] and, for programs, `families` of [`Node::replication`].
 //!
+//! [`Client::backup`] copies all partitions as of one moment, while writes go on, and [`Client::restore`] writes that into
+//! a cluster of any size: see [`backup`].
+//!
 //! # Who may
 //!
 //! Nodes and clients know each other by certificates of the cluster's own authority, both ways, always:
@@ -154,6 +157,7 @@
 //!
 //! Merge operators, typed trees and snapshots of the embedded database are not offered over a cluster.
 
+pub mod backup;
 mod client;
 mod computed;
 mod core;

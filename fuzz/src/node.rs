@@ -246,6 +246,19 @@ fn client_requests() -> Vec<ClientRequest> {
         requests.push(ClientRequest::Change { epoch: 1, wait: false, change });
     }
     requests.extend([ClientRequest::Record, ClientRequest::Membership { group: 1 }]);
+    let under = dogsled_storage::TransactionId(5);
+    let read = dogsled_replication::pin::PinnedRead {
+        tree: Bytes::from_static(b"tree"),
+        part: dogsled_storage::pin::PinnedPart::Keys,
+        after: Some(Bytes::from_static(b"k")),
+        since: 1,
+        limit_bytes: 100,
+    };
+    let lease = std::time::Duration::from_millis(1);
+    let deadline = std::time::Duration::from_millis(1);
+    requests.push(ClientRequest::Pin { group: 1, deadline, under, lease });
+    requests.push(ClientRequest::ReadPinned { node: NodeId(1), group: 1, under, read });
+    requests.push(ClientRequest::KeepPins { node: NodeId(1), under, keep: true, groups: vec![1] });
     let (group, prefix) = (1, Bytes::from_static(b"k"));
     let told = Some(dogsled_replication::watch::Told { position: 1, events: 1 });
     requests.push(ClientRequest::Watch { group, tree: Bytes::from_static(b"tree"), prefix, told });

@@ -33,6 +33,12 @@
 //!                  term u64, leader u64, position u64
 //!   17 a recovery is under way (nodes use it among themselves)
 //!                  recovery u128, stage u8 (0 begins, 1 they are given up for ever, 2 ends), lost: nodes
+//!   18 pin         group u32, deadline u32, transaction u128, lease in ms u32; see crate::pin
+//!   19 read what is pinned
+//!                  node u64, group u32, transaction u128, tree: length u32, bytes, part u8, after,
+//!                  since u64, limit in bytes u32
+//!   20 keep what is pinned, or let it go
+//!                  node u64, transaction u128, keep u8, groups u32, each: u32
 //!
 //! reply     version u8 (1), kind u8, then by kind:
 //!    0 done        nothing
@@ -52,6 +58,9 @@
 //!   10 recovery    lost: nodes; done u8; groups u32, each: group u32, survivor u64 (0 none), lost: nodes,
 //!                  others: nodes, last entry as above, committed u64, applied u64, term u64, led u8,
 //!                  level in ms u64 (all ones: not known)
+//!   11 pinned      as in crate::pin
+//!   12 a page of what is pinned
+//!                  as in crate::pin
 //! ```
 //!
 //! Nodes: a count u32, then each u64.
@@ -63,12 +72,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dogsled_storage::IVec;
+use dogsled_storage::{IVec, TransactionId};
 
 use crate::codec::{Malformed, Put, Take, malformed};
 use crate::error::ClusterError;
 use crate::message::{put_members, take_members};
 use crate::meta::{Change, Record};
+use crate::pin::{PinnedPage, PinnedRead, PinnedState};
 use crate::recovery::Recovery;
 use crate::ring::TreeHash;
 use crate::status::{MembershipId, NodeStatus, put_ids, take_ids};
@@ -269,6 +279,40 @@ pub enum ClientRequest {
         /// Members that will never come back.
         lost: Vec<NodeId>,
     },
+    /// Hold the state of a group, which the transaction has [locked as a whole](dogsled_storage::pin); see
+    /// [`crate::pin`]. Reply: [`ClientReply::Pinned`].
+    Pin {
+        /// The group.
+        group: u32,
+        /// How long to try; zero for the node's own.
+        deadline: Duration,
+        /// Under which it is locked, and will be held.
+        under: TransactionId,
+        /// How long it is held if nobody asks for it; at most [`MAX_LEASE`](crate::pin::MAX_LEASE).
+        lease: Duration,
+    },
+    /// Read what is held. Reply: [`ClientReply::PinnedPage`].
+    ReadPinned {
+        /// Who holds it.
+        node: NodeId,
+        /// The group.
+        group: u32,
+        /// Under which it is held.
+        under: TransactionId,
+        /// What.
+        read: PinnedRead,
+    },
+    /// What is held is still wanted, or is not any more. Reply: [`ClientReply::Done`].
+    KeepPins {
+        /// Who holds it.
+        node: NodeId,
+        /// Under which it is held.
+        under: TransactionId,
+        /// Whether it is wanted.
+        keep: bool,
+        /// Of which groups.
+        groups: Vec<u32>,
+    },
 }
 
 /// How far a recovery is; see [`ClientRequest::Hold`].
@@ -402,6 +446,10 @@ pub enum ClientReply {
     },
     /// What was recovered, or would be.
     Recovery(Box<Recovery>),
+    /// A group's state is held.
+    Pinned(PinnedState),
+    /// What was read of it.
+    PinnedPage(PinnedPage),
     /// It was not done, or that is not known.
     Error(ClusterError),
 }
@@ -433,6 +481,9 @@ impl ClientRequest {
             | ClientRequest::Status
             | ClientRequest::Record
             | ClientRequest::Membership { .. }
+            | ClientRequest::Pin { .. }
+            | ClientRequest::ReadPinned { .. }
+            | ClientRequest::KeepPins { .. }
             | ClientRequest::Watch { .. } => false,
             ClientRequest::Change { change, .. } => !change.is_for_applications(),
             ClientRequest::Initialize { .. }
@@ -549,6 +600,28 @@ impl ClientRequest {
                 });
                 put_ids(&mut bytes, lost);
             }
+            ClientRequest::Pin { group, deadline, under, lease } => {
+                bytes.put_u8(18);
+                bytes.put_u32(*group);
+                put_duration(&mut bytes, *deadline);
+                bytes.put_u128(under.0);
+                put_duration(&mut bytes, *lease);
+            }
+            ClientRequest::ReadPinned { node, group, under, read } => {
+                bytes.put_u8(19);
+                bytes.put_u64(node.0);
+                bytes.put_u32(*group);
+                bytes.put_u128(under.0);
+                read.put(&mut bytes);
+            }
+            ClientRequest::KeepPins { node, under, keep, groups } => {
+                bytes.put_u8(20);
+                bytes.put_u64(node.0);
+                bytes.put_u128(under.0);
+                bytes.put_u8(u8::from(*keep));
+                bytes.put_u32(groups.len() as u32);
+                groups.iter().for_each(|group| bytes.put_u32(*group));
+            }
             ClientRequest::GoOn { operation, lost, groups } => {
                 bytes.put_u8(16);
                 bytes.put_u128(*operation);
@@ -662,6 +735,24 @@ impl ClientRequest {
                     .map(|_| Ok((take.u32()?, take.u64()?, MembershipId::take(&mut take)?)))
                     .collect::<Result<_, Malformed>>()?,
             },
+            18 => ClientRequest::Pin {
+                group: take.u32()?,
+                deadline: take_duration(&mut take)?,
+                under: TransactionId(take.u128()?),
+                lease: take_duration(&mut take)?,
+            },
+            19 => ClientRequest::ReadPinned {
+                node: NodeId(take.u64()?),
+                group: take.u32()?,
+                under: TransactionId(take.u128()?),
+                read: PinnedRead::take(&mut take)?,
+            },
+            20 => ClientRequest::KeepPins {
+                node: NodeId(take.u64()?),
+                under: TransactionId(take.u128()?),
+                keep: take.flag()?,
+                groups: (0..take.count(4)?).map(|_| take.u32()).collect::<Result<_, Malformed>>()?,
+            },
             other => return malformed(format!("a request of the unknown kind {other}")),
         };
         take.end()?;
@@ -715,6 +806,14 @@ impl ClientReply {
             ClientReply::Recovery(recovery) => {
                 bytes.put_u8(10);
                 recovery.put(&mut bytes);
+            }
+            ClientReply::Pinned(pinned) => {
+                bytes.put_u8(11);
+                pinned.put(&mut bytes);
+            }
+            ClientReply::PinnedPage(page) => {
+                bytes.put_u8(12);
+                page.put(&mut bytes);
             }
         }
         bytes.into()
@@ -770,6 +869,8 @@ impl ClientReply {
             8 => ClientReply::Record(Box::new(Record::decode(take.rest())?)),
             9 => ClientReply::Membership { position: take.u64()?, nodes: take_ids(&mut take)? },
             10 => ClientReply::Recovery(Box::new(Recovery::take(&mut take)?)),
+            11 => ClientReply::Pinned(PinnedState::take(&mut take)?),
+            12 => ClientReply::PinnedPage(PinnedPage::take(&mut take)?),
             other => return malformed(format!("a reply of the unknown kind {other}")),
         };
         take.end()?;

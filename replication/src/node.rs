@@ -46,6 +46,7 @@ pub(crate) mod hosting;
 mod load;
 mod maintenance;
 mod members;
+mod pins;
 pub(crate) mod record;
 mod recover;
 mod report;

@@ -43,6 +43,7 @@ use crate::blocking::Blocking;
 use crate::codec::{Malformed, Put, Take};
 use crate::durability::to_io;
 use crate::metrics::GroupMetrics;
+use crate::pin::Pins;
 use crate::runtime::watch;
 use crate::snapshot::{KEEP, SnapshotData};
 use crate::types::{
@@ -224,6 +225,8 @@ pub(crate) struct ReplicaSlot {
     generation: AtomicU64,
     /// Transfers of the held state that are under way.
     sending: AtomicU64,
+    /// States that are held for clients.
+    pub(crate) pins: Pins,
 }
 
 /// Tells how old a stale read is.
@@ -274,6 +277,7 @@ impl ReplicaSlot {
             freshness: Mutex::default(),
             generation: AtomicU64::new(0),
             sending: AtomicU64::new(0),
+            pins: Pins::default(),
         })
     }
 
@@ -288,7 +292,10 @@ impl ReplicaSlot {
     /// Takes the replica out of use.
     pub(crate) fn take(&self) -> Option<Arc<Replica>> {
         *self.held.lock() = None;
-        self.current.swap(None)
+        let replica = self.current.swap(None);
+        // After it: what is pinned now is of the one that comes, or is let go by whoever pins it.
+        self.pins.clear();
+        replica
     }
 
     /// The state to be sent to followers: the one that was sent last if it is still wanted, so that a

@@ -264,11 +264,31 @@ pub(crate) enum Command {
         #[arg(long)]
         merge: bool,
     },
-    /// Copy the database to a new directory
+    /// Copy the database, or a cluster (with --connect), to a new directory
+    ///
+    /// Of a directory the copy is a database like any other. Of a cluster it is a backup for `dogsled restore`: the state
+    /// of all partitions at one moment, while writes go on.
     Backup {
         /// The new directory; with two, from the first to the second
         #[arg(required = true, num_args = 1..=2, value_names = ["SOURCE", "TARGET"])]
         directories: Vec<PathBuf>,
+        /// Only what a cluster has changed since this backup; if that adds to others itself, name these first
+        #[arg(long, value_name = "BACKUP")]
+        since: Vec<PathBuf>,
+    },
+    /// Write a backup of a cluster into a cluster, of any size (with --connect)
+    ///
+    /// Everything is read and checked first; nothing is written of what is damaged. Interrupted, the same command goes on.
+    Restore {
+        /// The complete backup, and those that add to it, oldest first
+        #[arg(required = true, value_name = "BACKUP")]
+        directories: Vec<PathBuf>,
+        /// Into a cluster that is not empty, overwriting keys that are in both
+        #[arg(long)]
+        merge: bool,
+        /// Do not read back and compare in the end
+        #[arg(long)]
+        no_check: bool,
     },
     /// Read everything and check every checksum and count
     Verify {

@@ -81,7 +81,13 @@ fn run(cli: Cli) -> Result<()> {
         Command::Import { file, format, merge } => {
             commands::transfer::import(&global, out, &file, format, merge)
         }
-        Command::Backup { directories } => commands::upkeep::backup(&global, out, &directories),
+        Command::Backup { directories, since } => match global.wants_cluster()? {
+            true => commands::backup::backup(&global, out, &directories, &since),
+            false => commands::upkeep::backup(&global, out, &directories, &since),
+        },
+        Command::Restore { directories, merge, no_check } => {
+            commands::backup::restore(&global, out, &directories, merge, no_check)
+        }
         Command::Verify { directory } => commands::upkeep::verify(&global, out, directory.as_ref()),
         Command::Repair { directories, behind_gaps } => {
             commands::upkeep::repair(&global, out, &directories, behind_gaps)

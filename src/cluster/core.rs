@@ -19,6 +19,7 @@ use bytes::Bytes;
 use dogsled_net::certs::Certificates;
 use dogsled_net::{ClientEndpoint, NetOptions};
 use dogsled_replication as replication;
+use dogsled_replication::pin::PinnedState;
 use dogsled_replication::ring::TreeHash;
 use dogsled_replication::{
     ClientReply, ClientRequest, ClusterError, ClusterMap, Consistency, NodeId, ReadAnswer, Service,
@@ -482,6 +483,21 @@ impl Core {
     ) -> Result<Answered> {
         let make = |deadline| ClientRequest::Submit { group, deadline, command: command.clone() };
         self.call(Some(group), Prefer::Leader, repeat, until, make).await
+    }
+
+    /// Has the state of a group held that is locked as a whole.
+    pub(super) async fn pin(
+        &self,
+        group: u32,
+        under: TransactionId,
+        lease: Duration,
+        until: Instant,
+    ) -> Result<PinnedState> {
+        let make = |deadline| ClientRequest::Pin { group, deadline, under, lease };
+        match self.call(Some(group), Prefer::Leader, Repeat::Harmless, until, make).await?.reply {
+            ClientReply::Pinned(pinned) => Ok(pinned),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Reads from one group.

@@ -83,6 +83,8 @@ use self::looking::look_at_one_moment;
 use self::sets::Sets;
 use super::Client;
 
+pub(super) use self::looking::ReadLocks;
+
 pub use self::attempt::Transaction;
 pub use self::commit::{Outcome, Unsettled};
 pub use self::compare::{Compare, Compared};

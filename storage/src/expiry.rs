@@ -246,6 +246,17 @@ pub(crate) fn all_records() -> (Bound<IVec>, Bound<IVec>) {
     (Bound::Included(IVec::from([RECORD])), Bound::Excluded(IVec::from([RECORD + 1])))
 }
 
+/// Where the records are of a tree's keys that come after this one.
+pub(crate) fn records_after(tree: TreeId, key: Option<&[u8]>) -> (Bound<IVec>, Bound<IVec>) {
+    let first = record_key(tree, key.unwrap_or_default());
+    let first = if key.is_some() { Bound::Excluded(first) } else { Bound::Included(first) };
+    let end = match tree.0.checked_add(1) {
+        Some(next) => Bound::Excluded(record_key(TreeId(next), &[])),
+        None => all_records().1,
+    };
+    (first, end)
+}
+
 /// The tree and the key that a record is about.
 pub(crate) fn key_of_record(record: &[u8]) -> Result<(TreeId, &[u8])> {
     let tree = record.get(1..).and_then(|rest| rest.split_first_chunk());

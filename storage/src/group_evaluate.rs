@@ -373,9 +373,15 @@ fn make_trees(missing: &Missing, effects: Effects) -> Effects {
     }
     let mut written = SmallVec::<[bool; 4]>::from_elem(false, missing.names.len());
     for effect in &effects {
-        if let Effect::Put { tree, .. } = effect
-            && let Some(index) = missing.index(*tree)
-        {
+        let tree = match effect {
+            // The record is about a tree, by its number.
+            Effect::Put { tree: TreeId::SEQUENCES, key, .. } => {
+                key.first_chunk().map(|number| TreeId(u32::from_be_bytes(*number)))
+            }
+            Effect::Put { tree, .. } => Some(*tree),
+            _ => None,
+        };
+        if let Some(index) = tree.and_then(|tree| missing.index(tree)) {
             written[index] = true;
         }
     }

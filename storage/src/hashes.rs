@@ -49,7 +49,7 @@ const HASH: &[u8] = b"\0dogsled:hash";
 const TEXT: &[u8] = b"\0dogsled:text";
 const HEAD_VERSION: u8 = 1;
 const HEAD_LENGTH: usize = HASH.len() + 1 + ID_LENGTH + 8;
-const ID_LENGTH: usize = 12;
+pub(crate) const ID_LENGTH: usize = 12;
 
 /// What a key of [`TreeId::HASHES`](crate::TreeId::HASHES) begins with that says whose a hash is.
 pub(crate) const OWNER: u8 = 1;
@@ -115,6 +115,11 @@ impl HashId {
         };
         (low, high)
     }
+}
+
+/// The id that bytes begin with.
+pub(crate) fn id_of_bytes(bytes: &[u8]) -> Option<HashId> {
+    HashId::from_bytes(bytes.get(..ID_LENGTH)?)
 }
 
 /// The id in a key of [`TreeId::HASHES`](crate::TreeId::HASHES).

@@ -75,6 +75,7 @@ kinds! {
         Ttl = "ttl",
         SessionInsert = "session_insert",
         InsertNext = "insert_next",
+        SetNext = "set_next",
         ElectionProclaim = "election_proclaim",
         ElectionResign = "election_resign",
         RegistryRegister = "registry_register",
@@ -207,6 +208,7 @@ impl OperationKind {
             Command::Expiry(ExpiryCommand::Get { .. }) => OperationKind::Ttl,
             Command::Owned(OwnedCommand::Insert { .. }) => OperationKind::SessionInsert,
             Command::Owned(OwnedCommand::InsertNext { .. }) => OperationKind::InsertNext,
+            Command::Owned(OwnedCommand::SetNext { .. }) => OperationKind::SetNext,
         }
     }
 
@@ -348,7 +350,7 @@ impl<'a> Peek<'a> {
                 return of(&expiry, self.number()?);
             }
             15 => SettleDue,
-            16 => return of(&[SessionInsert, InsertNext], self.number()?),
+            16 => return of(&[SessionInsert, InsertNext, SetNext], self.number()?),
             17 => Compare,
             18 => Strings,
             _ => return None,

@@ -83,6 +83,7 @@ mod meta;
 pub mod model;
 mod overlay;
 pub mod owned;
+pub mod pin;
 mod recovery;
 pub mod repair;
 pub mod replica;

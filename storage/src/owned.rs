@@ -21,11 +21,15 @@
 //! | sessions | 4, session (16), tree (4), key | the version that the session owns (8); 0: the one written with this record |
 //! | sequences | tree (4), prefix | the number that comes next (8) |
 
+use std::collections::HashMap;
+use std::ops::Bound;
+
 use bincode::{Decode, Encode};
 
 use crate::command::{MAX_KEY_LENGTH, Reply, TreeId};
-use crate::evaluate::{Effect, Effects, Outcome, View, require_tree};
+use crate::evaluate::{Effect, Effects, Outcome, Versioned, View, require_tree};
 use crate::group::SessionId;
+use crate::snapshot::Snapshot;
 use crate::{Error, IVec, Result, session};
 
 /// The digits of a number.
@@ -60,22 +64,34 @@ pub enum OwnedCommand {
         /// Whose it is, if it dies with a session.
         session: Option<SessionId>,
     },
+    /// Has numbers of a prefix go on from here, if they are not that far already: what a restored backup does.
+    /// Reply: [`Reply::Done`].
+    SetNext {
+        /// Where.
+        tree: TreeId,
+        /// What the keys begin with.
+        prefix: IVec,
+        /// The number that comes next, big-endian in 8 bytes.
+        next: IVec,
+    },
 }
 
 impl OwnedCommand {
     /// The tree, to be replaced, and the value.
     pub(crate) fn tree_and_value(&mut self) -> (&mut TreeId, &IVec) {
         match self {
-            OwnedCommand::Insert { tree, value, .. } | OwnedCommand::InsertNext { tree, value, .. } => {
-                (tree, value)
-            }
+            OwnedCommand::Insert { tree, value, .. }
+            | OwnedCommand::InsertNext { tree, value, .. }
+            | OwnedCommand::SetNext { tree, next: value, .. } => (tree, value),
         }
     }
 
     /// The value.
     pub fn value(&self) -> &IVec {
         match self {
-            OwnedCommand::Insert { value, .. } | OwnedCommand::InsertNext { value, .. } => value,
+            OwnedCommand::Insert { value, .. }
+            | OwnedCommand::InsertNext { value, .. }
+            | OwnedCommand::SetNext { next: value, .. } => value,
         }
     }
 
@@ -83,12 +99,12 @@ impl OwnedCommand {
     pub fn prefix(&self) -> &IVec {
         match self {
             OwnedCommand::Insert { key, .. } => key,
-            OwnedCommand::InsertNext { prefix, .. } => prefix,
+            OwnedCommand::InsertNext { prefix, .. } | OwnedCommand::SetNext { prefix, .. } => prefix,
         }
     }
 }
 
-fn damaged(what: &str) -> Error {
+pub(crate) fn damaged(what: &str) -> Error {
     Error::corrupt("the tree of sessions", None, what)
 }
 
@@ -100,6 +116,33 @@ pub(crate) fn owned_key(session: SessionId, tree: TreeId, key: &[u8]) -> IVec {
     bytes.extend_from_slice(&tree.0.to_be_bytes());
     bytes.extend_from_slice(key);
     IVec::from(bytes)
+}
+
+/// All keys that die with some session, by the version that it owns.
+pub(crate) fn all_owned(snapshot: &Snapshot) -> Result<HashMap<(TreeId, IVec), u64>> {
+    let (low, high) = (Bound::Included(IVec::from([OWNED])), Bound::Excluded(IVec::from([OWNED + 1])));
+    let mut owned = HashMap::new();
+    for entry in snapshot.range(TreeId::SESSIONS, low, high) {
+        let (listed, stored) = entry?;
+        let (Some(tree), Some(key)) = (listed.get(17..21), listed.get(21..)) else {
+            return Err(damaged("a session's key that is too short"));
+        };
+        let tree = TreeId(u32::from_be_bytes(tree.try_into().expect("four bytes")));
+        if tree != TreeId::LOCKS {
+            owned.insert((tree, IVec::from(key)), version_owned(&stored)?);
+        }
+    }
+    Ok(owned)
+}
+
+/// The version of a key that the session owns which lists it.
+fn version_owned(stored: &Versioned) -> Result<u64> {
+    let owned: [u8; 8] =
+        stored.value[..].try_into().map_err(|_| damaged("a session's key without its version"))?;
+    Ok(match u64::from_be_bytes(owned) {
+        0 => stored.version,
+        version => version,
+    })
 }
 
 /// The effects of removing what is listed under `listed`: the key, if the session owns it still, and the
@@ -114,12 +157,7 @@ pub(crate) fn remove_owned(view: &impl View, listed: IVec, effects: &mut Effects
     }
     let stored =
         view.get(TreeId::SESSIONS, &listed)?.ok_or_else(|| damaged("a session's key without entry"))?;
-    let owned: [u8; 8] =
-        stored.value[..].try_into().map_err(|_| damaged("a session's key without its version"))?;
-    let owned = match u64::from_be_bytes(owned) {
-        0 => stored.version,
-        version => version,
-    };
+    let owned = version_owned(&stored)?;
     if view.has_tree(tree) && view.version(tree, key)? == Some(owned) {
         effects.push(Effect::Remove { tree, key: IVec::from(key) });
     }
@@ -151,6 +189,25 @@ pub(crate) fn evaluate(view: &impl View, command: &OwnedCommand) -> Result<Outco
             let fresh = Some(previous.is_none());
             effects.push(Effect::Put { tree: *tree, key: key.clone(), value: value.clone(), fresh });
             Ok(Outcome { effects, reply: Reply::Previous(previous.map(|found| found.value)) })
+        }
+        OwnedCommand::SetNext { tree, prefix, next } => {
+            require_tree(view, *tree)?;
+            if prefix.len() > MAX_KEY_LENGTH - DIGITS || next.len() != 8 {
+                return Err(Error::InvalidRequest("no prefix or no number of 8 bytes".to_owned()));
+            }
+            let counted = IVec::from([&tree.0.to_be_bytes()[..], &prefix[..]].concat());
+            let stored = view.get(TreeId::SEQUENCES, &counted)?;
+            // Big-endian numbers are ordered as their bytes are.
+            if stored.as_ref().is_none_or(|stored| stored.value < *next) {
+                let fresh = Some(stored.is_none());
+                effects.push(Effect::Put {
+                    tree: TreeId::SEQUENCES,
+                    key: counted,
+                    value: next.clone(),
+                    fresh,
+                });
+            }
+            Ok(Outcome { effects, reply: Reply::Done })
         }
         OwnedCommand::InsertNext { tree, prefix, value, session } => {
             require_tree(view, *tree)?;

@@ -71,6 +71,10 @@
 //! So all that was read is what was there at T, which is while the transaction runs: it is strict. If locks were
 //! lost, because their lease was over, the look says so, and what was read counts for nothing.
 //!
+//! **Everything.** A part that is only to be locked and names nothing locks the whole group: all trees, those that are
+//! not there yet, too. What belongs to sessions and locks alone goes on. That is how a state of all groups
+//! at one moment is *pinned*, for a backup: see [`crate::pin`].
+//!
 //! # No deadlock
 //!
 //! There are three kinds:
@@ -135,7 +139,7 @@ mod removals;
 use bincode::{Decode, Encode};
 
 use crate::IVec;
-use crate::command::{KeyRead, RangeRead, TreeId, Write};
+use crate::command::{KeyRead, RangeFingerprint, RangeRead, TreeId, Write};
 use crate::expiry::ExpiryCommand;
 
 pub(crate) use evaluate::{commit, forget, prepare, resolve, settle};
@@ -186,6 +190,28 @@ impl Part {
     pub fn only_reads(&self) -> bool {
         self.writes.is_empty() && self.expiries.is_empty()
     }
+
+    /// Whether it neither reads nor changes anything.
+    pub fn is_empty(&self) -> bool {
+        self.only_reads() && self.reads.is_empty() && self.ranges.is_empty()
+    }
+
+    /// What is kept of one that locks everything: a range that no command can name.
+    pub(crate) fn of_everything() -> Part {
+        let everything = RangeRead {
+            tree: TreeId::TRANSACTIONS,
+            low: IVec::new(),
+            high: None,
+            count: 0,
+            fingerprint: RangeFingerprint::default().finish(),
+        };
+        Part { ranges: vec![everything], ..Part::default() }
+    }
+
+    /// Whether it is [that](Part::of_everything).
+    pub(crate) fn locks_everything(&self) -> bool {
+        self.ranges.first().is_some_and(|range| range.tree == TreeId::TRANSACTIONS)
+    }
 }
 
 /// Asks a participant to validate, lock and keep its part. Answer: [`Vote`].
@@ -200,7 +226,8 @@ pub struct Prepare {
     /// How long, by the participant's log, before whoever meets the locks asks home.
     pub lease_ms: u64,
     /// Locks what the part names as read against being written from now on, whatever is there and whoever is
-    /// prepared to write it already. The part must write nothing, and the transaction is never committed.
+    /// prepared to write it already. The part must write nothing, and the transaction is never committed. If it
+    /// names nothing at all, everything is locked.
     pub only_lock: bool,
     /// The participant's part.
     pub part: Part,

@@ -156,6 +156,10 @@ fn commands_have_the_bytes_they_always_had() {
             }),
             b"\x01\x10\x01\x10\x01p\x01v\x00",
         ),
+        (
+            Command::Owned(OwnedCommand::SetNext { tree, prefix: "p".into(), next: "12345678".into() }),
+            b"\x01\x10\x02\x10\x01p\x0812345678",
+        ),
         (Command::SettleDue { limit: 7 }, b"\x01\x0f\x07"),
     ];
     // Apart, because what is in it is told by its own module.

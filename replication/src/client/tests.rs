@@ -1,5 +1,7 @@
 //! Golden bytes of the client protocol.
 
+use dogsled_storage::pin::{PinnedEntry, PinnedPart};
+
 use super::*;
 use crate::recovery::GroupRecovery;
 use crate::status::{FollowerStatus, GroupStatus, Role};
@@ -108,6 +110,40 @@ fn requests_keep_their_bytes() {
              0100000000000000 0200000000000000 0300000000000000",
         ),
         (
+            ClientRequest::Pin {
+                group: 2,
+                deadline: Duration::from_millis(500),
+                under: TransactionId(258),
+                lease: Duration::from_secs(1),
+            },
+            "0112 02000000 f4010000 02010000000000000000000000000000 e8030000",
+        ),
+        (
+            ClientRequest::ReadPinned {
+                node: NodeId(4),
+                group: 2,
+                under: TransactionId(258),
+                read: PinnedRead {
+                    tree: "t".into(),
+                    part: PinnedPart::Numbers,
+                    after: Some("k".into()),
+                    since: 7,
+                    limit_bytes: 9,
+                },
+            },
+            "0113 0400000000000000 02000000 02010000000000000000000000000000 01000000 74 01 01 01000000 6b \
+             0700000000000000 09000000",
+        ),
+        (
+            ClientRequest::KeepPins {
+                node: NodeId(4),
+                under: TransactionId(258),
+                keep: true,
+                groups: vec![2, 3],
+            },
+            "0114 0400000000000000 02010000000000000000000000000000 01 02000000 02000000 03000000",
+        ),
+        (
             ClientRequest::Watch { group: 1, tree: "t".into(), prefix: "p/".into(), told: None },
             "010a01000000010000007402000000702f 00",
         ),
@@ -183,6 +219,26 @@ fn replies_keep_their_bytes() {
             "010a 01000000 0400000000000000 01 01000000 02000000 0500000000000000 01000000 0400000000000000 \
              01000000 0600000000000000 0100000000000000 0200000000000000 0300000000000000 \
              0200000000000000 0100000000000000 0900000000000000 01 0700000000000000",
+        ),
+        (
+            ClientReply::Pinned(PinnedState {
+                node: NodeId(4),
+                position: 5,
+                time_ms: 6,
+                trees: vec![("t".into(), 7)],
+            }),
+            "010b 0400000000000000 0500000000000000 0600000000000000 01000000 01000000 74 0700000000000000",
+        ),
+        (
+            ClientReply::PinnedPage(PinnedPage {
+                entries: vec![
+                    PinnedEntry { key: "k".into(), version: 3, expires_ms: Some(4), value: None },
+                    PinnedEntry { key: "l".into(), version: 5, expires_ms: None, value: Some("v".into()) },
+                ],
+                more: true,
+            }),
+            "010c 01 02000000 01000000 6b 0300000000000000 01 0400000000000000 00 \
+             01000000 6c 0500000000000000 00 01 01000000 76",
         ),
         (ClientReply::Error(ClusterError::Conflict("why".to_owned())), "0105 07 03000000 776879"),
         (ClientReply::Error(ClusterError::OutcomeUnknown("why".to_owned())), "0105 03 03000000 776879"),

@@ -10,6 +10,7 @@
 //! - **What is due** ([`run_due`]): as leader, when the log's time has passed the end of some key, or of a
 //!   lease of a lock that others wait for, proposes that these be settled. It looks often, at two numbers
 //!   in memory, because somebody waits.
+//! - **Pinned states** that nobody has asked for during their lease are let go; see [`crate::pin`].
 //! - **Transactions** whose coordinator is gone: see [`super::transactions`].
 //! - **Load**: how busy each group is, is measured: see [`super::load`].
 //! - **Balance**: leadership of a partition belongs to the first of those that the record gives it to,
@@ -62,6 +63,7 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
         let groups = cluster.groups();
         node.measure(&groups);
         for group in groups.values() {
+            group.slot.pins.expire();
             let (_, next) = group.log.bounds();
             let (seen, since) = appended.entry(group.id).or_insert_with(|| (0, Instant::now()));
             if next != *seen {

@@ -345,7 +345,9 @@ impl Inner {
         forwarded: bool,
     ) -> Bytes {
         let deadline = match &request {
-            ClientRequest::Submit { deadline, .. } | ClientRequest::Read { deadline, .. }
+            ClientRequest::Submit { deadline, .. }
+            | ClientRequest::Read { deadline, .. }
+            | ClientRequest::Pin { deadline, .. }
                 if !deadline.is_zero() =>
             {
                 (*deadline).min(MAX_DEADLINE)
@@ -357,6 +359,13 @@ impl Inner {
             | ClientRequest::GoOn { .. } => LONG,
             _ => self.config.request_deadline,
         };
+        if let ClientRequest::ReadPinned { node, .. } | ClientRequest::KeepPins { node, .. } = request
+            && node != self.config.node
+            && !forwarded
+        {
+            let passed_on = self.pass_on(node, body, deadline).await;
+            return passed_on.unwrap_or_else(|error| ClientReply::Error(error).encode());
+        }
         let repeatable = matches!(request, ClientRequest::Submit { .. } | ClientRequest::Read { .. });
         let error = match self.serve_here(request, deadline).await {
             Ok(reply) => return reply.encode(),
@@ -575,6 +584,17 @@ impl Inner {
             ClientRequest::Hold { operation, stage, lost } => {
                 self.hold(operation, stage, lost).await.map(|()| ClientReply::Done)
             }
+            ClientRequest::Pin { group, under, lease, .. } => {
+                let (group, until) = (&self.group(group)?, Instant::now() + deadline);
+                match tokio::time::timeout(deadline, self.pin(group, under, lease, until)).await {
+                    Ok(pinned) => pinned,
+                    Err(_) => Err(ClusterError::Unavailable("no answer before the deadline".to_owned())),
+                }
+            }
+            ClientRequest::ReadPinned { group, under, read, .. } => {
+                self.read_pinned(group, under, read).await
+            }
+            ClientRequest::KeepPins { under, keep, groups, .. } => self.keep_pins(&groups, under, keep),
             ClientRequest::Watch { .. } => Err(ClusterError::Invalid("a watch is a stream".to_owned())),
         }
     }
@@ -653,7 +673,7 @@ impl Inner {
     }
 
     /// Waits until this replica has everything that was acknowledged before.
-    async fn confirm(&self, group: &Arc<Group>) -> Result<(), ClusterError> {
+    pub(super) async fn confirm(&self, group: &Arc<Group>) -> Result<(), ClusterError> {
         let asked = tokio::time::Instant::now();
         let at = if group.leads() { group.read_index().await? } else { self.ask_leader(group).await? };
         group.slot.wait_applied(at).await;

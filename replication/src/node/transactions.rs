@@ -114,7 +114,7 @@ impl Inner {
     }
 
     /// Whether a transaction is resolved here before `until`. If its lease is over, has it settled.
-    async fn wait_until_resolved(
+    pub(super) async fn wait_until_resolved(
         self: &Arc<Self>,
         group: &Arc<Group>,
         lock: &LockedBy,

@@ -1,5 +1,6 @@
 //! What each command does, one module per kind.
 
+pub(crate) mod backup;
 pub(crate) mod bench;
 pub(crate) mod certs;
 pub(crate) mod coordination;

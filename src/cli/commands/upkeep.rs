@@ -31,7 +31,15 @@ fn source_and_target<'a>(
     }
 }
 
-pub(crate) fn backup(global: &Global, out: &mut Output, directories: &[PathBuf]) -> Result<()> {
+pub(crate) fn backup(
+    global: &Global,
+    out: &mut Output,
+    directories: &[PathBuf],
+    since: &[PathBuf],
+) -> Result<()> {
+    if !since.is_empty() {
+        return Err(Failure::usage("--since is for the backup of a cluster: it needs --connect"));
+    }
     let (source, target) = source_and_target(global, directories)?;
     let db = global.open_existing(Some(source))?;
     let total = db.stats()?.keys;

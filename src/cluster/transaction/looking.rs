@@ -36,7 +36,7 @@ pub(super) async fn look_at_one_moment(
     let decide_by_ms = core.log_time_ms(home, until).await? + lease_ms;
     let transaction = core.fresh_transaction();
     let groups = shares.keys().copied().collect();
-    let locks = ReadLocks { client: client.clone(), transaction, groups };
+    let locks = ReadLocks::new(client, transaction, groups);
     let prepares = shares.into_iter().map(|(group, Share { trees, part })| {
         let prepare = Prepare { transaction, home, decide_by_ms, lease_ms, only_lock: true, part };
         // Locks that are older than their lease are of no use.
@@ -79,10 +79,20 @@ impl Transaction {
 }
 
 /// Locks against writing in some groups, perhaps, which are given back when this is dropped.
-struct ReadLocks {
+pub(in crate::cluster) struct ReadLocks {
     client: Client,
     transaction: TransactionId,
     groups: Vec<u32>,
+}
+
+impl ReadLocks {
+    pub(in crate::cluster) fn new(
+        client: &Client,
+        transaction: TransactionId,
+        groups: Vec<u32>,
+    ) -> ReadLocks {
+        ReadLocks { client: client.clone(), transaction, groups }
+    }
 }
 
 impl Drop for ReadLocks {

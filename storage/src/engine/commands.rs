@@ -86,7 +86,7 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
                 read(TreeId::EXPIRY, &record_key(tree, key))?;
             }
         }
-        Command::Owned(OwnedCommand::InsertNext { .. })
+        Command::Owned(OwnedCommand::InsertNext { .. } | OwnedCommand::SetNext { .. })
         | Command::SettleDue { .. }
         | Command::Put { .. }
         | Command::CreateTree { .. }

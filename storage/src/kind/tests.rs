@@ -82,6 +82,7 @@ fn commands() -> Vec<Command> {
         },
         Command::Owned(OwnedCommand::Insert { tree, key: key(), value: value(), session }),
         Command::Owned(OwnedCommand::InsertNext { tree, prefix: prefix(), value: value(), session: None }),
+        Command::Owned(OwnedCommand::SetNext { tree, prefix: prefix(), next: value() }),
     ];
     commands.extend(counters().into_iter().map(Command::Counter));
     commands.extend(locks().into_iter().map(Command::Lock));

@@ -110,7 +110,7 @@ pub(crate) fn prepare(
         decide_by_ms: *decide_by_ms,
         expires_ms: context.time_ms.saturating_add(*lease_ms),
         prepared_ms: context.time_ms,
-        part: part.clone(),
+        part: if *only_lock && part.is_empty() { Part::of_everything() } else { part.clone() },
     };
     let mut effects = trees;
     effects.push(Effect::Put {

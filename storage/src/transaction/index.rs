@@ -21,6 +21,8 @@ use crate::{Error, IVec, Result};
 pub struct Transactions {
     prepared: BTreeMap<TransactionId, Arc<Prepared>>,
     trees: BTreeMap<TreeId, Locks>,
+    /// Those that have locked everything.
+    everything: BTreeSet<TransactionId>,
     decided: BTreeMap<TransactionId, Arc<Decided>>,
     /// Decisions in the order in which they may be looked after.
     by_deadline: BTreeSet<(u64, TransactionId)>,
@@ -170,18 +172,36 @@ impl Transactions {
 
     /// What keeps a key from being written.
     pub(crate) fn against_write(&self, tree: TreeId, key: &[u8]) -> Option<LockedBy> {
-        let locks = self.trees.get(&tree)?;
-        let holder = locks.writes.get(key).copied();
-        let holder = holder.or_else(|| locks.reads.get(key).and_then(first));
-        Some(self.locked_by(holder.or_else(|| locks.in_range(key))?))
+        let in_tree = self.trees.get(&tree).and_then(|locks| {
+            let holder = locks.writes.get(key).copied();
+            let holder = holder.or_else(|| locks.reads.get(key).and_then(first));
+            holder.or_else(|| locks.in_range(key))
+        });
+        Some(self.locked_by(in_tree.or_else(|| self.has_all_of(tree))?))
     }
 
     /// What keeps a tree from being cleared or dropped.
     fn against_clear(&self, tree: TreeId) -> Option<LockedBy> {
-        let locks = self.trees.get(&tree)?;
-        let holder = locks.writes.values().next().copied();
-        let holder = holder.or_else(|| locks.reads.values().next().and_then(first));
-        Some(self.locked_by(holder.or_else(|| locks.ranges.keys().next().copied())?))
+        let in_tree = self.trees.get(&tree).and_then(|locks| {
+            let holder = locks.writes.values().next().copied();
+            let holder = holder.or_else(|| locks.reads.values().next().and_then(first));
+            holder.or_else(|| locks.ranges.keys().next().copied())
+        });
+        Some(self.locked_by(in_tree.or_else(|| self.has_all_of(tree))?))
+    }
+
+    /// Who has locked everything, if the tree is a part of that: sessions are renewed, and locks taken and given
+    /// back, all the same.
+    fn has_all_of(&self, tree: TreeId) -> Option<TransactionId> {
+        let apart = [TreeId::SESSIONS, TreeId::TRANSACTIONS, TreeId::LOCKS, TreeId::LOCK_QUEUES];
+        self.everything.first().copied().filter(|_| !apart.contains(&tree))
+    }
+
+    /// One that is going to write something, perhaps.
+    pub(crate) fn any_writer(&self) -> Option<LockedBy> {
+        let mut prepared = self.prepared.iter();
+        let writer = prepared.find(|(_, prepared)| !prepared.part.only_reads());
+        writer.map(|(transaction, _)| self.locked_by(*transaction))
     }
 
     /// What keeps effects from being applied.
@@ -247,6 +267,10 @@ impl Transactions {
     }
 
     fn lock(&mut self, transaction: TransactionId, part: &Part) {
+        if part.locks_everything() {
+            self.everything.insert(transaction);
+            return;
+        }
         for (tree, key) in part.written() {
             let writes = &mut self.trees.entry(tree).or_default().writes;
             let before = writes.insert(key.clone(), transaction);
@@ -278,6 +302,7 @@ impl Transactions {
 
     fn release(&mut self, transaction: TransactionId) {
         let Some(prepared) = self.prepared.remove(&transaction) else { return };
+        self.everything.remove(&transaction);
         let Part { reads, ranges, .. } = &prepared.part;
         for (tree, key) in prepared.part.written() {
             if let Some(locks) = self.trees.get_mut(&tree) {

@@ -295,9 +295,11 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
             | ExpiryCommand::Clear { tree, .. }
             | ExpiryCommand::Get { tree, .. },
         ) => each(tree),
-        Command::Owned(OwnedCommand::Insert { tree, .. } | OwnedCommand::InsertNext { tree, .. }) => {
-            each(tree)
-        }
+        Command::Owned(
+            OwnedCommand::Insert { tree, .. }
+            | OwnedCommand::InsertNext { tree, .. }
+            | OwnedCommand::SetNext { tree, .. },
+        ) => each(tree),
         Command::Batch { writes } => writes.iter_mut().for_each(|write| each(&mut write.tree)),
         Command::Strings { watched, operations } => {
             watched.iter_mut().for_each(|read| each(&mut read.tree));

@@ -1,0 +1,375 @@
+//! Making a backup.
+//!
+//! A thread for each partition writes its file, and reads what earlier backups had. What it wants of the nodes it asks for
+//! where the network is waited for ([`Wanted`]); when nobody answers there any more, it ends.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use dogsled_replication::meta::Record as ClusterRecord;
+use dogsled_replication::pin::{PinnedPage, PinnedRead};
+use dogsled_storage::pin::{PinnedEntry, PinnedPart};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{mpsc, oneshot};
+
+use super::batches::Batches;
+use super::chain::{Chain, Merged};
+use super::format::{self, Manifest, PartitionEntry, Record, Section, Sum, Writer};
+use super::pinned::PinnedCluster;
+use super::{BackupError, MARKER_TREE, blocking, joined};
+use crate::IVec;
+use crate::cluster::{Client, Error};
+
+/// About how many bytes a page has.
+const PAGE_BYTES: u32 = 1 << 20;
+/// Partitions that are copied at a time.
+const TOGETHER: usize = 4;
+/// Records of earlier backups that are looked at in one go.
+const BATCH_RECORDS: usize = 2048;
+
+/// What a backup holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackupReport {
+    /// Its number.
+    pub backup: u128,
+    /// Records in it: keys, fields of hashes, and what is known of numbered keys; or what of it has changed.
+    pub records: u64,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Partitions.
+    pub partitions: u32,
+}
+
+/// What the thread of a partition wants.
+enum Wanted {
+    /// A page of what is pinned.
+    Page { group: u32, read: PinnedRead, reply: oneshot::Sender<crate::cluster::Result<PinnedPage>> },
+    /// That it is known that it has looked at so many more keys.
+    Progress(u64),
+}
+
+impl Client {
+    /// Writes the state of the cluster at this moment into a new directory; with `since`, only what has changed since
+    /// the last of these, a complete backup and what was added to it, oldest first. `progress` is told how many keys
+    /// of about how many were looked at. See [`backup`](super).
+    ///
+    /// # Errors
+    /// [`BackupError::Refused`] if the directory holds something, or the chain does not fit; [`BackupError::Damaged`] if
+    /// that is damaged; [`BackupError::Cluster`] with [`Error::Conflict`] if a node that held a part of the state
+    /// stopped: begin anew. A backup that failed is none, and a new one can be made in its place.
+    pub async fn backup(
+        &self,
+        directory: &Path,
+        since: &[PathBuf],
+        progress: impl Fn(u64, u64),
+    ) -> Result<BackupReport, BackupError> {
+        let record = self.record().await?;
+        let cluster = self.map().await?.cluster;
+        let chain = match since {
+            [] => None,
+            since => Some(self.chain_of(since, cluster, &record).await?),
+        };
+        let path = directory.to_owned();
+        blocking(self, move || prepare(&path)).await?;
+        let mut pinned = PinnedCluster::pin(self).await?;
+        if let Some(chain) = &chain
+            && chain.partitions() as usize != pinned.states.len()
+        {
+            let why = "the earlier backup has another number of partitions than the cluster";
+            return Err(BackupError::Refused(format!("{why}: take a complete backup")));
+        }
+        let total = pinned.states.values().flat_map(|state| &state.trees).map(|(_, keys)| keys).sum();
+        let copied =
+            self.copy(directory, &pinned, &chain, &|done: u64| progress(done.min(total), total)).await;
+        pinned.let_go().await;
+        let sums = copied?;
+        // Not that of before: what was pinned may be in trees that came in between.
+        let now = self.record().await?;
+        if removed_members(&now) != removed_members(&record) {
+            let what = "members were taken out of the cluster while it was backed up";
+            return Err(Error::Conflict(what.to_owned()).into());
+        }
+        let partition = |(group, sum): &(u32, Sum)| {
+            let state = &pinned.states[group];
+            PartitionEntry { position: state.position, time_ms: state.time_ms, sum: *sum }
+        };
+        let made = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let manifest = Manifest {
+            backup: pinned.under.0,
+            parent: chain.as_ref().map_or(0, |chain| chain.newest().backup),
+            cluster,
+            made_ms: made.as_millis() as u64,
+            partitions: sums.iter().map(partition).collect(),
+            trees: now
+                .trees
+                .iter()
+                .filter(|(_, tree)| tree.in_force)
+                .map(|(name, tree)| tree.hash.stored_name(name))
+                .collect(),
+            removed_members: removed_members(&now),
+        };
+        let report = BackupReport {
+            backup: manifest.backup,
+            records: sums.iter().map(|(_, sum)| sum.records).sum(),
+            bytes: sums.iter().map(|(_, sum)| sum.length).sum(),
+            partitions: sums.len() as u32,
+        };
+        let path = directory.to_owned();
+        blocking(self, move || manifest.write(&path)).await?;
+        Ok(report)
+    }
+
+    /// The earlier backups, if they are sound and of this cluster.
+    async fn chain_of(
+        &self,
+        since: &[PathBuf],
+        cluster: u128,
+        record: &ClusterRecord,
+    ) -> Result<Arc<Chain>, BackupError> {
+        let since = since.to_vec();
+        let chain = Arc::new(blocking(self, move || Chain::open(&since)).await?);
+        let newest = chain.newest();
+        let why = if newest.cluster != cluster {
+            "the earlier backup is of another cluster"
+        } else if newest.removed_members != removed_members(record) {
+            "members were taken out since the earlier backup, and what has changed cannot be told for certain"
+        } else {
+            let mut batches = Batches::read(self, &chain, 0, BATCH_RECORDS);
+            while batches.next().await.is_some() {}
+            batches.end().await?;
+            return Ok(chain);
+        };
+        Err(BackupError::Refused(format!("{why}: take a complete backup")))
+    }
+
+    /// Copies all partitions; what their files came to.
+    async fn copy(
+        &self,
+        directory: &Path,
+        pinned: &PinnedCluster,
+        chain: &Option<Arc<Chain>>,
+        progress: &impl Fn(u64),
+    ) -> Result<Vec<(u32, Sum)>, BackupError> {
+        let (asks, mut asked) = mpsc::channel(2 * TOGETHER);
+        let copies = pinned.states.iter().map(|(group, state)| {
+            let (directory, chain, asks) = (directory.to_owned(), chain.clone(), asks.clone());
+            let (group, backup, trees) = (*group, pinned.under.0, state.trees.clone());
+            let copy = move || {
+                let mut copy = Copy::new(group, chain.as_deref(), asks)?;
+                let sum = copy.run(&trees, Writer::create(&directory, backup, group)?)?;
+                Ok((group, sum))
+            };
+            async move { joined(self.runtime().spawn_blocking(copy).await) }
+        });
+        // Lazily: a thread begins when there is room for it.
+        let (mut waiting, mut copies) = (copies, FuturesUnordered::new());
+        copies.extend(waiting.by_ref().take(TOGETHER));
+        let (mut pages, mut sums, mut done) = (FuturesUnordered::new(), Vec::new(), 0);
+        let failed = loop {
+            tokio::select! {
+                Some(wanted) = asked.recv() => match wanted {
+                    Wanted::Page { group, read, reply } => pages.push(async move {
+                        // Its thread has ended if it does not take it.
+                        let _ = reply.send(pinned.page(group, read).await);
+                    }),
+                    Wanted::Progress(more) => {
+                        done += more;
+                        progress(done);
+                    }
+                },
+                Some(()) = pages.next(), if !pages.is_empty() => {}
+                copied = copies.next() => match copied {
+                    Some(Ok(sum)) => {
+                        sums.push(sum);
+                        copies.extend(waiting.next());
+                    }
+                    Some(Err(error)) => break Some(error),
+                    None => break None,
+                },
+            }
+        };
+        if let Some(error) = failed {
+            // Whoever makes a backup in its place must not meet them.
+            drop((asked, pages));
+            while copies.next().await.is_some() {}
+            return Err(error);
+        }
+        sums.sort_unstable_by_key(|(group, _)| *group);
+        Ok(sums)
+    }
+}
+
+fn removed_members(record: &ClusterRecord) -> Vec<u64> {
+    record.removed.iter().map(|node| node.0).collect()
+}
+
+/// Makes the directory, or clears it of a backup that was not finished.
+fn prepare(directory: &Path) -> Result<(), BackupError> {
+    let io = |error: std::io::Error| BackupError::Io { path: directory.to_owned(), error: error.to_string() };
+    std::fs::create_dir_all(directory).map_err(io)?;
+    let mut left = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // By their exact names: they are removed.
+        let number = name.strip_prefix("partition-").unwrap_or_default();
+        let is_partition = number.len() >= 5 && number.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_partition && name != "MANIFEST.partial" {
+            let shown = directory.display();
+            return Err(BackupError::Refused(format!("{shown} holds {name} already: name a new directory")));
+        }
+        left.push(entry.path());
+    }
+    left.into_iter().try_for_each(std::fs::remove_file).map_err(io)
+}
+
+/// What the backups before had in the partition, and where one is in it.
+struct Before {
+    records: Option<Merged>,
+    next: Option<(Section, Record)>,
+}
+
+impl Before {
+    fn new(mut records: Option<Merged>) -> Result<Before, BackupError> {
+        let next = records.as_mut().map(Merged::next).transpose()?.flatten();
+        Ok(Before { records, next })
+    }
+
+    fn take(&mut self) -> Result<Option<(Section, Record)>, BackupError> {
+        let following = self.records.as_mut().map(Merged::next).transpose()?.flatten();
+        Ok(std::mem::replace(&mut self.next, following))
+    }
+}
+
+/// The copying of one partition.
+struct Copy {
+    group: u32,
+    since: u64,
+    before: Before,
+    asks: mpsc::Sender<Wanted>,
+}
+
+/// Whoever asked for the backup is gone.
+fn given_up() -> BackupError {
+    BackupError::Cluster(Error::Closed)
+}
+
+impl Copy {
+    fn new(group: u32, chain: Option<&Chain>, asks: mpsc::Sender<Wanted>) -> Result<Copy, BackupError> {
+        let (since, before) = match chain {
+            Some(chain) => {
+                let since = chain.newest().partitions[group as usize - 1].position;
+                (since, Some(chain.partition(group)?))
+            }
+            None => (0, None),
+        };
+        Ok(Copy { group, since, before: Before::new(before)?, asks })
+    }
+
+    fn run(&mut self, trees: &[(IVec, u64)], mut writer: Writer) -> Result<Sum, BackupError> {
+        for (tree, _) in trees {
+            if &tree[..] == MARKER_TREE {
+                return Err(BackupError::Refused(
+                    "a restore into this cluster was not finished: finish it first, by the same command"
+                        .to_owned(),
+                ));
+            }
+            for part in [format::KEYS, format::NUMBERS] {
+                let section = (tree.clone(), part);
+                self.gone(&mut writer, |other| other < &section)?;
+                writer.begin(&section)?;
+                self.section(&section, &mut writer)?;
+                while let Some(record) = self.removed(|other, _| other == &section)? {
+                    writer.record(&record)?;
+                }
+                writer.end()?;
+            }
+        }
+        self.gone(&mut writer, |_| true)?;
+        writer.finish()
+    }
+
+    /// The next record of before, as one that was removed, if it is one of these.
+    fn removed(&mut self, which: impl Fn(&Section, &IVec) -> bool) -> Result<Option<Record>, BackupError> {
+        match &self.before.next {
+            Some((section, record)) if which(section, &record.key) => {}
+            _ => return Ok(None),
+        }
+        let taken = self.before.take()?;
+        Ok(taken.map(|(_, record)| Record { version: 0, expires_ms: None, value: None, ..record }))
+    }
+
+    /// Trees that are not there any more.
+    fn gone(&mut self, writer: &mut Writer, which: impl Fn(&Section) -> bool) -> Result<(), BackupError> {
+        while let Some(section) = self.before.next.as_ref().map(|(section, _)| section.clone()).filter(&which)
+        {
+            writer.begin(&section)?;
+            while let Some(record) = self.removed(|other, _| other == &section)? {
+                writer.record(&record)?;
+            }
+            writer.end()?;
+        }
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        (tree, part): &Section,
+        after: Option<&IVec>,
+        since: u64,
+        limit_bytes: u32,
+    ) -> Result<PinnedPage, BackupError> {
+        let read = PinnedRead {
+            tree: bytes::Bytes::copy_from_slice(tree),
+            part: if *part == format::KEYS { PinnedPart::Keys } else { PinnedPart::Numbers },
+            after: after.map(|after| bytes::Bytes::copy_from_slice(after)),
+            since,
+            limit_bytes,
+        };
+        let (reply, answer) = oneshot::channel();
+        let wanted = Wanted::Page { group: self.group, read, reply };
+        self.asks.blocking_send(wanted).map_err(|_| given_up())?;
+        Ok(answer.blocking_recv().map_err(|_| given_up())??)
+    }
+
+    fn section(&mut self, section: &Section, writer: &mut Writer) -> Result<(), BackupError> {
+        let mut after: Option<IVec> = None;
+        loop {
+            let page = self.read(section, after.as_ref(), self.since, PAGE_BYTES)?;
+            let looked_at = page.entries.len() as u64;
+            for PinnedEntry { key, version, expires_ms, mut value } in page.entries {
+                while let Some(record) = self.removed(|other, before| other == section && before < &key)? {
+                    writer.record(&record)?;
+                }
+                let is_known = matches!(&self.before.next, Some((other, before))
+                    if other == section && before.key == key);
+                let known = if is_known { self.before.take()? } else { None };
+                let is_same = known
+                    .is_some_and(|(_, before)| (before.version, before.expires_ms) == (version, expires_ms));
+                if !is_same {
+                    if value.is_none() {
+                        // Only when it expires has changed, or that it dies with a session.
+                        let one = self.read(section, after.as_ref(), 0, 1)?;
+                        value = one.entries.into_iter().find(|one| one.key == key).and_then(|one| one.value);
+                    }
+                    let Some(value) = value else {
+                        let what = format!("group {} tells a key without its value", self.group);
+                        return Err(Error::Incompatible(what).into());
+                    };
+                    writer.record(&Record { key: key.clone(), version, expires_ms, value: Some(value) })?;
+                }
+                after = Some(key);
+            }
+            if section.1 == format::KEYS {
+                self.asks.blocking_send(Wanted::Progress(looked_at)).map_err(|_| given_up())?;
+            }
+            if !page.more || looked_at == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
