@@ -166,9 +166,10 @@ fn a_password_is_asked_for() {
 }
 
 #[test]
-fn where_others_could_connect_a_password_is_needed() {
+fn where_other_machines_could_connect_it_does_not_listen() {
     let served = Served::new(1, 1);
-    let options = dogsled::cluster::redis::RedisOptions::new(([0, 0, 0, 0], 0).into());
+    let mut options = dogsled::cluster::redis::RedisOptions::new(([0, 0, 0, 0], 0).into());
+    options.password = Some("travels in clear".to_owned());
     let client = served.client();
     let refused = served.runtime.block_on(dogsled::cluster::redis::RedisServer::start(client, options));
     assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);

@@ -88,8 +88,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "DOGSLED_PRESET")]
     pub(crate) preset: Option<Preset>,
 
-    /// Serve Redis's protocol on this TCP address too, or `off`. Without certificates: whoever can connect can
-    /// do anything with the data, so anywhere but on loopback it takes a password [default: off]
+    /// Serve Redis's protocol on this TCP address of loopback too, or `off`. There is no encryption, and without
+    /// a password whoever can connect can do anything with the data [default: off]
     #[arg(long, env = "DOGSLED_REDIS", value_name = "HOST:PORT")]
     pub(crate) redis: Option<String>,
 

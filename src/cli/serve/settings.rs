@@ -251,11 +251,10 @@ impl Settings {
         if redis_password.as_ref().is_some_and(String::is_empty) {
             return Err(Failure::usage("an empty --redis-password is none"));
         }
-        if let Some(address) = redis.filter(|address| !address.ip().is_loopback() && redis_password.is_none())
-        {
+        if let Some(address) = redis.filter(|address| !address.ip().is_loopback()) {
             return Err(Failure::usage(format!(
-                "--redis {address} is open to other machines, without encryption or certificates: it takes a \
-                 --redis-password"
+                "--redis {address} is open to other machines, and has no encryption: choose a loopback address, \
+                 and let a tunnel or a proxy with TLS reach it from elsewhere"
             )));
         }
         Ok(Settings {
@@ -433,7 +432,7 @@ mod tests {
             (&["--partitions", "0"], "--partitions"),
             (&["--replicas", "0"], "--replicas"),
             (&["--redis", "nonsense"], "--redis"),
-            (&["--redis", "0.0.0.0:6379"], "--redis-password"),
+            (&["--redis", "0.0.0.0:6379", "--redis-password", "x"], "loopback"),
             (&["--redis", "127.0.0.1:6379", "--redis-password", ""], "--redis-password"),
             (&["--weight", "0"], "--weight"),
             (&["--from-embedded", "--join", "a:1"], "--join"),

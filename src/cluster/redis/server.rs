@@ -25,8 +25,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How a [`RedisServer`] is run.
 #[derive(Clone)]
 pub struct RedisOptions {
-    /// The TCP address to listen on. There is no encryption: anywhere but on loopback a
-    /// [password](RedisOptions::password) is demanded, and who listens on the way hears it.
+    /// The TCP address to listen on. There is no encryption, so it has to be one of loopback: whoever comes from
+    /// elsewhere needs a tunnel or a proxy with TLS.
     pub listen: SocketAddr,
     /// What a client has to say first, by `AUTH` or `HELLO`.
     pub password: Option<String>,
@@ -100,13 +100,14 @@ impl RedisServer {
     /// Listens, and serves what a client of the cluster reaches: a node's own takes the short way.
     ///
     /// # Errors
-    /// [`io::ErrorKind::PermissionDenied`] if others could connect and there is no password; those of listening.
+    /// [`io::ErrorKind::PermissionDenied`] if other machines could connect; those of listening.
     pub async fn start(client: Client, options: RedisOptions) -> io::Result<RedisServer> {
-        if !options.listen.ip().is_loopback() && options.password.is_none() {
+        if !options.listen.ip().is_loopback() {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 format!(
-                    "{} is not this machine's own address: whoever can connect could do anything. Set a password",
+                    "{} is not a loopback address: other machines could connect, and passwords and data would travel \
+                     in clear",
                     options.listen
                 ),
             ));
