@@ -365,7 +365,7 @@ pub fn assert_replica_is(replica: &Replica, log: &Log, context: &str) {
     let engine = replica.engine();
     let snapshot = engine.snapshot();
     let all = snapshot.with_expired();
-    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::SESSIONS, TreeId::TRANSACTIONS];
+    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::TRANSACTIONS];
     let not_empty = own.into_iter().filter(|id| !state.is_empty(*id)).count();
     assert_eq!(engine.trees().len(), state.names().count() + not_empty, "{context}: trees");
     for (name, id) in state.names() {
