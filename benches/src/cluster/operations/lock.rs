@@ -224,17 +224,20 @@ pub(super) async fn handover(plan: &OperationsPlan, systems: &Systems) -> Result
         own.push(percentile(&mut took, 99)?);
         own_p50.push(percentile(&mut took, 50)?);
         if let Some(etcd) = &systems.etcd {
-            let mut took = etcd_waiters(etcd, &format!("contended-{repeat}")).await?;
-            theirs.push(percentile(&mut took, 99)?);
+            // With a thousand waiters it does not always come to hand the lock over at all.
+            match etcd_waiters(etcd, &format!("contended-{repeat}")).await {
+                Ok(mut took) => theirs.push(percentile(&mut took, 99)?),
+                Err(error) => println!("etcd, hand-over: {error:#}"),
+            }
         }
     }
     let title = "hand-over of a lock to the next of 1,000 waiters";
+    let row = Row::new("handover", &format!("{title}, p99 of {HANDOVERS}"), "us")
+        .with("dogsled", own)
+        .with("put, p50", put.clone());
+    let row = if theirs.is_empty() { row } else { row.with("etcd", theirs) };
     Ok(vec![
-        Row::new("handover", &format!("{title}, p99 of {HANDOVERS}"), "us")
-            .with("dogsled", own)
-            .with("put, p50", put.clone())
-            .with("etcd", theirs)
-            .at_most(2.0, "put, p50"),
+        row.at_most(2.0, "put, p50"),
         Row::new("handover-p50", &format!("{title}, p50"), "us")
             .with("dogsled", own_p50)
             .with("put, p50", put),
