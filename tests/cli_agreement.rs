@@ -5,42 +5,18 @@
 mod cli_support;
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use cli_support::alone::Alone;
 use cli_support::http::{Answer, Metrics, get_until};
-use cli_support::nodes::{Served, free_address};
+use cli_support::nodes::Served;
 use cli_support::{Run, Sandbox};
 use rustix::process::{Pid, Signal, kill_process};
 
-struct Alone {
-    sandbox: Sandbox,
-    address: String,
-    served: Served,
-}
-
+/// Commands that go on while others are run.
 impl Alone {
-    fn new() -> Alone {
-        let (sandbox, address) = (Sandbox::new(), free_address());
-        let mut command = sandbox.bare(&["serve"]);
-        command.env("DOGSLED_LISTEN", &address);
-        let mut served = Served::start(command, &sandbox.path("log"));
-        served.says("serving");
-        Alone { sandbox, address, served }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.sandbox.bare(&["--connect", &self.address]);
-        command.args(arguments);
-        command
-    }
-
-    #[track_caller]
-    fn run(&self, arguments: &[&str]) -> Run {
-        cli_support::run(self.command(arguments))
-    }
-
     fn start(&self, arguments: &[&str]) -> Running {
         Running(self.command(arguments).spawn().expect("the binary starts"))
     }
@@ -54,15 +30,6 @@ impl Alone {
             BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
         (Running(child), Lines(lines))
-    }
-
-    #[track_caller]
-    fn eventually(&self, what: &str, done: impl Fn() -> bool) {
-        let until = Instant::now() + Duration::from_secs(20);
-        while !done() {
-            assert!(Instant::now() < until, "never: {what}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
     }
 }
 

@@ -3,49 +3,10 @@
 
 mod cli_support;
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cli_support::Sandbox;
-use cli_support::nodes::{Served, free_address};
+use cli_support::alone::Alone;
 use rustix::process::{Pid, Signal, kill_process};
-
-struct Alone {
-    sandbox: Sandbox,
-    address: String,
-    served: Served,
-}
-
-impl Alone {
-    fn new() -> Alone {
-        let (sandbox, address) = (Sandbox::new(), free_address());
-        let mut command = sandbox.bare(&["serve"]);
-        command.env("DOGSLED_LISTEN", &address);
-        let mut served = Served::start(command, &sandbox.path("log"));
-        served.says("serving");
-        Alone { sandbox, address, served }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.sandbox.bare(&["--connect", &self.address]);
-        command.args(arguments);
-        command
-    }
-
-    #[track_caller]
-    fn run(&self, arguments: &[&str]) -> cli_support::Run {
-        cli_support::run(self.command(arguments))
-    }
-
-    #[track_caller]
-    fn eventually(&self, what: &str, done: impl Fn() -> bool) {
-        let until = Instant::now() + Duration::from_secs(20);
-        while !done() {
-            assert!(Instant::now() < until, "never: {what}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
 
 #[test]
 fn the_exit_code_of_the_command_passes_through_and_the_lock_is_given_back() {

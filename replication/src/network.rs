@@ -173,16 +173,55 @@ struct Pipeline<'s, S> {
     deadline: Duration,
     in_flight: VecDeque<InFlight>,
     bytes: usize,
-    /// The last entry that was sent or asked for in this stream; `None` before the first request.
-    sent: Option<Option<LogId>>,
-    held: Option<Held>,
+    hold: Hold,
     ended: bool,
 }
 
-/// A request without entries that waits for some.
-struct Held {
-    request: AppendEntriesRequest<TypeConfig>,
-    until: Pin<Box<tokio::time::Sleep>>,
+/// Which requests wait for others to go with.
+struct Hold {
+    /// Heartbeats go at once.
+    is_used: bool,
+    /// The last entry that was sent or asked for in this stream; `None` before the first request.
+    sent: Option<Option<LogId>>,
+    /// A request without entries that waits for some, and until when.
+    held: Option<(AppendEntriesRequest<TypeConfig>, Pin<Box<tokio::time::Sleep>>)>,
+}
+
+impl Hold {
+    /// What is to be sent now that there is another request, in this order.
+    fn take(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> impl Iterator<Item = AppendEntriesRequest<TypeConfig>> + use<> {
+        let previous = request.prev_log_id;
+        let (first, until) = match self.held.take() {
+            // This one says the same and more.
+            Some((held, until)) if held.prev_log_id == previous => (None, Some(until)),
+            Some((held, _)) => (Some(held), None),
+            None => (None, None),
+        };
+        // The first request of a stream finds out what matches, which must not wait.
+        let second = if self.is_used && request.entries.is_empty() && self.sent == Some(previous) {
+            let until = until.unwrap_or_else(|| Box::pin(tokio::time::sleep(together(HOLD, HOLD))));
+            self.held = Some((request, until));
+            None
+        } else {
+            self.sent = Some(request.entries.last().map(|entry| entry.log_id).or(previous));
+            Some(request)
+        };
+        first.into_iter().chain(second)
+    }
+
+    /// What has waited long enough, or for nothing: without an `input` nothing will come.
+    fn poll_over(
+        &mut self,
+        context: &mut Context<'_>,
+        input: bool,
+    ) -> Option<AppendEntriesRequest<TypeConfig>> {
+        let (_, until) = self.held.as_mut()?;
+        let is_over = until.poll_unpin(context).is_ready() || !input;
+        if is_over { self.held.take().map(|(request, _)| request) } else { None }
+    }
 }
 
 impl<S> Pipeline<'_, S>
@@ -195,34 +234,10 @@ where
             match input.poll_next_unpin(context) {
                 Poll::Pending => break,
                 Poll::Ready(None) => self.input = None,
-                Poll::Ready(Some(request)) => self.take(request),
+                Poll::Ready(Some(request)) => self.hold.take(request).for_each(|request| self.send(request)),
             }
         }
-        let held = self.held.as_mut();
-        // Without an input nothing will come that could carry it.
-        let over = held.is_some_and(|held| held.until.poll_unpin(context).is_ready() || self.input.is_none());
-        if over && let Some(held) = self.held.take() {
-            self.send(held.request);
-        }
-    }
-
-    /// Sends a request now, or keeps it until there is another to go with.
-    fn take(&mut self, request: AppendEntriesRequest<TypeConfig>) {
-        let previous = request.prev_log_id;
-        let until = match self.held.take() {
-            // This one says the same and more.
-            Some(held) if held.request.prev_log_id == previous => Some(held.until),
-            Some(held) => {
-                self.send(held.request);
-                None
-            }
-            None => None,
-        };
-        // The first request of a stream finds out what matches, which must not wait.
-        if request.entries.is_empty() && self.sent == Some(previous) && self.connection.lane == Lane::Data {
-            let until = until.unwrap_or_else(|| Box::pin(tokio::time::sleep(together(HOLD, HOLD))));
-            self.held = Some(Held { request, until });
-        } else {
+        if let Some(request) = self.hold.poll_over(context, self.input.is_some()) {
             self.send(request);
         }
     }
@@ -234,7 +249,6 @@ where
         let body = encode_append(connection.network.cluster, connection.network.group, &request);
         let bytes = body.len();
         self.bytes += bytes;
-        self.sent = Some(last);
         let request = connection.request(connection.lane, body, self.deadline);
         self.in_flight.push_back(InFlight { request, bytes, previous, last });
     }
@@ -307,14 +321,14 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             Lane::Control => option.soft_ttl(),
             _ => self.network.append_deadline,
         };
+        let is_used = self.lane == Lane::Data;
         let pipeline = Pipeline {
             connection: self,
             input: Some(input),
             deadline,
             in_flight: VecDeque::new(),
             bytes: 0,
-            sent: None,
-            held: None,
+            hold: Hold { is_used, sent: None, held: None },
             ended: false,
         };
         std::future::ready(Ok(pipeline.boxed())).boxed()
@@ -365,5 +379,72 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     fn backoff(&self) -> Option<Backoff> {
         let (first, last) = self.network.backoff;
         Some(Backoff::new(std::iter::successors(Some(first), move |wait| Some((*wait * 2).min(last)))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::types::{Entry, LeaderId};
+
+    fn log_id(index: u64) -> LogId {
+        LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index }
+    }
+
+    /// After `previous`, with so many entries, when so much is committed.
+    fn request(previous: u64, entries: u64, committed: u64) -> AppendEntriesRequest<TypeConfig> {
+        let entry = |index| Entry { log_id: log_id(index), payload: openraft::EntryPayload::Blank };
+        AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: Some(log_id(previous)),
+            leader_commit: Some(log_id(committed)),
+            entries: (previous + 1..=previous + entries).map(entry).collect(),
+        }
+    }
+
+    /// Length and commit of what goes at once.
+    fn given(hold: &mut Hold, request: AppendEntriesRequest<TypeConfig>) -> Vec<(usize, u64)> {
+        let commit = |sent: &AppendEntriesRequest<TypeConfig>| sent.leader_commit.map_or(0, |id| id.index);
+        hold.take(request).map(|sent| (sent.entries.len(), commit(&sent))).collect()
+    }
+
+    async fn over(hold: &mut Hold, input: bool) -> Option<u64> {
+        let over = poll_fn(|context| Poll::Ready(hold.poll_over(context, input))).await;
+        over.and_then(|request| request.leader_commit).map(|id| id.index)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_committed_goes_with_the_next_entries_or_alone_after_a_while() {
+        let mut hold = Hold { is_used: true, sent: None, held: None };
+        assert_eq!(given(&mut hold, request(4, 0, 2)), [(0, 2)], "the first finds out what matches");
+        assert_eq!(given(&mut hold, request(4, 2, 2)), [(2, 2)]);
+        assert_eq!(given(&mut hold, request(6, 0, 5)), []);
+        assert_eq!(given(&mut hold, request(6, 0, 6)), [], "a newer one takes its place");
+        assert_eq!(over(&mut hold, true).await, None);
+        assert_eq!(given(&mut hold, request(6, 1, 6)), [(1, 6)], "the entries say it");
+        tokio::time::sleep(HOLD * 3).await;
+        assert_eq!(over(&mut hold, true).await, None, "nothing is left to be said");
+
+        assert_eq!(given(&mut hold, request(7, 0, 7)), []);
+        tokio::time::sleep(HOLD * 3).await;
+        assert_eq!(over(&mut hold, true).await, Some(7));
+        assert_eq!(given(&mut hold, request(7, 0, 8)), []);
+        assert_eq!(over(&mut hold, false).await, Some(8), "nothing else will come");
+        assert_eq!(given(&mut hold, request(7, 0, 9)), []);
+        assert_eq!(
+            given(&mut hold, request(3, 1, 9)),
+            [(0, 9), (1, 9)],
+            "that of another place is no substitute"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_heartbeat_does_not_wait() {
+        let mut hold = Hold { is_used: false, sent: None, held: None };
+        for _ in 0..3 {
+            assert_eq!(given(&mut hold, request(4, 0, 4)), [(0, 4)]);
+        }
     }
 }

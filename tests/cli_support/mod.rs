@@ -1,6 +1,7 @@
 //! Runs the real binary and looks at what it says.
 #![allow(dead_code, reason = "each suite uses its part")]
 
+pub(crate) mod alone;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod nodes;

@@ -2,8 +2,11 @@
 
 use dogsled_storage::pin::{PinnedEntry, PinnedPart};
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::recovery::GroupRecovery;
+use crate::ring::TreeHash;
 use crate::status::{FollowerStatus, GroupStatus, Role};
 
 fn hex(bytes: &[u8]) -> String {
