@@ -175,9 +175,12 @@ fn a_node_whose_disk_fills_is_not_missed_and_catches_up_when_there_is_space() {
 
         disk.empty().expect("there was a filler");
         let began = Instant::now();
-        eventually("the node has caught up by itself", || is_whole(&client, 100)).await;
+        // A group that failed a moment ago can be level enough while it still stands.
+        eventually("the node has caught up by itself and complains no more", || async {
+            is_whole(&client, 100).await && complaint(&client).await.is_none()
+        })
+        .await;
         say(&format!("caught up {:?} after there was space", began.elapsed()));
-        assert_eq!(complaint(&client).await, None);
         load.goes_on(100).await;
         let told = load.stop().await;
         eventually("all three have all", || is_whole(&client, 0)).await;
