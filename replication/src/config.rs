@@ -93,8 +93,8 @@ pub struct NodeConfig {
     pub keep_entries: u64,
     /// Entries are kept until all groups together have written this much after them. Default 256 MiB.
     pub keep_bytes: u64,
-    /// Bytes of a second that snapshots may take of the link, all together; no limit if `None`, the
-    /// default.
+    /// Bytes of a second that snapshots, and entries for those who were away long, may take of the link, all
+    /// together; if `None`, the default, what those leave who write meanwhile (it is less under a limit, too).
     pub snapshot_bytes_per_second: Option<u64>,
     /// The most bytes of an encoded command. Above what the transport carries in one message,
     /// nothing would ever be replicated. Default 16 MiB.

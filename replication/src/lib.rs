@@ -24,6 +24,7 @@ pub mod metrics;
 mod network;
 mod node;
 mod node_file;
+mod pace;
 pub mod pin;
 mod proposals;
 mod read_index;

@@ -42,8 +42,10 @@ use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 
+use crate::blocking::Blocking;
 use crate::durability::{Durability, Waiter, to_io};
 use crate::metrics::{GroupMetrics, NodeMetrics};
+use crate::pace::{Pace, Served};
 use crate::status::EntryIdentity;
 use crate::transport::NodeId;
 use crate::types::{
@@ -72,17 +74,40 @@ impl Default for LogOptions {
 pub(crate) struct SharedLog {
     pub(crate) wal: Arc<Wal>,
     pub(crate) durability: Durability,
+    blocking: Blocking,
     /// What is counted of all groups.
     pub(crate) metrics: NodeMetrics,
+    /// How fast state is copied to other nodes.
+    pub(crate) pace: Pace,
     /// Bytes that all groups have appended, the clock of [`LogStore::purgeable`].
     appended: AtomicU64,
 }
 
 impl SharedLog {
-    pub(crate) fn new(wal: Arc<Wal>, durability: Durability) -> SharedLog {
-        SharedLog { wal, durability, metrics: NodeMetrics::default(), appended: AtomicU64::new(0) }
+    /// Of a node that copies no more than so many bytes per second to others.
+    pub(crate) fn new(
+        wal: Arc<Wal>,
+        durability: Durability,
+        blocking: Blocking,
+        copy_limit: Option<u64>,
+    ) -> SharedLog {
+        let (metrics, pace) = (NodeMetrics::default(), Pace::new(copy_limit));
+        SharedLog { wal, durability, blocking, metrics, pace, appended: AtomicU64::new(0) }
+    }
+
+    /// Waits until so many bytes may be copied to another node.
+    pub(crate) async fn may_copy(&self, bytes: usize) {
+        let served = || {
+            let commands = self.metrics.commands();
+            let appended = self.appended.load(Ordering::Relaxed);
+            Served { commands: commands.count(), took: commands.sum(), appended }
+        };
+        self.pace.wait(bytes, served).await;
     }
 }
+
+/// Bytes in one message of what is read from the disk for a follower.
+const COPY_BYTES: usize = 256 << 10;
 
 /// Bytes between two marks of an entry's age.
 const MARK_EVERY: u64 = 256 << 10;
@@ -383,7 +408,17 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.read(start, end, self.inner.options.message_bytes)
+        let inner = &self.inner;
+        if start >= inner.state.lock().cached_from() {
+            return self.read(start, end, inner.options.message_bytes);
+        }
+        // Who needs what is only on the disk was away, or is new. In small pieces, between which others get
+        // their turn, and on a thread that may wait for the disk.
+        let limit = inner.options.message_bytes.min(COPY_BYTES);
+        let log = self.clone();
+        let entries = inner.shared.blocking.run(move || log.read(start, end, limit)).await??;
+        inner.shared.may_copy(entries.iter().map(entry_memory).sum()).await;
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {

@@ -287,6 +287,13 @@ impl NodeMetrics {
         }
     }
 
+    /// How long the commands took that this node carried out as leader.
+    pub(crate) fn commands(&self) -> Distribution {
+        let mut all = Distribution::default();
+        self.commands.iter().for_each(|kind| all.add(&kind.read()));
+        all
+    }
+
     /// This node has answered a read.
     pub(crate) fn answered(&self, asked: &Asked, took: Duration, now_ms: impl FnOnce() -> u64) {
         self.reads[asked.kind as usize].observe(took);

@@ -253,12 +253,13 @@ impl Node {
         };
         let (lock, file, shared_log) =
             blocking.run(open).await.map_err(|error| Error::io("starting the node", error))??;
+        let shared_log = Arc::new(shared_log);
         let inner = Arc::new(Inner {
-            snapshots: Arc::new(Snapshots::new(config.snapshot_bytes_per_second, blocking)),
+            snapshots: Arc::new(Snapshots::new(Arc::clone(&shared_log), blocking)),
             fence: Arc::new(Fence::new(file.taken_out)),
             transport,
             blocking,
-            shared_log: Arc::new(shared_log),
+            shared_log,
             file: Mutex::new(file),
             cluster: OnceLock::new(),
             adopting: tokio::sync::Mutex::new(()),
@@ -492,7 +493,8 @@ pub(crate) fn open_directory(config: &NodeConfig) -> Result<Opened> {
             .map_err(|error| Error::io("starting the thread that waits for the disk", error))?,
         false => Durability::inline(Arc::clone(&wal), config.sync_time),
     };
-    Ok((lock, file, SharedLog::new(wal, durability)))
+    let blocking = if config.threads { Blocking::Threads } else { Blocking::Inline };
+    Ok((lock, file, SharedLog::new(wal, durability, blocking, config.snapshot_bytes_per_second)))
 }
 
 impl Inner {

@@ -23,7 +23,8 @@
 //! which is kept for [`KEEP`]; then it goes on where it was.
 //!
 //! Pieces are the last in line for the link ([`Lane::Bulk`]), and all transfers of a node together
-//! take no more than [`NodeConfig::snapshot_bytes_per_second`](crate::NodeConfig).
+//! keep to one [`Pace`](crate::pace::Pace): no more than [`NodeConfig::snapshot_bytes_per_second`](crate::NodeConfig),
+//! and less if those who write meanwhile would notice.
 //!
 //! # Meanwhile
 //!
@@ -37,7 +38,6 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -59,6 +59,7 @@ use crate::blocking::Blocking;
 use crate::codec::{Put, Take};
 use crate::durability::to_io;
 use crate::group::{Group, Raft};
+use crate::log_store::SharedLog;
 use crate::message::{Header, Kind, PeerError, SnapshotName, check_sender, encode_error, ok, take_reply};
 use crate::network::Network;
 use crate::state_machine::{Machine, ReplicaSlot, snapshot_meta};
@@ -66,9 +67,9 @@ use crate::transport::{Lane, NodeId, TransportError};
 use crate::types::{SnapshotOf, TypeConfig, Vote, put_vote, take_vote};
 
 /// About the bytes of a piece.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 256 << 10;
 /// Pieces on their way.
-const WINDOW: usize = 4;
+const WINDOW: usize = 16;
 /// How long one may take.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How long a handle is kept after it was last used.
@@ -131,12 +132,8 @@ struct Transfer {
 
 /// A node's snapshots, in both directions; see the [module](self).
 pub(crate) struct Snapshots {
-    /// What the node was started with; 0: no limit.
-    own_bytes_per_second: u64,
-    /// What holds now.
-    bytes_per_second: AtomicU64,
-    /// When the link is free for the next piece.
-    free_at: Mutex<Instant>,
+    /// Whose pace pieces are sent at.
+    shared_log: Arc<SharedLog>,
     blocking: Blocking,
     receiving: Mutex<HashMap<u32, Arc<Transfer>>>,
 }
@@ -144,40 +141,13 @@ pub(crate) struct Snapshots {
 type Sent = Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>>;
 
 impl Snapshots {
-    pub(crate) fn new(bytes_per_second: Option<u64>, blocking: Blocking) -> Snapshots {
-        Snapshots {
-            own_bytes_per_second: bytes_per_second.unwrap_or(0),
-            bytes_per_second: AtomicU64::new(bytes_per_second.unwrap_or(0)),
-            free_at: Mutex::new(Instant::now()),
-            blocking,
-            receiving: Mutex::default(),
-        }
-    }
-
-    /// From now on no more than this, or than the node was started with if that is less. 0: no limit.
-    pub(crate) fn set_limit(&self, bytes_per_second: u64) {
-        let limits = [self.own_bytes_per_second, bytes_per_second];
-        let least = limits.into_iter().filter(|limit| *limit > 0).min().unwrap_or(0);
-        self.bytes_per_second.store(least, Ordering::Relaxed);
+    pub(crate) fn new(shared_log: Arc<SharedLog>, blocking: Blocking) -> Snapshots {
+        Snapshots { shared_log, blocking, receiving: Mutex::default() }
     }
 
     /// What is there of a snapshot that is being received for a group is not needed any more.
     pub(crate) fn forget(&self, group: u32) {
         drop(self.receiving.lock().remove(&group));
-    }
-
-    async fn wait_for_link(&self, bytes: usize) {
-        let rate = self.bytes_per_second.load(Ordering::Relaxed);
-        if rate == 0 {
-            return;
-        }
-        let turn = {
-            let mut free_at = self.free_at.lock();
-            let turn = (*free_at).max(Instant::now());
-            *free_at = turn + Duration::from_secs_f64(bytes as f64 / rate as f64);
-            turn
-        };
-        tokio::time::sleep_until(turn).await;
     }
 
     /// Sends a snapshot to a follower, and returns when it has installed it.
@@ -229,7 +199,7 @@ impl Snapshots {
                     Ok(Err(error)) => return Err(unreachable(&error)),
                     Err(error) => return Err(unreachable(&error)),
                 };
-                self.wait_for_link(chunk.bytes.len()).await;
+                self.shared_log.may_copy(chunk.bytes.len()).await;
                 let mut body =
                     name.encode(Kind::SnapshotPiece, network.cluster, network.group, 4 + chunk.bytes.len());
                 body.put_bytes(&chunk.bytes);

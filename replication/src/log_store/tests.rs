@@ -22,7 +22,7 @@ fn shared(directory: &TempDir, threaded: bool) -> Arc<SharedLog> {
         true => Durability::threaded(Arc::clone(&wal)).unwrap(),
         false => Durability::inline(Arc::clone(&wal), Default::default()),
     };
-    Arc::new(SharedLog::new(wal, durability))
+    Arc::new(SharedLog::new(wal, durability, Blocking::Inline, None))
 }
 
 /// The least that the suite asks of a state machine: the positions that it applies have gaps, which

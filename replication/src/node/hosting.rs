@@ -474,6 +474,7 @@ mod tests {
     use openraft::vote::RaftLeaderId;
 
     use super::*;
+    use crate::blocking::Blocking;
     use crate::durability::Durability;
     use crate::log_store::LogStore;
     use crate::types::{Entry, LeaderId, LogId, Payload, Vote, entry_body, entry_header, position};
@@ -484,7 +485,7 @@ mod tests {
         let options = WalOptions { threads: false, segment_size: 128 << 10, ..WalOptions::new("n/wal", 7) };
         let wal = Arc::new(Wal::open(Arc::new(disk.clone()), options).unwrap());
         let durability = Durability::inline(Arc::clone(&wal), Default::default());
-        SharedLog::new(wal, durability)
+        SharedLog::new(wal, durability, Blocking::Inline, None)
     }
 
     fn replica() -> PathBuf {
@@ -545,7 +546,7 @@ mod tests {
                 let Ok(wal) = Wal::open(Arc::new(disk.clone()), wal) else { return };
                 let wal = Arc::new(wal);
                 let durability = Durability::inline(Arc::clone(&wal), Default::default());
-                let _ = hosted(&SharedLog::new(wal, durability), &disk, Path::new("n"));
+                let _ = hosted(&SharedLog::new(wal, durability, Blocking::Inline, None), &disk, Path::new("n"));
             }));
             assert!(attempt.is_ok(), "change {at}: a panic");
             check_gone(&disk.power_cut(at), &format!("power cut at change {at} of {changes}"));

@@ -120,7 +120,7 @@ impl Inner {
         for (node, member) in &found.members {
             self.set_addresses(*node, member.addresses.clone());
         }
-        self.snapshots.set_limit(found.settings.bytes_per_second);
+        self.shared_log.pace.set_limit(found.settings.bytes_per_second);
         tracing::debug!(epoch = found.epoch, "the cluster's record is new");
         cluster.set_record(found);
         self.changes.send_modify(|changes| *changes += 1);
