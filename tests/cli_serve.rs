@@ -8,8 +8,10 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use cli_support::load::Load;
 use cli_support::nodes::{Served, free_address};
 use cli_support::{Sandbox, run_with_input};
+use dogsled::cluster::{Client, ClientOptions};
 use rustix::process::Signal;
 
 /// A node without an option, and a way to run commands against it.
@@ -109,6 +111,49 @@ fn an_embedded_database_moves_into_a_node_and_back() {
 
     let exported = alone.run(&["export", "--format", "jsonl", "-t", "dogs"]).ok();
     assert_eq!(exported, "{\"key\":\"a\",\"tree\":\"dogs\",\"value\":\"1\"}\n");
+}
+
+#[test]
+fn an_embedded_directory_moves_into_many_partitions_while_others_write() {
+    let alone = Alone::new();
+    let mut served = alone.start();
+    served.says("with 16 partitions");
+    let lines: String = (0..20_000).map(|number| format!("key{number:05}\tvalue {number}\n")).collect();
+    alone.sandbox.fill(&lines);
+    alone.sandbox.run(&["-t", "dogs", "put", "lead", "Balto", "--ttl", "5000"]).ok();
+    alone.sandbox.run(&["counter", "add", "visits", "7"]).ok();
+    let source = alone.sandbox.database().display().to_string();
+
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let client = runtime.block_on(async {
+        let options = ClientOptions::development(alone.sandbox.path("dogsled-data")).expect("certificates");
+        Client::connect([alone.address.clone()], options).await.expect("a client")
+    });
+    let load = runtime.block_on(async {
+        let load = Load::start(&client, "meanwhile", 4);
+        load.goes_on(20).await;
+        load
+    });
+    // There are counters of others.
+    alone.run(&["import", &source]).fails_saying(8, &["nothing was imported", "--merge"]);
+    let summary = alone.run(&["import", &source, "--merge"]).ok();
+    assert!(summary.starts_with("20,002 records of 3 trees imported"), "{summary}");
+    runtime.block_on(async {
+        load.goes_on(20).await;
+        let told = load.stop().await;
+        told.check_that_no_call_failed(Duration::from_secs(10));
+        told.check(&client).await;
+        client.close().await;
+    });
+
+    assert_eq!(alone.run(&["scan"]).ok(), lines);
+    assert_eq!(alone.run(&["-t", "dogs", "get", "lead"]).ok(), "Balto\n");
+    let left: i64 = alone.run(&["-t", "dogs", "ttl", "lead"]).ok().trim().parse().expect("seconds");
+    assert!((4_900..=5_000).contains(&left), "{left}");
+    assert_eq!(alone.run(&["counter", "get", "visits"]).ok(), "7\n");
+    alone.run(&["import", &alone.sandbox.argument("dogsled-data")]).fails_saying(7, &["dogsled serve"]);
+    // What was moved is still where it was.
+    assert_eq!(alone.sandbox.run(&["count"]).ok(), "20000\n");
 }
 
 #[test]

@@ -241,3 +241,38 @@ fn times_to_live_are_carried_over_in_both_formats() {
 "
     );
 }
+
+#[test]
+fn a_directory_is_imported_as_it_is() {
+    let sandbox = sample();
+    sandbox.run(&["expire", "key00003", "5000"]).ok();
+    let before = listing(&sandbox);
+    let token = sandbox.run(&["lock", "acquire", "sled", "--owner", "ann"]).ok();
+    let with_lock = listing(&sandbox);
+    let source = sandbox.database().display().to_string();
+    let copy = Sandbox::new();
+    assert_eq!(copy.run(&["import", &source]).ok(), "5,002 records of 3 trees imported (86.8 KiB)\n");
+    assert_eq!(listing(&copy), before);
+    let left: i64 = copy.run(&["ttl", "key00003"]).ok().trim().parse().expect("seconds");
+    assert!((4_900..=5_000).contains(&left), "{left}");
+    copy.run(&["lock", "holder", "sled"]).fails(1);
+    copy.run(&["import", &source]).fails_saying(8, &["nothing was imported", "--merge"]);
+    copy.run(&["import", &source, "--merge"]).ok();
+    assert_eq!(listing(&copy), before);
+    // It stays as it was, with the lock.
+    assert_eq!(listing(&sandbox), with_lock);
+    assert!(sandbox.run(&["lock", "holder", "sled"]).ok().contains(&format!("token {}", token.trim_end())));
+
+    let one = Sandbox::new();
+    one.run(&["import", &source, "-t", "binary\\xff"]).ok();
+    assert_eq!(one.run(&["trees"]).ok(), "__sled__default\t0\nbinary\\xff\t1\n");
+    let none = Sandbox::new();
+    none.run(&["import", &source, "-t", "nope"]).fails_saying(1, &["no tree \"nope\""]);
+    none.run(&["import", &source, "--format", "archive"]).fails_saying(2, &["is a directory"]);
+    std::fs::create_dir(none.path("empty")).expect("a directory");
+    none.run(&["import", &none.argument("empty")]).fails_saying(7, &["empty"]);
+    assert!(!none.database().exists());
+    // Not into itself.
+    assert_eq!(sandbox.run(&["import", &source, "--merge"]).code, 3);
+    assert_eq!(listing(&sandbox), with_lock);
+}

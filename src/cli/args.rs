@@ -253,9 +253,10 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FORMAT")]
         format: Option<ExportFormat>,
     },
-    /// Read what export wrote; refused as a whole if any of it is damaged
+    /// Read what export wrote, refused as a whole if any of it is damaged; or all that an embedded database has
     Import {
-        /// The file; - is standard input
+        /// The file, or the directory of an embedded database, which no other process may have open meanwhile;
+        /// - is standard input
         file: PathBuf,
         /// What it holds; told from its first bytes if not given
         #[arg(long, value_name = "FORMAT")]

@@ -8,11 +8,15 @@
 //! Counters go along; locks stay, because a lease and a fencing token mean something only in the
 //! database that granted them. What is exported of a directory is of one moment; of a cluster, only
 //! what nobody writes to meanwhile is.
+//!
+//! An embedded database's directory can be imported as it is, which saves the file: so it moves into a
+//! cluster of many partitions while that serves others. It is held open meanwhile, and stays as it was.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use dogsled::IVec;
 use dogsled_storage::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
 use serde_json::json;
 
@@ -98,11 +102,7 @@ fn write_export<W: Write>(
             if some.is_empty() {
                 return Ok::<_, Failure>(());
             }
-            let keys: Vec<_> = some.iter().map(|(key, _)| key.clone()).collect();
-            let expires = match has_times && tree.name() != COUNTERS_TREE_NAME {
-                true => tree.expires(&keys, database.now_ms())?,
-                false => vec![None; keys.len()],
-            };
+            let expires = expires(database, tree, &some, has_times)?;
             for ((key, value), expires_ms) in some.iter().zip(expires) {
                 write(key, value, expires_ms).map_err(failed)?;
                 records += 1;
@@ -164,54 +164,11 @@ pub(crate) fn import(
     format: Option<ExportFormat>,
     merge: bool,
 ) -> Result<()> {
-    let from_stdin = file == Path::new("-");
-    let name = if from_stdin { "standard input".to_owned() } else { file.display().to_string() };
-    let unreadable = |error: io::Error| Failure::io(&name, &error);
-    let mut file = if from_stdin {
-        spool(io::stdin().lock()).map_err(unreadable)?
-    } else {
-        let file = File::open(file).map_err(unreadable)?;
-        let kind = file.metadata().map_err(unreadable)?;
-        if kind.is_dir() {
-            return Err(Failure::usage(format!("{name} is a directory; `export` writes a file")));
-        }
-        // A pipe can be read once only, and this takes two readings.
-        if kind.is_file() { file } else { spool(file).map_err(unreadable)? }
-    };
-    let length = file.metadata().map_err(unreadable)?.len();
-    let mut start = Vec::new();
-    (&mut file).take(8).read_to_end(&mut start).map_err(unreadable)?;
-    let format = format.unwrap_or(if archive::is_archive(&start) || !start.starts_with(b"{") {
-        ExportFormat::Archive
-    } else {
-        ExportFormat::JsonLines
-    });
-
+    let mut source = Source::open(global, file, format)?;
+    let name = source.name.clone();
     // First reading: nothing is applied of a file that is not sound to its end.
     let only = global.tree_name()?;
-    let mut trees: Vec<(Vec<u8>, u64)> = Vec::new();
-    let records = |file: &mut File, doing: &'static str, each: &mut dyn FnMut(Item) -> Result<()>| {
-        file.seek(SeekFrom::Start(0)).map_err(|error| Failure::io(&name, &error))?;
-        let progress = Progress::bytes(Some(length), doing, global.quiet);
-        let input = BufReader::with_capacity(256 << 10, &*file);
-        let mut chosen = |item: Item| {
-            let wanted = only.as_ref().is_none_or(|only| item.tree() == Some(only));
-            if wanted { each(item) } else { Ok(()) }
-        };
-        match format {
-            ExportFormat::Archive => read_archive(&name, input, &progress, &mut chosen),
-            ExportFormat::JsonLines => read_json_lines(&name, input, &progress, &mut chosen),
-        }
-    };
-    records(&mut file, "checking", &mut |item| {
-        let tree = item.tree().map_or(DEFAULT_TREE_NAME, Vec::as_slice);
-        let added = u64::from(matches!(&item, Item::Record(record) if record.value.is_some()));
-        match trees.iter_mut().rev().find(|(known, _)| known == tree) {
-            Some((_, count)) => *count += added,
-            None => trees.push((tree.to_vec(), added)),
-        }
-        Ok(())
-    })?;
+    let trees = source.trees(global, only.as_ref())?;
     if let Some(only) = only.as_ref().filter(|_| trees.is_empty()) {
         return Err(Failure::not_found(format!("{name} has no tree {:?}", bytes::display_short(only))));
     }
@@ -226,7 +183,7 @@ pub(crate) fn import(
         refuse_filled(&database, &trees)?;
     }
     let mut sink = Sink::into_any_tree(database.clone())?;
-    let applied = records(&mut file, "importing", &mut |item| match item {
+    let applied = source.read(global, only.as_ref(), "importing", &mut |item| match item {
         // Empty trees are trees too.
         Item::Tree(name) => database.tree(&name).map(drop),
         Item::Record(record) => sink.add(record),
@@ -262,6 +219,148 @@ fn refuse_filled(database: &Database, trees: &[(Vec<u8>, u64)]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is imported.
+struct Source {
+    /// What errors call it.
+    name: String,
+    kind: SourceKind,
+}
+
+enum SourceKind {
+    File { file: File, length: u64, format: ExportFormat },
+    Directory(Database),
+}
+
+impl Source {
+    fn open(global: &Global, path: &Path, format: Option<ExportFormat>) -> Result<Source> {
+        let from_stdin = path == Path::new("-");
+        let name = if from_stdin { "standard input".to_owned() } else { path.display().to_string() };
+        let unreadable = |error: io::Error| Failure::io(&name, &error);
+        let mut file = if from_stdin {
+            spool(io::stdin().lock()).map_err(unreadable)?
+        } else {
+            let file = File::open(path).map_err(unreadable)?;
+            let kind = file.metadata().map_err(unreadable)?;
+            if kind.is_dir() {
+                if format.is_some() {
+                    return Err(Failure::usage(format!("{name} is a directory, and --format is of files")));
+                }
+                let database = Database::Directory(global.open_existing(Some(&path.to_path_buf()))?);
+                return Ok(Source { name, kind: SourceKind::Directory(database) });
+            }
+            // A pipe can be read once only, and this takes two readings.
+            if kind.is_file() { file } else { spool(file).map_err(unreadable)? }
+        };
+        let length = file.metadata().map_err(unreadable)?.len();
+        let mut start = Vec::new();
+        (&mut file).take(8).read_to_end(&mut start).map_err(unreadable)?;
+        let format = format.unwrap_or(if archive::is_archive(&start) || !start.starts_with(b"{") {
+            ExportFormat::Archive
+        } else {
+            ExportFormat::JsonLines
+        });
+        Ok(Source { name, kind: SourceKind::File { file, length, format } })
+    }
+
+    /// The trees that it has, or that one, and how many records of each. A file is read to its end.
+    fn trees(&mut self, global: &Global, only: Option<&Vec<u8>>) -> Result<Vec<(Vec<u8>, u64)>> {
+        let mut trees: Vec<(Vec<u8>, u64)> = Vec::new();
+        if let SourceKind::Directory(database) = &self.kind {
+            // It is held, so it stays as it is, and what is damaged shows as it is read.
+            for name in database.exported_tree_names()? {
+                if only.is_none_or(|only| name == only) {
+                    trees.push((name.to_vec(), database.tree(&name)?.len()?));
+                }
+            }
+            return Ok(trees);
+        }
+        self.read(global, only, "checking", &mut |item| {
+            let tree = item.tree().map_or(DEFAULT_TREE_NAME, Vec::as_slice);
+            let added = u64::from(matches!(&item, Item::Record(record) if record.value.is_some()));
+            match trees.iter_mut().rev().find(|(known, _)| known == tree) {
+                Some((_, count)) => *count += added,
+                None => trees.push((tree.to_vec(), added)),
+            }
+            Ok(())
+        })?;
+        Ok(trees)
+    }
+
+    /// Passes on all that it has, or has of one tree.
+    fn read(
+        &mut self,
+        global: &Global,
+        only: Option<&Vec<u8>>,
+        doing: &'static str,
+        each: &mut dyn FnMut(Item) -> Result<()>,
+    ) -> Result<()> {
+        let name = &self.name;
+        let mut chosen = |item: Item| {
+            let wanted = only.is_none_or(|only| item.tree() == Some(only));
+            if wanted { each(item) } else { Ok(()) }
+        };
+        match &mut self.kind {
+            SourceKind::File { file, length, format } => {
+                file.seek(SeekFrom::Start(0)).map_err(|error| Failure::io(name, &error))?;
+                let progress = Progress::bytes(Some(*length), doing, global.quiet);
+                let input = BufReader::with_capacity(256 << 10, &*file);
+                match format {
+                    ExportFormat::Archive => read_archive(name, input, &progress, &mut chosen),
+                    ExportFormat::JsonLines => read_json_lines(name, input, &progress, &mut chosen),
+                }
+            }
+            SourceKind::Directory(database) => {
+                let names = database.exported_tree_names()?;
+                let names = names.iter().filter(|name| only.is_none_or(|only| **name == *only));
+                read_directory(database, names, &Progress::items(None, doing, global.quiet), &mut chosen)
+            }
+        }
+    }
+}
+
+fn read_directory<'a>(
+    database: &Database,
+    names: impl Iterator<Item = &'a IVec>,
+    progress: &Progress,
+    each: &mut dyn FnMut(Item) -> Result<()>,
+) -> Result<()> {
+    let has_times = database.may_have_times_to_live();
+    let mut read = 0;
+    for name in names {
+        each(Item::Tree(name.to_vec()))?;
+        let tree = database.tree(name)?;
+        let mut entries = tree.entries(&KeyRange::default(), false, true);
+        loop {
+            let some = entries.by_ref().take(TOGETHER).collect::<Result<Vec<_>>>()?;
+            if some.is_empty() {
+                break;
+            }
+            let expires = expires(database, &tree, &some, has_times)?;
+            for ((key, value), expires_ms) in some.into_iter().zip(expires) {
+                let (tree, value) = (Some(name.to_vec()), Some(value.to_vec()));
+                each(Item::Record(Record { tree, key: key.to_vec(), value, expires_ms }))?;
+                read += 1;
+            }
+            progress.set(read);
+        }
+    }
+    Ok(())
+}
+
+/// When each of these entries of a tree expires.
+fn expires(
+    database: &Database,
+    tree: &Keyspace,
+    entries: &[(IVec, IVec)],
+    has_times: bool,
+) -> Result<Vec<Option<u64>>> {
+    if !has_times || tree.name() == COUNTERS_TREE_NAME {
+        return Ok(vec![None; entries.len()]);
+    }
+    let keys: Vec<_> = entries.iter().map(|(key, _)| key.clone()).collect();
+    tree.expires(&keys, database.now_ms())
 }
 
 /// A copy that can be read twice, in a file without a name.
