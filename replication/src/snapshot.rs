@@ -60,11 +60,13 @@ use crate::codec::{Put, Take};
 use crate::durability::to_io;
 use crate::group::{Group, Raft};
 use crate::log_store::SharedLog;
-use crate::message::{Header, Kind, PeerError, SnapshotName, check_sender, encode_error, ok, take_reply};
+use crate::message::{
+    Header, Kind, PeerError, SnapshotName, check_sender, encode_error, encode_installed, ok, take_reply,
+};
 use crate::network::Network;
 use crate::state_machine::{Machine, ReplicaSlot, snapshot_meta};
 use crate::transport::{Lane, NodeId, TransportError};
-use crate::types::{SnapshotOf, TypeConfig, Vote, put_vote, take_vote};
+use crate::types::{SnapshotOf, TypeConfig, Vote, take_vote};
 
 /// About the bytes of a piece.
 const PIECE_BYTES: usize = 256 << 10;
@@ -326,9 +328,7 @@ impl Snapshots {
         let response = raft.install_full_snapshot(name.vote, Snapshot { meta, snapshot: data }).await;
         let response = response.map_err(failed)?;
         tracing::info!(group = group.id, position = name.position, "a snapshot was received");
-        let mut bytes = ok(32);
-        put_vote(&mut bytes, &response.vote);
-        Ok(bytes.into())
+        Ok(encode_installed(&response.vote))
     }
 }
 
@@ -393,5 +393,21 @@ fn take_answer(
         })),
         Err(error @ TransportError::Lost(_)) => Err(StreamingError::Network(NetworkError::new(&error))),
         Err(error) => Err(unreachable(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_that_is_wanted_keeps_its_bytes() {
+        let bytes = place_answer(&ChunkPosition::default());
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        // What a place is in bytes is storage's.
+        let place: String =
+            ChunkPosition::default().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!((hex, &place[..]), (format!("010004000000{place}"), "01000000"));
+        assert_eq!(take_place(take_reply(bytes).unwrap()).unwrap(), ChunkPosition::default());
     }
 }

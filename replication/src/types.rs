@@ -359,14 +359,24 @@ mod tests {
         let configs = vec![BTreeSet::from([1, 2]), BTreeSet::from([2])];
         let membership = Membership::new(configs, nodes).unwrap();
         let payloads = [
-            (Payload::Blank, 17),
-            (Payload::Normal(Proposal(Bytes::from_static(b"command"))), 24),
-            (Payload::Membership(membership), 17 + 4 + 20 + 12 + 4 + 12 + 7 + 12 + 7 + 12),
+            (Payload::Blank, "00 0700000000000000 0200000000000000"),
+            (
+                Payload::Normal(Proposal(Bytes::from_static(b"command"))),
+                "01 0700000000000000 0200000000000000 636f6d6d616e64",
+            ),
+            (
+                Payload::Membership(membership),
+                "02 0700000000000000 0200000000000000 \
+                 02000000 02000000 0100000000000000 0200000000000000 01000000 0200000000000000 \
+                 03000000 0100000000000000 01000000 03000000 613a31 \
+                 0200000000000000 01000000 03000000 623a32 0300000000000000 00000000",
+            ),
         ];
-        for (payload, length) in payloads {
+        for (payload, golden) in payloads {
             let entry = Entry { log_id: log_id(7, 2, 41), payload };
             let bytes = [&entry_header(&entry)[..], &entry_body(&entry)].concat();
-            assert_eq!(bytes.len(), length);
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, golden.replace(' ', ""));
             assert_eq!(decode_entry(41, bytes.clone().into()).unwrap(), entry);
             for cut in 0..ENTRY_HEADER.min(bytes.len()) {
                 assert!(decode_entry(41, Bytes::copy_from_slice(&bytes[..cut])).is_err());

@@ -75,6 +75,24 @@ fn requests_keep_their_bytes() {
             "010902000000 0100000000000000 0200000000000000 0300000000000000 03 01 01000000 0400000000000000",
         ),
         (
+            ClientRequest::ChangeGroup {
+                group: 2,
+                based_on,
+                change: GroupChange::Begin { members: vec![(NodeId(4), vec!["d:4".to_owned()])] },
+            },
+            "010902000000 0100000000000000 0200000000000000 0300000000000000 01 01000000 0400000000000000 \
+             01000000 03000000 643a34",
+        ),
+        (
+            ClientRequest::ChangeGroup {
+                group: 2,
+                based_on,
+                change: GroupChange::Remove { nodes: vec![NodeId(4), NodeId(5)] },
+            },
+            "010902000000 0100000000000000 0200000000000000 0300000000000000 04 02000000 0400000000000000 \
+             0500000000000000",
+        ),
+        (
             ClientRequest::ChangeGroup { group: 2, based_on, change: GroupChange::Settle },
             "010902000000 0100000000000000 0200000000000000 0300000000000000 05",
         ),
@@ -245,6 +263,14 @@ fn replies_keep_their_bytes() {
         ),
         (ClientReply::Error(ClusterError::Conflict("why".to_owned())), "0105 07 03000000 776879"),
         (ClientReply::Error(ClusterError::OutcomeUnknown("why".to_owned())), "0105 03 03000000 776879"),
+        (
+            ClientReply::Error(ClusterError::NotLeader { group: 1, leader: None, addresses: Vec::new() }),
+            "0105 01 01000000 00 00000000",
+        ),
+        (ClientReply::Error(ClusterError::Unavailable("why".to_owned())), "0105 02 03000000 776879"),
+        (ClientReply::Error(ClusterError::Invalid("why".to_owned())), "0105 04 03000000 776879"),
+        (ClientReply::Error(ClusterError::Storage("why".to_owned())), "0105 05 03000000 776879"),
+        (ClientReply::Error(ClusterError::Denied("why".to_owned())), "0105 06 03000000 776879"),
     ];
     for (reply, golden) in cases {
         let bytes = reply.encode();
@@ -254,7 +280,7 @@ fn replies_keep_their_bytes() {
 }
 
 #[test]
-fn a_status_survives_the_wire_and_no_bytes_make_a_decoder_panic() {
+fn a_status_keeps_its_bytes_and_no_bytes_make_a_decoder_panic() {
     let status = NodeStatus {
         node: NodeId(1),
         cluster: 7,
@@ -295,6 +321,20 @@ fn a_status_survives_the_wire_and_no_bytes_make_a_decoder_panic() {
     };
     let reply = ClientReply::Status(Box::new(status));
     let bytes = reply.encode();
+    let golden = "0104 0100000000000000 07000000000000000000000000000000 \
+         01000000 0100000000000000 01000000 03000000 613a31 \
+         01000000 00000000 00 0100000000000000 0200000000000000 \
+         02000000 0100000000000000 0200000000000000 01000000 0300000000000000 \
+         0200000000000000 0100000000000000 0600000000000000 01 00 \
+         01000000 02000000 0100000000000000 0200000000000000 \
+         0200000000000000 0100000000000000 0900000000000000 \
+         0100000000000000 0900000000000000 0800000000000000 0800000000000000 0400000000000000 \
+         0600000000000000 d204000000000000 \
+         01000000 0200000000000000 0800000000000000 0500000000000000 \
+         01 0b000000 6e6f6e65207265616c6c79 \
+         0100000000000000 0200000000000000 0300000000000000 \
+         0400000000000000 0600000000000000 0500000000000000 00";
+    assert_eq!(hex(&bytes), golden.replace(' ', ""));
     assert_eq!(ClientReply::decode(bytes.clone()).unwrap(), reply);
     for position in 0..bytes.len() {
         for value in [0, 1, 2, 5, 10, 127, 255] {
@@ -317,6 +357,10 @@ fn who_knows_an_old_map_is_told_the_new_one_with_the_answer() {
 
     let map = ClusterMap { epoch: 8, ..ClusterMap::default() };
     let bytes = ClientReply::encode_with_map(map.clone(), &ClientReply::Done.encode());
+    let golden = "0107 32000000 \
+         0103 00000000000000000000000000000000 0800000000000000 00000000 00000000 00000000 00000000 00000000 \
+         00000000 0100";
+    assert_eq!(hex(&bytes), golden.replace(' ', ""));
     assert_eq!(ClientReply::decode_with_map(bytes.clone()).unwrap(), (Some(map), ClientReply::Done));
     assert_eq!(ClientReply::decode_with_map(ClientReply::Done.encode()).unwrap(), (None, ClientReply::Done));
     assert!(ClientReply::decode(bytes.clone()).is_err(), "only for those who say what they know");

@@ -45,33 +45,48 @@ fn a_record_keeps_its_bytes() {
 }
 
 #[test]
-fn changes_survive_the_wire() {
+fn changes_keep_their_bytes() {
     let node = NodeId(4);
+    let moves = |paused, moves, bytes_per_second, replace_after_ms| Change::Moves {
+        paused,
+        moves,
+        bytes_per_second,
+        replace_after_ms,
+    };
     let changes = [
-        Change::Add { node, addresses: vec!["d:4".to_owned()], weight: 7, zone: "z".to_owned() },
-        Change::Remove { node },
-        Change::Drain { node, on: true },
-        Change::Weight { node, weight: 9 },
-        Change::Replicas(5),
-        Change::Moves {
-            paused: Some(false),
-            moves: None,
-            bytes_per_second: Some(0),
-            replace_after_ms: Some(5),
-        },
-        Change::Formed,
-        Change::Follows { node },
-        Change::Silent { node },
-        Change::Heard { node },
-        Change::Gone { node },
-        Change::Lost { nodes: vec![node, NodeId(5)] },
-        Change::HashTree { tree: "chat".into(), hash: TreeHash::First(258) },
-        Change::TreeHashed { tree: "chat".into() },
-        Change::Leaders { leaders: vec![(3, node), (1, NodeId(2))] },
+        (
+            Change::Add { node, addresses: vec!["d:4".to_owned()], weight: 7, zone: "z".to_owned() },
+            "01 0400000000000000 07000000 01000000 7a 01000000 03000000 643a34",
+        ),
+        (Change::Remove { node }, "02 0400000000000000"),
+        (Change::Drain { node, on: true }, "03 0400000000000000 01"),
+        (Change::Weight { node, weight: 9 }, "04 0400000000000000 09000000"),
+        (Change::Replicas(5), "05 05000000"),
+        (
+            moves(Some(false), None, Some(0), Some(5)),
+            "06 01 0000000000000000 00 0000000000000000 01 0000000000000000 01 0500000000000000",
+        ),
+        (
+            moves(Some(true), Some(3), None, None),
+            "06 01 0100000000000000 01 0300000000000000 00 0000000000000000 00 0000000000000000",
+        ),
+        (Change::Formed, "07"),
+        (Change::Follows { node }, "08 0400000000000000"),
+        (Change::Silent { node }, "09 0400000000000000"),
+        (Change::Heard { node }, "0a 0400000000000000"),
+        (Change::Gone { node }, "0b 0400000000000000"),
+        (Change::Lost { nodes: vec![node, NodeId(5)] }, "0c 02000000 0400000000000000 0500000000000000"),
+        (Change::HashTree { tree: "chat".into(), hash: TreeHash::First(258) }, "0d 04000000 63686174 010201"),
+        (Change::TreeHashed { tree: "chat".into() }, "0e 04000000 63686174"),
+        (
+            Change::Leaders { leaders: vec![(3, node), (1, NodeId(2))] },
+            "0f 02000000 03000000 0400000000000000 01000000 0200000000000000",
+        ),
     ];
-    for change in changes {
+    for (change, golden) in changes {
         let mut bytes = Vec::new();
         change.put(&mut bytes);
+        assert_eq!(hex(&bytes), golden.replace(' ', ""), "{change:?}");
         let mut take = Take::new(bytes.clone().into());
         assert_eq!(Change::take(&mut take).unwrap(), change);
         take.end().unwrap();

@@ -21,13 +21,13 @@ use super::members::LONG;
 use super::transactions::{failed_read, open_replica};
 use super::{Inner, Node};
 use crate::client::{ClientReply, ClientRequest, Consistency};
-use crate::codec::{Put, Take};
+use crate::codec::Take;
 use crate::error::ClusterError;
 use crate::group::Group;
 use crate::message::{
     Adoption, Header, Kind, PeerError, check_append, check_sender, encode_append_reply, encode_error,
-    encode_forward, encode_share, encode_vote_reply, ok, take_append, take_host, take_join, take_reply,
-    take_transfer, take_vote_request,
+    encode_forward, encode_forwarded, encode_position, encode_share, encode_vote_reply, ok, take_append,
+    take_host, take_join, take_position, take_reply, take_transfer, take_vote_request,
 };
 use crate::meta::{self, Change};
 use crate::metrics::Asked;
@@ -233,9 +233,7 @@ impl Inner {
             let serve = Arc::clone(self).serve(request, body, true);
             return Ok(begun(async move {
                 let reply = serve.await;
-                let mut bytes = ok(reply.len());
-                bytes.extend_from_slice(&reply);
-                bytes.into()
+                encode_forwarded(&reply)
             }));
         }
         if header.kind == Kind::Host {
@@ -313,11 +311,7 @@ impl Inner {
                 let group = Arc::clone(group);
                 async move {
                     match group.read_index().await {
-                        Ok(at) => {
-                            let mut bytes = ok(8);
-                            bytes.put_u64(at);
-                            bytes.into()
-                        }
+                        Ok(at) => encode_position(at),
                         Err(error) => encode_error(&PeerError::NotLeader(error.to_string())),
                     }
                 }
@@ -721,7 +715,7 @@ impl Inner {
                     fence.refused(&error);
                     unavailable(&error)
                 })?;
-                take.u64().map_err(|error| unavailable(&error))
+                take_position(&mut take).map_err(|error| unavailable(&error))
             }
         };
         group.follower_rounds.join(round).await
