@@ -268,6 +268,7 @@ async fn peer(
             max_reply: usize::try_from(hello.max_body).unwrap_or(usize::MAX).min(options.max_peer_body),
             max_concurrent: options.max_concurrent_peer_requests,
             max_concurrent_bytes: options.max_concurrent_bytes,
+            patience: options.reply_patience,
         };
         let (from, lane, service) = (hello.from, hello.lane, service.clone());
         let handle = move |body: Bytes| service.peer_request(from, lane, body);
@@ -288,7 +289,13 @@ async fn peer(
     while let Some(ended) = lanes.join_next().await {
         let why = match ended {
             Ok(Ok(())) => "the peer ended a lane".to_owned(),
-            Ok(Err(why)) => why,
+            Ok(Err(broken)) => {
+                if broken.stalled {
+                    shared.counters.stalled();
+                    tracing::warn!(%address, why = broken.why, "a peer is cut off");
+                }
+                broken.why
+            }
             Err(error) => {
                 tracing::error!(%error, "the service has panicked");
                 "internal error".to_owned()
@@ -408,6 +415,33 @@ async fn is_alive(shared: &Shared, connection: &Connection) -> bool {
     tokio::time::timeout(PROBE, probe).await.unwrap_or(false)
 }
 
+/// Hands a client's requests to the service, those whose replies may be long only as far as `max_long` allows.
+fn handler(
+    service: Arc<dyn Service>,
+    identity: ClientIdentity,
+    max_long: usize,
+) -> impl FnMut(Bytes) -> BoxFuture<'static, Bytes> {
+    /// What one permit stands for: a semaphore has room for fewer than there may be bytes.
+    const UNIT: usize = 1 << 10;
+    let units = u32::try_from(max_long / UNIT).unwrap_or(u32::MAX >> 3).clamp(1, u32::MAX >> 3);
+    let room = Arc::new(Semaphore::new(units as usize));
+    let identity = Arc::new(identity);
+    move |body| {
+        let long = service.long_reply(&body);
+        if long == 0 {
+            return service.client_request(&identity, body);
+        }
+        let wanted = u32::try_from(long.div_ceil(UNIT)).unwrap_or(u32::MAX).min(units);
+        let (service, identity, room) = (service.clone(), identity.clone(), room.clone());
+        async move {
+            // Nobody closes it. Given back when the reply is where the writer counts it.
+            let _permit = room.acquire_many_owned(wanted).await;
+            service.client_request(&identity, body).await
+        }
+        .boxed()
+    }
+}
+
 async fn client(
     shared: Arc<Shared>,
     service: Arc<dyn Service>,
@@ -463,13 +497,25 @@ async fn client(
         max_reply,
         max_concurrent: options.max_concurrent_client_requests,
         max_concurrent_bytes: options.max_concurrent_bytes,
+        patience: options.reply_patience,
     };
-    let handle = {
-        let (service, identity) = (service.clone(), identity.clone());
-        move |body: Bytes| service.client_request(&identity, body)
-    };
+    let handle = handler(service.clone(), identity.clone(), options.max_long_reply_bytes);
     let mut tasks = JoinSet::new();
-    let requests = tasks.spawn(respond(send, receive, limits, closed(&connection), (), handle)).id();
+    let responding = respond(send, receive, limits, closed(&connection), (), handle);
+    let requests = {
+        let (shared, client) = (shared.clone(), identity.name.clone());
+        let task = responding.map(move |ended| {
+            ended.map_err(|broken| {
+                if broken.stalled {
+                    shared.counters.stalled();
+                    let why = &broken.why;
+                    shared.complain(|| tracing::warn!(%address, client, why, "a client is cut off"));
+                }
+                broken.why
+            })
+        });
+        tasks.spawn(task).id()
+    };
     loop {
         tokio::select! {
             stream = connection.accept_bi() => match stream {

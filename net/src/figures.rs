@@ -1,4 +1,4 @@
-//! [`Figures`]: how many are connected to a node, and how many were turned away.
+//! [`Figures`]: how many are connected to a node, and how many were turned away or cut off.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,6 +19,8 @@ pub struct Figures {
     pub busy: u64,
     /// Connections that came to nothing: no certificate of the cluster, another one's name, no greeting.
     pub failed: u64,
+    /// Connections that were closed because they did not take their replies.
+    pub stalled: u64,
 }
 
 /// What is counted.
@@ -30,6 +32,7 @@ pub(crate) struct Counters {
     flooded: AtomicU64,
     busy: AtomicU64,
     failed: AtomicU64,
+    stalled: AtomicU64,
 }
 
 /// A connection, counted as long as it is there.
@@ -68,6 +71,10 @@ impl Counters {
         self.failed.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn stalled(&self) {
+        self.stalled.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn read(&self) -> Figures {
         Figures {
             clients: self.clients.load(Relaxed),
@@ -76,6 +83,7 @@ impl Counters {
             flooded: self.flooded.load(Relaxed),
             busy: self.busy.load(Relaxed),
             failed: self.failed.load(Relaxed),
+            stalled: self.stalled.load(Relaxed),
         }
     }
 }

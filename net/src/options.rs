@@ -23,6 +23,13 @@ pub struct NetOptions {
     /// Bytes of requests of one stream that the service works on at a time (one request is
     /// always let through).
     pub max_concurrent_bytes: usize,
+    /// Bytes of replies that the service has said [may be long](dogsled_replication::Service::long_reply) and that
+    /// it works on at a time for one client's connection, by what it said (one is always let through).
+    pub max_long_reply_bytes: usize,
+    /// A connection on which replies wait is closed when the other side has taken nothing of them for so
+    /// long. Much longer than it takes to read what fits into a [stream's window](Self::stream_window):
+    /// the reader may wait until it has read an eighth of it before it says so.
+    pub reply_patience: Duration,
     /// Connections of clients at a time.
     pub max_client_connections: usize,
     /// Streams of results that one client's connection may have open.
@@ -63,6 +70,8 @@ impl Default for NetOptions {
             max_concurrent_peer_requests: 4096,
             max_concurrent_client_requests: 1024,
             max_concurrent_bytes: 32 << 20,
+            max_long_reply_bytes: 32 << 20,
+            reply_patience: Duration::from_secs(30),
             max_client_connections: 4096,
             max_client_streams: 1024,
             max_handshakes: 256,

@@ -48,7 +48,7 @@ const BLOCKED_GRAIN: Duration = Duration::from_millis(10);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(365 * 86_400);
 
 /// The code of streams that end before their time.
-const GIVEN_UP: u32 = 1;
+pub(crate) const GIVEN_UP: u32 = 1;
 
 type ReplySender = oneshot::Sender<Result<Bytes, TransportError>>;
 

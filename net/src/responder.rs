@@ -3,7 +3,15 @@
 //!
 //! Memory is bounded by back-pressure: while as many requests are being worked on as the limits
 //! allow, or as many replies wait to be written, nothing more is read, and QUIC's window stops the
-//! other side. Requests that were begun are completed even if the connection fails meanwhile: a
+//! other side. While that many bytes wait, the requests that were begun are not polled either: a reply
+//! that is made as it is polled for is then not made at all. Replies that are made elsewhere, by another
+//! thread or another node, are there all the same; who makes long ones so has them counted beforehand, see
+//! [`Service::long_reply`](dogsled_replication::Service::long_reply).
+//!
+//! Who takes nothing of what waits for long is [given up](Limits::patience): what is not polled may hold
+//! something that others want.
+//!
+//! Requests that were begun are completed even if the connection fails meanwhile: a
 //! service need not fear to be dropped half-way.
 
 use std::future::{Future, poll_fn};
@@ -15,11 +23,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, Stream};
 use quinn::{RecvStream, SendStream};
+use tokio::time::{Instant, Sleep};
 
-use crate::requester::{poll_pieces, poll_write};
+use crate::requester::{GIVEN_UP, poll_pieces, poll_write};
 use crate::wire::{FrameKind, FrameReader, FrameWriter};
 
-/// While more replies than this wait to be written, nothing is read.
+/// While more bytes of replies than this wait to be written, nothing is read and no request goes on.
 const REPLY_BYTES: usize = 1 << 20;
 /// Requests that are handed over, and replies that are gathered, before others get a turn.
 const BURST: usize = 256;
@@ -37,6 +46,21 @@ pub(crate) struct Limits {
     pub(crate) max_concurrent: usize,
     /// Their bytes (one request is always let through).
     pub(crate) max_concurrent_bytes: usize,
+    /// How long replies may wait without the other side taking a byte of them.
+    pub(crate) patience: Duration,
+}
+
+/// Why a stream of requests came to a bad end.
+pub(crate) struct Broken {
+    pub(crate) why: String,
+    /// It was ended here, because its replies were not taken.
+    pub(crate) stalled: bool,
+}
+
+impl From<String> for Broken {
+    fn from(why: String) -> Broken {
+        Broken { why, stalled: false }
+    }
 }
 
 struct Working {
@@ -63,6 +87,10 @@ struct Responder<H> {
     working_bytes: usize,
     /// The connection's end, which reading would notice, but not while there is no room to read.
     closed: BoxFuture<'static, ()>,
+    /// Since when replies wait of which the other side has taken nothing.
+    untaken_since: Option<Instant>,
+    /// Rings when that is too long, or earlier.
+    patience: Pin<Box<Sleep>>,
 }
 
 /// Answers the requests of one stream until the other side ends it (`Ok`) or it fails.
@@ -74,7 +102,7 @@ pub(crate) async fn respond<G>(
     closed: BoxFuture<'static, ()>,
     reading: G,
     handle: impl FnMut(Bytes) -> BoxFuture<'static, Bytes>,
-) -> Result<(), String> {
+) -> Result<(), Broken> {
     let mut responder = Responder {
         handle,
         limits,
@@ -83,10 +111,16 @@ pub(crate) async fn respond<G>(
         working: FuturesUnordered::new(),
         working_bytes: 0,
         closed,
+        untaken_since: None,
+        patience: Box::pin(tokio::time::sleep(Duration::ZERO)),
     };
     let read = poll_fn(|context| responder.poll_open(context, &mut send, &mut receive)).await;
     drop(reading);
     let writable = read.is_ok();
+    if read.as_ref().is_err_and(|broken| broken.stalled) {
+        // What QUIC holds of it goes at once, not only when the last request is completed.
+        let _ = send.reset(GIVEN_UP.into());
+    }
     let end = tokio::time::timeout(
         COMPLETION,
         poll_fn(|context| responder.poll_closing(context, writable.then_some(&mut send))),
@@ -99,7 +133,7 @@ pub(crate) async fn respond<G>(
             Ok(())
         }
         (Ok(()), Ok(Err(why))) | (Err(why), _) => Err(why),
-        (Ok(()), Err(_)) => Err("requests were not answered for too long".to_owned()),
+        (Ok(()), Err(_)) => Err("requests were not answered for too long".to_owned().into()),
     }
 }
 
@@ -107,7 +141,11 @@ impl<H: FnMut(Bytes) -> BoxFuture<'static, Bytes>> Responder<H> {
     fn has_room(&self) -> bool {
         self.working.len() < self.limits.max_concurrent
             && (self.working.is_empty() || self.working_bytes < self.limits.max_concurrent_bytes)
-            && self.writer.pending() < REPLY_BYTES
+            && self.has_room_for_replies()
+    }
+
+    fn has_room_for_replies(&self) -> bool {
+        self.writer.pending() < REPLY_BYTES
     }
 
     /// Reads, works and writes; ready at the end of the requests.
@@ -116,7 +154,7 @@ impl<H: FnMut(Bytes) -> BoxFuture<'static, Bytes>> Responder<H> {
         context: &mut Context<'_>,
         send: &mut SendStream,
         receive: &mut RecvStream,
-    ) -> Poll<Result<(), String>> {
+    ) -> Poll<Result<(), Broken>> {
         let mut budget = BURST;
         loop {
             let mut moved = false;
@@ -126,28 +164,28 @@ impl<H: FnMut(Bytes) -> BoxFuture<'static, Bytes>> Responder<H> {
                         self.begin(context, header.id, body);
                         budget -= 1;
                     }
-                    Ok(Some(_)) => return Poll::Ready(Err("a frame is no request".to_owned())),
-                    Err(error) => return Poll::Ready(Err(error.to_string())),
+                    Ok(Some(_)) => return Poll::Ready(Err("a frame is no request".to_owned().into())),
+                    Err(error) => return Poll::Ready(Err(error.to_string().into())),
                     Ok(None) => match poll_pieces(context, receive, &mut self.reader) {
-                        Err(why) => return Poll::Ready(Err(why)),
+                        Err(why) => return Poll::Ready(Err(why.into())),
                         Ok(None) => break,
                         Ok(Some(true)) => {}
                         Ok(Some(false)) if self.reader.is_between_frames() => return Poll::Ready(Ok(())),
                         Ok(Some(false)) => {
-                            return Poll::Ready(Err("the stream ends within a frame".to_owned()));
+                            return Poll::Ready(Err("the stream ends within a frame".to_owned().into()));
                         }
                     },
                 }
                 moved = true;
             }
             moved |= self.work(context, &mut budget);
-            match poll_write(context, send, &mut self.writer) {
+            match self.write(context, send) {
                 Ok(wrote) => moved |= wrote,
-                Err(why) => return Poll::Ready(Err(why)),
+                Err(broken) => return Poll::Ready(Err(broken)),
             }
             if !moved {
                 if !self.has_room() && self.closed.as_mut().poll(context).is_ready() {
-                    return Poll::Ready(Err("the connection was closed".to_owned()));
+                    return Poll::Ready(Err("the connection was closed".to_owned().into()));
                 }
                 return Poll::Pending;
             }
@@ -163,13 +201,17 @@ impl<H: FnMut(Bytes) -> BoxFuture<'static, Bytes>> Responder<H> {
         &mut self,
         context: &mut Context<'_>,
         mut send: Option<&mut SendStream>,
-    ) -> Poll<Result<(), String>> {
+    ) -> Poll<Result<(), Broken>> {
+        if send.is_none() {
+            self.writer = FrameWriter::default();
+        }
         loop {
             let mut budget = usize::MAX;
-            let moved = self.work(context, &mut budget);
+            let mut moved = self.work(context, &mut budget);
             if let Some(send) = &mut send {
-                if let Err(why) = poll_write(context, send, &mut self.writer) {
-                    return Poll::Ready(Err(why));
+                match self.write(context, send) {
+                    Ok(wrote) => moved |= wrote,
+                    Err(broken) => return Poll::Ready(Err(broken)),
                 }
             } else {
                 self.writer = FrameWriter::default();
@@ -198,7 +240,7 @@ impl<H: FnMut(Bytes) -> BoxFuture<'static, Bytes>> Responder<H> {
 
     fn work(&mut self, context: &mut Context<'_>, budget: &mut usize) -> bool {
         let mut moved = false;
-        while *budget > 0 {
+        while *budget > 0 && self.has_room_for_replies() {
             let Poll::Ready(Some((id, bytes, reply))) = Pin::new(&mut self.working).poll_next(context) else {
                 break;
             };
@@ -208,6 +250,29 @@ impl<H: FnMut(Bytes) -> BoxFuture<'static, Bytes>> Responder<H> {
             moved = true;
         }
         moved
+    }
+
+    /// Writes what waits as far as the other side takes it; whether anything moved.
+    fn write(&mut self, context: &mut Context<'_>, send: &mut SendStream) -> Result<bool, Broken> {
+        let wrote = poll_write(context, send, &mut self.writer)?;
+        if self.writer.pending() == 0 {
+            self.untaken_since = None;
+            return Ok(wrote);
+        }
+        if wrote {
+            self.untaken_since = None;
+        }
+        let until = *self.untaken_since.get_or_insert_with(Instant::now) + self.limits.patience;
+        // It is never set to later than `until`, and seldom anew: it rings, and is set to what is left.
+        while self.patience.as_mut().poll(context).is_ready() {
+            if Instant::now() >= until {
+                let (bytes, patience) = (self.writer.pending(), self.limits.patience);
+                let why = format!("nothing of {bytes} bytes of replies was taken for {patience:?}");
+                return Err(Broken { why, stalled: true });
+            }
+            self.patience.as_mut().reset(until);
+        }
+        Ok(wrote)
     }
 
     fn reply(&mut self, id: u64, reply: Bytes) {

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,31 +11,6 @@ use dogsled_net::certs::{Authority, Certificates};
 use dogsled_net::wire::{self, ClientHello, FrameHeader, FrameKind, Hello, Verdict};
 use dogsled_net::{CertificateSource, ClientConnection, EndpointConfig, NetOptions};
 use dogsled_replication::{Lane, NodeId, Transport, TransportError};
-use quinn::crypto::rustls::QuicClientConfig;
-
-/// A QUIC client that does as it likes.
-async fn connect(
-    node: &TestNode,
-    certificates: &Certificates,
-    alpn: &[u8],
-) -> Result<quinn::Connection, quinn::ConnectionError> {
-    let mut roots = rustls::RootCertStore::empty();
-    for ca in &certificates.ca {
-        roots.add(ca.clone()).expect("a root");
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .with_root_certificates(roots)
-        .with_client_auth_cert(certificates.chain.clone(), certificates.key.clone_key())
-        .expect("a certificate");
-    tls.alpn_protocols = vec![alpn.to_vec()];
-    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("QUIC")));
-    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("a socket");
-    let address = node.endpoint.local_address();
-    endpoint.connect_with(config, address, "cluster-test.dogsled").expect("dials").await
-}
 
 fn of_node(id: u64) -> Certificates {
     match certificate(id) {
@@ -59,21 +33,6 @@ fn hello(from: u64, to: u64) -> Hello {
 /// Greets with these bytes on a new stream; the answer.
 async fn greet(connection: &quinn::Connection, bytes: &[u8]) -> (Verdict, String) {
     greet_on(&mut connection.open_bi().await.expect("a stream"), bytes).await
-}
-
-async fn greet_on(
-    (send, receive): &mut (quinn::SendStream, quinn::RecvStream),
-    bytes: &[u8],
-) -> (Verdict, String) {
-    send.write_all(bytes).await.expect("written");
-    let mut answer = Vec::new();
-    loop {
-        if let Some((answer, _)) = wire::decode_answer(&answer).expect("sound") {
-            return (answer.verdict, answer.reason);
-        }
-        let chunk = receive.read_chunk(1000, true).await.expect("readable").expect("an answer");
-        answer.extend_from_slice(&chunk.bytes);
-    }
 }
 
 /// The reason for which the node refuses the first request.

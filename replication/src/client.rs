@@ -74,6 +74,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dogsled_storage::TransactionId;
+use dogsled_storage::codec::long_group_read_answer;
 
 pub use self::map::ClusterMap;
 use crate::codec::{Malformed, Put, Take, malformed};
@@ -573,6 +574,23 @@ impl ClientRequest {
         take.version(PROTOCOL_VERSION)?;
         take.u8()?;
         Ok((Some(take.u64()?), take.rest()))
+    }
+
+    /// About how many bytes the reply to an encoded request may have, as
+    /// [`Service::long_reply`](crate::Service::long_reply) has to say it.
+    pub(crate) fn long_reply(bytes: &Bytes) -> usize {
+        let Ok((_, bytes)) = Self::split_knowing(bytes.clone()) else { return 0 };
+        // Only reads are worth a closer look: they wait for the disk on another thread, and have pages for answers.
+        if !matches!(bytes.get(1), Some(2 | 19)) {
+            return 0;
+        }
+        match ClientRequest::decode(bytes) {
+            Ok(ClientRequest::Read { read, .. }) => long_group_read_answer(&read) as usize,
+            Ok(ClientRequest::ReadPinned { read, .. }) => {
+                read.limit_bytes.clamp(1, crate::pin::MAX_PAGE_BYTES) as usize
+            }
+            _ => 0,
+        }
     }
 
     /// From bytes that may be anything. Commands and reads are not looked into.

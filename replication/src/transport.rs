@@ -97,12 +97,23 @@ pub struct ClientIdentity {
 /// Each method is called in the order of arrival (per lane and peer, or per client connection) and
 /// must return at once; the work is in the future. Bodies come from outside: a malformed one must
 /// be answered with an encoded error, never with a panic.
+///
+/// A future may not be polled for a while, when whoever asks does not read what it was answered. What holds
+/// something that others wait for must go on by itself.
 pub trait Service: Send + Sync + 'static {
     /// A request of another node, whose certificate names it.
     fn peer_request(&self, from: NodeId, lane: Lane, body: Bytes) -> BoxFuture<'static, Bytes>;
 
     /// A request of a client.
     fn client_request(&self, client: &ClientIdentity, body: Bytes) -> BoxFuture<'static, Bytes>;
+
+    /// About how many bytes the reply to a client's request may have, if it is made whether or not anybody polls
+    /// for it, and may be long. So many of one client are worked on at a time as memory is meant for them, and
+    /// the others are called for later. Only for requests that none of the client's others wait for. 0: others.
+    fn long_reply(&self, body: &Bytes) -> usize {
+        let _ = body;
+        0
+    }
 
     /// A client's request whose answer is a stream (watches, large scans). The network applies
     /// back-pressure by polling it only as fast as the client reads; dropping it ends it.

@@ -56,5 +56,6 @@ pub use grouped::{
     GROUP_COMMAND_VERSION, Listed, MAX_ENCODED_GROUP_COMMAND_LENGTH, MAX_ENCODED_GROUP_READ_LENGTH,
     decode_group_command, decode_group_read, decode_group_read_reply, decode_group_reply,
     encode_group_command, encode_group_read, encode_group_read_reply, encode_group_reply,
+    long_group_read_answer,
 };
 pub(crate) use transacted::{decode_decided, decode_prepared, encode_decided, encode_prepared};

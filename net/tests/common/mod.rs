@@ -7,13 +7,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dogsled_net::certs::Authority;
+use dogsled_net::certs::{Authority, Certificates};
+use dogsled_net::wire::{self, Verdict};
 use dogsled_net::{CertificateSource, Endpoint, EndpointConfig, NetOptions};
 use dogsled_replication::{ClientIdentity, Lane, NodeId, Service, Transport};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending, ready};
 use futures_util::stream::{BoxStream, StreamExt};
 use parking_lot::Mutex;
+use quinn::crypto::rustls::QuicClientConfig;
 
 pub const CLUSTER: u128 = 0xd065_1ed0;
 pub const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -60,7 +62,9 @@ pub fn config_at(node: u64, listen: SocketAddr) -> EndpointConfig {
 /// Echoes, unless a body begins with one of these words:
 ///
 /// - `hang`: is never answered; `late`: is answered after 100 ms
-/// - `size <n>`: is answered with that many bytes
+/// - `size <n>`: is answered with that many bytes; `made <n>`: too, made after a while as it is polled for;
+///   `elsewhere <n>`: too, made after a while by another task, and said to be long
+/// - `long hang`: is said to be as long as may be, and never answered
 /// - as a stream, `count <n>`: that many numbers; `drip <n>`: as many, 10 ms apart; `endless`
 #[derive(Default)]
 pub struct Fake {
@@ -68,14 +72,61 @@ pub struct Fake {
     pub clients: Mutex<Vec<String>>,
     pub streams: Arc<Mutex<i64>>,
     pub items: Arc<Mutex<u64>>,
+    pub held: Held,
 }
+
+/// The bytes of long replies that are in memory, wherever.
+#[derive(Clone, Default)]
+pub struct Held(Arc<Mutex<(usize, usize)>>);
+
+impl Held {
+    pub fn now(&self) -> usize {
+        self.0.lock().0
+    }
+
+    /// The most that there ever were.
+    pub fn peak(&self) -> usize {
+        self.0.lock().1
+    }
+
+    fn reply(&self, size: usize) -> Bytes {
+        struct Counted(Vec<u8>, Held);
+        impl AsRef<[u8]> for Counted {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                self.1.0.lock().0 -= self.0.len();
+            }
+        }
+        let (now, peak) = &mut *self.0.lock();
+        *now += size;
+        *peak = (*peak).max(*now);
+        Bytes::from_owner(Counted(vec![b'h'; size], self.clone()))
+    }
+}
+
+/// What a read takes that asks others first.
+const A_WHILE: Duration = Duration::from_millis(5);
 
 fn number(body: &[u8], word: &str) -> Option<usize> {
     std::str::from_utf8(body).ok()?.strip_prefix(word)?.trim().parse().ok()
 }
 
-fn answer(body: Bytes) -> BoxFuture<'static, Bytes> {
-    if body.starts_with(b"hang") {
+fn answer(body: Bytes, held: &Held) -> BoxFuture<'static, Bytes> {
+    let held = held.clone();
+    let made = |size: usize| async move {
+        tokio::time::sleep(A_WHILE).await;
+        held.reply(size)
+    };
+    if let Some(size) = number(&body, "made") {
+        made(size).boxed()
+    } else if let Some(size) = number(&body, "elsewhere") {
+        let task = tokio::spawn(made(size));
+        async move { task.await.expect("it is not dropped") }.boxed()
+    } else if body.starts_with(b"hang") || body.starts_with(b"long hang") {
         pending().boxed()
     } else if body.starts_with(b"late") {
         async move {
@@ -101,12 +152,16 @@ impl Drop for Counted {
 impl Service for Fake {
     fn peer_request(&self, from: NodeId, lane: Lane, body: Bytes) -> BoxFuture<'static, Bytes> {
         self.seen.lock().push((from, lane, body.slice(..body.len().min(64))));
-        answer(body)
+        answer(body, &self.held)
     }
 
     fn client_request(&self, client: &ClientIdentity, body: Bytes) -> BoxFuture<'static, Bytes> {
         self.clients.lock().push(client.name.clone());
-        answer(body)
+        answer(body, &self.held)
+    }
+
+    fn long_reply(&self, body: &Bytes) -> usize {
+        if body.starts_with(b"long hang") { usize::MAX } else { number(body, "elsewhere").unwrap_or(0) }
     }
 
     fn client_stream(&self, _client: &ClientIdentity, body: Bytes) -> BoxStream<'static, Bytes> {
@@ -166,6 +221,46 @@ impl TestNode {
         body: impl Into<Bytes>,
     ) -> Result<Bytes, dogsled_replication::TransportError> {
         self.endpoint.request(NodeId(to), Lane::Data, body.into(), 5 * SECOND).await
+    }
+}
+
+/// A QUIC client that does as it likes.
+pub async fn connect(
+    node: &TestNode,
+    certificates: &Certificates,
+    alpn: &[u8],
+) -> Result<quinn::Connection, quinn::ConnectionError> {
+    let mut roots = rustls::RootCertStore::empty();
+    for ca in &certificates.ca {
+        roots.add(ca.clone()).expect("a root");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_root_certificates(roots)
+        .with_client_auth_cert(certificates.chain.clone(), certificates.key.clone_key())
+        .expect("a certificate");
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("QUIC")));
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("a socket");
+    let address = node.endpoint.local_address();
+    endpoint.connect_with(config, address, "cluster-test.dogsled").expect("dials").await
+}
+
+/// Greets with these bytes; the answer.
+pub async fn greet_on(
+    (send, receive): &mut (quinn::SendStream, quinn::RecvStream),
+    bytes: &[u8],
+) -> (Verdict, String) {
+    send.write_all(bytes).await.expect("written");
+    let mut answer = Vec::new();
+    loop {
+        if let Some((answer, _)) = wire::decode_answer(&answer).expect("sound") {
+            return (answer.verdict, answer.reason);
+        }
+        let chunk = receive.read_chunk(1000, true).await.expect("readable").expect("an answer");
+        answer.extend_from_slice(&chunk.bytes);
     }
 }
 

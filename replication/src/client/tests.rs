@@ -4,6 +4,8 @@ use dogsled_storage::pin::{PinnedEntry, PinnedPart};
 
 use std::collections::BTreeMap;
 
+use dogsled_storage::IVec;
+
 use super::*;
 use crate::recovery::GroupRecovery;
 use crate::ring::TreeHash;
@@ -182,6 +184,47 @@ fn requests_keep_their_bytes() {
         let bytes = request.encode();
         assert_eq!(hex(&bytes), golden.replace(' ', ""), "{request:?}");
         assert_eq!(ClientRequest::decode(bytes).unwrap(), request);
+    }
+}
+
+#[test]
+fn replies_that_may_be_long_are_told_by_the_request() {
+    use dogsled_storage::codec::encode_group_read;
+    use dogsled_storage::group::{GroupRead, MAX_PAGE_BYTES};
+    use std::ops::Bound::Unbounded;
+    let range = |limit, limit_bytes| GroupRead::Range {
+        tree: "t".into(),
+        low: Unbounded,
+        high: Unbounded,
+        reverse: false,
+        limit,
+        limit_bytes,
+        values: true,
+    };
+    let (tree, key) = (IVec::from("t"), IVec::from("k"));
+    for (read, expected) in [
+        (GroupRead::Get { tree: tree.clone(), key: key.clone() }, 0),
+        (GroupRead::GetMany { tree: tree.clone(), keys: vec![key] }, 512 << 10),
+        (range(u32::MAX, 64 << 10), 64 << 10),
+        (range(u32::MAX, u64::MAX), MAX_PAGE_BYTES as usize),
+        (range(1, u64::MAX), 64 << 10),
+        (range(0, 0), 1),
+        (GroupRead::Len { tree }, 0),
+        (GroupRead::Strings { trees: Vec::new(), operations: Vec::new() }, 512 << 10),
+    ] {
+        let request = ClientRequest::Read {
+            group: 1,
+            deadline: Duration::ZERO,
+            consistency: Consistency::AtMostOld(Duration::ZERO),
+            read: encode_group_read(&read).unwrap().into(),
+        };
+        assert_eq!(ClientRequest::long_reply(&request.encode()), expected, "{read:?}");
+        assert_eq!(ClientRequest::long_reply(&request.encode_knowing(5)), expected, "{read:?}");
+    }
+    for bytes in
+        [&b""[..], b"\x01", b"\x01\x02", b"\x01\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x02", b"\x01\x13"]
+    {
+        assert_eq!(ClientRequest::long_reply(&Bytes::from_static(bytes)), 0);
     }
 }
 

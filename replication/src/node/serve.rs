@@ -64,6 +64,16 @@ fn failed(error: impl std::fmt::Display) -> Bytes {
     encode_error(&PeerError::Failed(error.to_string()))
 }
 
+/// The future, as a task: it goes on although nobody polls, as it must if it may hold what others wait for, the right
+/// to change which groups a node has. If it is dropped half-way, `lost` is the answer.
+fn on_its_own(
+    future: impl Future<Output = Bytes> + Send + 'static,
+    lost: impl FnOnce(String) -> Bytes + Send + 'static,
+) -> BoxFuture<'static, Bytes> {
+    let task = crate::runtime::spawn(future);
+    async move { task.await.unwrap_or_else(|_| lost("the node is stopping".to_owned())) }.boxed()
+}
+
 /// The refusal of one who does not lead, or has no replica, if that is what the reply is.
 fn not_leader(reply: &Bytes) -> Option<ClusterError> {
     // Kind 5 is an error: nothing else is worth decoding.
@@ -129,13 +139,22 @@ impl Service for Node {
         if is_internal(&request) || writes_the_record(&request) {
             return refused(ClusterError::Invalid("only the cluster itself asks for this".to_owned()));
         }
+        let is_administrative = request.is_administrative();
         let serve = Arc::clone(&self.inner).serve(request, body, false);
+        let serve = match is_administrative {
+            true => on_its_own(serve, |why| ClientReply::Error(ClusterError::OutcomeUnknown(why)).encode()),
+            false => serve.boxed(),
+        };
         let Some(known) = known else { return begun(serve) };
         let inner = Arc::clone(&self.inner);
         begun(async move {
             let reply = serve.await;
             inner.with_newer_map(known, reply)
         })
+    }
+
+    fn long_reply(&self, body: &Bytes) -> usize {
+        ClientRequest::long_reply(body)
     }
 
     fn client_stream(&self, client: &ClientIdentity, body: Bytes) -> BoxStream<'static, Bytes> {
@@ -180,13 +199,13 @@ impl Inner {
             Kind::Adopt => {
                 let adoption = Adoption::take(take).map_err(malformed)?;
                 let node = Arc::clone(self);
-                return Ok(async move {
+                let adopt = async move {
                     match node.adopt(adoption).await {
                         Ok(()) => encode_share(node.config.weight, &node.config.zone),
                         Err(why) => encode_error(&PeerError::WrongCluster(why)),
                     }
-                }
-                .boxed());
+                };
+                return Ok(on_its_own(adopt, failed));
             }
             Kind::Join => {
                 let (node, addresses) = take_join(take).map_err(malformed)?;
@@ -239,13 +258,13 @@ impl Inner {
         if header.kind == Kind::Host {
             let (position, anew) = take_host(take).map_err(malformed)?;
             let node = Arc::clone(self);
-            return Ok(async move {
+            let host = async move {
                 match node.host(header.group, position, anew).await {
                     Ok(()) => ok(0).into(),
                     Err(why) => encode_error(&PeerError::NoGroup(why)),
                 }
-            }
-            .boxed());
+            };
+            return Ok(on_its_own(host, failed));
         }
         let Some(group) = &cluster.group(header.group) else {
             return Err(PeerError::NoGroup(format!("group {} is not here", header.group)));

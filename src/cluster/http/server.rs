@@ -296,6 +296,11 @@ impl Shared {
         ] {
             refused.add(vec![("reason", reason.into())], count);
         }
+        let stalled = Family::counter(
+            "dogsled_connections_stalled_total",
+            "Connections that were closed because they did not take their replies.",
+        )
+        .of(quic.stalled);
         let mut answers =
             Family::counter("dogsled_http_requests_total", "Requests over HTTP, by their answer.");
         for (class, count) in ["2xx", "4xx", "5xx"].into_iter().zip(&self.answers) {
@@ -303,7 +308,7 @@ impl Shared {
         }
         let accepted =
             Family::counter("dogsled_connections_accepted_total", "Clients and peers that were let in.");
-        vec![open, accepted.of(quic.accepted), refused, answers]
+        vec![open, accepted.of(quic.accepted), refused, stalled, answers]
     }
 
     async fn figures_document(&self) -> Value {

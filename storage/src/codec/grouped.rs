@@ -159,6 +159,25 @@ pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
     })
 }
 
+/// About how many bytes the answer to an encoded read may have, if it is of those that may be long; 0: others, and what
+/// is no read. Of values that are asked for by their keys nobody knows beforehand: then it is a guess.
+pub fn long_group_read_answer(bytes: &[u8]) -> u64 {
+    const GUESS: u64 = 512 << 10;
+    const ENTRY: u64 = 64 << 10;
+    // The kind, which is one byte as long as it is small.
+    match bytes.get(1) {
+        Some(1 | 12) => GUESS,
+        Some(2) => match decode_group_read(bytes) {
+            Ok(GroupRead::Range { limit, limit_bytes, .. }) => {
+                let page = limit_bytes.min(crate::group::MAX_PAGE_BYTES);
+                page.min(u64::from(limit.max(1)) * ENTRY).max(1)
+            }
+            _ => 0,
+        },
+        _ => 0,
+    }
+}
+
 /// Encodes the answer to a read.
 ///
 /// # Errors
