@@ -191,7 +191,7 @@ mod versions;
 
 pub use crate::{Instance, Leader, Pick, Picked};
 pub use dogsled_net::certs::{self, CertificateError, CertificateFiles, Certificates};
-pub use dogsled_net::{NetOptions, OpenError};
+pub use dogsled_net::{CertificateSource, NetOptions, OpenError};
 pub use dogsled_replication::meta::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT};
 pub use dogsled_replication::status::FollowerStatus;
 pub use dogsled_replication::{

@@ -155,6 +155,9 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
+/// How files looked: when each was written last, and how long it was.
+pub(crate) type Fingerprint = [Option<(SystemTime, u64)>; 3];
+
 impl CertificateFiles {
     /// A node's files in a directory that [`IssuedCertificate::save`] has written.
     pub fn of_node(directory: &Path, node: NodeId) -> CertificateFiles {
@@ -175,7 +178,7 @@ impl CertificateFiles {
     }
 
     /// Changes whenever one of the files does. Cheap; `None` for a file that cannot be looked at.
-    pub(crate) fn fingerprint(&self) -> [Option<(SystemTime, u64)>; 3] {
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
         [&self.ca, &self.certificate, &self.key].map(|path| {
             let metadata = std::fs::metadata(path).ok()?;
             Some((metadata.modified().ok()?, metadata.len()))

@@ -10,10 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use dogsled_replication::{NodeId, TransportError};
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use quinn::{Connection, RecvStream, SendStream};
 
-use crate::certs::{CertificateError, Certificates};
+use crate::certs::{CertificateError, CertificateFiles, Certificates, Fingerprint};
 use crate::client_stream::{ClosedWhenDropped, ResultStream};
+use crate::endpoint::CertificateSource;
 use crate::options::NetOptions;
 use crate::peer::{CLOSED_NORMALLY, CLOSED_REFUSED, other_cluster, read_answer, write_error};
 use crate::requester::{RequestQueue, drive};
@@ -31,9 +33,16 @@ struct ClientInner {
     /// By address family: a socket of the one cannot reach the other everywhere.
     v4: Option<quinn::Endpoint>,
     v6: Option<quinn::Endpoint>,
-    config: quinn::ClientConfig,
+    identity: Mutex<Identity>,
     server_name: String,
     options: NetOptions,
+}
+
+/// Who the client is on connections that are made from now on.
+struct Identity {
+    config: quinn::ClientConfig,
+    /// Where it came from, and how the files looked then.
+    files: Option<(CertificateFiles, Fingerprint)>,
 }
 
 impl std::fmt::Debug for ClientEndpoint {
@@ -46,12 +55,29 @@ impl ClientEndpoint {
     /// Opens a socket, on the current tokio runtime. The certificates are those of a client, or of
     /// a node that acts as one; the cluster that they name is the one that connections must reach.
     pub fn new(certificates: &Certificates, options: NetOptions) -> Result<ClientEndpoint, TransportError> {
+        ClientEndpoint::open(&CertificateSource::Memory(certificates.clone()), options)
+    }
+
+    /// As [`new`](Self::new), but files are looked at again before each connection that is made: what has
+    /// taken the place of the certificates is used from then on, if it can be and names the same cluster.
+    pub fn open(source: &CertificateSource, options: NetOptions) -> Result<ClientEndpoint, TransportError> {
         let unusable = |error: CertificateError| TransportError::Unreachable(error.to_string());
-        certificates.check().map_err(unusable)?;
+        let (certificates, files) = match source {
+            CertificateSource::Memory(certificates) => {
+                certificates.check().map_err(unusable)?;
+                (certificates.clone(), None)
+            }
+            CertificateSource::Files(files) => {
+                // Before they are read: what changes meanwhile is noticed the next time.
+                let fingerprint = files.fingerprint();
+                (Certificates::load(files).map_err(unusable)?, Some((files.clone(), fingerprint)))
+            }
+        };
         let cluster = certificates.names().map_err(unusable)?.cluster.ok_or_else(|| {
             TransportError::Unreachable("the client's certificate names no cluster".to_owned())
         })?;
-        let config = client_config(certificates, CLIENT_ALPN, &options).map_err(unusable)?;
+        let config = client_config(&certificates, CLIENT_ALPN, &options).map_err(unusable)?;
+        let identity = Mutex::new(Identity { config, files });
         let open = |address: SocketAddr| {
             let (socket, _) = socket::bind(address, options.udp_buffer)?;
             socket::open(socket, socket::endpoint_config(None, &options), None).map(|(endpoint, _)| endpoint)
@@ -63,7 +89,7 @@ impl ClientEndpoint {
         }
         let server_name = cluster_name(&cluster);
         Ok(ClientEndpoint {
-            inner: Arc::new(ClientInner { v4: v4.ok(), v6: v6.ok(), config, server_name, options }),
+            inner: Arc::new(ClientInner { v4: v4.ok(), v6: v6.ok(), identity, server_name, options }),
         })
     }
 
@@ -106,7 +132,7 @@ impl ClientEndpoint {
         let endpoint = if address.is_ipv4() { &self.inner.v4 } else { &self.inner.v6 };
         let endpoint = endpoint.as_ref().ok_or("this machine has no socket for that kind of address")?;
         let connection = endpoint
-            .connect_with(self.inner.config.clone(), address, &self.inner.server_name)
+            .connect_with(self.inner.config(), address, &self.inner.server_name)
             .map_err(|error| error.to_string())?
             .await
             .map_err(|error| explain(&error))?;
@@ -118,6 +144,41 @@ impl ClientEndpoint {
                 Err(why)
             }
         }
+    }
+}
+
+impl ClientInner {
+    /// What the next connection is made with.
+    fn config(&self) -> quinn::ClientConfig {
+        let mut identity = self.identity.lock();
+        let Identity { config, files: Some((files, known)) } = &mut *identity else {
+            return identity.config.clone();
+        };
+        let found = files.fingerprint();
+        if found != *known {
+            match self.load(files) {
+                Ok(renewed) => {
+                    (*config, *known) = (renewed, found);
+                    tracing::info!(certificate = %files.certificate.display(), "certificates reloaded");
+                }
+                // They may be half-way replaced: until they can be loaded, the next connection looks again.
+                Err(error) => {
+                    tracing::error!(%error, "changed certificates are not usable; the old ones stay");
+                }
+            }
+        }
+        config.clone()
+    }
+
+    fn load(&self, files: &CertificateFiles) -> Result<quinn::ClientConfig, CertificateError> {
+        let certificates = Certificates::load(files)?;
+        let named = certificates.names()?.cluster.unwrap_or_default();
+        if cluster_name(&named) != self.server_name {
+            return Err(CertificateError::Unusable(format!(
+                "it names the cluster \"{named}\", and this client is of another"
+            )));
+        }
+        client_config(&certificates, CLIENT_ALPN, &self.options)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use dogsled_net::certs::{Authority, CertificateError, CertificateFiles, Certificates, dev_certificates};
-use dogsled_net::{CertificateSource, EndpointConfig, NetOptions};
+use dogsled_net::{CertificateSource, ClientEndpoint, EndpointConfig, NetOptions};
 use dogsled_replication::NodeId;
 
 #[test]
@@ -118,4 +118,36 @@ async fn replaced_files_are_used_for_new_connections_without_a_restart() {
         }
         assert!(to.service.seen.lock().iter().any(|(_, _, body)| body == "now"));
     }
+}
+
+#[tokio::test]
+async fn a_client_uses_replaced_files_for_its_next_connection() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let old = Authority::generate("test").expect("generated");
+    let files = old.client("alice", YEAR).expect("issued").save(directory.path()).expect("saved");
+    let endpoint =
+        ClientEndpoint::open(&CertificateSource::Files(files.clone()), options()).expect("a socket");
+    let node = TestNode::node(1);
+    let reached = async || endpoint.connect(&[node.address()], CLUSTER).await;
+    assert!(reached().await.is_err(), "of different authorities");
+    // Half-way replaced.
+    std::fs::write(&files.ca, authority().certificate()).expect("written");
+    assert!(reached().await.is_err());
+    authority().client("alice", YEAR).expect("issued").replace(directory.path()).expect("replaced");
+    let connection = reached().await.expect("the new ones are used");
+    assert_eq!(connection.request("on".into(), SECOND).await, Ok("on".into()));
+
+    // What cannot be used, or is of another cluster, takes the place of nothing.
+    let other = Authority::generate("other").expect("generated");
+    std::fs::write(&files.ca, [authority().certificate(), other.certificate()].concat()).expect("written");
+    other.client("alice", YEAR).expect("issued").replace(directory.path()).expect("replaced");
+    reached().await.expect("the old ones stay");
+    std::fs::write(&files.certificate, "nothing").expect("written");
+    reached().await.expect("the old ones stay");
+    authority().client("bob", YEAR).expect("issued").replace(directory.path()).expect("of another name");
+    std::fs::rename(directory.path().join("client-bob.key"), &files.key).expect("renamed");
+    std::fs::rename(directory.path().join("client-bob.crt"), &files.certificate).expect("renamed");
+    let connection = reached().await.expect("the newest are used");
+    assert_eq!(connection.request("on".into(), SECOND).await, Ok("on".into()));
+    assert_eq!(*node.service.clients.lock(), ["alice", "bob"]);
 }

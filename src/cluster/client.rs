@@ -84,7 +84,7 @@ impl Client {
         let seeds = addresses.into_iter().map(Into::into).collect();
         let behaviour = options.behaviour();
         let unavailable = |error: replication::TransportError| Error::Unavailable(error.to_string());
-        let endpoint = ClientEndpoint::new(&options.certificates, options.net).map_err(unavailable)?;
+        let endpoint = ClientEndpoint::open(&options.certificates, options.net).map_err(unavailable)?;
         let core = Core::new(Reach::Network(Pool::new(endpoint, seeds)), &behaviour);
         if let Reach::Network(pool) = &core.reach {
             let first = tokio::time::timeout(behaviour.deadline, routes::first(&core, pool)).await;
@@ -122,7 +122,7 @@ impl Client {
         let authority = dogsled_net::certs::Authority::generate("nobody").expect("an authority");
         let issued = authority.client("nobody", Duration::from_secs(600)).expect("a certificate");
         let options = ClientOptions::new(issued.certificates().expect("certificates"));
-        let endpoint = ClientEndpoint::new(&options.certificates, options.net.clone()).expect("an endpoint");
+        let endpoint = ClientEndpoint::open(&options.certificates, options.net.clone()).expect("an endpoint");
         let behaviour = options.behaviour();
         let pool = Pool::new(endpoint, Vec::new());
         Client::new(Core::new(Reach::Network(pool), &behaviour), behaviour.deadline)

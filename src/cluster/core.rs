@@ -16,8 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dogsled_net::certs::Certificates;
-use dogsled_net::{ClientEndpoint, NetOptions};
+use dogsled_net::{CertificateSource, ClientEndpoint, NetOptions};
 use dogsled_replication as replication;
 use dogsled_replication::pin::PinnedState;
 use dogsled_replication::ring::TreeHash;
@@ -75,13 +74,13 @@ pub(super) enum Reach {
 /// The way from a node's own client to other nodes, for what its node cannot pass on: to follow a
 /// partition that the node has no replica of. Nothing is opened before it is needed.
 pub(super) struct Elsewhere {
-    certificates: Certificates,
+    certificates: CertificateSource,
     net: NetOptions,
     pool: OnceLock<Pool>,
 }
 
 impl Elsewhere {
-    pub(super) fn new(certificates: Certificates, net: NetOptions) -> Box<Elsewhere> {
+    pub(super) fn new(certificates: CertificateSource, net: NetOptions) -> Box<Elsewhere> {
         Box::new(Elsewhere { certificates, net, pool: OnceLock::new() })
     }
 
@@ -89,7 +88,7 @@ impl Elsewhere {
         if let Some(pool) = self.pool.get() {
             return Ok(pool);
         }
-        let endpoint = ClientEndpoint::new(&self.certificates, self.net.clone())?;
+        let endpoint = ClientEndpoint::open(&self.certificates, self.net.clone())?;
         Ok(self.pool.get_or_init(|| Pool::new(endpoint, Vec::new())))
     }
 }

@@ -120,7 +120,7 @@ pub struct Node {
 struct Inner {
     node: replication::Node,
     endpoint: Arc<Endpoint>,
-    certificates: Certificates,
+    certificates: CertificateSource,
     net: NetOptions,
     stopped: watch::Sender<bool>,
 }
@@ -200,7 +200,7 @@ impl Node {
             node,
             cluster: cluster_number(&certificates)?,
             listen,
-            certificates: source,
+            certificates: source.clone(),
             options: net.clone(),
         })
         .map_err(StartError::Listen)?;
@@ -216,7 +216,7 @@ impl Node {
             }
         };
         endpoint.serve(Arc::new(node.clone()));
-        let inner = Inner { node, endpoint, certificates, net, stopped: watch::Sender::new(false) };
+        let inner = Inner { node, endpoint, certificates: source, net, stopped: watch::Sender::new(false) };
         Ok(Node { inner: Arc::new(inner) })
     }
 
@@ -292,7 +292,7 @@ impl Node {
         let unavailable = |error: replication::TransportError| Error::Unavailable(error.to_string());
         // As a client: it may speak to a node whose id it does not know.
         let endpoint =
-            ClientEndpoint::new(&self.inner.certificates, self.inner.net.clone()).map_err(unavailable)?;
+            ClientEndpoint::open(&self.inner.certificates, self.inner.net.clone()).map_err(unavailable)?;
         let mut found: Vec<(NodeId, Vec<String>)> = Vec::new();
         let mut failures = Vec::new();
         for address in addresses {

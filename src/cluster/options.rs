@@ -3,15 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
-use dogsled_net::NetOptions;
 use dogsled_net::certs::{CertificateError, CertificateFiles, Certificates};
+use dogsled_net::{CertificateSource, NetOptions};
 
 /// How a [`Client`](super::Client) behaves.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
     /// Who the client is and whom it trusts. They name the cluster: only nodes of that one are spoken
-    /// to.
-    pub certificates: Certificates,
+    /// to. Files are looked at again before each connection, so that renewed ones need no restart.
+    pub certificates: CertificateSource,
     /// How long a call may take, with all its repetitions. Default 10 s. See also
     /// [`Client::with_deadline`](super::Client::with_deadline).
     pub deadline: Duration,
@@ -34,6 +34,10 @@ pub struct ClientOptions {
 impl ClientOptions {
     /// The defaults, with these certificates.
     pub fn new(certificates: Certificates) -> ClientOptions {
+        ClientOptions::with(CertificateSource::Memory(certificates))
+    }
+
+    fn with(certificates: CertificateSource) -> ClientOptions {
         let Behaviour { deadline, session_lease, max_pipelined_writes, page_bytes, zone } =
             Behaviour::default();
         ClientOptions {
@@ -53,12 +57,15 @@ impl ClientOptions {
         }
     }
 
-    /// With certificates from files.
+    /// With certificates from files, which are looked at again before each connection: a client that runs for years
+    /// is one with those that `dogsled certs` has renewed meanwhile.
     ///
     /// # Errors
     /// They cannot be read, or are not what a node would accept.
     pub fn from_files(files: &CertificateFiles) -> Result<ClientOptions, CertificateError> {
-        Ok(ClientOptions::new(Certificates::load(files)?))
+        // Also when the client connects; what is wrong with them is better told at once.
+        Certificates::load(files)?;
+        Ok(ClientOptions::with(CertificateSource::Files(files.clone())))
     }
 
     /// With the certificates that a node has made for trying things out, in development mode: those

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use dogsled::cluster::{Client, Error};
+use dogsled::cluster::certs::Authority;
+use dogsled::cluster::{Client, ClientOptions, Error};
 use tokio::sync::watch;
 
 use crate::support::{Cluster, add_until, eventually, sum};
@@ -160,4 +161,27 @@ async fn without_a_quorum_calls_end_at_their_deadline_and_stale_reads_go_on() {
     cluster.start(other).await;
     eventually("there is a quorum again", || async { hurried.get("a").await.is_ok() }).await;
     tree.insert("b", "3").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_whose_certificate_was_renewed_while_it_ran_is_let_in_again() {
+    let mut cluster = Cluster::made(1, 2).await;
+    let authority = Authority::load(&cluster.directory.path().join("dev-certs")).unwrap();
+    let directory = cluster.directory.path().join("web");
+    let files = authority.client("web", Duration::from_secs(3)).unwrap().save(&directory).unwrap();
+    let issued = Instant::now();
+    let client =
+        Client::connect([cluster.address(1)], ClientOptions::from_files(&files).unwrap()).await.unwrap();
+    client.tree("t").insert("a", "1").await.unwrap();
+    // Certificates end at whole seconds.
+    tokio::time::sleep(Duration::from_millis(4100).saturating_sub(issued.elapsed())).await;
+    cluster.halt(1).await;
+    cluster.start(1).await;
+    let hasty = client.with_deadline(Duration::from_millis(1500));
+    let refused = hasty.tree("t").get("a").await.unwrap_err();
+    assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
+    let year = Duration::from_secs(365 * 86_400);
+    authority.client("web", year).unwrap().replace(&directory).unwrap();
+    assert_eq!(client.tree("t").get("a").await.unwrap().as_deref(), Some(&b"1"[..]));
+    client.tree("t").insert("b", "2").await.unwrap();
 }

@@ -24,8 +24,7 @@ use std::time::Duration;
 use dogsled::cluster::http::{HttpOptions, HttpServer};
 use dogsled::cluster::redis::{RedisOptions, RedisServer};
 use dogsled::cluster::{
-    CertificateFiles, Certificates, ClientOptions, Node, NodeCertificates, NodeConfig, OpenError, StartError,
-    Timing,
+    CertificateFiles, ClientOptions, Node, NodeCertificates, NodeConfig, OpenError, StartError, Timing,
 };
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -197,8 +196,7 @@ fn listen_for_http_if_free(address: SocketAddr) -> Option<TcpListener> {
 
 /// Serves for ever; returns only what went wrong.
 async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &mut Output) -> Result<()> {
-    let certificates = Certificates::load(files)?;
-    let options = ClientOptions::new(certificates);
+    let options = ClientOptions::from_files(files)?;
     let begun = begin::begin(node, settings, &options).await?;
     let redis = serve_redis(node, settings).await?;
     say_serving(node, settings, begun, out)?;
