@@ -2,19 +2,24 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{Cluster, command, get, in_session, insert, open_session, reply_of};
 use dogsled_replication::watch::{Told, WatchEvent};
 use dogsled_replication::{
-    Change, ClientIdentity, ClientRequest, ClusterError, Consistency, Node, NodeId, Role, Service,
+    Change, ClientIdentity, ClientRequest, ClusterError, Consistency, Lane, Node, NodeId, Role, Service,
+    Transport, TransportError,
 };
 use dogsled_storage::counter::{CounterCommand, CounterReply};
 use dogsled_storage::group::{Answer, GroupRead, GroupReadReply, Refusal, SessionId};
 use dogsled_storage::{Command, IVec, Reply, TreeId, Write};
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use parking_lot::Mutex;
 
 fn add_one(name: &str) -> Command {
     Command::Counter(CounterCommand::Add { name: name.into(), delta: 1 })
@@ -498,4 +503,90 @@ async fn a_command_of_another_version_does_not_get_into_the_log() {
     assert!(matches!(&refused, ClusterError::Invalid(why) if why.contains("version 4")), "{refused:?}");
     cluster.put(1, "after", "2").await;
     cluster.stop(1).await;
+}
+
+/// A way to other nodes on which nothing arrives at one that stands still, nor comes from it, and that keeps what it
+/// was given for as long as it may try to deliver it.
+struct StandingStill {
+    from: NodeId,
+    way: Arc<dyn Transport>,
+    /// Which node stands still; 0: none.
+    still: Arc<AtomicU64>,
+    /// Bytes that are kept for it, and the most that there ever were.
+    kept: Arc<Mutex<(usize, usize)>>,
+}
+
+impl Transport for StandingStill {
+    fn request(
+        &self,
+        to: NodeId,
+        lane: Lane,
+        body: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        let still = NodeId(self.still.load(Ordering::SeqCst));
+        if to != still && self.from != still {
+            return self.way.request(to, lane, body, deadline);
+        }
+        {
+            let (now, most) = &mut *self.kept.lock();
+            *now += body.len();
+            *most = (*most).max(*now);
+        }
+        // Even if nobody waits for the answer any more, as a connection does.
+        let kept = Arc::clone(&self.kept);
+        let delivering = tokio::spawn(async move {
+            tokio::time::sleep(deadline).await;
+            kept.lock().0 -= body.len();
+        });
+        async move {
+            delivering.await.unwrap();
+            Err(TransportError::TimedOut)
+        }
+        .boxed()
+    }
+
+    fn set_addresses(&self, peer: NodeId, addresses: Vec<String>) {
+        self.way.set_addresses(peer, addresses);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_for_a_follower_that_stands_still_is_bounded_and_it_catches_up() {
+    let mut cluster = Cluster::new(|config| config.balance_leaders = false);
+    let (still, kept) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new((0, 0))));
+    for node in [1, 2, 3].map(NodeId) {
+        let way = cluster.network.transport(node);
+        let transport = StandingStill { from: node, way, still: Arc::clone(&still), kept: Arc::clone(&kept) };
+        let started = Node::start(cluster.config(node.0), Arc::new(transport)).await.unwrap();
+        cluster.network.attach(node, Arc::new(started.clone()));
+        cluster.nodes.insert(node.0, started);
+    }
+    let members = (1..=3).map(|node| (NodeId(node), common::addresses(node))).collect();
+    cluster.nodes[&1].initialize_cluster(1, members).await.unwrap();
+    cluster.put(1, "before", "1").await;
+
+    let (meta, leader) = (cluster.leader(0).await, cluster.leader(1).await);
+    let away = (1..=3).find(|node| ![meta, leader].contains(node)).unwrap();
+    still.store(away, Ordering::SeqCst);
+    let value = "x".repeat(128 << 10);
+    let writers = (0..16).map(|writer| {
+        let (node, value) = (cluster.nodes[&leader].clone(), value.clone());
+        async move {
+            for number in 0..100 {
+                let command = insert(&format!("{writer}/{number}"), &value);
+                node.submit(1, &command).await.unwrap().result.unwrap();
+            }
+        }
+    });
+    futures_util::future::join_all(writers).await;
+    let most = kept.lock().1;
+    // Some MiB in each of two groups: see `MAX_IN_FLIGHT_BYTES`, and what may follow it at once.
+    assert!((1 << 20..16 << 20).contains(&most), "{most} bytes were kept of about 200 MiB");
+
+    still.store(0, Ordering::SeqCst);
+    let position = cluster.nodes[&leader].status().groups[1].applied;
+    let nodes = cluster.nodes.clone();
+    wait_for("it to catch up", || nodes[&away].status().groups[1].applied >= position).await;
+    assert_eq!(cluster.get(away, 1, "15/99").await.map(|value| value.len()), Some(value.len()));
 }
