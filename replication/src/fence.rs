@@ -24,10 +24,12 @@
 //! term, would bring the old history back. For that there are two more stages:
 //!
 //! - **held**: for a time, by a recovery with a number of its own. No second recovery is let in, so that two
-//!   operators at once do not choose two survivors for one group. Forgotten if nothing comes of it: nobody is told
-//!   that it was taken out.
-//! - **given up**: for ever, in [a file](crate::given_up): by whoever goes on with the meta group alone, before
-//!   its log has another history than theirs, and by all survivors before any partition goes on.
+//!   operators at once do not choose two survivors for one group. It is in [a file](crate::given_up), too, so that a
+//!   survivor that loses power amid it does not answer the lost when it is started again. Forgotten if nothing comes
+//!   of it: nobody is told that it was taken out.
+//! - **given up**: for ever, in the same file: by whoever goes on with the meta group alone, before its log has
+//!   another history than theirs; by all survivors before any partition goes on; and by whoever is given a replica
+//!   of any group by one who has given them up, so before he has anything of the new history.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -204,9 +206,15 @@ impl Fence {
         }
     }
 
-    /// Ends a recovery.
-    pub(crate) fn release(&self, operation: u128) {
-        self.hold.lock().take_if(|held| held.operation == operation);
+    /// Goes on with a recovery that was under way, for so long, when the node was started again.
+    pub(crate) fn hold_still(&self, operation: u128, lost: BTreeSet<NodeId>, left: Duration) {
+        let until = Instant::now() + left.min(HOLD);
+        *self.hold.lock() = Some(Hold { operation, lost, until });
+    }
+
+    /// Ends a recovery; whether it was under way.
+    pub(crate) fn release(&self, operation: u128) -> bool {
+        self.hold.lock().take_if(|held| held.operation == operation).is_some()
     }
 }
 

@@ -1,22 +1,29 @@
-//! The file that says whom a node has given up for ever in a recovery: `given-up`, beside the file `node`.
+//! The file that says whom a node does not hear any more because of a recovery: `given-up`, beside the file `node`.
 //!
-//! From when it is written on the node neither hears these members nor answers them, whatever its
-//! [record](crate::meta) says by then; see [`crate::fence`]. It is never removed: whoever was given up never
-//! belongs to the cluster again.
+//! - **Given up**, for ever: from when it is written on the node neither hears these members nor answers them,
+//!   whatever its [record](crate::meta) says by then; see [`crate::fence`]. That is never taken back: whoever was given
+//!   up never belongs to the cluster again.
+//! - **Held**, for as long as a recovery is under way: it is in the file so that a survivor that loses power amid it has
+//!   not forgotten. Otherwise it could, started again, elect a leader together with members that are being given up, or
+//!   tell them of the new history, while another survivor goes on without them.
 //!
 //! ```text
 //!   0  magic      "doglost\0"
 //!   8  version    u32   1; place and extent of magic and version never change
-//!  12  count      u32
-//!  16  term       u64   it counts if the last entry of the meta group's log here is of this term or a later one:
-//!                       0 always. Whoever goes on alone with the meta group writes it before that entry
-//!  24  ids        u64 each
+//!  12  count      u32   of those given up
+//!  16  held       u32   of those held
+//!  20  zero       u32
+//!  24  until      u64   milliseconds, by the node's clock: for so long the recovery holds if nothing is heard of it
+//!  32  operation  u128  which recovery
+//!  48  given up   u64 id, u64 term, each: it counts if the last entry of the meta group's log here is of this term or
+//!                       a later one. 0: always. Whoever goes on alone with the meta group writes it before that entry
+//!      held       u64 id, each
 //!      checksum   u32   CRC-32 of all before
 //! ```
 //!
 //! Little-endian. It is replaced by writing `given-up.new` and renaming it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use dogsled_storage::disk::{Disk, OpenMode};
@@ -26,18 +33,41 @@ use crate::transport::NodeId;
 
 const MAGIC: &[u8; 8] = b"doglost\0";
 const VERSION: u32 = 1;
-const HEADER: usize = 24;
+const HEADER: usize = 48;
 /// More members no cluster has.
 const MOST: usize = 1 << 16;
+
+/// A recovery that is under way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Held {
+    pub(crate) operation: u128,
+    pub(crate) lost: BTreeSet<NodeId>,
+    /// By the node's clock.
+    pub(crate) until_ms: u64,
+}
 
 /// What the file says.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct GivenUp {
-    pub(crate) term: u64,
-    pub(crate) nodes: BTreeSet<NodeId>,
+    /// And from which term of the meta group's log on that counts.
+    pub(crate) nodes: BTreeMap<NodeId, u64>,
+    pub(crate) held: Option<Held>,
 }
 
 impl GivenUp {
+    /// Those who count, if the last entry of the meta group's log is of this term.
+    pub(crate) fn as_of(&self, term: u64) -> BTreeSet<NodeId> {
+        self.nodes.iter().filter(|(_, from)| **from <= term).map(|(node, _)| *node).collect()
+    }
+
+    /// These count from this term on, or from an earlier one.
+    pub(crate) fn add(&mut self, term: u64, nodes: impl IntoIterator<Item = NodeId>) {
+        for node in nodes {
+            let from = self.nodes.entry(node).or_insert(term);
+            *from = term.min(*from);
+        }
+    }
+
     /// Reads a directory's; nobody, if there is none.
     pub(crate) fn read(disk: &dyn Disk, directory: &Path) -> Result<GivenUp> {
         let path = directory.join("given-up");
@@ -48,7 +78,7 @@ impl GivenUp {
         let file = disk.open(&path, OpenMode::Read).map_err(failed)?;
         let length = file.length().map_err(failed)?;
         let wrong = |what: &str| Err(Error::corrupt(&path, 0, what));
-        if length < HEADER as u64 + 4 || length > (HEADER + 4 + MOST * 8) as u64 {
+        if length < HEADER as u64 + 4 || length > (HEADER + 4 + MOST * 24) as u64 {
             return wrong(&format!("{length} bytes long"));
         }
         let mut bytes = vec![0; length as usize];
@@ -62,22 +92,36 @@ impl GivenUp {
         if &bytes[..8] != MAGIC || u32_at(8) != VERSION {
             return wrong("not a list of given-up members of this version");
         }
-        if bytes.len() != HEADER + u32_at(12) as usize * 8 {
-            return wrong("the count does not match the length");
+        let (count, held) = (u32_at(12) as usize, u32_at(16) as usize);
+        if bytes.len() != HEADER + count * 16 + held * 8 {
+            return wrong("the counts do not match the length");
         }
-        let nodes = (HEADER..bytes.len()).step_by(8).map(|at| NodeId(u64_at(at)));
-        Ok(GivenUp { term: u64_at(16), nodes: nodes.collect() })
+        let (given_up, rest) = bytes[HEADER..].split_at(count * 16);
+        let word = |bytes: &[u8]| u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+        let nodes = given_up.chunks(16).map(|pair| (NodeId(word(pair)), word(&pair[8..]))).collect();
+        let lost: BTreeSet<NodeId> = rest.chunks(8).map(|id| NodeId(word(id))).collect();
+        let operation = u128::from_le_bytes(bytes[32..48].try_into().expect("sixteen bytes"));
+        let held = (!lost.is_empty()).then(|| Held { operation, lost, until_ms: u64_at(24) });
+        Ok(GivenUp { nodes, held })
     }
 
     /// Replaces a directory's; durable on return.
     pub(crate) fn write(&self, disk: &dyn Disk, directory: &Path) -> Result<()> {
-        assert!(self.nodes.len() <= MOST, "{} members are given up", self.nodes.len());
-        let mut bytes = Vec::with_capacity(HEADER + 4 + self.nodes.len() * 8);
+        let held = self.held.as_ref();
+        let lost = held.map_or(0, |held| held.lost.len());
+        assert!(self.nodes.len() <= MOST && lost <= MOST, "{} and {lost} are given up", self.nodes.len());
+        let mut bytes = Vec::with_capacity(HEADER + 4 + self.nodes.len() * 16 + lost * 8);
         bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&(self.nodes.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(&self.term.to_le_bytes());
-        for node in &self.nodes {
+        for number in [VERSION, self.nodes.len() as u32, lost as u32, 0] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&held.map_or(0, |held| held.until_ms).to_le_bytes());
+        bytes.extend_from_slice(&held.map_or(0, |held| held.operation).to_le_bytes());
+        for (node, term) in &self.nodes {
+            bytes.extend_from_slice(&node.0.to_le_bytes());
+            bytes.extend_from_slice(&term.to_le_bytes());
+        }
+        for node in held.iter().flat_map(|held| &held.lost) {
             bytes.extend_from_slice(&node.0.to_le_bytes());
         }
         let checksum = crc32fast::hash(&bytes);
@@ -106,13 +150,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         assert_eq!(GivenUp::read(&RealDisk, path).unwrap(), GivenUp::default());
-        let nodes = BTreeSet::from([NodeId(3), NodeId(258)]);
-        for given_up in [GivenUp { term: 0, nodes: BTreeSet::new() }, GivenUp { term: 1 << 32, nodes }] {
+        let nodes = BTreeMap::from([(NodeId(3), 0), (NodeId(258), 1 << 32)]);
+        let lost = BTreeSet::from([NodeId(7)]);
+        let held = Held { operation: 0x0a0b, lost, until_ms: 77 };
+        for given_up in [
+            GivenUp { nodes: nodes.clone(), held: None },
+            GivenUp { nodes: BTreeMap::new(), held: Some(held.clone()) },
+            GivenUp { nodes, held: Some(held) },
+        ] {
             given_up.write(&RealDisk, path).unwrap();
             assert_eq!(GivenUp::read(&RealDisk, path).unwrap(), given_up);
         }
         let bytes = std::fs::read(path.join("given-up")).unwrap();
-        let golden = "646f676c6f737400 01000000 02000000 0000000001000000 0300000000000000 0201000000000000";
+        let golden = concat!(
+            "646f676c6f737400 01000000 02000000 01000000 00000000 4d00000000000000 0b0a0000000000000000000000000000",
+            "0300000000000000 0000000000000000 0201000000000000 0000000001000000 0700000000000000"
+        );
         let hex: String = bytes[..bytes.len() - 4].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, golden.replace(' ', ""));
         for at in 0..bytes.len() {
@@ -123,5 +176,16 @@ mod tests {
             std::fs::write(path.join("given-up"), &bytes[..at]).unwrap();
             assert!(matches!(GivenUp::read(&RealDisk, path), Err(Error::Corrupt(_))), "{at} bytes");
         }
+    }
+    #[test]
+    fn each_counts_from_its_own_term_on() {
+        let mut given_up = GivenUp::default();
+        given_up.add(0, [NodeId(1)]);
+        given_up.add(1 << 32, [NodeId(2)]);
+        // A recovery that dies before it goes on does not take back what an earlier one has done.
+        given_up.add(2 << 32, [NodeId(1), NodeId(2), NodeId(3)]);
+        assert_eq!(given_up.as_of(7), BTreeSet::from([NodeId(1)]));
+        assert_eq!(given_up.as_of(1 << 32), BTreeSet::from([NodeId(1), NodeId(2)]));
+        assert_eq!(given_up.as_of(2 << 32), [1, 2, 3].map(NodeId).into());
     }
 }

@@ -97,7 +97,7 @@ pub fn check_messages(bytes: &[u8]) {
         bytes_come_back(bytes, take_transfer, |transfer| encode_transfer(1, 2, transfer), header);
         bytes_come_back(bytes, take_join, |(node, addresses)| encode_join(*node, addresses), header);
         bytes_come_back(bytes, Adoption::take, encode_adopt, header);
-        bytes_come_back(bytes, take_host, |(position, anew)| encode_host(1, 2, *position, *anew), header);
+        bytes_come_back(bytes, take_host, |host| encode_host(1, 2, host), header);
         let name = |mut take: Take| {
             let name = SnapshotName::take(&mut take)?;
             take.end()?;

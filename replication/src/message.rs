@@ -53,6 +53,7 @@ use openraft::raft::{
 
 use crate::codec::{Malformed, Put, Take, malformed};
 use crate::fence::Authority;
+use crate::status::{put_ids, take_ids};
 use crate::transport::NodeId;
 use crate::types::{
     ENTRY_HEADER, Entry, LogId, TypeConfig, Vote, decode_entry, entry_body, entry_header, put_addresses,
@@ -400,15 +401,27 @@ pub(crate) fn take_join(mut take: Take) -> Result<(u64, Vec<String>), Malformed>
     Ok(join)
 }
 
-pub(crate) fn encode_host(cluster: u64, group: u32, position: u64, anew: bool) -> Bytes {
-    let mut bytes = Header { kind: Kind::Host, cluster, group }.encode(9);
-    bytes.put_u64(position);
-    bytes.put_u8(u8::from(anew));
+/// A node is given a group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Host {
+    /// Of the membership as of which it is.
+    pub(crate) position: u64,
+    /// That membership is committed, and the node does not belong to it.
+    pub(crate) anew: bool,
+    /// Whom the giver has given up for ever: the node must not hear them either, from before it has anything.
+    pub(crate) given_up: Vec<NodeId>,
+}
+
+pub(crate) fn encode_host(cluster: u64, group: u32, host: &Host) -> Bytes {
+    let mut bytes = Header { kind: Kind::Host, cluster, group }.encode(13 + host.given_up.len() * 8);
+    bytes.put_u64(host.position);
+    bytes.put_u8(u8::from(host.anew));
+    put_ids(&mut bytes, &host.given_up);
     bytes.into()
 }
 
-pub(crate) fn take_host(mut take: Take) -> Result<(u64, bool), Malformed> {
-    let host = (take.u64()?, take.flag()?);
+pub(crate) fn take_host(mut take: Take) -> Result<Host, Malformed> {
+    let host = Host { position: take.u64()?, anew: take.flag()?, given_up: take_ids(&mut take)? };
     take.end()?;
     Ok(host)
 }
@@ -545,6 +558,17 @@ mod tests {
             assert_eq!(checked.is_ok(), sound, "committed {index} of term {term}: {checked:?}");
         }
         assert_eq!(check_append(&append(), None), Ok(()));
+    }
+
+    #[test]
+    fn giving_a_group_keeps_its_bytes() {
+        let host = Host { position: 7, anew: true, given_up: vec![NodeId(3), NodeId(258)] };
+        let bytes = encode_host(0x0102, 5, &host);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let golden =
+            "010c020100000000000005000000 0700000000000000 01 02000000 0300000000000000 0201000000000000";
+        assert_eq!(hex, golden.replace(' ', ""));
+        assert_eq!(take_host(body(&bytes)), Ok(host));
     }
 
     #[test]

@@ -77,6 +77,7 @@ use crate::convert;
 use crate::durability::Durability;
 use crate::error::ClusterError;
 use crate::fence::Fence;
+use crate::given_up::GivenUp;
 use crate::group::Group;
 use crate::log_store::SharedLog;
 use crate::message::Adoption;
@@ -194,6 +195,8 @@ struct Inner {
     progress: runtime::watch::Sender<Option<Arc<(Record, View)>>>,
     snapshots: Arc<Snapshots>,
     fence: Arc<Fence>,
+    /// What the file says of that: whoever changes it does so one after the other.
+    given_up: tokio::sync::Mutex<GivenUp>,
     /// What the transport was told.
     addresses: Mutex<HashMap<NodeId, Vec<String>>>,
     stop: runtime::watch::Sender<bool>,
@@ -257,6 +260,7 @@ impl Node {
         let inner = Arc::new(Inner {
             snapshots: Arc::new(Snapshots::new(Arc::clone(&shared_log), blocking)),
             fence: Arc::new(Fence::new(file.taken_out)),
+            given_up: tokio::sync::Mutex::default(),
             transport,
             blocking,
             shared_log,

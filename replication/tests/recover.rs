@@ -277,3 +277,48 @@ async fn whoever_was_told_that_it_is_out_knows_it_when_it_is_started_again_and_h
     }
     check(&cluster, 1, "before", [1, 2]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_operators_at_once_one_recovers_and_the_other_hears_of_it() {
+    // Of three replicas on four members one at least is left when two are lost.
+    let mut cluster = Cluster::made(4, PARTITIONS, quick).await;
+    fill(&cluster, "before", 1..=PARTITIONS).await;
+    for node in [1, 2] {
+        check(&cluster, node, "before", 1..=PARTITIONS).await;
+    }
+    for node in [3, 4] {
+        cluster.kill(node).await;
+    }
+    let began = Instant::now();
+    // Each by way of another survivor, and both again at once if neither was let in: as long as those who are gone
+    // were heard a moment ago, neither is.
+    loop {
+        let (one, other) = tokio::join!(
+            recover(&cluster.nodes[&1], &[3, 4], true),
+            recover(&cluster.nodes[&2], &[3, 4], true)
+        );
+        let (recovered, refused) = match (one, other) {
+            (Ok(recovered), Err(refused)) | (Err(refused), Ok(recovered)) => (recovered, refused),
+            (Ok(one), Ok(other)) => panic!("both have recovered: {one:?}, {other:?}"),
+            (Err(one), Err(other)) => {
+                assert!(began.elapsed() < Duration::from_secs(30), "{one}, {other}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        assert!(recovered.done);
+        let is_told = match &refused {
+            ClusterError::Conflict(why) => why.contains("another recovery"),
+            // The first was quick.
+            ClusterError::Invalid(why) => why.contains("every group has its quorum"),
+            _ => false,
+        };
+        assert!(is_told, "{refused}");
+        break;
+    }
+    fill(&cluster, "after", 1..=PARTITIONS).await;
+    for node in [1, 2] {
+        check(&cluster, node, "before", 1..=PARTITIONS).await;
+        check(&cluster, node, "after", 1..=PARTITIONS).await;
+    }
+}

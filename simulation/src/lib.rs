@@ -15,6 +15,7 @@
 //!   ├─ faults ──── what is done to the cluster, and when
 //!   │    ├─ figure8    a schedule that chance does not find
 //!   │    └─ members    who joins, who leaves, who has lost a disk
+//!   ├─ lost ────── a life in which a quorum is lost for ever, and recovered
 //!   ├─ invariants  what must be so at every moment (Raft's promises, replicas that agree)
 //!   └─ linearizability, of every key, pair of keys and counter
 //! trace ────── all that happens, hashed: the same seed is the same life
@@ -61,6 +62,7 @@ pub mod history;
 pub mod holders;
 pub mod invariants;
 pub mod linearizability;
+mod lost;
 pub mod members;
 pub mod network;
 pub mod random;

@@ -25,6 +25,9 @@ struct Arguments {
     /// Clients run transactions over partitions
     #[arg(long)]
     transactions: bool,
+    /// A quorum is lost for ever and recovered, instead of everything else
+    #[arg(long)]
+    lost: bool,
     /// Print every event
     #[arg(long)]
     trace: bool,
@@ -54,6 +57,9 @@ fn print_failure(report: &Report, arguments: &Arguments) {
     if arguments.transactions {
         only.push_str(" --transactions");
     }
+    if arguments.lost {
+        only.push_str(" --lost");
+    }
     println!(
         "  again: cargo run --release -p dogsled-simulation -- --from {} --seeds 1{seconds}{only} --trace",
         report.seed
@@ -72,6 +78,7 @@ fn main() -> ExitCode {
             duration: Duration::from_secs(arguments.seconds),
             only: arguments.faults.clone(),
             transactions: arguments.transactions,
+            lost: arguments.lost,
         };
         let mut report = run(&options);
         if arguments.twice {

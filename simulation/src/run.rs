@@ -52,18 +52,25 @@ pub struct Options {
     pub only: Vec<faults::Kind>,
     /// Whether clients run transactions over partitions, instead of the usual work.
     pub transactions: bool,
+    /// Whether a quorum is lost for ever and recovered, instead of everything else.
+    pub lost: bool,
 }
 
 impl Options {
     /// The usual run of a seed.
     pub fn new(seed: u64) -> Options {
         let duration = Duration::from_secs(12);
-        Options { seed, trace: false, duration, only: Vec::new(), transactions: false }
+        Options { seed, trace: false, duration, only: Vec::new(), transactions: false, lost: false }
     }
 
     /// The run of a seed in which clients run transactions.
     pub fn with_transactions(seed: u64) -> Options {
         Options { transactions: true, ..Options::new(seed) }
+    }
+
+    /// The life of a seed in which a quorum is lost for ever.
+    pub fn with_a_lost_quorum(seed: u64) -> Options {
+        Options { lost: true, ..Options::new(seed) }
     }
 }
 
@@ -119,7 +126,10 @@ pub fn run(options: &Options) -> Report {
         .start_paused(true)
         .build()
         .expect("a runtime without threads needs nothing");
-    let mut report = runtime.block_on(live(options));
+    let mut report = match options.lost {
+        true => runtime.block_on(crate::lost::live(options)),
+        false => runtime.block_on(live(options)),
+    };
     drop(runtime);
     seed_random_numbers(None);
     WATCHED.set(false);

@@ -10,6 +10,9 @@ fn judge(options: &Options) -> Report {
     if options.transactions {
         only.push_str(" --transactions");
     }
+    if options.lost {
+        only.push_str(" --lost");
+    }
     let report = run(options);
     assert!(
         report.violations.is_empty(),
@@ -122,5 +125,12 @@ fn nobody_votes_before_he_has_everything() {
         let only =
             vec![Kind::Join, Kind::Leave, Kind::Drain, Kind::Isolate, Kind::Pause, Kind::OneWay, Kind::Kill];
         judge(&Options { only, ..Options::new(seed) });
+    }
+}
+
+#[test]
+fn what_is_left_of_a_lost_quorum_is_recovered_and_the_lost_stay_out() {
+    for seed in 0..24 {
+        judge(&Options::with_a_lost_quorum(seed));
     }
 }

@@ -19,8 +19,8 @@ use super::Inner;
 use super::load::Leaders;
 use crate::client::{ClientReply, ClientRequest, GroupChange};
 use crate::error::ClusterError;
-use crate::message::{encode_host, take_reply};
-use crate::meta::{MemberState, Record};
+use crate::message::{Host, encode_host, take_reply};
+use crate::meta::{Change, MemberState, Record};
 use crate::reconcile::{Step, View, is_reached, next_steps};
 use crate::ring::META_GROUP;
 use crate::runtime::watch;
@@ -86,6 +86,15 @@ impl Drive {
             node.progress.send_replace(None);
             return LOOK;
         };
+        // A recovery that was interrupted after the meta group had gone on without them: nobody else takes them out
+        // before it is asked for again, and they are not heard any more.
+        let mut lost = node.fence.given_up();
+        lost.retain(|node| record.members.contains_key(node));
+        if !lost.is_empty() {
+            let change = Change::Lost { nodes: lost.into_iter().collect() };
+            node.take_step(&record, Step::Record(change)).await;
+            return BUSY;
+        }
         let now = Instant::now();
         let led_since = *self.led_since.get_or_insert(now);
         let silent = node.silent(&record, led_since);
@@ -249,7 +258,8 @@ impl Inner {
             return self.host(group, position, anew).await.map_err(failed);
         }
         let cluster = self.cluster()?.number();
-        let body = encode_host(cluster, group, position, anew);
+        let given_up = self.fence.given_up().into_iter().collect();
+        let body = encode_host(cluster, group, &Host { position, anew, given_up });
         let reply = self.transport.request(node, Lane::Control, body, STEP).await;
         let reply = reply.map_err(|error| failed(error.to_string()))?;
         take_reply(reply).map(drop).map_err(|error| failed(error.to_string()))

@@ -12,7 +12,9 @@
 //! release
 //! ```
 //!
-//! Interrupted anywhere, it can be asked again, with the same members named.
+//! Interrupted anywhere, it can be asked again, with the same members named. Once the meta group has gone on without
+//! the lost its leader takes them out by itself, and has whoever comes back to it give them up, too, before he gets
+//! anything of the new history: whoever asks again may come late, or never.
 //!
 //! Why *all* survivors keep before any partition goes on: a survivor that did not know could still vote and
 //! acknowledge together with lost members that have come back, and what these would make together is a majority
@@ -36,8 +38,9 @@ use super::{Cluster, Inner, random_u128};
 use crate::client::{ClientReply, ClientRequest, HoldStage};
 use crate::error::ClusterError;
 use crate::fence::HOLD;
-use crate::given_up::GivenUp;
+use crate::given_up::{GivenUp, Held};
 use crate::group::{Group, entry_id};
+use crate::message::Host;
 use crate::meta::{Change, Record};
 use crate::recovery::{Recovery, TERM_LEAP, plan};
 use crate::ring::META_GROUP;
@@ -77,7 +80,14 @@ impl Inner {
         let operation = random_u128(self.config.seed.map(|seed| seed ^ self.fresh_number()));
         let survivors: Vec<NodeId> =
             record.members.keys().copied().filter(|node| !lost.contains(node)).collect();
-        let recovered = match self.tell(&survivors, operation, HoldStage::Begin, &lost).await {
+        // One first: of two operators at once one is refused there and holds nothing, while if all were told at once
+        // each could be refused by whoever has heard the other first, and again and again if both ask again.
+        let (first, others) = survivors.split_at(survivors.len().min(1));
+        let begun = match self.tell(first, operation, HoldStage::Begin, &lost).await {
+            Ok(()) => self.tell(others, operation, HoldStage::Begin, &lost).await,
+            refused => refused,
+        };
+        let recovered = match begun {
             Ok(()) => {
                 let renewed = async {
                     loop {
@@ -364,31 +374,53 @@ impl Inner {
         }
         match stage {
             HoldStage::Begin => {
-                self.fence.hold(operation, lost.into_iter().collect()).map_err(ClusterError::Conflict)
+                let held: BTreeSet<NodeId> = lost.into_iter().collect();
+                self.fence.hold(operation, held.clone()).map_err(ClusterError::Conflict)?;
+                let until_ms = self.config.clock.now_ms() + HOLD.as_millis() as u64;
+                let held = Held { operation, lost: held, until_ms };
+                self.write_given_up(|file| file.held = Some(held)).await
             }
             HoldStage::Keep => {
                 if !self.fence.holds(operation) {
                     let why = "the recovery took too long, or another took its place";
                     return Err(ClusterError::Conflict(why.to_owned()));
                 }
-                self.give_up(0, lost.into_iter()).await
+                self.give_up(0, lost).await
             }
             HoldStage::End => {
-                self.fence.release(operation);
-                Ok(())
+                if !self.fence.release(operation) {
+                    return Ok(());
+                }
+                self.write_given_up(|file| {
+                    file.held.take_if(|held| held.operation == operation);
+                })
+                .await
             }
         }
     }
 
-    /// Gives up these for ever; durable on return. See [`GivenUp`] for what `term` says.
-    async fn give_up(&self, term: u64, lost: impl Iterator<Item = NodeId>) -> Result<(), ClusterError> {
+    /// Gives up these for ever, as of a term of the meta group's log; durable on return.
+    async fn give_up(&self, term: u64, lost: impl IntoIterator<Item = NodeId>) -> Result<(), ClusterError> {
         let mut nodes = self.fence.given_up();
-        nodes.extend(lost);
-        let file = GivenUp { term, nodes: nodes.clone() };
+        let lost: Vec<NodeId> = lost.into_iter().collect();
+        nodes.extend(lost.iter().copied());
+        self.write_given_up(|file| file.add(term, lost)).await?;
+        self.fence.set_given_up(nodes);
+        Ok(())
+    }
+
+    async fn write_given_up(&self, change: impl FnOnce(&mut GivenUp)) -> Result<(), ClusterError> {
+        let mut known = self.given_up.lock().await;
+        let mut file = known.clone();
+        change(&mut file);
+        if file == *known {
+            return Ok(());
+        }
         let (disk, directory) = (Arc::clone(&self.config.disk), self.config.directory.clone());
-        match self.blocking.run(move || file.write(&*disk, &directory)).await {
+        let written = file.clone();
+        match self.blocking.run(move || written.write(&*disk, &directory)).await {
             Ok(Ok(())) => {
-                self.fence.set_given_up(nodes);
+                *known = file;
                 Ok(())
             }
             Ok(Err(error)) => Err(ClusterError::Storage(error.to_string())),
@@ -396,16 +428,33 @@ impl Inner {
         }
     }
 
-    /// Those that were given up before the node was started.
+    /// This node is given a group by a peer: whom that has given up this node does not hear either, before it is told
+    /// anything of what goes on without them.
+    pub(super) async fn host_for_peer(self: &Arc<Self>, group: u32, host: Host) -> Result<(), String> {
+        let Host { position, anew, given_up } = host;
+        if given_up.contains(&self.config.node) {
+            return Err(format!("node {} is given up by who gives it a group", self.config.node));
+        }
+        let known = self.fence.given_up();
+        if given_up.iter().any(|node| !known.contains(node)) {
+            self.give_up(0, given_up).await.map_err(|error| error.to_string())?;
+        }
+        self.host(group, position, anew).await
+    }
+
+    /// Those that were given up before the node was started, or are about to be.
     pub(super) async fn load_given_up(&self, cluster: &Cluster) -> dogsled_storage::Result<()> {
         let (disk, directory) = (Arc::clone(&self.config.disk), self.config.directory.clone());
         let read = self.blocking.run(move || GivenUp::read(&*disk, &directory)).await;
         let found = read.map_err(|error| dogsled_storage::Error::io("reading who was given up", error))??;
         let last = cluster.group(META_GROUP).and_then(|group| group.log.last());
-        // Otherwise the node died before it went on without them, and has not.
-        if found.term <= last.map_or(0, |last| last.leader_id.term) {
-            self.fence.set_given_up(found.nodes);
+        // The others were to be given up by one who died before it went on without them, and has not.
+        self.fence.set_given_up(found.as_of(last.map_or(0, |last| last.leader_id.term)));
+        if let Some(Held { operation, lost, until_ms }) = found.held.clone() {
+            let left = Duration::from_millis(until_ms.saturating_sub(self.config.clock.now_ms()));
+            self.fence.hold_still(operation, lost, left);
         }
+        *self.given_up.lock().await = found;
         Ok(())
     }
 

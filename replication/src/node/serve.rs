@@ -256,10 +256,10 @@ impl Inner {
             }));
         }
         if header.kind == Kind::Host {
-            let (position, anew) = take_host(take).map_err(malformed)?;
+            let host = take_host(take).map_err(malformed)?;
             let node = Arc::clone(self);
             let host = async move {
-                match node.host(header.group, position, anew).await {
+                match node.host_for_peer(header.group, host).await {
                     Ok(()) => ok(0).into(),
                     Err(why) => encode_error(&PeerError::NoGroup(why)),
                 }
