@@ -299,9 +299,10 @@ impl Client {
     /// [`TreeHash`] for what can be chosen. Returns when every partition, and this client, goes by it.
     ///
     /// It can be chosen while there is no such tree; chosen again alike nothing happens, so an application does it
-    /// whenever it starts. Other clients learn of it with their next answer. One that has not, and
-    /// names the tree, is refused by the partitions ([`Error::Conflict`]): nothing is ever read or written in
-    /// the wrong place.
+    /// whenever it starts. Other clients learn of it with their next answer. What one that has not asks of the tree
+    /// is refused by the partitions, and the client repeats it as they want it: nothing is ever read or written in the
+    /// wrong place, and nobody notices. Only who [follows](super::Tree::watch_prefix) the tree already is told
+    /// ([`Error::Conflict`], the last event), and begins anew.
     ///
     /// Everything that has one prefix loads one partition: choose it so that there are many.
     ///
@@ -359,20 +360,22 @@ impl Client {
     /// Those of writing.
     pub async fn drop_tree(&self, name: impl AsRef<[u8]>) -> Result<bool> {
         let until = self.until();
-        let groups = 1..=self.core().partitions(until).await?;
-        let name = self.core().stored_name(&IVec::from(name.as_ref()));
-        let drops = groups.map(|group| {
-            let command = Command::DropTree { name: name.clone() };
-            async move {
-                match self.core().execute(group, Vec::new(), command, until).await?.0 {
-                    Reply::Dropped(dropped) => Ok(dropped),
-                    other => Err(unexpected(&other)),
+        let groups = &(1..=self.core().partitions(until).await?);
+        let tree = self.tree(name);
+        let dropped = tree.by_stored_name(until, |name| async move {
+            let drops = groups.clone().map(|group| {
+                let command = Command::DropTree { name: name.clone() };
+                async move {
+                    match self.core().execute(group, Vec::new(), command, until).await?.0 {
+                        Reply::Dropped(dropped) => Ok(dropped),
+                        other => Err(unexpected(&other)),
+                    }
                 }
-            }
+            });
+            // All of them, whatever happens to one.
+            of_parts(join_all(drops).await)
         });
-        // All of them, whatever happens to one.
-        let dropped = of_parts(join_all(drops).await)?;
-        Ok(dropped.contains(&true))
+        Ok(dropped.await?.contains(&true))
     }
 
     /// Where everything is, as far as the node that is asked knows: one after the other, until one answers.

@@ -47,6 +47,9 @@ use super::{Error, Result};
 
 /// How long the beginning of a stream may take.
 const OPEN_STREAM: Duration = Duration::from_secs(5);
+/// How long a call that was refused, because it named a tree as it was named before what is hashed of its keys was
+/// chosen, waits to be told of the choice.
+const RENAMED: Duration = Duration::from_secs(3);
 /// How long closing sessions may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -236,6 +239,31 @@ impl Core {
         }
     }
 
+    /// After a partition has refused one of these names, and so has done nothing: whether another one is known for
+    /// it by now. The newer map has come with the refusal if the node that refused had it; otherwise it is asked for,
+    /// and for a while waited for: what is hashed is told to clients only once all partitions go by it.
+    pub(super) async fn is_renamed<'a>(
+        &self,
+        stored: impl IntoIterator<Item = &'a IVec> + Clone,
+        until: Instant,
+    ) -> bool {
+        let is_old = |stored: &IVec| {
+            let (hash, name) = TreeHash::of_stored(stored);
+            hash == TreeHash::Whole && self.tree_hash(name) != TreeHash::Whole
+        };
+        let until = until.min(Instant::now() + RENAMED);
+        for attempt in 0.. {
+            if stored.clone().into_iter().any(is_old) {
+                return true;
+            }
+            if Instant::now() >= until || self.is_closed() {
+                break;
+            }
+            self.before_next_attempt(attempt).await;
+        }
+        false
+    }
+
     /// The group of a key in a tree that partitions keep under this name.
     pub(super) async fn group_in(&self, stored: &[u8], key: &[u8], until: Instant) -> Result<u32> {
         let known = self.map.borrow().partitions;
@@ -318,7 +346,8 @@ impl Core {
                     return Err(Failed { error, number: Some(number) });
                 }
                 Err(Refusal::Locked(lock)) => return Err(Error::Unavailable(lock.to_string()).into()),
-                // What is hashed of its keys was chosen since this client was told of the map.
+                // What is hashed of its keys was chosen since this client was told of the map: see
+                // [`Core::is_renamed`].
                 Err(sealed @ Refusal::TreeSealed(_)) => {
                     self.ask.notify_one();
                     return Err(Error::Conflict(sealed.to_string()).into());

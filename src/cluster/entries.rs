@@ -30,7 +30,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt};
 
 use super::core::unexpected;
-use super::{Client, ReadFrom, Result};
+use super::{Client, Error, ReadFrom, Result};
 use crate::IVec;
 
 /// The most entries of a page, however small they are.
@@ -52,14 +52,18 @@ const FIRST_PAGE: u64 = 4 << 10;
 /// After an error it ends.
 pub struct Entries {
     client: Client,
+    name: IVec,
     request: Request,
     only_first: bool,
     state: State,
+    /// Whether an entry was given out.
+    has_begun: bool,
     age: Option<Duration>,
 }
 
 #[derive(Clone)]
 struct Request {
+    /// The tree by the name under which partitions keep it.
     tree: IVec,
     low: Bound<IVec>,
     high: Bound<IVec>,
@@ -72,6 +76,8 @@ enum State {
     New,
     Starting(BoxFuture<'static, Result<u32>>),
     Running(Merge),
+    /// Refused for the tree's name before an entry was given out: the error, unless it has another name by now.
+    Refused(Error, BoxFuture<'static, bool>),
     Ended,
 }
 
@@ -141,8 +147,9 @@ impl Entries {
         (low, high): (Bound<IVec>, Bound<IVec>),
         from: ReadFrom,
     ) -> Entries {
-        let request = Request { tree, low, high, reverse: false, values: true, from };
-        Entries { client, request, only_first: false, state: State::New, age: None }
+        let (state, age) = (State::New, None);
+        let request = Request { tree: tree.clone(), low, high, reverse: false, values: true, from };
+        Entries { client, name: tree, request, only_first: false, state, has_begun: false, age }
     }
 
     /// From the last to the first. To be called before the first is asked for.
@@ -230,8 +237,8 @@ impl Entries {
     fn start(&mut self, partitions: u32) {
         // What is hashed of the keys may say that one partition has them all.
         let request = &mut self.request;
-        let hash = self.client.core().tree_hash(&request.tree);
-        request.tree = hash.stored_name(&request.tree);
+        let hash = self.client.core().tree_hash(&self.name);
+        request.tree = hash.stored_name(&self.name);
         let (low, high) =
             (request.low.as_ref().map(|key| &key[..]), request.high.as_ref().map(|key| &key[..]));
         let groups = match hash.group_of_range(low, high, partitions) {
@@ -258,6 +265,12 @@ impl Entries {
         self.state = State::Running(Merge { cursors, heads: BinaryHeap::new(), hungry, fetches });
     }
 
+    fn refused(&self, error: Error) -> State {
+        let (core, stored, until) =
+            (self.client.shared_core(), self.request.tree.clone(), self.client.until());
+        State::Refused(error, async move { core.is_renamed([&stored], until).await }.boxed())
+    }
+
     fn poll_entry(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<(IVec, IVec)>>> {
         loop {
             match &mut self.state {
@@ -275,6 +288,10 @@ impl Entries {
                 State::Running(merge) => {
                     let page_bytes = self.client.core().page_bytes;
                     if let Err(error) = merge.take_pages(context, page_bytes, &mut self.age) {
+                        if matches!(error, Error::Conflict(_)) && !self.has_begun {
+                            self.state = self.refused(error);
+                            continue;
+                        }
                         self.state = State::Ended;
                         return Poll::Ready(Some(Err(error)));
                     }
@@ -291,8 +308,17 @@ impl Entries {
                         let fetch = Entries::fetch(&self.client, index, &merge.cursors[index], false);
                         merge.fetches.push(fetch);
                     }
+                    self.has_begun = true;
                     return Poll::Ready(Some(Ok(entry)));
                 }
+                State::Refused(error, is_renamed) => match ready!(is_renamed.as_mut().poll(context)) {
+                    true => (self.state, self.age) = (State::New, None),
+                    false => {
+                        let error = error.clone();
+                        self.state = State::Ended;
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                },
                 State::Ended => return Poll::Ready(None),
             }
         }

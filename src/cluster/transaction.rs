@@ -81,7 +81,7 @@ use tokio::time::Instant;
 use self::commit::{CommitError, Committed, commit, was_one_moment};
 use self::looking::look_at_one_moment;
 use self::sets::Sets;
-use super::Client;
+use super::{Client, Error};
 
 pub(super) use self::looking::ReadLocks;
 
@@ -133,17 +133,21 @@ impl Client {
                 Ok(value) => match commit(self, &sets, attempts, until).await {
                     Ok(Committed::Yes) => return Ok(value),
                     Ok(Committed::Conflict) => {}
-                    Err(CommitError::Cluster(error)) => return Err(error.into()),
+                    Err(CommitError::Cluster(error)) => again_if_renamed(self, &sets, error, until).await?,
                     Err(CommitError::Unknown(why, transaction)) => {
                         return Err(TransactionError::OutcomeUnknown { why, transaction });
                     }
                 },
                 Err(ConflictableTransactionError::Abort(reason)) => {
-                    if was_one_moment(self, &sets, until).await? {
-                        return Err(TransactionError::Abort(reason));
+                    match was_one_moment(self, &sets, until).await {
+                        Ok(true) => return Err(TransactionError::Abort(reason)),
+                        Ok(false) => {}
+                        Err(error) => again_if_renamed(self, &sets, error, until).await?,
                     }
                 }
-                Err(ConflictableTransactionError::Cluster(error)) => return Err(error.into()),
+                Err(ConflictableTransactionError::Cluster(error)) => {
+                    again_if_renamed(self, &sets, error, until).await?;
+                }
             }
             self.core().back_off(attempts, until).await;
             attempts += 1;
@@ -153,4 +157,11 @@ impl Client {
         }
         Err(TransactionError::Conflict { attempts })
     }
+}
+
+/// A run that was refused because it named a tree as it was named before what is hashed of its keys was chosen is
+/// repeated, with the other name; every other error is the transaction's.
+async fn again_if_renamed(client: &Client, sets: &Sets, error: Error, until: Instant) -> Result<(), Error> {
+    let is_refused = matches!(error, Error::Conflict(_));
+    if is_refused && client.core().is_renamed(sets.trees.keys(), until).await { Ok(()) } else { Err(error) }
 }

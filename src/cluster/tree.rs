@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::Future;
 use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
@@ -121,23 +122,81 @@ impl Tree {
         self.client.core().stored_name(&self.name)
     }
 
-    pub(super) async fn execute(&self, key: &IVec, command: Command) -> Result<Reply> {
-        let until = self.client.until();
-        let stored = self.stored_name();
-        let group = self.client.core().group_in(&stored, key, until).await?;
-        self.execute_in(group, stored, command, until).await
+    /// Has something done that names the tree as partitions keep it. If what is hashed of its keys was chosen since
+    /// this client was told of the map, they have refused that name and done nothing: then it is done under the other.
+    /// So an old map costs a round trip, and no error.
+    pub(super) async fn by_stored_name<T, F>(&self, until: Instant, work: impl Fn(IVec) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        loop {
+            let stored = self.stored_name();
+            match work(stored.clone()).await {
+                Err(Error::Conflict(_)) if self.client.core().is_renamed([&stored], until).await => {}
+                done => return done,
+            }
+        }
     }
 
-    async fn execute_in(&self, group: u32, stored: IVec, command: Command, until: Instant) -> Result<Reply> {
+    /// Before something is refused because of how the tree's keys are hashed, as this client knows: whether a node
+    /// knows better.
+    pub(super) async fn is_hashed_by_now(&self, stored: &IVec) -> bool {
+        *stored == self.name && self.client.map().await.is_ok() && self.stored_name() != *stored
+    }
+
+    /// What makes [`Tree::by_stored_name`] begin again.
+    pub(super) fn renamed(&self) -> Error {
+        let sealed = dogsled_storage::Error::TreeSealed(self.name.clone());
+        Error::Conflict(sealed.to_string())
+    }
+
+    pub(super) async fn execute(&self, key: &IVec, command: Command) -> Result<Reply> {
+        self.execute_until(key, command, self.client.until()).await
+    }
+
+    async fn execute_until(&self, key: &IVec, command: Command, until: Instant) -> Result<Reply> {
+        let command = &command;
+        self.by_stored_name(until, |stored| async move {
+            let group = self.client.core().group_in(&stored, key, until).await?;
+            self.execute_in(group, stored, command.clone(), until).await
+        })
+        .await
+    }
+
+    pub(super) async fn execute_in(
+        &self,
+        group: u32,
+        stored: IVec,
+        command: Command,
+        until: Instant,
+    ) -> Result<Reply> {
         self.client.core().execute_fenced(group, vec![stored], &self.fences, command, until).await
     }
 
     /// As [`Tree::execute`], with the place in the partition's log.
     pub(super) async fn submit(&self, key: &IVec, command: Command) -> Result<GroupReply> {
-        let until = self.client.until();
-        let (core, stored) = (self.client.core(), self.stored_name());
-        let group = core.group_in(&stored, key, until).await?;
-        core.submit_fenced(group, vec![stored], &self.fences, command, until).await
+        let (core, until, command) = (self.client.core(), self.client.until(), &command);
+        self.by_stored_name(until, |stored| async move {
+            let group = core.group_in(&stored, key, until).await?;
+            core.submit_fenced(group, vec![stored], &self.fences, command.clone(), until).await
+        })
+        .await
+    }
+
+    /// Reads what is in the partition of a key, where it is by the tree's stored name.
+    pub(super) async fn read_at(
+        &self,
+        key: &IVec,
+        from: ReadFrom,
+        until: Instant,
+        make: impl Fn(IVec) -> GroupRead,
+    ) -> Result<ReadAnswer> {
+        let (core, make) = (self.client.core(), &make);
+        self.by_stored_name(until, |stored| async move {
+            let group = core.group_in(&stored, key, until).await?;
+            core.read(group, &make(stored), from, until).await
+        })
+        .await
     }
 
     /// Sets a key; the value before.
@@ -225,10 +284,8 @@ impl Tree {
         new: Option<IVec>,
         until: Instant,
     ) -> CompareAndSwapResult {
-        let stored = self.stored_name();
-        let group = self.client.core().group_in(&stored, key, until).await?;
         let command = Command::CompareAndSwap { tree: TreeId(0), key: key.clone(), old, new: new.clone() };
-        match self.execute_in(group, stored, command, until).await? {
+        match self.execute_until(key, command, until).await? {
             Reply::Swapped(Ok(())) => Ok(Ok(())),
             Reply::Swapped(Err(current)) => Ok(Err(CompareAndSwapError { current, proposed: new })),
             other => Err(unexpected(&other)),
@@ -321,10 +378,8 @@ impl Tree {
         from: ReadFrom,
         until: Instant,
     ) -> Result<Aged<Option<IVec>>> {
-        let (core, tree) = (self.client.core(), self.stored_name());
-        let group = core.group_in(&tree, &key, until).await?;
-        let read = GroupRead::Get { tree, key };
-        let ReadAnswer { reply, age, .. } = core.read(group, &read, from, until).await?;
+        let get = |tree| GroupRead::Get { tree, key: key.clone() };
+        let ReadAnswer { reply, age, .. } = self.read_at(&key, from, until, get).await?;
         match reply {
             GroupReadReply::Value(found) => Ok((found.map(|found| found.value), age)),
             other => Err(unexpected(&other)),
@@ -337,20 +392,31 @@ impl Tree {
         I::Item: AsRef<[u8]>,
     {
         let until = self.client.until();
-        let stored = &self.stored_name();
+        let keys: &Vec<IVec> = &keys.into_iter().map(|key| IVec::from(key.as_ref())).collect();
+        self.by_stored_name(
+            until,
+            |stored| async move { self.read_keys_of(&stored, keys, from, until).await },
+        )
+        .await
+    }
+
+    async fn read_keys_of(
+        &self,
+        stored: &IVec,
+        keys: &[IVec],
+        from: ReadFrom,
+        until: Instant,
+    ) -> Result<Aged<Vec<Option<IVec>>>> {
         let mut by_group: BTreeMap<u32, Vec<(usize, IVec)>> = BTreeMap::new();
-        let mut count = 0;
-        for (index, key) in keys.into_iter().enumerate() {
-            let key = IVec::from(key.as_ref());
-            let group = self.client.core().group_in(stored, &key, until).await?;
-            by_group.entry(group).or_default().push((index, key));
-            count = index + 1;
+        for (index, key) in keys.iter().enumerate() {
+            let group = self.client.core().group_in(stored, key, until).await?;
+            by_group.entry(group).or_default().push((index, key.clone()));
         }
         let parts = by_group.iter().flat_map(|(group, wanted)| {
             wanted.chunks(READ_AT_ONCE).map(|part| self.read_part(*group, stored, part, from, until))
         });
         let parts: Vec<_> = parts.collect();
-        let mut values = vec![None; count];
+        let mut values = vec![None; keys.len()];
         let mut oldest = None;
         for (part, age) in try_join_all(parts).await? {
             oldest = oldest.max(age);
@@ -411,17 +477,23 @@ impl Tree {
     /// # Errors
     /// [`Error::Invalid`] if the keys are of several partitions; those of [writing](super#writes).
     pub async fn apply_batch(&self, batch: Batch) -> Result<()> {
-        let (until, stored) = (self.client.until(), self.stored_name());
-        let mut parts = self.split(&stored, batch, until).await?;
-        let Some((group, writes)) = parts.pop_first() else { return Ok(()) };
-        if !parts.is_empty() {
-            return Err(Error::Invalid(format!(
-                "the batch's keys are of {} partitions, and a batch is atomic within one: give the keys a common \
-                 {{tag}}, or use apply_batch_by_partition",
-                parts.len() + 1
-            )));
-        }
-        self.apply_part(group, stored, writes, until).await
+        let (until, writes) = (self.client.until(), &batch.into_writes(TreeId(0)));
+        self.by_stored_name(until, |stored| async move {
+            let mut parts = self.split(&stored, writes, until).await?;
+            let Some((group, writes)) = parts.pop_first() else { return Ok(()) };
+            if !parts.is_empty() {
+                if self.is_hashed_by_now(&stored).await {
+                    return Err(self.renamed());
+                }
+                return Err(Error::Invalid(format!(
+                    "the batch's keys are of {} partitions, and a batch is atomic within one: give the keys a common \
+                     {{tag}}, or use apply_batch_by_partition",
+                    parts.len() + 1
+                )));
+            }
+            self.apply_part(group, stored, writes, until).await
+        })
+        .await
     }
 
     /// Applies a batch in as many parts as it has partitions, each atomically, all at the same time.
@@ -432,18 +504,25 @@ impl Tree {
     /// The error of a part, if nothing of any was applied; otherwise [`Error::OutcomeUnknown`], and the
     /// whole batch may be applied again.
     pub async fn apply_batch_by_partition(&self, batch: Batch) -> Result<()> {
-        let (until, stored) = (self.client.until(), self.stored_name());
-        let parts = self.split(&stored, batch, until).await?;
-        let parts = parts.into_iter();
-        let applied = parts.map(|(group, writes)| self.apply_part(group, stored.clone(), writes, until));
-        of_parts(join_all(applied).await).map(drop)
+        let (until, writes) = (self.client.until(), &batch.into_writes(TreeId(0)));
+        self.by_stored_name(until, |stored| async move {
+            let parts = self.split(&stored, writes, until).await?.into_iter();
+            let applied = parts.map(|(group, writes)| self.apply_part(group, stored.clone(), writes, until));
+            of_parts(join_all(applied).await).map(drop)
+        })
+        .await
     }
 
-    async fn split(&self, stored: &IVec, batch: Batch, until: Instant) -> Result<BTreeMap<u32, Vec<Write>>> {
+    async fn split(
+        &self,
+        stored: &IVec,
+        writes: &[Write],
+        until: Instant,
+    ) -> Result<BTreeMap<u32, Vec<Write>>> {
         let mut parts: BTreeMap<u32, Vec<Write>> = BTreeMap::new();
-        for write in batch.into_writes(TreeId(0)) {
+        for write in writes {
             let group = self.client.core().group_in(stored, &write.key, until).await?;
-            parts.entry(group).or_default().push(write);
+            parts.entry(group).or_default().push(write.clone());
         }
         Ok(parts)
     }
@@ -474,11 +553,13 @@ impl Tree {
     }
 
     pub(super) async fn length(&self, from: ReadFrom) -> Result<Aged<u64>> {
-        let until = self.client.until();
-        let core = self.client.core();
-        let read = GroupRead::Len { tree: self.stored_name() };
-        let groups = 1..=core.partitions(until).await?;
-        let answers = try_join_all(groups.map(|group| core.read(group, &read, from, until))).await?;
+        let (core, until) = (self.client.core(), self.client.until());
+        let groups = &(1..=core.partitions(until).await?);
+        let answers = self.by_stored_name(until, |tree| async move {
+            let read = &GroupRead::Len { tree };
+            try_join_all(groups.clone().map(|group| core.read(group, read, from, until))).await
+        });
+        let answers = answers.await?;
         let (mut sum, mut oldest) = (0, None);
         for answer in answers {
             let GroupReadReply::Length(length) = answer.reply else { return Err(unexpected(&answer)) };
@@ -495,18 +576,20 @@ impl Tree {
     /// called again.
     pub async fn clear(&self) -> Result<()> {
         let until = self.client.until();
-        let core = self.client.core();
-        let groups = 1..=core.partitions(until).await?;
-        let stored = &self.stored_name();
-        let cleared = groups.map(|group| async move {
-            let command = Command::ClearTree { tree: TreeId(0) };
-            match self.execute_in(group, stored.clone(), command, until).await? {
-                Reply::Done => Ok(()),
-                other => Err(unexpected(&other)),
-            }
-        });
-        // All of them, whatever happens to one.
-        of_parts(join_all(cleared).await).map(drop)
+        let groups = &(1..=self.client.core().partitions(until).await?);
+        self.by_stored_name(until, |stored| async move {
+            let stored = &stored;
+            let cleared = groups.clone().map(|group| async move {
+                let command = Command::ClearTree { tree: TreeId(0) };
+                match self.execute_in(group, stored.clone(), command, until).await? {
+                    Reply::Done => Ok(()),
+                    other => Err(unexpected(&other)),
+                }
+            });
+            // All of them, whatever happens to one.
+            of_parts(join_all(cleared).await).map(drop)
+        })
+        .await
     }
 
     /// All keys and values in the order of the keys.
@@ -582,9 +665,11 @@ impl Tree {
         prefix: P,
         position: &WatchPosition,
     ) -> Result<Subscriber> {
-        let (client, prefix) = (self.client.clone(), IVec::from(prefix.as_ref()));
-        let until = self.client.until();
-        Subscriber::begin(client, self.stored_name(), prefix, position, None, until).await
+        let (prefix, until) = (&IVec::from(prefix.as_ref()), self.client.until());
+        self.by_stored_name(until, |stored| {
+            Subscriber::begin(self.client.clone(), stored, prefix.clone(), position, None, until)
+        })
+        .await
     }
 
     pub(super) fn entries(&self, bounds: (Bound<IVec>, Bound<IVec>), from: ReadFrom) -> Entries {

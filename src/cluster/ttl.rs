@@ -99,11 +99,9 @@ impl Tree {
     /// Those of [reading](super#reads).
     pub async fn ttl<K: AsRef<[u8]>>(&self, key: K) -> Result<Ttl> {
         let until = self.client().until();
-        let (core, tree) = (self.client().core(), self.stored_name());
         let key = IVec::from(key.as_ref());
-        let group = core.group_in(&tree, &key, until).await?;
-        let read = GroupRead::Expires { tree, key };
-        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
+        let expires = |tree| GroupRead::Expires { tree, key: key.clone() };
+        match self.read_at(&key, ReadFrom::Leader, until, expires).await?.reply {
             GroupReadReply::Expires { at_ms, now_ms } => Ok(left(at_ms, now_ms)),
             other => Err(unexpected(&other)),
         }

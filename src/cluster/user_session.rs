@@ -275,9 +275,8 @@ impl Session {
         V: Into<IVec>,
     {
         let (key, value, session) = (IVec::from(key.as_ref()), value.into(), self.0.id);
-        self.open_for(&tree.stored_name(), &key).await?;
         let insert = OwnedCommand::Insert { tree: TreeId(0), key: key.clone(), value, session };
-        match tree.execute(&key, Command::Owned(insert)).await? {
+        match self.execute_for(tree, &key, insert).await? {
             Reply::Previous(previous) => Ok(previous),
             other => Err(unexpected(&other)),
         }
@@ -292,8 +291,17 @@ impl Session {
         P: AsRef<[u8]>,
         V: Into<IVec>,
     {
-        self.open_for(&tree.stored_name(), prefix.as_ref()).await?;
-        tree.next_key(prefix.as_ref(), value.into(), Some(self.0.id)).await
+        tree.next_key(prefix.as_ref(), value.into(), Some(self)).await
+    }
+
+    /// Has a command carried out in the partition of a key, where the session is opened first.
+    async fn execute_for(&self, tree: &Tree, key: &IVec, command: OwnedCommand) -> Result<Reply> {
+        let (until, command) = (self.0.client.until(), &command);
+        tree.by_stored_name(until, |stored| async move {
+            let group = self.open_for(&stored, key).await?;
+            tree.execute_in(group, stored, Command::Owned(command.clone()), until).await
+        })
+        .await
     }
 
     /// Opens it in the partition of a key of a tree, by its stored name; which that is.
@@ -367,19 +375,24 @@ impl Tree {
         &self,
         prefix: &[u8],
         value: IVec,
-        session: Option<SessionId>,
+        session: Option<&Session>,
     ) -> Result<IVec> {
         // Only what has a whole tag, or all that is hashed, has it whatever follows.
-        let hash = TreeHash::of_stored(&self.stored_name()).0;
-        if hash.part_of_prefix(prefix).is_none() {
+        let is_known = || TreeHash::of_stored(&self.stored_name()).0.part_of_prefix(prefix).is_some();
+        if !is_known() && !(self.is_hashed_by_now(&self.stored_name()).await && is_known()) {
             return Err(Error::Invalid(format!(
                 "the prefix \"{}\" has no {{tag}}, and its numbers are given by one partition",
                 prefix.escape_ascii()
             )));
         }
         let prefix = IVec::from(prefix);
-        let next = OwnedCommand::InsertNext { tree: TreeId(0), prefix: prefix.clone(), value, session };
-        match self.execute(&prefix, Command::Owned(next)).await? {
+        let tree = TreeId(0);
+        let next = |session| OwnedCommand::InsertNext { tree, prefix: prefix.clone(), value, session };
+        let reply = match session {
+            Some(session) => session.execute_for(self, &prefix, next(Some(session.0.id))).await,
+            None => self.execute(&prefix, Command::Owned(next(None))).await,
+        };
+        match reply? {
             Reply::Named { key } => Ok(key),
             other => Err(unexpected(&other)),
         }

@@ -40,10 +40,9 @@ impl Tree {
 
     /// The same, and the position in the partition's log of the last write that this takes into account.
     pub(super) async fn read_versioned(&self, key: IVec) -> Result<(Option<Versioned>, u64)> {
-        let (core, until, tree) = (self.client().core(), self.client().until(), self.stored_name());
-        let group = core.group_in(&tree, &key, until).await?;
-        let read = GroupRead::Get { tree, key };
-        let ReadAnswer { reply, position, .. } = core.read(group, &read, ReadFrom::Leader, until).await?;
+        let get = |tree| GroupRead::Get { tree, key: key.clone() };
+        let answer = self.read_at(&key, ReadFrom::Leader, self.client().until(), get).await?;
+        let ReadAnswer { reply, position, .. } = answer;
         match reply {
             GroupReadReply::Value(found) => {
                 let found = found.map(|found| Versioned { value: found.value, version: found.version });
@@ -120,15 +119,18 @@ impl Tree {
     /// # Errors
     /// [`Error::Unavailable`](super::Error::Unavailable) if the partition was not reached before the deadline.
     pub async fn watch_key_after<K: AsRef<[u8]>>(&self, key: K, version: u64) -> Result<KeyWatcher> {
-        let (client, key) = (self.client().clone(), IVec::from(key.as_ref()));
-        let (until, stored) = (client.until(), self.stored_name());
-        let group = client.core().group_in(&stored, &key, until).await?;
-        let from = match version {
-            // What is there now is looked at once the stream has begun.
-            0 => WatchPosition::default(),
-            version => WatchPosition::of_part(group, version),
-        };
-        let changes = Subscriber::begin(client, stored, key.clone(), &from, Some(group), until).await?;
+        let (client, key) = (self.client(), IVec::from(key.as_ref()));
+        let (until, watched) = (client.until(), &key);
+        let changes = self.by_stored_name(until, |stored| async move {
+            let group = client.core().group_in(&stored, watched, until).await?;
+            let from = match version {
+                // What is there now is looked at once the stream has begun.
+                0 => WatchPosition::default(),
+                version => WatchPosition::of_part(group, version),
+            };
+            Subscriber::begin(client.clone(), stored, watched.clone(), &from, Some(group), until).await
+        });
+        let changes = changes.await?;
         Ok(KeyWatcher { tree: self.clone(), key, version, changes, must_look: version == 0 })
     }
 }

@@ -144,35 +144,118 @@ async fn a_scan_of_a_hashed_prefix_needs_no_other_partition() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_knows_an_old_map_is_refused_and_told() {
+async fn whoever_knows_an_old_map_is_served_by_the_new_one() {
     let cluster = Cluster::made(3, PARTITIONS).await;
-    let (chooser, writer, reader, lister) =
-        (cluster.client(1).await, cluster.client(2).await, cluster.client(3).await, cluster.client(2).await);
+    let chooser = cluster.client(1).await;
     let mut before = cluster.client(1).await.tree("messages").watch_prefix("room 1/").await.unwrap();
-    chooser.set_tree_hash("messages", SLASH).await.unwrap();
-    // A client that is not used asks for the map every ten seconds only: these know the old one.
-    let tree = |client: &Client| client.tree("messages");
-    assert_eq!(writer.tree_hash("messages"), TreeHash::Whole);
-    let refused = tree(&writer).put("room 1/1", "x").await.unwrap_err();
-    assert!(matches!(refused, Error::Conflict(_)), "{refused}");
-    let refused = tree(&reader).get("room 1/1").await.unwrap_err();
-    assert!(matches!(refused, Error::Conflict(_)), "{refused}");
-    let refused = tree(&lister).scan_prefix("room 1/").into_vec().await.unwrap_err();
-    assert!(matches!(refused, Error::Conflict(_)), "{refused}");
-    // The new map came with the refusal, or comes in a moment.
-    for client in [&writer, &reader, &lister] {
-        eventually("it knows", || std::future::ready(client.tree_hash("messages") == SLASH)).await;
+    // A client that is not used asks for the map every ten seconds only: these know the old one, and each does
+    // something else first.
+    let mut clients = Vec::new();
+    for number in 0..17 {
+        clients.push(cluster.client(number % 3 + 1).await);
     }
-    tree(&writer).put("room 1/1", "x").await.unwrap();
-    assert_eq!(tree(&reader).get("room 1/1").await.unwrap().unwrap(), "x");
-    assert_eq!(prefix(&tree(&lister), "room 1/").await.len(), 1);
-    // Whoever followed the tree hears that it does not do so any more, and begins again.
+    let mut old = clients.iter();
+    let mut next = || {
+        let client = old.next().expect("there are enough");
+        assert_eq!(client.tree_hash("messages"), TreeHash::Whole, "it knows the old map");
+        client
+    };
+    let messages = |client: &Client| client.tree("messages");
+    chooser.set_tree_hash("messages", SLASH).await.unwrap();
+    let known = messages(&chooser);
+
+    messages(next()).put("room 1/1", "x").await.unwrap();
+    assert_eq!(messages(next()).get("room 1/1").await.unwrap().unwrap(), "x");
+    assert_eq!(prefix(&messages(next()), "room 1/").await.len(), 1);
+    assert_eq!(messages(next()).iter().rev().into_vec().await.unwrap().len(), 1);
+    let mut batch = Batch::default();
+    for number in 10..30 {
+        batch.insert(format!("room 1/{number}"), "y");
+    }
+    // Of many partitions, as this client would have it.
+    messages(next()).apply_batch(batch.clone()).await.unwrap();
+    messages(next()).apply_batch_by_partition(batch).await.unwrap();
+    assert_eq!(messages(next()).len().await.unwrap(), 21);
+    let many = messages(next()).get_many(["room 1/1", "room 1/10", "none"]).await.unwrap();
+    assert_eq!(many, [Some("x".into()), Some("y".into()), None]);
+    messages(next()).compare_and_swap("room 1/1", Some("x"), Some("z")).await.unwrap().unwrap();
+    let found = messages(next()).get_versioned("room 1/1").await.unwrap().unwrap();
+    assert_eq!(found.value, "z");
+    let numbered = messages(next()).insert_next("room 1/n/", "x").await.unwrap();
+    assert!(numbered.starts_with(b"room 1/n/"));
+    let client = next();
+    let session = client.session(Duration::from_secs(10));
+    session.insert(&messages(client), "room 1/who/ann", "here").await.unwrap();
+    assert_eq!(known.get("room 1/who/ann").await.unwrap().unwrap(), "here");
+    session.close().await.unwrap();
+    assert_eq!(known.get("room 1/who/ann").await.unwrap(), None, "the key was the session's");
+    assert_eq!(messages(next()).ttl("room 1/1").await.unwrap(), dogsled::Ttl::Forever);
+    let client = next();
+    let tree = &messages(client);
+    let moved = client.transaction(|transaction| async move {
+        let value = transaction.get(tree, "room 1/1").await?;
+        transaction.put(tree, "room 2/1", value.unwrap_or_default())?;
+        Ok::<_, dogsled::cluster::transaction::ConflictableTransactionError<()>>(())
+    });
+    moved.await.unwrap();
+    assert_eq!(known.get("room 2/1").await.unwrap().unwrap(), "z");
+    let client = next();
+    let tree = messages(client);
+    let compared =
+        client.compare().is(&tree, "room 2/1", "z").then_put(&tree, "room 2/2", "then").run().await;
+    assert!(compared.unwrap().held());
+    assert_eq!(known.get("room 2/2").await.unwrap().unwrap(), "then");
+    let mut after = messages(next()).watch_prefix("room 3/").await.unwrap();
+    known.put("room 3/1", "y").await.unwrap();
+    let event = tokio::time::timeout(Duration::from_secs(20), after.next()).await.unwrap().unwrap();
+    assert_eq!(event.unwrap(), Event::Insert { key: "room 3/1".into(), value: "y".into() });
+    assert!(next().drop_tree("messages").await.unwrap());
+    assert!(known.is_empty().await.unwrap());
+
+    // Nothing was ever written under the plain name.
+    assert!(lengths_are_nothing(&cluster).await);
+    // Whoever followed the tree already hears that it does not do so any more.
     let ended = tokio::time::timeout(Duration::from_secs(20), before.next()).await.unwrap().unwrap();
     assert!(matches!(ended, Err(Error::Conflict(_))), "{ended:?}");
-    let mut after = tree(&reader).watch_prefix("room 1/").await.unwrap();
-    tree(&writer).put("room 1/2", "y").await.unwrap();
-    let event = tokio::time::timeout(Duration::from_secs(20), after.next()).await.unwrap().unwrap();
-    assert_eq!(event.unwrap(), Event::Insert { key: "room 1/2".into(), value: "y".into() });
+}
+
+/// Whether no partition has a tree of the plain name.
+async fn lengths_are_nothing(cluster: &Cluster) -> bool {
+    use dogsled_storage::{GroupRead, GroupReadReply};
+    for group in 1..=PARTITIONS {
+        let leader = cluster.leader(group).await;
+        let replica = cluster.nodes[&leader].replication().replica(group).unwrap();
+        let GroupReadReply::Trees(names) = replica.read(&GroupRead::Trees).unwrap() else { return false };
+        if names.contains(&"messages".into()) {
+            return false;
+        }
+    }
+    true
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_choice_that_is_not_in_force_is_told_in_the_end() {
+    use dogsled_storage::{Command, GroupCommand, Operation, seal};
+    let cluster = Cluster::made(1, 1).await;
+    let client = cluster.client(1).await;
+    // The name is sealed, and whoever did it has died before it came into force.
+    let operation = Operation::Command(Command::CreateTree { name: seal::seal_of(b"messages") });
+    let seal = GroupCommand { session: None, time_ms: 0, trees: Vec::new(), operation };
+    cluster.nodes[&1].replication().submit(1, &seal).await.unwrap().result.unwrap();
+    let messages = client.tree("messages").with_deadline(Duration::from_millis(600));
+    let refused = messages.put("room 1/1", "x").await.unwrap_err();
+    assert!(matches!(refused, Error::Conflict(_)), "{refused}");
+    let refused = messages.iter().into_vec().await.unwrap_err();
+    assert!(matches!(refused, Error::Conflict(_)), "{refused}");
+    // What waits for it is served when it comes.
+    let waits = client.tree("messages");
+    let (put, chosen) = tokio::join!(waits.put("room 1/1", "x"), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        client.set_tree_hash("messages", SLASH).await
+    });
+    put.unwrap();
+    chosen.unwrap();
+    assert_eq!(messages.get("room 1/1").await.unwrap().unwrap(), "x");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

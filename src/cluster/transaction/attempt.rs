@@ -99,15 +99,16 @@ impl Transaction {
 
     /// The version of a key that this run has not written, which is read for that; 0: it is absent.
     pub(in crate::cluster) async fn version(&self, tree: &Tree, key: &IVec) -> Result<u64> {
-        self.read(tree.name(), key.clone()).await?;
+        let stored = &tree.stored_name();
+        self.read(stored, key.clone()).await?;
         self.with(|sets| {
-            let found = sets.trees.get(tree.name()).and_then(|access| access.reads.get(key)?.as_ref());
+            let found = sets.trees.get(stored).and_then(|access| access.reads.get(key)?.as_ref());
             found.map_or(0, |found| found.version)
         })
     }
 
     async fn read(&self, tree: &IVec, key: IVec) -> Result<Option<IVec>> {
-        if let Some(known) = self.with(|sets| sets.known(tree, &key))? {
+        if let Some(known) = self.with(|sets| sets.named(tree).known(tree, &key))? {
             return Ok(known);
         }
         let core = self.client.core();
@@ -141,6 +142,7 @@ impl Transaction {
     pub(super) async fn read_many(&self, name: &IVec, keys: Vec<IVec>) -> Result<Vec<Option<IVec>>> {
         let core = self.client.core();
         let unknown = self.with(|sets| {
+            let sets = sets.named(name);
             keys.iter().filter(|key| sets.known(name, key).is_none()).cloned().collect::<Vec<_>>()
         })?;
         let mut by_group: BTreeMap<u32, Vec<IVec>> = BTreeMap::new();

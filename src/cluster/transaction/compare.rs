@@ -6,11 +6,12 @@ use std::time::Duration;
 use dogsled_replication::ring;
 use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::{Command, Reply, TreeId, Write};
+use tokio::time::Instant;
 
 use super::{ConflictableTransactionError, Transaction, TransactionError, TransactionResult};
 use crate::IVec;
 use crate::cluster::core::unexpected;
-use crate::cluster::{Client, Tree};
+use crate::cluster::{Client, Error, Tree};
 
 /// Conditions on keys, and what to write if all of them hold, or not; made by [`Client::compare`].
 ///
@@ -174,9 +175,24 @@ impl Compare {
     /// As [`Client::transaction`].
     pub async fn run(self) -> TransactionResult<Compared, std::convert::Infallible> {
         let until = self.client.until();
+        loop {
+            let trees: Vec<IVec> = self.trees.iter().map(Tree::stored_name).collect();
+            match self.run_with(&trees, until).await {
+                Err(TransactionError::Cluster(Error::Conflict(_)))
+                    if self.client.core().is_renamed(&trees, until).await => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// With the names under which partitions keep the trees.
+    async fn run_with(
+        &self,
+        trees: &[IVec],
+        until: Instant,
+    ) -> TransactionResult<Compared, std::convert::Infallible> {
         let core = self.client.core();
         let partitions = core.partitions(until).await?;
-        let trees: Vec<IVec> = self.trees.iter().map(Tree::stored_name).collect();
         let writes = self.then.iter().chain(&self.otherwise).map(|write| (write.tree, &write.key));
         let keys = self.comparisons.iter().map(|comparison| (comparison.tree, &comparison.key)).chain(writes);
         let group_in =
@@ -186,15 +202,14 @@ impl Compare {
         groups.dedup();
         let times = self.then_for.len() + self.otherwise_for.len();
         let (&[group], 0) = (&groups[..], times) else {
-            let this = &self;
             return self
                 .client
-                .transaction(|transaction| async move { this.within(&transaction).await })
+                .transaction(|transaction| async move { self.within(&transaction).await })
                 .await;
         };
-        let Compare { comparisons, then, otherwise, .. } = self;
-        let command = Command::Compare { comparisons, then, otherwise };
-        match self.client.core().execute(group, trees, command, until).await?.0 {
+        let (comparisons, then) = (self.comparisons.clone(), self.then.clone());
+        let command = Command::Compare { comparisons, then, otherwise: self.otherwise.clone() };
+        match core.execute(group, trees.to_vec(), command, until).await?.0 {
             Reply::Compared(Ok(())) => Ok(Compared { failed: None }),
             Reply::Compared(Err((index, found))) => Ok(Compared { failed: Some((index as usize, found)) }),
             other => Err(TransactionError::Cluster(unexpected(&other))),

@@ -119,6 +119,13 @@ impl Sets {
         self.trees.get_mut(tree).expect("just inserted")
     }
 
+    /// Notes that a tree was named so, also if nothing comes of it: whoever is refused for it asks whether it has
+    /// another name.
+    pub(super) fn named(&mut self, tree: &IVec) -> &Sets {
+        self.access(tree);
+        self
+    }
+
     pub(super) fn note_position(&mut self, group: u32, position: u64) {
         let first = self.positions.entry(group).or_insert(position);
         *first = (*first).min(position);
