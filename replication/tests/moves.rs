@@ -358,6 +358,47 @@ async fn nothing_moves_while_movement_is_paused_and_replicas_can_be_more_or_fewe
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn movement_stays_paused_when_who_drives_it_dies_and_is_carried_through_afterwards() {
+    let mut cluster = Cluster::made(4, PARTITIONS, quick_with_snapshots).await;
+    settles(&cluster).await;
+    fill(&cluster, "a").await;
+    let paused = |paused| Change::Moves {
+        paused: Some(paused),
+        moves: Some(1),
+        bytes_per_second: None,
+        replace_after_ms: None,
+    };
+    let holds = |cluster: &Cluster, node: u64| {
+        let groups = cluster.nodes[&node].status().groups;
+        groups.iter().filter(|group| group.group > 0).count()
+    };
+    // Amid movement, one partition after the other.
+    cluster.nodes[&1].change(0, false, Change::Drain { node: NodeId(4), on: true }).await.unwrap();
+    let full = holds(&cluster, 4);
+    eventually("something has moved", || holds(&cluster, 4) < full).await;
+    cluster.nodes[&1].change(0, false, paused(true)).await.unwrap();
+    // What was a half change is completed, and then nothing happens.
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    let left = holds(&cluster, 4);
+
+    let driver = cluster.leader(0).await;
+    cluster.kill(driver).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let other = (1..=4).find(|node| *node != driver).unwrap();
+    assert!(cluster.nodes[&other].record().unwrap().settings.paused);
+    if driver != 4 {
+        assert_eq!(holds(&cluster, 4), left, "it is paused for whoever drives it now");
+    }
+    fill(&cluster, "while it is paused").await;
+    cluster.start(driver).await;
+    cluster.nodes[&other].change(0, true, paused(false)).await.unwrap();
+    settles(&cluster).await;
+    assert_eq!(holds(&cluster, 4), 0);
+    check(&cluster, "a").await;
+    check(&cluster, "while it is paused").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_without_a_quorum_refuse_writes_and_the_others_serve() {
     let mut cluster = Cluster::made(5, PARTITIONS, quick).await;
     settles(&cluster).await;
