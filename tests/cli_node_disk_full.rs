@@ -1,99 +1,27 @@
 //! Three processes of `dogsled serve`, of which one has its data on a file system that fills up: the
 //! other two go on, it says what is wrong, and when there is space again it catches up by itself.
 //!
-//! The file system is a tmpfs in a mount namespace that a process of this test holds open; the node is
+//! The file system is a tmpfs in a mount namespace; the node is
 //! started in there, and the host sees nothing of it. Where that is not permitted the test says so on
 //! standard error, past the harness, and passes.
 #![cfg(all(feature = "cli", target_os = "linux"))]
 
 mod cli_support;
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::{self, Write};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use cli_support::Sandbox;
 use cli_support::load::{Load, eventually, is_whole};
 use cli_support::nodes::{Served, free_address};
+use cli_support::small_disk::SmallDisk;
 use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId};
 
-const SIZE: &str = "192m";
+const SIZE: u32 = 192;
 /// The node with little space.
 const POOR: u64 = 3;
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A small file system, seen only from within, until it is dropped.
-struct SmallDisk {
-    holder: Child,
-    path: PathBuf,
-}
-
-impl SmallDisk {
-    fn new(path: &Path) -> Result<SmallDisk, String> {
-        let text = path.to_str().expect("a path that is text");
-        let script = format!(
-            "mount --make-rprivate / && mount -t tmpfs -o size={SIZE} tmpfs '{text}' && echo mounted && exec cat"
-        );
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", &script]);
-        // It ends with its input.
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut holder =
-            command.spawn().map_err(|error| format!("`unshare` (package util-linux): {error}"))?;
-        let mut line = String::new();
-        let said = BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut line);
-        if said.is_ok() && line == "mounted\n" {
-            return Ok(SmallDisk { holder, path: path.to_owned() });
-        }
-        drop(holder.stdin.take());
-        let output = holder.wait_with_output().map_err(|error| error.to_string())?;
-        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
-    }
-
-    /// A command that runs with it in view.
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["--mount", "--target", &self.holder.id().to_string(), program]);
-        command
-    }
-
-    /// Where this process finds a file of it.
-    fn seen_from_outside(&self, name: &str) -> PathBuf {
-        let root = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
-        root.join(self.path.strip_prefix("/").expect("an absolute path")).join(name)
-    }
-
-    /// Takes all the space that is left.
-    fn fill(&self) -> io::Result<u64> {
-        let mut options = File::options();
-        let mut file = options.create(true).append(true).open(self.seen_from_outside("filler"))?;
-        let mut filled = 0;
-        for size in [1 << 20, 4 << 10] {
-            let zeros = vec![0; size];
-            loop {
-                match file.write(&zeros) {
-                    Ok(written) => filled += written as u64,
-                    Err(error) if error.kind() == io::ErrorKind::StorageFull => break,
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(filled)
-    }
-
-    fn empty(&self) -> io::Result<()> {
-        std::fs::remove_file(self.seen_from_outside("filler"))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        drop(self.holder.stdin.take());
-        let _ = self.holder.wait();
-    }
-}
 
 /// Past the harness, which keeps what passing tests print to itself.
 fn say(what: &str) {
@@ -110,7 +38,7 @@ async fn complaint(client: &Client) -> Option<String> {
 fn a_node_whose_disk_fills_is_not_missed_and_catches_up_when_there_is_space() {
     let sandbox = Sandbox::new();
     std::fs::create_dir(sandbox.path("small")).expect("a directory");
-    let disk = match SmallDisk::new(&sandbox.path("small")) {
+    let disk = match SmallDisk::new(&sandbox.path("small"), SIZE) {
         Ok(disk) => disk,
         Err(why) => {
             return say(&format!(

@@ -78,6 +78,10 @@ pub struct NodeConfig {
     pub threads: bool,
     /// Without threads: how long a sync of the WAL takes, at least and at most. Default: no time.
     pub sync_time: (Duration, Duration),
+    /// Below so many free bytes of the file system of the directory the node refuses what stores something, and
+    /// leaves leading to others; 0: never. Default: 256 MiB, or a twentieth of a file system smaller than 5 GiB. See
+    /// [`dogsled_storage::space`].
+    pub low_disk_bytes: Option<u64>,
     /// Length of a segment of the WAL. Default 16 MiB.
     pub wal_segment_bytes: u64,
     /// Where random numbers come from; from the operating system if `None`.
@@ -124,6 +128,7 @@ impl NodeConfig {
             clock: Arc::new(SystemClock),
             threads: true,
             sync_time: (Duration::ZERO, Duration::ZERO),
+            low_disk_bytes: None,
             wal_segment_bytes: 16 << 20,
             seed: None,
             cache_bytes: 256 << 20,

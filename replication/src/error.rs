@@ -38,6 +38,9 @@ pub enum ClusterError {
     /// Nothing was done: the cluster was changed by somebody else since the caller looked at it. Look
     /// again, and ask again if it is still what is wanted.
     Conflict(String),
+    /// Nothing was done: the disks of so many replicas of the group are nearly full that it takes no writes, only
+    /// what removes something. It goes on by itself when there is space.
+    NoSpace(String),
 }
 
 impl fmt::Display for ClusterError {
@@ -55,6 +58,7 @@ impl fmt::Display for ClusterError {
             ClusterError::Storage(what) => write!(f, "the node's storage failed: {what}"),
             ClusterError::Denied(what) => write!(f, "not permitted: {what}"),
             ClusterError::Conflict(what) => write!(f, "conflict: {what}"),
+            ClusterError::NoSpace(what) => write!(f, "no space for writes: {what}"),
         }
     }
 }
@@ -91,6 +95,7 @@ impl ClusterError {
             ClusterError::Storage(what) => text(5, what),
             ClusterError::Denied(what) => text(6, what),
             ClusterError::Conflict(what) => text(7, what),
+            ClusterError::NoSpace(what) => text(8, what),
         }
     }
 
@@ -107,6 +112,7 @@ impl ClusterError {
             5 => ClusterError::Storage(take.text()?),
             6 => ClusterError::Denied(take.text()?),
             7 => ClusterError::Conflict(take.text()?),
+            8 => ClusterError::NoSpace(take.text()?),
             other => return malformed(format!("an error of the unknown kind {other}")),
         })
     }

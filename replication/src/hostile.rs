@@ -91,7 +91,12 @@ pub fn check_messages(bytes: &[u8]) {
     for rest in [Some(bytes.clone()), after_header(bytes), after_reply(bytes)].into_iter().flatten() {
         let bytes = &rest;
         bytes_come_back(bytes, take_append, |request| encode_append(1, 2, request), header);
-        bytes_come_back(bytes, take_append_reply, encode_append_reply, reply);
+        bytes_come_back(
+            bytes,
+            take_append_reply,
+            |(reply, is_low)| encode_append_reply(reply, *is_low),
+            reply,
+        );
         bytes_come_back(bytes, take_vote_request, |vote| encode_vote(Kind::Vote, 1, 2, vote), header);
         bytes_come_back(bytes, take_vote_reply, encode_vote_reply, reply);
         bytes_come_back(bytes, take_transfer, |transfer| encode_transfer(1, 2, transfer), header);

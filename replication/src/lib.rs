@@ -31,6 +31,7 @@ mod read_index;
 mod reconcile;
 pub mod recovery;
 pub mod ring;
+mod room;
 pub mod runtime;
 mod snapshot;
 mod stamp;

@@ -196,8 +196,10 @@ pub(crate) fn check_append(
     }
 }
 
-pub(crate) fn encode_append_reply(reply: &AppendEntriesResponse<TypeConfig>) -> Bytes {
+/// `is_low`: whether the disk of whoever answers is nearly full; see [`crate::room`].
+pub(crate) fn encode_append_reply(reply: &AppendEntriesResponse<TypeConfig>, is_low: bool) -> Bytes {
     let mut bytes = ok(32);
+    bytes.put_u8(u8::from(is_low));
     match reply {
         AppendEntriesResponse::Success => bytes.put_u8(0),
         AppendEntriesResponse::PartialSuccess(log_id) => {
@@ -213,7 +215,10 @@ pub(crate) fn encode_append_reply(reply: &AppendEntriesResponse<TypeConfig>) -> 
     bytes.into()
 }
 
-pub(crate) fn take_append_reply(mut take: Take) -> Result<AppendEntriesResponse<TypeConfig>, Malformed> {
+pub(crate) fn take_append_reply(
+    mut take: Take,
+) -> Result<(AppendEntriesResponse<TypeConfig>, bool), Malformed> {
+    let is_low = take.flag()?;
     let reply = match take.u8()? {
         0 => AppendEntriesResponse::Success,
         1 => AppendEntriesResponse::PartialSuccess(take_log_id(&mut take)?),
@@ -222,7 +227,7 @@ pub(crate) fn take_append_reply(mut take: Take) -> Result<AppendEntriesResponse<
         other => return malformed(format!("an answer of the unknown kind {other}")),
     };
     take.end()?;
-    Ok(reply)
+    Ok((reply, is_low))
 }
 
 pub(crate) fn encode_vote(kind: Kind, cluster: u64, group: u32, request: &VoteRequest<TypeConfig>) -> Bytes {

@@ -187,8 +187,17 @@ impl Handed {
 }
 
 /// Why requests fail, as a label; in the order of [`failure_number`].
-const FAILURES: [&str; 8] =
-    ["not_leader", "unavailable", "outcome_unknown", "invalid", "storage", "denied", "conflict", "other"];
+const FAILURES: [&str; 9] = [
+    "not_leader",
+    "unavailable",
+    "outcome_unknown",
+    "invalid",
+    "storage",
+    "denied",
+    "conflict",
+    "no_space",
+    "other",
+];
 
 #[allow(unreachable_patterns, reason = "the error is non-exhaustive to others, and may grow")]
 fn failure_number(error: &ClusterError) -> usize {
@@ -200,7 +209,8 @@ fn failure_number(error: &ClusterError) -> usize {
         ClusterError::Storage(_) => 4,
         ClusterError::Denied(_) => 5,
         ClusterError::Conflict(_) => 6,
-        _ => 7,
+        ClusterError::NoSpace(_) => 7,
+        _ => 8,
     }
 }
 

@@ -53,6 +53,7 @@ use crate::message::{
     Kind, PeerError, encode_append, encode_transfer, encode_vote, take_append_reply, take_reply,
     take_vote_reply,
 };
+use crate::room::Room;
 use crate::runtime::together;
 use crate::snapshot::{SnapshotData, Snapshots};
 use crate::state_machine::{Machine, ReplicaSlot};
@@ -78,6 +79,8 @@ pub(crate) struct Network {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) fence: Arc<Fence>,
+    /// Who has said that its disk is nearly full.
+    pub(crate) room: Arc<Room>,
     /// The replica whose state is sent.
     pub(crate) slot: Arc<ReplicaSlot>,
     /// How long a request with entries may take: longer than a slow sync.
@@ -133,6 +136,15 @@ impl Connection {
         let reply = self.request(lane, body, deadline).await;
         let reply = reply.map_err(|error| self.rpc_error(action, deadline, error))?;
         take_reply(reply).map_err(|error| self.refused(&error))
+    }
+
+    fn take_append_reply(
+        &self,
+        take: crate::codec::Take,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        let (reply, is_low) = take_append_reply(take).map_err(unreadable)?;
+        self.network.room.heard(self.to, is_low);
+        Ok(reply)
     }
 
     fn refused(&self, error: &PeerError) -> RpcError {
@@ -279,7 +291,7 @@ where
         let result = reply
             .map_err(|error| this.connection.rpc_error(RPCTypes::AppendEntries, this.deadline, error))
             .and_then(|bytes| take_reply(bytes).map_err(|error| this.connection.refused(&error)))
-            .and_then(|take| take_append_reply(take).map_err(unreadable))
+            .and_then(|take| this.connection.take_append_reply(take))
             .and_then(|reply| match (&reply, &previous) {
                 // A follower of no entries at all cannot miss one; openraft relies on it.
                 (AppendEntriesResponse::Conflict, None) => {
@@ -304,7 +316,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         let body = encode_append(self.network.cluster, self.network.group, &request);
         let take = self.ask(self.lane, RPCTypes::AppendEntries, body, option.soft_ttl()).await?;
-        take_append_reply(take).map_err(unreadable)
+        self.take_append_reply(take)
     }
 
     fn stream_append<'s, S>(

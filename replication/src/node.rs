@@ -50,6 +50,7 @@ mod pins;
 pub(crate) mod record;
 mod recover;
 mod report;
+mod room;
 mod serve;
 mod transactions;
 
@@ -85,6 +86,7 @@ use crate::meta::{HashedTree, Record};
 use crate::node_file::NodeFile;
 use crate::reconcile::View;
 use crate::ring::TreeHash;
+use crate::room::Room;
 use crate::runtime;
 use crate::snapshot::Snapshots;
 use crate::status::{EntryIdentity, GroupStatus, NodeStatus};
@@ -197,6 +199,8 @@ struct Inner {
     fence: Arc<Fence>,
     /// What the file says of that: whoever changes it does so one after the other.
     given_up: tokio::sync::Mutex<GivenUp>,
+    /// Whose disks are nearly full.
+    room: Arc<Room>,
     /// What the transport was told.
     addresses: Mutex<HashMap<NodeId, Vec<String>>>,
     stop: runtime::watch::Sender<bool>,
@@ -261,6 +265,7 @@ impl Node {
             snapshots: Arc::new(Snapshots::new(Arc::clone(&shared_log), blocking)),
             fence: Arc::new(Fence::new(file.taken_out)),
             given_up: tokio::sync::Mutex::default(),
+            room: Arc::new(Room::new(config.node, config.low_disk_bytes)),
             transport,
             blocking,
             shared_log,
@@ -287,6 +292,8 @@ impl Node {
                  directory"
             );
         }
+        // Before anything is served.
+        inner.look_at_disk().await;
         if file.cluster != 0 {
             inner.open_cluster().await?;
         }
@@ -648,6 +655,8 @@ impl Inner {
             tree_bytes: replicas.map(|replica| replica.engine().tree_bytes()).sum(),
             disk_total_bytes: space.map_or(0, |space| space.total),
             disk_free_bytes: space.map_or(0, |space| space.free),
+            disk_low_mark_bytes: self.room.mark(),
+            disk_is_low: self.room.is_low(),
             failure: self.shared_log.wal.poisoned().map(|error| error.to_string()),
         }
     }

@@ -137,6 +137,10 @@ pub struct NodeStatus {
     pub disk_total_bytes: u64,
     /// How many of them the node can still use.
     pub disk_free_bytes: u64,
+    /// Below so many free bytes it refuses what stores something; 0: never, or it has not looked yet.
+    pub disk_low_mark_bytes: u64,
+    /// Whether it does.
+    pub disk_is_low: bool,
     /// Why the node acknowledges nothing any more, if so.
     pub failure: Option<String>,
 }
@@ -263,10 +267,11 @@ impl NodeStatus {
             group.put(bytes);
         }
         let wal = [self.wal_live_bytes, self.wal_file_bytes, self.wal_syncs];
-        let disk = [self.tree_bytes, self.disk_total_bytes, self.disk_free_bytes];
+        let disk = [self.tree_bytes, self.disk_total_bytes, self.disk_free_bytes, self.disk_low_mark_bytes];
         for number in wal.into_iter().chain(disk) {
             bytes.put_u64(number);
         }
+        bytes.put_u8(u8::from(self.disk_is_low));
         put_text(bytes, self.failure.as_deref());
     }
 
@@ -286,6 +291,8 @@ impl NodeStatus {
             tree_bytes: take.u64()?,
             disk_total_bytes: take.u64()?,
             disk_free_bytes: take.u64()?,
+            disk_low_mark_bytes: take.u64()?,
+            disk_is_low: take.flag()?,
             failure: take_text(take)?,
         })
     }

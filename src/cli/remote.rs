@@ -30,6 +30,9 @@ impl From<Error> for Failure {
             Error::Conflict(what) => {
                 Failure::refused(format!("nothing was done, somebody else was quicker: {what}"))
             }
+            Error::NoSpace(what) => {
+                Failure::new(Code::Io, format!("nothing was done, no space for writes: {what}"))
+            }
             Error::LockNotHeld { .. } => Failure::refused(error.to_string()),
             Error::Closed => Failure::new(Code::Unavailable, error.to_string()),
             // A newer or older dogsled.

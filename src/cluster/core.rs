@@ -637,6 +637,7 @@ impl Core {
             ClientReply::Error(ClusterError::OutcomeUnknown(why)) => Err(Error::OutcomeUnknown(why)),
             ClientReply::Error(ClusterError::Denied(what)) => Err(Error::Denied(what)),
             ClientReply::Error(ClusterError::Conflict(what)) => Err(Error::Conflict(what)),
+            ClientReply::Error(ClusterError::NoSpace(what)) => Err(Error::NoSpace(what)),
             ClientReply::Error(error) => Err(Error::Unavailable(error.to_string())),
             reply => Ok(reply),
         }

@@ -18,6 +18,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | stops what it does under a lock | [`Error::LockNotHeld`] |
 /// | shows an administrator's certificate | [`Error::Denied`] |
 /// | looks at the cluster again | [`Error::Conflict`] |
+/// | removes something, or gives the nodes more space | [`Error::NoSpace`] |
 /// | opens another client | [`Error::Closed`] |
 /// | updates one of the two sides | [`Error::Incompatible`] |
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,10 @@ pub enum Error {
     /// Nothing was done: somebody else has changed the cluster since it was looked at. Look again, and
     /// ask again if it is still what is wanted.
     Conflict(String),
+    /// Nothing was done: the disks of a majority of the partition's replicas are nearly full, so that it takes no
+    /// writes, only what removes something. Remove something, or give the nodes space; writes go on by themselves
+    /// then.
+    NoSpace(String),
     /// Nothing was done, and nothing will be: the write demanded that a lock be held under a token
     /// ([`Tree::under`](super::Tree::under)), and it is not. Stop what is done under the lock.
     LockNotHeld {
@@ -99,6 +104,7 @@ impl fmt::Display for Error {
             Error::OutcomeUnknown(why) => write!(f, "whether it has happened is not known: {why}"),
             Error::Denied(what) => write!(f, "not permitted: {what}"),
             Error::Conflict(what) => write!(f, "conflict: {what}"),
+            Error::NoSpace(what) => write!(f, "no space for writes: {what}"),
             Error::LockNotHeld { lock, token, current } => {
                 let (lock, token) = (lock.clone(), *token);
                 dogsled_storage::Error::LockNotHeld { lock, token, current: *current }.fmt(f)

@@ -149,6 +149,7 @@ fn explain(error: ClusterError) -> Error {
         ClusterError::OutcomeUnknown(why) => Error::OutcomeUnknown(why),
         ClusterError::Denied(what) => Error::Denied(what),
         ClusterError::Conflict(what) => Error::Conflict(what),
+        ClusterError::NoSpace(what) => Error::NoSpace(what),
         other => Error::Unavailable(other.to_string()),
     }
 }

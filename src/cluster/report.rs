@@ -68,6 +68,14 @@ pub fn groups_led(node: NodeId, groups: &[GroupView<'_>]) -> usize {
 /// What is wrong with a node; nothing if it is well.
 pub fn complaints(status: &NodeStatus) -> Vec<String> {
     let mut complaints: Vec<String> = status.failure.iter().cloned().collect();
+    if status.disk_is_low {
+        let mib = |bytes: u64| bytes >> 20;
+        complaints.push(format!(
+            "low on disk space: {} MiB are free, less than {}; it refuses what stores something",
+            mib(status.disk_free_bytes),
+            mib(status.disk_low_mark_bytes)
+        ));
+    }
     for group in &status.groups {
         match (&group.failure, group.role) {
             (Some(failure), _) => complaints.push(format!("group {}: {failure}", group.group)),
@@ -177,6 +185,8 @@ fn member_document(member: &MemberStatus, groups: &[GroupView<'_>]) -> Value {
             "tree_bytes": status.tree_bytes,
             "disk_total_bytes": (status.disk_total_bytes > 0).then_some(status.disk_total_bytes),
             "disk_free_bytes": (status.disk_total_bytes > 0).then_some(status.disk_free_bytes),
+            "disk_low_mark_bytes": status.disk_low_mark_bytes,
+            "disk_is_low": status.disk_is_low,
             "complaints": complaints(status),
         }),
     };

@@ -95,6 +95,7 @@ pub mod seal;
 pub mod session;
 mod snapshot;
 mod sorted_map;
+pub mod space;
 mod state;
 mod stats;
 pub mod strings;

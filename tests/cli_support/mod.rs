@@ -5,6 +5,7 @@ pub(crate) mod alone;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod nodes;
+pub(crate) mod small_disk;
 
 use std::ffi::OsStr;
 use std::io::Write;

@@ -305,6 +305,7 @@ fn replies_keep_their_bytes() {
              01000000 6c 0500000000000000 00 01 01000000 76",
         ),
         (ClientReply::Error(ClusterError::Conflict("why".to_owned())), "0105 07 03000000 776879"),
+        (ClientReply::Error(ClusterError::NoSpace("why".to_owned())), "0105 08 03000000 776879"),
         (ClientReply::Error(ClusterError::OutcomeUnknown("why".to_owned())), "0105 03 03000000 776879"),
         (
             ClientReply::Error(ClusterError::NotLeader { group: 1, leader: None, addresses: Vec::new() }),
@@ -360,6 +361,8 @@ fn a_status_keeps_its_bytes_and_no_bytes_make_a_decoder_panic() {
         tree_bytes: 4,
         disk_total_bytes: 6,
         disk_free_bytes: 5,
+        disk_low_mark_bytes: 2,
+        disk_is_low: true,
         failure: None,
     };
     let reply = ClientReply::Status(Box::new(status));

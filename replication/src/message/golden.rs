@@ -99,24 +99,27 @@ fn requests_about_the_cluster_keep_their_bytes() {
     is(&bytes, "01 0b 0000000000000000 00000000 0400000000000000 02000000 03000000 643a34 03000000 653a35");
     assert_eq!(take_join(body(&bytes, Kind::Join, 0, 0)).unwrap(), join);
 
-    let bytes = encode_host(CLUSTER, GROUP, 9, true);
-    is(&bytes, "01 0c 0201000000000000 05000000 0900000000000000 01");
-    assert_eq!(take_host(body(&bytes, Kind::Host, CLUSTER, GROUP)).unwrap(), (9, true));
+    let host = Host { position: 9, anew: true, given_up: vec![NodeId(4)] };
+    let bytes = encode_host(CLUSTER, GROUP, &host);
+    is(&bytes, "01 0c 0201000000000000 05000000 0900000000000000 01 01000000 0400000000000000");
+    assert_eq!(take_host(body(&bytes, Kind::Host, CLUSTER, GROUP)).unwrap(), host);
 }
 
 #[test]
 fn replies_keep_their_bytes() {
     use AppendEntriesResponse::{Conflict, HigherVote, PartialSuccess, Success};
     for (reply, golden) in [
-        (Success, "01 00 00"),
-        (PartialSuccess(Some(log_id())), "01 00 01 01 0300000000000000 0100000000000000 0900000000000000"),
-        (PartialSuccess(None), "01 00 01 00"),
-        (Conflict, "01 00 02"),
-        (HigherVote(Vote::new(9, 2)), "01 00 03 01 0900000000000000 0200000000000000"),
+        (Success, "00"),
+        (PartialSuccess(Some(log_id())), "01 01 0300000000000000 0100000000000000 0900000000000000"),
+        (PartialSuccess(None), "01 00"),
+        (Conflict, "02"),
+        (HigherVote(Vote::new(9, 2)), "03 01 0900000000000000 0200000000000000"),
     ] {
-        let bytes = encode_append_reply(&reply);
-        is(&bytes, golden);
-        assert_eq!(take_append_reply(take_reply(bytes).unwrap()).unwrap(), reply);
+        for (is_low, low) in [(false, "00"), (true, "01")] {
+            let bytes = encode_append_reply(&reply, is_low);
+            is(&bytes, &format!("01 00 {low} {golden}"));
+            assert_eq!(take_append_reply(take_reply(bytes).unwrap()).unwrap(), (reply.clone(), is_low));
+        }
     }
     for (last_log_id, granted, rest) in [
         (Some(log_id()), true, "01 0300000000000000 0100000000000000 0900000000000000 01"),

@@ -156,7 +156,7 @@ impl Opener {
             raft: Arc::clone(&self.raft[group as usize % self.raft.len()]),
             network: {
                 let (transport, snapshots) = (Arc::clone(&node.transport), Arc::clone(&node.snapshots));
-                let fence = Arc::clone(&node.fence);
+                let (fence, room) = (Arc::clone(&node.fence), Arc::clone(&node.room));
                 let (id, timing, cluster) = (node.config.node, node.config.timing, file.cluster as u64);
                 Box::new(move |slot| Network {
                     node: id,
@@ -165,6 +165,7 @@ impl Opener {
                     transport,
                     snapshots,
                     fence,
+                    room,
                     slot,
                     append_deadline: timing.election.1 * 4,
                     backoff: (timing.heartbeat / 4, timing.election.1),
@@ -228,6 +229,7 @@ impl Inner {
         }
         let mut tasks = self.tasks.lock();
         tasks.push(runtime::spawn(maintenance::run(Arc::downgrade(self), self.stop.subscribe())));
+        tasks.push(runtime::spawn(super::room::run(Arc::downgrade(self), self.stop.subscribe())));
         tasks.push(runtime::spawn(maintenance::run_due(Arc::downgrade(self), self.stop.subscribe())));
         tasks.push(runtime::spawn(super::record::follow(Arc::downgrade(self), self.stop.subscribe())));
         tasks.push(runtime::spawn(super::drive::run(Arc::downgrade(self), self.stop.subscribe())));

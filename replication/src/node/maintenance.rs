@@ -210,6 +210,8 @@ impl Inner {
             }
             let record = self.cluster.get().and_then(|cluster| cluster.record());
             let heir = match record.as_ref().and_then(|record| record.preferred_leader(group.id)) {
+                // It would give it back.
+                Some(first) if self.room.is_low_at(first) => return false,
                 Some(first) if voters.contains(&first.0) => first.0,
                 // It is still on its way to those that are to have it.
                 _ => return false,

@@ -176,6 +176,13 @@ impl Inner {
                 .of(status.disk_total_bytes),
             Family::gauge("dogsled_disk_free_bytes", "How many of them the node can still use.")
                 .of(status.disk_free_bytes),
+            Family::gauge(
+                "dogsled_disk_low_mark_bytes",
+                "Free bytes below which the node refuses what stores something; 0: never.",
+            )
+            .of(status.disk_low_mark_bytes),
+            Family::gauge("dogsled_disk_low", "Whether it refuses that now.")
+                .of(u64::from(status.disk_is_low)),
         ]
     }
 

@@ -286,9 +286,10 @@ impl Inner {
                 let committed = raft.data_metrics().borrow_watched().local_committed;
                 check_append(&request, committed).map_err(malformed)?;
                 group.slot.heard(request.leader_commit.map_or(0, |commit| position(commit.index)));
+                let room = Arc::clone(&self.room);
                 begun(async move {
                     match raft.append_entries(request).await {
-                        Ok(reply) => encode_append_reply(&reply),
+                        Ok(reply) => encode_append_reply(&reply, room.is_low()),
                         Err(error) => failed(error),
                     }
                 })
@@ -539,6 +540,7 @@ impl Inner {
         match request {
             ClientRequest::Submit { group, command, .. } => {
                 let (began, group) = (Instant::now(), self.group(group)?);
+                self.admit(&group, &command)?;
                 let reply = self.propose(&group, &command, deadline).await?;
                 let (metrics, now_ms) = (&self.shared_log.metrics, || self.config.clock.now_ms());
                 metrics.carried_out((group.id, &group.metrics), &command, &reply, began.elapsed(), now_ms);

@@ -55,6 +55,8 @@ fn status(node: u64, groups: Vec<GroupStatus>) -> (NodeId, NodeStatus) {
         tree_bytes: 0,
         disk_total_bytes: 0,
         disk_free_bytes: 0,
+        disk_low_mark_bytes: 0,
+        disk_is_low: false,
         failure: None,
     };
     (NodeId(node), status)

@@ -14,7 +14,7 @@ Without any option: a database of one node in ./dogsled-data, reached at 127.0.0
 
 Options overrule variables, variables overrule the file. The file is TOML, and its keys are the names
 of the options: data, node, listen, http, advertise, init, members, join, partitions, replicas, zone, weight,
-from-embedded, certs, preset, redis, redis-password, cache, log-format, log-level, timeout.
+from-embedded, certs, preset, disk-low, redis, redis-password, cache, log-format, log-level, timeout.
 
 The first three nodes of a cluster, each with its own id and address:
   dogsled serve --certs certs --node 1 --listen 10.0.0.1:7400 --init --members 1=10.0.0.1:7400,2=10.0.0.2:7400,3=10.0.0.3:7400
@@ -87,6 +87,12 @@ pub(crate) struct ServeArgs {
     /// How far apart the nodes are [default: lan]
     #[arg(long, env = "DOGSLED_PRESET")]
     pub(crate) preset: Option<Preset>,
+
+    /// Refuse what stores something, and leave leading to others, while fewer bytes of the disk are free (also as
+    /// 512K, 300M or 2G); what removes something, reads and copies for other nodes go on. 0: never [default: 256M, or
+    /// a twentieth of a disk smaller than 5G]
+    #[arg(long, env = "DOGSLED_DISK_LOW", value_name = "SIZE")]
+    pub(crate) disk_low: Option<String>,
 
     /// Serve Redis's protocol on this TCP address of loopback too, or `off`. There is no encryption, and without
     /// a password whoever can connect can do anything with the data [default: off]

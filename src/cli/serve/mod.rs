@@ -268,6 +268,7 @@ fn node_config(settings: &Settings) -> (NodeConfig, CertificateFiles) {
     let mut config = NodeConfig::new(&settings.data, settings.node.0, settings.listen);
     config.replication.addresses.clone_from(&settings.advertise);
     config.replication.cache_bytes = settings.cache_mib << 20;
+    config.replication.low_disk_bytes = settings.disk_low_bytes;
     config.replication.convert_embedded = settings.from_embedded;
     config.replication.zone.clone_from(&settings.zone);
     config.replication.weight = settings.weight;

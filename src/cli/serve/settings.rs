@@ -69,6 +69,8 @@ pub(crate) struct Settings {
     pub(crate) certs: Option<PathBuf>,
     pub(crate) preset: Preset,
     pub(crate) cache_mib: u64,
+    /// `None`: as the node thinks fit.
+    pub(crate) disk_low_bytes: Option<u64>,
     pub(crate) log_format: LogFormat,
     pub(crate) log_level: Option<String>,
     pub(crate) timeout: Duration,
@@ -100,6 +102,7 @@ struct File {
     certs: Option<PathBuf>,
     preset: Option<Preset>,
     cache: Option<u64>,
+    disk_low: Option<Size>,
     log_format: Option<LogFormat>,
     log_level: Option<String>,
     timeout: Option<u64>,
@@ -131,6 +134,14 @@ impl List {
             List::Many(list) => list,
         }
     }
+}
+
+/// `1073741824`, or `"1G"` as on the command line.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a number of bytes, or a string such as \"300M\"")]
+enum Size {
+    Bytes(u64),
+    Written(String),
 }
 
 impl File {
@@ -245,6 +256,8 @@ impl Settings {
                 1 << 20
             )));
         }
+        let disk_low = args.disk_low.clone().map(Size::Written).or(file.disk_low);
+        let disk_low_bytes = disk_low.map(|size| bytes_of("--disk-low", size)).transpose()?;
         let redis = args.redis.clone().or(file.redis).filter(|redis| redis != "off");
         let redis = redis.map(|redis| resolve("--redis", &redis)).transpose()?;
         let redis_password = args.redis_password.clone().or(file.redis_password);
@@ -272,6 +285,7 @@ impl Settings {
             certs: global.certs.clone().or(file.certs),
             preset: args.preset.or(file.preset).unwrap_or(Preset::Lan),
             cache_mib,
+            disk_low_bytes,
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
             log_level: args.log_level.clone().or(file.log_level),
             timeout: global.timeout_or(file.timeout.unwrap_or(DEFAULT_TIMEOUT)),
@@ -295,6 +309,24 @@ impl Settings {
         };
         self.advertise.iter().find(elsewhere).map(String::as_str)
     }
+}
+
+/// A number of bytes, perhaps with a unit of 1,024, of its square, or of its cube.
+fn bytes_of(option: &str, size: Size) -> Result<u64> {
+    let written = match size {
+        Size::Bytes(bytes) => return Ok(bytes),
+        Size::Written(written) => written,
+    };
+    let (number, unit) = match written.trim().split_at_checked(written.trim().len().saturating_sub(1)) {
+        Some((number, "K" | "k")) => (number, 10),
+        Some((number, "M" | "m")) => (number, 20),
+        Some((number, "G" | "g")) => (number, 30),
+        _ => (written.trim(), 0),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << unit));
+    bytes.ok_or_else(|| {
+        Failure::usage(format!("{option} {written:?} is no size: a number of bytes, or as in 512K, 300M, 2G"))
+    })
 }
 
 /// `id=host:port`, each id once.
@@ -396,6 +428,19 @@ mod tests {
         assert_eq!(http(&["--listen", "127.0.0.1:65500"], ""), Ok(Http::Off));
         assert_eq!(http(&["--http", "127.0.0.1:80"], "http = \"off\""), Ok(Http::Asked(at("127.0.0.1:80"))));
         assert_eq!(http(&[], "http = \"off\""), Ok(Http::Off));
+    }
+
+    #[test]
+    fn the_low_mark_of_the_disk_is_a_size() {
+        let low = |arguments: &[&str], file: &str| settled(arguments, file).map(|all| all.disk_low_bytes);
+        assert_eq!(low(&[], ""), Ok(None));
+        assert_eq!(low(&["--disk-low", "0"], "disk-low = \"1G\""), Ok(Some(0)));
+        assert_eq!(low(&["--disk-low", "300m"], ""), Ok(Some(300 << 20)));
+        assert_eq!(low(&[], "disk-low = 4096"), Ok(Some(4096)));
+        assert_eq!(low(&[], "disk-low = \"2G\""), Ok(Some(2 << 30)));
+        for wrong in ["", "M", "-1", "1.5G", "10T", "99999999999999999999", "18446744073709551615K"] {
+            assert!(low(&[&format!("--disk-low={wrong}")], "").is_err_and(|why| why.contains("--disk-low")));
+        }
     }
 
     #[test]

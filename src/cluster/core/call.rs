@@ -273,6 +273,7 @@ impl Core {
             match error {
                 ClusterError::Invalid(what) => return Err(give_up(perhaps, Error::Invalid(what), &why)),
                 ClusterError::Denied(what) => return Err(give_up(perhaps, Error::Denied(what), &why)),
+                ClusterError::NoSpace(what) => return Err(give_up(perhaps, Error::NoSpace(what), &why)),
                 ClusterError::Conflict(what) => {
                     // Perhaps the map is old by which this was asked.
                     self.ask.notify_one();
