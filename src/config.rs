@@ -47,6 +47,7 @@ pub struct Config {
     segment_size: u64,
     create_new: bool,
     retain_changes_bytes: u64,
+    low_disk_bytes: u64,
     clock: Option<Arc<dyn Clock>>,
 }
 
@@ -62,6 +63,7 @@ impl Default for Config {
             segment_size: options.segment_size,
             create_new: options.create_new,
             retain_changes_bytes: options.retain_changes_bytes,
+            low_disk_bytes: options.low_disk_bytes,
             clock: None,
         }
     }
@@ -198,6 +200,25 @@ impl Config {
         self
     }
 
+    /// Refuses what stores something while fewer bytes of the file system are free, before it is logged, with an
+    /// [`Error::Io`] of the kind [`StorageFull`](std::io::ErrorKind::StorageFull). Reads, removes and checkpoints go on, and
+    /// so do writes by themselves when a quarter more is free. The default is 0: never. Then a full disk stops the
+    /// database ([`Error::Poisoned`]) until it is reopened.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// let db = dogsled::Config::new().temporary(true).low_disk_bytes(u64::MAX).open()?;
+    /// let refused = db.insert("key", "value");
+    /// assert!(matches!(refused, Err(dogsled::Error::Io(why)) if why.kind() == std::io::ErrorKind::StorageFull));
+    /// assert_eq!(db.remove("key")?, None);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn low_disk_bytes(mut self, to: u64) -> Config {
+        self.low_disk_bytes = to;
+        self
+    }
+
     /// Size of a file of the write-ahead log in bytes, rounded up to a sensible power of two.
     /// (sled's segments are another thing, and smaller.)
     ///
@@ -316,6 +337,7 @@ impl Config {
             segment_size: self.segment_size,
             create_new: self.create_new,
             retain_changes_bytes: self.retain_changes_bytes,
+            low_disk_bytes: self.low_disk_bytes,
             ..Options::new(&directory)
         };
         if let Some(clock) = &self.clock {

@@ -25,6 +25,7 @@ mod committer;
 mod due;
 mod execute;
 mod options;
+mod room;
 mod sessions;
 mod shared;
 
@@ -168,6 +169,7 @@ impl Engine {
             checkpointed: AtomicU64::new(checkpointed),
             checkpoints: AtomicU64::new(0),
             stalls: AtomicUsize::new(0),
+            room: room::Room::default(),
             closed: AtomicBool::new(false),
             redb_cache,
             directory,

@@ -34,6 +34,9 @@ impl Shared {
         durability: Durability,
     ) -> Result<Reply> {
         command.check_limits()?;
+        if self.options.low_disk_bytes > 0 && command.asks_for_space() {
+            self.room.check(&self.options)?;
+        }
         self.write(
             &Write {
                 evaluate: &|view, context| {

@@ -35,6 +35,9 @@ pub struct Options {
     /// Commits whose WAL bytes together stay below this are kept for [`Engine::changes_since`](crate::Engine::changes_since)
     /// after they were folded into the B-tree.
     pub retain_changes_bytes: u64,
+    /// Below so many free bytes of the file system what stores something is refused, before it is logged; see
+    /// [`crate::space`]. 0, the default: never. A replica is not asked: whoever logs its entries is.
+    pub low_disk_bytes: u64,
     /// Run the threads that write out, sync and fold into the B-tree. Without them only calls do:
     /// for tests that need to know when the disk is written, and for simulation.
     pub background_threads: bool,
@@ -60,6 +63,7 @@ impl Options {
             segment_size: 8 << 20,
             create_new: false,
             retain_changes_bytes: 0,
+            low_disk_bytes: 0,
             background_threads: true,
             checkpoint_slice_keys: 8 << 10,
             clock: Arc::new(SteadyClock::new()),

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
 use super::due::DueTimes;
+use super::room::Room;
 use super::{Committer, EMBEDDED_STREAM, Options};
 use crate::codec::encode_effects;
 use crate::directory::Directory;
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
     pub(super) checkpointed: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
     pub(crate) stalls: AtomicUsize,
+    pub(super) room: Room,
     pub(super) closed: AtomicBool,
     pub(crate) redb_cache: usize,
     /// Last: the lock on the directory is released when all else is gone.
