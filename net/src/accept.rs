@@ -131,8 +131,14 @@ async fn connection(
     };
     match protocol(&connection).as_deref() {
         Some(PEER_ALPN) => peer(shared, service, connection, handshake).await,
-        Some(CLIENT_ALPN) => match clients.try_acquire_owned() {
-            Ok(_one) => client(shared, service, connection, handshake).await,
+        Some(CLIENT_ALPN) => match Arc::clone(&clients).try_acquire_owned() {
+            Ok(_one) => {
+                let connections = shared.options.max_client_connections - clients.available_permits();
+                let window = shared.options.client_window(connections);
+                connection.set_receive_window(VarInt::from_u32(window));
+                connection.set_send_window(window.into());
+                client(shared, service, connection, handshake).await;
+            }
             Err(_) => {
                 let why = "this node has as many clients as it serves";
                 shared.counters.busy();

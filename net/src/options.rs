@@ -30,8 +30,11 @@ pub struct NetOptions {
     /// long. Much longer than it takes to read what fits into a [stream's window](Self::stream_window):
     /// the reader may wait until it has read an eighth of it before it says so.
     pub reply_patience: Duration,
-    /// Connections of clients at a time.
+    /// Connections of clients at a time; more are told so and closed.
     pub max_client_connections: usize,
+    /// About how many bytes all clients together may have sent that are not read yet, and as many that were sent to
+    /// them and have not arrived: the more of them are connected, the less may be on its way for each newcomer.
+    pub max_client_ahead: usize,
     /// Streams of results that one client's connection may have open.
     pub max_client_streams: u32,
     /// Connections that are being made to this endpoint at a time; more are ignored, and from a
@@ -73,6 +76,7 @@ impl Default for NetOptions {
             max_long_reply_bytes: 32 << 20,
             reply_patience: Duration::from_secs(30),
             max_client_connections: 4096,
+            max_client_ahead: 512 << 20,
             max_client_streams: 1024,
             max_handshakes: 256,
             connect_timeout: Duration::from_secs(3),
@@ -119,6 +123,13 @@ impl NetOptions {
         Arc::new(config)
     }
 
+    /// How much a client's connection may send ahead of its reader if there are so many.
+    pub(crate) fn client_window(&self, connections: usize) -> u32 {
+        let share = self.max_client_ahead / connections.max(1);
+        let most = self.stream_window.saturating_mul(4);
+        u32::try_from(share).unwrap_or(u32::MAX).clamp(LEAST_WINDOW.min(most), most)
+    }
+
     fn common(&self) -> TransportConfig {
         // The windows of a whole connection must exceed what its streams can fill together, or
         // bulk that nobody reads would stop the control lane.
@@ -141,6 +152,9 @@ impl NetOptions {
     }
 }
 
+/// Less makes a client wait for the next round trip amid its request.
+const LEAST_WINDOW: u32 = 64 << 10;
+
 /// All lanes, in the order of their importance.
 pub(crate) const LANES: [Lane; 3] = [Lane::Control, Lane::Data, Lane::Bulk];
 
@@ -158,5 +172,21 @@ pub(crate) fn lane_priority(lane: Lane) -> i32 {
         Lane::Control => 2,
         Lane::Data => 1,
         Lane::Bulk => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_clients_share_what_few_may_send_ahead() {
+        let options = NetOptions::default();
+        assert_eq!(options.client_window(1), 32 << 20);
+        assert_eq!(options.client_window(16), 32 << 20);
+        assert_eq!(options.client_window(512), 1 << 20);
+        assert_eq!(options.client_window(1_000_000), LEAST_WINDOW);
+        let together = |count: usize| count as u64 * u64::from(options.client_window(count));
+        assert!([17, 100, 1_000, 8_192].into_iter().all(|count| together(count) <= 512 << 20));
     }
 }

@@ -103,6 +103,39 @@ fn a_client_that_does_not_read_is_not_read_from_and_closed_in_the_end() {
 }
 
 #[test]
+fn a_command_that_comes_too_slowly_and_a_password_that_does_not_come_end_the_connection() {
+    let served = Served::with(1, 1, |options| options.request_time = Duration::from_millis(600));
+    let mut idle = served.connect(0);
+    assert_eq!(idle.says("PING"), "+PONG");
+    let mut slow = served.connect(0);
+    slow.send(b"*2\r\n$3\r\nGET\r\n$");
+    // A byte now and then does not help.
+    let answer = std::thread::scope(|scope| {
+        let mut also = slow.stream.try_clone().unwrap();
+        scope.spawn(move || {
+            while also.write_all(b"1").is_ok() {
+                std::thread::sleep(Duration::from_millis(150));
+            }
+        });
+        slow.rest()
+    });
+    assert!(answer.starts_with("-ERR the command, or the password, took too long to come"), "{answer}");
+    // Between commands there is no hurry.
+    assert_eq!(idle.says("PING"), "+PONG");
+    let guarded = Served::with(1, 1, |options| {
+        options.request_time = Duration::from_millis(600);
+        options.password = Some("secret".to_owned());
+    });
+    let mut stranger = guarded.connect(0);
+    assert!(stranger.says("GET a").starts_with("-NOAUTH"));
+    assert!(stranger.rest().contains("took too long to come"));
+    let mut known = guarded.connect(0);
+    assert_eq!(known.says("AUTH secret"), "+OK");
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(known.says("PING"), "+PONG");
+}
+
+#[test]
 fn connections_are_capped() {
     let served = Served::with(1, 1, |options| options.max_connections = 3);
     let mut let_in: Vec<Connection> = (0..3).map(|_| served.connect(0)).collect();

@@ -145,6 +145,11 @@ impl RequestReader {
         self.buffer.len() + self.argument_bytes
     }
 
+    /// Whether a part of a command has come.
+    pub fn is_amid_request(&self) -> bool {
+        !self.buffer.is_empty() || !matches!(self.state, State::Between)
+    }
+
     /// The next command; `None`: more bytes are needed.
     ///
     /// # Errors

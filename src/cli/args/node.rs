@@ -14,7 +14,7 @@ Without any option: a database of one node in ./dogsled-data, reached at 127.0.0
 
 Options overrule variables, variables overrule the file. The file is TOML, and its keys are the names
 of the options: data, node, listen, http, advertise, init, members, join, partitions, replicas, zone, weight,
-from-embedded, certs, preset, disk-low, redis, redis-password, cache, log-format, log-level, timeout.
+from-embedded, certs, preset, disk-low, max-connections, redis, redis-password, cache, log-format, log-level, timeout.
 
 The first three nodes of a cluster, each with its own id and address:
   dogsled serve --certs certs --node 1 --listen 10.0.0.1:7400 --init --members 1=10.0.0.1:7400,2=10.0.0.2:7400,3=10.0.0.3:7400
@@ -93,6 +93,11 @@ pub(crate) struct ServeArgs {
     /// a twentieth of a disk smaller than 5G]
     #[arg(long, env = "DOGSLED_DISK_LOW", value_name = "SIZE")]
     pub(crate) disk_low: Option<String>,
+
+    /// Connections of clients at a time, and as many again of Redis clients; more are told so and closed. Each takes a
+    /// file descriptor if it is a Redis client's: the limit of those is raised as far as permitted [default: 10000]
+    #[arg(long, env = "DOGSLED_MAX_CONNECTIONS", value_name = "COUNT")]
+    pub(crate) max_connections: Option<u32>,
 
     /// Serve Redis's protocol on this TCP address of loopback too, or `off`. There is no encryption, and without
     /// a password whoever can connect can do anything with the data [default: off]

@@ -26,6 +26,7 @@ use dogsled::cluster::redis::{RedisOptions, RedisServer};
 use dogsled::cluster::{
     CertificateFiles, ClientOptions, Node, NodeCertificates, NodeConfig, OpenError, StartError, Timing,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -62,6 +63,7 @@ pub(crate) fn serve(global: &Global, out: &mut Output, args: &ServeArgs) -> Resu
             format!("{data}: there is no embedded database to make a node of"),
         ));
     }
+    allow_descriptors(settings.redis.map_or(0, |_| u64::from(settings.max_connections)));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -70,6 +72,32 @@ pub(crate) fn serve(global: &Global, out: &mut Output, args: &ServeArgs) -> Resu
     // Whatever still waits for a peer or the disk does so in vain.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
+}
+
+/// Descriptors beside those of Redis clients: files, sockets, HTTP's connections.
+const OTHER_DESCRIPTORS: u64 = 1024;
+
+/// Has the system permit as many open files as connections may take: programs begin with 1,024, and may have more if
+/// they ask.
+fn allow_descriptors(connections: u64) {
+    let wanted = connections + OTHER_DESCRIPTORS;
+    let limit = getrlimit(Resource::Nofile);
+    // `None`: as many as the system has.
+    let (Some(current), most) = (limit.current, limit.maximum) else { return };
+    if current >= wanted {
+        return;
+    }
+    let raised = most.map_or(wanted, |most| most.min(wanted)).max(current);
+    let outcome = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: most });
+    let permitted = if outcome.is_ok() { raised } else { current };
+    if permitted < wanted {
+        tracing::warn!(
+            permitted,
+            wanted,
+            "the system permits this process fewer open files than --max-connections may take: see ulimit -Hn, or \
+             LimitNOFILE of a systemd unit; connections beyond them wait to be taken"
+        );
+    }
 }
 
 /// What the operating system may want.
@@ -239,6 +267,7 @@ async fn serve_redis(node: &Node, settings: &Settings) -> Result<Option<RedisSer
     let Some(address) = settings.redis else { return Ok(None) };
     let mut options = RedisOptions::new(address);
     options.password.clone_from(&settings.redis_password);
+    options.max_connections = settings.max_connections as usize;
     match RedisServer::start(node.client(), options).await {
         Ok(server) => Ok(Some(server)),
         Err(error) => {
@@ -269,6 +298,7 @@ fn node_config(settings: &Settings) -> (NodeConfig, CertificateFiles) {
     config.replication.addresses.clone_from(&settings.advertise);
     config.replication.cache_bytes = settings.cache_mib << 20;
     config.replication.low_disk_bytes = settings.disk_low_bytes;
+    config.net.max_client_connections = settings.max_connections as usize;
     config.replication.convert_embedded = settings.from_embedded;
     config.replication.zone.clone_from(&settings.zone);
     config.replication.weight = settings.weight;

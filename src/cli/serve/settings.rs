@@ -20,6 +20,9 @@ const DEFAULT_PARTITIONS: u32 = 16;
 /// What nodes accept of one another.
 const MAX_PARTITIONS: u32 = 4096;
 const DEFAULT_CACHE_MIB: u64 = 256;
+/// Of clients, and of Redis clients.
+const DEFAULT_MAX_CONNECTIONS: u32 = 10_000;
+const MOST_CONNECTIONS: u32 = 1_000_000;
 /// How long others are waited for when a cluster is made or joined.
 const DEFAULT_TIMEOUT: u64 = 60;
 
@@ -71,6 +74,7 @@ pub(crate) struct Settings {
     pub(crate) cache_mib: u64,
     /// `None`: as the node thinks fit.
     pub(crate) disk_low_bytes: Option<u64>,
+    pub(crate) max_connections: u32,
     pub(crate) log_format: LogFormat,
     pub(crate) log_level: Option<String>,
     pub(crate) timeout: Duration,
@@ -103,6 +107,7 @@ struct File {
     preset: Option<Preset>,
     cache: Option<u64>,
     disk_low: Option<Size>,
+    max_connections: Option<u32>,
     log_format: Option<LogFormat>,
     log_level: Option<String>,
     timeout: Option<u64>,
@@ -258,6 +263,13 @@ impl Settings {
         }
         let disk_low = args.disk_low.clone().map(Size::Written).or(file.disk_low);
         let disk_low_bytes = disk_low.map(|size| bytes_of("--disk-low", size)).transpose()?;
+        let max_connections =
+            args.max_connections.or(file.max_connections).unwrap_or(DEFAULT_MAX_CONNECTIONS);
+        if !(1..=MOST_CONNECTIONS).contains(&max_connections) {
+            return Err(Failure::usage(format!(
+                "--max-connections {max_connections} is not within 1 and {MOST_CONNECTIONS}"
+            )));
+        }
         let redis = args.redis.clone().or(file.redis).filter(|redis| redis != "off");
         let redis = redis.map(|redis| resolve("--redis", &redis)).transpose()?;
         let redis_password = args.redis_password.clone().or(file.redis_password);
@@ -286,6 +298,7 @@ impl Settings {
             preset: args.preset.or(file.preset).unwrap_or(Preset::Lan),
             cache_mib,
             disk_low_bytes,
+            max_connections,
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
             log_level: args.log_level.clone().or(file.log_level),
             timeout: global.timeout_or(file.timeout.unwrap_or(DEFAULT_TIMEOUT)),
@@ -480,6 +493,7 @@ mod tests {
             (&["--redis", "0.0.0.0:6379", "--redis-password", "x"], "loopback"),
             (&["--redis", "127.0.0.1:6379", "--redis-password", ""], "--redis-password"),
             (&["--weight", "0"], "--weight"),
+            (&["--max-connections", "0"], "--max-connections"),
             (&["--from-embedded", "--join", "a:1"], "--join"),
             (&["--from-embedded", "--partitions", "16"], "single partition"),
         ] {

@@ -125,8 +125,10 @@ pub(super) async fn run(
 /// There are as many connections as there may be. If this does not fit into what the system buffers, they find out
 /// by the end of the connection.
 fn turn_away(stream: &TcpStream) {
-    let _ = stream
-        .try_write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    let _ = stream.try_write(
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 50\r\n\
+          connection: close\r\n\r\nthere are as many connections as are served here\r\n",
+    );
 }
 
 async fn serve(

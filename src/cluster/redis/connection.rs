@@ -13,17 +13,18 @@ use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use dogsled_net::resp::{Protocol, Request, RequestLimits, RequestReader, Value};
 use dogsled_storage::TreeId;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::database::{Data, Watched, failed};
 use super::link::Link;
-use super::server::Shared;
+use super::server::{LEAST_PACE, Shared};
 use super::table::{Multi, Step, find, unknown};
 use crate::IVec;
 
@@ -68,6 +69,22 @@ struct Connection {
     batch: usize,
     /// What was added to what all connections hold.
     charged: usize,
+    /// When it was made.
+    since: Instant,
+    /// When the command began to come of which a part is there.
+    partial_since: Option<Instant>,
+}
+
+/// Reads what there is when there is something.
+async fn read(stream: &mut TcpStream, reader: &mut RequestReader) -> std::io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        reader.buffer().reserve(READ);
+        match stream.try_read_buf(reader.buffer()) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            read => return read,
+        }
+    }
 }
 
 /// Serves a connection until it ends.
@@ -85,6 +102,8 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
         out: Vec::new(),
         batch: FIRST_BATCH,
         charged: 0,
+        since: Instant::now(),
+        partial_since: None,
     };
     // Small replies are not to wait for more.
     let _ = stream.set_nodelay(true);
@@ -147,10 +166,24 @@ impl Connection {
             if count > 0 {
                 continue;
             }
-            self.reader.buffer().reserve(READ);
+            let until = self.waits_until();
+            let late = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Those that say nothing, which may be thousands, are kept no buffer.
             let read = tokio::select! {
-                read = stream.read_buf(self.reader.buffer()) => read?,
-                _ = closing.wait_for(|closing| *closing) => 0,
+                read = read(&mut stream, &mut self.reader) => Some(read?),
+                _ = closing.wait_for(|closing| *closing) => Some(0),
+                () = late => None,
+            };
+            let Some(read) = read else {
+                let slow = "ERR the command, or the password, took too long to come";
+                Value::error(slow).encode(self.link.protocol, &mut self.out);
+                self.send(&mut stream).await?;
+                return stream.shutdown().await;
             };
             if read == 0 {
                 return Ok(());
@@ -164,9 +197,23 @@ impl Connection {
         }
     }
 
+    /// When the connection is given up, unless more comes: of one that has sent a part of a command, or not yet said
+    /// who it is.
+    fn waits_until(&mut self) -> Option<Instant> {
+        let (held, time) = (self.reader.held(), self.link.server.request_time);
+        if held == 0 && !self.reader.is_amid_request() {
+            self.partial_since = None;
+        } else {
+            self.partial_since.get_or_insert_with(Instant::now);
+        }
+        let begun = if self.link.is_authenticated { self.partial_since? } else { self.since };
+        begun.checked_add(time + Duration::from_secs((held / LEAST_PACE) as u64))
+    }
+
     /// Counts what this connection holds; whether all together hold no more than they may.
     fn charge(&mut self) -> bool {
-        let holds = self.reader.held() + self.queue.as_ref().map_or(0, |queue| queue.bytes);
+        let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes);
+        let holds = self.reader.held() + queued + self.out.len();
         let held = &self.link.server.held;
         let all = match holds >= self.charged {
             true => held.fetch_add(holds - self.charged, Ordering::Relaxed) + (holds - self.charged),
@@ -178,6 +225,10 @@ impl Connection {
     }
 
     async fn send(&mut self, stream: &mut TcpStream) -> std::io::Result<()> {
+        // Nothing can be said to one whose replies are in the way: it would have to read them first.
+        if self.out.len() > SEND && !self.charge() {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
         let mut rest = &self.out[..];
         while !rest.is_empty() {
             let written = tokio::time::timeout(self.link.server.patience, stream.write(rest)).await;

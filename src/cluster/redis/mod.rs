@@ -50,7 +50,7 @@ mod whole;
 
 pub use dogsled_net::resp::RequestLimits;
 
-pub use self::server::{RedisOptions, RedisServer};
+pub use self::server::{LEAST_PACE, RedisOptions, RedisServer};
 pub use self::table::support;
 
 /// What a client takes the server for, which decides on what it asks: the commands and replies are those of this

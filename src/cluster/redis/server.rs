@@ -34,11 +34,19 @@ pub struct RedisOptions {
     pub max_connections: usize,
     /// What one command may be.
     pub limits: RequestLimits,
-    /// The most bytes that all connections together hold of commands that have not all come, or wait for `EXEC`.
+    /// The most bytes that all connections together hold of commands that have not all come, or wait for `EXEC`, and
+    /// of replies that are not read.
     pub max_held_bytes: usize,
     /// How long a client may read nothing of what it is sent.
     pub patience: Duration,
+    /// How long a command that has begun to come may take until it is there; one that brings more than
+    /// [`LEAST_PACE`] in a second may take longer. Also how long a client may take to say the password. A client that
+    /// says nothing between commands may stay.
+    pub request_time: Duration,
 }
+
+/// Bytes in a second of a command that comes slowly, and is waited for all the same.
+pub const LEAST_PACE: usize = 16 << 10;
 
 impl RedisOptions {
     /// The defaults, at an address.
@@ -48,8 +56,9 @@ impl RedisOptions {
             password: None,
             max_connections: 10_000,
             limits: RequestLimits::default(),
-            max_held_bytes: 1 << 30,
+            max_held_bytes: 512 << 20,
             patience: Duration::from_secs(60),
+            request_time: Duration::from_secs(60),
         }
     }
 }
@@ -72,6 +81,7 @@ pub(super) struct Shared {
     pub(super) limits: RequestLimits,
     pub(super) max_held_bytes: usize,
     pub(super) patience: Duration,
+    pub(super) request_time: Duration,
     pub(super) begun: Instant,
     pub(super) database: Database,
     pub(super) connected: AtomicUsize,
@@ -122,6 +132,7 @@ impl RedisServer {
             limits: options.limits,
             max_held_bytes: options.max_held_bytes,
             patience: options.patience,
+            request_time: options.request_time,
             begun: Instant::now(),
             database: Database::new(client),
             connected: AtomicUsize::new(0),
