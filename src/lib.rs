@@ -110,7 +110,8 @@ pub use ttl::Ttl;
 pub use typed::{TypedIter, TypedTree};
 pub use versions::{VersionConflict, Versioned};
 
-/// The README's program, compiled and run with the doctests.
+/// The README's program, compiled and run with the doctests; and those of the pages.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/moving-from-sled.md")]
+struct Documents;
