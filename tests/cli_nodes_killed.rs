@@ -4,16 +4,18 @@
 //! no reader sees a counter go back; afterwards what was acknowledged is there, what was counted was
 //! counted once, and all replicas hold the same.
 //!
-//! `DOGSLED_SEED=n` gives the order of the nodes and the times again.
+//! `DOGSLED_SEED=n` gives the order of the nodes and the times again. The soak, in which nodes die at random under
+//! mixed traffic, lasts `DOGSLED_SOAK_SECONDS`; 12 if nobody says.
 #![cfg(feature = "cli")]
 
 mod cli_support;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cli_support::Sandbox;
 use cli_support::load::{Load, eventually, is_whole, replicas_agree};
+use cli_support::mixed::Mixed;
 use cli_support::nodes::{Served, free_address};
 use dogsled::cluster::{CertificateFiles, Client, ClientOptions};
 use parking_lot::Mutex;
@@ -215,6 +217,47 @@ fn replacing_one_node_after_another_that_lost_its_disk_loses_nothing_and_fails_n
         let removed = cluster.run(&["member", "remove", &node.to_string()]).ok();
         assert!(removed.contains("no member any more"), "{removed}");
     });
+}
+
+#[test]
+fn mixed_traffic_goes_on_and_stays_right_while_nodes_die_at_random() {
+    let _one = ONE.lock();
+    let mut random = Random::new("mixed_traffic");
+    let given = std::env::var("DOGSLED_SOAK_SECONDS").ok();
+    let seconds = given.map_or(12, |text| text.parse().expect("a number of seconds"));
+    let mut cluster = Cluster::start();
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    runtime.block_on(async {
+        let client = cluster.client("").await;
+        eventually("all three are level", || is_whole(&client, 100)).await;
+        let mixed = Mixed::start(&client).await;
+        let (until, mut rounds) = (Instant::now() + Duration::from_secs(seconds), 0);
+        while rounds == 0 || Instant::now() < until {
+            let node = 1 + random.below(3);
+            if random.below(3) == 0 {
+                cluster.nodes[&node].signal(Signal::STOP);
+                sleep(Duration::from_millis(500 + random.below(4_000))).await;
+                cluster.nodes[&node].signal(Signal::CONT);
+            } else {
+                cluster.nodes.remove(&node).expect("it runs").kill_nine();
+                sleep(Duration::from_millis(random.below(2_000))).await;
+                cluster.nodes.insert(node, cluster.launch(node, &[]));
+            }
+            rounds += 1;
+            let before = mixed.carried_out();
+            eventually("traffic goes on", async || mixed.carried_out() > before + 50).await;
+            eventually("all three are level", || is_whole(&client, 1_000)).await;
+        }
+        let (carried_out, refused) = mixed.stop().await;
+        println!(
+            "{rounds} times something happened; {carried_out} calls were carried out, {refused} refused"
+        );
+        assert!(carried_out > 200, "only {carried_out} calls were carried out");
+        client.close().await;
+    });
+    for (node, served) in cluster.nodes {
+        assert_eq!(served.terminate(), 0, "node {node}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 pub(crate) mod alone;
 pub(crate) mod http;
 pub(crate) mod load;
+pub(crate) mod mixed;
 pub(crate) mod nodes;
 pub(crate) mod small_disk;
 
