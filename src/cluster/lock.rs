@@ -236,7 +236,11 @@ impl Lock {
     }
 
     /// The log's time at which the lease ends now.
-    async fn renew(&self, token: FencingToken, lease: Duration) -> Result<std::result::Result<u64, NotHeld>> {
+    pub(super) async fn renew(
+        &self,
+        token: FencingToken,
+        lease: Duration,
+    ) -> Result<std::result::Result<u64, NotHeld>> {
         let (name, owner) = (self.name.clone(), self.owner.clone());
         let command = LockCommand::Renew { name, owner, token, lease_ms: milliseconds(lease) };
         match self.execute(command).await?.0 {
@@ -246,7 +250,7 @@ impl Lock {
         }
     }
 
-    async fn release(&self, token: FencingToken) -> Result<std::result::Result<(), NotHeld>> {
+    pub(super) async fn release(&self, token: FencingToken) -> Result<std::result::Result<(), NotHeld>> {
         let (name, owner) = (self.name.clone(), self.owner.clone());
         match self.execute(LockCommand::Release { name, owner, token }).await?.0 {
             LockReply::Released => Ok(Ok(())),

@@ -7,6 +7,7 @@ mod cluster;
 mod beside;
 mod commands;
 mod hostile;
+mod locks;
 mod random;
 mod support;
 mod together;

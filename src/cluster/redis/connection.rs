@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use dogsled_net::resp::{Protocol, Request, RequestLimits, RequestReader, Value};
-use dogsled_storage::TreeId;
+use dogsled_storage::{Fence, TreeId};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -39,6 +39,8 @@ const BATCH_BYTES: usize = 4 << 20;
 const READ: usize = 16 << 10;
 /// Replies are sent when they are so many bytes, or nothing more is there to be answered.
 const SEND: usize = 64 << 10;
+/// How often it is looked whether a client is there that has sent something and waits for a lock.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// A buffer that was larger is given back.
 const KEPT: usize = 1 << 20;
 /// The most commands of a transaction, and keys that are watched.
@@ -122,6 +124,16 @@ fn limits(link: &Link) -> RequestLimits {
     if link.is_authenticated { link.server.limits } else { RequestLimits::unauthenticated() }
 }
 
+/// Returns when the client has gone. What it has sent meanwhile hides that for as long as it is not read.
+async fn hung_up(stream: &TcpStream) {
+    loop {
+        match stream.peek(&mut [0]).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => tokio::time::sleep(LOOK_AGAIN).await,
+        }
+    }
+}
+
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -137,7 +149,7 @@ impl Connection {
                     Ok(Some(request)) => {
                         bytes += request.iter().map(|argument| argument.len()).sum::<usize>();
                         count += 1;
-                        self.begin(request).await;
+                        self.begin(request, &mut stream).await?;
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -250,18 +262,21 @@ impl Connection {
     }
 
     /// Takes a request. What it does may be done later, together with those after it.
-    async fn begin(&mut self, request: Request) {
+    async fn begin(&mut self, request: Request, stream: &mut TcpStream) -> std::io::Result<()> {
         let Some(command) = find(&request[0]) else {
             self.spoil();
-            return self.answer(unknown(&request));
+            self.answer(unknown(&request));
+            return Ok(());
         };
         if let Err(refused) = command.check_arity(request.len()) {
             self.spoil();
-            return self.answer(refused);
+            self.answer(refused);
+            return Ok(());
         }
         if !self.link.is_authenticated && !command.is_free() {
             self.spoil();
-            return self.answer(Value::error("NOAUTH Authentication required."));
+            self.answer(Value::error("NOAUTH Authentication required."));
+            return Ok(());
         }
         let database = self.queue.as_ref().map_or(self.link.database, |queue| queue.database);
         let cursors = &self.link.server.database.cursors;
@@ -270,7 +285,8 @@ impl Connection {
             && !matches!(command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
         if is_queued {
             let selects = command.name == "select";
-            return self.enqueue(planned, &request, selects);
+            self.enqueue(planned, &request, selects);
+            return Ok(());
         }
         match planned {
             Err(refused) => self.answer(refused),
@@ -297,7 +313,22 @@ impl Connection {
                 let value = self.multi(multi, &arguments).await;
                 self.answer(value);
             }
+            Ok(Step::Lock(locking)) => {
+                // What was asked before is not to wait for others.
+                self.finish().await;
+                if locking.waits() {
+                    self.send(stream).await?;
+                }
+                let server = Arc::clone(&self.link.server);
+                let mut closing = server.closing.clone();
+                tokio::select! {
+                    value = server.database.lock(locking, &self.link.peer) => self.answer(value),
+                    () = hung_up(stream) => self.link.is_ending = true,
+                    _ = closing.wait_for(|closing| *closing) => self.link.is_ending = true,
+                }
+            }
         }
+        Ok(())
     }
 
     fn spoil(&mut self) {
@@ -310,6 +341,10 @@ impl Connection {
         let Some(queue) = &mut self.queue else { return };
         queue.bytes += request.iter().map(|argument| argument.len() + 64).sum::<usize>();
         let refused = match &planned {
+            Ok(Step::Lock(_)) => {
+                let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
+                Some(format!("ERR {name} cannot be within MULTI"))
+            }
             Ok(Step::Whole(_)) => {
                 let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
                 Some(format!("ERR {name} is of all partitions, and cannot be within MULTI"))
@@ -422,9 +457,17 @@ impl Connection {
             })
             .flatten()
             .collect();
+        let mut fences: Vec<Fence> = Vec::new();
+        for step in &queue.steps {
+            if let Ok(Step::Data(Data { fence: Some(fence), .. })) = step
+                && !fences.contains(fence)
+            {
+                fences.push(fence.clone());
+            }
+        }
         let mut replies = Vec::new();
         if !operations.is_empty() || !watched.is_empty() {
-            match self.link.server.database.carry_out(&watched, operations).await {
+            match self.link.server.database.carry_out(&watched, &fences, operations).await {
                 Ok(Some(found)) => replies = found,
                 Ok(None) => return Value::NullArray,
                 Err(refused) => return refused,
@@ -442,7 +485,7 @@ impl Connection {
                 Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
                 // Of these only UNWATCH is queued, and EXEC has done as much already.
                 Ok(Step::Multi(..)) => Value::OK,
-                Ok(Step::Whole(_)) => unreachable!("refused when it was queued"),
+                Ok(Step::Whole(_) | Step::Lock(_)) => unreachable!("refused when it was queued"),
             });
         }
         Value::Array(values)

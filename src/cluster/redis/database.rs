@@ -9,7 +9,7 @@ use dogsled_storage::command::KeyRead;
 use dogsled_storage::strings::{
     KIND_HASH, KIND_STRING, StringsFailure, StringsOperation, StringsReplies, StringsReply,
 };
-use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply, TreeId};
+use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId};
 use futures_util::future::{join_all, try_join_all};
 
 use super::tree_name;
@@ -23,12 +23,18 @@ use crate::cluster::{Client, Error, ReadFrom};
 const ENTRY_OPERATIONS: usize = 1024;
 const ENTRY_BYTES: usize = 4 << 20;
 
+/// A partition knows its own locks only.
+const LOCK_ELSEWHERE: &str =
+    "CROSSSLOT a lock and keys of several partitions: give the lock and the keys a common {tag}";
+
 /// A command on keys: what is done, and how the replies to that become one. Trees are
 /// numbers of databases.
 #[derive(Clone, Debug)]
 pub(super) struct Data {
     pub(super) operations: Vec<StringsOperation>,
     shape: Shape,
+    /// The lock under which alone it is carried out.
+    pub(super) fence: Option<Fence>,
 }
 
 /// How replies to operations become one.
@@ -68,7 +74,7 @@ pub(super) enum Pairs {
 
 impl Data {
     pub(super) fn new(operations: Vec<StringsOperation>, shape: Shape) -> Data {
-        Data { operations, shape }
+        Data { operations, shape, fence: None }
     }
 
     /// The reply, of the replies to its operations.
@@ -194,6 +200,7 @@ pub(super) fn failed(error: &Error) -> Value {
     Value::error(match error {
         Error::OutcomeUnknown(why) => format!("UNKNOWN whether it has happened is not known: {why}"),
         Error::Unavailable(why) => format!("CLUSTERDOWN nothing was done, try again: {why}"),
+        Error::LockNotHeld { .. } => format!("LOCKNOTHELD {error}"),
         Error::Invalid(what) => format!("ERR {what}"),
         other => format!("ERR {other}"),
     })
@@ -216,7 +223,7 @@ pub(super) struct Database {
 /// Where a command belongs.
 struct Placed {
     data: Data,
-    /// `None`: to several groups.
+    /// `None`: to several groups, or it is not carried out together with others.
     group: Option<u32>,
 }
 
@@ -232,7 +239,11 @@ impl Database {
             Err(error) => return commands.iter().map(|_| failed(&error)).collect(),
         };
         let place = |data: Data| {
-            let group = group_of_all(partitions, &data.operations, &[]);
+            let group = match data.fence {
+                None => group_of_all(partitions, &data.operations, &[]),
+                // What it fails by is not to be the failure of others.
+                Some(_) => None,
+            };
             Placed { data, group }
         };
         let placed: Vec<Placed> = commands.into_iter().map(place).collect();
@@ -241,7 +252,8 @@ impl Database {
         while let Some(first) = rest.next() {
             if first.group.is_none() {
                 let Placed { data, .. } = first;
-                values.push(match self.carry_out(&[], data.operations.clone()).await {
+                let fences: Vec<Fence> = data.fence.iter().cloned().collect();
+                values.push(match self.carry_out(&[], &fences, data.operations.clone()).await {
                     Ok(Some(replies)) => data.reply(&self.cursors, &replies),
                     // Nothing was watched.
                     Ok(None) => Value::Null,
@@ -294,7 +306,7 @@ impl Database {
                 rest = later;
                 let operations: Vec<StringsOperation> =
                     now.iter().flat_map(|(_, data)| data.operations.iter().cloned()).collect();
-                match self.submit(group, Vec::new(), operations).await {
+                match self.submit(group, Vec::new(), &[], operations).await {
                     Ok(found) => {
                         let mut found = found.unwrap_or_default().into_iter();
                         for (index, data) in now {
@@ -416,26 +428,31 @@ impl Database {
         }
     }
 
-    /// Carries out operations together, if what is watched is still as it was; `None`: it is not.
+    /// Carries out operations together, under locks, if what is watched is still as it was; `None`: it is not.
     pub(super) async fn carry_out(
         &self,
         watched: &[Watched],
+        fences: &[Fence],
         operations: Vec<StringsOperation>,
     ) -> Result<Option<Vec<StringsReply>>, Value> {
         let partitions = self.partitions().await.map_err(|error| failed(&error))?;
         match group_of_all(partitions, &operations, watched) {
-            Some(group) => {
-                self.submit(group, watched.to_vec(), operations).await.map_err(|error| failed(&error))
+            Some(group) if fences.iter().all(|fence| ring::group_of(&fence.lock, partitions) == group) => {
+                let submitted = self.submit(group, watched.to_vec(), fences, operations);
+                submitted.await.map_err(|error| failed(&error))
             }
+            _ if !fences.is_empty() => Err(Value::error(LOCK_ELSEWHERE)),
+            Some(_) => unreachable!("without locks there are none of other groups"),
             None => transaction::carry_out(self, watched, &operations).await,
         }
     }
 
-    /// One entry of one group.
+    /// One entry of one group, carried out only under locks of that group.
     pub(super) async fn submit(
         &self,
         group: u32,
         watched: Vec<Watched>,
+        fences: &[Fence],
         mut operations: Vec<StringsOperation>,
     ) -> Result<Option<Vec<StringsReply>>, Error> {
         let mut watched: Vec<KeyRead> = watched
@@ -445,7 +462,7 @@ impl Database {
         let trees = name_trees(&mut operations, &mut watched);
         let core = self.client.core();
         let command = Command::Strings { watched, operations };
-        match core.execute(group, trees, command, self.client.until()).await?.0 {
+        match core.execute_fenced(group, trees, fences, command, self.client.until()).await? {
             Reply::Strings(StringsReplies(replies)) => Ok(Some(replies)),
             Reply::Conflict => Ok(None),
             other => Err(unexpected(&other)),

@@ -24,10 +24,16 @@
 //! ```text
 //! bytes ─► net::resp ─► request ─► table ─► Step ─┬─ Data: operations on keys ─► database ─► one entry, or a transaction
 //!                                                 ├─ Whole: KEYS, SCAN, …     ─► whole
+//!                                                         ├─ Lock: DOGSLED.LOCK, …    ─► locks
 //!                                                 └─ Link: PING, SELECT, MULTI… ─► connection
 //! ```
 //!
 //! What an operation does to a key is not decided here, but in [`dogsled_storage::strings`], where the log is applied.
+//!
+//! # Locks
+//!
+//! `DOGSLED.LOCK`, `DOGSLED.UNLOCK` and `DOGSLED.FENCED` give fencing tokens, and carry out a command only while a lock is
+//! held: see `locks.rs`, where their syntax is.
 //!
 //! # What differs from Redis
 //!
@@ -42,6 +48,7 @@ mod glob;
 mod hashes;
 mod keys;
 mod link;
+mod locks;
 mod server;
 mod strings;
 mod table;

@@ -9,6 +9,7 @@ use dogsled_storage::strings::{StringAction, StringsOperation, parse_integer};
 
 use super::database::Data;
 use super::link::{self, Link};
+use super::locks::{self, Locking};
 use super::whole::{self, Cursors, Whole};
 use super::{hashes, keys, strings};
 use crate::IVec;
@@ -20,6 +21,8 @@ pub(super) enum Step {
     Data(Data),
     /// On a whole database.
     Whole(Whole),
+    /// On a lock.
+    Lock(Locking),
     /// On the connection.
     Link(fn(&mut Link, &[Bytes]) -> Value, Vec<Bytes>),
     /// On the transaction that the connection is in, or is to be in.
@@ -149,6 +152,9 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("decrby", 3, FAST, ONE, "1.0.0", "string", plan(strings::decrement_by), Full, "Decrements the integer value of a key by a number."),
     row("del", -2, "write", ALL, "1.0.0", "generic", plan(keys::delete), Full, "Deletes one or more keys."),
     row("discard", 1, TALK, NONE, "2.0.0", "transactions", Handler::Multi(Multi::Discard), Full, "Discards a transaction."),
+    row("dogsled.fenced", -4, WRITE, ONE, "0.1.0", "dogsled", plan(locks::fenced), Full, "Executes a command on keys only while a lock is held under a fencing token."),
+    row("dogsled.lock", -3, "write", ONE, "0.1.0", "dogsled", plan(locks::lock), Full, "Acquires a lock for a time, and returns the fencing token; or renews it."),
+    row("dogsled.unlock", 3, TIME, ONE, "0.1.0", "dogsled", plan(locks::unlock), Full, "Releases a lock that is held under a fencing token."),
     row("echo", 2, "loading stale fast", NONE, "1.0.0", "connection", link(link::echo), Full, "Returns the given string."),
     row("exec", 1, "noscript loading stale skip_slowlog", NONE, "1.2.0", "transactions", Handler::Multi(Multi::Execute), ACROSS, "Executes all commands in a transaction."),
     row("exists", -2, READ, ALL, "1.0.0", "generic", plan(keys::exists), Full, "Determines whether one or more keys exist."),
@@ -338,7 +344,18 @@ pub fn support() -> String {
 # Redis's commands
 
 Written by `DOGSLED_BLESS=1 cargo test --workspace --test redis` from `src/cluster/redis/table.rs`; the test fails
-if the two differ. The commands and their replies are those of Redis 7.0.
+if the two differ. The commands and their replies are those of Redis 7.0, but for those of the group `dogsled`:
+
+- `DOGSLED.LOCK name milliseconds [OWNER owner] [WAIT milliseconds]` takes a lock for so long, and answers the
+  fencing token of the grant: a number larger than those of all grants before. Null: somebody else holds it, also after
+  having waited for so long. `DOGSLED.LOCK name milliseconds RENEW token` starts the time anew; null: the lock is not
+  held under this token any more.
+- `DOGSLED.UNLOCK name token` gives it back: 1, or 0 if it was not held under this token any more.
+- `DOGSLED.FENCED name token command [argument ...]` carries out a command on keys if the lock is held under this token in
+  that very moment, else it is the error `LOCKNOTHELD`, and so is all of `EXEC` if it is within `MULTI`. The lock and the keys
+  need a common `{tag}`.
+
+Locks are not keys; they are those of `dogsled lock`.
 
 | command | group | |
 |---|---|---|

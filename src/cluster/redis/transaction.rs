@@ -155,5 +155,5 @@ async fn run(
 async fn suspect(database: &Database, (tree, key): Key, id: HashId) -> Result<(), Error> {
     let group = database.client.core().group_of(&key, database.client.until()).await?;
     let operation = StringsOperation { tree, key, action: StringAction::Suspect { id } };
-    database.submit(group, Vec::new(), vec![operation]).await.map(drop)
+    database.submit(group, Vec::new(), &[], vec![operation]).await.map(drop)
 }

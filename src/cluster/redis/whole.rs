@@ -208,7 +208,7 @@ impl Database {
         let groups = 1..=self.client.core().partitions(self.client.until()).await?;
         let cleared = groups.map(|group| {
             let (tree, key, action) = (TreeId(database), IVec::new(), StringAction::Clear);
-            self.submit(group, Vec::new(), vec![StringsOperation { tree, key, action }])
+            self.submit(group, Vec::new(), &[], vec![StringsOperation { tree, key, action }])
         });
         // All of them, whatever happens to one.
         join_all(cleared).await.into_iter().try_for_each(|cleared| cleared.map(drop))
