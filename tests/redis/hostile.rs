@@ -35,6 +35,19 @@ fn garbage_is_answered_and_the_connection_closed() {
     serves(&served);
 }
 
+/// What a page in somebody's browser can send here.
+#[test]
+fn requests_of_browsers_do_nothing() {
+    let served = Served::new(1, 1);
+    for head in ["POST / HTTP/1.1", "post /x HTTP/1.1\r\nHost: a", "PUT / HTTP/1.1\r\nhOsT: 127.0.0.1"] {
+        let mut redis = served.connect(0);
+        redis.send(format!("{head}\r\nContent-Length: 20\r\n\r\nSET planted 1\r\n").as_bytes());
+        let said = redis.rest();
+        assert!(!said.contains("OK"), "{said}");
+    }
+    assert_eq!(served.connect(0).says("EXISTS planted"), ":0");
+}
+
 #[test]
 fn inline_commands_and_half_frames_are_served_when_they_have_come() {
     let served = Served::new(1, 1);

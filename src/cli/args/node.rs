@@ -10,7 +10,8 @@ use serde::Deserialize;
 /// Arguments of `serve`. Each can be a variable or stand in the file, too.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without any option: a database of one node in ./dogsled-data, reached at 127.0.0.1:7400.
+Without any option: a database of one node in ./dogsled-data, reached at 127.0.0.1:7400, and by Redis clients
+at 127.0.0.1:8400.
 
 Options overrule variables, variables overrule the file. The file is TOML, and its keys are the names
 of the options: data, node, listen, http, advertise, init, members, join, partitions, replicas, zone, weight,
@@ -99,8 +100,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "DOGSLED_MAX_CONNECTIONS", value_name = "COUNT")]
     pub(crate) max_connections: Option<u32>,
 
-    /// Serve Redis's protocol on this TCP address of loopback too, or `off`. There is no encryption, and without
-    /// a password whoever can connect can do anything with the data [default: off]
+    /// The TCP address of loopback for Redis clients, or `off`. There is no encryption, and without a password
+    /// whoever can connect can do anything with the data [default: loopback, 1000 above the port of --listen, as
+    /// in 127.0.0.1:8400; without it if that is taken]
     #[arg(long, env = "DOGSLED_REDIS", value_name = "HOST:PORT")]
     pub(crate) redis: Option<String>,
 

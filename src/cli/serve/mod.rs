@@ -32,7 +32,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::begin::Begun;
 use self::notify::notify;
-use self::settings::{Beginning, DEFAULT_DATA, Http, Settings};
+use self::settings::{Beginning, DEFAULT_DATA, Port, Settings};
 use super::args::{Global, Preset, ServeArgs};
 use super::exit::{Code, Failure, Result};
 use super::output::{self, Output};
@@ -145,13 +145,17 @@ async fn run(settings: &Settings, out: &mut Output) -> Result<()> {
     }
     // Before the node, which takes longer: a port that is taken is told at once.
     let asked = match settings.http {
-        Http::Asked(address) => Some(listen_for_http(address)?),
-        Http::IfFree(_) | Http::Off => None,
+        Port::Asked(address) => Some(listen_for_http(address)?),
+        Port::IfFree(_) | Port::Off => None,
     };
+    if let Port::Asked(address) = settings.redis {
+        // Given back: as long as there is no cluster, clients are to be refused rather than to wait.
+        TcpListener::bind(address).map_err(|error| no_redis(address, &error))?;
+    }
     let node = Node::start(config).await.map_err(|error| explain(error, settings))?;
     let http = match settings.http {
-        Http::IfFree(address) => listen_for_http_if_free(address),
-        Http::Asked(_) | Http::Off => asked,
+        Port::IfFree(address) => listen_for_http_if_free(address),
+        Port::Asked(_) | Port::Off => asked,
     };
     let http = http.map(|listener| HttpServer::start(&node, listener, HttpOptions::default())).transpose();
     let http = match http {
@@ -227,7 +231,7 @@ async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &
     let options = ClientOptions::from_files(files)?;
     let begun = begin::begin(node, settings, &options).await?;
     let redis = serve_redis(node, settings).await?;
-    say_serving(node, settings, begun, out)?;
+    say_serving(node, redis.as_ref().map(RedisServer::local_address), settings, begun, out)?;
     if let Some(redis) = &redis {
         say_redis(redis, settings, out)?;
     }
@@ -262,21 +266,34 @@ async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &
     }
 }
 
-/// Lets Redis clients in, if that was asked for. They are let out when this is dropped.
+/// Lets Redis clients in. They are let out when this is dropped.
 async fn serve_redis(node: &Node, settings: &Settings) -> Result<Option<RedisServer>> {
-    let Some(address) = settings.redis else { return Ok(None) };
+    let (address, is_asked) = match settings.redis {
+        Port::Off => return Ok(None),
+        Port::IfFree(address) => (address, false),
+        Port::Asked(address) => (address, true),
+    };
     let mut options = RedisOptions::new(address);
     options.password.clone_from(&settings.redis_password);
     options.max_connections = settings.max_connections as usize;
     match RedisServer::start(node.client(), options).await {
         Ok(server) => Ok(Some(server)),
+        Err(error) if is_asked => Err(no_redis(address, &error)),
+        // Without it the node does its work all the same.
         Err(error) => {
-            let in_use = error.kind() == std::io::ErrorKind::AddrInUse;
-            let code = if in_use { Code::InUse } else { Code::Io };
-            let failure = Failure::new(code, format!("cannot listen on {address} (TCP): {error}"));
-            Err(failure.adding("give another with --redis"))
+            tracing::warn!(
+                %error,
+                "NO REDIS CLIENTS: {address} (TCP) cannot be listened on; give another with --redis, or --redis off"
+            );
+            Ok(None)
         }
     }
+}
+
+fn no_redis(address: SocketAddr, error: &io::Error) -> Failure {
+    let code = if error.kind() == io::ErrorKind::AddrInUse { Code::InUse } else { Code::Io };
+    let what = format!("cannot listen on {address} (TCP) for Redis clients: {error}");
+    Failure::new(code, what).adding("give another with --redis, or --redis off")
 }
 
 fn say_redis(redis: &RedisServer, settings: &Settings, out: &mut Output) -> Result<()> {
@@ -404,7 +421,13 @@ fn say_listening(node: &Node, http: Option<SocketAddr>, settings: &Settings, out
     out.finish()
 }
 
-fn say_serving(node: &Node, settings: &Settings, begun: Begun, out: &mut Output) -> Result<()> {
+fn say_serving(
+    node: &Node,
+    redis: Option<SocketAddr>,
+    settings: &Settings,
+    begun: Begun,
+    out: &mut Output,
+) -> Result<()> {
     let map = node.map();
     if out.json {
         out.document(&json!({
@@ -413,6 +436,7 @@ fn say_serving(node: &Node, settings: &Settings, begun: Begun, out: &mut Output)
             "partitions": map.partitions,
             "members": map.members.iter().map(|(member, _)| member.0).collect::<Vec<_>>(),
             "is_new": begun != Begun::Continued,
+            "redis": redis.map(|redis| redis.to_string()),
         }))?;
         return out.finish();
     }

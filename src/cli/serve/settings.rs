@@ -14,6 +14,8 @@ use crate::cli::exit::{Failure, Result};
 pub(crate) const DEFAULT_ADDRESS: &str = "127.0.0.1:7400";
 /// How far above that port the one for HTTP is if it is not told.
 const HTTP_ABOVE: u16 = 80;
+/// And the one for Redis clients: further than the ports of nodes that share a machine, with their HTTP, reach.
+const REDIS_ABOVE: u16 = 1000;
 /// Where its data lies if it is not told.
 pub(crate) const DEFAULT_DATA: &str = "dogsled-data";
 const DEFAULT_PARTITIONS: u32 = 16;
@@ -42,9 +44,9 @@ pub(crate) enum Beginning {
     Join(Vec<String>),
 }
 
-/// Where metrics and the status page are to be had.
+/// Where a node serves something beside other nodes and clients: metrics and the status page, or Redis clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Http {
+pub(crate) enum Port {
     /// Nowhere.
     Off,
     /// Here, if the port is free: nobody has asked for it.
@@ -59,7 +61,7 @@ pub(crate) struct Settings {
     pub(crate) data: PathBuf,
     pub(crate) node: NodeId,
     pub(crate) listen: SocketAddr,
-    pub(crate) http: Http,
+    pub(crate) http: Port,
     /// Empty: where it listens.
     pub(crate) advertise: Vec<String>,
     pub(crate) beginning: Beginning,
@@ -78,8 +80,8 @@ pub(crate) struct Settings {
     pub(crate) log_format: LogFormat,
     pub(crate) log_level: Option<String>,
     pub(crate) timeout: Duration,
-    /// Where Redis clients are served; `None`: nowhere.
-    pub(crate) redis: Option<SocketAddr>,
+    /// Where Redis clients are served.
+    pub(crate) redis: Port,
     pub(crate) redis_password: Option<String>,
 }
 
@@ -216,9 +218,9 @@ impl Settings {
         let listen = args.listen.clone().or(file.listen);
         let listen = resolve("--listen", listen.as_deref().unwrap_or(DEFAULT_ADDRESS))?;
         let http = match args.http.clone().or(file.http).as_deref() {
-            None => default_http(listen),
-            Some("off") => Http::Off,
-            Some(address) => Http::Asked(resolve("--http", address)?),
+            None => beside(listen, HTTP_ABOVE),
+            Some("off") => Port::Off,
+            Some(address) => Port::Asked(resolve("--http", address)?),
         };
         if listen.ip().is_unspecified() && advertise.is_empty() {
             return Err(Failure::usage(format!(
@@ -270,13 +272,18 @@ impl Settings {
                 "--max-connections {max_connections} is not within 1 and {MOST_CONNECTIONS}"
             )));
         }
-        let redis = args.redis.clone().or(file.redis).filter(|redis| redis != "off");
-        let redis = redis.map(|redis| resolve("--redis", &redis)).transpose()?;
+        let redis = match args.redis.clone().or(file.redis).as_deref() {
+            None => beside(listen, REDIS_ABOVE),
+            Some("off") => Port::Off,
+            Some(address) => Port::Asked(resolve("--redis", address)?),
+        };
         let redis_password = args.redis_password.clone().or(file.redis_password);
         if redis_password.as_ref().is_some_and(String::is_empty) {
             return Err(Failure::usage("an empty --redis-password is none"));
         }
-        if let Some(address) = redis.filter(|address| !address.ip().is_loopback()) {
+        if let Port::Asked(address) = redis
+            && !address.ip().is_loopback()
+        {
             return Err(Failure::usage(format!(
                 "--redis {address} is open to other machines, and has no encryption: choose a loopback address, \
                  and let a tunnel or a proxy with TLS reach it from elsewhere"
@@ -380,12 +387,12 @@ fn check_address(address: &str) -> Result<()> {
 
 /// Nodes that share a machine have different ports to listen on, and so they have here. Whoever lets the system
 /// choose the one does so with the other.
-fn default_http(listen: SocketAddr) -> Http {
+fn beside(listen: SocketAddr, above: u16) -> Port {
     let port = match listen.port() {
         0 => Some(0),
-        port => port.checked_add(HTTP_ABOVE),
+        port => port.checked_add(above),
     };
-    port.map_or(Http::Off, |port| Http::IfFree(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+    port.map_or(Port::Off, |port| Port::IfFree(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
 }
 
 fn resolve(option: &str, address: &str) -> Result<SocketAddr> {
@@ -414,7 +421,7 @@ mod tests {
         let settings = settled(&[], "").unwrap();
         assert_eq!(settings.node, NodeId(1));
         assert_eq!(settings.listen.to_string(), DEFAULT_ADDRESS);
-        assert_eq!(settings.http, Http::IfFree("127.0.0.1:7480".parse().unwrap()));
+        assert_eq!(settings.http, Port::IfFree("127.0.0.1:7480".parse().unwrap()));
         assert_eq!(settings.beginning, Beginning::Alone);
         assert_eq!((settings.partitions, settings.certs), (16, None));
         assert_eq!(settings.data, Path::new("dogsled-data"));
@@ -433,14 +440,24 @@ mod tests {
     }
 
     #[test]
-    fn the_port_for_http_goes_with_the_other_unless_somebody_says() {
+    fn the_ports_for_http_and_redis_go_with_the_other_unless_somebody_says() {
         let http = |arguments: &[&str], file: &str| settled(arguments, file).map(|settings| settings.http);
         let at = |address: &str| address.parse().unwrap();
-        assert_eq!(http(&["--listen", "10.0.0.1:7401"], ""), Ok(Http::IfFree(at("127.0.0.1:7481"))));
-        assert_eq!(http(&["--listen", "127.0.0.1:0"], ""), Ok(Http::IfFree(at("127.0.0.1:0"))));
-        assert_eq!(http(&["--listen", "127.0.0.1:65500"], ""), Ok(Http::Off));
-        assert_eq!(http(&["--http", "127.0.0.1:80"], "http = \"off\""), Ok(Http::Asked(at("127.0.0.1:80"))));
-        assert_eq!(http(&[], "http = \"off\""), Ok(Http::Off));
+        assert_eq!(http(&["--listen", "10.0.0.1:7401"], ""), Ok(Port::IfFree(at("127.0.0.1:7481"))));
+        assert_eq!(http(&["--listen", "127.0.0.1:0"], ""), Ok(Port::IfFree(at("127.0.0.1:0"))));
+        assert_eq!(http(&["--listen", "127.0.0.1:65500"], ""), Ok(Port::Off));
+        assert_eq!(http(&["--http", "127.0.0.1:80"], "http = \"off\""), Ok(Port::Asked(at("127.0.0.1:80"))));
+        assert_eq!(http(&[], "http = \"off\""), Ok(Port::Off));
+        let redis = |arguments: &[&str], file: &str| settled(arguments, file).map(|settings| settings.redis);
+        assert_eq!(redis(&[], ""), Ok(Port::IfFree(at("127.0.0.1:8400"))));
+        assert_eq!(redis(&["--listen", "10.0.0.1:7401"], ""), Ok(Port::IfFree(at("127.0.0.1:8401"))));
+        assert_eq!(redis(&["--listen", "127.0.0.1:0"], ""), Ok(Port::IfFree(at("127.0.0.1:0"))));
+        assert_eq!(redis(&["--listen", "127.0.0.1:65000"], ""), Ok(Port::Off));
+        assert_eq!(
+            redis(&["--redis", "127.0.0.1:79"], "redis = \"off\""),
+            Ok(Port::Asked(at("127.0.0.1:79")))
+        );
+        assert_eq!(redis(&[], "redis = \"off\""), Ok(Port::Off));
     }
 
     #[test]

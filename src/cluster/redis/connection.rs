@@ -124,6 +124,12 @@ fn limits(link: &Link) -> RequestLimits {
     if link.is_authenticated { link.server.limits } else { RequestLimits::unauthenticated() }
 }
 
+/// Whether this is of a request for HTTP. Any page that somebody's browser shows can have such sent to this port, with
+/// commands in their body.
+fn is_http(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:")
+}
+
 /// Returns when the client has gone. What it has sent meanwhile hides that for as long as it is not read.
 async fn hung_up(stream: &TcpStream) {
     loop {
@@ -264,6 +270,11 @@ impl Connection {
     /// Takes a request. What it does may be done later, together with those after it.
     async fn begin(&mut self, request: Request, stream: &mut TcpStream) -> std::io::Result<()> {
         let Some(command) = find(&request[0]) else {
+            if is_http(&request[0]) {
+                tracing::warn!(peer = %self.link.peer, "HTTP instead of Redis's protocol; the connection is closed");
+                self.link.is_ending = true;
+                return Ok(());
+            }
             self.spoil();
             self.answer(unknown(&request));
             return Ok(());
