@@ -321,8 +321,13 @@ impl Command {
             }
             Command::Batch { writes } => check_writes(writes.iter()),
             Command::Transact { writes, expiries, .. } => {
+                let mut total = 0;
+                for operation in expiries.iter().flat_map(ExpiryCommand::operations) {
+                    total += check_operation(&operation)?;
+                }
                 let with_ttl = expiries.iter().map(|expiry| (expiry.key(), expiry.value()));
-                check_entries(writes.iter().map(|write| (&write.key, write.value.as_ref())).chain(with_ttl))
+                let entries = writes.iter().map(|write| (&write.key, write.value.as_ref()));
+                check_total(total + check_entries(entries.chain(with_ttl))?)
             }
             Command::Compare { comparisons, then, otherwise } => {
                 comparisons.iter().try_for_each(|comparison| check_key(&comparison.key))?;
@@ -345,18 +350,7 @@ impl Command {
                 watched.iter().try_for_each(|read| check_key(&read.key))?;
                 let mut total = 0;
                 for operation in operations {
-                    for (_, key) in operation.keys() {
-                        check_key(key)?;
-                        total += key.len();
-                    }
-                    for field in operation.fields() {
-                        check_length("a field", field.len(), MAX_KEY_LENGTH)?;
-                        total += field.len();
-                    }
-                    for value in operation.values() {
-                        check_value(value)?;
-                        total += value.len();
-                    }
+                    total += check_operation(operation)?;
                 }
                 check_total(total)
             }
@@ -369,10 +363,29 @@ impl Command {
 }
 
 fn check_writes<'a>(writes: impl Iterator<Item = &'a Write>) -> Result<()> {
-    check_entries(writes.map(|write| (&write.key, write.value.as_ref())))
+    check_total(check_entries(writes.map(|write| (&write.key, write.value.as_ref())))?)
 }
 
-fn check_entries<'a>(entries: impl Iterator<Item = (&'a IVec, Option<&'a IVec>)>) -> Result<()> {
+/// How many bytes it brings, each part of which is within its limit.
+fn check_operation(operation: &StringsOperation) -> Result<usize> {
+    let mut total = 0;
+    for (_, key) in operation.keys() {
+        check_key(key)?;
+        total += key.len();
+    }
+    for field in operation.fields() {
+        check_length("a field", field.len(), MAX_KEY_LENGTH)?;
+        total += field.len();
+    }
+    for value in operation.values() {
+        check_value(value)?;
+        total += value.len();
+    }
+    Ok(total)
+}
+
+/// How many bytes they are, each part of which is within its limit.
+fn check_entries<'a>(entries: impl Iterator<Item = (&'a IVec, Option<&'a IVec>)>) -> Result<usize> {
     let mut total = 0;
     for (key, value) in entries {
         check_key(key)?;
@@ -382,7 +395,7 @@ fn check_entries<'a>(entries: impl Iterator<Item = (&'a IVec, Option<&'a IVec>)>
             total += value.len();
         }
     }
-    check_total(total)
+    Ok(total)
 }
 
 fn check_total(total: usize) -> Result<()> {

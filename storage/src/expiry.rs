@@ -49,7 +49,8 @@
 //! **Inside a transaction of a cluster** they are a list of its own beside the writes, evaluated where the
 //! transaction is committed, by the time of the log there. Where it was prepared before, that is the time at which it was
 //! prepared: what it was valid at, and no later than the commit. So a time to live that is counted from the commit does not
-//! grow when a participant hears of it late.
+//! grow when a participant hears of it late. Operations on strings and hashes are in that list as well
+//! ([`ExpiryCommand::Strings`]).
 //!
 //! The database's own trees have no times to live. Of [`TreeId::HASHES`] there are entries in the index that have no record: marks
 //! of [hashes](crate::hashes) whose fields are to be removed.
@@ -60,10 +61,12 @@ use std::ops::Bound;
 
 use bincode::{Decode, Encode};
 
+use crate::codec::Listed;
 use crate::command::{Command, Reply, TreeId, Write};
 use crate::evaluate::{self, Context, Effect, Effects, Entry, Outcome, Versioned, View};
 use crate::hashes::head;
 use crate::hashes::sweep::{self, Sweep};
+use crate::strings::{self, StringAction, StringsOperation};
 use crate::{Error, IVec, Result, lock};
 
 /// The most keys that one [`Command::SettleDue`] removes, and the most locks that it lets go on.
@@ -157,6 +160,17 @@ pub enum ExpiryCommand {
         /// Which key.
         key: IVec,
     },
+    /// Operations of [`crate::strings`] on one key, each of which sees those before it; none of them
+    /// may be about a second key, or a tree. Only as a part of a [transaction](Command::Transact), which knows what they
+    /// come to: it has read the key.
+    Strings {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+        /// What is done.
+        actions: Listed<StringAction>,
+    },
 }
 
 /// What the caller of an [`ExpiryCommand`] is told.
@@ -180,7 +194,8 @@ impl ExpiryCommand {
             | ExpiryCommand::Swap { key, .. }
             | ExpiryCommand::Set { key, .. }
             | ExpiryCommand::Clear { key, .. }
-            | ExpiryCommand::Get { key, .. } => key,
+            | ExpiryCommand::Get { key, .. }
+            | ExpiryCommand::Strings { key, .. } => key,
         }
     }
 
@@ -191,7 +206,8 @@ impl ExpiryCommand {
             | ExpiryCommand::Swap { tree, .. }
             | ExpiryCommand::Set { tree, .. }
             | ExpiryCommand::Clear { tree, .. }
-            | ExpiryCommand::Get { tree, .. } => *tree,
+            | ExpiryCommand::Get { tree, .. }
+            | ExpiryCommand::Strings { tree, .. } => *tree,
         }
     }
 
@@ -202,8 +218,24 @@ impl ExpiryCommand {
             | ExpiryCommand::Swap { tree, .. }
             | ExpiryCommand::Set { tree, .. }
             | ExpiryCommand::Clear { tree, .. }
-            | ExpiryCommand::Get { tree, .. } => tree,
+            | ExpiryCommand::Get { tree, .. }
+            | ExpiryCommand::Strings { tree, .. } => tree,
         }
+    }
+
+    /// What [`ExpiryCommand::Strings`] does to its key.
+    pub(crate) fn operations(&self) -> impl Iterator<Item = StringsOperation> {
+        let found = match self {
+            ExpiryCommand::Strings { tree, key, actions } => Some((*tree, key, &actions.0)),
+            _ => None,
+        };
+        found.into_iter().flat_map(|(tree, key, actions)| {
+            actions.iter().map(move |action| StringsOperation {
+                tree,
+                key: key.clone(),
+                action: action.clone(),
+            })
+        })
     }
 
     /// The value to be set, if one is.
@@ -387,8 +419,16 @@ pub(crate) fn extend(
     effects: &mut Effects,
 ) -> Result<()> {
     check_list(view, writes, expiries)?;
+    let mut operations = Vec::new();
     for command in expiries {
-        effects.extend(evaluate(view, context, command)?.effects);
+        match command {
+            ExpiryCommand::Strings { .. } => operations.extend(command.operations()),
+            _ => effects.extend(evaluate(view, context, command)?.effects),
+        }
+    }
+    if !operations.is_empty() {
+        // All in one list: the hashes that it makes get different ids.
+        effects.extend(strings::evaluate(view, context, &[], &operations)?.effects);
     }
     Ok(())
 }
@@ -429,6 +469,17 @@ pub(crate) fn check_list(view: &impl View, writes: &[Write], expiries: &[ExpiryC
                 return refuse(OVER_BEFORE_IT_BEGINS);
             }
             ExpiryCommand::Insert { .. } | ExpiryCommand::Set { .. } | ExpiryCommand::Clear { .. } => {}
+            ExpiryCommand::Strings { actions, .. } => {
+                let is_of_one_key = |action: &StringAction| {
+                    !matches!(
+                        action,
+                        StringAction::Transfer { .. } | StringAction::Suspect { .. } | StringAction::Clear
+                    )
+                };
+                if !actions.0.iter().all(is_of_one_key) {
+                    return refuse("a transaction names every key that an operation is about");
+                }
+            }
             ExpiryCommand::Swap { .. } | ExpiryCommand::Get { .. } => {
                 return refuse("a transaction has said what it compares and reads by its reads");
             }
@@ -535,6 +586,11 @@ pub(crate) fn evaluate(view: &impl View, context: &Context, command: &ExpiryComm
             Some(version) => ExpiryReply::Expires(expires(record, version)?),
             None => ExpiryReply::Absent,
         }),
+        ExpiryCommand::Strings { .. } => {
+            let what =
+                "operations on one key are a part of a transaction, or a command of their own".to_owned();
+            return Err(Error::InvalidRequest(what));
+        }
     };
     Ok(Outcome { effects, reply })
 }

@@ -197,7 +197,7 @@ pub fn head(value: &[u8]) -> Option<(HashId, u64)> {
 /// What is done to a hash.
 ///
 /// New variants are added at the end: the position of a variant is part of its encoding.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum HashAction {
     /// Sets fields. Reply: [`StringsReply::Integer`], how many are new.
     Set {
@@ -374,6 +374,12 @@ impl HashSlot {
     /// Learns what a field is in the tree.
     pub fn learn(&mut self, field: IVec, value: Option<IVec>) {
         self.fields.entry(field).or_insert(Field { before: value.clone(), now: value });
+    }
+
+    /// Learns that there is nothing else in the tree.
+    pub fn learn_whole(&mut self, pairs: impl IntoIterator<Item = (IVec, IVec)>) {
+        pairs.into_iter().for_each(|(field, value)| self.learn(field, Some(value)));
+        self.is_whole = true;
     }
 
     /// Whether a field is known already.

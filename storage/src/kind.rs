@@ -184,7 +184,9 @@ impl OperationKind {
             Command::CountMany { .. } => OperationKind::AddToCounters,
             Command::SettleDue { .. } => OperationKind::SettleDue,
             Command::Compare { .. } => OperationKind::Compare,
-            Command::Strings { .. } => OperationKind::Strings,
+            Command::Strings { .. } | Command::Expiry(ExpiryCommand::Strings { .. }) => {
+                OperationKind::Strings
+            }
             Command::Counter(CounterCommand::Add { .. }) => OperationKind::CounterAdd,
             Command::Counter(CounterCommand::AddWithin { .. }) => OperationKind::CounterAddWithin,
             Command::Counter(CounterCommand::Get { .. }) => OperationKind::CounterGet,
@@ -346,7 +348,7 @@ impl<'a> Peek<'a> {
             12 => Put,
             13 => AddToCounters,
             14 => {
-                let expiry = [InsertWithTtl, CompareAndSwapWithTtl, Expire, Persist, Ttl];
+                let expiry = [InsertWithTtl, CompareAndSwapWithTtl, Expire, Persist, Ttl, Strings];
                 return of(&expiry, self.number()?);
             }
             15 => SettleDue,

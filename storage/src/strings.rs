@@ -12,7 +12,7 @@
 //! when it ends) and changes it. It knows neither trees nor views. `evaluate` fills slots from the view, applies
 //! the operations in turn, and compares what the slots have become with what they were. Whoever has the
 //! same operations carried out by other means, as a transaction over several partitions does, applies the same function to slots
-//! of its own.
+//! of its own, and has what they have become written by the operations that [`difference`] finds.
 //!
 //! Values are the bytes themselves, in the caller's tree: a number is its decimal text. Other commands see
 //! and change the same data. (But for strings that look like the head of a hash; [`crate::hashes`] has its layout, and
@@ -65,7 +65,7 @@ pub struct StringsOperation {
 /// What is done to a key.
 ///
 /// New variants are added at the end: the position of a variant is part of its encoding.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum StringAction {
     /// Reads it. Reply: [`StringsReply::Value`].
     Get,
@@ -176,7 +176,7 @@ pub const KIND_STRING: i64 = 1;
 pub const KIND_HASH: i64 = 2;
 
 /// When a key is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum SetOnly {
     /// Always.
     Always,
@@ -419,6 +419,61 @@ impl Slot {
     fn bytes(&self) -> &[u8] {
         self.value.as_deref().unwrap_or_default()
     }
+}
+
+/// The operations on one key that make of `before` what `after` is, of which nobody wants the replies; none, if nothing
+/// was written.
+///
+/// What `after` has of a hash must be all that was changed, and all of it if it is another hash.
+pub fn difference(before: &Slot, after: &Slot) -> Vec<StringAction> {
+    let mut actions = Vec::new();
+    let time = |slot: &Slot| slot.expires_ms.map(When::At);
+    let same = |hash: &HashSlot| before.hash.as_ref().is_some_and(|before| before.id == hash.id);
+    let mut has_time = before.expires_ms;
+    match (&after.value, &after.hash) {
+        (Some(value), _) if after.is_written => {
+            let (value, only) = (value.clone(), SetOnly::Always);
+            actions.push(StringAction::Set { value, only, when: time(after), get: false });
+            has_time = after.expires_ms;
+        }
+        (None, Some(hash)) if after.is_written => {
+            if before.is_there() && !same(hash) {
+                actions.push(StringAction::Delete);
+            }
+            if !same(hash) {
+                has_time = None;
+            }
+            let (mut set, mut removed) = (Vec::new(), Vec::new());
+            for (name, field) in &hash.fields {
+                match &field.now {
+                    Some(value) if field.before.as_ref() != Some(value) || !same(hash) => {
+                        set.push((name.clone(), value.clone()));
+                    }
+                    None if field.before.is_some() && same(hash) => removed.push(name.clone()),
+                    _ => {}
+                }
+            }
+            // In this order: the last field that goes takes the hash with it.
+            if !set.is_empty() {
+                actions.push(StringAction::Hash(HashAction::Set { pairs: Listed(set) }));
+            }
+            if !removed.is_empty() {
+                actions.push(StringAction::Hash(HashAction::Delete { fields: Listed(removed) }));
+            }
+        }
+        (None, None) if before.is_there() => {
+            actions.push(StringAction::Delete);
+            has_time = None;
+        }
+        _ => {}
+    }
+    if after.is_there() && after.expires_ms != has_time {
+        actions.push(match after.expires_ms {
+            Some(at) => StringAction::Expire { when: When::At(at), only: SetIf::Always, only_some: false },
+            None => StringAction::Persist,
+        });
+    }
+    actions
 }
 
 /// What a list of operations carries from one to the next.

@@ -139,6 +139,14 @@ fn commands_have_the_bytes_they_always_had() {
         (Command::Expiry(ExpiryCommand::Clear { tree, key: "k".into() }), b"\x01\x0e\x03\x10\x01k"),
         (Command::Expiry(ExpiryCommand::Get { tree, key: "k".into() }), b"\x01\x0e\x04\x10\x01k"),
         (
+            Command::Expiry(ExpiryCommand::Strings {
+                tree,
+                key: "k".into(),
+                actions: Listed(vec![StringAction::Delete, StringAction::Add { delta: 1 }]),
+            }),
+            b"\x01\x0e\x05\x10\x01k\x02\x07\x0c\x02",
+        ),
+        (
             Command::Owned(OwnedCommand::Insert {
                 tree,
                 key: "k".into(),

@@ -97,3 +97,9 @@ fn a_node_answers_as_redis_byte_by_byte() {
     compare(&redis, &served, 2);
     compare(&redis, &served, 3);
 }
+
+#[test]
+fn a_node_answers_as_redis_byte_by_byte_over_partitions() {
+    let Some(redis) = Redis::start() else { return };
+    compare(&redis, &Served::new(1, 16), 2);
+}

@@ -26,7 +26,7 @@ fn line(random: &mut Random) -> String {
     let more = random.one(&["a", "b", "e"]);
     let value = random.one(&["1", "-7", "text", "2.5", "''", "9223372036854775807", "\\0dogsled:hash"]);
     let number = random.one(&["1", "-3", "x", "9223372036854775807", "0.5"]);
-    let command = match random.below(34) {
+    let command = match random.below(38) {
         0..=4 => "HSET kK F V",
         5 => "HSET kK F V M N",
         6 => "HSETNX kK F V",
@@ -55,6 +55,10 @@ fn line(random: &mut Random) -> String {
         30 => "PERSIST kK",
         31 => "INCR kK",
         32 => "SET kK V NX GET",
+        33 => "GETEX kK EX 200",
+        34 => "SET kK V EX 100",
+        35 => "SET kK V KEEPTTL",
+        36 => "MSETNX kK V kO V",
         _ => "APPEND kK V",
     };
     let words: Vec<String> = command
@@ -89,8 +93,18 @@ fn in_order(line: &str, reply: &str) -> String {
 
 #[test]
 fn random_commands_are_answered_as_by_redis() {
+    compare(1);
+}
+
+/// Most of what is on two keys, and most of `MULTI`, is a transaction over partitions then.
+#[test]
+fn random_commands_are_answered_as_by_redis_over_partitions_too() {
+    compare(16);
+}
+
+fn compare(partitions: u32) {
     let Some(redis) = Redis::start() else { return };
-    let served = Served::new(1, 1);
+    let served = Served::new(1, partitions);
     let seeds = std::env::var("DOGSLED_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(6);
     for seed in 0..seeds {
         let mut random = Random(seed);

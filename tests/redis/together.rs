@@ -73,11 +73,23 @@ fn a_transaction_spans_partitions_and_is_all_or_nothing() {
     assert_eq!(one.says("MGET a b"), "*2\\r\\n$1\\r\\n2\\r\\n$3\\r\\n100");
     run(&mut one, &["WATCH a b none"]);
     assert_eq!(run(&mut one, &["MULTI", "INCR a", "INCR b", "EXEC"]), "*2\\r\\n:3\\r\\n:101");
-    // Times to live are of one partition; what would need them elsewhere is refused as a whole.
+    // Times to live and hashes, too.
     run(&mut one, &["SET t 1 EX 100"]);
-    let refused = run(&mut one, &["MULTI", "INCR t", "INCR a", "INCR b", "INCR c", "EXEC"]);
-    assert!(refused.starts_with("-CROSSSLOT "), "{refused}");
-    assert_eq!(one.says("MGET t a"), "*2\\r\\n$1\\r\\n1\\r\\n$1\\r\\n3");
+    let lines = ["MULTI", "INCR t", "INCR a", "HSET h f 1 g 2", "EXPIRE h 50", "EXPIRE c 70", "EXEC"];
+    assert_eq!(run(&mut one, &lines), "*5\\r\\n:2\\r\\n:4\\r\\n:2\\r\\n:1\\r\\n:1");
+    assert_eq!(one.says("MGET t a h"), "*3\\r\\n$1\\r\\n2\\r\\n$1\\r\\n4\\r\\n$-1");
+    let ttl = |redis: &mut Connection, key: &str| redis.says(&format!("TTL {key}"));
+    for (key, most) in [("t", 100), ("h", 50), ("c", 70)] {
+        let found: i64 = ttl(&mut one, key)[1..].parse().unwrap();
+        assert!((most - 20..=most).contains(&found), "{key} lives for {found} s");
+    }
+    // A hash goes to another partition with its fields and its time.
+    let lines = ["MULTI", "HSET h i 3", "HDEL h f", "RENAME h moved", "HGET moved i", "DEL a", "EXEC"];
+    assert_eq!(run(&mut one, &lines), "*5\\r\\n:1\\r\\n:1\\r\\n+OK\\r\\n$1\\r\\n3\\r\\n:1");
+    assert_eq!(one.says("HGETALL moved"), "*4\\r\\n$1\\r\\ng\\r\\n$1\\r\\n2\\r\\n$1\\r\\ni\\r\\n$1\\r\\n3");
+    assert_ne!(ttl(&mut one, "moved"), ":-1");
+    assert_eq!(one.says("EXISTS h a"), ":0");
+    assert_eq!(one.says("SET a 3"), "+OK");
     assert_eq!(
         run(&mut one, &["MULTI", "SET t 2", "INCR a", "INCR b", "INCR c", "EXEC"]).matches(':').count(),
         3
@@ -124,6 +136,90 @@ fn optimistic_transfers_keep_the_sum() {
     let reply = served.connect(0).ask("MGET acc0 acc1 acc2 acc3");
     let sum: i64 = reply.split("\\r\\n").filter_map(|line| line.parse::<i64>().ok()).sum();
     assert_eq!(sum, 400, "{reply}");
+}
+
+/// Without WATCH: each transfer is of two partitions, and so is each look at both.
+#[test]
+fn transfers_between_hashes_are_seen_as_a_whole_or_not_at_all() {
+    let served = Served::new(1, 8);
+    let mut redis = served.connect(0);
+    for account in 0..4 {
+        redis.ask(&format!("HSET acc{account} balance 100 moves 0"));
+    }
+    let address = served.servers[0].local_address();
+    let workers: Vec<_> = (0..3u64)
+        .map(|worker| {
+            std::thread::spawn(move || {
+                let mut redis = Connection::new(address);
+                let mut moved = 0u64;
+                for step in 0..40 {
+                    let (from, to) = ((worker + step) % 4, (worker + 2 * step + 1) % 4);
+                    if from == to {
+                        continue;
+                    }
+                    redis.ask("MULTI");
+                    redis.ask(&format!("HINCRBY acc{from} balance -1"));
+                    redis.ask(&format!("HINCRBY acc{from} moves 1"));
+                    redis.ask(&format!("HINCRBY acc{to} balance 1"));
+                    redis.ask(&format!("EXPIRE acc{to} {}", 1000 + step));
+                    let done = redis.ask("EXEC");
+                    assert!(done.starts_with("*4") || done.starts_with("-CLUSTERDOWN "), "{done}");
+                    moved += u64::from(done.starts_with("*4"));
+                }
+                moved
+            })
+        })
+        .collect();
+    // Of all values of fields the balances, or the moves.
+    let sum = |replies: &str, first: usize| -> i64 {
+        let lines: Vec<&str> = replies.split("\\r\\n").collect();
+        let values = lines.windows(2).filter(|pair| pair[0].starts_with('$'));
+        values.skip(first).step_by(2).map(|pair| pair[1].parse::<i64>().unwrap()).sum()
+    };
+    let mut looks = 0;
+    while looks < 30 {
+        redis.ask("MULTI");
+        for account in 0..4 {
+            redis.ask(&format!("HMGET acc{account} balance moves"));
+        }
+        let seen = redis.ask("EXEC");
+        if seen.starts_with("-CLUSTERDOWN ") {
+            continue;
+        }
+        looks += 1;
+        assert_eq!(sum(&seen, 0), 400, "{seen}");
+    }
+    let moved: u64 = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
+    assert!(moved > 30, "{moved} transfers");
+    let all: String = (0..4).map(|account| redis.ask(&format!("HMGET acc{account} balance moves"))).collect();
+    assert_eq!((sum(&all, 0), sum(&all, 1)), (400, moved as i64), "{all}");
+}
+
+/// What gives a key its time, and what rewrites it in a transaction over partitions, do not lose each other.
+#[test]
+fn a_time_to_live_that_was_given_meanwhile_is_kept() {
+    let served = Served::new(1, 8);
+    let address = served.servers[0].local_address();
+    served.connect(0).ask("MSET a 0 b 0");
+    let worker = std::thread::spawn(move || {
+        let mut redis = Connection::new(address);
+        for _ in 0..60 {
+            redis.ask("MULTI");
+            redis.ask("INCR a");
+            redis.ask("INCR b");
+            redis.ask("EXEC");
+        }
+    });
+    let mut redis = served.connect(0);
+    while !worker.is_finished() {
+        assert_eq!(redis.says("EXPIRE a 1000"), ":1");
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        assert_ne!(redis.says("TTL a"), ":-1");
+        assert_eq!(redis.says("PERSIST a"), ":1");
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        assert_eq!(redis.says("TTL a"), ":-1");
+    }
+    worker.join().unwrap();
 }
 
 #[test]

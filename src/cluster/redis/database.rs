@@ -23,10 +23,6 @@ use crate::cluster::{Client, Error, ReadFrom};
 const ENTRY_OPERATIONS: usize = 1024;
 const ENTRY_BYTES: usize = 4 << 20;
 
-/// A partition knows its own locks only.
-const LOCK_ELSEWHERE: &str =
-    "CROSSSLOT a lock and keys of several partitions: give the lock and the keys a common {tag}";
-
 /// A command on keys: what is done, and how the replies to that become one. Trees are
 /// numbers of databases.
 #[derive(Clone, Debug)]
@@ -240,7 +236,7 @@ impl Database {
         };
         let place = |data: Data| {
             let group = match data.fence {
-                None => group_of_all(partitions, &data.operations, &[]),
+                None => group_of_all(partitions, &data.operations, &[], &[]),
                 // What it fails by is not to be the failure of others.
                 Some(_) => None,
             };
@@ -276,7 +272,7 @@ impl Database {
         values
     }
 
-    async fn partitions(&self) -> Result<u32, Error> {
+    pub(super) async fn partitions(&self) -> Result<u32, Error> {
         let core = self.client.core();
         let known = core.map.borrow().partitions;
         if known > 0 { Ok(known) } else { core.partitions(self.client.until()).await }
@@ -343,7 +339,7 @@ impl Database {
     }
 
     /// The replies to operations that read, each of one group.
-    async fn look(
+    pub(super) async fn look(
         &self,
         partitions: u32,
         operations: &[&StringsOperation],
@@ -397,24 +393,6 @@ impl Database {
         Ok(replies)
     }
 
-    /// When a key ends (`None`: there is none), and the time it is.
-    pub(super) async fn expires(
-        &self,
-        database: u32,
-        key: &IVec,
-    ) -> Result<(Option<Option<u64>>, u64), Error> {
-        let (core, until) = (self.client.core(), self.client.until());
-        let group = core.group_of(key, until).await?;
-        let read = GroupRead::Expires { tree: tree_name(database), key: key.clone() };
-        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
-            GroupReadReply::Expires { at_ms: Some(Some(at_ms)), now_ms } if at_ms <= now_ms => {
-                Ok((None, now_ms))
-            }
-            GroupReadReply::Expires { at_ms, now_ms } => Ok((at_ms, now_ms)),
-            other => Err(unexpected(&other)),
-        }
-    }
-
     /// What a key is now.
     pub(super) async fn watch(&self, database: TreeId, key: IVec) -> Result<Watched, Error> {
         let (core, until) = (self.client.core(), self.client.until());
@@ -436,14 +414,12 @@ impl Database {
         operations: Vec<StringsOperation>,
     ) -> Result<Option<Vec<StringsReply>>, Value> {
         let partitions = self.partitions().await.map_err(|error| failed(&error))?;
-        match group_of_all(partitions, &operations, watched) {
-            Some(group) if fences.iter().all(|fence| ring::group_of(&fence.lock, partitions) == group) => {
+        match group_of_all(partitions, &operations, watched, fences) {
+            Some(group) => {
                 let submitted = self.submit(group, watched.to_vec(), fences, operations);
                 submitted.await.map_err(|error| failed(&error))
             }
-            _ if !fences.is_empty() => Err(Value::error(LOCK_ELSEWHERE)),
-            Some(_) => unreachable!("without locks there are none of other groups"),
-            None => transaction::carry_out(self, watched, &operations).await,
+            None => transaction::carry_out(self, watched, fences, &operations).await,
         }
     }
 
@@ -470,10 +446,16 @@ impl Database {
     }
 }
 
-/// The group that has all these keys; `None`: there are several.
-fn group_of_all(partitions: u32, operations: &[StringsOperation], watched: &[Watched]) -> Option<u32> {
+/// The group that has all these keys and locks; `None`: there are several.
+fn group_of_all(
+    partitions: u32,
+    operations: &[StringsOperation],
+    watched: &[Watched],
+    fences: &[Fence],
+) -> Option<u32> {
     let keys = operations.iter().flat_map(|operation| operation.keys()).map(|(_, key)| key);
     let keys = keys.chain(watched.iter().map(|watched| &watched.key));
+    let keys = keys.chain(fences.iter().map(|fence| &fence.lock));
     let mut found = None;
     for key in keys {
         let group = ring::group_of(key, partitions);

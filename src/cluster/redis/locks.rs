@@ -10,8 +10,9 @@
 //!
 //! A lock is held until its lease ends, not until a connection does. Tokens only grow, so whatever else is written to can
 //! refuse one that is smaller than the largest it saw; here that is what `FENCED` does, in the entry of the log that
-//! writes. So the lock and the keys have to be of one partition: give both a common `{tag}`. Within `MULTI`, a lock that
-//! is not held refuses all of `EXEC`.
+//! writes. If the lock and the keys are not of one partition, which a common `{tag}` makes them, it is a transaction over several; there
+//! a lease that has ended counts until somebody else has the lock. Within `MULTI`, a lock that is not held refuses all of
+//! `EXEC`.
 //!
 //! Locks are not keys: `DOGSLED.LOCK a` has nothing to do with `GET a`, nor with the selected database; it is the lock `a` of
 //! `dogsled lock` and of [`Client::lock`](crate::cluster::Client::lock). Who waits stands in the same queue, and leaves it when

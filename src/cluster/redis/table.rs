@@ -130,12 +130,9 @@ const FAST: &str = "write denyoom fast";
 const TIME: &str = "write fast";
 const TALK: &str = "noscript loading stale fast";
 
-const ACROSS: Support =
-    Partial("over several partitions only of keys without a time to live, and of no fields of hashes");
 const ORDER: Support = Partial("in the order of the fields' bytes; at most 512 MiB");
 const FLOAT: Support = Partial("as INCRBYFLOAT");
-const WATCHED: Support =
-    Partial("that a key's time to live was changed does not count, nor that a key came and went again");
+const WATCHED: Support = Partial("that an absent key came and went again does not count");
 const NOT_IN_MULTI: &str = "not within MULTI";
 
 /// By name.
@@ -146,7 +143,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("client", -2, TALK, NONE, "2.4.0", "connection", link(link::client), Partial("ID, GETNAME, SETNAME, SETINFO, INFO, LIST (of the own connection), NO-EVICT, NO-TOUCH"), "Commands on client connections."),
     row("command", -1, "loading stale", NONE, "2.8.13", "server", link(link::command), Partial("COUNT, DOCS, INFO, LIST; no key specifications"), "Returns detailed information about commands."),
     row("config", -2, "admin noscript loading stale", NONE, "2.0.0", "server", link(link::config), Partial("GET, of a few parameters"), "Commands on the server's configuration."),
-    row("copy", -3, WRITE, TWO, "6.2.0", "generic", plan(keys::copy), ACROSS, "Copies the value of a key to a new key."),
+    row("copy", -3, WRITE, TWO, "6.2.0", "generic", plan(keys::copy), Full, "Copies the value of a key to a new key."),
     row("dbsize", 1, READ, NONE, "1.0.0", "server", plan(whole::size), Partial(NOT_IN_MULTI), "Returns the number of keys in the database."),
     row("decr", 2, FAST, ONE, "1.0.0", "string", plan(strings::decrement), Full, "Decrements the integer value of a key by one."),
     row("decrby", 3, FAST, ONE, "1.0.0", "string", plan(strings::decrement_by), Full, "Decrements the integer value of a key by a number."),
@@ -156,7 +153,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("dogsled.lock", -3, "write", ONE, "0.1.0", "dogsled", plan(locks::lock), Full, "Acquires a lock for a time, and returns the fencing token; or renews it."),
     row("dogsled.unlock", 3, TIME, ONE, "0.1.0", "dogsled", plan(locks::unlock), Full, "Releases a lock that is held under a fencing token."),
     row("echo", 2, "loading stale fast", NONE, "1.0.0", "connection", link(link::echo), Full, "Returns the given string."),
-    row("exec", 1, "noscript loading stale skip_slowlog", NONE, "1.2.0", "transactions", Handler::Multi(Multi::Execute), ACROSS, "Executes all commands in a transaction."),
+    row("exec", 1, "noscript loading stale skip_slowlog", NONE, "1.2.0", "transactions", Handler::Multi(Multi::Execute), Full, "Executes all commands in a transaction."),
     row("exists", -2, READ, ALL, "1.0.0", "generic", plan(keys::exists), Full, "Determines whether one or more keys exist."),
     row("expire", -3, TIME, ONE, "1.0.0", "generic", plan(keys::expire), Full, "Sets the expiration time of a key in seconds."),
     row("expireat", -3, TIME, ONE, "1.2.0", "generic", plan(keys::expire_at), Full, "Sets the expiration time of a key to a Unix timestamp."),
@@ -202,8 +199,8 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("pttl", 2, READ, ONE, "2.6.0", "generic", plan(keys::milliseconds_left), Full, "Returns the expiration time in milliseconds of a key."),
     row("quit", -1, "noscript loading stale fast no_auth allow_busy", NONE, "1.0.0", "connection", link(link::quit), Full, "Closes the connection."),
     row("randomkey", 1, "readonly", NONE, "1.0.0", "generic", plan(whole::random_key), Partial("keys behind gaps come more often; not within MULTI"), "Returns a random key name from the database."),
-    row("rename", 3, "write", TWO, "1.0.0", "generic", plan(keys::rename), ACROSS, "Renames a key and overwrites the destination."),
-    row("renamenx", 3, TIME, TWO, "1.0.0", "generic", plan(keys::rename_if_absent), ACROSS, "Renames a key only when the target key name doesn't exist."),
+    row("rename", 3, "write", TWO, "1.0.0", "generic", plan(keys::rename), Full, "Renames a key and overwrites the destination."),
+    row("renamenx", 3, TIME, TWO, "1.0.0", "generic", plan(keys::rename_if_absent), Full, "Renames a key only when the target key name doesn't exist."),
     row("reset", 1, "noscript loading stale fast no_auth allow_busy", NONE, "6.2.0", "connection", link(link::reset), Full, "Resets the connection."),
     row("scan", -2, "readonly", NONE, "2.8.0", "generic", plan(whole::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384; not within MULTI"), "Iterates over the key names in the database."),
     row("select", 2, "loading stale fast", NONE, "1.0.0", "connection", link(link::select), Full, "Changes the selected database."),
@@ -352,8 +349,8 @@ if the two differ. The commands and their replies are those of Redis 7.0, but fo
   held under this token any more.
 - `DOGSLED.UNLOCK name token` gives it back: 1, or 0 if it was not held under this token any more.
 - `DOGSLED.FENCED name token command [argument ...]` carries out a command on keys if the lock is held under this token in
-  that very moment, else it is the error `LOCKNOTHELD`, and so is all of `EXEC` if it is within `MULTI`. The lock and the keys
-  need a common `{tag}`.
+  that very moment, else it is the error `LOCKNOTHELD`, and so is all of `EXEC` if it is within `MULTI`. With a common
+  `{tag}` of the lock and the keys that is one entry of one log, else a transaction over partitions.
 
 Locks are not keys; they are those of `dogsled lock`.
 

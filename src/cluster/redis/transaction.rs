@@ -1,60 +1,55 @@
 //! Operations on keys of several partitions, as one [transaction](crate::cluster::transaction).
 //!
-//! The same function as in the log says what they mean ([`apply`]), on slots that are read here.
+//! The same function as in the log says what they mean ([`apply`]), on slots that are read here: the value and the time to
+//! live, and of a hash the fields that the operations need. What the slots have become is then written by operations on
+//! one key each ([`difference`]), which the partitions carry out where the transaction is committed.
 //!
-//! **Times to live.** A transaction reads and writes values; a time to live it can only take away. So keys are given
-//! none here: what would, is refused, as it is told in [`NO_TIME`]. Whether a key has one is read beside the
-//! transaction: one that is given to a key while a transaction rewrites that key may be lost.
+//! **What was read is so at the commit**, as the version of every key is looked at again there. Times to live and fields are
+//! read *after* the version was, and whoever changes them writes the key anew: `EXPIRE` and `PERSIST` do, and so does
+//! everything on fields. Only a time to live that another client than Redis's gives to a key while a transaction rewrites that
+//! key ([`Tree::expire`](crate::cluster::Tree::expire)) may be lost.
 //!
-//! **Hashes.** They are removed and overwritten as keys are, but their fields are not reached from here: what would, is
-//! refused ([`NO_FIELDS`]). What keeps fields without a key from staying for ever is told to the partitions *before* the
-//! commit: that these hashes are to be looked at in a minute.
+//! **Locks** are looked at in the same way, and theirs may be any partitions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dogsled_net::resp::Value;
-use dogsled_storage::TreeId;
-use dogsled_storage::hashes::HashId;
-use dogsled_storage::strings::{Carried, Slot, StringAction, StringsOperation, StringsReply, apply};
-use futures_util::future::try_join_all;
+use dogsled_storage::codec::Listed;
+use dogsled_storage::hashes::{HashAction, Needs};
+use dogsled_storage::strings::{
+    Carried, KIND_HASH, Slot, StringAction, StringsFailure, StringsOperation, StringsReply, apply, difference,
+};
+use dogsled_storage::{Fence, TreeId};
 
 use super::database::{Database, Watched, failed};
 use super::tree_name;
-use crate::IVec;
 use crate::cluster::Error;
 use crate::cluster::transaction::{ConflictableTransactionError, Transaction, TransactionError, abort};
-
-/// See the [module](self).
-const NO_TIME: &str =
-    "CROSSSLOT keys of several partitions, and a time to live among them: give the keys a common {tag}";
-
-const NO_FIELDS: &str =
-    "CROSSSLOT keys of several partitions, and fields of hashes among them: give the keys a common {tag}";
+use crate::{FencingToken, IVec};
 
 /// Why nothing was done.
 enum Refused {
     Changed,
-    NoTime,
-    NoFields,
-    Failed(Error),
+    NotHeld { lock: IVec, token: FencingToken },
 }
 
 type Key = (TreeId, IVec);
 
-/// Carries out all of it at one moment; `None`: what is watched has changed.
+/// Carries out all of it at one moment, under locks; `None`: what is watched has changed.
 pub(super) async fn carry_out(
     database: &Database,
     watched: &[Watched],
+    fences: &[Fence],
     operations: &[StringsOperation],
 ) -> Result<Option<Vec<StringsReply>>, Value> {
     let client = &database.client;
-    let done = client.transaction(|tx| run(database, tx, watched, operations)).await;
+    let done = client.transaction(|tx| run(database, tx, watched, fences, operations)).await;
     match done {
         Ok(replies) => Ok(Some(replies)),
         Err(TransactionError::Abort(Refused::Changed)) => Ok(None),
-        Err(TransactionError::Abort(Refused::NoFields)) => Err(Value::error(NO_FIELDS)),
-        Err(TransactionError::Abort(Refused::Failed(error))) => Err(failed(&error)),
-        Err(TransactionError::Abort(Refused::NoTime)) => Err(Value::error(NO_TIME)),
+        Err(TransactionError::Abort(Refused::NotHeld { lock, token })) => {
+            Err(failed(&Error::LockNotHeld { lock, token, current: None }))
+        }
         Err(TransactionError::Conflict { attempts }) => {
             let why = format!("other writers came between, {attempts} times");
             Err(failed(&Error::Unavailable(why)))
@@ -68,11 +63,14 @@ async fn run(
     database: &Database,
     tx: Transaction,
     watched: &[Watched],
+    fences: &[Fence],
     operations: &[StringsOperation],
 ) -> Result<Vec<StringsReply>, ConflictableTransactionError<Refused>> {
     let client = &database.client;
-    if operations.iter().any(|operation| matches!(operation.action, StringAction::Hash(_))) {
-        return abort(Refused::NoFields);
+    for Fence { lock, token } in fences {
+        if !tx.holds_lock(lock, *token).await? {
+            return abort(Refused::NotHeld { lock: lock.clone(), token: *token });
+        }
     }
     for watched in watched {
         let tree = client.tree(tree_name(watched.database.0));
@@ -80,31 +78,18 @@ async fn run(
             return abort(Refused::Changed);
         }
     }
-    // Keys that are overwritten unseen are not read.
+    // Also what is overwritten: it may be a hash.
+    let mut wanted: BTreeMap<TreeId, BTreeSet<IVec>> = BTreeMap::new();
+    for (tree, key) in operations.iter().flat_map(StringsOperation::keys) {
+        wanted.entry(tree).or_default().insert(key.clone());
+    }
     let mut slots: BTreeMap<Key, Slot> = BTreeMap::new();
-    let mut wanted: BTreeMap<TreeId, Vec<IVec>> = BTreeMap::new();
-    for operation in operations {
-        for (tree, key) in operation.keys() {
-            // Also what is overwritten: it may be a hash.
-            let slot = Slot::default();
-            slots.entry((tree, key.clone())).or_insert_with(|| {
-                if !slot.is_blind {
-                    wanted.entry(tree).or_default().push(key.clone());
-                }
-                slot
-            });
-        }
-    }
-    let mut now_ms = 0;
     for (number, keys) in wanted {
-        let tree = client.tree(tree_name(number.0));
-        let values = tx.get_many(&tree, &keys).await?;
-        let times = try_join_all(keys.iter().map(|key| database.expires(number.0, key))).await?;
-        for ((key, value), (at_ms, now)) in keys.into_iter().zip(values).zip(times) {
-            now_ms = now_ms.max(now);
-            slots.insert((number, key), Slot::stored(value, at_ms.flatten()));
-        }
+        let values = tx.get_many(&client.tree(tree_name(number.0)), &keys).await?;
+        let found = keys.into_iter().zip(values);
+        slots.extend(found.map(|(key, value)| ((number, key), Slot::stored(value, None))));
     }
+    let now_ms = learn(database, &tx, operations, &mut slots).await?;
     let before = slots.clone();
     let mut carried = Carried::default();
     let mut replies = Vec::with_capacity(operations.len());
@@ -115,45 +100,99 @@ async fn run(
             StringAction::Transfer { tree, key, .. } => slots.get_mut(&(*tree, key.clone())),
             _ => None,
         };
-        if matches!(operation.action, StringAction::Transfer { .. }) && slot.hash.is_some() {
-            return abort(Refused::NoFields);
-        }
         replies.push(apply(&operation.action, now_ms, &mut carried, &mut slot, other));
         slots.insert(place, slot);
     }
-    let mut suspected: Vec<(Key, HashId)> = Vec::new();
     for ((number, key), slot) in slots {
-        let was = &before[&(number, key.clone())];
-        if let Some(hash) = &was.hash
-            && slot.hash.is_none()
-        {
-            suspected.push(((number, key.clone()), hash.id));
+        let actions = difference(&before[&(number, key.clone())], &slot);
+        if !actions.is_empty() {
+            tx.apply_actions(&client.tree(tree_name(number.0)), key, actions)?;
         }
-        if slot.is_there()
-            && slot.expires_ms.is_some()
-            && (slot.is_written || slot.expires_ms != was.expires_ms)
-        {
-            return abort(Refused::NoTime);
-        }
-        let tree = client.tree(tree_name(number.0));
-        match slot.encode() {
-            Some(value) if slot.is_written || slot.expires_ms != was.expires_ms => {
-                tx.put(&tree, key, value)?
-            }
-            None if slot.is_written && was.is_there() => tx.delete(&tree, key)?,
-            _ => {}
-        }
-    }
-    if let Err(error) = try_join_all(suspected.into_iter().map(|(key, id)| suspect(database, key, id))).await
-    {
-        return abort(Refused::Failed(error));
     }
     Ok(replies)
 }
 
-/// Has it looked at in a minute whether a hash can still be reached.
-async fn suspect(database: &Database, (tree, key): Key, id: HashId) -> Result<(), Error> {
-    let group = database.client.core().group_of(&key, database.client.until()).await?;
-    let operation = StringsOperation { tree, key, action: StringAction::Suspect { id } };
-    database.submit(group, Vec::new(), &[], vec![operation]).await.map(drop)
+/// What operations need to know of a hash.
+#[derive(Default)]
+struct Wanted<'a> {
+    fields: BTreeSet<&'a IVec>,
+    whole: bool,
+}
+
+/// Learns when the keys end, and what the operations need of hashes, after the versions of the keys were read; and the time
+/// of the log.
+async fn learn(
+    database: &Database,
+    tx: &Transaction,
+    operations: &[StringsOperation],
+    slots: &mut BTreeMap<Key, Slot>,
+) -> Result<u64, Error> {
+    let mut wanted: BTreeMap<Key, Wanted<'_>> = BTreeMap::new();
+    for operation in operations {
+        let needs = match &operation.action {
+            StringAction::Hash(action) => action.needs(),
+            // Where it goes to it is made anew.
+            StringAction::Transfer { .. } => Needs::Whole,
+            _ => continue,
+        };
+        let wanted = wanted.entry((operation.tree, operation.key.clone())).or_default();
+        match needs {
+            Needs::Head => {}
+            Needs::Fields(fields) => wanted.fields.extend(fields),
+            Needs::Page(..) | Needs::Whole => wanted.whole = true,
+        }
+    }
+    let mut asked: Vec<StringsOperation> = Vec::new();
+    for (place, slot) in slots.iter() {
+        let (tree, key) = place.clone();
+        asked.push(StringsOperation { tree, key: key.clone(), action: StringAction::Expires });
+        if slot.hash.is_none() {
+            continue;
+        }
+        // Bytes that somebody has copied here are none.
+        asked.push(StringsOperation { tree, key: key.clone(), action: StringAction::Kind });
+        let Some(wanted) = wanted.get(place) else { continue };
+        if wanted.whole {
+            asked.push(StringsOperation { tree, key, action: StringAction::Hash(HashAction::All) });
+        } else if !wanted.fields.is_empty() {
+            let fields = Listed(wanted.fields.iter().map(|field| (*field).clone()).collect());
+            let action = StringAction::Hash(HashAction::GetMany { fields });
+            asked.push(StringsOperation { tree, key, action });
+        }
+    }
+    let replies = database.look(database.partitions().await?, &asked.iter().collect::<Vec<_>>()).await?;
+    // So that it is looked at again whether all is still of the version that was read.
+    tx.has_read_beside()?;
+    let mut latest_ms = 0;
+    for (operation, reply) in asked.into_iter().zip(replies) {
+        let slot = slots.get_mut(&(operation.tree, operation.key)).expect("asked for a slot");
+        match (reply, operation.action, &mut slot.hash) {
+            (StringsReply::Expires { at_ms, now_ms }, ..) => {
+                latest_ms = latest_ms.max(now_ms);
+                // Of a key that is there by now and was not, or the other way round, the version tells.
+                slot.expires_ms = at_ms.flatten().filter(|_| slot.is_there());
+            }
+            (StringsReply::Integer(KIND_HASH), StringAction::Kind, _) => {}
+            (_, StringAction::Kind, _) => *slot = Slot::found(None, None),
+            (StringsReply::Pairs { pairs, .. }, _, Some(hash)) => hash.learn_whole(pairs.0),
+            (
+                StringsReply::Values(values),
+                StringAction::Hash(HashAction::GetMany { fields }),
+                Some(hash),
+            ) => {
+                fields.0.into_iter().zip(values.0).for_each(|(field, value)| hash.learn(field, value));
+            }
+            (StringsReply::Failed(StringsFailure::TooMuch), ..) => {
+                let what = "a hash is too large for a transaction over several partitions".to_owned();
+                return Err(Error::Invalid(what));
+            }
+            // It is no hash any more, and the version tells.
+            (_, _, hash) => {
+                if let Some(hash) = hash {
+                    hash.learn_whole([]);
+                }
+            }
+        }
+    }
+    Ok(latest_ms)
 }

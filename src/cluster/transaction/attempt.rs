@@ -10,6 +10,7 @@ use dogsled_replication::ReadAnswer;
 use dogsled_storage::command::RangeFingerprint;
 use dogsled_storage::counter::decode_value;
 use dogsled_storage::lock::{FencingToken, decode_state};
+use dogsled_storage::strings::StringAction;
 use dogsled_storage::{COUNTERS_TREE_NAME, GroupRead, GroupReadReply, LOCKS_TREE_NAME, TreeId, Versioned};
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
@@ -233,6 +234,22 @@ impl Transaction {
         let before = self.get(tree, key.as_ref()).await?;
         self.delete(tree, key)?;
         Ok(before)
+    }
+
+    /// Has operations carried out on a key that this run has read, and writes in no other way.
+    pub(in crate::cluster) fn apply_actions(
+        &self,
+        tree: &Tree,
+        key: IVec,
+        actions: Vec<StringAction>,
+    ) -> Result<()> {
+        self.with(|sets| drop(sets.access(&tree.stored_name()).actions.insert(key, actions)))
+    }
+
+    /// Something was read by other means that changes only together with the version of a key that this run read
+    /// before: it counts as read once that is so at the end as well.
+    pub(in crate::cluster) fn has_read_beside(&self) -> Result<()> {
+        self.with(Sets::note_read_beside)
     }
 
     /// Writes all of a batch, without looking at what was there.

@@ -5,7 +5,9 @@ use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
 
 use dogsled_replication::ring::TreeHash;
+use dogsled_storage::codec::Listed;
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
+use dogsled_storage::strings::StringAction;
 use dogsled_storage::transaction::coordinator::Share;
 use dogsled_storage::{ExpiryCommand, SetIf, TreeId, Versioned, When, Write};
 
@@ -67,6 +69,8 @@ pub(super) struct Access {
     pub(super) writes: BTreeMap<IVec, Option<IVec>>,
     /// Of keys that are written and are to expire; of keys that are not, what becomes of their time to live.
     times: BTreeMap<IVec, Time>,
+    /// Of keys that were read and are written in no other way: what is done to them.
+    pub(super) actions: BTreeMap<IVec, Vec<StringAction>>,
 }
 
 /// A time to live.
@@ -132,9 +136,20 @@ impl Sets {
         self.requests += 1;
     }
 
+    /// Something was read that the versions of what was read before tell of: it is to be looked at again whether they are
+    /// the same.
+    pub(super) fn note_read_beside(&mut self) {
+        self.requests += 1;
+        // Also of what came in one answer.
+        self.shown = None;
+    }
+
     /// Whether nothing is to be written.
     pub(super) fn only_reads(&self) -> bool {
-        self.trees.values().all(|access| access.writes.is_empty() && access.times.is_empty())
+        let only_reads = |access: &Access| {
+            access.writes.is_empty() && access.times.is_empty() && access.actions.is_empty()
+        };
+        self.trees.values().all(only_reads)
     }
 
     /// Whether all that was read came in one answer, or is what was of one moment when it was shown.
@@ -230,6 +245,11 @@ impl Sets {
                     Time::After(ms) => ExpiryCommand::Set { tree, key, when: When::After(*ms), only },
                     Time::Forever => ExpiryCommand::Clear { tree, key },
                 });
+            }
+            for (key, actions) in &access.actions {
+                let (share, tree) = shares.of(group_in(name, key), name);
+                let (key, actions) = (key.clone(), Listed(actions.clone()));
+                share.part.expiries.push(ExpiryCommand::Strings { tree, key, actions });
             }
         }
         shares.0

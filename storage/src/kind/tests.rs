@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::codec::encode_group_command;
+use crate::codec::{Listed, encode_group_command};
 use crate::compare::{Comparison, Condition};
 use crate::expiry::{SetIf, When};
 use crate::fence::Fence;
 use crate::group::{GroupCommand, SessionId, SessionTag};
 use crate::lock::{FencingToken, LockRequest};
+use crate::strings::StringAction;
 use crate::transaction::{Commit, Part, Prepare, TransactionId};
 use crate::{IVec, TreeId, Write};
 
@@ -53,6 +54,7 @@ fn expiries() -> Vec<ExpiryCommand> {
         ExpiryCommand::Set { tree, key: key(), when, only: SetIf::Always },
         ExpiryCommand::Clear { tree, key: key() },
         ExpiryCommand::Get { tree, key: key() },
+        ExpiryCommand::Strings { tree, key: key(), actions: Listed(vec![StringAction::Delete]) },
     ]
 }
 

@@ -274,14 +274,11 @@ fn changes(
     }
     let ends = slot.expires_ms.map_or(Ends::Never, Ends::At);
     match slot.encode() {
-        Some(value) if slot.is_written => {
+        // Also where only the time is another: whoever watches the key, or has read it in a transaction, is to see that.
+        Some(value) if slot.is_written || slot.expires_ms != before.expires_ms => {
             let fresh = if slot.is_blind { None } else { Some(version.is_none()) };
             effects.push(Effect::Put { tree, key: key.clone(), value, fresh });
             expiry::put_record(tree, &key, &ends, 0, record.as_ref(), effects)
-        }
-        Some(_) if slot.expires_ms != before.expires_ms => {
-            let version = version.expect("a value that was not written was found");
-            expiry::put_record(tree, &key, &ends, version, record.as_ref(), effects)
         }
         None if version.is_some() => {
             effects.push(Effect::Remove { tree, key: key.clone() });

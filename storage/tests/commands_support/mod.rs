@@ -397,12 +397,16 @@ impl Random {
                     1 => When::At(self.number()),
                     _ => When::Keep,
                 };
-                Command::Expiry(match self.below(5) {
+                Command::Expiry(match self.below(6) {
                     0 => ExpiryCommand::Insert { tree, key, value, when },
                     1 => ExpiryCommand::Swap { tree, key, old: self.option(Random::bytes), new: value, when },
                     2 => ExpiryCommand::Set { tree, key, when, only: SetIf::Later },
                     3 => ExpiryCommand::Clear { tree, key },
-                    _ => ExpiryCommand::Get { tree, key },
+                    4 => ExpiryCommand::Get { tree, key },
+                    _ => {
+                        let actions = (0..self.below(4)).map(|_| self.strings_operation().action);
+                        ExpiryCommand::Strings { tree, key, actions: Listed(actions.collect()) }
+                    }
                 })
             }
             24 => Command::Counter(CounterCommand::SetIf { name, expected: delta, value: self.signed() }),

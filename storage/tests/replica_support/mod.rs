@@ -293,7 +293,8 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
             | ExpiryCommand::Swap { tree, .. }
             | ExpiryCommand::Set { tree, .. }
             | ExpiryCommand::Clear { tree, .. }
-            | ExpiryCommand::Get { tree, .. },
+            | ExpiryCommand::Get { tree, .. }
+            | ExpiryCommand::Strings { tree, .. },
         ) => each(tree),
         Command::Owned(
             OwnedCommand::Insert { tree, .. }
@@ -314,7 +315,8 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
                 | ExpiryCommand::Swap { tree, .. }
                 | ExpiryCommand::Set { tree, .. }
                 | ExpiryCommand::Clear { tree, .. }
-                | ExpiryCommand::Get { tree, .. } => each(tree),
+                | ExpiryCommand::Get { tree, .. }
+                | ExpiryCommand::Strings { tree, .. } => each(tree),
             });
         }
         _ => {}
