@@ -1,5 +1,5 @@
-//! Real Redis clients against the real binary: redis-cli, redis-benchmark and redis-py. Where one of them is
-//! not installed, that is said and its test is left out.
+//! Real Redis clients against the real binary: redis-cli, redis-benchmark, redis-py and ioredis. Where one of them is
+//! not installed, that is said and its test is left out; `.ci/run` installs what it can, and counts what it cannot.
 #![cfg(feature = "cli")]
 
 mod cli_support;
@@ -32,12 +32,21 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Option<Output> {
     let mut child = match child {
         Ok(child) => child,
         Err(error) => {
-            eprintln!("SKIPPED: {program} does not start: {error}; apt-get install redis-tools");
+            eprintln!("SKIPPED: {program} does not start: {error}; apt-get install {}", package(program));
             return None;
         }
     };
     child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("it reads its input");
     Some(child.wait_with_output().expect("it ends"))
+}
+
+/// Where Debian has a program.
+fn package(program: &str) -> &str {
+    match program {
+        "node" => "nodejs",
+        "redis-cli" | "redis-benchmark" => "redis-tools",
+        _ => program,
+    }
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -58,6 +67,18 @@ fn redis_cli_works_and_other_clients_see_what_it_did() {
     assert_eq!(text(&new.stdout), "hello\n");
     let scan = run("redis-cli", &["-p", &port, "--scan"], "").expect("it ran before");
     assert_eq!(text(&scan.stdout).lines().count(), 3);
+    // Locks with tokens; the reply of one is an argument of the other.
+    let ask = |line: &[&str]| {
+        let output = run("redis-cli", &[&["-p", &port], line].concat(), "").expect("it ran before");
+        text(&output.stdout).trim_end().to_owned()
+    };
+    let token = ask(&["DOGSLED.LOCK", "job", "60000"]);
+    assert!(token.parse::<u64>().is_ok(), "{token}");
+    assert_eq!(ask(&["DOGSLED.LOCK", "job", "60000"]), "");
+    assert_eq!(ask(&["DOGSLED.FENCED", "job", &token, "INCR", "visits"]), "4");
+    assert_eq!(ask(&["DOGSLED.UNLOCK", "job", &token]), "1");
+    assert!(ask(&["DOGSLED.FENCED", "job", &token, "INCR", "visits"]).starts_with("LOCKNOTHELD "));
+    assert_eq!(ask(&["GET", "visits"]), "4");
     assert_eq!(served.terminate(), 0);
 }
 
@@ -75,72 +96,21 @@ fn redis_benchmark_runs_its_course() {
     assert!(!said.contains("rror"), "{said}");
 }
 
-const TUTORIAL: &str = r#"
-import sys
-import redis
+/// What clients are tried with: `.ci/run` installs those that are missing, each in its pinned version.
+const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
-for protocol in (2, 3):
-    r = redis.Redis(port=int(sys.argv[1]), password=sys.argv[2] or None, protocol=protocol, decode_responses=True)
-    r.flushdb()
-    assert r.ping()
-    assert r.set("foo", "bar") is True
-    assert r.get("foo") == "bar"
-    assert r.get("nothing") is None
-    assert r.incr("hits") == 1 and r.incrby("hits", 10) == 11 and r.decr("hits") == 10
-    assert r.incrbyfloat("temperature", 36.6) == 36.6
-
-    # A lock, as tutorials have it.
-    assert r.set("lock:job", "me", nx=True, ex=10) is True
-    assert r.set("lock:job", "you", nx=True, ex=10) is None
-    assert 0 < r.ttl("lock:job") <= 10
-    assert r.delete("lock:job") == 1
-    assert r.setnx("lock:job", "you") is True
-    assert r.expire("lock:job", 100) is True and r.persist("lock:job") is True
-
-    assert r.mset({"a": 1, "b": 2, "c": 3}) is True
-    assert r.mget("a", "none", "c") == ["1", None, "3"]
-    assert r.exists("a", "b", "none") == 2
-    assert sorted(r.keys("[abc]")) == ["a", "b", "c"]
-    assert sorted(r.scan_iter(match="?", count=2)) == ["a", "b", "c"]
-    assert r.type("a") == "string" and r.dbsize() == 7
-    assert r.rename("a", "z") and r.getdel("z") == "1"
-
-    with r.pipeline(transaction=True) as pipe:
-        assert pipe.set("x", "1").incr("x").get("x").execute() == [True, 2, "2"]
-    with r.pipeline(transaction=False) as pipe:
-        for number in range(200):
-            pipe.set(f"key:{number}", number)
-            pipe.get(f"key:{number}")
-        replies = pipe.execute()
-        assert replies[1::2] == [str(number) for number in range(200)]
-
-    def add(pipe):
-        before = int(pipe.get("hits"))
-        pipe.multi()
-        pipe.set("hits", before + 1)
-    assert r.transaction(add, "hits") == [True]
-    assert r.get("hits") == "11"
-
-    with r.pipeline() as pipe:
-        pipe.watch("hits")
-        r.set("hits", 100)
-        pipe.multi()
-        pipe.set("hits", 0)
-        try:
-            pipe.execute()
-            raise AssertionError("a change was not seen")
-        except redis.WatchError:
-            pass
-    assert r.get("hits") == "100"
-    try:
-        r.incr("foo")
-        raise AssertionError("no error")
-    except redis.ResponseError as error:
-        assert "not an integer" in str(error), error
-    assert r.info()["redis_version"].startswith("7.")
-    assert r.client_id() > 0
-print("done")
-"#;
+/// Has a program talk to nodes with and without a password; the last line that it says is `done`.
+fn runs_its_course(program: &str, script: &str) {
+    for password in ["", "secret"] {
+        let sandbox = Sandbox::new();
+        let more: &[&str] = if password.is_empty() { &[] } else { &["--redis-password", password] };
+        let (_served, port) = start(&sandbox, more);
+        let script = format!("{CLIENTS}/{script}");
+        let output = run(program, &[&script, &port, password], "").expect("it ran before");
+        let said = text(&output.stdout);
+        assert!(said.starts_with("done"), "{script}: {said}{}", text(&output.stderr));
+    }
+}
 
 #[test]
 fn what_tutorials_write_with_redis_py_runs_unchanged() {
@@ -148,29 +118,62 @@ fn what_tutorials_write_with_redis_py_runs_unchanged() {
     let found = run(&python, &["-c", "import redis"], "");
     if !found.is_some_and(|output| output.status.success()) {
         eprintln!(
-            "SKIPPED: {python} has no redis-py; pip install redis, or name another with DOGSLED_PYTHON"
+            "SKIPPED: {python} has no redis-py; pip install -r tests/clients/requirements.txt, or name another \
+             with DOGSLED_PYTHON"
         );
         return;
     }
-    for password in ["", "secret"] {
-        let sandbox = Sandbox::new();
-        let more: &[&str] = if password.is_empty() { &[] } else { &["--redis-password", password] };
-        let (_served, port) = start(&sandbox, more);
-        let output = run(&python, &["-c", TUTORIAL, &port, password], "").expect("it ran before");
-        assert_eq!(text(&output.stdout), "done\n", "{}", text(&output.stderr));
+    runs_its_course(&python, "tutorial.py");
+}
+
+/// Found as node finds packages; `NODE_PATH` says where else.
+#[test]
+fn what_tutorials_write_with_ioredis_runs_unchanged() {
+    let found = run("node", &["-e", "require('ioredis')"], "");
+    if !found.is_some_and(|output| output.status.success()) {
+        eprintln!(
+            "SKIPPED: node does not find ioredis; npm install as tests/clients/package.json says, and NODE_PATH"
+        );
+        return;
     }
+    runs_its_course("node", "tutorial.js");
 }
 
 #[test]
-fn redis_is_not_served_unless_asked_for_and_a_taken_port_is_told() {
-    let sandbox = Sandbox::new();
-    let address = free_address();
-    let mut served = sandbox.serving(&["--listen", &address, "--redis", "off"]);
-    served.signal(rustix::process::Signal::TERM);
-    assert_eq!(served.exit_code(), 0);
+fn redis_is_served_unless_somebody_says_otherwise_and_a_taken_port_is_told() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let taken = taken.local_addr().map(|address| (taken, address.to_string())).expect("it is bound");
-    let run = sandbox.run_bare(&["serve", "--listen", &address, "--redis", &taken.1]);
-    assert_ne!(run.code, 0);
-    assert!(run.stderr.contains(&taken.1) && run.stderr.contains("--redis"), "{}", run.stderr);
+    let taken = taken.local_addr().map(|address| (taken, address)).expect("it is bound");
+    let asked = taken.1.to_string();
+    let start = |sandbox: &Sandbox, arguments: &[&str]| {
+        let mut command = sandbox.bare(&["serve", "--json"]);
+        command.args(arguments);
+        let mut served = Served::start(command, &sandbox.path("log"));
+        let told: serde_json::Value = serde_json::from_str(&served.says("\"serving\"")).expect("JSON");
+        (served, told["redis"].clone())
+    };
+    // By default, and a client finds it.
+    let sandbox = Sandbox::new();
+    let (served, redis) = start(&sandbox, &["--listen", "127.0.0.1:0"]);
+    let redis = redis.as_str().expect("an address").to_owned();
+    let port = redis.strip_prefix("127.0.0.1:").expect("of loopback");
+    if let Some(output) = run("redis-cli", &["-p", port, "PING"], "") {
+        assert_eq!(text(&output.stdout), "PONG\n");
+    }
+    assert_eq!(served.terminate(), 0);
+    assert!(std::net::TcpListener::bind(&redis).is_ok(), "the port is not free");
+    let (served, redis) = start(&sandbox, &["--listen", "127.0.0.1:0", "--redis", "off"]);
+    assert_eq!(redis, serde_json::Value::Null);
+    assert_eq!(served.terminate(), 0);
+    // The one that goes with the node's port, 1000 above it.
+    let listen = format!("127.0.0.1:{}", taken.1.port() - 1000);
+    if std::net::UdpSocket::bind(&listen).is_ok() {
+        let (served, redis) = start(&sandbox, &["--listen", &listen]);
+        assert_eq!(redis, serde_json::Value::Null);
+        assert_eq!(served.terminate(), 0);
+        let log = std::fs::read_to_string(sandbox.path("log")).expect("a log");
+        assert!(log.contains("NO REDIS CLIENTS") && log.contains(&asked), "{log}");
+    }
+    let run =
+        sandbox.run_bare(&["serve", "--listen", "127.0.0.1:0", "--redis", &asked, "--log-level", "off"]);
+    run.fails_saying(3, &["cannot listen on", &asked, "(TCP)", "--redis off"]);
 }
