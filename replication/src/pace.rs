@@ -81,8 +81,13 @@ enum Phase {
     /// Bytes that still go at once.
     Burst(u64),
     /// Nothing is copied before `until`; it is measured from `from` on.
-    Rest { from: Instant, until: Instant },
-    Copy { rest_at: Instant },
+    Rest {
+        from: Instant,
+        until: Instant,
+    },
+    Copy {
+        rest_at: Instant,
+    },
 }
 
 struct State {

@@ -126,6 +126,7 @@ fn prolong(expiries: &[ExpiryCommand]) -> bool {
         ExpiryCommand::Insert { .. } | ExpiryCommand::Swap { .. } => true,
         // A time to live is how many give space back, and a key has only one.
         ExpiryCommand::Set { .. } | ExpiryCommand::Clear { .. } | ExpiryCommand::Get { .. } => false,
+        ExpiryCommand::Strings { actions, .. } => actions.0.iter().any(action_stores),
     })
 }
 

@@ -548,7 +548,8 @@ mod tests {
                 let Ok(wal) = Wal::open(Arc::new(disk.clone()), wal) else { return };
                 let wal = Arc::new(wal);
                 let durability = Durability::inline(Arc::clone(&wal), Default::default());
-                let _ = hosted(&SharedLog::new(wal, durability, Blocking::Inline, None), &disk, Path::new("n"));
+                let _ =
+                    hosted(&SharedLog::new(wal, durability, Blocking::Inline, None), &disk, Path::new("n"));
             }));
             assert!(attempt.is_ok(), "change {at}: a panic");
             check_gone(&disk.power_cut(at), &format!("power cut at change {at} of {changes}"));

@@ -63,7 +63,7 @@ pub(crate) fn serve(global: &Global, out: &mut Output, args: &ServeArgs) -> Resu
             format!("{data}: there is no embedded database to make a node of"),
         ));
     }
-    allow_descriptors(settings.redis.map_or(0, |_| u64::from(settings.max_connections)));
+    allow_descriptors(if settings.redis == Port::Off { 0 } else { u64::from(settings.max_connections) });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
