@@ -120,7 +120,10 @@ impl Cluster {
         let runtime = tokio::runtime::Runtime::new().expect("threads");
         runtime.block_on(async {
             let client = self.client("").await;
-            let load = Load::start(&client, "load", WRITERS);
+            let mut load = Load::start(&client, "load", WRITERS);
+            for zone in self.addresses.values() {
+                load.read_near(self.client(zone).await);
+            }
             for node in nodes {
                 eventually("all three are level", || is_whole(&client, 100)).await;
                 load.goes_on(100).await;
@@ -180,6 +183,65 @@ fn pausing_one_node_after_another_loses_nothing_and_fails_no_call() {
         load.goes_on(1).await;
         cluster.nodes[&node].signal(Signal::CONT);
     });
+}
+
+/// Writes 200 MiB in large values; the most memory that one of the nodes had of its own meanwhile.
+async fn write_much(client: &Client, round: u32, nodes: &[&Served]) -> u64 {
+    let value = vec![b'x'; 256 << 10];
+    let writers = (0..8).map(|writer| {
+        let (tree, value) = (client.tree("load"), value.clone());
+        tokio::spawn(async move {
+            for number in 0..100 {
+                let key = format!("much/{round}/{writer}/{number}");
+                tree.insert(key, &value[..]).await.expect("it is written");
+            }
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    let mut most = 0;
+    while !writers.iter().all(|writer| writer.is_finished()) {
+        most = nodes.iter().map(|node| node.memory()).fold(most, u64::max);
+        sleep(Duration::from_millis(20)).await;
+    }
+    for writer in writers {
+        writer.await.expect("it does not panic");
+    }
+    most
+}
+
+/// What leaders keep in memory for a node that stands still is no more than some MiB for each partition: the
+/// rest waits in the log. By what they had before: caches fill, and checkpoints take memory, with every node there, too.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_node_that_stands_still_costs_the_others_little_memory_and_catches_up() {
+    const MUCH: u64 = 96 << 20;
+    let _one = ONE.lock();
+    let cluster = Cluster::start();
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    runtime.block_on(async {
+        let client = cluster.client("").await;
+        eventually("all three are level", || is_whole(&client, 0)).await;
+        let nodes: Vec<&Served> = cluster.nodes.values().collect();
+        let mut usual = 0;
+        for round in [0, 1] {
+            usual = usual.max(write_much(&client, round, &nodes).await);
+        }
+        nodes[1].signal(Signal::STOP);
+        let most = write_much(&client, 2, &[nodes[0], nodes[2]]).await;
+        println!("{} MiB with all nodes, {} MiB while one stood still", usual >> 20, most >> 20);
+        nodes[1].signal(Signal::CONT);
+        assert!(most < usual + MUCH, "{most} bytes, and {usual} before");
+        eventually("it has caught up", || is_whole(&client, 0)).await;
+        client.close().await;
+        let mut readers = Vec::new();
+        for zone in cluster.addresses.values() {
+            readers.push(cluster.client(zone).await);
+        }
+        replicas_agree(&readers).await;
+    });
+    for (node, served) in cluster.nodes {
+        assert_eq!(served.terminate(), 0, "node {node}");
+    }
 }
 
 #[test]

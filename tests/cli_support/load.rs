@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use dogsled::IVec;
 use dogsled::cluster::{Client, Error, ReadFrom, Role};
 use dogsled_storage::COUNTERS_TREE_NAME;
-use tokio::task::JoinHandle;
+use parking_lot::Mutex;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// How long anything that a test waits for may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -115,17 +116,29 @@ impl Told {
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     progress: Arc<AtomicU64>,
+    newest: Newest,
     writers: Vec<JoinHandle<Told>>,
 }
+
+/// The key that each writer was acknowledged last.
+type Newest = Arc<Mutex<Vec<Option<String>>>>;
 
 impl Load {
     /// Starts writers, whose keys begin with `name`.
     pub(crate) fn start(client: &Client, name: &str, writers: usize) -> Load {
         let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let write =
-            |writer| write(client.clone(), name.to_owned(), writer, Arc::clone(&stop), Arc::clone(&progress));
+        let newest: Newest = Arc::new(Mutex::new(vec![None; writers]));
+        let write = |writer| {
+            let (stop, progress, newest) = (Arc::clone(&stop), Arc::clone(&progress), Arc::clone(&newest));
+            write(client.clone(), name.to_owned(), writer, stop, progress, newest)
+        };
         let writers = (0..writers).map(|writer| tokio::spawn(write(writer))).collect();
-        Load { stop, progress, writers }
+        Load { stop, progress, newest, writers }
+    }
+
+    /// From now on what was acknowledged last is read, too, at the replica that is nearest to this client.
+    pub(crate) fn read_near(&mut self, client: Client) {
+        self.writers.push(tokio::spawn(read_near(client, Arc::clone(&self.newest), Arc::clone(&self.stop))));
     }
 
     /// So many keys were acknowledged so far.
@@ -155,6 +168,7 @@ async fn write(
     writer: usize,
     stop: Arc<AtomicBool>,
     progress: Arc<AtomicU64>,
+    newest: Newest,
 ) -> Told {
     let (tree, counter) = (client.tree(TREE), client.counter(format!("counter {}", writer % 4)));
     let mut told = Told::default();
@@ -184,11 +198,51 @@ async fn write(
             Err(_) => told.perhaps_added += 1,
         }
         if inserted.is_ok() {
+            newest.lock()[writer] = Some(key.clone());
             told.keys.push(key);
             progress.fetch_add(1, Ordering::Relaxed);
         }
     }
     told
+}
+
+/// Reads linearizably what was acknowledged before the read began, again and again, and does not wait for one answer
+/// before it asks for the next: a node that was paused then finds questions that came when others led already.
+async fn read_near(client: Client, newest: Newest, stop: Arc<AtomicBool>) -> Told {
+    let mut reads = JoinSet::new();
+    let mut all = Told::default();
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let newest = {
+            let newest = newest.lock();
+            newest[number % newest.len()].clone()
+        };
+        if let Some(key) = newest {
+            let tree = client.tree(TREE).read_from(ReadFrom::Nearest);
+            reads.spawn(async move {
+                let mut told = Told::default();
+                let began = Instant::now();
+                let read = tree.get(&key).await;
+                told.heard(|| format!("read {key} nearby"), began, &read);
+                if let Ok(value) = read {
+                    let value = value.as_deref();
+                    assert_eq!(value, Some(key.as_bytes()), "{key} was acknowledged before it was asked for");
+                }
+                told
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        while let Some(told) = reads.try_join_next() {
+            all.add(told.expect("it does not panic"));
+        }
+    }
+    while let Some(told) = reads.join_next().await {
+        all.add(told.expect("it does not panic"));
+    }
+    client.close().await;
+    all
 }
 
 /// Asserts that what the load has written is the same on the replicas of all members. Each of them is to

@@ -74,6 +74,15 @@ impl Served {
         kill_process(self.pid(), signal).expect("it runs");
     }
 
+    /// Bytes of memory that are its own, not pages of files.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+        kibibytes.expect("the system says so") << 10
+    }
+
     /// SIGTERM; the exit code.
     #[track_caller]
     pub(crate) fn terminate(mut self) -> i32 {
