@@ -257,10 +257,12 @@ pub(crate) fn plan(
                 "group {group} does not run on node {node}, which may have the most of it: {why}"
             ));
         }
-        let Some(&(survivor, best)) = holders
-            .iter()
-            .max_by_key(|(node, seen)| (newest(seen), seen.committed, std::cmp::Reverse(*node)))
-        else {
+        // Of those that have the same the leader, if it is one of them: it alone knows that nobody else acknowledges
+        // anything any more. Who follows it hears from it as ever.
+        let by = |(node, seen): &&(NodeId, &GroupStatus)| {
+            (newest(seen), seen.role == Role::Leader, seen.committed, std::cmp::Reverse(*node))
+        };
+        let Some(&(survivor, best)) = holders.iter().max_by_key(by) else {
             // Who was to have it: nobody else is known to.
             let lost = record.replicas_of(group).to_vec();
             if lost.iter().any(|node| answers.contains_key(node)) {

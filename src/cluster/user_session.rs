@@ -378,8 +378,11 @@ impl Tree {
         session: Option<&Session>,
     ) -> Result<IVec> {
         // Only what has a whole tag, or all that is hashed, has it whatever follows.
-        let is_known = || TreeHash::of_stored(&self.stored_name()).0.part_of_prefix(prefix).is_some();
-        if !is_known() && !(self.is_hashed_by_now(&self.stored_name()).await && is_known()) {
+        let is_of_one = || TreeHash::of_stored(&self.stored_name()).0.part_of_prefix(prefix).is_some();
+        if !is_of_one() {
+            self.is_hashed_by_now(&self.stored_name()).await;
+        }
+        if !is_of_one() {
             return Err(Error::Invalid(format!(
                 "the prefix \"{}\" has no {{tag}}, and its numbers are given by one partition",
                 prefix.escape_ascii()

@@ -215,7 +215,7 @@ async fn streams_of_all_partitions_go_on_in_order_when_leaders_die_amid_them() {
         for (number, (stream, wanted)) in streams.iter_mut().enumerate() {
             while at[number] < wanted.len() * third / 3 {
                 let (found, _) = stream.next().await.expect("there is more").unwrap();
-                assert_eq!(found, *key(wanted[at[number]]), "stream {number}");
+                assert_eq!(found, key(wanted[at[number]]).as_str(), "stream {number}");
                 at[number] += 1;
             }
         }

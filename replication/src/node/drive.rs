@@ -88,7 +88,7 @@ impl Drive {
         };
         // A recovery that was interrupted after the meta group had gone on without them: nobody else takes them out
         // before it is asked for again, and they are not heard any more.
-        let mut lost = node.fence.given_up();
+        let mut lost = node.given_up_for_certain().await;
         lost.retain(|node| record.members.contains_key(node));
         if !lost.is_empty() {
             let change = Change::Lost { nodes: lost.into_iter().collect() };
@@ -258,7 +258,7 @@ impl Inner {
             return self.host(group, position, anew).await.map_err(failed);
         }
         let cluster = self.cluster()?.number();
-        let given_up = self.fence.given_up().into_iter().collect();
+        let given_up = self.given_up_for_certain().await.into_iter().collect();
         let body = encode_host(cluster, group, &Host { position, anew, given_up });
         let reply = self.transport.request(node, Lane::Control, body, STEP).await;
         let reply = reply.map_err(|error| failed(error.to_string()))?;

@@ -428,6 +428,12 @@ impl Inner {
         }
     }
 
+    /// Those that are given up whatever happens to this node: not those without which it is only about to go on.
+    pub(super) async fn given_up_for_certain(&self) -> BTreeSet<NodeId> {
+        let last = self.group(META_GROUP).ok().and_then(|group| group.log.last());
+        self.given_up.lock().await.as_of(last.map_or(0, |last| last.leader_id.term))
+    }
+
     /// This node is given a group by a peer: whom that has given up this node does not hear either, before it is told
     /// anything of what goes on without them.
     pub(super) async fn host_for_peer(self: &Arc<Self>, group: u32, host: Host) -> Result<(), String> {
@@ -448,7 +454,7 @@ impl Inner {
         let read = self.blocking.run(move || GivenUp::read(&*disk, &directory)).await;
         let found = read.map_err(|error| dogsled_storage::Error::io("reading who was given up", error))??;
         let last = cluster.group(META_GROUP).and_then(|group| group.log.last());
-        // The others were to be given up by one who died before it went on without them, and has not.
+        // Others were to be given up by one who died before it went on without them, and has not.
         self.fence.set_given_up(found.as_of(last.map_or(0, |last| last.leader_id.term)));
         if let Some(Held { operation, lost, until_ms }) = found.held.clone() {
             let left = Duration::from_millis(until_ms.saturating_sub(self.config.clock.now_ms()));

@@ -411,7 +411,8 @@ impl Inner {
     ) -> Bytes {
         let me = self.config.node;
         let Some(cluster) = self.cluster.get() else { return ClientReply::Error(error).encode() };
-        let here = cluster.group(group);
+        // A replica that was given and then not taken into the group hears of no leader, however many there are.
+        let here = cluster.group(group).filter(|group| !group.members().0.is_empty());
         let is_here = here.is_some();
         let mut others: Vec<NodeId> = match is_here {
             // It would be known here if anybody led it.

@@ -190,3 +190,21 @@ fn what_could_be_lost_is_said_in_words() {
     one.survivor = None;
     assert!(one.to_string().contains("everything in it is lost"), "{one}");
 }
+
+#[test]
+fn of_survivors_with_the_same_entries_the_one_that_leads_goes_on() {
+    let record = record(5, 1);
+    let voters = ids(1..=5);
+    let leads = GroupStatus { role: Role::Leader, ..group(0, &voters, (4, 9)) };
+    let follows = GroupStatus { role: Role::Follower, ..group(0, &voters, (4, 9)) };
+    let newer = group(0, &voters, (4, 10));
+    let lost = ids([1, 2, 4]).into_iter().collect();
+    let survivor = |third: &GroupStatus, fifth: &GroupStatus| {
+        let answers = [status(3, vec![third.clone()]), status(5, vec![fifth.clone()])].into();
+        plan(&record, &answers, &lost).unwrap().groups[0].survivor.unwrap()
+    };
+    // Who follows is in touch with its leader, and would refuse: a leader that lost its majority leads on.
+    assert_eq!(survivor(&follows, &leads), NodeId(5));
+    assert_eq!(survivor(&leads, &follows), NodeId(3));
+    assert_eq!(survivor(&newer, &leads), NodeId(3), "but not if it has less");
+}
