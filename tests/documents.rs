@@ -7,7 +7,8 @@
 //! - A block of `python` is executed with python3, if that has redis-py; otherwise that is said.
 //! - What cannot be executed in a test says why not, in a comment before the block: `<!-- not run: it takes hours -->`.
 //!   Suites of tests that are named there have to be there.
-//! - Of a command line within a sentence, command and options have to be there.
+//! - Of a command line within a sentence, command and options have to be there; so do files that are named, and
+//!   pages that are linked to.
 //!
 //! `cargo test` builds the examples that pages run. Run alone with `--test documents` this suite finds what was
 //! built last.
@@ -267,7 +268,7 @@ fn script(name: &str, page: &str) -> Option<String> {
             }
             "sh" => block.text,
             "python" => match python() {
-                Some(python) => format!("{python} - <<'PROGRAM'\n{}PROGRAM\n", block.text),
+                Some(_) => format!("\"$PYTHON\" - <<'PROGRAM'\n{}PROGRAM\n", block.text),
                 None => {
                     say(&format!(
                         "SKIPPED {at}: no redis-py; pip install redis, or name a python with DOGSLED_PYTHON"
@@ -306,6 +307,7 @@ fn every_command_line_of_the_pages_is_executed() {
                 format!("{}:{}", binaries.display(), std::env::var("PATH").expect("there is a path")),
             )
             .env("EXAMPLES", binaries.join("examples"))
+            .env("PYTHON", python().unwrap_or_default())
             .env("SANDBOX", place.path())
             // What commands take if they are told nothing.
             .env("DOGSLED_LISTEN", format!("127.0.0.1:{}", ports[&7400]))
@@ -375,10 +377,42 @@ fn wrong_with(line: &str) -> Option<String> {
         }
     }
     let known = |option: &&str| {
-        said.split_whitespace().any(|word| word.trim_end_matches([',', ']']) == format!("--{option}"))
+        // As in `--init[=<BOOL>]`.
+        said.split_whitespace()
+            .any(|word| word.split(['=', '[', ']', ',']).next() == Some(&format!("--{option}")))
     };
     let unknown = options.iter().find(|option| !known(option))?;
     Some(format!("`dogsled {}` has no option --{unknown}", words.join(" ")))
+}
+
+#[test]
+fn files_that_are_named_and_pages_that_are_linked_to_are_there() {
+    let entries = std::fs::read_dir(root()).expect("the root can be read");
+    let top: BTreeSet<String> = entries
+        .map(|entry| entry.expect("a readable directory").file_name().into_string().expect("text"))
+        .collect();
+    let mut looked_at = 0;
+    for (name, page) in pages() {
+        for span in code_spans(&page) {
+            // What begins with a directory of the repository's root is a file or a directory of it.
+            let is_path = span.split_once('/').is_some_and(|(first, _)| top.contains(first));
+            if is_path && !span.contains(' ') {
+                assert!(root().join(&span).exists(), "{name}: there is no {span}");
+                looked_at += 1;
+            }
+        }
+        for link in page.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let link = link.split('#').next().unwrap_or_default();
+            if link.is_empty() || link.contains("://") {
+                continue;
+            }
+            let page = root().join(&name);
+            let target = page.parent().expect("it is in a directory").join(link);
+            assert!(target.exists(), "{name} links to {link}, which is not there");
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at >= 30, "only {looked_at} files were found");
 }
 
 #[test]
@@ -389,7 +423,11 @@ fn command_lines_in_sentences_name_commands_and_options_that_there_are() {
     let mut looked_at = 0;
     for (name, page) in pages() {
         for span in code_spans(&page) {
-            for line in span.split('|').map(str::trim).filter(|line| line.starts_with("dogsled ")) {
+            for line in span
+                .split('|')
+                .map(str::trim)
+                .filter(|line| line.starts_with("dogsled ") && !line.contains(" = "))
+            {
                 assert_eq!(wrong_with(line), None, "{name}: `{span}`");
                 looked_at += 1;
             }
