@@ -56,8 +56,10 @@ fn action(random: &mut Random) -> StringAction {
     }
 }
 
+type Pairs = Vec<(IVec, IVec)>;
+
 /// What of a key others can see.
-fn seen(slot: &Slot) -> (Option<IVec>, Option<Vec<(IVec, IVec)>>, Option<u64>) {
+fn seen(slot: &Slot) -> (Option<IVec>, Option<Pairs>, Option<u64>) {
     let hash = slot.hash.as_ref().map(|hash| {
         let there = hash.fields.iter().filter_map(|(name, field)| Some((name.clone(), field.now.clone()?)));
         let there: Vec<_> = there.collect();

@@ -112,11 +112,27 @@ async fn run(
     Ok(replies)
 }
 
-/// What operations need to know of a hash.
+/// What operations need to know of a key beside its value.
 #[derive(Default)]
 struct Wanted<'a> {
+    /// When it ends.
+    time: bool,
+    /// Of the hash that it may be.
     fields: BTreeSet<&'a IVec>,
     whole: bool,
+    is_hash: bool,
+}
+
+/// Whether an operation does the same, and has the same replied, whatever time it is and whenever the key ends.
+fn is_timeless(action: &StringAction) -> bool {
+    use StringAction::{Delete, Exists, Get, Hash, Kind, Length, Range, RequireAbsent, Set, Take};
+    match action {
+        Get | Length | Range { .. } | Exists | Kind | RequireAbsent { .. } | Delete | Take => true,
+        // Of one that is overwritten for good it does not matter when it would have ended.
+        Set { when, .. } => when.is_none(),
+        Hash(action) => action.is_read(),
+        _ => false,
+    }
 }
 
 /// Learns when the keys end, and what the operations need of hashes, after the versions of the keys were read; and the time
@@ -129,6 +145,11 @@ async fn learn(
 ) -> Result<u64, Error> {
     let mut wanted: BTreeMap<Key, Wanted<'_>> = BTreeMap::new();
     for operation in operations {
+        if !is_timeless(&operation.action) {
+            for (tree, key) in operation.keys() {
+                wanted.entry((tree, key.clone())).or_default().time = true;
+            }
+        }
         let needs = match &operation.action {
             StringAction::Hash(action) => action.needs(),
             // Where it goes to it is made anew.
@@ -136,6 +157,7 @@ async fn learn(
             _ => continue,
         };
         let wanted = wanted.entry((operation.tree, operation.key.clone())).or_default();
+        wanted.is_hash = true;
         match needs {
             Needs::Head => {}
             Needs::Fields(fields) => wanted.fields.extend(fields),
@@ -143,15 +165,16 @@ async fn learn(
         }
     }
     let mut asked: Vec<StringsOperation> = Vec::new();
-    for (place, slot) in slots.iter() {
-        let (tree, key) = place.clone();
-        asked.push(StringsOperation { tree, key: key.clone(), action: StringAction::Expires });
-        if slot.hash.is_none() {
+    for (place, wanted) in &wanted {
+        let ((tree, key), slot) = (place.clone(), &slots[place]);
+        if wanted.time {
+            asked.push(StringsOperation { tree, key: key.clone(), action: StringAction::Expires });
+        }
+        if slot.hash.is_none() || !wanted.is_hash {
             continue;
         }
         // Bytes that somebody has copied here are none.
         asked.push(StringsOperation { tree, key: key.clone(), action: StringAction::Kind });
-        let Some(wanted) = wanted.get(place) else { continue };
         if wanted.whole {
             asked.push(StringsOperation { tree, key, action: StringAction::Hash(HashAction::All) });
         } else if !wanted.fields.is_empty() {
@@ -159,6 +182,10 @@ async fn learn(
             let action = StringAction::Hash(HashAction::GetMany { fields });
             asked.push(StringsOperation { tree, key, action });
         }
+    }
+    if asked.is_empty() {
+        // Nothing needs to know what time it is.
+        return Ok(0);
     }
     let replies = database.look(database.partitions().await?, &asked.iter().collect::<Vec<_>>()).await?;
     // So that it is looked at again whether all is still of the version that was read.
