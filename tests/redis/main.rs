@@ -8,6 +8,7 @@ mod beside;
 mod commands;
 mod hostile;
 mod locks;
+mod pubsub;
 mod random;
 mod support;
 mod together;
