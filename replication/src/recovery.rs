@@ -241,6 +241,8 @@ pub(crate) fn plan(
         record.members.keys().filter(|node| !answers.contains_key(node)).copied().collect();
     let lost: BTreeSet<NodeId> = if named.is_empty() { silent.clone() } else { named.clone() };
     let mut groups = Vec::new();
+    // Groups of which nobody who answers has anything yet, though somebody is to have it.
+    let mut unseen = Vec::new();
     for group in META_GROUP..=record.partitions() {
         let holders: Vec<(NodeId, &GroupStatus)> = answers
             .iter()
@@ -266,7 +268,8 @@ pub(crate) fn plan(
             // Who was to have it: nobody else is known to.
             let lost = record.replicas_of(group).to_vec();
             if lost.iter().any(|node| answers.contains_key(node)) {
-                // It is on its way there.
+                // It is on its way there, from somebody who does not answer just now, or not any more.
+                unseen.push(group);
                 continue;
             }
             groups.push(GroupRecovery {
@@ -300,19 +303,25 @@ pub(crate) fn plan(
             level: best.level,
         });
     }
-    if groups.is_empty() {
+    let unnamed: Vec<NodeId> = silent.difference(&lost).copied().collect();
+    if groups.is_empty() && unseen.is_empty() {
         return Err(
             "every group has its quorum: nothing has to be given up. A member that is gone is taken out by `dogsled \
              member remove`, and nothing is lost"
                 .to_owned(),
         );
     }
-    let unnamed: Vec<NodeId> = silent.difference(&lost).copied().collect();
     if !unnamed.is_empty() {
         return Err(format!(
             "node {} does not answer and is not named as lost: it may have what the others lack. Start it, or name it, \
              too",
             list(&unnamed)
+        ));
+    }
+    if let (true, Some(group)) = (groups.is_empty(), unseen.first()) {
+        return Err(format!(
+            "nobody who answers has anything of group {group} yet, though somebody is being given it: ask again in a \
+             moment"
         ));
     }
     let unaccounted = groups.iter().flat_map(|group| &group.lost).find(|node| {

@@ -208,3 +208,19 @@ fn of_survivors_with_the_same_entries_the_one_that_leads_goes_on() {
     assert_eq!(survivor(&leads, &follows), NodeId(3));
     assert_eq!(survivor(&newer, &leads), NodeId(3), "but not if it has less");
 }
+
+#[test]
+fn a_group_that_only_a_silent_member_may_have_is_not_said_to_have_its_quorum() {
+    let record = record(4, 1);
+    // Group 1 was just moved to some who have nothing of it yet; who has it does not answer.
+    let here = |node| status(node, vec![group(0, &ids([1, 2]), (4, 9))]);
+    let answers: BTreeMap<NodeId, NodeStatus> = [here(1), here(2)].into();
+    for (lost, expected) in [
+        (&[4][..], "node 3 does not answer and is not named"),
+        (&[], "group 1 yet"),
+        (&[3, 4], "group 1 yet"),
+    ] {
+        let why = plan(&record, &answers, &named(lost)).unwrap_err();
+        assert!(why.contains(expected), "{lost:?}: {why}");
+    }
+}
