@@ -8,7 +8,6 @@ mod beside;
 mod commands;
 mod hostile;
 mod locks;
-mod pubsub;
 mod random;
 mod support;
 mod together;

@@ -24,7 +24,6 @@ use tokio::time::Instant;
 
 use super::database::{Data, Watched, failed};
 use super::link::Link;
-use super::pubsub::{Listen, Message, Subscriptions};
 use super::server::{LEAST_PACE, Shared};
 use super::table::{Multi, Step, find, unknown};
 use crate::IVec;
@@ -63,8 +62,6 @@ struct Connection {
     reader: RequestReader,
     queue: Option<Queue>,
     watched: Vec<Watched>,
-    /// `None`: none yet.
-    subscriptions: Option<Subscriptions>,
     /// Replies in the order of the requests; `None`: is being found out.
     replies: Vec<(Protocol, Option<Value>)>,
     /// What is to be carried out together, and where its replies go.
@@ -102,7 +99,6 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
         link,
         queue: None,
         watched: Vec::new(),
-        subscriptions: None,
         replies: Vec::new(),
         data: Vec::new(),
         out: Vec::new(),
@@ -132,24 +128,6 @@ fn limits(link: &Link) -> RequestLimits {
 /// commands in their body.
 fn is_http(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:")
-}
-
-/// What a connection waits for.
-enum Come {
-    /// So many bytes; 0: there will be no more.
-    Read(usize),
-    /// Something that it is to be told; `None`: it is too slow.
-    Message(Option<Message>),
-    /// Nothing, for too long.
-    Late,
-}
-
-/// What the connection is to be told next; `None`: it is too slow.
-async fn next_message(subscriptions: &mut Option<Subscriptions>) -> Option<Message> {
-    match subscriptions {
-        Some(subscriptions) => subscriptions.next().await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Returns when the client has gone. What it has sent meanwhile hides that for as long as it is not read.
@@ -213,27 +191,17 @@ impl Connection {
                     None => std::future::pending().await,
                 }
             };
-            let Connection { reader, subscriptions, .. } = self;
             // Those that say nothing, which may be thousands, are kept no buffer.
-            let come = tokio::select! {
-                read = read(&mut stream, reader) => Come::Read(read?),
-                message = next_message(subscriptions) => Come::Message(message),
-                _ = closing.wait_for(|closing| *closing) => Come::Read(0),
-                () = late => Come::Late,
+            let read = tokio::select! {
+                read = read(&mut stream, &mut self.reader) => Some(read?),
+                _ = closing.wait_for(|closing| *closing) => Some(0),
+                () = late => None,
             };
-            let read = match come {
-                Come::Read(read) => read,
-                Come::Message(message) => {
-                    self.tell(message.ok_or_else(|| self.too_slow())?);
-                    self.send(&mut stream).await?;
-                    continue;
-                }
-                Come::Late => {
-                    let slow = "ERR the command, or the password, took too long to come";
-                    Value::error(slow).encode(self.link.protocol, &mut self.out);
-                    self.send(&mut stream).await?;
-                    return stream.shutdown().await;
-                }
+            let Some(read) = read else {
+                let slow = "ERR the command, or the password, took too long to come";
+                Value::error(slow).encode(self.link.protocol, &mut self.out);
+                self.send(&mut stream).await?;
+                return stream.shutdown().await;
             };
             if read == 0 {
                 return Ok(());
@@ -281,16 +249,7 @@ impl Connection {
         }
         let mut rest = &self.out[..];
         while !rest.is_empty() {
-            let too_slow = async {
-                match &self.subscriptions {
-                    Some(subscriptions) => subscriptions.too_slow().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let written = tokio::select! {
-                written = tokio::time::timeout(self.link.server.patience, stream.write(rest)) => written,
-                () = too_slow => return Err(self.too_slow()),
-            };
+            let written = tokio::time::timeout(self.link.server.patience, stream.write(rest)).await;
             let written = written.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
             if written == 0 {
                 return Err(std::io::ErrorKind::WriteZero.into());
@@ -302,39 +261,6 @@ impl Connection {
             self.out = Vec::new();
         }
         Ok(())
-    }
-
-    fn too_slow(&self) -> std::io::Error {
-        tracing::warn!(peer = %self.link.peer, "a subscriber does not read what it is told, and is closed");
-        std::io::ErrorKind::TimedOut.into()
-    }
-
-    /// Writes what the connection is to be told, and what else is there of that.
-    fn tell(&mut self, message: Message) {
-        let mut next = Some(message);
-        while let Some(message) = next {
-            message.value().encode(self.link.protocol, &mut self.out);
-            let has_room = self.out.len() < SEND;
-            next = self.subscriptions.as_mut().filter(|_| has_room).and_then(Subscriptions::take);
-        }
-    }
-
-    /// Whether nothing is understood but what concerns subscriptions: what is told could not be told from replies.
-    fn only_listens(&self) -> bool {
-        let is_subscribed =
-            self.subscriptions.as_ref().is_some_and(|subscriptions| !subscriptions.is_empty());
-        is_subscribed && self.link.protocol == Protocol::Resp2
-    }
-
-    async fn listen(&mut self, asked: Listen) {
-        let (server, id) = (Arc::clone(&self.link.server), self.link.id);
-        let database = &server.database;
-        let subscriptions =
-            self.subscriptions.get_or_insert_with(|| Subscriptions::new(Arc::clone(&database.hub), id));
-        match subscriptions.change(&database.client, asked).await {
-            Ok(replies) => replies.into_iter().for_each(|reply| self.answer(reply)),
-            Err(error) => self.answer(failed(&error)),
-        }
     }
 
     fn answer(&mut self, value: Value) {
@@ -363,21 +289,6 @@ impl Connection {
             self.answer(Value::error("NOAUTH Authentication required."));
             return Ok(());
         }
-        if self.only_listens() {
-            match command.name {
-                "subscribe" | "psubscribe" | "unsubscribe" | "punsubscribe" | "quit" | "reset" => {}
-                "ping" => {
-                    let text = request.get(1).cloned().unwrap_or_default();
-                    self.answer(Value::Array(vec![Value::text("pong"), Value::Bulk(text)]));
-                    return Ok(());
-                }
-                name => {
-                    let only = "only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context";
-                    self.answer(Value::error(format!("ERR Can't execute '{name}': {only}")));
-                    return Ok(());
-                }
-            }
-        }
         let database = self.queue.as_ref().map_or(self.link.database, |queue| queue.database);
         let cursors = &self.link.server.database.cursors;
         let planned = command.plan(&request, database, now_ms(), cursors);
@@ -400,7 +311,6 @@ impl Connection {
                 if mem::take(&mut self.link.is_reset) {
                     self.queue = None;
                     self.watched.clear();
-                    self.subscriptions = None;
                 }
                 self.answer(value);
             }
@@ -413,10 +323,6 @@ impl Connection {
                 self.carry_out().await;
                 let value = self.multi(multi, &arguments).await;
                 self.answer(value);
-            }
-            Ok(Step::Listen(listen)) => {
-                self.carry_out().await;
-                self.listen(listen).await;
             }
             Ok(Step::Lock(locking)) => {
                 // What was asked before is not to wait for others.
@@ -446,7 +352,7 @@ impl Connection {
         let Some(queue) = &mut self.queue else { return };
         queue.bytes += request.iter().map(|argument| argument.len() + 64).sum::<usize>();
         let refused = match &planned {
-            Ok(Step::Lock(_) | Step::Listen(_)) => {
+            Ok(Step::Lock(_)) => {
                 let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
                 Some(format!("ERR {name} cannot be within MULTI"))
             }
@@ -585,14 +491,12 @@ impl Connection {
                 Err(refused) => refused,
                 Ok(Step::Data(data)) => {
                     let own: Vec<_> = replies.by_ref().take(data.operations.len()).collect();
-                    data.reply(&self.link.server.database, &own)
+                    data.reply(&self.link.server.database.cursors, &own)
                 }
                 Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
                 // Of these only UNWATCH is queued, and EXEC has done as much already.
                 Ok(Step::Multi(..)) => Value::OK,
-                Ok(Step::Whole(_) | Step::Lock(_) | Step::Listen(_)) => {
-                    unreachable!("refused when it was queued")
-                }
+                Ok(Step::Whole(_) | Step::Lock(_)) => unreachable!("refused when it was queued"),
             });
         }
         Value::Array(values)

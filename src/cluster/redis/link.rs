@@ -289,22 +289,6 @@ pub(super) fn config(_: &mut Link, arguments: &[Bytes]) -> Value {
     }
 }
 
-pub(super) fn pubsub(link: &mut Link, arguments: &[Bytes]) -> Value {
-    let hub = &link.server.database.hub;
-    let is = |word: &str| is_word(&arguments[1], word);
-    let channels = |pattern| Value::Array(hub.channels(pattern).into_iter().map(Value::Bulk).collect());
-    match &arguments[2..] {
-        [] if is("CHANNELS") => channels(None),
-        [pattern] if is("CHANNELS") => channels(Some(&pattern[..])),
-        [] if is("NUMPAT") => Value::Integer(hub.patterns() as i64),
-        names if is("NUMSUB") => {
-            let count = |name: &Bytes| Value::Integer(hub.subscribers(name) as i64);
-            Value::Array(names.iter().flat_map(|name| [Value::Bulk(name.clone()), count(name)]).collect())
-        }
-        _ => no_subcommand("pubsub", arguments, &["CHANNELS", "NUMPAT"]),
-    }
-}
-
 fn words(flags: &str) -> Value {
     Value::Set(flags.split(' ').map(|flag| Value::Simple(flag.to_owned().into())).collect())
 }

@@ -25,7 +25,6 @@
 //! bytes ─► net::resp ─► request ─► table ─► Step ─┬─ Data: operations on keys ─► database ─► one entry, or a transaction
 //!                                                 ├─ Whole: KEYS, SCAN, …     ─► whole
 //!                                                         ├─ Lock: DOGSLED.LOCK, …    ─► locks
-//!                                                         ├─ Listen: SUBSCRIBE, …     ─► pubsub
 //!                                                 └─ Link: PING, SELECT, MULTI… ─► connection
 //! ```
 //!
@@ -35,11 +34,6 @@
 //!
 //! `DOGSLED.LOCK`, `DOGSLED.UNLOCK` and `DOGSLED.FENCED` give fencing tokens, and carry out a command only while a lock is
 //! held: see `locks.rs`, where their syntax is.
-//!
-//! # Messages
-//!
-//! `PUBLISH` reaches whoever is subscribed at any node; what is published is in the tree `redis:channels` for some seconds.
-//! See `pubsub.rs`.
 //!
 //! # What differs from Redis
 //!
@@ -55,7 +49,6 @@ mod hashes;
 mod keys;
 mod link;
 mod locks;
-mod pubsub;
 mod server;
 mod strings;
 mod table;
@@ -73,14 +66,10 @@ const REDIS_VERSION: &str = "7.0.15";
 /// How many databases `SELECT` knows.
 const DATABASES: u32 = 16;
 
-/// In place of the number of a database: the tree of the channels that messages are published on.
-const CHANNELS: u32 = u32::MAX;
-
 /// The tree of a database.
 fn tree_name(database: u32) -> crate::IVec {
     match database {
         0 => crate::IVec::from("redis"),
-        CHANNELS => crate::IVec::from("redis:channels"),
         other => crate::IVec::from(format!("redis:{other}")),
     }
 }

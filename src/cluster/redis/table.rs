@@ -10,7 +10,6 @@ use dogsled_storage::strings::{StringAction, StringsOperation, parse_integer};
 use super::database::Data;
 use super::link::{self, Link};
 use super::locks::{self, Locking};
-use super::pubsub::{self, Listen};
 use super::whole::{self, Cursors, Whole};
 use super::{hashes, keys, strings};
 use crate::IVec;
@@ -24,8 +23,6 @@ pub(super) enum Step {
     Whole(Whole),
     /// On a lock.
     Lock(Locking),
-    /// On what the connection is told.
-    Listen(Listen),
     /// On the connection.
     Link(fn(&mut Link, &[Bytes]) -> Value, Vec<Bytes>),
     /// On the transaction that the connection is in, or is to be in.
@@ -131,7 +128,6 @@ const READ: &str = "readonly fast";
 const WRITE: &str = "write denyoom";
 const FAST: &str = "write denyoom fast";
 const TIME: &str = "write fast";
-const LISTEN: &str = "pubsub noscript loading stale";
 const TALK: &str = "noscript loading stale fast";
 
 const ORDER: Support = Partial("in the order of the fields' bytes; at most 512 MiB");
@@ -200,11 +196,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("pexpiretime", 2, READ, ONE, "7.0.0", "generic", plan(keys::expires_millisecond), Full, "Returns the expiration time of a key as a Unix milliseconds timestamp."),
     row("ping", -1, "fast", NONE, "1.0.0", "connection", link(link::ping), Full, "Returns the server's liveliness response."),
     row("psetex", 4, WRITE, ONE, "2.6.0", "string", plan(strings::set_with_milliseconds), Full, "Sets both string value and expiration time in milliseconds of a key."),
-    row("psubscribe", -2, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::subscribe_to_patterns), Partial(NOT_IN_MULTI), "Listens for messages published to channels that match one or more patterns."),
     row("pttl", 2, READ, ONE, "2.6.0", "generic", plan(keys::milliseconds_left), Full, "Returns the expiration time in milliseconds of a key."),
-    row("publish", 3, "pubsub loading stale fast", NONE, "2.0.0", "pubsub", plan(pubsub::publish), Partial("the reply counts who is subscribed at this node; all nodes' subscribers get it"), "Posts a message to a channel."),
-    row("pubsub", -2, "pubsub loading stale", NONE, "2.8.0", "pubsub", link(link::pubsub), Partial("CHANNELS, NUMSUB, NUMPAT, of this node"), "Commands on subscriptions."),
-    row("punsubscribe", -1, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::unsubscribe_from_patterns), Partial(NOT_IN_MULTI), "Stops listening to messages published to channels that match one or more patterns."),
     row("quit", -1, "noscript loading stale fast no_auth allow_busy", NONE, "1.0.0", "connection", link(link::quit), Full, "Closes the connection."),
     row("randomkey", 1, "readonly", NONE, "1.0.0", "generic", plan(whole::random_key), Partial("keys behind gaps come more often; not within MULTI"), "Returns a random key name from the database."),
     row("rename", 3, "write", TWO, "1.0.0", "generic", plan(keys::rename), Full, "Renames a key and overwrites the destination."),
@@ -217,13 +209,11 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("setnx", 3, FAST, ONE, "1.0.0", "string", plan(strings::set_if_absent), Full, "Set the string value of a key only when the key doesn't exist."),
     row("setrange", 4, WRITE, ONE, "2.2.0", "string", plan(strings::overwrite), Full, "Overwrites a part of a string value with another by an offset."),
     row("strlen", 2, READ, ONE, "2.2.0", "string", plan(strings::length), Full, "Returns the length of a string value."),
-    row("subscribe", -2, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::subscribe), Partial(NOT_IN_MULTI), "Listens for messages published to channels."),
     row("substr", 4, "readonly", ONE, "1.0.0", "string", plan(strings::range), Full, "Returns a substring from a string value."),
     row("touch", -2, READ, ALL, "3.2.1", "generic", plan(keys::exists), Full, "Returns the number of existing keys out of those specified."),
     row("ttl", 2, READ, ONE, "1.0.0", "generic", plan(keys::seconds_left), Full, "Returns the expiration time in seconds of a key."),
     row("type", 2, READ, ONE, "1.0.0", "generic", plan(keys::kind), Full, "Determines the type of value stored at a key."),
     row("unlink", -2, "write fast", ALL, "4.0.0", "generic", plan(keys::delete), Full, "Deletes one or more keys."),
-    row("unsubscribe", -1, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::unsubscribe), Partial(NOT_IN_MULTI), "Stops listening to messages posted to channels."),
     row("unwatch", 1, TALK, NONE, "2.2.0", "transactions", Handler::Multi(Multi::Unwatch), Full, "Forgets about watched keys of a transaction."),
     row("watch", -2, TALK, ALL, "2.2.0", "transactions", Handler::Multi(Multi::Watch), WATCHED, "Monitors changes to keys to determine the execution of a transaction."),
 ];
@@ -255,7 +245,10 @@ const ABSENT: &[(&str, &str)] = &[
         "geo",
         "geoadd geodist geohash geopos georadius georadius_ro georadiusbymember georadiusbymember_ro geosearch geosearchstore",
     ),
-    ("pubsub", "spublish ssubscribe sunsubscribe"),
+    (
+        "pubsub",
+        "psubscribe publish pubsub punsubscribe spublish ssubscribe subscribe sunsubscribe unsubscribe",
+    ),
     ("scripting", "eval eval_ro evalsha evalsha_ro fcall fcall_ro function script"),
     ("cluster", "asking cluster readonly readwrite"),
     (
