@@ -151,7 +151,8 @@ fn half_a_change_of_members_needs_both_majorities() {
     // Three of five, but only one of the two before.
     let answers = [1, 3, 4].map(|node| status(node, vec![joint.clone()])).into();
     assert_eq!(plan(&record, &answers, &named(&[2, 5])).unwrap().groups[0].group, 0);
-    let answers = [1, 2, 3, 4].map(|node| status(node, vec![joint.clone()])).into();
+    let other = group(1, record.replicas_of(1), (2, 10));
+    let answers = [1, 2, 3, 4].map(|node| status(node, vec![joint.clone(), other.clone()])).into();
     assert!(plan(&record, &answers, &named(&[5])).unwrap_err().contains("its quorum"));
 }
 
