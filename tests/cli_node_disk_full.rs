@@ -9,18 +9,14 @@
 mod cli_support;
 
 use std::io::{self, Write};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use cli_support::Sandbox;
 use cli_support::load::{Load, eventually, is_whole};
-use cli_support::nodes::{Served, free_address};
-use cli_support::small_disk::SmallDisk;
+use cli_support::small_disk::{POOR, SmallDisk, three_nodes};
 use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId};
 
 const SIZE: u32 = 192;
-/// The node with little space.
-const POOR: u64 = 3;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Past the harness, which keeps what passing tests print to itself.
@@ -46,24 +42,7 @@ fn a_node_whose_disk_fills_is_not_missed_and_catches_up_when_there_is_space() {
             ));
         }
     };
-    sandbox.certificates(&[1, 2, 3]);
-    let addresses: Vec<String> = (0..3).map(|_| free_address()).collect();
-    let members: Vec<String> = (1..).zip(&addresses).map(|(id, address)| format!("{id}={address}")).collect();
-    let start = |node: u64| {
-        let binary = env!("CARGO_BIN_EXE_dogsled");
-        let mut command = if node == POOR { disk.command(binary) } else { Command::new(binary) };
-        let data = if node == POOR { "small/data".to_owned() } else { format!("data-{node}") };
-        command.args(["serve", "--json", "--node", &node.to_string(), "--members", &members.join(",")]);
-        command.args(["--certs", &sandbox.argument("certs"), "--data", &sandbox.argument(&data)]);
-        command.args(["--listen", &addresses[node as usize - 1]]).args((node == 1).then_some("--init"));
-        let mut served = Served::start(command, &sandbox.path(&format!("log-{node}")));
-        served.says("\"listening\"");
-        served
-    };
-    let mut nodes: Vec<Served> = [3, 2, 1].map(start).into();
-    for served in &mut nodes {
-        served.says("\"serving\"");
-    }
+    let (nodes, addresses) = three_nodes(&sandbox, &disk, |_, _| ());
 
     let runtime = tokio::runtime::Runtime::new().expect("threads");
     runtime.block_on(async {

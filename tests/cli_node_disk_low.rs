@@ -9,13 +9,12 @@
 mod cli_support;
 
 use std::io::{self, Write};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use cli_support::http::{Metrics, get};
 use cli_support::load::{Load, eventually, is_whole};
 use cli_support::nodes::{Served, free_address};
-use cli_support::small_disk::SmallDisk;
+use cli_support::small_disk::{POOR, SmallDisk, three_nodes};
 use cli_support::{Run, Sandbox, run};
 use dogsled::cluster::{CertificateFiles, Client, ClientOptions, MemberStatus, NodeId, NodeStatus, Role};
 
@@ -121,9 +120,6 @@ fn a_lone_node_refuses_writes_before_its_disk_is_full_and_goes_on_when_there_is_
     assert_eq!(served.terminate(), 0);
 }
 
-/// The node with little space.
-const POOR: u64 = 3;
-
 fn poor(members: &[MemberStatus]) -> Option<&NodeStatus> {
     members.iter().find(|member| member.node == NodeId(POOR)).and_then(|member| member.status.as_ref().ok())
 }
@@ -136,26 +132,11 @@ fn leads(status: &NodeStatus) -> usize {
 fn one_of_three_that_is_low_leads_nothing_and_no_writer_notices() {
     let sandbox = Sandbox::new();
     let Some(disk) = small_disk(&sandbox) else { return };
-    sandbox.certificates(&[1, 2, 3]);
-    let addresses: Vec<String> = (0..3).map(|_| free_address()).collect();
-    let members: Vec<String> = (1..).zip(&addresses).map(|(id, address)| format!("{id}={address}")).collect();
-    let start = |node: u64| {
-        let binary = env!("CARGO_BIN_EXE_dogsled");
-        let mut command = if node == POOR { disk.command(binary) } else { Command::new(binary) };
-        let data = if node == POOR { "small/data".to_owned() } else { format!("data-{node}") };
-        command.args(["serve", "--json", "--node", &node.to_string(), "--members", &members.join(",")]);
-        command.args(["--certs", &sandbox.argument("certs"), "--data", &sandbox.argument(&data)]);
-        // The others' file system may have any size.
-        command.env("DOGSLED_DISK_LOW", if node == POOR { format!("{LOW}M") } else { "0".to_owned() });
-        command.args(["--listen", &addresses[node as usize - 1]]).args((node == 1).then_some("--init"));
-        let mut served = Served::start(command, &sandbox.path(&format!("log-{node}")));
-        served.says("\"listening\"");
-        served
-    };
-    let mut nodes: Vec<Served> = [3, 2, 1].map(start).into();
-    for served in &mut nodes {
-        served.says("\"serving\"");
-    }
+    // The others' file system may have any size.
+    let low = |node| if node == POOR { format!("{LOW}M") } else { "0".to_owned() };
+    let (nodes, addresses) = three_nodes(&sandbox, &disk, |node, command| {
+        command.env("DOGSLED_DISK_LOW", low(node));
+    });
     let runtime = tokio::runtime::Runtime::new().expect("threads");
     runtime.block_on(async {
         let connect = async || {

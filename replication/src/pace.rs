@@ -5,7 +5,7 @@
 //! A node that comes, or comes back after long, is given a snapshot, or entries that only the disk
 //! still has. There is no hurry about it, and whoever writes meanwhile should notice little. A fixed rate would
 //! be too slow for one machine and too fast for another, so the rate follows what clients notice: how long
-//! commands take at the groups that this node leads, which is measured anyway ([`NodeMetrics`]).
+//! commands take at the groups that this node leads, which is measured anyway ([`NodeMetrics`](crate::metrics::NodeMetrics)).
 //!
 //! ```text
 //! burst           the first bytes after a while without copying go at once: who was away for a moment is back soon
@@ -15,15 +15,15 @@
 //! rest, copy …    the load changes, so what is usual is measured again from time to time
 //! ```
 //!
-//! It is additive-increase-multiplicative-decrease in spirit, with delay as its signal, and with rests to learn
-//! the delay of an otherwise quiet path, as in LEDBAT (RFC 6817) and its successor LEDBAT++, whose problem is the
-//! same: to use what others leave.
+//! Delay is the signal, and rests are there to learn the delay of an otherwise quiet path, as in LEDBAT (RFC 6817) and
+//! its successor LEDBAT++, whose problem is the same: to use what others leave.
 //!
 //! # Invariants
 //!
 //! - Never more than the operator's limit.
-//! - While no command completes there is nobody to be spared, and the rate grows: a quorum that waits for the
-//!   one who is catching up does not wait for a measurement.
+//! - While no command completes at all there is nobody to be spared, and the rate grows. A group whose quorum waits for
+//!   the one who is catching up, while other groups of the node go on, is not told from the rest, and has the
+//!   pace of all.
 //! - Never less than [`FLOOR`], nor than half as much again as this node appends to its log: otherwise who is
 //!   behind could stay so for ever.
 //!

@@ -6,6 +6,12 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::Sandbox;
+use super::nodes::{Served, free_address};
+
+/// Of three nodes the one with little space.
+pub(crate) const POOR: u64 = 3;
+
 /// A small file system, seen only from within, until it is dropped.
 pub(crate) struct SmallDisk {
     holder: Child,
@@ -90,4 +96,33 @@ impl Drop for SmallDisk {
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
     }
+}
+
+/// Starts a cluster of three, of which [`POOR`] has its data on `disk`, each with what `set` adds to its command; the
+/// nodes, the last first, and their addresses, the first first.
+pub(crate) fn three_nodes(
+    sandbox: &Sandbox,
+    disk: &SmallDisk,
+    set: impl Fn(u64, &mut Command),
+) -> (Vec<Served>, Vec<String>) {
+    sandbox.certificates(&[1, 2, 3]);
+    let addresses: Vec<String> = (0..3).map(|_| free_address()).collect();
+    let members: Vec<String> = (1..).zip(&addresses).map(|(id, address)| format!("{id}={address}")).collect();
+    let start = |node: u64| {
+        let binary = env!("CARGO_BIN_EXE_dogsled");
+        let mut command = if node == POOR { disk.command(binary) } else { Command::new(binary) };
+        let data = if node == POOR { "small/data".to_owned() } else { format!("data-{node}") };
+        command.args(["serve", "--json", "--node", &node.to_string(), "--members", &members.join(",")]);
+        command.args(["--certs", &sandbox.argument("certs"), "--data", &sandbox.argument(&data)]);
+        command.args(["--listen", &addresses[node as usize - 1]]).args((node == 1).then_some("--init"));
+        set(node, &mut command);
+        let mut served = Served::start(command, &sandbox.path(&format!("log-{node}")));
+        served.says("\"listening\"");
+        served
+    };
+    let mut nodes: Vec<Served> = [3, 2, 1].map(start).into();
+    for served in &mut nodes {
+        served.says("\"serving\"");
+    }
+    (nodes, addresses)
 }

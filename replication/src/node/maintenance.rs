@@ -25,19 +25,21 @@ use dogsled_storage::codec::encode_group_command;
 use dogsled_storage::expiry::MOST_DUE;
 use dogsled_storage::group::{Answer, GroupCommand, GroupRead, GroupReadReply, Operation};
 use dogsled_storage::{Command, Reply};
-use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant as _, RaftMetrics};
 use tokio::time::Instant;
 
 use super::Inner;
 use crate::group::Group;
 use crate::runtime::watch;
-use crate::types::position;
+use crate::types::{TypeConfig, position};
 
 /// Entries that a group may have more of before purging is worth while, unless it is to keep fewer.
 const PURGE_BATCH: u64 = 1_000;
 /// A group without new entries for so long gives back the memory of its log.
 const IDLE: Duration = Duration::from_secs(30);
+/// Who is handed leadership may lack so many entries.
+const NEAR: u64 = 1_000;
 /// Groups whose leadership is moved at a time.
 const MOVES: usize = 4;
 /// A node that has just become leader is left alone for so long.
@@ -197,6 +199,16 @@ impl Inner {
         }
     }
 
+    /// How far a voter has come with a log that this node leads, if it answers and lacks so little that leadership can
+    /// be handed to it.
+    pub(super) fn readiness(&self, metrics: &RaftMetrics<TypeConfig>, voter: u64) -> Option<u64> {
+        let heard = metrics.heartbeat.as_ref()?.get(&voter)?.as_ref()?;
+        let matched = metrics.replication.as_ref()?.get(&voter).copied().flatten();
+        let index = matched.map_or(0, |log_id| log_id.index);
+        let is_near = index + NEAR >= metrics.last_log_index.unwrap_or(0);
+        (is_near && heard.elapsed() <= self.config.timing.undisputed()).then_some(index)
+    }
+
     /// Whether leadership was handed over.
     async fn balance(&self, group: &Group) -> bool {
         let Some(raft) = group.raft() else { return false };
@@ -219,11 +231,7 @@ impl Inner {
             if heir == metrics.id {
                 return false;
             }
-            let matched = metrics.replication.as_ref().and_then(|all| all.get(&heir).copied().flatten());
-            let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(&heir)?.as_ref());
-            let near =
-                matched.map_or(0, |log_id| log_id.index) + 1_000 >= metrics.last_log_index.unwrap_or(0);
-            if !near || heard.is_none_or(|at| at.elapsed() > self.config.timing.undisputed()) {
+            if self.readiness(&metrics, heir).is_none() {
                 return false;
             }
             heir

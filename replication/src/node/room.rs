@@ -5,7 +5,6 @@ use std::sync::{Arc, Weak};
 
 use dogsled_storage::codec::decode_group_command;
 use dogsled_storage::disk::Space;
-use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 
 use super::Inner;
@@ -18,8 +17,6 @@ use crate::transport::NodeId;
 
 /// Looks in every round of maintenance: much can be written within one.
 const LOOKS: u32 = 4;
-/// An heir may lack so many entries.
-const NEAR: u64 = 1_000;
 
 /// Looks at the disk again and again, and hands over what the node leads while it is low.
 pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
@@ -111,20 +108,10 @@ impl Inner {
             return None;
         }
         let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
-        let matched = |voter: &u64| {
-            let matched = metrics.replication.as_ref()?.get(voter).copied().flatten();
-            matched.map(|log_id| log_id.index)
-        };
-        let answers = |voter: &u64| {
-            let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(voter)?.as_ref());
-            heard.is_some_and(|at| at.elapsed() <= self.config.timing.undisputed())
-        };
-        let last = metrics.last_log_index.unwrap_or(0);
         voters
             .into_iter()
-            .filter(|voter| *voter != metrics.id && !self.room.is_low_at(NodeId(*voter)) && answers(voter))
-            .filter_map(|voter| Some((matched(&voter)?, voter)))
-            .filter(|(index, _)| index + NEAR >= last)
+            .filter(|voter| *voter != metrics.id && !self.room.is_low_at(NodeId(*voter)))
+            .filter_map(|voter| Some((self.readiness(&metrics, voter)?, voter)))
             .max()
             .map(|(_, voter)| voter)
     }
