@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dogsled_replication::Lane;
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 /// Limits and times of an endpoint. The defaults suit a local network.
 #[derive(Clone, Debug)]
@@ -136,6 +136,10 @@ impl NetOptions {
         let connection_window = u64::from(self.stream_window) * 4;
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(self.datagram());
+        // Nearly every packet is answered by one that can carry its acknowledgement; one for every second
+        // packet, as without this, costs a packet of its own for each that is long.
+        let mut acknowledgements = AckFrequencyConfig::default();
+        acknowledgements.ack_eliciting_threshold(VarInt::from_u32(ACKNOWLEDGE_AFTER));
         let mut config = TransportConfig::default();
         config
             .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -146,11 +150,15 @@ impl NetOptions {
             .receive_window(VarInt::from_u64(connection_window).unwrap_or(VarInt::MAX))
             .send_window(connection_window)
             .initial_rtt(self.initial_rtt)
+            .ack_frequency_config(Some(acknowledgements))
             .mtu_discovery_config(Some(discovery))
             .datagram_receive_buffer_size(None);
         config
     }
 }
+
+/// Packets that the other side may receive before it has to acknowledge them at once.
+const ACKNOWLEDGE_AFTER: u32 = 8;
 
 /// Less makes a client wait for the next round trip amid its request.
 const LEAST_WINDOW: u32 = 64 << 10;

@@ -25,7 +25,7 @@ use futures_util::stream::{FuturesUnordered, Stream};
 use quinn::{RecvStream, SendStream};
 use tokio::time::{Instant, Sleep};
 
-use crate::requester::{GIVEN_UP, poll_pieces, poll_write};
+use crate::requester::{GIVEN_UP, Turn, poll_pieces, poll_write};
 use crate::wire::{FrameKind, FrameReader, FrameWriter};
 
 /// While more bytes of replies than this wait to be written, nothing is read and no request goes on.
@@ -114,7 +114,12 @@ pub(crate) async fn respond<G>(
         untaken_since: None,
         patience: Box::pin(tokio::time::sleep(Duration::ZERO)),
     };
-    let read = poll_fn(|context| responder.poll_open(context, &mut send, &mut receive)).await;
+    let mut turn = Turn::default();
+    let read = poll_fn(|context| {
+        std::task::ready!(turn.poll_last(context));
+        responder.poll_open(context, &mut send, &mut receive)
+    })
+    .await;
     drop(reading);
     let writable = read.is_ok();
     if read.as_ref().is_err_and(|broken| broken.stalled) {
