@@ -19,6 +19,12 @@ use dogsled_benches::rows::Table;
 use dogsled_benches::{child, compare, peers, plot, readme, report, ring};
 
 /// Benchmarks of dogsled beside other embedded databases.
+/// The nodes' is the one that the `dogsled` binary has. Embedded databases that are compared, some of them in C++,
+/// all have the system's.
+#[cfg(all(feature = "cluster", not(feature = "peers")))]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -39,9 +45,12 @@ enum Command {
     /// A node that joins, and what partitions cost, write partitions.json.
     #[cfg(feature = "cluster")]
     Partitions(PartitionsArgs),
+    /// redis-benchmark on a node, on three, and on Redis, write redis.json.
+    #[cfg(feature = "cluster")]
+    Redis(RedisArgs),
     /// Place 100,000 partitions on 1,000 nodes, on paper; write ring.json and ring.svg.
     Ring(RingArgs),
-    /// Print a table for the README from a JSON file that `compare`, `operations` or `partitions` wrote.
+    /// Print a table for the README from a JSON file that `compare`, `operations`, `partitions` or `redis` wrote.
     ReadmeTable {
         /// The file.
         #[arg(default_value = "benches/results/compare.json")]
@@ -125,6 +134,29 @@ struct PartitionsArgs {
     #[arg(long, default_value = "benches/results")]
     out: PathBuf,
     /// Keep the rows in partitions.json that this run does not measure: a long comparison in several sittings.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[cfg(feature = "cluster")]
+#[derive(Debug, Args)]
+struct RedisArgs {
+    /// Repeats of each measurement.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Seconds for each measurement, about.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Workloads whose name begins so, separated by commas (get, set, incr, three).
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Directory for the servers' data, on the file system to measure; it is removed at the end.
+    #[arg(long, default_value = "target")]
+    dir: PathBuf,
+    /// Directory for redis.json.
+    #[arg(long, default_value = "benches/results")]
+    out: PathBuf,
+    /// Keep the rows in redis.json that this run does not measure: a long comparison in several sittings.
     #[arg(long)]
     keep: bool,
 }
@@ -213,6 +245,17 @@ fn main() -> Result<()> {
                 repeats: args.repeats.max(1),
                 seconds: args.seconds,
                 mebibytes: args.mebibytes,
+                only: args.only,
+                dir: args.dir,
+                out: args.out,
+                keep: args.keep,
+            })
+        }
+        #[cfg(feature = "cluster")]
+        Command::Redis(args) => {
+            dogsled_benches::cluster::redis_clients(&dogsled_benches::cluster::RedisClientsPlan {
+                repeats: args.repeats.max(1),
+                seconds: args.seconds,
                 only: args.only,
                 dir: args.dir,
                 out: args.out,

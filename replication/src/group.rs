@@ -33,6 +33,7 @@ use openraft::{ChangeMembers, Instant as _, ReadPolicy, ServerState};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
+use crate::alone::Alone;
 use crate::blocking::Blocking;
 use crate::client::GroupChange;
 use crate::error::ClusterError;
@@ -84,6 +85,7 @@ pub(crate) struct Group {
     /// A position that this replica was told to include, and when it was asked for: everything that was
     /// acknowledged before is in it.
     confirmed: Mutex<Option<(tokio::time::Instant, u64)>>,
+    alone: Alone,
     /// Ends the group on this node, and all who follow it.
     pub(crate) closing: watch::Sender<bool>,
     /// What supervises it.
@@ -116,6 +118,7 @@ impl Group {
             rounds: ReadRounds::default(),
             follower_rounds: ReadRounds::default(),
             confirmed: Mutex::new(None),
+            alone: Alone::default(),
             closing: watch::Sender::new(false),
             task: Mutex::new(None),
         })
@@ -138,6 +141,7 @@ impl Group {
     }
 
     async fn start(&self) -> Result<(), String> {
+        self.alone.forget();
         let machine = Machine::new(Arc::clone(&self.slot)).map_err(|error| error.to_string())?;
         let raft = Raft::new(
             self.network.node.0,
@@ -236,6 +240,7 @@ impl Group {
 
     /// Opens the replica again, in its last durable state.
     async fn reopen(&self) -> Result<(), String> {
+        self.alone.forget();
         let slot = Arc::clone(&self.slot);
         let reopened = self.slot.blocking.run(move || {
             if let Some(old) = slot.take() {
@@ -417,6 +422,36 @@ impl Group {
             .await
     }
 
+    /// Whether a read may be answered from what is applied, see [`alone`](crate::alone). Whoever relies on it has
+    /// to see that the slot's generation is the same before this and after the read.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone.is_certain() && self.leads()
+    }
+
+    /// To be called before a read asks, for [`Group::alone_since`].
+    pub(crate) fn before_asking(&self) -> Option<u64> {
+        self.alone.begin()
+    }
+
+    /// After a read has asked and waited until what it must know is applied: finds out whether the next need not.
+    pub(crate) async fn alone_since(&self, begun: Option<u64>) {
+        let (Some(begun), Some(raft)) = (begun, self.raft()) else { return };
+        let me = self.network.node.0;
+        // What most groups are not is seen without asking.
+        let may_be = raft.metrics().borrow_watched().membership_config.membership().voter_ids().eq([me]);
+        if !may_be || self.alone.is_certain() {
+            return;
+        }
+        let alone = raft.with_raft_state(move |state| {
+            let members = state.membership_state.effective();
+            members.membership().get_joint_config().iter().all(|voters| voters.iter().eq([&me]))
+        });
+        // If openraft has ended there is nothing to know.
+        if alone.await.is_ok_and(|alone| alone) {
+            self.alone.conclude(begun);
+        }
+    }
+
     /// A leader that has a majority has said, to a question of `asked`, that a read must know `position`.
     pub(crate) fn confirm(&self, asked: tokio::time::Instant, position: u64) {
         let mut confirmed = self.confirmed.lock();
@@ -520,6 +555,7 @@ impl Group {
         let made_by = LeaderId::new(based_on.term, based_on.leader);
         let based_on = based_on.position.checked_sub(1).map(|index| LogId::new(made_by, index));
         let only_then = [Precondition::LastMembershipLogId { last_membership_log_id: based_on }];
+        let _changing = self.alone.changing();
         let changed =
             tokio::time::timeout(deadline, raft.change_membership_if(change, keep, only_then)).await;
         match changed {

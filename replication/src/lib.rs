@@ -4,6 +4,7 @@
 //! from it is handed to a [`Service`]. There is no socket in this crate, so the same code runs on
 //! QUIC and in a simulation.
 
+mod alone;
 mod blocking;
 pub mod client;
 mod codec;

@@ -40,6 +40,7 @@
 //!
 //! What is done when a group has lost its quorum for ever is told in [`crate::recovery`].
 
+mod at_once;
 mod drive;
 mod hash_tree;
 pub(crate) mod hosting;

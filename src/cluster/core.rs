@@ -558,6 +558,12 @@ impl Core {
         consistency: Consistency,
         until: Instant,
     ) -> Result<ReadAnswer> {
+        if let (Reach::Here { node, .. }, Consistency::Linearizable) = (&self.reach, consistency)
+            && !self.is_closed()
+            && let Some((reply, position)) = node.read_at_once(group, read)
+        {
+            return Ok(ReadAnswer { reply, position, age: None });
+        }
         let read = encode_group_read(read).map_err(|error| Error::Invalid(error.to_string()))?;
         let read = Bytes::from(read);
         let make = |deadline| ClientRequest::Read { group, deadline, consistency, read: read.clone() };

@@ -17,6 +17,7 @@ mod operations;
 mod partitions;
 mod processes;
 mod redis;
+mod redis_clients;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use load::{Measured, Store, Work};
 pub use nodes::{NodeTask, run_node};
 pub use operations::{OperationsPlan, operations};
 pub use partitions::{PartitionsPlan, partitions};
+pub use redis_clients::{RedisClientsPlan, redis_clients};
 
 /// What to run.
 #[derive(Debug, Clone)]

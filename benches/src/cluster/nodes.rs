@@ -9,6 +9,7 @@ use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use dogsled::cluster::redis::{RedisOptions, RedisServer};
 use dogsled::cluster::{Client, ClientOptions, Node, NodeCertificates, NodeConfig, NodeId};
 
 /// Partitions of a cluster, the default of `dogsled serve`.
@@ -35,6 +36,9 @@ pub struct NodeTask {
     /// Addresses of members of the cluster that this one is to join.
     #[arg(long, value_delimiter = ',')]
     join: Vec<String>,
+    /// Where it serves Redis clients.
+    #[arg(long)]
+    redis: Option<SocketAddr>,
 }
 
 /// Is a node until standard input ends, then shuts down.
@@ -56,6 +60,10 @@ pub fn run_node(task: NodeTask) -> Result<()> {
         if !task.join.is_empty() {
             node.join(task.join).await?;
         }
+        let _redis = match task.redis {
+            Some(address) => Some(RedisServer::start(node.client(), RedisOptions::new(address)).await?),
+            None => None,
+        };
         println!("{READY}");
         tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
         node.shutdown().await?;
@@ -63,22 +71,36 @@ pub fn run_node(task: NodeTask) -> Result<()> {
     })
 }
 
-/// Three nodes; ended when dropped.
+/// Nodes of one cluster; ended when dropped.
 pub(super) struct Cluster {
     dir: PathBuf,
     partitions: u32,
+    /// Where the first node serves Redis clients.
+    redis: Option<SocketAddr>,
     pub(super) addresses: Vec<String>,
     pub(super) nodes: Vec<Option<Child>>,
 }
 
 impl Cluster {
+    /// Three of them.
     pub(super) async fn start(dir: &Path, partitions: u32) -> Result<Cluster> {
+        Cluster::start_with(dir, partitions, 3, None)
+    }
+
+    /// So many, of which the first serves Redis clients at `redis`.
+    pub(super) fn start_with(
+        dir: &Path,
+        partitions: u32,
+        count: usize,
+        redis: Option<SocketAddr>,
+    ) -> Result<Cluster> {
         fs::create_dir_all(dir)?;
         let free = |_| Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.to_string());
-        let addresses = (0..3).map(free).collect::<Result<Vec<_>>>()?;
-        let mut cluster =
-            Cluster { dir: dir.to_owned(), partitions, addresses, nodes: vec![None, None, None] };
-        for n in [1, 2, 0] {
+        let addresses = (0..count).map(free).collect::<Result<Vec<_>>>()?;
+        let nodes = (0..count).map(|_| None).collect();
+        let mut cluster = Cluster { dir: dir.to_owned(), partitions, redis, addresses, nodes };
+        // The first one makes the cluster, for which it needs the others.
+        for n in (1..count).chain([0]) {
             cluster.spawn(n, n == 0)?;
         }
         Ok(cluster)
@@ -94,6 +116,9 @@ impl Cluster {
                 "--partitions",
                 &self.partitions.to_string(),
             ]);
+        }
+        if let Some(redis) = self.redis.filter(|_| n == 0) {
+            command.args(["--redis", &redis.to_string()]);
         }
         self.nodes[n] = Some(start(command, n + 1)?);
         Ok(())

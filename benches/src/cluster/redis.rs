@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 pub(super) struct Server {
     child: Child,
     address: String,
+    port: u16,
 }
 
 impl Server {
@@ -30,7 +31,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .context("starting redis-server (Debian: apt-get install redis-server)")?;
-        let server = Server { child, address: format!("127.0.0.1:{port}") };
+        let server = Server { child, address: format!("127.0.0.1:{port}"), port };
         let begun = Instant::now();
         loop {
             let answer = match server.connection().await {
@@ -45,6 +46,10 @@ impl Server {
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(super) fn processes(&self) -> Vec<u32> {

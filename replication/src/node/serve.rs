@@ -86,6 +86,38 @@ fn not_leader(reply: &Bytes) -> Option<ClusterError> {
     }
 }
 
+/// The tree and the key, of a read of one value.
+pub(super) fn key_of(read: &GroupRead) -> Option<(IVec, IVec)> {
+    match read {
+        GroupRead::Get { tree, key } => Some((tree.clone(), key.clone())),
+        _ => None,
+    }
+}
+
+/// The answer to a read, complete, and the position that it is as of; it includes at least `position`.
+pub(super) fn with_position(
+    group: &Group,
+    key: Option<(IVec, IVec)>,
+    mut answer: GroupReadReply,
+    mut position: u64,
+) -> Result<(GroupReadReply, u64), ClusterError> {
+    // Of a key the position is exact: whoever follows it goes on behind that, and must not be told once
+    // more of what the answer had in it already.
+    if let (GroupReadReply::Value(found), Some((tree, key))) = (&mut answer, key) {
+        match found {
+            Some(found) => position = position.max(found.version),
+            None => {
+                let as_of = open_replica(group)?.get_as_of(&tree, &key).map_err(failed_read)?;
+                if as_of.1 >= position {
+                    (*found, position) = as_of;
+                }
+            }
+        }
+    }
+    answer.set_time(group.slot.clock.now());
+    Ok((answer, position))
+}
+
 /// Whether a client's command names the tree of the record, which only the cluster itself writes.
 fn writes_the_record(request: &ClientRequest) -> bool {
     let ClientRequest::Submit { group: META_GROUP, command, .. } = request else { return false };
@@ -659,30 +691,14 @@ impl Inner {
             Consistency::Stale => group.slot.age(),
         };
         // Before reading: the answer includes at least this.
-        let mut position = group.slot.applied();
-        let key = match &read {
-            GroupRead::Get { tree, key } => Some((tree.clone(), key.clone())),
-            _ => None,
-        };
-        let mut answer = match consistency {
+        let position = group.slot.applied();
+        let key = key_of(&read);
+        let answer = match consistency {
             // What a transaction has decided long ago may not have been told here yet.
             Consistency::Linearizable | Consistency::AtMostOld(_) => self.read_settled(group, read).await?,
             Consistency::Stale => self.read_stale(group, read).await?,
         };
-        // Of a key the position is exact: whoever follows it goes on behind that, and must not be told once
-        // more of what the answer had in it already.
-        if let (GroupReadReply::Value(found), Some((tree, key))) = (&mut answer, key) {
-            match found {
-                Some(found) => position = position.max(found.version),
-                None => {
-                    let as_of = open_replica(group)?.get_as_of(&tree, &key).map_err(failed_read)?;
-                    if as_of.1 >= position {
-                        (*found, position) = as_of;
-                    }
-                }
-            }
-        }
-        answer.set_time(group.slot.clock.now());
+        let (answer, position) = with_position(group, key, answer, position)?;
         let reply =
             encode_group_read_reply(&answer).map_err(|error| ClusterError::Invalid(error.to_string()))?;
         Ok(ClientReply::Read { position, age, reply: reply.into() })
@@ -691,9 +707,15 @@ impl Inner {
     /// Waits until this replica has everything that was acknowledged before.
     pub(super) async fn confirm(&self, group: &Arc<Group>) -> Result<(), ClusterError> {
         let asked = tokio::time::Instant::now();
+        if group.is_alone() {
+            group.confirm(asked, group.slot.applied());
+            return Ok(());
+        }
+        let begun = group.before_asking();
         let at = if group.leads() { group.read_index().await? } else { self.ask_leader(group).await? };
         group.slot.wait_applied(at).await;
         group.confirm(asked, at);
+        group.alone_since(begun).await;
         Ok(())
     }
 

@@ -86,16 +86,9 @@ impl Inner {
         loop {
             let answer = {
                 let replica = open_replica(group)?;
-                match *read {
-                    GroupRead::Get { .. }
-                    | GroupRead::Counter { .. }
-                    | GroupRead::LockHolder { .. }
-                    | GroupRead::Ticket { .. } => replica.read_settled(&read),
-                    // A look at a key or a few costs less than another thread.
-                    GroupRead::Strings { ref operations, .. } if is_short(operations) => {
-                        replica.read_settled(&read)
-                    }
-                    _ => {
+                match is_quick(&read) {
+                    true => replica.read_settled(&read),
+                    false => {
                         let read = Arc::clone(&read);
                         let answer = self.blocking.run(move || replica.read_settled(&read)).await;
                         answer.map_err(|error| ClusterError::Unavailable(error.to_string()))?
@@ -250,6 +243,18 @@ pub(super) fn failed_read(error: dogsled_storage::Error) -> ClusterError {
         // The caller's map is older than the choice of what is hashed of the tree.
         sealed @ dogsled_storage::Error::TreeSealed(_) => ClusterError::Conflict(sealed.to_string()),
         other => ClusterError::Storage(other.to_string()),
+    }
+}
+
+/// Whether a read looks at a key or a few, which costs less than another thread.
+pub(super) fn is_quick(read: &GroupRead) -> bool {
+    match read {
+        GroupRead::Get { .. }
+        | GroupRead::Counter { .. }
+        | GroupRead::LockHolder { .. }
+        | GroupRead::Ticket { .. } => true,
+        GroupRead::Strings { operations, .. } => is_short(operations),
+        _ => false,
     }
 }
 
