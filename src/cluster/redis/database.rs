@@ -12,6 +12,7 @@ use dogsled_storage::strings::{
 use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId};
 use futures_util::future::{join_all, try_join_all};
 
+use super::gather::{Gatherer, may_share};
 use super::tree_name;
 use super::whole::Cursors;
 use super::{glob, transaction};
@@ -20,8 +21,8 @@ use crate::cluster::core::unexpected;
 use crate::cluster::{Client, Error, ReadFrom};
 
 /// The most operations, and about the most bytes, of one entry that a pipeline becomes.
-const ENTRY_OPERATIONS: usize = 1024;
-const ENTRY_BYTES: usize = 4 << 20;
+pub(super) const ENTRY_OPERATIONS: usize = 1024;
+pub(super) const ENTRY_BYTES: usize = 4 << 20;
 
 /// A command on keys: what is done, and how the replies to that become one. Trees are
 /// numbers of databases.
@@ -214,6 +215,7 @@ pub(super) struct Watched {
 pub(super) struct Database {
     pub(super) client: Client,
     pub(super) cursors: Cursors,
+    gatherer: Gatherer,
 }
 
 /// Where a command belongs.
@@ -225,7 +227,7 @@ struct Placed {
 
 impl Database {
     pub(super) fn new(client: Client) -> Database {
-        Database { client, cursors: Cursors::default() }
+        Database { client, cursors: Cursors::default(), gatherer: Gatherer::default() }
     }
 
     /// Carries out commands that follow each other; each sees those before it.
@@ -302,9 +304,16 @@ impl Database {
                 rest = later;
                 let operations: Vec<StringsOperation> =
                     now.iter().flat_map(|(_, data)| data.operations.iter().cloned()).collect();
-                match self.submit(group, Vec::new(), &[], operations).await {
+                let outcome = match operations.iter().all(may_share) {
+                    true => self.gatherer.submit(&self.client, group, operations).await,
+                    false => {
+                        let alone = self.submit(group, Vec::new(), &[], operations).await;
+                        alone.map(Option::unwrap_or_default)
+                    }
+                };
+                match outcome {
                     Ok(found) => {
-                        let mut found = found.unwrap_or_default().into_iter();
+                        let mut found = found.into_iter();
                         for (index, data) in now {
                             let own: Vec<StringsReply> = found.by_ref().take(data.operations.len()).collect();
                             replies.push((*index, data.reply(&self.cursors, &own)));
@@ -423,26 +432,37 @@ impl Database {
         }
     }
 
-    /// One entry of one group, carried out only under locks of that group.
+    /// See [`submit`].
     pub(super) async fn submit(
         &self,
         group: u32,
         watched: Vec<Watched>,
         fences: &[Fence],
-        mut operations: Vec<StringsOperation>,
+        operations: Vec<StringsOperation>,
     ) -> Result<Option<Vec<StringsReply>>, Error> {
-        let mut watched: Vec<KeyRead> = watched
-            .into_iter()
-            .map(|Watched { database, key, version }| KeyRead { tree: database, key, version })
-            .collect();
-        let trees = name_trees(&mut operations, &mut watched);
-        let core = self.client.core();
-        let command = Command::Strings { watched, operations };
-        match core.execute_fenced(group, trees, fences, command, self.client.until()).await? {
-            Reply::Strings(StringsReplies(replies)) => Ok(Some(replies)),
-            Reply::Conflict => Ok(None),
-            other => Err(unexpected(&other)),
-        }
+        submit(&self.client, group, watched, fences, operations).await
+    }
+}
+
+/// One entry of one group, carried out only under locks of that group, and if what is watched is still as it was;
+/// `None`: it is not.
+pub(super) async fn submit(
+    client: &Client,
+    group: u32,
+    watched: Vec<Watched>,
+    fences: &[Fence],
+    mut operations: Vec<StringsOperation>,
+) -> Result<Option<Vec<StringsReply>>, Error> {
+    let mut watched: Vec<KeyRead> = watched
+        .into_iter()
+        .map(|Watched { database, key, version }| KeyRead { tree: database, key, version })
+        .collect();
+    let trees = name_trees(&mut operations, &mut watched);
+    let command = Command::Strings { watched, operations };
+    match client.core().execute_fenced(group, trees, fences, command, client.until()).await? {
+        Reply::Strings(StringsReplies(replies)) => Ok(Some(replies)),
+        Reply::Conflict => Ok(None),
+        other => Err(unexpected(&other)),
     }
 }
 

@@ -44,6 +44,7 @@
 
 mod connection;
 mod database;
+mod gather;
 mod glob;
 mod hashes;
 mod keys;
