@@ -240,6 +240,41 @@ fn increments_of_many_connections_are_all_counted() {
     assert_eq!(served.connect(0).says("GET n"), "$4\\r\\n1600");
 }
 
+/// One partition, so that what the connections want becomes the same entries, in whatever order.
+#[test]
+fn commands_of_many_connections_that_share_entries_are_each_answered_with_their_own() {
+    let served = Served::new(1, 1);
+    served.connect(0).ask("SET text not-a-number");
+    std::thread::scope(|scope| {
+        for number in 1..=24 {
+            let mut redis = served.connect(0);
+            scope.spawn(move || {
+                for round in 1..=60 {
+                    let lines = [
+                        format!("INCRBY own-{number} {number}"),
+                        format!("INCRBY text {number}"),
+                        format!("MSETNX once-{number} {round} also-{number} {round}"),
+                        format!("APPEND letters-{number} x"),
+                        format!("DEL own-{number}-{round}"),
+                        "INCR all".to_owned(),
+                    ];
+                    let mut replies = pipeline(&mut redis, &lines);
+                    replies.truncate(5);
+                    let expected = [
+                        format!(":{}\\r\\n", number * round),
+                        "-ERR value is not an integer or out of range\\r\\n".to_owned(),
+                        format!(":{}\\r\\n", i32::from(round == 1)),
+                        format!(":{round}\\r\\n"),
+                        ":0\\r\\n".to_owned(),
+                    ];
+                    assert_eq!(replies, expected, "connection {number}, round {round}");
+                }
+            });
+        }
+    });
+    assert_eq!(served.connect(0).says("GET all"), "$4\\r\\n1440");
+}
+
 #[test]
 fn other_clients_see_the_same_data_and_every_node_serves_every_key() {
     let served = Served::new(3, 8);
