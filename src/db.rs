@@ -20,7 +20,10 @@ use parking_lot::Mutex;
 use crate::flush::Flusher;
 use crate::renewal::Renewer;
 use crate::tree::TreeState;
-use crate::{Config, Counter, Election, Error, IVec, Iter, Lock, Result, Session, Snapshot, Tree, TypedTree};
+use crate::{
+    Config, Counter, Election, Error, IVec, Iter, Lock, Result, Session, SessionStatus, Snapshot, Tree,
+    TypedTree,
+};
 
 /// How many numbers [`Db::generate_id`] reserves at a time. Each reservation waits for a sync,
 /// and what is left of it is lost when the database is closed.
@@ -536,6 +539,26 @@ impl Db {
     /// Those of writing.
     pub fn resume_session(&self, id: SessionId) -> Result<Option<Session>> {
         Session::resume(Arc::clone(self.database()), id)
+    }
+
+    /// The sessions that are open, in the order of their numbers, and what each of them owns.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let session = db.session(Duration::from_secs(10))?;
+    /// session.insert(&db, "worker 7", "idle")?;
+    /// let found = &db.sessions()?[0];
+    /// assert_eq!((found.id, found.owned.len()), (session.id(), 1));
+    /// assert!(found.left > Duration::from_secs(5));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn sessions(&self) -> Result<Vec<SessionStatus>> {
+        crate::session::list(self.database())
     }
 
     /// An election: one leader among many, and everybody knows who; see [`Election`].

@@ -86,7 +86,7 @@ pub mod typed;
 mod versions;
 
 pub use dogsled_storage as storage;
-pub use dogsled_storage::{Fence, IVec, SessionId};
+pub use dogsled_storage::{Fence, IVec, Owned, SessionId};
 
 pub use batch::Batch;
 pub use changes::{Change, Changes, Commit};
@@ -97,10 +97,10 @@ pub use election::{Election, Leader, Leadership, Observer};
 pub use error::{Corruption, Error, Result};
 pub use flush::FlushFuture;
 pub use iter::Iter;
-pub use lock::{FencingToken, Holder, Lock, LockGuard, NotHeld, SessionLock};
+pub use lock::{FencingToken, Holder, Lock, LockGuard, LockHolders, NotHeld, Permit, SessionLock};
 pub use maintenance::{BackupReport, RepairReport, Stats, VerifyReport, repair, verify};
 pub use registry::{Instance, InstanceChanges, Pick, Picked, Registry, Resolver};
-pub use session::Session;
+pub use session::{Session, SessionStatus};
 pub use snapshot::Snapshot;
 pub use subscriber::{Event, Subscriber};
 pub use transaction::Transactional;

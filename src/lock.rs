@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dogsled_storage::lock::{self, LockCommand, LockReply, LockRequest};
-pub use dogsled_storage::lock::{FencingToken, Holder};
+pub use dogsled_storage::lock::{FencingToken, Holder, Permit};
+use dogsled_storage::lock_wait::SessionEnded;
 use dogsled_storage::{Command, Fence, Reply, TreeId};
 
 use crate::db::Database;
@@ -222,15 +223,24 @@ impl Lock {
     fn acquire_before(&self, lease: Duration, deadline: Option<Instant>) -> Result<Option<LockGuard>> {
         let engine = &self.database.engine;
         let mut asked = Instant::now();
-        let granted = engine.lock_waiters().acquire(
-            &self.name,
-            deadline,
-            || engine.now_ms(),
-            || {
-                asked = Instant::now();
-                self.try_acquire_once(lease)
-            },
-        )?;
+        let attempt = || {
+            asked = Instant::now();
+            self.try_acquire_once(lease)
+        };
+        let (waiters, now_ms) = (engine.lock_waiters(), || engine.now_ms());
+        let granted = match &self.session {
+            None => waiters.acquire(&self.name, deadline, now_ms, attempt)?,
+            Some(session) => {
+                let id = session.id();
+                let is_open = || engine.session_lease(id).map(|lease| lease.is_some());
+                let granted =
+                    waiters.acquire_of_session(&self.name, id, is_open, deadline, now_ms, attempt)?;
+                granted.map_err(|SessionEnded| {
+                    let what = format!("session {id}, which was to own a lock, has ended; open another one");
+                    Error::Unsupported(what)
+                })?
+            }
+        };
         let guard =
             granted.map(|granted| self.guard(granted.token, (granted.expires_ms, asked, lease), self.renews));
         guard.transpose()
@@ -282,13 +292,64 @@ impl Lock {
         self.first_holder(|_| true)
     }
 
-    fn first_holder(&self, is_it: impl Fn(&Holder) -> bool) -> Result<Option<Holder>> {
+    /// All who hold the lock, which are several of a read/write lock or a semaphore.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let (lease, pool) = (Duration::from_secs(10), db.semaphore("pool", 5));
+    /// let one = pool.clone().acquire(lease)?;
+    /// let two = pool.clone().permits(2).acquire(lease)?;
+    /// let found = pool.holders()?;
+    /// assert_eq!(found.capacity, 5);
+    /// let tokens: Vec<_> = found.holders.iter().map(|permit| (permit.token, permit.permits)).collect();
+    /// assert_eq!(tokens, [(one.token(), 1), (two.token(), 2)]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn holders(&self) -> Result<LockHolders> {
         let engine = &self.database.engine;
         // A snapshot, for the version of the record: it may be the token.
-        let Some(stored) = engine.snapshot().get(TreeId::LOCKS, &self.name)? else { return Ok(None) };
+        let Some(stored) = engine.snapshot().get(TreeId::LOCKS, &self.name)? else {
+            return Ok(LockHolders::default());
+        };
         let state = lock::decode_state(&self.name, &stored)?;
-        Ok(state.live(engine.now_ms()).map(lock::Permit::holder).find(is_it))
+        let holders = state.live(engine.now_ms()).cloned().collect();
+        Ok(LockHolders { capacity: state.capacity, holders })
     }
+
+    /// Gives back a grant of this [owner](Lock::owner) by its token, without its guard: what is left of a
+    /// process that has died. The others who hold the lock hold it as before. A guard of it that there still is
+    /// finds out when it renews.
+    ///
+    /// # Errors
+    /// Outer: those of writing. Inner: [`NotHeld`], if this owner does not hold the lock under that token.
+    pub fn release_grant(&self, token: FencingToken) -> Result<Result<(), NotHeld>> {
+        let (name, owner) = (self.name.clone(), self.owner.clone());
+        let command = LockCommand::Release { name, owner, token };
+        match self.execute(command, self.database.durability())? {
+            LockReply::Released => Ok(Ok(())),
+            LockReply::NotHeld => Ok(Err(NotHeld)),
+            other => unreachable!("releasing was answered with {other:?}"),
+        }
+    }
+
+    fn first_holder(&self, is_it: impl Fn(&Holder) -> bool) -> Result<Option<Holder>> {
+        Ok(self.holders()?.holders.iter().map(Permit::holder).find(is_it))
+    }
+}
+
+/// All who hold a lock at one moment; see [`Lock::holders`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LockHolders {
+    /// How many permits there are: 1 of a plain lock, `u32::MAX` of a read/write lock, of which a writer has all
+    /// and a reader one; 0: nobody has the lock, or waits for it.
+    pub capacity: u32,
+    /// Who, in the order of the grants.
+    pub holders: Vec<Permit>,
 }
 
 impl fmt::Debug for Lock {
@@ -449,13 +510,7 @@ impl LockGuard {
     fn release_now(&mut self) -> Result<Result<(), NotHeld>> {
         self.is_released = true;
         self.end_lease();
-        let (name, owner) = (self.lock.name.clone(), self.lock.owner.clone());
-        let command = LockCommand::Release { name, owner, token: self.token };
-        match self.lock.execute(command, self.lock.database.durability())? {
-            LockReply::Released => Ok(Ok(())),
-            LockReply::NotHeld => Ok(Err(NotHeld)),
-            other => unreachable!("releasing was answered with {other:?}"),
-        }
+        self.lock.release_grant(self.token)
     }
 
     /// Forgets the guard without giving the lock back: it is held until its lease ends, or until

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dogsled_storage::{Command, OwnedCommand, Reply, SessionId};
+use dogsled_storage::open_sessions::MAX_SESSIONS;
+use dogsled_storage::{Command, OpenSession, Owned, OwnedCommand, Reply, SessionId};
 
 use crate::db::Database;
 use crate::lock::milliseconds;
@@ -37,6 +38,52 @@ use crate::{Error, IVec, Result, Tree};
 /// ```
 #[derive(Clone)]
 pub struct Session(Arc<Inner>);
+
+/// A session that has not ended, as the database sees it; see [`Db::sessions`](crate::Db::sessions).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionStatus {
+    /// Its number.
+    pub id: SessionId,
+    /// How long it lives without renewal.
+    pub lease: Duration,
+    /// What is left of that: the least of all partitions.
+    pub left: Duration,
+    /// The partitions of a cluster in which it is open; of an embedded database none.
+    pub partitions: Vec<u32>,
+    /// How many answers to writes of a client of a cluster are remembered with it; 0: it is an application's.
+    pub answers: u64,
+    /// What dies with it, the first of each partition.
+    pub owned: Vec<Owned>,
+    /// Whether it owns more than that.
+    pub owns_more: bool,
+}
+
+impl SessionStatus {
+    pub(crate) fn of(found: OpenSession, left_ms: u64) -> SessionStatus {
+        SessionStatus {
+            id: found.session,
+            lease: Duration::from_millis(found.lease_ms),
+            left: Duration::from_millis(left_ms),
+            partitions: Vec::new(),
+            answers: found.answers.into(),
+            owned: found.owned.0,
+            owns_more: found.owns_more,
+        }
+    }
+}
+
+pub(crate) fn list(database: &Database) -> Result<Vec<SessionStatus>> {
+    let mut sessions: Vec<SessionStatus> = Vec::new();
+    loop {
+        let after = sessions.last().map(|last| last.id);
+        let (found, more) = database.engine.open_sessions(after, MAX_SESSIONS)?;
+        sessions.extend(found.into_iter().map(|(found, left_ms)| SessionStatus::of(found, left_ms)));
+        if !more {
+            return Ok(sessions);
+        }
+    }
+}
 
 struct Inner {
     database: Arc<Database>,

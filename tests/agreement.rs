@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use dogsled::{Config, Db, Error, Instance, Pick};
+use dogsled::{Config, Db, Error, Instance, Owned, Pick};
+use dogsled_storage::lock::{LockCommand, LockRequest};
+use dogsled_storage::lock_wait::SessionEnded;
+use dogsled_storage::{Command, Reply};
 
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -34,6 +37,19 @@ fn what_a_session_owns_lives_while_it_does() {
     let guard = db.lock("door").of_session(&session).try_acquire().unwrap().unwrap();
     let reader = db.read_lock("book").of_session(&session).acquire().unwrap();
     assert!(db.write_lock("book").try_acquire(LEASE).unwrap().is_none());
+    let listed = db.sessions().unwrap();
+    assert_eq!(listed.len(), 2);
+    let of = |id| listed.iter().find(|status| status.id == id).unwrap();
+    assert_eq!(of(other.id()).owned, [Owned::Key { tree: "workers".into(), key: "b".into() }]);
+    let found = of(session.id());
+    assert!(found.lease == short && found.left <= short && !found.owns_more && found.answers == 0);
+    let key = |key: &str| Owned::Key { tree: "workers".into(), key: key.into() };
+    let lock = |name: &str, token| Owned::Lock { name: name.into(), token };
+    // Not "b", which the other has written since.
+    let mut owned = vec![key("a"), key("job-00000000000000000000")];
+    owned.extend([lock("door", guard.token()), lock("book", reader.token())]);
+    assert!(owned.iter().all(|owned| found.owned.contains(owned)), "{found:?}");
+    assert_eq!(found.owned.len(), owned.len(), "{found:?}");
 
     // It is renewed.
     assert!(!session.wait_until_lost_for(Duration::from_millis(1_300)));
@@ -63,6 +79,64 @@ fn what_a_session_owns_lives_while_it_does() {
     drop(other);
     assert_eq!(tree.len(), 1);
     assert!(db.tree_names().iter().all(|name| !name.starts_with(b"__dogsled__sess")));
+}
+
+#[test]
+fn who_waits_for_a_lock_of_a_session_hears_at_once_that_it_has_ended() {
+    let db = open();
+    let held = db.lock("door").acquire(LEASE).unwrap();
+    // One stands at the head of the queue and has tried, the other behind it.
+    let (session, other) = (db.session(LEASE).unwrap(), db.session(LEASE).unwrap());
+    let wait = |session: &dogsled::Session| {
+        let lock = db.lock("door").of_session(session);
+        std::thread::spawn(move || {
+            let error = lock.acquire().map(|_| ()).unwrap_err();
+            assert!(matches!(&error, Error::Unsupported(what) if what.contains("has ended")), "{error}");
+        })
+    };
+    let waiters = [wait(&session), wait(&session)];
+    let beside = std::thread::spawn({
+        let lock = db.lock("door").of_session(&other);
+        move || lock.acquire().map(|guard| guard.token()).unwrap()
+    });
+    let waiting = || db.engine().lock_waiters().waiting();
+    eventually("all three wait", || waiting() == 3);
+    let asked = Instant::now();
+    session.close().unwrap();
+    for waiter in waiters {
+        waiter.join().unwrap();
+    }
+    // Long before the lease of the holder or of the session.
+    assert!(asked.elapsed() < LEASE / 3, "{:?}", asked.elapsed());
+    assert_eq!(waiting(), 1, "the other session's waiter goes on");
+    assert!(matches!(db.lock("door").of_session(&session).acquire(), Err(Error::Unsupported(_))));
+    let token = held.token();
+    held.release().unwrap().unwrap();
+    assert!(beside.join().unwrap() > token);
+
+    // Ended because nobody renewed it: by the thread that ends sessions.
+    let held = db.lock("door").acquire(LEASE).unwrap();
+    let (id, lease) = (dogsled::SessionId(7), Duration::from_millis(300));
+    db.engine().open_session(id, lease.as_millis() as u64, dogsled::Durability::Buffered).unwrap();
+    let waiters = db.engine().lock_waiters();
+    let acquire = || {
+        let (name, owner, session) = ("door".into(), "ann".into(), id);
+        let request = LockRequest::exclusive(1_000);
+        Command::Lock(LockCommand::AcquireOwned { name, owner, request, session, waits: false })
+    };
+    let ended = waiters.acquire_of_session(
+        b"door",
+        id,
+        || Ok(db.engine().session_lease(id)?.is_some()),
+        None,
+        || db.engine().now_ms(),
+        || match db.engine().execute(acquire(), dogsled::Durability::Buffered)? {
+            Reply::Lock(reply) => Ok(reply),
+            other => panic!("{other:?}"),
+        },
+    );
+    assert_eq!(ended.unwrap(), Err(SessionEnded));
+    drop(held);
 }
 
 #[test]

@@ -325,3 +325,73 @@ fn each_operation_is_counted_under_the_name_that_it_has_here() {
         assert!(count(&metrics, name) >= 16.0, "{name}: in each partition");
     }
 }
+
+#[test]
+fn those_who_share_a_lock_are_listed_and_each_can_be_released() {
+    let alone = Alone::new();
+    let held = |name: &str, count: usize| {
+        let output = alone.command(&["lock", "holder", name]).output().expect("it starts");
+        String::from_utf8_lossy(&output.stdout).lines().count() == count
+    };
+    let semaphore = |permits: &'static str| {
+        ["semaphore", "pool", "--capacity", "5", "--permits", permits, "--", "sleep", "60"]
+    };
+    let one = alone.start(&semaphore("1"));
+    alone.eventually("the first has its permit", || held("pool", 1));
+    let _two = alone.start(&semaphore("2"));
+    alone.eventually("both have theirs", || held("pool", 2));
+    let listed = alone.run(&["lock", "holder", "pool"]).ok();
+    let lines: Vec<&str> = listed.lines().collect();
+    assert!(lines[0].ends_with("\t1 of 5 permits") && lines[1].ends_with("\t2 of 5 permits"), "{listed}");
+    let json: serde_json::Value =
+        serde_json::from_str(&alone.run(&["--json", "lock", "holder", "pool"]).ok()).expect("JSON");
+    assert_eq!((&json["capacity"], &json["holders"][1]["permits"]), (&5.into(), &2.into()));
+    assert_eq!(json["token"], json["holders"][0]["token"]);
+
+    let of = |number: usize, field: &str| match &json["holders"][number][field] {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let release = |owner: &str, token: &str| {
+        alone.run(&["lock", "release", "pool", "--owner", owner, "--token", token])
+    };
+    // The token of one and the owner of the other are nobody's.
+    release(&of(0, "owner"), &of(1, "token")).fails_saying(8, &["is not held by", &of(1, "owner")]);
+    release(&of(1, "owner"), &of(1, "token")).ok();
+    release(&of(1, "owner"), &of(1, "token")).fails_saying(8, &[&of(0, "owner")]);
+    assert!(held("pool", 1), "the first holds its permit as before");
+    one.signal(Signal::TERM);
+    alone.eventually("nobody has a permit", || held("pool", 0));
+    alone.run(&["lock", "holder", "pool"]).fails(1);
+
+    let _reader = alone.start(&["read-lock", "book", "--", "sleep", "60"]);
+    alone.eventually("it reads", || held("book", 1));
+    assert!(alone.run(&["lock", "holder", "book"]).ok().ends_with("\tto read\n"));
+}
+
+#[test]
+fn sessions_are_listed_with_what_dies_with_them() {
+    let alone = Alone::new();
+    let id = alone.run(&["session", "open", "--lease", "600"]).ok();
+    let id = id.trim();
+    alone.run(&["put", "worker", "idle", "--session", id]).ok();
+    alone.run(&["put", "gone", "x", "--session", id]).ok();
+    // A plain write makes it a key like any other.
+    alone.run(&["put", "gone", "y"]).ok();
+    let listed = alone.run(&["session", "list"]).ok();
+    let mut lines = listed.lines().skip_while(|line| !line.starts_with(id));
+    let session = lines.next().expect("it is listed");
+    assert!(session.contains("\tlease 600 s\t") && session.ends_with("\towns 1"), "{session}");
+    assert_eq!(lines.next(), Some("\tkey\t__sled__default\tworker"));
+    let json = alone.run(&["--json", "session", "list"]).ok();
+    let of_it = json.lines().find(|line| line.contains(id)).expect("it is listed");
+    let of_it: serde_json::Value = serde_json::from_str(of_it).expect("JSON");
+    let left = of_it["left_ms"].as_u64().expect("a number");
+    assert!((500_000..=600_000).contains(&left), "{of_it}");
+    assert_eq!((&of_it["owned"][0]["key"], &of_it["owns_more"]), (&"worker".into(), &false.into()));
+    alone.run(&["session", "close", id]).ok();
+    assert!(!alone.run(&["session", "list"]).ok().contains(id));
+    // Of a directory: a database that no application has open has none but what one has left.
+    alone.sandbox.run(&["put", "k", "v"]).ok();
+    assert_eq!(alone.sandbox.run(&["session", "list"]).ok(), "");
+}

@@ -214,6 +214,8 @@ fn client_requests() -> Vec<ClientRequest> {
         GroupRead::LockHolder { name: "l".into() },
         GroupRead::Trees,
         GroupRead::EarliestSessionExpiry,
+        GroupRead::LockHolders { name: "l".into() },
+        GroupRead::Sessions { after: None, limit: 9 },
     ];
     for (number, read) in reads.iter().enumerate() {
         let aged = Consistency::AtMostOld(Duration::from_millis(number as u64));

@@ -582,7 +582,7 @@ pub(crate) enum CounterCommand {
 /// Of `lock`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum LockCommand {
-    /// Say who holds it; exit code 1 if nobody does
+    /// Say who holds it, a line for each of those who share it; exit code 1 if nobody does
     Holder {
         /// The lock
         name: OsString,
@@ -598,7 +598,7 @@ pub(crate) enum LockCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=365 * 86_400))]
         lease: u64,
     },
-    /// Give it back; exit code 8 if it is no longer held with this token
+    /// Give it back, or the share of it that has this token; exit code 8 if it is no longer held so
     Release {
         /// The lock
         name: OsString,

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dogsled::{Batch, Db, FencingToken, Holder, IVec, OutOfBounds, Tree, Ttl, cluster};
+use dogsled::{Batch, Db, FencingToken, IVec, LockHolders, OutOfBounds, SessionStatus, Tree, Ttl, cluster};
 use dogsled_storage::{
     COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME,
     LOCKS_TREE_NAME, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
@@ -213,10 +213,18 @@ impl Database {
     }
 
     /// Who holds a lock.
-    pub(crate) fn lock_holder(&self, name: &[u8]) -> Result<Option<Holder>> {
+    pub(crate) fn lock_holders(&self, name: &[u8]) -> Result<LockHolders> {
         match self {
-            Database::Directory(db) => Ok(db.lock(name).holder()?),
-            Database::Cluster(remote) => Ok(remote.wait(remote.client().lock(name).holder())?),
+            Database::Directory(db) => Ok(db.lock(name).holders()?),
+            Database::Cluster(remote) => Ok(remote.wait(remote.client().lock(name).holders())?),
+        }
+    }
+
+    /// The sessions that are open.
+    pub(crate) fn sessions(&self) -> Result<Vec<SessionStatus>> {
+        match self {
+            Database::Directory(db) => Ok(db.sessions()?),
+            Database::Cluster(remote) => Ok(remote.wait(remote.client().sessions())?),
         }
     }
 
@@ -244,28 +252,14 @@ impl Database {
         }
     }
 
-    /// Gives back a lock that is held with this token; whether it was.
+    /// Gives back a lock, or permits of one, that are held with this token; whether they were.
     pub(crate) fn lock_release(&self, name: &[u8], owner: &[u8], token: u64) -> Result<bool> {
-        // Dropping the guard of another grant would give that one back.
+        let token = FencingToken(token);
         match self {
-            Database::Directory(db) => match db.lock(name).owner(owner).resume()? {
-                Some(guard) if guard.token().0 == token => Ok(guard.release()?.is_ok()),
-                Some(guard) => {
-                    guard.keep();
-                    Ok(false)
-                }
-                None => Ok(false),
-            },
+            Database::Directory(db) => Ok(db.lock(name).owner(owner).release_grant(token)?.is_ok()),
             Database::Cluster(remote) => {
                 let lock = remote.client().lock(name).owner(owner);
-                match remote.wait(lock.resume())? {
-                    Some(guard) if guard.token().0 == token => Ok(remote.wait(guard.release())?.is_ok()),
-                    Some(guard) => {
-                        guard.keep();
-                        Ok(false)
-                    }
-                    None => Ok(false),
-                }
+                Ok(remote.wait(lock.release_grant(token))?.is_ok())
             }
         }
     }

@@ -20,7 +20,7 @@ use super::core::unexpected;
 use super::session::random_u64;
 use super::{Client, ReadFrom, Result, Session};
 use crate::lock::milliseconds;
-use crate::{FencingToken, Holder, IVec, NotHeld};
+use crate::{FencingToken, Holder, IVec, LockHolders, NotHeld};
 
 /// A named lock of a cluster; made by [`Client::lock`], or as one side of a read/write lock by
 /// [`Client::read_lock`] and [`Client::write_lock`], or as a semaphore by [`Client::semaphore`].
@@ -214,7 +214,8 @@ impl Lock {
     /// # Errors
     /// Those of [reading](super#reads).
     pub async fn resume(&self) -> Result<Option<LockGuard>> {
-        let holder = self.holder().await?.filter(|holder| holder.owner == self.owner);
+        let holders = self.holders().await?.holders;
+        let holder = holders.into_iter().find(|permit| permit.owner == self.owner);
         // How much of the lease is left is not known here before it is renewed.
         Ok(holder.map(|holder| self.resumed_guard(holder.token, holder.expires_ms)))
     }
@@ -233,6 +234,32 @@ impl Lock {
             GroupReadReply::LockHolder(holder) => Ok(holder),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// All who hold the lock, by the time of the log, which are several of a read/write lock or a semaphore.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn holders(&self) -> Result<LockHolders> {
+        let until = self.client.until();
+        let core = self.client.core();
+        let group = core.group_of(&self.name, until).await?;
+        let read = GroupRead::LockHolders { name: self.name.clone() };
+        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
+            GroupReadReply::LockHolders { capacity, holders } => Ok(LockHolders { capacity, holders }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Gives back a grant of this [owner](Lock::owner) by its token, without its guard: what is left of a
+    /// process that has died. The others who hold the lock hold it as before. A guard of it that there still is
+    /// finds out when it renews.
+    ///
+    /// # Errors
+    /// Outer: those of [writing](super#writes). Inner: [`NotHeld`], if this owner does not hold the lock under that
+    /// token.
+    pub async fn release_grant(&self, token: FencingToken) -> Result<std::result::Result<(), NotHeld>> {
+        self.release(token).await
     }
 
     /// The log's time at which the lease ends now.

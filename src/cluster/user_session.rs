@@ -12,7 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use dogsled_storage::{Answer, Command, Operation, OwnedCommand, Refusal, Reply, SessionId, TreeId};
+use dogsled_storage::open_sessions::MAX_SESSIONS;
+use dogsled_storage::{
+    Answer, Command, GroupRead, GroupReadReply, Operation, OwnedCommand, Refusal, Reply, SessionId, TreeId,
+};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -20,9 +23,9 @@ use tokio::time::{Instant, sleep};
 use super::core::{Core, unexpected};
 use super::ring::TreeHash;
 use super::session::random_u64;
-use super::{Client, Error, Result, Tree};
-use crate::IVec;
+use super::{Client, Error, ReadFrom, Result, Tree};
 use crate::lock::milliseconds;
+use crate::{IVec, SessionStatus};
 
 /// Owns keys, and [locks](super::Lock::of_session), that die with it; made by [`Client::session`].
 ///
@@ -143,6 +146,57 @@ impl Client {
         let Some(lease) = renewed.iter().map(|(.., lease)| *lease).min() else { return Ok(None) };
         let open = renewed.into_iter().map(|(group, asked, lease)| (group, asked + lease)).collect();
         Ok(Some(Session::of(self.clone(), id, lease, Some(open))))
+    }
+}
+
+impl Client {
+    /// The sessions that are open in any partition, in the order of their numbers, and what each of them owns. Those of
+    /// clients, which make writes happen once, are among them: they own nothing, and remember answers.
+    ///
+    /// Each partition is asked by itself. What is left of a lease is what its leader sees, which has to see all of
+    /// a lease pass before it ends a session.
+    ///
+    /// # Errors
+    /// Those of [reading](super#reads).
+    pub async fn sessions(&self) -> Result<Vec<SessionStatus>> {
+        let until = self.until();
+        let core = self.core();
+        let reads = groups(core, until).await?.map(|group| sessions_of(core, group, until));
+        let mut all = BTreeMap::<SessionId, SessionStatus>::new();
+        for found in futures_util::future::try_join_all(reads).await?.into_iter().flatten() {
+            match all.entry(found.id) {
+                std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert(found)),
+                std::collections::btree_map::Entry::Occupied(mut entry) => {
+                    let known = entry.get_mut();
+                    known.left = known.left.min(found.left);
+                    known.partitions.extend(found.partitions);
+                    known.answers += found.answers;
+                    known.owned.extend(found.owned);
+                    known.owns_more |= found.owns_more;
+                }
+            }
+        }
+        Ok(all.into_values().collect())
+    }
+}
+
+async fn sessions_of(core: &Core, group: u32, until: Instant) -> Result<Vec<SessionStatus>> {
+    let mut sessions: Vec<SessionStatus> = Vec::new();
+    loop {
+        let after = sessions.last().map(|last| last.id);
+        let read = GroupRead::Sessions { after, limit: MAX_SESSIONS as u32 };
+        match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
+            GroupReadReply::Sessions { sessions: found, more, now_ms, led_ms } => {
+                sessions.extend(found.into_iter().map(|found| {
+                    let left_ms = found.left_ms(now_ms, led_ms);
+                    SessionStatus { partitions: vec![group], ..SessionStatus::of(found, left_ms) }
+                }));
+                if !more {
+                    return Ok(sessions);
+                }
+            }
+            other => return Err(unexpected(&other)),
+        }
     }
 }
 

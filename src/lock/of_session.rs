@@ -65,7 +65,7 @@ impl SessionLock {
     /// As [`Lock::acquire`].
     ///
     /// # Errors
-    /// As [`SessionLock::try_acquire`]; if the session ends meanwhile, when it would be this one's turn.
+    /// As [`SessionLock::try_acquire`]; if the session ends meanwhile, at once.
     pub fn acquire(&self) -> Result<LockGuard> {
         self.0.acquire(Duration::MAX)
     }

@@ -22,7 +22,8 @@ use bincode::{Decode, Encode};
 use crate::command::{Command, KeyRead, RangeRead, Reply};
 use crate::evaluate::{Entry, Versioned};
 use crate::fence::Fence;
-use crate::lock::{FencingToken, Holder, LockReply};
+use crate::lock::{FencingToken, Holder, LockReply, Permit};
+use crate::open_sessions::OpenSession;
 use crate::strings::{StringsOperation, StringsReplies};
 use crate::transaction::{Commit, Decision, LockedBy, Prepare, TransactionId, Vote};
 use crate::{Error, IVec, Result};
@@ -141,7 +142,9 @@ impl GroupReadReply {
     /// now. In a group in which nobody writes the log's time stands still.
     pub fn set_time(&mut self, time_ms: u64) {
         match self {
-            GroupReadReply::Ticket { now_ms, .. } | GroupReadReply::Expires { now_ms, .. } => {
+            GroupReadReply::Ticket { now_ms, .. }
+            | GroupReadReply::Expires { now_ms, .. }
+            | GroupReadReply::Sessions { now_ms, .. } => {
                 *now_ms = time_ms.max(*now_ms);
             }
             GroupReadReply::Strings(replies) => {
@@ -151,7 +154,17 @@ impl GroupReadReply {
             GroupReadReply::LockHolder(holder) => {
                 holder.take_if(|holder| holder.expires_ms <= time_ms);
             }
+            GroupReadReply::LockHolders { holders, .. } => {
+                holders.retain(|permit| !permit.has_ended(time_ms));
+            }
             _ => {}
+        }
+    }
+
+    /// Puts into an answer that tells of leases for how long whoever answers leads.
+    pub fn set_led(&mut self, ms: u64) {
+        if let GroupReadReply::Sessions { led_ms, .. } = self {
+            *led_ms = ms;
         }
     }
 }
@@ -374,6 +387,18 @@ pub enum GroupRead {
         /// At most [`MAX_READ_KEYS`].
         operations: Vec<StringsOperation>,
     },
+    /// All who hold a lock. Reply: [`GroupReadReply::LockHolders`].
+    LockHolders {
+        /// Its name.
+        name: IVec,
+    },
+    /// The sessions that are open, a page of them. Reply: [`GroupReadReply::Sessions`].
+    Sessions {
+        /// Those with larger numbers; `None`: from the first.
+        after: Option<SessionId>,
+        /// The most sessions of the page, within [`MAX_SESSIONS`](crate::open_sessions::MAX_SESSIONS); 0 counts as 1.
+        limit: u32,
+    },
 }
 
 /// The answer to a [`GroupRead`].
@@ -426,4 +451,22 @@ pub enum GroupReadReply {
     },
     /// In the order in which they were asked for.
     Strings(StringsReplies),
+    /// Whoever holds it at the log's time, in the order of the grants.
+    LockHolders {
+        /// How many permits there are; 0: the lock is free, and nobody waits.
+        capacity: u32,
+        /// The grants.
+        holders: Vec<Permit>,
+    },
+    /// Sessions in the order of their numbers.
+    Sessions {
+        /// Those that have not ended.
+        sessions: Vec<OpenSession>,
+        /// Whether there are more.
+        more: bool,
+        /// The log's time.
+        now_ms: u64,
+        /// For how long whoever answers has led the group, by its own clock; `u64::MAX`: it does not lead.
+        led_ms: u64,
+    },
 }

@@ -109,6 +109,8 @@ kinds! {
         TransactionValidate = "transaction_validate",
         TransactionCounts = "transaction_counts",
         Strings = "strings",
+        LockHolders = "lock_holders",
+        SessionList = "session_list",
     }
 }
 
@@ -377,6 +379,8 @@ impl ReadKind {
             GroupRead::Validate { .. } => ReadKind::TransactionValidate,
             GroupRead::Transactions => ReadKind::TransactionCounts,
             GroupRead::Strings { .. } => ReadKind::Strings,
+            GroupRead::LockHolders { .. } => ReadKind::LockHolders,
+            GroupRead::Sessions { .. } => ReadKind::SessionList,
         }
     }
 }

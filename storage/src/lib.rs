@@ -81,6 +81,7 @@ pub mod lock;
 pub mod lock_wait;
 mod meta;
 pub mod model;
+pub mod open_sessions;
 mod overlay;
 pub mod owned;
 pub mod pin;
@@ -125,6 +126,7 @@ pub use meta::{
     COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME,
     LOCKS_TREE_NAME, MAX_NOTE_LENGTH, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
 };
+pub use open_sessions::{OpenSession, Owned};
 pub use owned::OwnedCommand;
 pub use repair::{Loss, LossKind, RepairOptions, RepairProgress, RepairReport, repair, repair_with};
 pub use replica::{Applied, Replica, ReplicaOptions};

@@ -118,7 +118,7 @@ use crate::evaluate::{Context, Effect, Effects, Outcome, View};
 use crate::group::SessionId;
 use crate::{Error, IVec, Result};
 
-pub(crate) use self::owned::{is_listed, session_ended};
+pub(crate) use self::owned::{is_listed, listed_lock, session_ended};
 use self::queue::Waiter;
 pub use self::state::{LockState, MAX_HOLDERS, Permit, decode_state};
 

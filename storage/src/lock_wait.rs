@@ -28,6 +28,11 @@
 //! [`SteadyClock`](crate::SteadyClock); and the machine may have been suspended), it has passed the end of a lease before the
 //! sleep is over; the head notices when it ends.
 //!
+//! **A session's end** ends the waiting of those who ask for it ([`LockWaiters::acquire_of_session`]), wherever they
+//! stand in the queue: the commit that removes its record wakes them as the record of a lock wakes the head. Whoever
+//! came after that commit finds it before the first sleep: the waiter stands in the queue before it looks whether the
+//! session is open, and the look takes the commit mutex.
+//!
 //! [`LockWaiters::acquire`] is the whole protocol; its parts are public for callers that
 //! want to wait in another manner.
 //!
@@ -64,8 +69,9 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::command::TreeId;
 use crate::evaluate::Effect;
+use crate::group::SessionId;
 use crate::lock::{FencingToken, LockReply};
-use crate::{IVec, Result};
+use crate::{IVec, Result, session};
 
 /// The queues of all who wait for locks of one database; clones are the same queues.
 #[derive(Clone, Default)]
@@ -85,6 +91,8 @@ struct Shared {
 struct Queues {
     /// A queue is removed with its last waiter.
     by_name: HashMap<IVec, BTreeMap<Ticket, Arc<Turn>>>,
+    /// Those of them that wait for a session, by it.
+    by_session: BTreeMap<(SessionId, Ticket), Arc<Turn>>,
     next_ticket: Ticket,
 }
 
@@ -94,13 +102,25 @@ type Ticket = u64;
 /// A waiter's turn to try, remembered until it is taken.
 #[derive(Default)]
 struct Turn {
-    is_due: Mutex<bool>,
+    state: Mutex<TurnState>,
     came: Condvar,
+}
+
+#[derive(Default)]
+struct TurnState {
+    is_due: bool,
+    /// The session has ended, and with it the wait.
+    is_over: bool,
 }
 
 impl Turn {
     fn give(&self) {
-        *self.is_due.lock() = true;
+        self.state.lock().is_due = true;
+        self.came.notify_one();
+    }
+
+    fn end(&self) {
+        self.state.lock().is_over = true;
         self.came.notify_one();
     }
 }
@@ -112,6 +132,8 @@ pub enum Woken {
     Turn,
     /// The time is up.
     TimeUp,
+    /// The session that it waits for has ended.
+    SessionEnded,
 }
 
 /// A grant that was waited for; see [`LockWaiters::acquire`].
@@ -148,27 +170,44 @@ impl LockWaiters {
         &self,
         name: &[u8],
         deadline: Option<Instant>,
-        mut now_ms: impl FnMut() -> u64,
-        mut attempt: impl FnMut() -> Result<LockReply>,
+        now_ms: impl FnMut() -> u64,
+        attempt: impl FnMut() -> Result<LockReply>,
     ) -> Result<Option<Granted>> {
-        let waiter = self.enqueue(name);
-        let mut lease_end: Option<Instant> = None;
-        loop {
-            let woken = waiter.wait(earlier(deadline, lease_end));
-            if woken == Woken::TimeUp && !is_past(lease_end) {
-                return Ok(None);
-            }
-            match attempt()? {
-                LockReply::Acquired { token, expires_ms } => return Ok(Some(Granted { token, expires_ms })),
-                LockReply::Held { .. } if is_past(deadline) => return Ok(None),
-                LockReply::Held { expires_ms, .. } => lease_end = sleep_until(expires_ms, now_ms()),
-                other => panic!("{other:?} is no reply to TryAcquire"),
-            }
+        let granted = self.enqueue(name).acquire(deadline, now_ms, attempt);
+        granted.map(|granted| granted.expect("no session ends this wait"))
+    }
+
+    /// As [`LockWaiters::acquire`], of what is to live with a session: when that ends, so does the wait.
+    /// `is_open` says whether it is open, as of no earlier than the call.
+    ///
+    /// # Errors
+    /// Outer: those of `attempt` and `is_open`. Inner: the session has ended.
+    ///
+    /// # Panics
+    /// As [`LockWaiters::acquire`].
+    pub fn acquire_of_session(
+        &self,
+        name: &[u8],
+        session: SessionId,
+        is_open: impl FnOnce() -> Result<bool>,
+        deadline: Option<Instant>,
+        now_ms: impl FnMut() -> u64,
+        attempt: impl FnMut() -> Result<LockReply>,
+    ) -> Result<Result<Option<Granted>, SessionEnded>> {
+        let waiter = self.enqueue_of(name, Some(session));
+        // In this order: whoever ends it from here on finds the waiter.
+        if !is_open()? {
+            return Ok(Err(SessionEnded));
         }
+        waiter.acquire(deadline, now_ms, attempt)
     }
 
     /// Stands at the end of the queue for a lock. The head of the queue has its turn at once.
     pub fn enqueue(&self, name: &[u8]) -> Waiter {
+        self.enqueue_of(name, None)
+    }
+
+    fn enqueue_of(&self, name: &[u8], session: Option<SessionId>) -> Waiter {
         let name = IVec::from(name);
         let turn = Arc::new(Turn::default());
         let mut queues = self.shared.queues.lock();
@@ -179,9 +218,12 @@ impl LockWaiters {
             turn.give();
         }
         queue.insert(ticket, Arc::clone(&turn));
+        if let Some(session) = session {
+            queues.by_session.insert((session, ticket), Arc::clone(&turn));
+        }
         self.shared.waiting.fetch_add(1, Ordering::SeqCst);
         drop(queues);
-        Waiter { shared: Arc::clone(&self.shared), name, ticket, turn }
+        Waiter { shared: Arc::clone(&self.shared), name, session, ticket, turn }
     }
 
     /// Tells the heads of the queues about changes of their locks. The engine calls this after
@@ -198,8 +240,20 @@ impl LockWaiters {
                     self.notify(key);
                 }
                 Effect::Clear { tree: TreeId::LOCKS } => self.notify_all(),
+                Effect::Remove { tree: TreeId::SESSIONS, key } => {
+                    if let Some(session) = session::in_record_key(key) {
+                        self.session_ended(session);
+                    }
+                }
                 _ => {}
             }
+        }
+    }
+
+    fn session_ended(&self, session: SessionId) {
+        let queues = self.shared.queues.lock();
+        for (_, turn) in queues.by_session.range((session, 0)..=(session, Ticket::MAX)) {
+            turn.end();
         }
     }
 
@@ -239,37 +293,74 @@ impl fmt::Debug for LockWaiters {
 pub struct Waiter {
     shared: Arc<Shared>,
     name: IVec,
+    session: Option<SessionId>,
     ticket: Ticket,
     turn: Arc<Turn>,
 }
 
+/// The session that a lock was to live with has ended while it was waited for; see
+/// [`LockWaiters::acquire_of_session`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionEnded;
+
 impl Waiter {
+    fn acquire(
+        self,
+        deadline: Option<Instant>,
+        mut now_ms: impl FnMut() -> u64,
+        mut attempt: impl FnMut() -> Result<LockReply>,
+    ) -> Result<Result<Option<Granted>, SessionEnded>> {
+        let mut lease_end: Option<Instant> = None;
+        loop {
+            match self.wait(earlier(deadline, lease_end)) {
+                Woken::SessionEnded => return Ok(Err(SessionEnded)),
+                Woken::TimeUp if !is_past(lease_end) => return Ok(Ok(None)),
+                Woken::TimeUp | Woken::Turn => {}
+            }
+            match attempt()? {
+                LockReply::Acquired { token, expires_ms } => {
+                    return Ok(Ok(Some(Granted { token, expires_ms })));
+                }
+                LockReply::Held { .. } if is_past(deadline) => return Ok(Ok(None)),
+                LockReply::Held { expires_ms, .. } => lease_end = sleep_until(expires_ms, now_ms()),
+                other => panic!("{other:?} is no reply to TryAcquire"),
+            }
+        }
+    }
+
     /// Sleeps until it is this waiter's turn, or until a time (`None`: only the turn ends it).
     /// A turn that came earlier, and was not taken, ends it at once.
     ///
     /// A waiter that was given its turn once is the head and stays so until it is dropped; its
     /// next turns are changes of the lock.
     pub fn wait(&self, until: Option<Instant>) -> Woken {
-        let mut is_due = self.turn.is_due.lock();
-        while !*is_due {
+        let mut state = self.turn.state.lock();
+        loop {
+            if state.is_over {
+                return Woken::SessionEnded;
+            }
+            if std::mem::take(&mut state.is_due) {
+                return Woken::Turn;
+            }
             match until {
-                None => self.turn.came.wait(&mut is_due),
+                None => self.turn.came.wait(&mut state),
                 Some(until) => {
-                    let is_late = self.turn.came.wait_until(&mut is_due, until).timed_out();
-                    if is_late && !*is_due {
+                    let is_late = self.turn.came.wait_until(&mut state, until).timed_out();
+                    if is_late && !state.is_due && !state.is_over {
                         return Woken::TimeUp;
                     }
                 }
             }
         }
-        *is_due = false;
-        Woken::Turn
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut queues = self.shared.queues.lock();
+        if let Some(session) = self.session {
+            queues.by_session.remove(&(session, self.ticket));
+        }
         let queue =
             queues.by_name.get_mut(&self.name[..]).expect("a waiter's queue lasts as long as it does");
         let was_head = queue.first_key_value().is_some_and(|(first, _)| *first == self.ticket);

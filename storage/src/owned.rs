@@ -135,6 +135,15 @@ pub(crate) fn all_owned(snapshot: &Snapshot) -> Result<HashMap<(TreeId, IVec), u
     Ok(owned)
 }
 
+/// The tree, the key, and the version that the session owns, of an entry that lists a key.
+pub(crate) fn listed_key(listed: &[u8], stored: &Versioned) -> Result<(TreeId, IVec, u64)> {
+    let (Some(tree), Some(key)) = (listed.get(17..21), listed.get(21..)) else {
+        return Err(damaged("a session's key that is too short"));
+    };
+    let tree = TreeId(u32::from_be_bytes(tree.try_into().expect("four bytes")));
+    Ok((tree, IVec::from(key), version_owned(stored)?))
+}
+
 /// The version of a key that the session owns which lists it.
 fn version_owned(stored: &Versioned) -> Result<u64> {
     let owned: [u8; 8] =

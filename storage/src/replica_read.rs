@@ -13,7 +13,7 @@ use crate::seal::seal_of;
 use crate::snapshot::Snapshot;
 use crate::state::{Ends, LatestView, State};
 use crate::strings::{self, StringsOperation, StringsReplies, StringsReply};
-use crate::{Error, IVec, Result, TreeId, Versioned, counter, lock, session};
+use crate::{Error, IVec, Result, TreeId, Versioned, counter, lock, open_sessions, session};
 
 impl Replica {
     /// Answers a read on the newest state.
@@ -43,6 +43,14 @@ impl Replica {
                 let state = found.map(|found| lock::decode_state(name, &found)).transpose()?;
                 let holder = state.and_then(|state| state.live(time_ms).next().map(lock::Permit::holder));
                 GroupReadReply::LockHolder(holder)
+            }
+            GroupRead::LockHolders { name } => {
+                let time_ms = self.time_ms();
+                let found = shared.state.load().get_latest(TreeId::LOCKS, name)?;
+                let state = found.map(|found| lock::decode_state(name, &found)).transpose()?;
+                let capacity = state.as_ref().map_or(0, |state| state.capacity);
+                let holders = state.map_or(Vec::new(), |state| state.live(time_ms).cloned().collect());
+                GroupReadReply::LockHolders { capacity, holders }
             }
             GroupRead::Ticket { name, ticket } => {
                 let now_ms = self.time_ms();
@@ -74,6 +82,7 @@ impl Replica {
             | GroupRead::Range { .. }
             | GroupRead::Trees
             | GroupRead::Strings { .. }
+            | GroupRead::Sessions { .. }
             | GroupRead::EarliestSessionExpiry => self.read_from(&self.engine().snapshot(), read)?,
         })
     }
@@ -133,12 +142,19 @@ impl Replica {
             GroupRead::Strings { trees, operations } => {
                 GroupReadReply::Strings(StringsReplies(self.strings(snapshot, trees, operations)?))
             }
+            GroupRead::Sessions { after, limit } => {
+                // The snapshot is no older than the time.
+                let now_ms = self.time_ms();
+                let (sessions, more) = open_sessions::page(snapshot, *after, *limit as usize)?;
+                GroupReadReply::Sessions { sessions, more, now_ms, led_ms: u64::MAX }
+            }
             GroupRead::EarliestSessionExpiry => {
                 GroupReadReply::Time(session::earliest_expiry(&view(snapshot, &Ends::default()))?)
             }
             GroupRead::Get { .. }
             | GroupRead::Counter { .. }
             | GroupRead::LockHolder { .. }
+            | GroupRead::LockHolders { .. }
             | GroupRead::Ticket { .. }
             | GroupRead::Expires { .. }
             | GroupRead::Validate { .. }

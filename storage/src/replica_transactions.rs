@@ -96,6 +96,7 @@ impl Replica {
         | GroupRead::Expires { .. }
         | GroupRead::Counter { .. }
         | GroupRead::LockHolder { .. }
+        | GroupRead::LockHolders { .. }
         | GroupRead::Ticket { .. } = read
         {
             let committer = self.engine().shared.commit.lock();
@@ -195,7 +196,9 @@ impl Replica {
                 transactions.against_read(tree, &operation.key)
             }),
             GroupRead::Counter { name } => transactions.against_read(TreeId::COUNTERS, name),
-            GroupRead::LockHolder { name } => transactions.against_read(TreeId::LOCKS, name),
+            GroupRead::LockHolder { name } | GroupRead::LockHolders { name } => {
+                transactions.against_read(TreeId::LOCKS, name)
+            }
             GroupRead::Validate { trees, reads, ranges, .. } => {
                 let tree_id = |index: TreeId| trees.get(index.0 as usize).and_then(tree_id);
                 let key = |read: &KeyRead| transactions.against_read(tree_id(read.tree)?, &read.key);
@@ -209,6 +212,7 @@ impl Replica {
             GroupRead::Range { .. }
             | GroupRead::Ticket { .. }
             | GroupRead::Trees
+            | GroupRead::Sessions { .. }
             | GroupRead::EarliestSessionExpiry
             | GroupRead::Transactions => None,
         }

@@ -310,6 +310,14 @@ pub(crate) fn end_in_key(key: &[u8]) -> Option<u64> {
     }
 }
 
+/// Whose record this key in [`TreeId::SESSIONS`] has: when it goes, the session has ended.
+pub(crate) fn in_record_key(key: &[u8]) -> Option<SessionId> {
+    match key.split_first()? {
+        (&RECORD, rest) => Some(SessionId(u128::from_be_bytes(rest.try_into().ok()?))),
+        _ => None,
+    }
+}
+
 /// Where [`TreeId::SESSIONS`] has one key for each session that has not ended, for those who count them.
 pub(crate) fn alive() -> (Bound<IVec>, Bound<IVec>) {
     (Bound::Included(IVec::from(&[EXPIRY][..])), Bound::Excluded(IVec::from(&[EXPIRY + 1][..])))
@@ -395,7 +403,7 @@ impl Ending<'_> {
             return Ok(Left::Locked);
         }
         let limit = budget.saturating_sub(2 + self.effects.len() - before);
-        let mut found = listed(view, (slot_key(session, 0), slot_key(session, u16::MAX)), limit + 1)?;
+        let mut found = listed(view, slots_of(session), limit + 1)?;
         let whole = found.len() <= limit;
         found.truncate(limit);
         let mut gone = |key| self.effects.push(Effect::Remove { tree: TreeId::SESSIONS, key });
@@ -413,8 +421,30 @@ pub(crate) fn is_live(view: &impl View, session: SessionId) -> Result<bool> {
     Ok(live(view, session)?.is_some())
 }
 
+/// Where the records of sessions are that have a larger number.
+pub(crate) fn records_after(after: Option<SessionId>) -> (Bound<IVec>, Bound<IVec>) {
+    let low = match after {
+        None => Bound::Included(IVec::from([RECORD])),
+        Some(session) => Bound::Excluded(record_key(session)),
+    };
+    (low, Bound::Excluded(IVec::from([RECORD + 1])))
+}
+
+/// The number, the lease and its end in a record of [`records_after`]; `None`: the session is being ended.
+pub(crate) fn open_record(key: &[u8], value: &[u8]) -> Result<Option<(SessionId, u64, u64)>> {
+    let session = in_record_key(key).ok_or_else(|| damaged("a short key"))?;
+    let record: Record = codec::decode_record(RECORD_VERSION, value)
+        .map_err(|what| damaged(&format!("session {session}: {what}")))?;
+    Ok((!record.is_ending()).then_some((session, record.lease_ms, record.expires_ms)))
+}
+
+/// Where the answers are that a session remembers, both ends included.
+pub(crate) fn slots_of(session: SessionId) -> (IVec, IVec) {
+    (slot_key(session, 0), slot_key(session, u16::MAX))
+}
+
 /// The range in which a session's keys are listed, both ends included: no tree has the last number.
-fn owned_range(session: SessionId) -> (IVec, IVec) {
+pub(crate) fn owned_range(session: SessionId) -> (IVec, IVec) {
     let first = owned_key(session, TreeId(0), b"");
     (first, owned_key(session, TreeId(u32::MAX), b""))
 }

@@ -7,17 +7,17 @@ use std::ops::Bound;
 
 use commands_support::Random;
 use dogsled_storage::codec::{
-    decode_group_command, decode_group_read, decode_group_read_reply, decode_group_reply,
+    Listed, decode_group_command, decode_group_read, decode_group_read_reply, decode_group_reply,
     encode_group_command, encode_group_read, encode_group_read_reply, encode_group_reply,
 };
 use dogsled_storage::command::{KeyRead, RangeRead};
 use dogsled_storage::counter::{CounterAddition, Sums};
-use dogsled_storage::lock::{FencingToken, Holder, LockReply};
+use dogsled_storage::lock::{FencingToken, Holder, LockReply, Permit};
 use dogsled_storage::transaction::{Commit, Prepare, Reason};
 use dogsled_storage::{
     Answer, ChunkPosition, Command, Decision, Error, ExpiryCommand, ExpiryReply, Fence, GroupCommand,
-    GroupRead, GroupReadReply, GroupReply, LockedBy, Operation, Part, Refusal, Reply, SessionId, SessionTag,
-    TransactionId, TreeId, Versioned, Vote, When, Write,
+    GroupRead, GroupReadReply, GroupReply, LockedBy, OpenSession, Operation, Owned, Part, Refusal, Reply,
+    SessionId, SessionTag, TransactionId, TreeId, Versioned, Vote, When, Write,
 };
 
 fn command(operation: Operation) -> GroupCommand {
@@ -219,6 +219,8 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
             b"\x01\x0a\x01\x01t\x01\x00\x01k\x05\x00\x01\x04\x01\xfb\x2c\x01",
         ),
         (GroupRead::Transactions, b"\x01\x0b"),
+        (GroupRead::LockHolders { name: "l".into() }, b"\x01\x0d\x01l"),
+        (GroupRead::Sessions { after: Some(SessionId(3)), limit: 9 }, b"\x01\x0e\x01\x03\x09"),
     ];
     for (read, bytes) in golden {
         let encoded = encode_group_read(&read).unwrap();
@@ -249,6 +251,41 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
         (GroupReadReply::Expires { at_ms: Some(Some(9)), now_ms: 4 }, b"\x01\x09\x01\x01\x09\x04"),
         (GroupReadReply::Valid(true), b"\x01\x0a\x01"),
         (GroupReadReply::Transactions { prepared: 2, decided: 3 }, b"\x01\x0b\x02\x03"),
+        (
+            GroupReadReply::LockHolders {
+                capacity: 5,
+                holders: vec![Permit {
+                    owner: "ann".into(),
+                    token: FencingToken(2),
+                    permits: 3,
+                    expires_ms: 9,
+                    delay_ms: 4,
+                    ticket: 0,
+                    session: Some(SessionId(7)),
+                }],
+            },
+            b"\x01\x0d\x05\x01\x03ann\x02\x03\x09\x04\x00\x01\x07",
+        ),
+        (
+            GroupReadReply::Sessions {
+                sessions: vec![OpenSession {
+                    session: SessionId(3),
+                    lease_ms: 10,
+                    expires_ms: 20,
+                    answers: 2,
+                    owned: Listed(vec![
+                        Owned::Key { tree: "t".into(), key: "k".into() },
+                        Owned::Lock { name: "l".into(), token: FencingToken(6) },
+                        Owned::Place { name: "l".into(), ticket: 7 },
+                    ]),
+                    owns_more: true,
+                }],
+                more: false,
+                now_ms: 8,
+                led_ms: 9,
+            },
+            b"\x01\x0e\x01\x03\x0a\x14\x02\x03\x00\x01t\x01k\x01\x01l\x06\x02\x01l\x07\x01\x00\x08\x09",
+        ),
     ];
     for (reply, bytes) in golden {
         let encoded = encode_group_read_reply(&reply).unwrap();

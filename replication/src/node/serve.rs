@@ -115,6 +115,9 @@ pub(super) fn with_position(
         }
     }
     answer.set_time(group.slot.clock.now());
+    if let Some(term) = group.term_led() {
+        answer.set_led(group.slot.clock.led(term).as_millis() as u64);
+    }
     Ok((answer, position))
 }
 
@@ -725,6 +728,7 @@ impl Inner {
             GroupRead::Get { .. }
             | GroupRead::Counter { .. }
             | GroupRead::LockHolder { .. }
+            | GroupRead::LockHolders { .. }
             | GroupRead::Ticket { .. } => replica.read(&read),
             _ => match self.blocking.run(move || replica.read(&read)).await {
                 Ok(answer) => answer,

@@ -252,6 +252,7 @@ pub(super) fn is_quick(read: &GroupRead) -> bool {
         GroupRead::Get { .. }
         | GroupRead::Counter { .. }
         | GroupRead::LockHolder { .. }
+        | GroupRead::LockHolders { .. }
         | GroupRead::Ticket { .. } => true,
         GroupRead::Strings { operations, .. } => is_short(operations),
         _ => false,

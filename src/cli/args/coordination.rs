@@ -114,6 +114,11 @@ pub(crate) enum SessionCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=365 * 86_400))]
         lease: u64,
     },
+    /// List those that are open: number, lease, what is left of it, and what dies with each
+    ///
+    /// What is left is what the leader of the partition sees. Of a directory it is the whole lease: whoever opens a
+    /// database gives every session its full time again. Sessions of clients, which make writes happen once, own nothing.
+    List,
     /// Start its lease anew; exit code 1 if it has ended
     Renew {
         /// The number that open printed

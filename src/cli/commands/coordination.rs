@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use dogsled_storage::lock::READ_WRITE;
 use serde_json::{Value, json};
 
 use crate::cli::args::{CounterCommand, Global, LockCommand};
@@ -60,25 +61,30 @@ pub(crate) fn lock(global: &Global, out: &mut Output, command: &LockCommand) -> 
     match command {
         LockCommand::Holder { .. } => {
             let database = global.existing_database()?;
-            let Some(holder) = database.lock_holder(&name)? else {
+            let found = database.lock_holders(&name)?;
+            if found.holders.is_empty() {
                 return Err(Failure::not_found(format!("nobody holds lock {shown:?}")));
-            };
-            out.summary(
-                format_args!(
-                    "{}\ttoken {}\tfor {} s more",
-                    bytes::display(&holder.owner),
-                    holder.token,
-                    holder.expires_ms.saturating_sub(database.now_ms()).div_ceil(1000)
-                ),
-                holder_fields(&name, &holder),
-            )
+            }
+            if out.json {
+                return out.document(&holder_fields(&name, &found));
+            }
+            let now_ms = database.now_ms();
+            for permit in &found.holders {
+                let left = match permit.session {
+                    Some(session) => format!("with session {session}"),
+                    None => format!("for {} s more", permit.expires_ms.saturating_sub(now_ms).div_ceil(1000)),
+                };
+                let (owner, share) = (bytes::display(&permit.owner), share(found.capacity, permit.permits));
+                out.line(format_args!("{owner}\ttoken {}\t{left}{share}", permit.token))?;
+            }
+            Ok(())
         }
         LockCommand::Acquire { owner, lease, .. } => {
             let owner = name_argument("owner", owner)?;
             let database = global.database()?;
             let lease = Duration::from_secs(*lease);
             let Some((token, expires_ms)) = database.lock_acquire(&name, &owner, lease)? else {
-                return Err(refused(&name, database.lock_holder(&name)?));
+                return Err(refused(&name, &database.lock_holders(&name)?));
             };
             database.flush()?;
             out.summary(
@@ -91,10 +97,23 @@ pub(crate) fn lock(global: &Global, out: &mut Output, command: &LockCommand) -> 
             let database = global.existing_database()?;
             let released = database.lock_release(&name, &owner, *token)?;
             if !released {
-                return Err(Failure::refused(format!(
+                let mut failure = Failure::refused(format!(
                     "lock {shown:?} is not held by {:?} with token {token}: its lease ended, or it was released",
                     bytes::display_short(&owner)
-                )));
+                ));
+                // A typing error is seen at once.
+                let found = database.lock_holders(&name)?;
+                let others = found.holders.iter().take(3);
+                let others: Vec<String> = others
+                    .map(|permit| {
+                        format!("{:?} with token {}", bytes::display_short(&permit.owner), permit.token)
+                    })
+                    .collect();
+                if !others.is_empty() {
+                    let more = if found.holders.len() > others.len() { " and others" } else { "" };
+                    failure = failure.adding(format!("it is held by {}{more}", others.join(", ")));
+                }
+                return Err(failure);
             }
             database.flush()?;
             if out.json {
@@ -106,23 +125,46 @@ pub(crate) fn lock(global: &Global, out: &mut Output, command: &LockCommand) -> 
     }
 }
 
-fn holder_fields(name: &[u8], holder: &dogsled::Holder) -> Value {
-    json!({
-        "lock": bytes::to_json(name),
-        "owner": bytes::to_json(&holder.owner),
-        "token": holder.token.0,
-        "expires_ms": holder.expires_ms,
-    })
+/// What of a lock that several can hold one of them has.
+fn share(capacity: u32, permits: u32) -> String {
+    match (capacity, permits) {
+        (1, _) => String::new(),
+        (READ_WRITE, READ_WRITE) => "\tto write".to_owned(),
+        (READ_WRITE, _) => "\tto read".to_owned(),
+        _ => format!("\t{permits} of {capacity} permits"),
+    }
 }
 
-fn refused(name: &[u8], holder: Option<dogsled::Holder>) -> Failure {
+/// The first who holds it, as of a plain lock, and all of them.
+fn holder_fields(name: &[u8], found: &dogsled::LockHolders) -> Value {
+    let of_one = |permit: &dogsled::Permit| {
+        json!({
+            "owner": bytes::to_json(&permit.owner),
+            "token": permit.token.0,
+            "permits": permit.permits,
+            "expires_ms": permit.expires_ms,
+            "session": permit.session.map(|session| session.to_string()),
+        })
+    };
+    let holders: Vec<Value> = found.holders.iter().map(of_one).collect();
+    let mut fields = json!({ "lock": bytes::to_json(name), "capacity": found.capacity });
+    if let Some(first) = holders.first() {
+        for field in ["owner", "token", "expires_ms"] {
+            fields[field] = first[field].clone();
+        }
+    }
+    fields["holders"] = holders.into();
+    fields
+}
+
+fn refused(name: &[u8], found: &dogsled::LockHolders) -> Failure {
     let shown = bytes::display_short(name);
-    match holder {
+    match found.holders.first() {
         Some(holder) => {
             let owner = bytes::display_short(&holder.owner);
             let mut failure =
                 Failure::refused(format!("lock {shown:?} is held by {owner:?} with token {}", holder.token));
-            if let Value::Object(fields) = holder_fields(name, &holder) {
+            if let Value::Object(fields) = holder_fields(name, found) {
                 failure.details.extend(fields);
             }
             failure

@@ -7,8 +7,9 @@ use std::ffi::OsStr;
 use std::time::Duration;
 
 use dogsled::cluster::Session;
+use dogsled::{Owned, SessionStatus};
 use dogsled_storage::{DEFAULT_TREE_NAME, SessionId};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::running::{check, cluster, exit, run_under};
 use crate::cli::args::{Global, RunArgs, SessionCommand};
@@ -26,6 +27,12 @@ pub(crate) fn session(global: &Global, out: &mut Output, command: &SessionComman
             let id = session.id();
             session.keep();
             out.summary(id, json!({ "session": id.to_string(), "lease_ms": lease * 1000 }))
+        }
+        SessionCommand::List => {
+            for session in global.existing_database()?.sessions()? {
+                list(out, &session)?;
+            }
+            Ok(())
         }
         SessionCommand::Renew { id } => {
             let id = number(id)?;
@@ -49,6 +56,56 @@ pub(crate) fn session(global: &Global, out: &mut Output, command: &SessionComman
             }
         }
         SessionCommand::Run { run } => run_in_session(global, run),
+    }
+}
+
+/// A line with what a session is, and one for each thing that it owns.
+fn list(out: &mut Output, session: &SessionStatus) -> Result<()> {
+    if out.json {
+        let owned: Vec<Value> = session.owned.iter().map(owned_fields).collect();
+        return out.document(&json!({
+            "session": session.id.to_string(),
+            "lease_ms": session.lease.as_millis() as u64,
+            "left_ms": session.left.as_millis() as u64,
+            "partitions": session.partitions,
+            "answers": session.answers,
+            "owned": owned,
+            "owns_more": session.owns_more,
+        }));
+    }
+    let seconds = |duration: Duration| duration.as_millis().div_ceil(1000);
+    let what = match session.answers {
+        0 => format!("owns {}", session.owned.len()),
+        answers => format!("of a client, remembers {answers}"),
+    };
+    out.line(format_args!(
+        "{}\tlease {} s\t{} s left\t{what}",
+        session.id,
+        seconds(session.lease),
+        seconds(session.left)
+    ))?;
+    for owned in &session.owned {
+        match owned {
+            Owned::Key { tree, key } => {
+                out.line(format_args!("\tkey\t{}\t{}", bytes::display(tree), bytes::display(key)))?
+            }
+            Owned::Lock { name, token } => {
+                out.line(format_args!("\tlock\t{}\ttoken {token}", bytes::display(name)))?
+            }
+            Owned::Place { name, .. } => out.line(format_args!("\twaits for\t{}", bytes::display(name)))?,
+        }
+    }
+    if session.owns_more {
+        out.line("\tand more")?;
+    }
+    Ok(())
+}
+
+fn owned_fields(owned: &Owned) -> Value {
+    match owned {
+        Owned::Key { tree, key } => json!({ "tree": bytes::to_json(tree), "key": bytes::to_json(key) }),
+        Owned::Lock { name, token } => json!({ "lock": bytes::to_json(name), "token": token.0 }),
+        Owned::Place { name, ticket } => json!({ "waits_for": bytes::to_json(name), "ticket": ticket }),
     }
 }
 

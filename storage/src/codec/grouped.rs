@@ -154,6 +154,8 @@ pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
             },
             11 => GroupRead::Transactions,
             12 => GroupRead::Strings { trees: body.list()?, operations: body.list()? },
+            13 => GroupRead::LockHolders { name: body.next()? },
+            14 => GroupRead::Sessions { after: body.next()?, limit: body.next()? },
             other => return Err(unknown("read", other)),
         })
     })
@@ -166,7 +168,7 @@ pub fn long_group_read_answer(bytes: &[u8]) -> u64 {
     const ENTRY: u64 = 64 << 10;
     // The kind, which is one byte as long as it is small.
     match bytes.get(1) {
-        Some(1 | 12) => GUESS,
+        Some(1 | 12 | 14) => GUESS,
         Some(2) => match decode_group_read(bytes) {
             Ok(GroupRead::Range { limit, limit_bytes, .. }) => {
                 let page = limit_bytes.min(crate::group::MAX_PAGE_BYTES);
@@ -206,6 +208,13 @@ pub fn decode_group_read_reply(bytes: &[u8]) -> Result<GroupReadReply> {
             10 => GroupReadReply::Valid(body.next()?),
             11 => GroupReadReply::Transactions { prepared: body.next()?, decided: body.next()? },
             12 => GroupReadReply::Strings(body.next()?),
+            13 => GroupReadReply::LockHolders { capacity: body.next()?, holders: body.list()? },
+            14 => GroupReadReply::Sessions {
+                sessions: body.list()?,
+                more: body.next()?,
+                now_ms: body.next()?,
+                led_ms: body.next()?,
+            },
             other => return Err(unknown("answer", other)),
         })
     })

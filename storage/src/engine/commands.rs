@@ -34,10 +34,12 @@ pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
     }
 }
 
+/// Whether those who wait for locks are to be told: of changes of locks, and of sessions that end.
 pub(crate) fn touches_locks(effects: &[Effect]) -> bool {
-    effects.iter().any(|effect| {
-        matches!(effect, Effect::Put { tree, .. } | Effect::Remove { tree, .. } | Effect::Clear { tree }
-            if *tree == TreeId::LOCKS)
+    effects.iter().any(|effect| match effect {
+        Effect::Put { tree, .. } | Effect::Clear { tree } => *tree == TreeId::LOCKS,
+        Effect::Remove { tree, .. } => *tree == TreeId::LOCKS || *tree == TreeId::SESSIONS,
+        _ => false,
     })
 }
 

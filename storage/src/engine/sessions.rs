@@ -13,7 +13,7 @@ use crate::evaluate::{Context, Effect};
 use crate::group::{Answer, Refusal, SessionId};
 use crate::session::{self, Done};
 use crate::state::{LatestView, Prefetched};
-use crate::{Error, Result, TreeId};
+use crate::{Error, OpenSession, Result, TreeId, open_sessions};
 
 impl Engine {
     /// Opens a session of an embedded database, or renews it with another lease; the log's time at which it ends.
@@ -54,6 +54,26 @@ impl Engine {
             Durability::Buffered,
         );
         read.map(|_| lease.get())
+    }
+
+    /// The sessions that are open behind `after`, in the order of their numbers, at most `limit` and
+    /// [`MAX_SESSIONS`](crate::open_sessions::MAX_SESSIONS), each with how many milliseconds are left of its lease;
+    /// and whether there are more.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn open_sessions(
+        &self,
+        after: Option<SessionId>,
+        limit: usize,
+    ) -> Result<(Vec<(OpenSession, u64)>, bool)> {
+        let (now_ms, led_ms) = (self.now_ms(), self.shared.led_ms());
+        let (sessions, more) = open_sessions::page(&self.snapshot(), after, limit)?;
+        let with_left = |session: OpenSession| {
+            let left_ms = session.left_ms(now_ms, led_ms);
+            (session, left_ms)
+        };
+        Ok((sessions.into_iter().map(with_left).collect(), more))
     }
 
     /// Ends a session: its keys are gone and its locks free when this returns.

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Evaluation, LockReply, LockRequest, PENDING_SEQUENCE};
+use super::{Evaluation, FencingToken, LockReply, LockRequest, PENDING_SEQUENCE};
 use crate::command::TreeId;
 use crate::evaluate::{Context, Effect, Effects, View};
 use crate::group::SessionId;
+use crate::open_sessions::Owned;
 use crate::owned::owned_key;
 use crate::{Error, IVec, Result, session};
 
@@ -29,6 +30,25 @@ pub(crate) fn is_listed(listed: &[u8]) -> bool {
     listed.get(17..21) == Some(&TreeId::LOCKS.0.to_be_bytes()[..])
 }
 
+/// What is listed with a session, if that is a lock or a place in a queue.
+pub(crate) fn listed_lock(listed: &[u8]) -> Result<Owned> {
+    let (kind, number, name) = split(listed)?;
+    Ok(match kind {
+        WAITER => Owned::Place { name, ticket: number },
+        _ => Owned::Lock { name, token: FencingToken(number) },
+    })
+}
+
+fn split(listed: &[u8]) -> Result<(u8, u64, IVec)> {
+    match (listed.get(21), listed.get(22..30), listed.get(30..)) {
+        (Some(kind), Some(number), Some(name)) => {
+            let number = u64::from_be_bytes(number.try_into().expect("eight bytes"));
+            Ok((*kind, number, IVec::from(name)))
+        }
+        _ => Err(Error::corrupt("the tree of sessions", None, "a session's lock that is too short")),
+    }
+}
+
 /// Ends what a session has of locks, as far as `listed` says, which is all of the tree of locks: grants are
 /// taken back, places in queues are left, and whoever waits is granted what that frees. Locks that another
 /// session's end has changed already in this entry are left for the next: their names are in `touched`. So are those that
@@ -45,16 +65,7 @@ pub(crate) fn session_ended(
     let mut locks = BTreeMap::<IVec, Vec<u64>>::new();
     let (mut left, mut locked) = (0, 0);
     for listed in listed {
-        let (kind, number, name) = match (listed.get(21), listed.get(22..30), listed.get(30..)) {
-            (Some(kind), Some(number), Some(name)) => (*kind, number, IVec::from(name)),
-            _ => {
-                return Err(Error::corrupt(
-                    "the tree of sessions",
-                    None,
-                    "a session's lock that is too short",
-                ));
-            }
-        };
+        let (kind, number, name) = split(&listed)?;
         if touched.contains(&name) {
             left += 1;
             continue;
@@ -66,7 +77,7 @@ pub(crate) fn session_ended(
         }
         let tickets = locks.entry(name).or_default();
         if kind == WAITER {
-            tickets.push(u64::from_be_bytes(number.try_into().expect("eight bytes")));
+            tickets.push(number);
         }
     }
     for (name, tickets) in locks {
