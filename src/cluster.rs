@@ -104,6 +104,14 @@
 //! latest about a tenth of a second after it. Within a [`transaction`] it is
 //! [`put_with_ttl`](transaction::Transaction::put_with_ttl).
 //!
+//! # Quotas
+//!
+//! [`Client::set_tree_quota`] limits how much a tree may hold. Each partition keeps an equal share of the limit, by its own
+//! log: so a tree never holds more than its limit (beyond that only what transactions over several partitions add that are
+//! prepared at one time), and a write may be refused, with [`Error::QuotaExceeded`], before the tree as a whole is full,
+//! because its partition is. Keys that are hashed whole spread evenly; all keys with one tag have one partition's share.
+//! Removing and shrinking are never refused.
+//!
 //! # Following what happens
 //!
 //! [`Tree::watch_prefix`] tells every change once, in the order of each partition's log, through the loss of nodes:
@@ -173,6 +181,7 @@ mod near_cache;
 mod node;
 mod options;
 mod pool;
+mod quota;
 mod read_from;
 pub mod redis;
 mod registry;
@@ -208,6 +217,7 @@ pub use self::lock::{Lock, LockGuard, SessionLock};
 pub use self::near_cache::NearCache;
 pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
 pub use self::options::ClientOptions;
+pub use self::quota::SharedQuota;
 pub use self::read_from::ReadFrom;
 pub use self::registry::{InstanceChanges, Registry, Resolver};
 pub use self::sharded_counter::ShardedCounter;

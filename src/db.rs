@@ -12,8 +12,8 @@ use dogsled_storage::counter::{CounterAddition, CounterReply, Sums};
 use dogsled_storage::lock::READ_WRITE;
 use dogsled_storage::{
     COUNTERS_TREE_NAME, Command, DEFAULT_TREE_NAME, Durability, EXPIRY_TREE_NAME, Engine, Fence,
-    HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, Reply, Result as StorageResult,
-    SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, SessionId, TreeId,
+    HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, QUOTAS_TREE_NAME, Reply,
+    Result as StorageResult, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, SessionId, TreeId,
 };
 use parking_lot::Mutex;
 
@@ -22,7 +22,7 @@ use crate::renewal::Renewer;
 use crate::tree::TreeState;
 use crate::{
     Config, Counter, Election, Error, IVec, Iter, Lock, Result, Session, SessionStatus, Snapshot, Tree,
-    TypedTree,
+    TreeQuota, TypedTree,
 };
 
 /// How many numbers [`Db::generate_id`] reserves at a time. Each reservation waits for a sync,
@@ -163,6 +163,7 @@ impl Database {
         names.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
         names.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
         names.insert(TreeId::HASHES, IVec::from(HASHES_TREE_NAME));
+        names.insert(TreeId::QUOTAS, IVec::from(QUOTAS_TREE_NAME));
         names.insert(TreeId::SESSIONS, IVec::from(SESSIONS_TREE_NAME));
         let known = self.dropped.lock();
         names.extend(known.iter().map(|(id, name)| (*id, name.clone())));
@@ -539,6 +540,14 @@ impl Db {
     /// Those of writing.
     pub fn resume_session(&self, id: SessionId) -> Result<Option<Session>> {
         Session::resume(Arc::clone(self.database()), id)
+    }
+
+    /// The trees that have [quotas](Tree::set_quota), and how much of them is used.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn tree_quotas(&self) -> Result<Vec<TreeQuota>> {
+        Ok(self.database().engine.quotas()?)
     }
 
     /// The sessions that are open, in the order of their numbers, and what each of them owns.

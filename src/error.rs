@@ -60,6 +60,9 @@ pub enum Error {
         /// The largest token of those who hold it now.
         current: Option<crate::FencingToken>,
     },
+    /// The tree would be larger than its quota allows; see [`Tree::set_quota`](crate::Tree::set_quota). Nothing was
+    /// changed; remove something from it, or raise the quota.
+    QuotaExceeded(crate::QuotaExceeded),
     /// The changes asked for are no longer kept. Take a snapshot and go on from its sequence.
     Compacted {
         /// The oldest sequence that can still be read.
@@ -119,6 +122,7 @@ impl From<StorageError> for Error {
             StorageError::Poisoned(why) => Error::Poisoned(why.to_string()),
             StorageError::Compacted { oldest } => Error::Compacted { oldest },
             StorageError::LockNotHeld { lock, token, current } => Error::LockNotHeld { lock, token, current },
+            StorageError::QuotaExceeded(exceeded) => Error::QuotaExceeded(exceeded),
             // The storage crate may learn new ones before this crate does.
             other => Error::ReportableBug(other.to_string()),
         }
@@ -149,6 +153,7 @@ impl Clone for Error {
             Error::LockNotHeld { lock, token, current } => {
                 Error::LockNotHeld { lock: lock.clone(), token: *token, current: *current }
             }
+            Error::QuotaExceeded(exceeded) => Error::QuotaExceeded(exceeded.clone()),
             Error::Decode(what) => Error::Decode(what.clone()),
         }
     }
@@ -165,6 +170,7 @@ impl PartialEq for Error {
             | (Error::Decode(a), Error::Decode(b)) => a == b,
             (Error::Corruption { at: a, .. }, Error::Corruption { at: b, .. }) => a == b,
             (Error::InUse(a), Error::InUse(b)) => a == b,
+            (Error::QuotaExceeded(a), Error::QuotaExceeded(b)) => a == b,
             (Error::NotADatabase { path: a, what: c }, Error::NotADatabase { path: b, what: d }) => {
                 (a, c) == (b, d)
             }
@@ -207,6 +213,7 @@ impl fmt::Display for Error {
                 let (lock, token, current) = (lock.clone(), *token, *current);
                 StorageError::LockNotHeld { lock, token, current }.fmt(f)
             }
+            Error::QuotaExceeded(exceeded) => write!(f, "{exceeded}"),
             Error::Decode(what) => write!(f, "not what was expected: {what}"),
         }
     }
@@ -238,6 +245,7 @@ impl From<Error> for io::Error {
             }
             Error::InUse(_) => io::ErrorKind::WouldBlock,
             Error::LockNotHeld { .. } => io::ErrorKind::PermissionDenied,
+            Error::QuotaExceeded(_) => io::ErrorKind::QuotaExceeded,
             Error::ReportableBug(_) | Error::Poisoned(_) => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)

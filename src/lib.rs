@@ -86,7 +86,7 @@ pub mod typed;
 mod versions;
 
 pub use dogsled_storage as storage;
-pub use dogsled_storage::{Fence, IVec, Owned, SessionId};
+pub use dogsled_storage::{Fence, IVec, Measure, Owned, QuotaExceeded, QuotaLimit, SessionId, TreeQuota};
 
 pub use batch::Batch;
 pub use changes::{Change, Changes, Commit};

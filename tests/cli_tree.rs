@@ -43,3 +43,45 @@ fn what_is_hashed_of_a_tree_is_chosen_listed_and_kept() {
     let trees = run(&["trees"]).ok();
     assert!(trees.contains("chat\t3\n") && !trees.contains("sealed"), "{trees}");
 }
+
+#[test]
+fn a_quota_is_set_shown_kept_and_taken_away() {
+    let sandbox = Sandbox::new();
+    let of_directory = |arguments: &[&str]| sandbox.run(arguments);
+    let address = free_address();
+    let mut command = sandbox.bare(&["serve"]);
+    command.env("DOGSLED_LISTEN", &address);
+    let mut served = Served::start(command, &sandbox.path("log"));
+    served.says("serving");
+    let of_cluster = |arguments: &[&str]| sandbox.run_bare(&[&["--connect", &address], arguments].concat());
+    for run in [&of_directory as &dyn Fn(&[&str]) -> Run, &of_cluster] {
+        run(&["-t", "cache", "put", "{a}", "12345"]).ok();
+        run(&["tree", "quota", "cache"]).fails(1);
+        // Of a cluster each of the 16 partitions gets 5 keys.
+        let done = run(&["tree", "quota", "cache", "--bytes", "1KiB", "--entries", "80"]).ok();
+        assert!(done.starts_with("cache\t8 B of 1.0 KiB\t1 of 80 keys"), "{done}");
+        let keys: Vec<String> = (0..80).map(|number| format!("{{a}}{number:02}")).collect();
+        let refused = keys.iter().find_map(|key| {
+            let put = run(&["-t", "cache", "put", key, ""]);
+            (put.code != 0).then_some(put)
+        });
+        refused.expect("it is full").fails_saying(12, &["\"cache\" is full", "raise its quota"]);
+        run(&["-t", "cache", "del", "{a}"]).ok();
+        run(&["-t", "cache", "put", "{a}", ""]).ok();
+        let listed: serde_json::Value =
+            serde_json::from_str(&run(&["tree", "quota", "--json"]).ok()).expect("JSON");
+        assert_eq!((&listed["tree"], &listed["limit_entries"]), (&"cache".into(), &80.into()));
+        run(&["tree", "quota", "cache", "--none"]).ok();
+        run(&["-t", "cache", "put", "{a}99", ""]).ok();
+        assert_eq!(run(&["tree", "quota"]).ok(), "");
+        run(&["tree", "quota", "--bytes", "1"]).fails(2);
+        run(&["tree", "quota", "cache", "--bytes", "1MB"]).fails_saying(2, &["none of the units"]);
+        run(&["tree", "quota", "__dogsled__locks", "--bytes", "1"]).fails(2);
+    }
+    of_cluster(&["tree", "quota", "cache", "--bytes", "1GiB"]).ok();
+    let status = of_cluster(&["status"]).ok();
+    assert!(status.contains("quota of cache\t"), "{status}");
+    let status: serde_json::Value =
+        serde_json::from_str(&of_cluster(&["status", "--json"]).ok()).expect("JSON");
+    assert_eq!(status["quotas"][0]["limit_bytes"], 1 << 30);
+}

@@ -9,7 +9,8 @@ use dogsled_storage::command::KeyRead;
 use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::model::ModelState;
-use dogsled_storage::{Command, Durability, Engine, Snapshot, TreeId, Write};
+use dogsled_storage::quota::check_invariants;
+use dogsled_storage::{Command, Durability, Engine, QuotaLimit, Snapshot, TreeId, Write};
 use libfuzzer_sys::fuzz_target;
 
 const NAMES: [&str; 3] = ["amber", "birch", ""];
@@ -41,7 +42,16 @@ fn command(choices: &mut Choices<'_>, model: &ModelState) -> Command {
         11 => Command::CreateTree { name: NAMES[choices.byte() as usize % 3].into() },
         12 => Command::DropTree { name: NAMES[choices.byte() as usize % 3].into() },
         13 => Command::Counter(CounterCommand::Add { name: "n".into(), delta: choices.byte().into() }),
-        14 => Command::ReserveIds { count: choices.byte().into() },
+        14 => match choices.byte() {
+            byte if byte % 3 == 0 => {
+                let name = [NAMES[0], NAMES[1], "__sled__default"][choices.byte() as usize % 3].into();
+                let amount = |byte: u8| (byte < 200).then_some(u64::from(byte) * 8);
+                let (bytes, entries) = (amount(choices.byte()), amount(choices.byte()));
+                let limit = (choices.byte() % 4 != 0).then_some(QuotaLimit { bytes, entries });
+                Command::SetQuota { name, limit }
+            }
+            byte => Command::ReserveIds { count: byte.into() },
+        },
         _ => {
             let key = choices.key();
             let version = model.tree(tree).and_then(|tree| tree.get(&key)).map_or(0, |found| found.version);
@@ -69,6 +79,10 @@ fn writes(choices: &mut Choices<'_>, model: &ModelState) -> Vec<Write> {
 
 fn check(engine: &Engine, snapshot: &Snapshot, model: &ModelState, newest: bool) {
     assert_eq!(snapshot.sequence(), model.sequence());
+    check_invariants(model).expect("records of quotas say what is there");
+    let quotas = snapshot.range(TreeId::QUOTAS, Bound::Unbounded, Bound::Unbounded);
+    let quotas = quotas.map(|entry| entry.expect("a read"));
+    assert!(quotas.eq(model.tree(TreeId::QUOTAS).expect("its own").clone()));
     for (name, id) in model.names() {
         assert_eq!(snapshot.tree_id(name), Some(id));
         let tree = model.tree(id).expect("a named tree exists");

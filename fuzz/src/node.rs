@@ -216,6 +216,7 @@ fn client_requests() -> Vec<ClientRequest> {
         GroupRead::EarliestSessionExpiry,
         GroupRead::LockHolders { name: "l".into() },
         GroupRead::Sessions { after: None, limit: 9 },
+        GroupRead::Quotas,
     ];
     for (number, read) in reads.iter().enumerate() {
         let aged = Consistency::AtMostOld(Duration::from_millis(number as u64));

@@ -87,6 +87,7 @@ use crate::status::{MembershipId, NodeStatus, put_ids, take_ids};
 use crate::transport::NodeId;
 use crate::types::{put_addresses, take_addresses};
 use crate::watch::Told;
+use dogsled_storage::kind::OperationKind;
 
 /// The first byte of every request and reply.
 pub const PROTOCOL_VERSION: u8 = 1;
@@ -390,8 +391,11 @@ impl ClientRequest {
     /// Whether only an administrator may ask for it: it changes the cluster, not what the cluster holds.
     pub fn is_administrative(&self) -> bool {
         match self {
-            ClientRequest::Submit { .. }
-            | ClientRequest::Read { .. }
+            // Whoever is limited by a quota must not lift it.
+            ClientRequest::Submit { command, .. } => {
+                OperationKind::peek(command) == Some(OperationKind::SetTreeQuota)
+            }
+            ClientRequest::Read { .. }
             | ClientRequest::Map
             | ClientRequest::Status
             | ClientRequest::Record

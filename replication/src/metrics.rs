@@ -215,7 +215,7 @@ fn failure_number(error: &ClusterError) -> usize {
 }
 
 /// What commands are refused for, as a label; in the order of [`refusal_number`].
-const REFUSALS: [&str; 9] = [
+const REFUSALS: [&str; 10] = [
     "invalid",
     "too_large",
     "tree_not_found",
@@ -225,6 +225,7 @@ const REFUSALS: [&str; 9] = [
     "lock_not_held",
     "locked",
     "tree_sealed",
+    "quota_exceeded",
 ];
 
 fn refusal_number(refusal: &Refusal) -> usize {
@@ -238,6 +239,7 @@ fn refusal_number(refusal: &Refusal) -> usize {
         Refusal::LockNotHeld { .. } => 6,
         Refusal::Locked(_) => 7,
         Refusal::TreeSealed(_) => 8,
+        Refusal::QuotaExceeded(_) => 9,
     }
 }
 

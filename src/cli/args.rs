@@ -399,7 +399,7 @@ pub(crate) enum Command {
         no_wait: bool,
     },
 
-    /// Choose what of a tree's keys says in which partition they lie (with --connect)
+    /// Quotas of trees, and (with --connect) what of a tree's keys says in which partition they lie
     Tree {
         #[command(subcommand)]
         command: TreeCommand,

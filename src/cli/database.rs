@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use dogsled::{Batch, Db, FencingToken, IVec, LockHolders, OutOfBounds, SessionStatus, Tree, Ttl, cluster};
 use dogsled_storage::{
     COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME,
-    LOCKS_TREE_NAME, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+    LOCKS_TREE_NAME, QUOTAS_TREE_NAME, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
 };
 
 use super::args::{Global, ReadArgs, ReadFromArg};
@@ -162,6 +162,7 @@ impl Database {
             LOCK_QUEUES_TREE_NAME,
             SEQUENCES_TREE_NAME,
             HASHES_TREE_NAME,
+            QUOTAS_TREE_NAME,
             TRANSACTIONS_TREE_NAME,
         ];
         if own.contains(&name) {

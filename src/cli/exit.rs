@@ -33,6 +33,8 @@ pub(crate) enum Code {
     OutcomeUnknown = 10,
     /// Certificates are missing, not valid, of another authority, of somebody else, or do not permit it.
     Certificates = 11,
+    /// A tree's quota is used up. Nothing was done.
+    QuotaExceeded = 12,
 }
 
 /// The table at the end of `--help`.
@@ -49,7 +51,8 @@ Exit codes:
   8  a condition was not met: lock held, counter at its bound, target not empty, node id taken
   9  the cluster is not available: nothing was done, try again
   10 the outcome is not known: the write may have happened; read before writing again
-  11 certificates are missing, not valid, somebody else's, or do not permit it";
+  11 certificates are missing, not valid, somebody else's, or do not permit it
+  12 a tree's quota is used up: nothing was done, remove something or raise it";
 
 /// Why a command stopped.
 #[derive(Debug)]

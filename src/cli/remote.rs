@@ -34,6 +34,9 @@ impl From<Error> for Failure {
                 Failure::new(Code::Io, format!("nothing was done, no space for writes: {what}"))
             }
             Error::LockNotHeld { .. } => Failure::refused(error.to_string()),
+            Error::QuotaExceeded(_) => {
+                Failure::new(Code::QuotaExceeded, format!("nothing was done: {error}"))
+            }
             Error::Closed => Failure::new(Code::Unavailable, error.to_string()),
             // A newer or older dogsled.
             other => Failure::new(Code::NotADatabase, other.to_string()),

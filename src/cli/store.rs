@@ -24,6 +24,7 @@ impl From<Error> for Failure {
             Error::InUse(_) => Code::InUse,
             Error::NotADatabase { .. } => Code::NotADatabase,
             Error::Corruption { .. } | Error::Decode(_) => Code::Corrupt,
+            Error::QuotaExceeded(_) => Code::QuotaExceeded,
             Error::Io(error) if error.kind() == io::ErrorKind::AlreadyExists => Code::Refused,
             // Whatever comes, the operating system or a bug is behind it.
             _ => Code::Io,

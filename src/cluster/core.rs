@@ -44,6 +44,7 @@ use super::read_from::{Prefer, ReadFrom};
 use super::session::{Numbered, Session, Sessions, Upkeep, random_u64};
 use super::subscriber::follower::Shared;
 use super::{Error, Result};
+use crate::QuotaExceeded;
 
 /// How long the beginning of a stream may take.
 const OPEN_STREAM: Duration = Duration::from_secs(5);
@@ -355,6 +356,10 @@ impl Core {
                 Err(Refusal::Malformed(what)) => return Err(Error::Incompatible(what).into()),
                 Err(Refusal::LockNotHeld { lock, token, current }) => {
                     return Err(Error::LockNotHeld { lock, token, current }.into());
+                }
+                Err(Refusal::QuotaExceeded(exceeded)) => {
+                    let tree = IVec::from(TreeHash::of_stored(&exceeded.tree).1);
+                    return Err(Error::QuotaExceeded(QuotaExceeded { tree, ..exceeded }).into());
                 }
                 Err(refusal @ (Refusal::Invalid(_) | Refusal::TooLarge(_) | Refusal::TreeNotFound(_))) => {
                     let (Refusal::Invalid(what) | Refusal::TooLarge(what)) = refusal else {

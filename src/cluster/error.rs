@@ -19,6 +19,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | shows an administrator's certificate | [`Error::Denied`] |
 /// | looks at the cluster again | [`Error::Conflict`] |
 /// | removes something, or gives the nodes more space | [`Error::NoSpace`] |
+/// | removes something from the tree, or raises its quota | [`Error::QuotaExceeded`] |
 /// | opens another client | [`Error::Closed`] |
 /// | updates one of the two sides | [`Error::Incompatible`] |
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,10 @@ pub enum Error {
         /// The largest token of those who hold it now.
         current: Option<crate::FencingToken>,
     },
+    /// Nothing was done, and nothing will be: a tree would have more in this partition than its share of the tree's
+    /// quota; see [`Client::set_tree_quota`](super::Client::set_tree_quota). Remove something from the tree, or raise
+    /// the quota.
+    QuotaExceeded(crate::QuotaExceeded),
     /// Nothing was done: the client, or the node that it belongs to, was closed.
     Closed,
     /// The answer of the cluster is not what this version understands: client and nodes are of
@@ -109,6 +114,7 @@ impl fmt::Display for Error {
                 let (lock, token) = (lock.clone(), *token);
                 dogsled_storage::Error::LockNotHeld { lock, token, current: *current }.fmt(f)
             }
+            Error::QuotaExceeded(exceeded) => write!(f, "in this partition {exceeded}"),
             Error::Closed => f.write_str("the client was closed"),
             Error::Incompatible(what) => {
                 write!(f, "client and node are of versions that do not fit: {what}")

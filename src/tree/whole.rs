@@ -8,7 +8,7 @@ use dogsled_storage::{Command, Durability, Reply};
 use crate::transaction::{
     ConflictableTransactionResult, TransactionOptions, TransactionResult, Transactional, TransactionalTree,
 };
-use crate::{Batch, FlushFuture, IVec, Result, Snapshot, Subscriber, Tree};
+use crate::{Batch, FlushFuture, IVec, QuotaLimit, Result, Snapshot, Subscriber, Tree, TreeQuota};
 
 /// Many keys at once.
 impl Tree {
@@ -72,6 +72,48 @@ impl Tree {
             Reply::Done => Ok(()),
             other => unreachable!("clearing was answered with {other:?}"),
         }
+    }
+
+    /// Limits how much this tree may hold, in bytes of keys and values or in keys, or (`None`) does so no
+    /// more; what the tree holds. From then on whatever would make it larger than that is refused, with
+    /// [`Error::QuotaExceeded`](crate::Error::QuotaExceeded), and nothing of it is done; what removes something, or makes it
+    /// smaller, never is. The limit may be below what is there. See [`quota`](crate::storage::quota) for what counts.
+    ///
+    /// The first time all of the tree is looked at. From then on every write looks up what it replaces.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use dogsled::{Error, QuotaLimit};
+    /// let cache = db.open_tree("cache")?;
+    /// cache.insert("a", "12345")?;
+    /// cache.set_quota(Some(QuotaLimit { bytes: Some(10), entries: None }))?;
+    /// assert!(matches!(cache.insert("b", "12345"), Err(Error::QuotaExceeded(_))));
+    /// cache.insert("a", "123")?;
+    /// cache.insert("b", "12345")?;
+    /// assert_eq!(cache.quota()?.unwrap().bytes, 10);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported) for a tree of the database's own, and those of writing.
+    pub fn set_quota(&self, limit: Option<QuotaLimit>) -> Result<Option<TreeQuota>> {
+        let name = self.name();
+        // One that was dropped must not come to be again.
+        self.contains_key([])?;
+        match self.execute(Command::SetQuota { name, limit }, self.database.durability())? {
+            Reply::Quota(quota) => Ok(quota),
+            other => unreachable!("setting a quota was answered with {other:?}"),
+        }
+    }
+
+    /// The tree's quota, and how much of it is used; `None`: it has none.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn quota(&self) -> Result<Option<TreeQuota>> {
+        let (name, quotas) = (self.name(), self.database.engine.quotas()?);
+        Ok(quotas.into_iter().find(|quota| quota.tree == name))
     }
 
     /// Runs a serializable transaction over this tree; see [`crate::transaction`].

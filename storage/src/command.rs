@@ -10,6 +10,7 @@ use crate::counter::{CounterAddition, CounterCommand, CounterReply};
 use crate::expiry::{ExpiryCommand, ExpiryReply};
 use crate::lock::{LockCommand, LockReply};
 use crate::owned::OwnedCommand;
+use crate::quota::{QuotaLimit, TreeQuota};
 use crate::strings::{StringsOperation, StringsReplies};
 use crate::{Error, IVec, Result};
 
@@ -43,6 +44,8 @@ impl TreeId {
     pub const SEQUENCES: TreeId = TreeId(6);
     /// Holds the fields of hashes; see [`crate::hashes`].
     pub const HASHES: TreeId = TreeId(9);
+    /// Holds the quotas of trees; see [`crate::quota`].
+    pub const QUOTAS: TreeId = TreeId(10);
     /// Holds what a replica knows of transactions over several groups; see [`crate::transaction`]. An
     /// embedded database has no such tree.
     pub const TRANSACTIONS: TreeId = TreeId(8);
@@ -244,6 +247,14 @@ pub enum Command {
         /// What to do, in this order.
         operations: Vec<StringsOperation>,
     },
+    /// Limits how much a tree may hold, which is made if there is none of that name; see [`crate::quota`]. Reply:
+    /// [`Reply::Quota`].
+    SetQuota {
+        /// The tree's name.
+        name: IVec,
+        /// The most that it may hold; `None`: as much as it likes.
+        limit: Option<QuotaLimit>,
+    },
 }
 
 /// What the caller of a [`Command`] is told.
@@ -300,6 +311,8 @@ pub enum Reply {
     Compared(Result<(), (u32, Option<IVec>)>),
     /// Of operations on strings.
     Strings(StringsReplies),
+    /// A tree's quota as it is now.
+    Quota(Option<TreeQuota>),
 }
 
 impl Command {
@@ -309,7 +322,9 @@ impl Command {
     /// [`Error::InvalidRequest`] with the limit and the size found.
     pub fn check_limits(&self) -> Result<()> {
         match self {
-            Command::CreateTree { name } | Command::DropTree { name } => check_name("tree", name),
+            Command::CreateTree { name } | Command::DropTree { name } | Command::SetQuota { name, .. } => {
+                check_name("tree", name)
+            }
             Command::Insert { key, value, .. } | Command::Put { key, value, .. } => {
                 check_key(key)?;
                 check_value(value)

@@ -29,6 +29,7 @@ mod room;
 mod sessions;
 mod shared;
 
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -47,11 +48,11 @@ use crate::lock_wait::LockWaiters;
 use crate::overlay::Readers;
 use crate::recovery::{at_checkpoint, read_checkpoint, recover, require_wal};
 use crate::replica::{Applied, ReplicaState};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{RangeIter, Snapshot};
 use crate::tree_file::open_redb_and_file;
 use crate::wal::{StreamId, Wal, WalOptions};
 use crate::watch::{Compacted, Subscription, Watchers};
-use crate::{Command, Error, IVec, Reply, Result, TreeId};
+use crate::{Command, Error, IVec, Reply, Result, TreeId, TreeQuota, quota};
 
 pub(crate) use commands::{prefetch, prefetch_part, touches_locks};
 pub(crate) use committer::Committer;
@@ -143,6 +144,8 @@ impl Engine {
         let sequence = recovered.committer.sequence;
         let state = Arc::new(recovered.state);
         let due = DueTimes::of(&state, sequence, options.clock.elapsed_ms())?;
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        let quotas = RangeIter::over(Arc::clone(&state), sequence, TreeId::QUOTAS, all).next().transpose()?;
         let replica = is_replica.then(|| {
             let applied = Applied { position: sequence, note: recovered.committer.note.clone() };
             ReplicaState::new(applied, recovered.committer.time_ms)
@@ -161,6 +164,7 @@ impl Engine {
             watchers,
             lock_waiters: LockWaiters::new(),
             due,
+            has_quotas: AtomicBool::new(quotas.is_some()),
             progress: Mutex::new(Progress::default()),
             progressed: Condvar::new(),
             freezing: Mutex::new(None),
@@ -257,6 +261,16 @@ impl Engine {
         let state = self.shared.state.load();
         state.require_tree(tree)?;
         Ok(state.get_latest(tree, key)?.map(|found| found.value))
+    }
+
+    /// The trees that have quotas, in the order of their numbers, and how much they hold; see [`crate::quota`].
+    ///
+    /// # Errors
+    /// Damage or I/O errors met while reading.
+    pub fn quotas(&self) -> Result<Vec<TreeQuota>> {
+        let snapshot = self.snapshot();
+        let stored = snapshot.range(TreeId::QUOTAS, Bound::Unbounded, Bound::Unbounded);
+        stored.map(|entry| entry.and_then(|(key, found)| quota::status_of(&key, &found.value))).collect()
     }
 
     /// When a key expires, by the log's time in milliseconds since 1970; `Some(None)`: never; `None`: there

@@ -73,6 +73,8 @@ pub enum Error {
         /// The token of whoever holds it now.
         current: Option<crate::lock::FencingToken>,
     },
+    /// A tree would be larger than its quota allows. Nothing was changed; remove something, or raise the quota.
+    QuotaExceeded(crate::quota::QuotaExceeded),
     /// The changes asked for were folded into the B-tree and are no longer in the WAL. Take a
     /// snapshot and continue from its sequence.
     Compacted {
@@ -119,6 +121,7 @@ impl fmt::Display for Error {
                 write!(f, "a write failed and the database accepts no more; reopen it to recover: {why}")
             }
             Error::LockNotHeld { lock, token, current } => crate::fence::explain(f, lock, *token, *current),
+            Error::QuotaExceeded(exceeded) => write!(f, "{exceeded}"),
             Error::Compacted { oldest } => {
                 write!(f, "these changes are no longer kept; the oldest is sequence {oldest}")
             }

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use crate::command::{Command, KeyRead, RangeFingerprint, RangeRead, Reply, TreeId, Write};
 use crate::transaction::Transactions;
-use crate::{Error, IVec, Result, compare, counter, expiry, lock, owned, strings};
+use crate::{Error, IVec, Result, compare, counter, expiry, lock, owned, quota, strings};
 
 /// Position and time in the log of the command that is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +117,10 @@ pub trait View {
     fn has_hashes(&self) -> Result<bool> {
         Ok(self.end(TreeId::HASHES, false)?.is_some())
     }
+    /// Whether any tree may have a quota; see [`crate::quota`]. Wrong only where none has.
+    fn has_quotas(&self) -> Result<bool> {
+        Ok(self.end(TreeId::QUOTAS, false)?.is_some())
+    }
     /// Whether a transaction over several groups, prepared here, keeps a key from being written. For work on many
     /// keys that goes on beside those that have to wait; whoever does not ask is refused whole if one is locked.
     fn is_locked(&self, _tree: TreeId, _key: &[u8]) -> bool {
@@ -193,13 +197,16 @@ impl Outcome {
 ///
 /// # Errors
 /// [`Error::TreeNotFound`] for a tree that was dropped, [`Error::InvalidRequest`] for what no
-/// state allows, and errors of reading the view. No error leaves anything half done.
+/// state allows, [`Error::QuotaExceeded`], and errors of reading the view. No error leaves anything half done.
 pub fn evaluate(view: &impl View, context: &Context, command: &Command) -> Result<Outcome> {
-    match command {
-        Command::SettleDue { limit } => expiry::settle_due(view, context, *limit),
-        _ if view.earliest_due()? <= context.time_ms => expiry::evaluate_live(view, context, command),
-        _ => evaluate_unhidden(view, context, command),
-    }
+    let mut outcome = match command {
+        Command::SettleDue { limit } => expiry::settle_due(view, context, *limit)?,
+        Command::SetQuota { name, limit } => quota::set(view, name, limit.as_ref())?,
+        _ if view.earliest_due()? <= context.time_ms => expiry::evaluate_live(view, context, command)?,
+        _ => evaluate_unhidden(view, context, command)?,
+    };
+    quota::charge(view, &mut outcome.effects)?;
+    Ok(outcome)
 }
 
 /// Evaluates a command over all that is there.
@@ -327,6 +334,7 @@ pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &C
         Command::SettleDue { limit } => expiry::settle_due(view, context, *limit),
         Command::Owned(command) => owned::evaluate(view, command),
         Command::Strings { watched, operations } => strings::evaluate(view, context, watched, operations),
+        Command::SetQuota { name, limit } => quota::set(view, name, limit.as_ref()),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::evaluate::{Entry, Versioned};
 use crate::fence::Fence;
 use crate::lock::{FencingToken, Holder, LockReply, Permit};
 use crate::open_sessions::OpenSession;
+use crate::quota::{QuotaExceeded, TreeQuota};
 use crate::strings::{StringsOperation, StringsReplies};
 use crate::transaction::{Commit, Decision, LockedBy, Prepare, TransactionId, Vote};
 use crate::{Error, IVec, Result};
@@ -258,6 +259,8 @@ pub enum Refusal {
     /// It names a tree by a name under which it does not live here: what the caller knows of the tree is
     /// old; see [`crate::seal`].
     TreeSealed(IVec),
+    /// A tree would be larger than its quota allows in this group: remove something from it, or raise the quota.
+    QuotaExceeded(QuotaExceeded),
 }
 
 impl std::fmt::Display for Refusal {
@@ -273,6 +276,7 @@ impl std::fmt::Display for Refusal {
             Refusal::LockNotHeld { lock, token, current } => crate::fence::explain(f, lock, *token, *current),
             Refusal::Locked(lock) => write!(f, "{lock}"),
             Refusal::TreeSealed(name) => write!(f, "{}", Error::TreeSealed(name.clone())),
+            Refusal::QuotaExceeded(exceeded) => write!(f, "{exceeded}"),
         }
     }
 }
@@ -289,6 +293,7 @@ impl Refusal {
             Error::InvalidRequest(what) => Ok(Refusal::Invalid(what)),
             Error::TreeNotFound(name) => Ok(Refusal::TreeNotFound(name)),
             Error::TreeSealed(name) => Ok(Refusal::TreeSealed(name)),
+            Error::QuotaExceeded(exceeded) => Ok(Refusal::QuotaExceeded(exceeded)),
             Error::LockNotHeld { lock, token, current } => Ok(Refusal::LockNotHeld { lock, token, current }),
             world => Err(world),
         }
@@ -399,6 +404,8 @@ pub enum GroupRead {
         /// The most sessions of the page, within [`MAX_SESSIONS`](crate::open_sessions::MAX_SESSIONS); 0 counts as 1.
         limit: u32,
     },
+    /// The trees that have quotas. Reply: [`GroupReadReply::Quotas`].
+    Quotas,
 }
 
 /// The answer to a [`GroupRead`].
@@ -469,4 +476,6 @@ pub enum GroupReadReply {
         /// For how long whoever answers has led the group, by its own clock; `u64::MAX`: it does not lead.
         led_ms: u64,
     },
+    /// In the order of the trees' numbers.
+    Quotas(Vec<TreeQuota>),
 }

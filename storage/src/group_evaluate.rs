@@ -15,12 +15,12 @@ use crate::fence;
 use crate::group::{Answer, GroupCommand, GroupReply, MAX_GROUP_TREES, Operation, Refusal};
 use crate::meta::{
     COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME,
-    LOCKS_TREE_NAME, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+    LOCKS_TREE_NAME, QUOTAS_TREE_NAME, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
 };
 use crate::seal::{seal_of, sealed_by};
 use crate::session::{self, Done};
 use crate::transaction::{self, Commit, Guarded, Part, Prepare, Transactions};
-use crate::{IVec, Result};
+use crate::{IVec, Result, quota};
 
 /// What an entry comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,10 +118,10 @@ fn resolve_command(
         });
     }
     match &*command {
-        Command::DropTree { name } if sealed_by(name).is_some() => {
-            return Err(Refusal::Invalid("a seal stays for ever".to_owned()));
+        Command::DropTree { name } | Command::SetQuota { name, .. } if sealed_by(name).is_some() => {
+            return Err(Refusal::Invalid("a seal stays for ever, as it is".to_owned()));
         }
-        Command::CreateTree { name } | Command::DropTree { name }
+        Command::CreateTree { name } | Command::DropTree { name } | Command::SetQuota { name, .. }
             if tree_number(view, name).is_none() && is_sealed(view, name) =>
         {
             return Err(Refusal::TreeSealed(name.clone()));
@@ -165,6 +165,7 @@ pub(crate) fn tree_number(view: &impl View, name: &[u8]) -> Option<TreeId> {
         LOCK_QUEUES_TREE_NAME => Some(TreeId::LOCK_QUEUES),
         SEQUENCES_TREE_NAME => Some(TreeId::SEQUENCES),
         HASHES_TREE_NAME => Some(TreeId::HASHES),
+        QUOTAS_TREE_NAME => Some(TreeId::QUOTAS),
         TRANSACTIONS_TREE_NAME => Some(TreeId::TRANSACTIONS),
         _ => view.tree_id(name),
     }
@@ -195,9 +196,10 @@ fn check_access(tree: TreeId, access: Access<'_>) -> Result<(), Refusal> {
         (TreeId::LOCKS | TreeId::LOCK_QUEUES, Access::Remove | Access::Put(_)) => {
             Err(Refusal::Invalid("the tree of locks is not written to directly".to_owned()))
         }
-        (TreeId::EXPIRY | TreeId::SEQUENCES | TreeId::HASHES, Access::Remove | Access::Put(_)) => {
-            Err(Refusal::Invalid("a tree of the database's own is not written to directly".to_owned()))
-        }
+        (
+            TreeId::EXPIRY | TreeId::SEQUENCES | TreeId::HASHES | TreeId::QUOTAS,
+            Access::Remove | Access::Put(_),
+        ) => Err(Refusal::Invalid("a tree of the database's own is not written to directly".to_owned())),
         (TreeId::COUNTERS, Access::Put(value)) if value.len() != 8 => {
             Err(Refusal::Invalid(format!("a counter of {} bytes instead of 8", value.len())))
         }
@@ -250,6 +252,7 @@ fn replace_trees(
         }
         Command::CreateTree { .. }
         | Command::DropTree { .. }
+        | Command::SetQuota { .. }
         | Command::ReserveIds { .. }
         | Command::Counter(_)
         | Command::Lock(_)
@@ -312,7 +315,7 @@ fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result
             transaction::settle(transactions, context, *transaction, *decide_by_ms)
         }
         Operation::Resolve { transaction, commit } => {
-            transaction::resolve(view, transactions, context, *transaction, *commit)
+            counted(view, transaction::resolve(view, transactions, context, *transaction, *commit)?)
         }
         Operation::Forget { transactions: forgotten } => {
             transaction::forget(transactions, context, forgotten)
@@ -347,8 +350,8 @@ fn carry_out_freely(view: &impl View, context: &Context, resolved: &Resolved) ->
         }
         Operation::OpenSession { session, lease_ms } => session::open(view, context, *session, *lease_ms),
         Operation::RenewSession { session } => session::renew(view, context, *session),
-        Operation::CloseSession { session } => session::close(view, context, *session),
-        Operation::ExpireSessions { led_ms } => session::expire(view, context, *led_ms),
+        Operation::CloseSession { session } => counted(view, session::close(view, context, *session)?),
+        Operation::ExpireSessions { led_ms } => counted(view, session::expire(view, context, *led_ms)?),
         Operation::Prepare(_)
         | Operation::Commit(_)
         | Operation::Settle { .. }
@@ -358,6 +361,12 @@ fn carry_out_freely(view: &impl View, context: &Context, resolved: &Resolved) ->
             Ok((Effects::new(), Err(Refusal::Invalid(what))))
         }
     }
+}
+
+/// What was done, with what it does to trees that have quotas.
+fn counted(view: &impl View, (mut effects, result): Done) -> Result<Done> {
+    quota::count_only(view, &mut effects)?;
+    Ok((effects, result))
 }
 
 /// The making of all trees that are missing, written to or not.
@@ -442,6 +451,11 @@ impl<V: View> View for WithMissing<'_, V> {
 
     fn has_hashes(&self) -> Result<bool> {
         self.view.has_hashes()
+    }
+
+    #[inline]
+    fn has_quotas(&self) -> Result<bool> {
+        self.view.has_quotas()
     }
 
     fn tree_id(&self, name: &[u8]) -> Option<TreeId> {

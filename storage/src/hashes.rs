@@ -127,6 +127,16 @@ pub(crate) fn id_of_key(key: &[u8]) -> Option<HashId> {
     HashId::from_bytes(key.get(1..1 + ID_LENGTH)?)
 }
 
+/// Whether a key says whose a hash is, instead of being a field's.
+pub(crate) fn is_owner(key: &[u8]) -> bool {
+    key.first() == Some(&OWNER)
+}
+
+/// Where it is said whose the hashes are.
+pub(crate) fn owners() -> (Bound<IVec>, Bound<IVec>) {
+    (Bound::Included(IVec::from([OWNER])), Bound::Excluded(IVec::from([OWNER + 1])))
+}
+
 /// The field in a key of one.
 pub(crate) fn field_of_key(key: &[u8]) -> &[u8] {
     key.get(1 + ID_LENGTH..).unwrap_or_default()

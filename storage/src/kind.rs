@@ -90,6 +90,7 @@ kinds! {
         TransactionSettle = "transaction_settle",
         TransactionResolve = "transaction_resolve",
         TransactionForget = "transaction_forget",
+        SetTreeQuota = "set_tree_quota",
     }
 }
 
@@ -111,6 +112,7 @@ kinds! {
         Strings = "strings",
         LockHolders = "lock_holders",
         SessionList = "session_list",
+        QuotaList = "quota_list",
     }
 }
 
@@ -186,6 +188,7 @@ impl OperationKind {
             Command::CountMany { .. } => OperationKind::AddToCounters,
             Command::SettleDue { .. } => OperationKind::SettleDue,
             Command::Compare { .. } => OperationKind::Compare,
+            Command::SetQuota { .. } => OperationKind::SetTreeQuota,
             Command::Strings { .. } | Command::Expiry(ExpiryCommand::Strings { .. }) => {
                 OperationKind::Strings
             }
@@ -357,6 +360,7 @@ impl<'a> Peek<'a> {
             16 => return of(&[SessionInsert, InsertNext, SetNext], self.number()?),
             17 => Compare,
             18 => Strings,
+            19 => SetTreeQuota,
             _ => return None,
         })
     }
@@ -381,6 +385,7 @@ impl ReadKind {
             GroupRead::Strings { .. } => ReadKind::Strings,
             GroupRead::LockHolders { .. } => ReadKind::LockHolders,
             GroupRead::Sessions { .. } => ReadKind::SessionList,
+            GroupRead::Quotas => ReadKind::QuotaList,
         }
     }
 }

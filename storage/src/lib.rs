@@ -85,6 +85,7 @@ pub mod open_sessions;
 mod overlay;
 pub mod owned;
 pub mod pin;
+pub mod quota;
 mod recovery;
 pub mod repair;
 pub mod replica;
@@ -124,10 +125,12 @@ pub use group_evaluate::{GroupOutcome, evaluate_group};
 pub use ivec::IVec;
 pub use meta::{
     COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME,
-    LOCKS_TREE_NAME, MAX_NOTE_LENGTH, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+    LOCKS_TREE_NAME, MAX_NOTE_LENGTH, QUOTAS_TREE_NAME, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME,
+    TRANSACTIONS_TREE_NAME,
 };
 pub use open_sessions::{OpenSession, Owned};
 pub use owned::OwnedCommand;
+pub use quota::{Measure, QuotaExceeded, QuotaLimit, TreeQuota};
 pub use repair::{Loss, LossKind, RepairOptions, RepairProgress, RepairReport, repair, repair_with};
 pub use replica::{Applied, Replica, ReplicaOptions};
 pub use replica_install::ReplicaInstaller;

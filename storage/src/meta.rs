@@ -68,6 +68,9 @@ pub const SEQUENCES_TREE_NAME: &[u8] = b"__dogsled__sequences";
 /// The name of the tree that holds the fields of hashes.
 pub const HASHES_TREE_NAME: &[u8] = b"__dogsled__hashes";
 
+/// The name of the tree that holds the quotas of trees.
+pub const QUOTAS_TREE_NAME: &[u8] = b"__dogsled__quotas";
+
 /// The longest note of a checkpoint in bytes.
 pub const MAX_NOTE_LENGTH: usize = 64 << 10;
 
@@ -81,6 +84,7 @@ impl Default for Catalog {
         catalog.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
         catalog.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
         catalog.insert(TreeId::HASHES, IVec::from(HASHES_TREE_NAME));
+        catalog.insert(TreeId::QUOTAS, IVec::from(QUOTAS_TREE_NAME));
         catalog
     }
 }

@@ -62,6 +62,7 @@ impl ModelState {
             TreeId::LOCK_QUEUES,
             TreeId::SEQUENCES,
             TreeId::HASHES,
+            TreeId::QUOTAS,
             TreeId::SESSIONS,
         ];
         ModelState {

@@ -313,7 +313,8 @@ impl Repair<'_> {
         let new_id = XxHash3_128::oneshot(&seed);
         let builder = BulkBuilder::new(disk, target, new_id, 64 << 20)?;
         let mut saver = Saver::new(builder, &replay, &mut *self.progress);
-        for id in catalog.ids.keys() {
+        // What a tree holds may not be what its quota says any more: it is to be set, and counted, anew.
+        for id in catalog.ids.keys().filter(|id| **id != TreeId::QUOTAS) {
             saver.tree(file, &tree, *id, &catalog)?;
         }
         let Saver { builder, lengths, keys, bytes, greatest_version, ahead, losses, notes, .. } = saver;

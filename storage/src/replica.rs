@@ -53,7 +53,7 @@ use crate::evaluate::Context;
 use crate::group::{GroupReply, Operation, Refusal};
 use crate::group_evaluate::{Resolved, evaluate_resolved, resolve};
 use crate::meta::{
-    Checkpoint, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME, MAX_NOTE_LENGTH,
+    Checkpoint, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME, MAX_NOTE_LENGTH, QUOTAS_TREE_NAME,
     SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME,
 };
 use crate::replica_install::{check_id, remove_stale};
@@ -186,6 +186,7 @@ pub(crate) fn check_kind(directory: &Directory, checkpoint: &mut Checkpoint, is_
     checkpoint.catalog.insert(TreeId::LOCK_QUEUES, IVec::from(LOCK_QUEUES_TREE_NAME));
     checkpoint.catalog.insert(TreeId::SEQUENCES, IVec::from(SEQUENCES_TREE_NAME));
     checkpoint.catalog.insert(TreeId::HASHES, IVec::from(HASHES_TREE_NAME));
+    checkpoint.catalog.insert(TreeId::QUOTAS, IVec::from(QUOTAS_TREE_NAME));
     if !is_replica {
         if checkpoint.note.is_some() {
             return refuse("this is a replica of a node, whose log is elsewhere; open it with its node");
@@ -348,6 +349,7 @@ impl Replica {
                 may_read_disk: prefetched.is_some(),
                 needs_disk: false.into(),
                 earliest_due: shared.due.keys(),
+                has_quotas: shared.has_quotas.load(Ordering::Relaxed),
             };
             let resolved = resolved
                 .get_or_insert_with(|| resolve(&view, decoded.take().expect("it is resolved only once")));
@@ -359,7 +361,8 @@ impl Replica {
                 let state = Arc::clone(&state);
                 let to_resolve = to_resolve(&committer, resolved);
                 drop(committer);
-                prefetched = Some(prefetch_entry(&state, resolved, to_resolve.as_deref())?);
+                let has_quotas = shared.has_quotas.load(Ordering::Relaxed);
+                prefetched = Some(prefetch_entry(&state, has_quotas, resolved, to_resolve.as_deref())?);
                 continue;
             }
             let outcome = outcome?;
@@ -539,19 +542,22 @@ fn to_resolve(committer: &Committer, resolved: &Resolved) -> Option<Arc<Prepared
 /// foreseen here is read under it.
 fn prefetch_entry(
     state: &Arc<State>,
+    has_quotas: bool,
     resolved: &Resolved,
     to_resolve: Option<&Prepared>,
 ) -> Result<Prefetched> {
     let mut prefetched = match &resolved.command.operation {
-        Operation::Command(command) | Operation::Fenced { command, .. } => prefetch(state, command)?,
+        Operation::Command(command) | Operation::Fenced { command, .. } => {
+            prefetch(state, has_quotas, command)?
+        }
         Operation::Prepare(Prepare { part, .. }) | Operation::Commit(Commit { part, .. }) => {
-            prefetch_part(state, &part.reads, &part.writes, &part.expiries)?
+            prefetch_part(state, has_quotas, &part.reads, &part.writes, &part.expiries)?
         }
         Operation::Resolve { .. } => {
             let part = to_resolve.map(|prepared| &prepared.part);
             let (writes, expiries) =
                 part.map_or((&[][..], &[][..]), |part| (&part.writes[..], &part.expiries[..]));
-            prefetch_part(state, &[], writes, expiries)?
+            prefetch_part(state, has_quotas, &[], writes, expiries)?
         }
         _ => Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() },
     };

@@ -3,6 +3,7 @@
 //! Whether that state is new enough is for the caller to say, who knows what the group has
 //! committed: wait until [`Replica::applied`] is there, then read.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::evaluate::{Context, Entry};
@@ -13,7 +14,7 @@ use crate::seal::seal_of;
 use crate::snapshot::Snapshot;
 use crate::state::{Ends, LatestView, State};
 use crate::strings::{self, StringsOperation, StringsReplies, StringsReply};
-use crate::{Error, IVec, Result, TreeId, Versioned, counter, lock, open_sessions, session};
+use crate::{Error, IVec, Result, TreeId, Versioned, counter, lock, open_sessions, quota, session};
 
 impl Replica {
     /// Answers a read on the newest state.
@@ -83,6 +84,7 @@ impl Replica {
             | GroupRead::Trees
             | GroupRead::Strings { .. }
             | GroupRead::Sessions { .. }
+            | GroupRead::Quotas
             | GroupRead::EarliestSessionExpiry => self.read_from(&self.engine().snapshot(), read)?,
         })
     }
@@ -134,6 +136,7 @@ impl Replica {
                     TreeId::LOCK_QUEUES,
                     TreeId::SEQUENCES,
                     TreeId::HASHES,
+                    TreeId::QUOTAS,
                     TreeId::TRANSACTIONS,
                 ];
                 let names = trees.filter(|(_, id)| !hidden.contains(id)).map(|(name, _)| name);
@@ -141,6 +144,13 @@ impl Replica {
             }
             GroupRead::Strings { trees, operations } => {
                 GroupReadReply::Strings(StringsReplies(self.strings(snapshot, trees, operations)?))
+            }
+            GroupRead::Quotas => {
+                let stored = snapshot.range(TreeId::QUOTAS, Bound::Unbounded, Bound::Unbounded);
+                let status = |entry: Result<Entry>| {
+                    entry.and_then(|(key, found)| quota::status_of(&key, &found.value))
+                };
+                GroupReadReply::Quotas(stored.map(status).collect::<Result<_>>()?)
             }
             GroupRead::Sessions { after, limit } => {
                 // The snapshot is no older than the time.
@@ -231,6 +241,8 @@ fn view<'a>(snapshot: &'a Snapshot, ends: &'a Ends) -> LatestView<'a> {
         may_read_disk: true,
         needs_disk: false.into(),
         earliest_due: u64::MAX,
+        // Nothing is written here.
+        has_quotas: false,
     }
 }
 

@@ -213,6 +213,7 @@ impl Replica {
             | GroupRead::Ticket { .. }
             | GroupRead::Trees
             | GroupRead::Sessions { .. }
+            | GroupRead::Quotas
             | GroupRead::EarliestSessionExpiry
             | GroupRead::Transactions => None,
         }

@@ -146,12 +146,19 @@ impl Snapshot {
     }
 
     /// The trees, sorted by name; the database's own ones only if they hold something, and never those of
-    /// times to live, of waiters, of numbers, of hashes and of sessions.
+    /// times to live, of waiters, of numbers, of hashes, of quotas and of sessions.
     pub fn trees(&self) -> Vec<(IVec, TreeId)> {
         let state = &self.registration.state;
         let is_inner = |id| {
-            [TreeId::EXPIRY, TreeId::LOCK_QUEUES, TreeId::SEQUENCES, TreeId::HASHES, TreeId::SESSIONS]
-                .contains(&id)
+            let inner = [
+                TreeId::EXPIRY,
+                TreeId::LOCK_QUEUES,
+                TreeId::SEQUENCES,
+                TreeId::HASHES,
+                TreeId::QUOTAS,
+                TreeId::SESSIONS,
+            ];
+            inner.contains(&id)
         };
         let shown =
             |id: TreeId| !id.is_system() || (!is_inner(id) && self.len(id).is_ok_and(|length| length > 0));

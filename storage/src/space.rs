@@ -84,6 +84,8 @@ impl Command {
     pub fn asks_for_space(&self) -> bool {
         match self {
             Command::DropTree { .. }
+            // Which limits what is stored.
+            | Command::SetQuota { .. }
             | Command::ClearTree { .. }
             | Command::Remove { .. }
             | Command::Pop { .. }

@@ -207,6 +207,8 @@ pub(crate) struct LatestView<'a> {
     pub(crate) needs_disk: Cell<bool>,
     /// See [`View::earliest_due`].
     pub(crate) earliest_due: u64,
+    /// See [`View::has_quotas`].
+    pub(crate) has_quotas: bool,
 }
 
 impl LatestView<'_> {
@@ -339,5 +341,10 @@ impl View for LatestView<'_> {
 
     fn transactions(&self) -> Option<&Transactions> {
         self.transactions
+    }
+
+    #[inline]
+    fn has_quotas(&self) -> Result<bool> {
+        Ok(self.has_quotas)
     }
 }

@@ -267,6 +267,8 @@ pub enum StringsFailure {
     FieldNotAFloat,
     /// One reply cannot tell all of it.
     TooMuch,
+    /// The tree would be larger than its quota allows; see [`crate::quota`].
+    OverQuota,
 }
 
 /// The replies to a list of operations, in their order.

@@ -124,6 +124,7 @@ impl Expected {
             | Command::Expiry(_)
             | Command::SettleDue { .. }
             | Command::Owned(_)
+            | Command::SetQuota { .. }
             | Command::Strings { .. } => unreachable!("not here"),
         };
         self.commits += u64::from(has_changed);

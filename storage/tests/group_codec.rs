@@ -16,12 +16,18 @@ use dogsled_storage::lock::{FencingToken, Holder, LockReply, Permit};
 use dogsled_storage::transaction::{Commit, Prepare, Reason};
 use dogsled_storage::{
     Answer, ChunkPosition, Command, Decision, Error, ExpiryCommand, ExpiryReply, Fence, GroupCommand,
-    GroupRead, GroupReadReply, GroupReply, LockedBy, OpenSession, Operation, Owned, Part, Refusal, Reply,
-    SessionId, SessionTag, TransactionId, TreeId, Versioned, Vote, When, Write,
+    GroupRead, GroupReadReply, GroupReply, LockedBy, Measure, OpenSession, Operation, Owned, Part,
+    QuotaExceeded, QuotaLimit, Refusal, Reply, SessionId, SessionTag, TransactionId, TreeId, TreeQuota,
+    Versioned, Vote, When, Write,
 };
 
 fn command(operation: Operation) -> GroupCommand {
     GroupCommand { session: None, time_ms: 7, trees: Vec::new(), operation }
+}
+
+fn quota() -> TreeQuota {
+    let limit = QuotaLimit { bytes: Some(300), entries: None };
+    TreeQuota { tree: "t".into(), limit, bytes: 7, entries: 2 }
 }
 
 fn reply(result: Result<Answer, Refusal>) -> GroupReply {
@@ -50,6 +56,13 @@ fn commands_of_a_group_have_the_bytes_they_always_had() {
             b"\x03\x00\x07\x00\x02\xfe\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\x2c\x01",
         ),
         (command(Operation::RenewSession { session: SessionId(9) }), b"\x03\x00\x07\x00\x03\x09"),
+        (
+            command(Operation::Command(Command::SetQuota {
+                name: "t".into(),
+                limit: Some(QuotaLimit { bytes: None, entries: Some(9) }),
+            })),
+            b"\x03\x00\x07\x00\x01\x13\x01t\x01\x00\x01\x09",
+        ),
         (command(Operation::CloseSession { session: SessionId(9) }), b"\x03\x00\x07\x00\x04\x09"),
         (command(Operation::ExpireSessions { led_ms: 9 }), b"\x03\x00\x07\x00\x05\x09"),
         (
@@ -159,6 +172,21 @@ fn replies_of_a_group_have_the_bytes_they_always_had() {
         ),
         (reply(Err(Refusal::Locked(lock))), b"\x01\x03\x07\x01\x07\x09\x02\x08\x07"),
         (reply(Err(Refusal::TreeSealed("t".into()))), b"\x01\x03\x07\x01\x08\x01t"),
+        (
+            reply(Err(Refusal::QuotaExceeded(QuotaExceeded {
+                tree: "t".into(),
+                measure: Measure::Entries,
+                limit: 4,
+                used: 3,
+                wanted: 5,
+            }))),
+            b"\x01\x03\x07\x01\x09\x01t\x01\x04\x03\x05",
+        ),
+        (reply(Ok(Answer::Reply(Reply::Quota(None)))), b"\x01\x03\x07\x00\x01\x10\x00"),
+        (
+            reply(Ok(Answer::Reply(Reply::Quota(Some(quota()))))),
+            b"\x01\x03\x07\x00\x01\x10\x01\x01t\x01\xfb\x2c\x01\x00\x07\x02",
+        ),
         (reply(Ok(Answer::Vote(Vote::Yes))), b"\x01\x03\x07\x00\x04\x00"),
         (reply(Ok(Answer::Vote(Vote::Conflict))), b"\x01\x03\x07\x00\x04\x01"),
         (reply(Ok(Answer::Vote(Vote::Locked(lock)))), b"\x01\x03\x07\x00\x04\x02\x09\x02\x08\x07"),
@@ -221,6 +249,7 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
         (GroupRead::Transactions, b"\x01\x0b"),
         (GroupRead::LockHolders { name: "l".into() }, b"\x01\x0d\x01l"),
         (GroupRead::Sessions { after: Some(SessionId(3)), limit: 9 }, b"\x01\x0e\x01\x03\x09"),
+        (GroupRead::Quotas, b"\x01\x0f"),
     ];
     for (read, bytes) in golden {
         let encoded = encode_group_read(&read).unwrap();
@@ -286,6 +315,7 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
             },
             b"\x01\x0e\x01\x03\x0a\x14\x02\x03\x00\x01t\x01k\x01\x01l\x06\x02\x01l\x07\x01\x00\x08\x09",
         ),
+        (GroupReadReply::Quotas(vec![quota()]), b"\x01\x0f\x01\x01t\x01\xfb\x2c\x01\x00\x07\x02"),
     ];
     for (reply, bytes) in golden {
         let encoded = encode_group_read_reply(&reply).unwrap();

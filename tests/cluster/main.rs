@@ -8,6 +8,7 @@ mod hashing;
 mod http;
 mod membership;
 mod operations;
+mod quotas;
 mod reads;
 mod services;
 mod support;

@@ -8,6 +8,7 @@ mod beside;
 mod commands;
 mod hostile;
 mod locks;
+mod quotas;
 mod random;
 mod support;
 mod together;

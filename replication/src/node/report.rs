@@ -14,7 +14,7 @@ use super::{Inner, Node};
 use crate::client::{ClientReply, ClientRequest};
 use crate::group::Group;
 use crate::metrics::{Family, SlowCommand};
-use crate::ring::META_GROUP;
+use crate::ring::{META_GROUP, TreeHash};
 use crate::status::{GroupStatus, NodeStatus, Role};
 use crate::transport::NodeId;
 
@@ -154,6 +154,7 @@ impl Inner {
         families.extend(self.of_the_wal(&status));
         families.extend(self.of_engines());
         families.extend(self.of_sessions_and_locks().await);
+        families.extend(self.of_quotas().await);
         families
     }
 
@@ -249,6 +250,41 @@ impl Inner {
     }
 
     /// Of the groups that this node leads, so that the sum over all nodes is that of the cluster.
+    /// Of the groups that this node leads, so that a sum over all nodes counts each once.
+    async fn of_quotas(&self) -> Vec<Family> {
+        let led = self.hosted().into_iter().filter(|group| group.leads());
+        let led: Vec<_> = led.filter_map(|group| Some((group.id, group.slot.replica()?))).collect();
+        let read = self.blocking.run(move || {
+            // A replica that cannot be read says so where it matters.
+            let quotas =
+                |(group, replica): (u32, Arc<Replica>)| Some((group, replica.engine().quotas().ok()?));
+            led.into_iter().filter_map(quotas).collect::<Vec<_>>()
+        });
+        let mut families = [
+            Family::gauge("dogsled_tree_quota_bytes", "Bytes that a tree may have in a group, by its quota."),
+            Family::gauge("dogsled_tree_quota_used_bytes", "Bytes of a tree that has a quota, in a group."),
+            Family::gauge(
+                "dogsled_tree_quota_entries",
+                "Keys that a tree may have in a group, by its quota.",
+            ),
+            Family::gauge("dogsled_tree_quota_used_entries", "Keys of a tree that has a quota, in a group."),
+        ];
+        for (group, quotas) in read.await.unwrap_or_default() {
+            for quota in quotas {
+                let name = TreeHash::of_stored(&quota.tree).1.escape_ascii().to_string();
+                let values = [quota.limit.bytes, Some(quota.bytes), quota.limit.entries, Some(quota.entries)];
+                for (family, value) in families.iter_mut().zip(values) {
+                    if let Some(value) = value {
+                        let mut labels = label(group);
+                        labels.push(("tree", name.clone().into()));
+                        family.add(labels, value);
+                    }
+                }
+            }
+        }
+        families.into()
+    }
+
     async fn of_sessions_and_locks(&self) -> Vec<Family> {
         let led = self.hosted().into_iter().filter(|group| group.leads());
         let led: Vec<_> = led.filter_map(|group| Some((group.id, group.slot.replica()?))).collect();

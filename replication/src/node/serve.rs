@@ -130,9 +130,16 @@ fn writes_the_record(request: &ClientRequest) -> bool {
         command.trees.iter().any(|tree| is_record(tree))
             || match &command.operation {
                 // Their names are not among the command's trees.
-                Operation::Command(Command::CreateTree { name } | Command::DropTree { name })
+                Operation::Command(
+                    Command::CreateTree { name }
+                    | Command::DropTree { name }
+                    | Command::SetQuota { name, .. },
+                )
                 | Operation::Fenced {
-                    command: Command::CreateTree { name } | Command::DropTree { name },
+                    command:
+                        Command::CreateTree { name }
+                        | Command::DropTree { name }
+                        | Command::SetQuota { name, .. },
                     ..
                 } => is_record(name),
                 _ => false,

@@ -273,4 +273,54 @@ is a conflict (exit code 8).")]
         #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
         nth: u8,
     },
+    /// Limit how much a tree may hold, or see how much of its quota it has used
+    #[command(long_about = "\
+Limit how much a tree may hold, or see how much of its quota it has used, of a directory or (--connect) a cluster.
+
+What would make the tree larger is refused then (exit code 12); removing and shrinking never is. What is
+given replaces the quota that there was. In a cluster each partition keeps an equal share of the limit: the tree never
+holds more, and a write is refused when its partition is full, which of a tree whose keys have few tags is early.")]
+    Quota {
+        /// The tree; without one, all that have quotas are listed
+        name: Option<OsString>,
+        /// The most bytes of keys and values; with a unit, as in 500MiB or 2GiB, or without
+        #[arg(long, value_name = "SIZE", requires = "name", value_parser = size)]
+        bytes: Option<u64>,
+        /// The most keys
+        #[arg(long, value_name = "COUNT", requires = "name")]
+        entries: Option<u64>,
+        /// Limit it no more
+        #[arg(long, requires = "name", conflicts_with_all = ["bytes", "entries"])]
+        none: bool,
+    },
+}
+
+/// A number of bytes, with a unit or without.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "kib" => 10,
+        "mib" => 20,
+        "gib" => 30,
+        "tib" => 40,
+        _ => return Err(format!("{unit:?} is none of the units KiB, MiB, GiB and TiB")),
+    };
+    let number: u64 = number.parse().map_err(|error| format!("{number:?}: {error}"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| "more bytes than there can be".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_units_or_none() {
+        assert_eq!((size("0"), size("17"), size("3KiB")), (Ok(0), Ok(17), Ok(3 << 10)));
+        assert_eq!((size("2 gib"), size("1TiB")), (Ok(2 << 30), Ok(1 << 40)));
+        for wrong in ["", "KiB", "5MB", "-1", "1.5MiB", "99999999TiB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use dogsled::cluster::report::{
 };
 use dogsled::cluster::{MemberRecord, MemberStatus, NodeId, Record};
 
-use super::rebalance;
+use super::{rebalance, tree};
 use crate::cli::args::Global;
 use crate::cli::exit::Result;
 use crate::cli::output::{self, Output};
@@ -27,8 +27,14 @@ pub(crate) fn status(global: &Global, out: &mut Output) -> Result<()> {
         // The members have told how they are, which is what matters when something is wrong.
         _ => remote.wait(client.record()).ok(),
     };
+    // Not by what the members say. A partition that does not answer must not hold up the rest.
+    let are_led = map.epoch > 0 && groups.iter().all(|group| group.leader.is_some());
+    let quotas = if are_led { remote.wait(client.tree_quotas()).unwrap_or_default() } else { Vec::new() };
     if out.json {
-        return out.document(&status_document(&map, &members, record.as_ref()));
+        let mut document = status_document(&map, &members, record.as_ref());
+        let fields = quotas.iter().map(|quota| tree::quota_fields(&quota.whole, quota.fullest()));
+        document["quotas"] = fields.collect();
+        return out.document(&document);
     }
     if map.cluster == 0 {
         out.line(format_args!("node {} belongs to no cluster yet", members[0].node))?;
@@ -50,6 +56,12 @@ pub(crate) fn status(global: &Global, out: &mut Output) -> Result<()> {
     out.line("")?;
     let header = ["group", "leader", "term", "entries", "followers behind"].map(str::to_owned);
     table(out, std::iter::once(header).chain(groups.iter().map(group_row)))?;
+    if !quotas.is_empty() {
+        out.line("")?;
+        for quota in &quotas {
+            out.line(format_args!("quota of {}", tree::quota_line(&quota.whole, quota.fullest())))?;
+        }
+    }
     let Some(record) = record else { return Ok(()) };
     out.line("")?;
     let header = ["node", "is", "weight", "zone", "holds", "is to lead"].map(str::to_owned);

@@ -11,8 +11,8 @@ use dogsled_storage::disk::RealDisk;
 use dogsled_storage::wal::{Event, RecordKind, Summary, inspect};
 use dogsled_storage::{
     COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EMBEDDED_STREAM, EXPIRY_TREE_NAME, Effect, Effects, Error,
-    HASHES_TREE_NAME, IVec, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME,
-    TreeId,
+    HASHES_TREE_NAME, IVec, LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, QUOTAS_TREE_NAME, SEQUENCES_TREE_NAME,
+    SESSIONS_TREE_NAME, TreeId,
 };
 use serde_json::{Value, json};
 
@@ -146,6 +146,7 @@ fn dump(out: &mut Output, wal: &Path, limit: u64) -> Result<()> {
             (TreeId::EXPIRY, EXPIRY_TREE_NAME),
             (TreeId::LOCK_QUEUES, LOCK_QUEUES_TREE_NAME),
             (TreeId::SEQUENCES, SEQUENCES_TREE_NAME),
+            (TreeId::QUOTAS, QUOTAS_TREE_NAME),
             (TreeId::HASHES, HASHES_TREE_NAME),
             (TreeId::SESSIONS, SESSIONS_TREE_NAME),
         ]

@@ -148,6 +148,10 @@ impl Data {
     }
 }
 
+/// As a Redis that has reached its `maxmemory`: clients know the first word.
+const OVER_QUOTA: &str =
+    "OOM command not allowed: the quota of its tree is used up. Delete something, or raise it";
+
 fn plain(reply: &StringsReply) -> Value {
     match reply {
         StringsReply::Done => Value::OK,
@@ -166,6 +170,7 @@ fn plain(reply: &StringsReply) -> Value {
             StringsFailure::FieldNotAnInteger => "ERR hash value is not an integer",
             StringsFailure::FieldNotAFloat => "ERR hash value is not a float",
             StringsFailure::TooMuch => "ERR the hash is too large for one reply; use HSCAN",
+            StringsFailure::OverQuota => OVER_QUOTA,
         }),
         StringsReply::Values(values) => {
             Value::Array(values.0.iter().map(|value| value.clone().map_or(Value::Null, bulk)).collect())
@@ -199,6 +204,7 @@ pub(super) fn failed(error: &Error) -> Value {
         Error::Unavailable(why) => format!("CLUSTERDOWN nothing was done, try again: {why}"),
         Error::LockNotHeld { .. } => format!("LOCKNOTHELD {error}"),
         Error::Invalid(what) => format!("ERR {what}"),
+        Error::QuotaExceeded(_) => OVER_QUOTA.to_owned(),
         other => format!("ERR {other}"),
     })
 }

@@ -99,7 +99,8 @@ impl Unsettled {
                         Refusal::Invalid(_)
                         | Refusal::TooLarge(_)
                         | Refusal::TreeNotFound(_)
-                        | Refusal::LockNotHeld { .. },
+                        | Refusal::LockNotHeld { .. }
+                        | Refusal::QuotaExceeded(_),
                     ) => Outcome::Aborted,
                     Err(Refusal::SessionUnknown(_) | Refusal::Forgotten { .. }) => Outcome::Forgotten,
                     other => return Err(unexpected(&other)),

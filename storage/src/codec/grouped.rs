@@ -8,6 +8,7 @@ use super::bincoded::{Body, MAX_ENCODED_COMMAND_LENGTH, decode_command_body, enc
 use crate::counter::{CounterAddition, Sums};
 use crate::group::{GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, Refusal, SessionId};
 use crate::lock::FencingToken;
+use crate::quota::QuotaExceeded;
 use crate::strings::{StringsReplies, StringsReply};
 use crate::transaction::{Commit, LockedBy, Prepare};
 use crate::{Error, IVec, Result};
@@ -156,6 +157,7 @@ pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
             12 => GroupRead::Strings { trees: body.list()?, operations: body.list()? },
             13 => GroupRead::LockHolders { name: body.next()? },
             14 => GroupRead::Sessions { after: body.next()?, limit: body.next()? },
+            15 => GroupRead::Quotas,
             other => return Err(unknown("read", other)),
         })
     })
@@ -215,6 +217,7 @@ pub fn decode_group_read_reply(bytes: &[u8]) -> Result<GroupReadReply> {
                 now_ms: body.next()?,
                 led_ms: body.next()?,
             },
+            15 => GroupReadReply::Quotas(body.list()?),
             other => return Err(unknown("answer", other)),
         })
     })
@@ -242,6 +245,7 @@ impl<Context> Decode<Context> for Refusal {
             },
             7 => Refusal::Locked(LockedBy::decode(decoder)?),
             8 => Refusal::TreeSealed(IVec::decode(decoder)?),
+            9 => Refusal::QuotaExceeded(QuotaExceeded::decode(decoder)?),
             other => return Err(DecodeError::OtherString(unknown("refusal", other))),
         })
     }

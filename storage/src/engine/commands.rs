@@ -24,6 +24,7 @@ pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
         | Command::ClearTree { .. }
         | Command::CreateTree { .. }
         | Command::DropTree { .. }
+        | Command::SetQuota { .. }
         | Command::Counter(crate::counter::CounterCommand::Remove { .. }) => true,
         Command::Counter(crate::counter::CounterCommand::SetIf { .. }) => {
             *reply == Reply::Counter(crate::counter::CounterReply::Swapped(Ok(())))
@@ -43,8 +44,9 @@ pub(crate) fn touches_locks(effects: &[Effect]) -> bool {
     })
 }
 
-/// Reads from the B-tree what a command will look at, without the commit mutex.
-pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetched> {
+/// Reads from the B-tree what a command will look at, without the commit mutex. Where trees have quotas, that is also
+/// what it overwrites.
+pub(crate) fn prefetch(state: &Arc<State>, has_quotas: bool, command: &Command) -> Result<Prefetched> {
     let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
     let mut read = |tree: TreeId, key: &IVec| -> Result<()> {
         if let Some(base) = state.base.tree(tree) {
@@ -56,17 +58,22 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
         Command::Insert { tree, key, .. }
         | Command::Remove { tree, key }
         | Command::CompareAndSwap { tree, key, .. } => read(*tree, key)?,
+        Command::Put { tree, key, .. } => {
+            // Only of a tree with a quota is it looked at.
+            read(*tree, key)?;
+        }
         Command::Batch { writes } => {
-            for write in writes.iter().filter(|write| write.value.is_none()) {
+            for write in writes.iter().filter(|write| write.value.is_none() || has_quotas) {
                 read(write.tree, &write.key)?;
             }
         }
         Command::Transact { reads, writes, expiries, .. } => {
-            return prefetch_part(state, reads, writes, expiries);
+            return prefetch_part(state, has_quotas, reads, writes, expiries);
         }
         Command::Compare { comparisons, then, otherwise } => {
             comparisons.iter().try_for_each(|comparison| read(comparison.tree, &comparison.key))?;
-            let removed = then.iter().chain(otherwise).filter(|write| write.value.is_none());
+            let writes = then.iter().chain(otherwise);
+            let removed = writes.filter(|write| write.value.is_none() || has_quotas);
             removed.into_iter().try_for_each(|write| read(write.tree, &write.key))?;
         }
         Command::Counter(counter) => read(TreeId::COUNTERS, counter.name())?,
@@ -90,7 +97,7 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
         }
         Command::Owned(OwnedCommand::InsertNext { .. } | OwnedCommand::SetNext { .. })
         | Command::SettleDue { .. }
-        | Command::Put { .. }
+        | Command::SetQuota { .. }
         | Command::CreateTree { .. }
         | Command::DropTree { .. }
         | Command::ClearTree { .. }
@@ -103,12 +110,14 @@ pub(crate) fn prefetch(state: &Arc<State>, command: &Command) -> Result<Prefetch
 /// As [`prefetch`], for what a transaction read and writes.
 pub(crate) fn prefetch_part(
     state: &Arc<State>,
+    has_quotas: bool,
     reads: &[KeyRead],
     writes: &[Write],
     expiries: &[ExpiryCommand],
 ) -> Result<Prefetched> {
     let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
-    let removed = writes.iter().filter(|write| write.value.is_none()).map(|write| (write.tree, &write.key));
+    let looked_at = writes.iter().filter(|write| write.value.is_none() || has_quotas);
+    let removed = looked_at.map(|write| (write.tree, &write.key));
     for (tree, key) in reads.iter().map(|read| (read.tree, &read.key)).chain(removed) {
         if let Some(base) = state.base.tree(tree) {
             prefetched.found.insert((tree, key.clone()), base.get(key)?);

@@ -46,7 +46,7 @@ impl Shared {
                     let outcome = evaluate(view, context, &command)?;
                     Ok((outcome.effects, outcome.reply))
                 },
-                prefetch: &|state| prefetch(state, &command),
+                prefetch: &|state| prefetch(state, self.has_quotas.load(Ordering::Relaxed), &command),
                 says_it_is_so: &|reply| says_it_is_so(&command, reply),
                 // A lease must not run out because its renewal waits for a checkpoint; locks are few.
                 is_urgent: matches!(command, Command::Lock(_)),
@@ -85,6 +85,7 @@ impl Shared {
                 may_read_disk: prefetched.is_some(),
                 needs_disk: false.into(),
                 earliest_due: shared.due.keys(),
+                has_quotas: shared.has_quotas.load(Ordering::Relaxed),
             };
             let context = Context { sequence: committer.sequence + 1, time_ms };
             match (write.evaluate)(&view, &context) {

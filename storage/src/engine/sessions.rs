@@ -13,7 +13,7 @@ use crate::evaluate::{Context, Effect};
 use crate::group::{Answer, Refusal, SessionId};
 use crate::session::{self, Done};
 use crate::state::{LatestView, Prefetched};
-use crate::{Error, OpenSession, Result, TreeId, open_sessions};
+use crate::{Error, OpenSession, Result, TreeId, open_sessions, quota};
 
 impl Engine {
     /// Opens a session of an embedded database, or renews it with another lease; the log's time at which it ends.
@@ -120,7 +120,12 @@ impl Shared {
     ) -> Result<Result<Answer, Refusal>> {
         self.write(
             &Write {
-                evaluate,
+                evaluate: &|view, context| {
+                    let (mut effects, answer) = evaluate(view, context)?;
+                    // What dies with a session is counted where it was.
+                    quota::charge(view, &mut effects)?;
+                    Ok((effects, answer))
+                },
                 // What is looked at is known only by looking.
                 prefetch: &|state| {
                     Ok(Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() })

@@ -47,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) watchers: Watchers,
     pub(crate) lock_waiters: LockWaiters,
     pub(crate) due: DueTimes,
+    /// Whether a tree has, or had since opening, a quota. Changed with the commit mutex held.
+    pub(crate) has_quotas: AtomicBool,
     pub(crate) progress: Mutex<Progress>,
     pub(crate) progressed: Condvar,
     /// The checkpoint record of the frozen overlay.
@@ -132,7 +134,12 @@ impl Shared {
         for effect in effects {
             match effect {
                 Effect::SetNextId { next } => committer.next_id = *next,
-                Effect::Put { tree, key, .. } => committer.ends.put(*tree, key),
+                Effect::Put { tree, key, .. } => {
+                    committer.ends.put(*tree, key);
+                    if *tree == TreeId::QUOTAS {
+                        self.has_quotas.store(true, Ordering::Relaxed);
+                    }
+                }
                 _ => {}
             }
         }

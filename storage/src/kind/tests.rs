@@ -77,6 +77,7 @@ fn commands() -> Vec<Command> {
         Command::CountMany { additions: Vec::new() },
         Command::SettleDue { limit: 1 },
         Command::Strings { watched: Vec::new(), operations: Vec::new() },
+        Command::SetQuota { name: key(), limit: None },
         Command::Compare {
             comparisons: vec![Comparison { tree, key: key(), condition: Condition::Present }],
             then: writes(),
@@ -167,7 +168,7 @@ fn names_are_told_apart_and_fit_a_label() {
 
 #[test]
 fn bytes_that_are_no_command_have_no_kind() {
-    for bytes in [&b""[..], b"\x02\0\x07\0\0", b"\x03\0\x07\0\x0c", b"\x03\0\xff", b"\x03\0\x07\0\x01\x13"] {
+    for bytes in [&b""[..], b"\x02\0\x07\0\0", b"\x03\0\x07\0\x0c", b"\x03\0\xff", b"\x03\0\x07\0\x01\x14"] {
         assert_eq!(OperationKind::peek(bytes), None, "{bytes:?}");
     }
     // A list that is claimed to be longer than anything.

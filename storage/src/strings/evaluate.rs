@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Carried, Slot, StringAction, StringsOperation, StringsReplies, StringsReply, apply};
+use super::{
+    Carried, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply, apply,
+};
 use crate::command::{KeyRead, Reply, TreeId};
 use crate::evaluate::{self, Context, Effect, Effects, Outcome, Versioned, View};
 use crate::expiry::{self, Ends};
 use crate::hashes::sweep::{self, as_ref};
-use crate::hashes::{self, Needs, SMALL, decode_owner, encode_owner};
+use crate::hashes::{self, HashSlot, Needs, SMALL, decode_owner, encode_owner};
+use crate::quota::Growth;
 use crate::{Error, IVec, Result};
 
 /// After so long it is looked at whether a hash that was suspected can still be reached: no transaction takes as long.
@@ -93,6 +96,7 @@ fn carry_out(
 ) -> Result<(Vec<StringsReply>, BTreeMap<Place, Looked>)> {
     // Where nothing has a time to live no record need be looked for.
     let may_expire = view.earliest_due()? != u64::MAX;
+    let mut growth = Growth::new(view)?;
     // What is overwritten may be a hash only where there are some.
     let may_be_blind = !operations.iter().any(StringsOperation::is_blind) || !view.has_hashes()?;
     let mut keys: BTreeMap<Place, Looked> = BTreeMap::new();
@@ -107,7 +111,8 @@ fn carry_out(
             let place = (tree, key.clone());
             if let std::collections::btree_map::Entry::Vacant(entry) = keys.entry(place) {
                 expiry::check_tree(view, tree)?;
-                let is_blind = may_be_blind && operation.is_blind();
+                // Of a tree with a quota it has to be known how long that is.
+                let is_blind = may_be_blind && operation.is_blind() && !is_limited(&mut growth, tree)?;
                 entry.insert(look(view, tree, key, is_blind, may_expire)?);
             }
         }
@@ -124,14 +129,66 @@ fn carry_out(
         let other = match &operation.action {
             StringAction::Transfer { tree, key, .. } => {
                 let other = (*tree, key.clone());
-                (other != place).then(|| &mut keys.get_mut(&other).expect("looked at").slot)
+                (other != place).then_some(other)
             }
             _ => None,
         };
-        replies.push(apply(&operation.action, context.time_ms, &mut carried, &mut slot, other));
+        let slots = || (slot.clone(), other.as_ref().map(|other| keys[other].slot.clone()));
+        let other_tree = other.as_ref().map_or(operation.tree, |(tree, _)| *tree);
+        let is_judged = is_limited(&mut growth, operation.tree)? || is_limited(&mut growth, other_tree)?;
+        let before = is_judged.then(slots);
+        let other_slot = other.as_ref().map(|other| &mut keys.get_mut(other).expect("looked at").slot);
+        let mut reply = apply(&operation.action, context.time_ms, &mut carried, &mut slot, other_slot);
+        if let (Some(growth), Some((before, other_before))) = (&mut growth, before) {
+            let mut changed = vec![(&place, &before, &slot)];
+            if let (Some(other), Some(before)) = (&other, &other_before) {
+                changed.push((other, before, &keys[other].slot));
+            }
+            if !may_grow(growth, &changed)? {
+                reply = StringsReply::Failed(StringsFailure::OverQuota);
+                slot = before;
+                if let (Some(other), Some(before)) = (&other, other_before) {
+                    keys.get_mut(other).expect("looked at").slot = before;
+                }
+            }
+        }
+        replies.push(reply);
         keys.get_mut(&place).expect("looked at").slot = slot;
     }
     Ok((replies, keys))
+}
+
+/// Whether a tree has a quota.
+fn is_limited<V: View>(growth: &mut Option<Growth<'_, V>>, tree: TreeId) -> Result<bool> {
+    growth.as_mut().map_or(Ok(false), |growth| growth.is_limited(tree))
+}
+
+/// Whether an operation may do what it has done to keys, as far as the quotas of their trees are concerned. What it frees
+/// of fields of a hash that is gone is not known here, and not reckoned with.
+fn may_grow<V: View>(growth: &mut Growth<'_, V>, changed: &[(&Place, &Slot, &Slot)]) -> Result<bool> {
+    let mut sums = BTreeMap::<TreeId, (i64, i64)>::new();
+    for ((tree, key), before, after) in changed {
+        if !growth.is_limited(*tree)? {
+            continue;
+        }
+        let size = |slot: &Slot| slot.encode().map(|value| (key.len() + value.len()) as i64);
+        let (before_size, after_size) = (size(before), size(after));
+        let sum = sums.entry(*tree).or_default();
+        sum.0 += after_size.unwrap_or(0) - before_size.unwrap_or(0);
+        sum.1 += i64::from(after_size.is_some()) - i64::from(before_size.is_some());
+        if let Some(hash) = &after.hash {
+            let known =
+                |slot: &Slot| slot.hash.as_ref().filter(|known| known.id == hash.id).map_or(0, fields_known);
+            sum.0 += fields_known(hash) - known(before);
+        }
+    }
+    growth.allows(&sums)
+}
+
+/// The bytes of those fields of a hash that are known.
+fn fields_known(hash: &HashSlot) -> i64 {
+    let fields = hash.fields.iter();
+    fields.filter_map(|(name, field)| Some((name.len() + field.now.as_ref()?.len()) as i64)).sum()
 }
 
 fn makes_hash(operation: &StringsOperation, slot: &Slot) -> bool {

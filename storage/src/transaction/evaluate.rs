@@ -10,7 +10,7 @@ use crate::evaluate::{Context, Effect, Effects, View, effects_of_writes, is_curr
 use crate::expiry::LiveView;
 use crate::group::{Answer, Refusal};
 use crate::session::Done;
-use crate::{IVec, Result, expiry};
+use crate::{IVec, Result, expiry, quota};
 
 /// Why a part cannot be committed as it stands.
 enum No {
@@ -104,6 +104,13 @@ pub(crate) fn prepare(
             Err(No::Conflict) => return answer(Effects::new(), Answer::Vote(Vote::Conflict)),
             Err(No::Locked(lock)) => return answer(Effects::new(), Answer::Vote(Vote::Locked(lock))),
         }
+        if view.has_quotas()? {
+            // What it would come to: when it is resolved it is not judged any more.
+            let mut effects = effects_of_part(view, context, part)?;
+            if let Err(error) = quota::charge(view, &mut effects) {
+                return Ok((Effects::new(), Err(Refusal::of(error)?)));
+            }
+        }
     }
     let prepared = Prepared {
         home: *home,
@@ -165,6 +172,9 @@ pub(crate) fn commit(
         Err(No::Locked(lock)) => return decided(Decision::Aborted(Reason::Locked(lock))),
     }
     let mut effects = effects_of_part(view, context, part)?;
+    if let Err(error) = quota::charge(view, &mut effects) {
+        return Ok((Effects::new(), Err(Refusal::of(error)?)));
+    }
     let participants = participants.clone();
     effects
         .push(record(*transaction, &Decided { committed: true, decide_by_ms: *decide_by_ms, participants }));

@@ -77,6 +77,11 @@ impl<V: View> View for Guarded<'_, V> {
         self.view.has_hashes()
     }
 
+    #[inline]
+    fn has_quotas(&self) -> Result<bool> {
+        self.view.has_quotas()
+    }
+
     fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
         self.view.tree_id(name)
     }

@@ -3,6 +3,7 @@
 use std::ops::Bound;
 
 use dogsled_storage::model::{ModelState, ModelTree};
+use dogsled_storage::quota::check_invariants;
 use dogsled_storage::{Engine, IVec, Snapshot, TreeId, Versioned, View};
 
 use super::Random;
@@ -14,7 +15,8 @@ type Entry = (IVec, Versioned);
 pub fn assert_snapshot_is(snapshot: &Snapshot, model: &ModelState, context: &str) {
     assert_eq!(snapshot.sequence(), model.sequence(), "{context}: the snapshot's sequence");
     assert_eq!(snapshot.trees(), shown_trees(model), "{context}: trees as of {}", model.sequence());
-    let own = [TreeId::COUNTERS, TreeId::LOCKS];
+    let own = [TreeId::COUNTERS, TreeId::LOCKS, TreeId::QUOTAS];
+    check_invariants(model).unwrap_or_else(|error| panic!("{context}: {error}"));
     for id in model.names().map(|(_, id)| id).chain(own) {
         let expected = model.tree(id).expect("a named tree exists");
         let context = format!("{context}: {id:?} as of {}", model.sequence());
@@ -45,7 +47,7 @@ pub fn assert_snapshot_is(snapshot: &Snapshot, model: &ModelState, context: &str
 pub fn assert_engine_is(engine: &Engine, model: &ModelState, context: &str) {
     assert_eq!(engine.sequence(), model.sequence(), "{context}: the engine's sequence");
     assert_eq!(engine.trees(), shown_trees(model), "{context}: trees");
-    let mut keys = model.len(TreeId::COUNTERS) + model.len(TreeId::LOCKS);
+    let mut keys = model.len(TreeId::COUNTERS) + model.len(TreeId::LOCKS) + model.len(TreeId::QUOTAS);
     for (name, id) in model.names() {
         assert_eq!(engine.tree_id(name), Some(id), "{context}: the number of tree {name:?}");
         let tree = model.tree(id).expect("a named tree exists");

@@ -8,7 +8,8 @@ use dogsled_storage::lock::{FencingToken, LockCommand, LockRequest};
 use dogsled_storage::model::ModelState;
 use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation};
 use dogsled_storage::{
-    Command, ExpiryCommand, Fence, IVec, OwnedCommand, SessionId, SetIf, TreeId, View, When, Write,
+    Command, ExpiryCommand, Fence, IVec, OwnedCommand, QuotaLimit, SessionId, SetIf, TreeId, Versioned, View,
+    When, Write,
 };
 
 use super::Random;
@@ -286,10 +287,28 @@ impl Workload {
             80 => Command::ClearTree { tree: self.tree(model) },
             81..=84 => Command::CreateTree { name: IVec::from(*self.random.pick(&TREE_NAMES)) },
             85 | 86 => Command::DropTree { name: IVec::from(*self.random.pick(&TREE_NAMES)) },
-            87 | 88 => Command::ReserveIds { count: self.random.below(5) },
+            87 => Command::ReserveIds { count: self.random.below(5) },
+            88 => self.quota(model),
             89..=93 => Command::Counter(self.counter()),
             _ => Command::Lock(self.lock()),
         }
+    }
+
+    /// A quota that is often near to what there is.
+    fn quota(&mut self, model: &ModelState) -> Command {
+        let names: Vec<IVec> = model.names().map(|(name, _)| name.clone()).collect();
+        let name = match self.random.one_in(8) {
+            true => IVec::from(*self.random.pick(&TREE_NAMES)),
+            false => self.random.pick(&names).clone(),
+        };
+        let tree = model.tree_id(&name).and_then(|id| model.tree(id));
+        let bytes = |(key, found): (&IVec, &Versioned)| (key.len() + found.value.len()) as u64;
+        let (entries, bytes): (u64, u64) =
+            tree.map_or((0, 0), |tree| (tree.len() as u64, tree.iter().map(bytes).sum()));
+        let bytes = (!self.random.one_in(4)).then(|| bytes.saturating_sub(100) + self.random.below(8_000));
+        let entries = (!self.random.one_in(3)).then(|| entries.saturating_sub(1) + self.random.below(20));
+        let limit = (!self.random.one_in(5)).then_some(QuotaLimit { bytes, entries });
+        Command::SetQuota { name, limit }
     }
 
     fn compare_and_swap(&mut self, model: &ModelState) -> Command {

@@ -24,7 +24,7 @@ use dogsled_storage::{
 use crate::support::workload::{Shape, Workload};
 
 /// The database's own trees.
-const OWN: [TreeId; 7] = [
+const OWN: [TreeId; 8] = [
     TreeId::TRANSACTIONS,
     TreeId::COUNTERS,
     TreeId::LOCKS,
@@ -32,6 +32,7 @@ const OWN: [TreeId; 7] = [
     TreeId::EXPIRY,
     TreeId::LOCK_QUEUES,
     TreeId::SEQUENCES,
+    TreeId::QUOTAS,
 ];
 
 pub const DATABASE_ID: u128 = 0x0d06_51ed;
@@ -364,6 +365,7 @@ pub fn assert_replica_is(replica: &Replica, log: &Log, context: &str) {
     let context = format!("{context}, at {}", applied.position);
     assert_eq!(applied.note, log.notes[applied.position as usize], "{context}: note");
     assert_eq!(replica.time_ms(), state.time_ms(), "{context}: time");
+    dogsled_storage::quota::check_invariants(state).unwrap_or_else(|error| panic!("{context}: {error}"));
     let engine = replica.engine();
     let snapshot = engine.snapshot();
     let all = snapshot.with_expired();
