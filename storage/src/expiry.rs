@@ -55,7 +55,8 @@
 //! The database's own trees have no times to live. Of [`TreeId::HASHES`] there are entries in the index that have no record: marks
 //! of [hashes](crate::hashes) whose fields are to be removed.
 
-use std::cell::RefCell;
+mod live;
+
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
@@ -63,11 +64,13 @@ use bincode::{Decode, Encode};
 
 use crate::codec::Listed;
 use crate::command::{Command, Reply, TreeId, Write};
-use crate::evaluate::{self, Context, Effect, Effects, Entry, Outcome, Versioned, View};
+use crate::evaluate::{self, Context, Effect, Effects, Outcome, Versioned, View};
 use crate::hashes::head;
 use crate::hashes::sweep::{self, Sweep};
 use crate::strings::{self, StringAction, StringsOperation};
 use crate::{Error, IVec, Result, lock};
+
+pub(crate) use self::live::LiveView;
 
 /// The most keys that one [`Command::SettleDue`] removes, and the most locks that it lets go on.
 pub const MOST_DUE: u32 = 1024;
@@ -706,139 +709,4 @@ pub(crate) fn settle_due(view: &impl View, context: &Context, limit: u32) -> Res
     // Whoever only met what is locked need not come again at once.
     let more = keys + locks > 0 && (more_keys || more_locks || more_marks);
     Ok(Outcome { effects, reply: Reply::Settled { keys, locks, more } })
-}
-
-/// A view without what has expired.
-pub(crate) struct LiveView<'a, V> {
-    view: &'a V,
-    time_ms: u64,
-    /// What went wrong within a scan.
-    failure: RefCell<Option<Error>>,
-}
-
-impl<'a, V: View> LiveView<'a, V> {
-    pub(crate) fn new(view: &'a V, time_ms: u64) -> LiveView<'a, V> {
-        LiveView { view, time_ms, failure: RefCell::new(None) }
-    }
-
-    fn is_over(&self, tree: TreeId, key: &[u8], version: u64) -> Result<bool> {
-        if !can_expire(tree) {
-            return Ok(false);
-        }
-        let record = self.view.get(TreeId::EXPIRY, &record_key(tree, key))?;
-        is_over(record.as_ref(), version, self.time_ms)
-    }
-}
-
-impl<V: View> View for LiveView<'_, V> {
-    fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
-        let found = self.view.get(tree, key)?;
-        match &found {
-            Some(found) if self.is_over(tree, key, found.version)? => Ok(None),
-            _ => Ok(found),
-        }
-    }
-
-    fn version(&self, tree: TreeId, key: &[u8]) -> Result<Option<u64>> {
-        let found = self.view.version(tree, key)?;
-        match found {
-            Some(version) if self.is_over(tree, key, version)? => Ok(None),
-            _ => Ok(found),
-        }
-    }
-
-    fn end(&self, tree: TreeId, last: bool) -> Result<Option<Entry>> {
-        let mut found = self.view.end(tree, last)?;
-        while let Some((key, entry)) = &found
-            && self.is_over(tree, key, entry.version)?
-        {
-            found = self.view.next_to(tree, key, last)?;
-        }
-        Ok(found)
-    }
-
-    fn next_to(&self, tree: TreeId, key: &[u8], before: bool) -> Result<Option<Entry>> {
-        let mut found = self.view.next_to(tree, key, before)?;
-        while let Some((key, entry)) = &found
-            && self.is_over(tree, key, entry.version)?
-        {
-            found = self.view.next_to(tree, key, before)?;
-        }
-        Ok(found)
-    }
-
-    fn scan(
-        &self,
-        tree: TreeId,
-        low: Bound<&[u8]>,
-        high: Bound<&[u8]>,
-        each: &mut dyn FnMut(&[u8], u64) -> bool,
-    ) -> Result<()> {
-        self.view.scan(tree, low, high, &mut |key, version| match self.is_over(tree, key, version) {
-            Ok(true) => true,
-            Ok(false) => each(key, version),
-            Err(error) => {
-                self.failure.replace(Some(error));
-                false
-            }
-        })?;
-        self.failure.take().map_or(Ok(()), Err)
-    }
-
-    fn scan_values(
-        &self,
-        tree: TreeId,
-        low: Bound<&[u8]>,
-        high: Bound<&[u8]>,
-        each: &mut dyn FnMut(&[u8], Versioned) -> bool,
-    ) -> Result<()> {
-        let mut failure = None;
-        self.view.scan_values(
-            tree,
-            low,
-            high,
-            &mut |key, found| match self.is_over(tree, key, found.version) {
-                Ok(true) => true,
-                Ok(false) => each(key, found),
-                Err(error) => {
-                    failure = Some(error);
-                    false
-                }
-            },
-        )?;
-        failure.map_or(Ok(()), Err)
-    }
-
-    fn has_hashes(&self) -> Result<bool> {
-        self.view.has_hashes()
-    }
-
-    #[inline]
-    fn has_quotas(&self) -> Result<bool> {
-        self.view.has_quotas()
-    }
-
-    fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
-        self.view.tree_id(name)
-    }
-
-    fn has_tree(&self, tree: TreeId) -> bool {
-        self.view.has_tree(tree)
-    }
-
-    fn next_tree_id(&self) -> TreeId {
-        self.view.next_tree_id()
-    }
-
-    fn next_id(&self) -> u64 {
-        self.view.next_id()
-    }
-
-    fn earliest_due(&self) -> Result<u64> {
-        self.view.earliest_due()
-    }
-
-    fn is_locked(&self, tree: TreeId, key: &[u8]) -> bool {
-        self.view.is_locked(tree, key)
-    }
 }
