@@ -543,3 +543,29 @@ impl<'a, V: View> Growth<'a, V> {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A test that fails here has broken every database with a quota out there: give the record a new version instead.
+    #[test]
+    fn a_record_has_the_bytes_it_always_had() {
+        let record = Record {
+            name: "t".into(),
+            limit_bytes: Some(300),
+            limit_entries: None,
+            bytes: 7,
+            entries: 2,
+            field_bytes: 1,
+        };
+        let Effect::Put { key, value, .. } = record.put(TreeId(0x0102), true) else { panic!("no put") };
+        assert_eq!(key, [0, 0, 1, 2]);
+        assert_eq!(value, b"\x01\x01t\x01\xfb\x2c\x01\x00\x07\x02\x01");
+        assert_eq!(Record::decode(TreeId(0x0102), &value).unwrap(), record);
+        let mut newer = value.to_vec();
+        newer[0] = 2;
+        let error = Record::decode(TreeId(0x0102), &newer).unwrap_err().to_string();
+        assert!(error.contains("tree 258") && error.contains("version 2"), "{error}");
+    }
+}
