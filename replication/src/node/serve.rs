@@ -115,7 +115,7 @@ pub(super) fn with_position(
         }
     }
     answer.set_time(group.slot.clock.now());
-    if let Some(term) = group.term_led() {
+    if let (GroupReadReply::Sessions { .. }, Some(term)) = (&answer, group.term_led()) {
         answer.set_led(group.slot.clock.led(term).as_millis() as u64);
     }
     Ok((answer, position))
