@@ -137,8 +137,8 @@ impl Changes {
                 Change::CreateTree { tree: name }
             }
             Effect::DropTree { id } => Change::DropTree { tree: self.name(id) },
-            // Reserved numbers are nobody's business.
-            Effect::SetNextId { .. } => return None,
+            // Nothing changes by these.
+            Effect::SetNextId { .. } | Effect::Tell { .. } => return None,
         })
     }
 }

@@ -62,6 +62,10 @@ pub trait View {
     ) -> Result<()>;
     /// The number of a tree.
     fn tree_id(&self, name: &[u8]) -> Option<TreeId>;
+    /// The number of a tree, also of one that is made by the command if that writes to it.
+    fn tree_id_to_be(&self, name: &[u8]) -> Option<TreeId> {
+        self.tree_id(name)
+    }
     /// Whether a tree of this number is there.
     fn has_tree(&self, tree: TreeId) -> bool;
     /// The number that the next tree gets.
@@ -113,6 +117,10 @@ pub trait View {
         })?;
         failure.map_or(Ok(()), Err)
     }
+    /// Whether a key is there whose time is over, and which this view hides for that.
+    fn hides(&self, _tree: TreeId, _key: &[u8]) -> Result<bool> {
+        Ok(false)
+    }
     /// Whether there are any hashes; see [`crate::hashes`].
     fn has_hashes(&self) -> Result<bool> {
         Ok(self.end(TreeId::HASHES, false)?.is_some())
@@ -149,6 +157,16 @@ pub enum Effect {
         tree: TreeId,
         /// Which.
         key: IVec,
+    },
+    /// Nothing changes, and whoever watches the key is told of a value as if it got that: a message. The only effect of
+    /// which a commit may have several on one key.
+    Tell {
+        /// Where.
+        tree: TreeId,
+        /// Which.
+        key: IVec,
+        /// What is told.
+        value: IVec,
     },
     /// All keys of a tree go.
     Clear {

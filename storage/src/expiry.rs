@@ -67,6 +67,7 @@ use crate::command::{Command, Reply, TreeId, Write};
 use crate::evaluate::{self, Context, Effect, Effects, Outcome, Versioned, View};
 use crate::hashes::head;
 use crate::hashes::sweep::{self, Sweep};
+use crate::strings::notices::Notices;
 use crate::strings::{self, StringAction, StringsOperation};
 use crate::{Error, IVec, Result, lock};
 
@@ -663,6 +664,7 @@ pub(crate) fn settle_due(view: &impl View, context: &Context, limit: u32) -> Res
     let (due, more_keys) = due_keys(view, TreeId::EXPIRY, context.time_ms, limit)?;
     let mut keys = 0;
     let mut effects = Effects::new();
+    let mut notices = Notices::of(view)?;
     let (mut gone, mut marks) = (Vec::new(), Vec::new());
     for entry in due {
         if sweep::is_mark(&entry) {
@@ -687,6 +689,9 @@ pub(crate) fn settle_due(view: &impl View, context: &Context, limit: u32) -> Res
         {
             gone.extend(head(&found.value));
             effects.push(Effect::Remove { tree, key: IVec::from(key) });
+            if let Some(notices) = &mut notices {
+                notices.expired(tree, key);
+            }
         }
         effects.push(Effect::Remove { tree: TreeId::EXPIRY, key: entry });
         effects.push(Effect::Remove { tree: TreeId::EXPIRY, key: record });
@@ -706,6 +711,7 @@ pub(crate) fn settle_due(view: &impl View, context: &Context, limit: u32) -> Res
     }
     let (of_locks, locks, more_locks) = lock::settle_due(view, context, limit)?;
     effects.extend(of_locks);
+    effects.extend(notices.map(Notices::into_effects).unwrap_or_default());
     // Whoever only met what is locked need not come again at once.
     let more = keys + locks > 0 && (more_keys || more_locks || more_marks);
     Ok(Outcome { effects, reply: Reply::Settled { keys, locks, more } })

@@ -387,7 +387,8 @@ fn make_trees(missing: &Missing, effects: Effects) -> Effects {
             Effect::Put { tree: TreeId::SEQUENCES, key, .. } => {
                 key.first_chunk().map(|number| TreeId(u32::from_be_bytes(*number)))
             }
-            Effect::Put { tree, .. } => Some(*tree),
+            // Whoever watches a tree has to find it.
+            Effect::Put { tree, .. } | Effect::Tell { tree, .. } => Some(*tree),
             _ => None,
         };
         if let Some(index) = tree.and_then(|tree| missing.index(tree)) {
@@ -460,6 +461,11 @@ impl<V: View> View for WithMissing<'_, V> {
 
     fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
         self.view.tree_id(name)
+    }
+
+    fn tree_id_to_be(&self, name: &[u8]) -> Option<TreeId> {
+        let missing = || self.missing.names.iter().position(|missing| &missing[..] == name);
+        self.view.tree_id(name).or_else(|| missing().map(|index| self.missing.number(index)))
     }
 
     fn has_tree(&self, tree: TreeId) -> bool {

@@ -163,6 +163,9 @@ impl ModelState {
                 let previous = self.tree_mut(*tree).remove(key);
                 assert!(previous.is_some(), "nothing to remove at sequence {sequence}: {effect:?}");
             }
+            Effect::Tell { tree, .. } => {
+                assert!(self.trees.contains_key(tree), "{tree:?} is not there at sequence {sequence}");
+            }
             Effect::Clear { tree } => self.tree_mut(*tree).clear(),
             Effect::CreateTree { id, name } => {
                 assert!(*id >= self.next_tree_id, "{id:?} is used again at sequence {sequence}");

@@ -666,7 +666,7 @@ impl TreeOverlay {
                 }
                 bytes
             }
-            Effect::SetNextId { .. } => 0,
+            Effect::SetNextId { .. } | Effect::Tell { .. } => 0,
         }
     }
 

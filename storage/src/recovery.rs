@@ -138,7 +138,7 @@ pub(crate) fn recover(
                 Effect::CreateTree { id, name } => catalog.insert(*id, name.clone()),
                 Effect::DropTree { id } => catalog.remove(*id),
                 Effect::SetNextId { next } => committer.next_id = *next,
-                Effect::Put { .. } | Effect::Remove { .. } | Effect::Clear { .. } => {}
+                Effect::Put { .. } | Effect::Remove { .. } | Effect::Tell { .. } | Effect::Clear { .. } => {}
             }
         }
         committer.sequence = sequence;

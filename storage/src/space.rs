@@ -171,7 +171,9 @@ fn action_stores(action: &StringAction) -> bool {
         | StringAction::Overwrite { .. }
         | StringAction::Add { .. }
         | StringAction::AddFloat { .. }
-        | StringAction::Transfer { .. } => true,
+        | StringAction::Transfer { .. }
+        // It is kept for as long as the entry of the log.
+        | StringAction::Tell { .. } => true,
     }
 }
 

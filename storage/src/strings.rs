@@ -34,9 +34,11 @@
 //! | [`StringAction::Add`], [`AddFloat`](StringAction::AddFloat) | INCR, DECR, INCRBY, DECRBY, INCRBYFLOAT |
 //! | [`StringAction::Transfer`] | RENAME, RENAMENX, COPY |
 //! | [`StringAction::Kind`], [`Clear`](StringAction::Clear) | TYPE, FLUSHDB |
+//! | [`StringAction::Tell`] | PUBLISH, and what keyspace notifications tell |
 //! | [`StringAction::Hash`] | HSET, HGET and their kin: [`HashAction`] |
 
 mod evaluate;
+pub mod notices;
 mod number;
 
 use bincode::{Decode, Encode};
@@ -168,6 +170,12 @@ pub enum StringAction {
     /// Removes all keys of the tree; the key named means nothing. The only operation of its list. Reply:
     /// [`StringsReply::Done`].
     Clear,
+    /// Tells whoever watches the key of a value as if it got that, while the key stays as it is. Of every one of a list, also of
+    /// several on one key, in their order. Reply: [`StringsReply::Done`].
+    Tell {
+        /// What is told.
+        value: IVec,
+    },
 }
 
 /// What [`StringAction::Kind`] answers of a string.
@@ -318,6 +326,7 @@ impl StringsOperation {
             StringAction::Set { value, .. }
             | StringAction::Append { value }
             | StringAction::Overwrite { value, .. }
+            | StringAction::Tell { value }
             | StringAction::AddFloat { delta: value } => (Some(value), None),
             StringAction::Hash(action) => (None, Some(action.values())),
             _ => (None, None),
@@ -353,6 +362,8 @@ pub struct Slot {
     pub is_written: bool,
     /// Nobody looked what was there: it was overwritten unseen.
     pub is_blind: bool,
+    /// What is told to whoever watches the key.
+    pub told: Vec<IVec>,
 }
 
 impl Slot {
@@ -423,8 +434,8 @@ impl Slot {
     }
 }
 
-/// The operations on one key that make of `before` what `after` is, of which nobody wants the replies; none, if nothing
-/// was written.
+/// The operations on one key that make of `before` what `after` is, and tell what `after` tells, of which nobody wants the
+/// replies; none, if nothing was written.
 ///
 /// What `after` has of a hash must be all that was changed, and all of it if it is another hash.
 pub fn difference(before: &Slot, after: &Slot) -> Vec<StringAction> {
@@ -475,6 +486,7 @@ pub fn difference(before: &Slot, after: &Slot) -> Vec<StringAction> {
             None => StringAction::Persist,
         });
     }
+    actions.extend(after.told.iter().map(|value| StringAction::Tell { value: value.clone() }));
     actions
 }
 
@@ -653,6 +665,10 @@ pub fn apply(
                 }
             }
             reply
+        }
+        StringAction::Tell { value } => {
+            slot.told.push(value.clone());
+            Done
         }
         // These are not about the key.
         StringAction::Suspect { .. } | StringAction::Clear => Done,

@@ -18,6 +18,9 @@
 //! they would have been. When the subscriber catches up, later events follow the marker. What
 //! was lost can be read again from a snapshot or from the engine's changes.
 //!
+//! A commit puts or removes a key once at most, and that is what is told of it. What is merely told ([`Effect::Tell`]) comes as
+//! puts do, several times for one key if need be, and is in no tree.
+//!
 //! `Clear` is one event however many keys it removes, and dropping the tree ends its
 //! subscriptions.
 //!
@@ -307,7 +310,9 @@ impl Watchers {
                 }
             };
             match effect {
-                Effect::Put { tree, key, .. } | Effect::Remove { tree, key } => {
+                Effect::Put { tree, key, .. }
+                | Effect::Remove { tree, key }
+                | Effect::Tell { tree, key, .. } => {
                     if let Some(queues) = state.trees.get(tree) {
                         queues.of_key(key).for_each(tell);
                     }
@@ -425,7 +430,9 @@ impl Queue {
     /// is about to do it.
     fn offer(&self, sequence: u64, effect: &Effect) -> bool {
         let event = match effect {
-            Effect::Put { key, value, .. } => Event::Put { sequence, key: key.clone(), value: value.clone() },
+            Effect::Put { key, value, .. } | Effect::Tell { key, value, .. } => {
+                Event::Put { sequence, key: key.clone(), value: value.clone() }
+            }
             Effect::Remove { key, .. } => Event::Remove { sequence, key: key.clone() },
             Effect::Clear { .. } => Event::Cleared { sequence },
             _ => return false,

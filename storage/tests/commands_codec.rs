@@ -242,13 +242,14 @@ fn commands_have_the_bytes_they_always_had() {
             hash(HashAction::Page { after: Some(one()), limit: 9 }),
             hash(HashAction::Add { field: one(), delta: -1 }),
             hash(HashAction::AddFloat { field: one(), delta: "v".into() }),
+            operation(StringAction::Tell { value: "v".into() }),
         ],
     };
-    let of_hashes = b"\x01\x12\x00\x0f\x10\x01k\x11\x10\x01k\x13\x07\x02\x10\x01k\x14\
+    let of_hashes = b"\x01\x12\x00\x10\x10\x01k\x11\x10\x01k\x13\x07\x02\x10\x01k\x14\
                       \x10\x01k\x12\x00\x01\x01f\x01v\x10\x01k\x12\x01\x01f\x01v\x10\x01k\x12\x02\x01f\
                       \x10\x01k\x12\x03\x01\x01f\x10\x01k\x12\x04\x01\x01f\x10\x01k\x12\x05\x01f\
                       \x10\x01k\x12\x06\x10\x01k\x12\x07\x01f\x10\x01k\x12\x08\x10\x01k\x12\x09\x01\x01f\x09\
-                      \x10\x01k\x12\x0a\x01f\x01\x10\x01k\x12\x0b\x01f\x01v";
+                      \x10\x01k\x12\x0a\x01f\x01\x10\x01k\x12\x0b\x01f\x01v\x10\x01k\x15\x01v";
     let more = [(compare, &bytes[..]), (strings, &of_strings[..]), (hashes, &of_hashes[..])];
     let golden = golden.into_iter().chain(more);
     for (command, bytes) in golden {
@@ -261,7 +262,7 @@ fn commands_have_the_bytes_they_always_had() {
 #[test]
 fn effects_have_the_bytes_they_always_had() {
     let tree = TreeId(16);
-    let golden: [(Effect, &[u8]); 8] = [
+    let golden: [(Effect, &[u8]); 9] = [
         (
             Effect::Put { tree, key: "k".into(), value: "val".into(), fresh: Some(false) },
             b"\x01\x10\x01\x03kval",
@@ -277,6 +278,7 @@ fn effects_have_the_bytes_they_always_had() {
         (Effect::DropTree { id: tree }, b"\x05\x10"),
         (Effect::SetNextId { next: u64::MAX }, b"\x06\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
         (Effect::Put { tree, key: "k".into(), value: "val".into(), fresh: None }, b"\x07\x10\x01\x03kval"),
+        (Effect::Tell { tree, key: "k".into(), value: "val".into() }, b"\x08\x10\x01\x03kval"),
     ];
     let head = b"\x01\x80\xa0\xef\xf3\xb3\x33";
     let time_ms = 1_766_279_860_224;
@@ -289,7 +291,7 @@ fn effects_have_the_bytes_they_always_had() {
     }
     let all: Vec<Effect> = golden.iter().map(|(effect, _)| effect.clone()).collect();
     let bytes: Vec<&[u8]> = golden.iter().map(|(_, bytes)| *bytes).collect();
-    assert_eq!(encoded(time_ms, &all), [&head[..], &[8], &bytes.concat()].concat());
+    assert_eq!(encoded(time_ms, &all), [&head[..], &[9], &bytes.concat()].concat());
 }
 
 fn encoded(time_ms: u64, effects: &[Effect]) -> Vec<u8> {
@@ -398,7 +400,7 @@ fn damaged_bytes_never_panic_and_effects_have_one_encoding() {
 /// What is wrong, and at which byte of the record.
 #[test]
 fn malformed_effects_are_told_with_their_place() {
-    let cases: [(&[u8], &str); 19] = [
+    let cases: [(&[u8], &str); 20] = [
         (b"", "byte 0 of the record: the record ends before the format version"),
         (b"\x02", "byte 0 of the record: effects of format version 2; this build reads 1"),
         (b"\x01", "byte 1 of the record: the record ends before the time"),
@@ -416,7 +418,8 @@ fn malformed_effects_are_told_with_their_place() {
         (b"\x01\x05\x02\x03\x10", "byte 2 of the record: 2 effects announced, with room for 1 at most"),
         (b"\x01\x05\x00\x03", "byte 3 of the record: 1 bytes after the last effect"),
         (b"\x01\x05\x01\x00\x00", "byte 3 of the record: no effect is of kind 0x00"),
-        (b"\x01\x05\x01\x08\x00", "byte 3 of the record: no effect is of kind 0x08"),
+        (b"\x01\x05\x01\x09\x00", "byte 3 of the record: no effect is of kind 0x09"),
+        (b"\x01\x05\x01\x88\x00", "byte 3 of the record: no effect is of kind 0x88"),
         (b"\x01\x05\x01\x82\x00", "byte 3 of the record: no effect is of kind 0x82"),
         (b"\x01\x05\x01\x01\x10", "byte 5 of the record: the record ends before the length of a key"),
         (b"\x01\x05\x01\x02\x10\x02k", "byte 5 of the record: the length of a key is 2, with 1 bytes left"),

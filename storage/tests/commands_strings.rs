@@ -6,12 +6,16 @@ use std::collections::BTreeMap;
 
 use commands_support::Random;
 use dogsled_storage::command::{KeyRead, MAX_VALUE_LENGTH};
+use dogsled_storage::evaluate::evaluate;
 use dogsled_storage::model::ModelState;
+use dogsled_storage::strings::notices::{EVENTS_TREE, Notice};
 use dogsled_storage::strings::{
     Carried, SetOnly, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
-    apply,
+    apply, difference,
 };
-use dogsled_storage::{Command, Error, ExpiryCommand, IVec, Reply, SetIf, TreeId, View, When};
+use dogsled_storage::{
+    Command, Context, Effect, Error, ExpiryCommand, IVec, Reply, SetIf, TreeId, View, When,
+};
 
 const TREE: TreeId = TreeId::DEFAULT;
 
@@ -68,6 +72,97 @@ fn a_list_is_carried_out_in_order_and_each_sees_those_before_it() {
     assert_eq!(replies, expected);
     // What came and went within one command leaves nothing, and takes no place in the log.
     assert_eq!((state.len(TREE), state.sequence()), (0, 0));
+}
+
+#[test]
+fn what_is_told_is_told_each_in_order_and_changes_nothing() {
+    let mut state = ModelState::new();
+    run(&mut state, 1, vec![on("k", set("v", SetOnly::Always, None))]);
+    let tell = |key: &str, text: &str| on(key, StringAction::Tell { value: text.into() });
+    let operations = vec![tell("k", "a"), tell("absent", "b"), on("k", StringAction::Get), tell("k", "a")];
+    let context = Context { sequence: state.sequence() + 1, time_ms: 2 };
+    let outcome = evaluate(&state, &context, &strings(operations)).unwrap();
+    let replies = vec![StringsReply::Done, StringsReply::Done, value("v"), StringsReply::Done];
+    assert_eq!(outcome.reply, Reply::Strings(StringsReplies(replies)));
+    let told = |key: &str, text: &str| Effect::Tell { tree: TREE, key: key.into(), value: text.into() };
+    // In the order of keys, and of each what it was told.
+    assert_eq!(outcome.effects.to_vec(), [told("absent", "b"), told("k", "a"), told("k", "a")]);
+    // What was told takes a place in the log, and none in the state.
+    let before = (state.len(TREE), state.get(TREE, b"k").unwrap());
+    run(&mut state, 3, vec![tell("k", "c"), tell("absent", "c")]);
+    assert_eq!((state.len(TREE), state.get(TREE, b"k").unwrap()), before);
+    assert_eq!(state.sequence(), 2);
+    // Another place where it is told is told as much.
+    let mut slot = Slot::found(Some("v".into()), None);
+    let before = slot.clone();
+    for text in ["a", "b", "a"] {
+        let action = StringAction::Tell { value: text.into() };
+        apply(&action, 1, &mut Carried::default(), &mut slot, None);
+    }
+    let actions = difference(&before, &slot);
+    assert_eq!(actions, ["a", "b", "a"].map(|text| StringAction::Tell { value: text.into() }));
+}
+
+/// What is told of keys, with which letters switched on.
+fn notices(state: &ModelState, time_ms: u64, command: &Command) -> Vec<String> {
+    let events = state.tree_id(EVENTS_TREE).unwrap();
+    let context = Context { sequence: state.sequence() + 1, time_ms };
+    let effects = evaluate(state, &context, command).unwrap().effects;
+    let told = effects.iter().filter_map(|effect| match effect {
+        Effect::Tell { tree, key, value } if *tree == events => {
+            let Notice { by_key, by_event, database, event } = Notice::decode(value).unwrap();
+            let (key, event) = (String::from_utf8_lossy(key), String::from_utf8_lossy(event));
+            Some(format!("{by_key} {by_event} {database} {key} {event}"))
+        }
+        _ => None,
+    });
+    told.collect()
+}
+
+/// The whole list of events is compared with Redis's own in the facade's tests.
+#[test]
+fn of_keys_of_databases_is_told_what_is_switched_on_and_of_others_nothing() {
+    let mut state = ModelState::new();
+    for name in [EVENTS_TREE, b"redis", b"redis:3", b"other"] {
+        state.execute(1, &Command::CreateTree { name: name.into() }).unwrap();
+    }
+    let tree = |name: &[u8]| state.tree_id(name).unwrap();
+    let (events, zero, three, other) = (tree(EVENTS_TREE), tree(b"redis"), tree(b"redis:3"), tree(b"other"));
+    let soon = set("v", SetOnly::Always, Some(When::After(10)));
+    let in_all = || {
+        let put = |tree| StringsOperation { tree, key: "k".into(), action: soon.clone() };
+        strings(vec![put(zero), put(three), put(other)])
+    };
+    assert_eq!(notices(&state, 1, &in_all()), [""; 0]);
+    let switch = |state: &mut ModelState, letters: &str| {
+        let action = set(letters, SetOnly::Always, None);
+        run(state, 1, vec![StringsOperation { tree: events, key: "{0}".into(), action }]);
+    };
+    switch(&mut state, "$K");
+    assert_eq!(notices(&state, 1, &in_all()), ["true false 0 k set", "true false 3 k set"]);
+    switch(&mut state, "xE");
+    assert_eq!(notices(&state, 1, &in_all()), [""; 0]);
+    state.execute(1, &in_all()).unwrap();
+    let settle = Command::SettleDue { limit: 100 };
+    assert_eq!(notices(&state, 10, &settle), [""; 0]);
+    assert_eq!(notices(&state, 11, &settle), ["false true 0 k expired", "false true 3 k expired"]);
+    // Whoever writes it anew after its time is told that it was over, once.
+    let again = strings(vec![
+        StringsOperation { tree: zero, key: "k".into(), action: StringAction::Get },
+        StringsOperation { tree: zero, key: "k".into(), action: soon.clone() },
+        StringsOperation { tree: zero, key: "k".into(), action: soon.clone() },
+    ]);
+    assert_eq!(notices(&state, 11, &again), ["false true 0 k expired"]);
+    assert_eq!(notices(&state, 5, &again), [""; 0]);
+    // Nor is one that was removed with all others.
+    let mut cleared = state.clone();
+    for tree in [zero, three] {
+        let clear = StringsOperation { tree, key: "".into(), action: StringAction::Clear };
+        cleared.execute(5, &strings(vec![clear])).unwrap();
+    }
+    assert_eq!(notices(&cleared, 11, &again), [""; 0]);
+    state.execute(11, &again).unwrap();
+    assert_eq!(notices(&state, 12, &settle), ["false true 3 k expired"]);
 }
 
 #[test]

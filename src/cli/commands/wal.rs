@@ -205,6 +205,7 @@ fn commit(
         let (operation, tree, key, value): (_, Option<IVec>, Option<&IVec>, Option<&IVec>) = match effect {
             Effect::Put { tree, key, value, .. } => ("put", Some(name(tree)), Some(key), Some(value)),
             Effect::Remove { tree, key } => ("remove", Some(name(tree)), Some(key), None),
+            Effect::Tell { tree, key, value } => ("tell", Some(name(tree)), Some(key), Some(value)),
             Effect::Clear { tree } => ("clear", Some(name(tree)), None, None),
             Effect::CreateTree { name, .. } => ("create", Some(name.clone()), None, None),
             Effect::DropTree { id } => ("drop", Some(name(id)), None, None),

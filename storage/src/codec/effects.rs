@@ -24,6 +24,7 @@
 //! | `0x05` | drop tree | its number |
 //! | `0x06` | set next id | the number |
 //! | `0x07` | put, whether the key was there is not known | as `0x01` |
+//! | `0x08` | tell, nothing changes | as `0x01` |
 //!
 //! All numbers and lengths are varints in LEB128: seven bits per byte, the lowest first, the high
 //! bit set on all but the last byte. Each number has one encoding only: a varint that ends in a
@@ -56,6 +57,7 @@ const CREATE_TREE: u8 = 0x04;
 const DROP_TREE: u8 = 0x05;
 const SET_NEXT_ID: u8 = 0x06;
 const BLIND_PUT: u8 = 0x07;
+const TELL: u8 = 0x08;
 /// Set in the kind of a [`PUT`] whose key was absent.
 const FRESH: u8 = 0x80;
 
@@ -102,28 +104,33 @@ pub fn encode_effects(time_ms: u64, effects: &[Effect], out: &mut Vec<u8>) {
 fn encode_effect(effect: &Effect, out: &mut Vec<u8>) {
     match effect {
         Effect::Put { tree, key, value, fresh } => {
-            let (key, value) = (&key[..], &value[..]);
             let kind = match fresh {
                 Some(true) => PUT | FRESH,
                 Some(false) => PUT,
                 None => BLIND_PUT,
             };
-            let mut head = Head::<{ 1 + 3 * MAX_VARINT }>::new(kind);
-            head.varint(tree.0.into());
-            head.varint(key.len() as u64);
-            head.varint(value.len() as u64);
-            let head = head.bytes();
-            out.reserve(head.len() + key.len() + value.len());
-            out.extend_from_slice(head);
-            out.extend_from_slice(key);
-            out.extend_from_slice(value);
+            pair(kind, *tree, key, value, out);
         }
+        Effect::Tell { tree, key, value } => pair(TELL, *tree, key, value, out),
         Effect::Remove { tree, key } => named(REMOVE, *tree, key, out),
         Effect::CreateTree { id, name } => named(CREATE_TREE, *id, name, out),
         Effect::Clear { tree } => number(CLEAR, tree.0.into(), out),
         Effect::DropTree { id } => number(DROP_TREE, id.0.into(), out),
         Effect::SetNextId { next } => number(SET_NEXT_ID, *next, out),
     }
+}
+
+#[inline(always)]
+fn pair(kind: u8, tree: TreeId, key: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    let mut head = Head::<{ 1 + 3 * MAX_VARINT }>::new(kind);
+    head.varint(tree.0.into());
+    head.varint(key.len() as u64);
+    head.varint(value.len() as u64);
+    let head = head.bytes();
+    out.reserve(head.len() + key.len() + value.len());
+    out.extend_from_slice(head);
+    out.extend_from_slice(key);
+    out.extend_from_slice(value);
 }
 
 fn named(kind: u8, tree: TreeId, name: &[u8], out: &mut Vec<u8>) {
@@ -222,6 +229,15 @@ pub enum EffectRef<'a> {
         /// Which.
         key: &'a [u8],
     },
+    /// See [`Effect::Tell`].
+    Tell {
+        /// Where.
+        tree: TreeId,
+        /// Which.
+        key: &'a [u8],
+        /// What is told.
+        value: &'a [u8],
+    },
     /// See [`Effect::Clear`].
     Clear {
         /// Which.
@@ -255,6 +271,9 @@ impl EffectRef<'_> {
                 Effect::Put { tree, key: IVec::from(key), value: IVec::from(value), fresh }
             }
             EffectRef::Remove { tree, key } => Effect::Remove { tree, key: IVec::from(key) },
+            EffectRef::Tell { tree, key, value } => {
+                Effect::Tell { tree, key: IVec::from(key), value: IVec::from(value) }
+            }
             EffectRef::Clear { tree } => Effect::Clear { tree },
             EffectRef::CreateTree { id, name } => Effect::CreateTree { id, name: IVec::from(name) },
             EffectRef::DropTree { id } => Effect::DropTree { id },
@@ -351,6 +370,13 @@ impl<'a> EffectRefs<'a> {
                 let tree = reader.tree()?;
                 let length = reader.length("the length of a key")?;
                 EffectRef::Remove { tree, key: reader.bytes(length, "a key")? }
+            }
+            TELL => {
+                let tree = reader.tree()?;
+                let key_length = reader.length("the length of a key")?;
+                let value_length = reader.length("the length of a value")?;
+                let key = reader.bytes(key_length, "a key")?;
+                EffectRef::Tell { tree, key, value: reader.bytes(value_length, "a value")? }
             }
             CLEAR => EffectRef::Clear { tree: reader.tree()? },
             CREATE_TREE => {

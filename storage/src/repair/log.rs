@@ -197,6 +197,7 @@ impl Replay {
                     self.dropped.insert(*id);
                 }
                 Effect::SetNextId { next } => self.next_id = Some(*next),
+                Effect::Tell { .. } => {}
             }
         }
         self.last = self.last.max(sequence);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::notices::{Before, Notices};
 use super::{
     Carried, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply, apply,
 };
@@ -23,6 +24,8 @@ struct Looked {
     /// The version that was found.
     version: Option<u64>,
     record: Option<Versioned>,
+    /// That its time was over before it is written anew.
+    is_told_expired: bool,
 }
 
 type Place = (TreeId, IVec);
@@ -42,7 +45,8 @@ pub(crate) fn evaluate(
     if operations.iter().any(|operation| operation.action == StringAction::Clear) {
         return clear(view, context, operations);
     }
-    let (replies, keys) = carry_out(view, context, operations)?;
+    let mut notices = Notices::of(view)?;
+    let (replies, keys) = carry_out(view, context, operations, notices.as_mut())?;
     let may_expire = view.earliest_due()? != u64::MAX;
     let mut effects = Effects::new();
     changes_of_hashes(view, context, &keys, &mut effects)?;
@@ -55,6 +59,7 @@ pub(crate) fn evaluate(
     for ((tree, key), looked) in keys {
         changes(view, tree, key, looked, may_expire, &mut effects)?;
     }
+    effects.extend(notices.map(Notices::into_effects).unwrap_or_default());
     Ok(Outcome { effects, reply: Reply::Strings(StringsReplies(replies)) })
 }
 
@@ -89,16 +94,19 @@ fn check_read(operation: &StringsOperation) -> Result<()> {
 }
 
 /// The replies, and what the keys have become.
-fn carry_out(
-    view: &impl View,
+fn carry_out<V: View>(
+    view: &V,
     context: &Context,
     operations: &[StringsOperation],
+    mut notices: Option<&mut Notices<'_, V>>,
 ) -> Result<(Vec<StringsReply>, BTreeMap<Place, Looked>)> {
     // Where nothing has a time to live no record need be looked for.
     let may_expire = view.earliest_due()? != u64::MAX;
     let mut growth = Growth::new(view)?;
     // What is overwritten may be a hash only where there are some.
-    let may_be_blind = !operations.iter().any(StringsOperation::is_blind) || !view.has_hashes()?;
+    let may_be_blind = (!operations.iter().any(StringsOperation::is_blind) || !view.has_hashes()?)
+        // Of a key that is new, or has expired, more is told.
+        && notices.is_none();
     let mut keys: BTreeMap<Place, Looked> = BTreeMap::new();
     let mut carried = Carried::new(context.sequence);
     let mut replies = Vec::with_capacity(operations.len());
@@ -133,6 +141,7 @@ fn carry_out(
             }
             _ => None,
         };
+        let told_before = Before::of(&slot);
         let slots = || (slot.clone(), other.as_ref().map(|other| keys[other].slot.clone()));
         let other_tree = other.as_ref().map_or(operation.tree, |(tree, _)| *tree);
         let is_judged = is_limited(&mut growth, operation.tree)? || is_limited(&mut growth, other_tree)?;
@@ -151,6 +160,19 @@ fn carry_out(
                     keys.get_mut(other).expect("looked at").slot = before;
                 }
             }
+        }
+        if let Some(notices) = &mut notices {
+            for (tree, key) in operation.keys() {
+                let looked = keys.get_mut(&(tree, key.clone())).expect("looked at");
+                let slot = if (tree, key) == (place.0, &place.1) { &slot } else { &looked.slot };
+                // Its record is why it was not found.
+                let is_new = looked.version.is_none() && looked.record.is_some() && slot.is_there();
+                if is_new && !looked.is_told_expired && view.hides(tree, key)? {
+                    looked.is_told_expired = true;
+                    notices.expired(tree, key);
+                }
+            }
+            notices.operation((place.0, &place.1), &operation.action, &reply, told_before, &slot);
         }
         replies.push(reply);
         keys.get_mut(&place).expect("looked at").slot = slot;
@@ -201,7 +223,8 @@ fn makes_hash(operation: &StringsOperation, slot: &Slot) -> bool {
 
 fn look(view: &impl View, tree: TreeId, key: &IVec, is_blind: bool, may_expire: bool) -> Result<Looked> {
     if is_blind {
-        return Ok(Looked { slot: Slot::unseen(), before: Slot::unseen(), version: None, record: None });
+        let (slot, before) = (Slot::unseen(), Slot::unseen());
+        return Ok(Looked { slot, before, version: None, record: None, is_told_expired: false });
     }
     let found = view.get(tree, key)?;
     // Also of a key that is absent: one that has expired is hidden by its record.
@@ -219,7 +242,7 @@ fn look(view: &impl View, tree: TreeId, key: &IVec, is_blind: bool, may_expire: 
             slot = Slot::found(None, None);
         }
     }
-    Ok(Looked { before: slot.clone(), slot, version, record })
+    Ok(Looked { before: slot.clone(), slot, version, record, is_told_expired: false })
 }
 
 /// Learns what an operation needs to know of a hash.
@@ -321,7 +344,10 @@ fn changes(
     may_expire: bool,
     effects: &mut Effects,
 ) -> Result<()> {
-    let Looked { slot, before, mut version, mut record } = looked;
+    let Looked { mut slot, before, mut version, mut record, .. } = looked;
+    for value in std::mem::take(&mut slot.told) {
+        effects.push(Effect::Tell { tree, key: key.clone(), value });
+    }
     if slot.is_blind && (!slot.is_there() || slot.expires_ms.is_some()) {
         // Now it has to be known after all.
         version = view.version(tree, &key)?;

@@ -207,7 +207,9 @@ impl Transactions {
     /// What keeps effects from being applied.
     pub(crate) fn against_effects(&self, effects: &[Effect]) -> Option<LockedBy> {
         effects.iter().find_map(|effect| match effect {
-            Effect::Put { tree, key, .. } | Effect::Remove { tree, key } => self.against_write(*tree, key),
+            Effect::Put { tree, key, .. } | Effect::Remove { tree, key } | Effect::Tell { tree, key, .. } => {
+                self.against_write(*tree, key)
+            }
             Effect::Clear { tree } | Effect::DropTree { id: tree } => self.against_clear(*tree),
             Effect::CreateTree { .. } | Effect::SetNextId { .. } => None,
         })

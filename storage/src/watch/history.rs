@@ -85,7 +85,7 @@ impl History {
         }
         for effect in effects {
             let (tree, event) = match effect {
-                Effect::Put { tree, key, value, .. } => {
+                Effect::Put { tree, key, value, .. } | Effect::Tell { tree, key, value } => {
                     (*tree, Event::Put { sequence, key: key.clone(), value: value.clone() })
                 }
                 Effect::Remove { tree, key } => (*tree, Event::Remove { sequence, key: key.clone() }),

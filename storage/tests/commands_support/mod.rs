@@ -473,7 +473,7 @@ impl Random {
 
     pub fn effect(&mut self) -> Effect {
         let (tree, key) = (self.tree(), self.bytes());
-        match self.below(9) {
+        match self.below(10) {
             0..=3 => Effect::Put {
                 tree,
                 key,
@@ -484,6 +484,7 @@ impl Random {
             5 => Effect::Clear { tree },
             6 => Effect::CreateTree { id: tree, name: key },
             7 => Effect::DropTree { id: tree },
+            8 => Effect::Tell { tree, key, value: self.bytes() },
             _ => Effect::SetNextId { next: self.number() },
         }
     }
