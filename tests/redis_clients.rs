@@ -4,7 +4,7 @@
 
 mod cli_support;
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 
 use cli_support::Sandbox;
@@ -112,17 +112,23 @@ fn runs_its_course(program: &str, script: &str) {
     }
 }
 
-#[test]
-fn what_tutorials_write_with_redis_py_runs_unchanged() {
+/// A Python that has redis-py; `None`: there is none, which is said.
+fn python() -> Option<String> {
     let python = std::env::var("DOGSLED_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let found = run(&python, &["-c", "import redis"], "");
-    if !found.is_some_and(|output| output.status.success()) {
-        eprintln!(
-            "SKIPPED: {python} has no redis-py; pip install -r tests/clients/requirements.txt, or name another \
-             with DOGSLED_PYTHON"
-        );
-        return;
+    if found.is_some_and(|output| output.status.success()) {
+        return Some(python);
     }
+    eprintln!(
+        "SKIPPED: {python} has no redis-py; pip install -r tests/clients/requirements.txt, or name another with \
+         DOGSLED_PYTHON"
+    );
+    None
+}
+
+#[test]
+fn what_tutorials_write_with_redis_py_runs_unchanged() {
+    let Some(python) = python() else { return };
     runs_its_course(&python, "tutorial.py");
 }
 
@@ -137,6 +143,108 @@ fn what_tutorials_write_with_ioredis_runs_unchanged() {
         return;
     }
     runs_its_course("node", "tutorial.js");
+}
+
+/// Two nodes of one cluster, and their ports for Redis clients.
+fn two_nodes(sandbox: &Sandbox) -> ([Served; 2], Vec<String>) {
+    sandbox.certificates(&[1, 2]);
+    let addresses = [free_address(), free_address()];
+    let members = format!("1={},2={}", addresses[0], addresses[1]);
+    let launch = |node: usize, more: &[&str]| {
+        let (id, data) = (node.to_string(), format!("data-{node}"));
+        let arguments = ["--certs", "certs", "--node", &id, "--data", &data, "--members", &members];
+        let arguments =
+            [&arguments, &["--listen", &addresses[node - 1], "--redis", "127.0.0.1:0"][..], more].concat();
+        sandbox.serve(&arguments)
+    };
+    let mut nodes = [launch(2, &[]), launch(1, &["--init", "--partitions", "4"])];
+    let ports = nodes.iter_mut().map(|node| {
+        let said: serde_json::Value = serde_json::from_str(&node.says("\"event\":\"redis\"")).expect("JSON");
+        said["address"].as_str().and_then(|address| address.rsplit(':').next()).expect("a port").to_owned()
+    });
+    let ports = ports.collect();
+    (nodes, ports)
+}
+
+#[test]
+fn redis_cli_and_redis_py_publish_and_subscribe_at_two_nodes() {
+    let sandbox = Sandbox::new();
+    let (_nodes, ports) = two_nodes(&sandbox);
+    // It ends when its input does, which comes behind the message.
+    let child = Command::new("redis-cli")
+        .args(["-p", &ports[1], "SUBSCRIBE", "news"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn();
+    match child {
+        Err(error) => eprintln!("SKIPPED: redis-cli does not start: {error}; apt-get install redis-tools"),
+        Ok(mut child) => {
+            let mut told =
+                BufReader::new(child.stdout.take().expect("piped")).lines().map(|line| line.expect("text"));
+            let mut next = |count: usize| -> Vec<String> { told.by_ref().take(count).collect() };
+            assert_eq!(next(3), ["subscribe", "news", "1"]);
+            let script = "PUBLISH news hello\nPUBLISH other x\nPUBLISH news bye\n";
+            let output = run("redis-cli", &["-p", &ports[0]], script).expect("it ran before");
+            assert_eq!(text(&output.stdout), "0\n0\n0\n", "nobody is subscribed at that node");
+            assert_eq!(next(6), ["message", "news", "hello", "message", "news", "bye"]);
+            child.kill().expect("it runs");
+            child.wait().expect("it was killed");
+        }
+    }
+    let Some(python) = python() else { return };
+    let script = format!("{CLIENTS}/pubsub.py");
+    let output = run(&python, &[&script, &ports[0], &ports[1]], "").expect("it ran before");
+    let said = text(&output.stdout);
+    assert!(said.starts_with("done"), "{said}{}", text(&output.stderr));
+}
+
+#[test]
+fn redis_clients_from_elsewhere_come_within_tls_and_with_a_password() {
+    let sandbox = Sandbox::new();
+    let open = ["serve", "--listen", "127.0.0.1:0", "--redis", "0.0.0.0:0"];
+    sandbox.run_bare(&open).fails_saying(2, &["--redis 0.0.0.0:0", "TLS", "--certs"]);
+    sandbox.run_bare(&["certs", "ca"]).ok();
+    sandbox.run_bare(&["certs", "node", "1", "--host", "127.0.0.1"]).ok();
+    sandbox.run_bare(&["certs", "client"]).ok();
+    let with_certificates = [&open[..], &["--certs", "certs"]].concat();
+    sandbox.run_bare(&with_certificates).fails_saying(2, &["--redis 0.0.0.0:0", "--redis-password"]);
+    let address = free_address();
+    let arguments =
+        ["--certs", "certs", "--listen", &address, "--redis", "0.0.0.0:0", "--redis-password", "secret"];
+    let mut served = sandbox.serving(&arguments);
+    let said = served.says("\"event\":\"redis\"");
+    let port = said.split("0.0.0.0:").nth(1).and_then(|rest| rest.split('"').next()).expect("an address");
+    let ca = sandbox.path("certs/ca.crt").display().to_string();
+    let own = ["-h", "127.0.0.1", "-p", port, "--tls", "--cacert", &ca, "--no-auth-warning"];
+    let ask = |more: &[&str], input: &str| run("redis-cli", &[&own[..], more].concat(), input);
+
+    let Some(output) = ask(&["PING"], "") else { return };
+    assert_eq!(text(&output.stdout), "NOAUTH Authentication required.\n\n", "{}", text(&output.stderr));
+    // Larger than a record, and than what waits within TLS.
+    let large = "x".repeat(3 << 20);
+    let said = |more: &[&str], input: &str| {
+        text(&ask(&[&["-a", "secret"], more].concat(), input).expect("it ran before").stdout)
+    };
+    assert_eq!(said(&["-x", "SET", "large"], &large), "OK\n");
+    assert_eq!(said(&["GET", "large"], ""), large.clone() + "\n");
+    let commands: String = (0..2_000).map(|number| format!("INCR {}\n", number % 7)).collect();
+    assert_eq!(said(&[], &commands).lines().count(), 2_000);
+    // In clear, and with the certificates of somebody else.
+    let clear = run("redis-cli", &["-p", port, "-a", "secret", "PING"], "").expect("it ran before");
+    assert!(!text(&clear.stdout).contains("PONG"), "{clear:?}");
+    let stranger = Sandbox::new();
+    stranger.run_bare(&["certs", "ca"]).ok();
+    let theirs = stranger.path("certs/ca.crt").display().to_string();
+    let refused =
+        run("redis-cli", &["-p", port, "--tls", "--cacert", &theirs, "PING"], "").expect("it ran before");
+    assert!(text(&refused.stderr).contains("certificate verify failed"), "{refused:?}");
+
+    // Whoever checks for the address as well, and subscribes.
+    let Some(python) = python() else { return };
+    let script = format!("{CLIENTS}/tls.py");
+    let output = run(&python, &[&script, port, &ca], "").expect("it ran before");
+    assert!(text(&output.stdout).starts_with("done"), "{}", text(&output.stderr));
+    assert_eq!(served.terminate(), 0);
 }
 
 #[test]

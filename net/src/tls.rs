@@ -70,6 +70,22 @@ pub(crate) fn server_config(
     Ok(config)
 }
 
+/// How clients are met that speak TLS over TCP: by the node's certificate, without one of theirs.
+pub(crate) fn tcp_server_config(
+    certificates: &Certificates,
+) -> Result<Arc<rustls::ServerConfig>, CertificateError> {
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(unusable)?
+        .with_no_client_auth()
+        .with_single_cert(certificates.chain.clone(), certificates.key.clone_key())
+        .map_err(unusable)?;
+    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    tls.send_tls13_tickets = 0;
+    tls.max_early_data_size = 0;
+    Ok(Arc::new(tls))
+}
+
 /// How this side dials, as a node or as a client.
 pub(crate) fn client_config(
     certificates: &Certificates,

@@ -54,6 +54,22 @@ async function main() {
     assert.deepEqual(found, ["user:1"]);
     await assert.rejects(redis.call("nonsense"), /unknown command/);
 
+    const listener = new Redis({ port: Number(port), password: password || undefined });
+    const heard = [];
+    const all = new Promise((resolve) => {
+        listener.on("message", (channel, message) => {
+            heard.push([channel, message]);
+            if (heard.length === 3) resolve();
+        });
+    });
+    assert.equal(await listener.subscribe("news", "music"), 2);
+    for (const [channel, message] of [["news", "1"], ["news", "2"], ["music", "3"]]) {
+        assert.equal(await redis.publish(channel, message), 1);
+    }
+    await all;
+    assert.deepEqual(heard.filter(([channel]) => channel === "news"), [["news", "1"], ["news", "2"]]);
+    listener.disconnect();
+
     const held = await redis.call("DOGSLED.LOCK", "{job}", 10000);
     assert.equal(await redis.call("DOGSLED.LOCK", "{job}", 10000), null);
     assert.equal(await redis.call("DOGSLED.FENCED", "{job}", held, "SET", "{job}:state", "1"), "OK");

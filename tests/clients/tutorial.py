@@ -160,6 +160,27 @@ def fencing(r):
     assert r.execute_command("DOGSLED.LOCK", "{job}", 10, "WAIT", 1_000) > token
 
 
+def messages(r):
+    """Every message that was published since, in order, also by pattern."""
+    with r.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe("news")
+        listener.psubscribe("ne?s*")
+        # The first two are what is ignored.
+        assert listener.get_message(timeout=5) is None and listener.get_message(timeout=5) is None
+        for number in range(10):
+            assert r.publish("news", number) == 2
+        heard = []
+        while len(heard) < 20:
+            message = listener.get_message(timeout=5)
+            if message is not None:
+                assert message["channel"] == "news", message
+                heard.append((message["type"], message["data"]))
+        for kind in ("message", "pmessage"):
+            assert [data for found, data in heard if found == kind] == [str(n) for n in range(10)], heard
+        assert r.pubsub_numsub("news") == [("news", 1)] and r.pubsub_channels() == ["news"]
+    assert r.publish("nobody", "x") == 0
+
+
 port, password = int(sys.argv[1]), sys.argv[2] or None
 for protocol in (2, 3):
     r = redis.Redis(port=port, password=password, protocol=protocol, decode_responses=True)
@@ -169,4 +190,5 @@ for protocol in (2, 3):
     watching(r)
     recipes_for_locks(r, port, password)
     fencing(r)
+    messages(r)
 print("done", redis.__version__)

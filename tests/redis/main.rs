@@ -9,6 +9,8 @@ mod commands;
 mod hostile;
 mod locks;
 mod quotas;
+mod notices;
+mod pubsub;
 mod random;
 mod support;
 mod together;

@@ -144,7 +144,7 @@ fn reply_length(bytes: &[u8]) -> Option<usize> {
             }
             0
         }
-        b'*' | b'~' => number().max(0),
+        b'*' | b'~' | b'>' => number().max(0),
         b'%' => 2 * number().max(0),
         b'+' | b'-' | b':' | b'_' | b',' | b'#' => 0,
         other => panic!("a reply that begins with {:?}", char::from(other)),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`request`] | [`RequestReader`]: commands from bytes as they arrive, within [`RequestLimits`] |
 //! | [`reply`] | [`Value`]: a reply, written as RESP2 or RESP3 |
+//! | [`stream`] | [`ClientStream`]: the connection, in clear or within TLS |
 //!
 //! # Promises
 //!
@@ -25,6 +26,8 @@
 
 pub mod reply;
 pub mod request;
+pub mod stream;
 
 pub use reply::{Protocol, Value};
 pub use request::{ProtocolError, Request, RequestLimits, RequestReader};
+pub use stream::{ClientStream, ClientTls};

@@ -7,6 +7,7 @@
 //! | [`Value::NullArray`] | `*-1` | `_` |
 //! | [`Value::Map`] | an array of keys and values in turn | `%` |
 //! | [`Value::Set`] | an array | `~` |
+//! | [`Value::Push`] | an array | `>` |
 //! | [`Value::Verbatim`] | `$` | `=`, as text |
 
 use std::borrow::Cow;
@@ -44,6 +45,8 @@ pub enum Value {
     Map(Vec<(Value, Value)>),
     /// Several in no order.
     Set(Vec<Value>),
+    /// Several that nobody has asked for just now.
+    Push(Vec<Value>),
     /// A text for people.
     Verbatim(String),
 }
@@ -75,6 +78,7 @@ impl Value {
             Value::NullArray => out.extend_from_slice(b"*-1\r\n"),
             Value::Array(values) => list(out, b'*', values, protocol),
             Value::Set(values) => list(out, if is_new { b'~' } else { b'*' }, values, protocol),
+            Value::Push(values) => list(out, if is_new { b'>' } else { b'*' }, values, protocol),
             Value::Map(pairs) => {
                 let count = if is_new { pairs.len() } else { pairs.len() * 2 };
                 head(out, if is_new { b'%' } else { b'*' }, count as i64);
@@ -149,6 +153,7 @@ mod tests {
             (Value::Array(vec![]), "*0\r\n", "*0\r\n"),
             (Value::Array(vec![one(), Value::Null]), "*2\r\n:1\r\n$-1\r\n", "*2\r\n:1\r\n_\r\n"),
             (Value::Set(vec![one()]), "*1\r\n:1\r\n", "~1\r\n:1\r\n"),
+            (Value::Push(vec![one()]), "*1\r\n:1\r\n", ">1\r\n:1\r\n"),
             (Value::Map(vec![(one(), one())]), "*2\r\n:1\r\n:1\r\n", "%1\r\n:1\r\n:1\r\n"),
             (Value::Verbatim("x".to_owned()), "$1\r\nx\r\n", "=5\r\ntxt:x\r\n"),
         ] {

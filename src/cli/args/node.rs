@@ -100,8 +100,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "DOGSLED_MAX_CONNECTIONS", value_name = "COUNT")]
     pub(crate) max_connections: Option<u32>,
 
-    /// The TCP address of loopback for Redis clients, or `off`. There is no encryption, and without a password
-    /// whoever can connect can do anything with the data [default: loopback, 1000 above the port of --listen, as
+    /// The TCP address for Redis clients, or `off`. On loopback there is no encryption, and without a password whoever
+    /// can connect can do anything with the data; elsewhere there is TLS with the certificates of --certs, and a password
+    /// has to be given [default: loopback, 1000 above the port of --listen, as
     /// in 127.0.0.1:8400; without it if that is taken]
     #[arg(long, env = "DOGSLED_REDIS", value_name = "HOST:PORT")]
     pub(crate) redis: Option<String>,

@@ -24,7 +24,8 @@ use std::time::Duration;
 use dogsled::cluster::http::{HttpOptions, HttpServer};
 use dogsled::cluster::redis::{RedisOptions, RedisServer};
 use dogsled::cluster::{
-    CertificateFiles, ClientOptions, Node, NodeCertificates, NodeConfig, OpenError, StartError, Timing,
+    CertificateFiles, CertificateSource, ClientOptions, Node, NodeCertificates, NodeConfig, OpenError,
+    StartError, Timing,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
@@ -230,7 +231,7 @@ fn listen_for_http_if_free(address: SocketAddr) -> Option<TcpListener> {
 async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &mut Output) -> Result<()> {
     let options = ClientOptions::from_files(files)?;
     let begun = begin::begin(node, settings, &options).await?;
-    let redis = serve_redis(node, settings).await?;
+    let redis = serve_redis(node, settings, files).await?;
     say_serving(node, redis.as_ref().map(RedisServer::local_address), settings, begun, out)?;
     if let Some(redis) = &redis {
         say_redis(redis, settings, out)?;
@@ -267,7 +268,11 @@ async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &
 }
 
 /// Lets Redis clients in. They are let out when this is dropped.
-async fn serve_redis(node: &Node, settings: &Settings) -> Result<Option<RedisServer>> {
+async fn serve_redis(
+    node: &Node,
+    settings: &Settings,
+    files: &CertificateFiles,
+) -> Result<Option<RedisServer>> {
     let (address, is_asked) = match settings.redis {
         Port::Off => return Ok(None),
         Port::IfFree(address) => (address, false),
@@ -275,6 +280,7 @@ async fn serve_redis(node: &Node, settings: &Settings) -> Result<Option<RedisSer
     };
     let mut options = RedisOptions::new(address);
     options.password.clone_from(&settings.redis_password);
+    options.certificates = settings.certs.is_some().then(|| CertificateSource::Files(files.clone()));
     options.max_connections = settings.max_connections as usize;
     match RedisServer::start(node.client(), options).await {
         Ok(server) => Ok(Some(server)),
@@ -303,7 +309,14 @@ fn say_redis(redis: &RedisServer, settings: &Settings, out: &mut Output) -> Resu
         out.document(&json!({ "event": event, "address": address, "has_password": has_password }))?;
         return out.finish();
     }
-    out.line(format_args!("serving Redis clients on {address} (TCP); try: redis-cli -p {}", address.port()))?;
+    let port = address.port();
+    match &settings.certs {
+        Some(certs) if !address.ip().is_loopback() => out.line(format_args!(
+            "serving Redis clients on {address} (TCP, TLS); try: redis-cli -h HOST -p {port} --tls --cacert {} --askpass",
+            certs.join("ca.crt").display()
+        ))?,
+        _ => out.line(format_args!("serving Redis clients on {address} (TCP); try: redis-cli -p {port}"))?,
+    }
     if !has_password {
         out.line("WITHOUT A PASSWORD: whoever is on this machine can do anything with the data there")?;
     }

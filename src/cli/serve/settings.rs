@@ -281,13 +281,20 @@ impl Settings {
         if redis_password.as_ref().is_some_and(String::is_empty) {
             return Err(Failure::usage("an empty --redis-password is none"));
         }
+        let certs = global.certs.clone().or(file.certs);
         if let Port::Asked(address) = redis
             && !address.ip().is_loopback()
         {
-            return Err(Failure::usage(format!(
-                "--redis {address} is open to other machines, and has no encryption: choose a loopback address, \
-                 and let a tunnel or a proxy with TLS reach it from elsewhere"
-            )));
+            let open = format!("--redis {address} is open to other machines");
+            if certs.is_none() {
+                return Err(Failure::usage(format!(
+                    "{open}, and needs TLS: give the node's certificates with --certs, or a loopback address"
+                )));
+            }
+            if redis_password.is_none() {
+                let what = format!("{open}, and needs a password: give one with --redis-password");
+                return Err(Failure::usage(what));
+            }
         }
         Ok(Settings {
             data: args.data.clone().or(file.data).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)),
@@ -301,7 +308,7 @@ impl Settings {
             zone: args.zone.clone().or(file.zone).unwrap_or_default(),
             weight,
             from_embedded,
-            certs: global.certs.clone().or(file.certs),
+            certs,
             preset: args.preset.or(file.preset).unwrap_or(Preset::Lan),
             cache_mib,
             disk_low_bytes,
@@ -507,7 +514,8 @@ mod tests {
             (&["--partitions", "0"], "--partitions"),
             (&["--replicas", "0"], "--replicas"),
             (&["--redis", "nonsense"], "--redis"),
-            (&["--redis", "0.0.0.0:6379", "--redis-password", "x"], "loopback"),
+            (&["--redis", "0.0.0.0:6379", "--redis-password", "x"], "--certs"),
+            (&["--certs", "c", "--redis", "0.0.0.0:6379"], "--redis-password"),
             (&["--redis", "127.0.0.1:6379", "--redis-password", ""], "--redis-password"),
             (&["--weight", "0"], "--weight"),
             (&["--max-connections", "0"], "--max-connections"),

@@ -16,16 +16,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use dogsled_net::resp::{Protocol, Request, RequestLimits, RequestReader, Value};
+use dogsled_net::resp::{ClientStream, Protocol, Request, RequestLimits, RequestReader, Value};
 use dogsled_storage::{Fence, TreeId};
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::database::{Data, Watched, failed};
 use super::link::Link;
+use super::pubsub::{Listen, Message, Subscriptions};
 use super::server::{LEAST_PACE, Shared};
-use super::table::{Multi, Step, find, unknown};
+use super::table::{Multi, Step, find, unknown, wrong_arity};
 use crate::IVec;
 
 /// How many requests, and about how many bytes of them, are carried out together: few at first, more while the
@@ -39,6 +39,8 @@ const BATCH_BYTES: usize = 4 << 20;
 const READ: usize = 16 << 10;
 /// Replies are sent when they are so many bytes, or nothing more is there to be answered.
 const SEND: usize = 64 << 10;
+/// How long it may take to end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How often it is looked whether a client is there that has sent something and waits for a lock.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// A buffer that was larger is given back.
@@ -62,6 +64,8 @@ struct Connection {
     reader: RequestReader,
     queue: Option<Queue>,
     watched: Vec<Watched>,
+    /// `None`: none yet.
+    subscriptions: Option<Subscriptions>,
     /// Replies in the order of the requests; `None`: is being found out.
     replies: Vec<(Protocol, Option<Value>)>,
     /// What is to be carried out together, and where its replies go.
@@ -77,18 +81,6 @@ struct Connection {
     partial_since: Option<Instant>,
 }
 
-/// Reads what there is when there is something.
-async fn read(stream: &mut TcpStream, reader: &mut RequestReader) -> std::io::Result<usize> {
-    loop {
-        stream.readable().await?;
-        reader.buffer().reserve(READ);
-        match stream.try_read_buf(reader.buffer()) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-            read => return read,
-        }
-    }
-}
-
 /// Serves a connection until it ends.
 pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, id: u64) {
     shared.connected.fetch_add(1, Ordering::Relaxed);
@@ -99,6 +91,7 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
         link,
         queue: None,
         watched: Vec::new(),
+        subscriptions: None,
         replies: Vec::new(),
         data: Vec::new(),
         out: Vec::new(),
@@ -109,8 +102,25 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
     };
     // Small replies are not to wait for more.
     let _ = stream.set_nodelay(true);
+    let patience = shared.request_time;
+    let stream = match &shared.tls {
+        None => ClientStream::Plain(stream),
+        Some(tls) => match tokio::time::timeout(patience, tls.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::info!(%peer, %error, "a Redis client does not speak TLS, or not with this certificate");
+                return;
+            }
+            Err(_) => return,
+        },
+    };
     // That a client is gone is nothing to be told.
     let _ = connection.run(stream).await;
+}
+
+/// Says that nothing more comes, which within TLS takes a client that reads.
+async fn end(mut stream: ClientStream) -> std::io::Result<()> {
+    tokio::time::timeout(FAREWELL, stream.shutdown()).await.unwrap_or(Ok(()))
 }
 
 impl Drop for Connection {
@@ -130,6 +140,24 @@ fn is_http(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:")
 }
 
+/// What a connection waits for.
+enum Come {
+    /// So many bytes; 0: there will be no more.
+    Read(usize),
+    /// Something that it is to be told; `None`: it is too slow.
+    Message(Option<Message>),
+    /// Nothing, for too long.
+    Late,
+}
+
+/// What the connection is to be told next; `None`: it is too slow.
+async fn next_message(subscriptions: &mut Option<Subscriptions>) -> Option<Message> {
+    match subscriptions {
+        Some(subscriptions) => subscriptions.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Returns when the client has gone. What it has sent meanwhile hides that for as long as it is not read.
 async fn hung_up(stream: &TcpStream) {
     loop {
@@ -146,7 +174,7 @@ fn now_ms() -> u64 {
 }
 
 impl Connection {
-    async fn run(&mut self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn run(&mut self, mut stream: ClientStream) -> std::io::Result<()> {
         let mut closing = self.link.server.closing.clone();
         loop {
             let (mut count, mut bytes, mut wrong) = (0, 0, None);
@@ -179,7 +207,7 @@ impl Connection {
                 self.send(&mut stream).await?;
             }
             if is_ending {
-                return stream.shutdown().await;
+                return end(stream).await;
             }
             if count > 0 {
                 continue;
@@ -191,17 +219,27 @@ impl Connection {
                     None => std::future::pending().await,
                 }
             };
+            let Connection { reader, subscriptions, .. } = self;
             // Those that say nothing, which may be thousands, are kept no buffer.
-            let read = tokio::select! {
-                read = read(&mut stream, &mut self.reader) => Some(read?),
-                _ = closing.wait_for(|closing| *closing) => Some(0),
-                () = late => None,
+            let come = tokio::select! {
+                read = stream.read(reader.buffer(), READ) => Come::Read(read?),
+                message = next_message(subscriptions) => Come::Message(message),
+                _ = closing.wait_for(|closing| *closing) => Come::Read(0),
+                () = late => Come::Late,
             };
-            let Some(read) = read else {
-                let slow = "ERR the command, or the password, took too long to come";
-                Value::error(slow).encode(self.link.protocol, &mut self.out);
-                self.send(&mut stream).await?;
-                return stream.shutdown().await;
+            let read = match come {
+                Come::Read(read) => read,
+                Come::Message(message) => {
+                    self.tell(message.ok_or_else(|| self.too_slow())?);
+                    self.send(&mut stream).await?;
+                    continue;
+                }
+                Come::Late => {
+                    let slow = "ERR the command, or the password, took too long to come";
+                    Value::error(slow).encode(self.link.protocol, &mut self.out);
+                    self.send(&mut stream).await?;
+                    return end(stream).await;
+                }
             };
             if read == 0 {
                 return Ok(());
@@ -210,7 +248,7 @@ impl Connection {
                 let full = "ERR the clients together have sent more than is kept for them; try again later";
                 Value::error(full).encode(self.link.protocol, &mut self.out);
                 self.send(&mut stream).await?;
-                return stream.shutdown().await;
+                return end(stream).await;
             }
         }
     }
@@ -242,19 +280,31 @@ impl Connection {
         all <= self.link.server.max_held_bytes || holds <= READ
     }
 
-    async fn send(&mut self, stream: &mut TcpStream) -> std::io::Result<()> {
+    async fn send(&mut self, stream: &mut ClientStream) -> std::io::Result<()> {
         // Nothing can be said to one whose replies are in the way: it would have to read them first.
         if self.out.len() > SEND && !self.charge() {
             return Err(std::io::ErrorKind::OutOfMemory.into());
         }
-        let mut rest = &self.out[..];
-        while !rest.is_empty() {
-            let written = tokio::time::timeout(self.link.server.patience, stream.write(rest)).await;
-            let written = written.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
-            if written == 0 {
-                return Err(std::io::ErrorKind::WriteZero.into());
+        let patience = self.link.server.patience;
+        let written = async {
+            let mut rest = &self.out[..];
+            while !rest.is_empty() {
+                match tokio::time::timeout(patience, stream.write(rest)).await?? {
+                    0 => return Err(std::io::ErrorKind::WriteZero.into()),
+                    written => rest = &rest[written..],
+                }
             }
-            rest = &rest[written..];
+            tokio::time::timeout(patience, stream.flush()).await?
+        };
+        let too_slow = async {
+            match &self.subscriptions {
+                Some(subscriptions) => subscriptions.too_slow().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            written = written => written?,
+            () = too_slow => return Err(self.too_slow()),
         }
         self.out.clear();
         if self.out.capacity() > KEPT {
@@ -263,12 +313,45 @@ impl Connection {
         Ok(())
     }
 
+    fn too_slow(&self) -> std::io::Error {
+        tracing::warn!(peer = %self.link.peer, "a subscriber does not read what it is told, and is closed");
+        std::io::ErrorKind::TimedOut.into()
+    }
+
+    /// Writes what the connection is to be told, and what else is there of that.
+    fn tell(&mut self, message: Message) {
+        let mut next = Some(message);
+        while let Some(message) = next {
+            message.value().encode(self.link.protocol, &mut self.out);
+            let has_room = self.out.len() < SEND;
+            next = self.subscriptions.as_ref().filter(|_| has_room).and_then(Subscriptions::take);
+        }
+    }
+
+    /// Whether nothing is understood but what concerns subscriptions: what is told could not be told from replies.
+    fn only_listens(&self) -> bool {
+        let is_subscribed =
+            self.subscriptions.as_ref().is_some_and(|subscriptions| !subscriptions.is_empty());
+        is_subscribed && self.link.protocol == Protocol::Resp2
+    }
+
+    async fn listen(&mut self, asked: Listen) {
+        let (server, id) = (Arc::clone(&self.link.server), self.link.id);
+        let database = &server.database;
+        let subscriptions =
+            self.subscriptions.get_or_insert_with(|| Subscriptions::new(Arc::clone(&database.hub), id));
+        match subscriptions.change(&database.client, asked).await {
+            Ok(replies) => replies.into_iter().for_each(|reply| self.answer(reply)),
+            Err(error) => self.answer(failed(&error)),
+        }
+    }
+
     fn answer(&mut self, value: Value) {
         self.replies.push((self.link.protocol, Some(value)));
     }
 
     /// Takes a request. What it does may be done later, together with those after it.
-    async fn begin(&mut self, request: Request, stream: &mut TcpStream) -> std::io::Result<()> {
+    async fn begin(&mut self, request: Request, stream: &mut ClientStream) -> std::io::Result<()> {
         let Some(command) = find(&request[0]) else {
             if is_http(&request[0]) {
                 tracing::warn!(peer = %self.link.peer, "HTTP instead of Redis's protocol; the connection is closed");
@@ -288,6 +371,25 @@ impl Connection {
             self.spoil();
             self.answer(Value::error("NOAUTH Authentication required."));
             return Ok(());
+        }
+        if self.only_listens() {
+            match command.name {
+                "subscribe" | "psubscribe" | "unsubscribe" | "punsubscribe" | "quit" | "reset" => {}
+                "ping" if request.len() <= 2 => {
+                    let text = request.get(1).cloned().unwrap_or_default();
+                    self.answer(Value::Array(vec![Value::text("pong"), Value::Bulk(text)]));
+                    return Ok(());
+                }
+                "ping" => {
+                    self.answer(wrong_arity("ping"));
+                    return Ok(());
+                }
+                name => {
+                    let only = "only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context";
+                    self.answer(Value::error(format!("ERR Can't execute '{name}': {only}")));
+                    return Ok(());
+                }
+            }
         }
         let database = self.queue.as_ref().map_or(self.link.database, |queue| queue.database);
         let cursors = &self.link.server.database.cursors;
@@ -311,6 +413,7 @@ impl Connection {
                 if mem::take(&mut self.link.is_reset) {
                     self.queue = None;
                     self.watched.clear();
+                    self.subscriptions = None;
                 }
                 self.answer(value);
             }
@@ -324,6 +427,10 @@ impl Connection {
                 let value = self.multi(multi, &arguments).await;
                 self.answer(value);
             }
+            Ok(Step::Listen(listen)) => {
+                self.carry_out().await;
+                self.listen(listen).await;
+            }
             Ok(Step::Lock(locking)) => {
                 // What was asked before is not to wait for others.
                 self.finish().await;
@@ -334,7 +441,7 @@ impl Connection {
                 let mut closing = server.closing.clone();
                 tokio::select! {
                     value = server.database.lock(locking, &self.link.peer) => self.answer(value),
-                    () = hung_up(stream) => self.link.is_ending = true,
+                    () = hung_up(stream.tcp()) => self.link.is_ending = true,
                     _ = closing.wait_for(|closing| *closing) => self.link.is_ending = true,
                 }
             }
@@ -352,7 +459,7 @@ impl Connection {
         let Some(queue) = &mut self.queue else { return };
         queue.bytes += request.iter().map(|argument| argument.len() + 64).sum::<usize>();
         let refused = match &planned {
-            Ok(Step::Lock(_)) => {
+            Ok(Step::Lock(_) | Step::Listen(_)) => {
                 let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
                 Some(format!("ERR {name} cannot be within MULTI"))
             }
@@ -491,12 +598,14 @@ impl Connection {
                 Err(refused) => refused,
                 Ok(Step::Data(data)) => {
                     let own: Vec<_> = replies.by_ref().take(data.operations.len()).collect();
-                    data.reply(&self.link.server.database.cursors, &own)
+                    data.reply(&self.link.server.database, &own)
                 }
                 Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
                 // Of these only UNWATCH is queued, and EXEC has done as much already.
                 Ok(Step::Multi(..)) => Value::OK,
-                Ok(Step::Whole(_) | Step::Lock(_)) => unreachable!("refused when it was queued"),
+                Ok(Step::Whole(_) | Step::Lock(_) | Step::Listen(_)) => {
+                    unreachable!("refused when it was queued")
+                }
             });
         }
         Value::Array(values)

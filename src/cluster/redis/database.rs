@@ -1,6 +1,7 @@
 //! [`Database`]: has [`Data`] carried out by the cluster.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use dogsled_net::resp::Value;
@@ -13,6 +14,7 @@ use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId};
 use futures_util::future::{join_all, try_join_all};
 
 use super::gather::{Gatherer, may_share};
+use super::pubsub::Hub;
 use super::tree_name;
 use super::whole::Cursors;
 use super::{glob, transaction};
@@ -57,6 +59,8 @@ pub(super) enum Shape {
     Time { is_absolute: bool, in_seconds: bool },
     /// All of a hash.
     Pairs(Pairs),
+    /// How many get what was published on this channel.
+    Published(Bytes),
     /// A part of a hash; of that, the fields that match a pattern.
     Page(Option<Bytes>),
 }
@@ -75,7 +79,7 @@ impl Data {
     }
 
     /// The reply, of the replies to its operations.
-    pub(super) fn reply(&self, cursors: &Cursors, replies: &[StringsReply]) -> Value {
+    pub(super) fn reply(&self, database: &Database, replies: &[StringsReply]) -> Value {
         let number = |reply: &StringsReply| match reply {
             StringsReply::Integer(number) => *number,
             _ => 0,
@@ -93,6 +97,7 @@ impl Data {
                 Value::Array(replies.iter().map(value).collect())
             }
             Shape::AllDone => Value::OK,
+            Shape::Published(channel) => Value::Integer(database.hub.receivers(channel) as i64),
             Shape::Required(count) => replies.get(count - 1).map_or(Value::Null, plain),
             Shape::Type => {
                 let kind = match replies.first().map_or(0, number) {
@@ -127,7 +132,7 @@ impl Data {
             },
             Shape::Page(pattern) => match replies.first() {
                 Some(StringsReply::Pairs { pairs, more }) => {
-                    let cursor = more.clone().map_or(0, |more| cursors.keep(more));
+                    let cursor = more.clone().map_or(0, |more| database.cursors.keep(more));
                     let is_wanted =
                         |field: &IVec| pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, field));
                     let wanted = pairs.0.iter().filter(|(field, _)| is_wanted(field));
@@ -222,6 +227,7 @@ pub(super) struct Database {
     pub(super) client: Client,
     pub(super) cursors: Cursors,
     gatherer: Gatherer,
+    pub(super) hub: Arc<Hub>,
 }
 
 /// Where a command belongs.
@@ -233,7 +239,8 @@ struct Placed {
 
 impl Database {
     pub(super) fn new(client: Client) -> Database {
-        Database { client, cursors: Cursors::default(), gatherer: Gatherer::default() }
+        let (cursors, gatherer) = (Cursors::default(), Gatherer::default());
+        Database { client, cursors, gatherer, hub: Arc::default() }
     }
 
     /// Carries out commands that follow each other; each sees those before it.
@@ -258,7 +265,7 @@ impl Database {
                 let Placed { data, .. } = first;
                 let fences: Vec<Fence> = data.fence.iter().cloned().collect();
                 values.push(match self.carry_out(&[], &fences, data.operations.clone()).await {
-                    Ok(Some(replies)) => data.reply(&self.cursors, &replies),
+                    Ok(Some(replies)) => data.reply(self, &replies),
                     // Nothing was watched.
                     Ok(None) => Value::Null,
                     Err(error) => error,
@@ -322,7 +329,7 @@ impl Database {
                         let mut found = found.into_iter();
                         for (index, data) in now {
                             let own: Vec<StringsReply> = found.by_ref().take(data.operations.len()).collect();
-                            replies.push((*index, data.reply(&self.cursors, &own)));
+                            replies.push((*index, data.reply(self, &own)));
                         }
                     }
                     Err(error) => replies.extend(now.iter().map(|(index, _)| (*index, failed(&error)))),
@@ -349,7 +356,7 @@ impl Database {
         let mut replies = replies.into_iter();
         for Placed { data, .. } in run {
             let own: Vec<StringsReply> = replies.by_ref().take(data.operations.len()).collect();
-            values.push(data.reply(&self.cursors, &own));
+            values.push(data.reply(self, &own));
         }
     }
 
@@ -377,7 +384,7 @@ impl Database {
         Ok(replies)
     }
 
-    async fn look_in(
+    pub(super) async fn look_in(
         &self,
         group: u32,
         operations: Vec<StringsOperation>,

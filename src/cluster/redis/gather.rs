@@ -61,6 +61,7 @@ pub(super) fn may_share(operation: &StringsOperation) -> bool {
             | StringAction::AddFloat { .. }
             | StringAction::Expire { .. }
             | StringAction::Persist
+            | StringAction::Tell { .. }
     )
 }
 

@@ -11,7 +11,7 @@ use dogsled_storage::strings::parse_integer;
 
 use super::server::Shared;
 use super::table::{COMMANDS, CommandInfo, find, is_word, syntax_error, wrong_arity};
-use super::{DATABASES, REDIS_VERSION, glob};
+use super::{DATABASES, REDIS_VERSION};
 
 /// One connection.
 pub(super) struct Link {
@@ -215,7 +215,7 @@ pub(super) fn hello(link: &mut Link, arguments: &[Bytes]) -> Value {
 }
 
 /// What is said of a subcommand that there is not, or not with so many arguments.
-fn no_subcommand(command: &str, arguments: &[Bytes], known: &[&str]) -> Value {
+pub(super) fn no_subcommand(command: &str, arguments: &[Bytes], known: &[&str]) -> Value {
     let name = String::from_utf8_lossy(&arguments[1][..arguments[1].len().min(128)]).into_owned();
     if known.iter().any(|known| is_word(&arguments[1], known)) {
         return wrong_arity(&format!("{command}|{}", name.to_ascii_lowercase()));
@@ -264,28 +264,19 @@ pub(super) fn client(link: &mut Link, arguments: &[Bytes]) -> Value {
     }
 }
 
-/// What clients and tools ask for to know what they deal with.
-const PARAMETERS: &[(&str, &str)] = &[
-    ("appendfsync", "always"),
-    ("appendonly", "yes"),
-    ("databases", "16"),
-    ("maxmemory", "0"),
-    ("maxmemory-policy", "noeviction"),
-    ("notify-keyspace-events", ""),
-    ("proto-max-bulk-len", "536870912"),
-    ("save", ""),
-    ("timeout", "0"),
-];
-
-pub(super) fn config(_: &mut Link, arguments: &[Bytes]) -> Value {
+pub(super) fn pubsub(link: &mut Link, arguments: &[Bytes]) -> Value {
+    let hub = &link.server.database.hub;
+    let is = |word: &str| is_word(&arguments[1], word);
+    let channels = |pattern| Value::Array(hub.channels(pattern).into_iter().map(Value::Bulk).collect());
     match &arguments[2..] {
-        [_, ..] if is_word(&arguments[1], "GET") => {
-            let patterns = || arguments[2..].iter().map(|pattern| pattern.to_ascii_lowercase());
-            let wanted = |name: &str| patterns().any(|pattern| glob::matches(&pattern, name.as_bytes()));
-            let found = PARAMETERS.iter().filter(|(name, _)| wanted(name));
-            Value::Map(found.map(|(name, value)| (Value::text(name), Value::text(value))).collect())
+        [] if is("CHANNELS") => channels(None),
+        [pattern] if is("CHANNELS") => channels(Some(&pattern[..])),
+        [] if is("NUMPAT") => Value::Integer(hub.patterns() as i64),
+        names if is("NUMSUB") => {
+            let count = |name: &Bytes| Value::Integer(hub.subscribers(name) as i64);
+            Value::Array(names.iter().flat_map(|name| [Value::Bulk(name.clone()), count(name)]).collect())
         }
-        _ => no_subcommand("config", arguments, &["GET"]),
+        _ => no_subcommand("pubsub", arguments, &["CHANNELS", "NUMPAT", "NUMSUB"]),
     }
 }
 

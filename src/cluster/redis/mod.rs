@@ -25,6 +25,7 @@
 //! bytes ─► net::resp ─► request ─► table ─► Step ─┬─ Data: operations on keys ─► database ─► one entry, or a transaction
 //!                                                 ├─ Whole: KEYS, SCAN, …     ─► whole
 //!                                                         ├─ Lock: DOGSLED.LOCK, …    ─► locks
+//!                                                         ├─ Listen: SUBSCRIBE, …     ─► pubsub
 //!                                                 └─ Link: PING, SELECT, MULTI… ─► connection
 //! ```
 //!
@@ -35,6 +36,17 @@
 //! `DOGSLED.LOCK`, `DOGSLED.UNLOCK` and `DOGSLED.FENCED` give fencing tokens, and carry out a command only while a lock is
 //! held: see `locks.rs`, where their syntax is.
 //!
+//! # Messages
+//!
+//! `PUBLISH` reaches whoever is subscribed at any node, through the log, and nothing is kept of it. See `pubsub`, which has the
+//! promises and why they are these. What `notify-keyspace-events` asks for is told by the commands themselves, where the log is
+//! applied ([`notices`](dogsled_storage::strings::notices)), and for the whole cluster.
+//!
+//! # Who may connect
+//!
+//! On loopback whoever is on the machine, in clear, with a password if there is one. Elsewhere only within TLS, with the node's
+//! own certificate, and with a password: see [`RedisOptions`].
+//!
 //! # What differs from Redis
 //!
 //! [`support`] says it command by command. Beyond that: keys are up to 64 KiB; a write that is not answered
@@ -42,6 +54,7 @@
 //! `CLUSTERDOWN`; a key is read for up to a tenth of a second after its time to live is over, if nobody writes
 //! to its partition, while for writes it is gone at once.
 
+mod config;
 mod connection;
 mod database;
 mod gather;
@@ -50,6 +63,7 @@ mod hashes;
 mod keys;
 mod link;
 mod locks;
+mod pubsub;
 mod server;
 mod strings;
 mod table;
@@ -57,6 +71,7 @@ mod transaction;
 mod whole;
 
 pub use dogsled_net::resp::RequestLimits;
+use dogsled_storage::strings::notices::EVENTS_TREE;
 
 pub use self::server::{LEAST_PACE, RedisOptions, RedisServer};
 pub use self::table::support;
@@ -67,10 +82,18 @@ const REDIS_VERSION: &str = "7.0.15";
 /// How many databases `SELECT` knows.
 const DATABASES: u32 = 16;
 
+/// In place of the number of a database: the tree of the channels that messages are published on.
+const CHANNELS: u32 = u32::MAX;
+
+/// The tree of what is told of keys.
+const EVENTS: u32 = u32::MAX - 1;
+
 /// The tree of a database.
 fn tree_name(database: u32) -> crate::IVec {
     match database {
         0 => crate::IVec::from("redis"),
+        CHANNELS => crate::IVec::from("redis:channels"),
+        EVENTS => crate::IVec::from(EVENTS_TREE),
         other => crate::IVec::from(format!("redis:{other}")),
     }
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dogsled_net::resp::RequestLimits;
+use dogsled_net::CertificateSource;
+use dogsled_net::resp::{ClientTls, RequestLimits};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -25,9 +26,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How a [`RedisServer`] is run.
 #[derive(Clone)]
 pub struct RedisOptions {
-    /// The TCP address to listen on. There is no encryption, so it has to be one of loopback: whoever comes from
-    /// elsewhere needs a tunnel or a proxy with TLS.
+    /// The TCP address to listen on. If other machines can connect to it, it needs `certificates` and a `password`.
     pub listen: SocketAddr,
+    /// The node's own, with which connections are within TLS at an address that is not of loopback; on loopback they are in
+    /// clear. Clients need the authority's certificate (`ca.crt`), and check for the name `node-<id>.dogsled` if they check
+    /// for a name.
+    pub certificates: Option<CertificateSource>,
     /// What a client has to say first, by `AUTH` or `HELLO`.
     pub password: Option<String>,
     /// How many connections there may be; more are told so and closed.
@@ -53,6 +57,7 @@ impl RedisOptions {
     pub fn new(listen: SocketAddr) -> RedisOptions {
         RedisOptions {
             listen,
+            certificates: None,
             password: None,
             max_connections: 10_000,
             limits: RequestLimits::default(),
@@ -67,6 +72,7 @@ impl fmt::Debug for RedisOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisOptions")
             .field("listen", &self.listen)
+            .field("has_certificates", &self.certificates.is_some())
             .field("has_password", &self.password.is_some())
             .field("max_connections", &self.max_connections)
             .finish_non_exhaustive()
@@ -76,6 +82,8 @@ impl fmt::Debug for RedisOptions {
 /// What the connections share.
 pub(super) struct Shared {
     pub(super) address: SocketAddr,
+    /// Where connections are within TLS.
+    pub(super) tls: Option<ClientTls>,
     pub(super) password: Option<String>,
     pub(super) max_connections: usize,
     pub(super) limits: RequestLimits,
@@ -110,23 +118,29 @@ impl RedisServer {
     /// Listens, and serves what a client of the cluster reaches: a node's own takes the short way.
     ///
     /// # Errors
-    /// [`io::ErrorKind::PermissionDenied`] if other machines could connect; those of listening.
+    /// [`io::ErrorKind::PermissionDenied`] if other machines could connect, without TLS or a password;
+    /// [`io::ErrorKind::InvalidData`] if the certificates cannot be used; those of listening.
     pub async fn start(client: Client, options: RedisOptions) -> io::Result<RedisServer> {
-        if !options.listen.ip().is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!(
-                    "{} is not a loopback address: other machines could connect, and passwords and data would travel \
-                     in clear",
-                    options.listen
-                ),
-            ));
-        }
+        let tls = match &options.certificates {
+            _ if options.listen.ip().is_loopback() => None,
+            Some(_) if options.password.is_none() => return Err(open(&options, "without a password")),
+            None => {
+                return Err(open(
+                    &options,
+                    "without certificates, so passwords and data would travel in clear",
+                ));
+            }
+            Some(source) => {
+                let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+                Some(ClientTls::new(source.clone()).map_err(invalid)?)
+            }
+        };
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
         let (close, closing) = watch::channel(false);
         let shared = Arc::new(Shared {
             address,
+            tls,
             password: options.password,
             max_connections: options.max_connections,
             limits: options.limits,
@@ -159,6 +173,11 @@ impl RedisServer {
     }
 }
 
+fn open(options: &RedisOptions, how: &str) -> io::Error {
+    let what = format!("{} is not a loopback address: other machines could connect, {how}", options.listen);
+    io::Error::new(io::ErrorKind::PermissionDenied, what)
+}
+
 impl fmt::Debug for RedisServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisServer").field("address", &self.address).finish_non_exhaustive()
@@ -180,7 +199,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
                 connections.spawn(connection::serve(stream, peer, Arc::clone(&shared), id));
             }
-            Ok((stream, _)) => refuse(stream).await,
+            // Within TLS it could only be told after a handshake.
+            Ok((stream, _)) if shared.tls.is_none() => refuse(stream).await,
+            Ok(_) => {}
             Err(error) => {
                 tracing::warn!(%error, "a Redis client could not be accepted");
                 tokio::time::sleep(PAUSE).await;

@@ -7,9 +7,11 @@ use dogsled_net::resp::Value;
 use dogsled_storage::TreeId;
 use dogsled_storage::strings::{StringAction, StringsOperation, parse_integer};
 
+use super::config;
 use super::database::Data;
 use super::link::{self, Link};
 use super::locks::{self, Locking};
+use super::pubsub::{self, Listen};
 use super::whole::{self, Cursors, Whole};
 use super::{hashes, keys, strings};
 use crate::IVec;
@@ -23,6 +25,8 @@ pub(super) enum Step {
     Whole(Whole),
     /// On a lock.
     Lock(Locking),
+    /// On what the connection is told.
+    Listen(Listen),
     /// On the connection.
     Link(fn(&mut Link, &[Bytes]) -> Value, Vec<Bytes>),
     /// On the transaction that the connection is in, or is to be in.
@@ -128,6 +132,7 @@ const READ: &str = "readonly fast";
 const WRITE: &str = "write denyoom";
 const FAST: &str = "write denyoom fast";
 const TIME: &str = "write fast";
+const LISTEN: &str = "pubsub noscript loading stale";
 const TALK: &str = "noscript loading stale fast";
 
 const ORDER: Support = Partial("in the order of the fields' bytes; at most 512 MiB");
@@ -142,7 +147,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("auth", -2, TALK, NONE, "1.0.0", "connection", link(link::auth), Partial("the user `default` only"), "Authenticates the connection."),
     row("client", -2, TALK, NONE, "2.4.0", "connection", link(link::client), Partial("ID, GETNAME, SETNAME, SETINFO, INFO, LIST (of the own connection), NO-EVICT, NO-TOUCH"), "Commands on client connections."),
     row("command", -1, "loading stale", NONE, "2.8.13", "server", link(link::command), Partial("COUNT, DOCS, INFO, LIST; no key specifications"), "Returns detailed information about commands."),
-    row("config", -2, "admin noscript loading stale", NONE, "2.0.0", "server", link(link::config), Partial("GET, of a few parameters"), "Commands on the server's configuration."),
+    row("config", -2, "admin noscript loading stale", NONE, "2.0.0", "server", plan(config::config), Partial("GET, of a few parameters; SET, of `notify-keyspace-events`, which is of the whole cluster; neither that within MULTI"), "Commands on the server's configuration."),
     row("copy", -3, WRITE, TWO, "6.2.0", "generic", plan(keys::copy), Full, "Copies the value of a key to a new key."),
     row("dbsize", 1, READ, NONE, "1.0.0", "server", plan(whole::size), Partial(NOT_IN_MULTI), "Returns the number of keys in the database."),
     row("decr", 2, FAST, ONE, "1.0.0", "string", plan(strings::decrement), Full, "Decrements the integer value of a key by one."),
@@ -196,7 +201,11 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("pexpiretime", 2, READ, ONE, "7.0.0", "generic", plan(keys::expires_millisecond), Full, "Returns the expiration time of a key as a Unix milliseconds timestamp."),
     row("ping", -1, "fast", NONE, "1.0.0", "connection", link(link::ping), Full, "Returns the server's liveliness response."),
     row("psetex", 4, WRITE, ONE, "2.6.0", "string", plan(strings::set_with_milliseconds), Full, "Sets both string value and expiration time in milliseconds of a key."),
+    row("psubscribe", -2, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::subscribe_to_patterns), Partial(NOT_IN_MULTI), "Listens for messages published to channels that match one or more patterns."),
     row("pttl", 2, READ, ONE, "2.6.0", "generic", plan(keys::milliseconds_left), Full, "Returns the expiration time in milliseconds of a key."),
+    row("publish", 3, "pubsub loading stale fast", NONE, "2.0.0", "pubsub", plan(pubsub::publish), Partial("the reply counts who is subscribed at this node; all nodes' subscribers get it"), "Posts a message to a channel."),
+    row("pubsub", -2, "pubsub loading stale", NONE, "2.8.0", "pubsub", link(link::pubsub), Partial("CHANNELS, NUMSUB, NUMPAT, of this node"), "Commands on subscriptions."),
+    row("punsubscribe", -1, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::unsubscribe_from_patterns), Partial(NOT_IN_MULTI), "Stops listening to messages published to channels that match one or more patterns."),
     row("quit", -1, "noscript loading stale fast no_auth allow_busy", NONE, "1.0.0", "connection", link(link::quit), Full, "Closes the connection."),
     row("randomkey", 1, "readonly", NONE, "1.0.0", "generic", plan(whole::random_key), Partial("keys behind gaps come more often; not within MULTI"), "Returns a random key name from the database."),
     row("rename", 3, "write", TWO, "1.0.0", "generic", plan(keys::rename), Full, "Renames a key and overwrites the destination."),
@@ -209,11 +218,13 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("setnx", 3, FAST, ONE, "1.0.0", "string", plan(strings::set_if_absent), Full, "Set the string value of a key only when the key doesn't exist."),
     row("setrange", 4, WRITE, ONE, "2.2.0", "string", plan(strings::overwrite), Full, "Overwrites a part of a string value with another by an offset."),
     row("strlen", 2, READ, ONE, "2.2.0", "string", plan(strings::length), Full, "Returns the length of a string value."),
+    row("subscribe", -2, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::subscribe), Partial(NOT_IN_MULTI), "Listens for messages published to channels."),
     row("substr", 4, "readonly", ONE, "1.0.0", "string", plan(strings::range), Full, "Returns a substring from a string value."),
     row("touch", -2, READ, ALL, "3.2.1", "generic", plan(keys::exists), Full, "Returns the number of existing keys out of those specified."),
     row("ttl", 2, READ, ONE, "1.0.0", "generic", plan(keys::seconds_left), Full, "Returns the expiration time in seconds of a key."),
     row("type", 2, READ, ONE, "1.0.0", "generic", plan(keys::kind), Full, "Determines the type of value stored at a key."),
     row("unlink", -2, "write fast", ALL, "4.0.0", "generic", plan(keys::delete), Full, "Deletes one or more keys."),
+    row("unsubscribe", -1, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::unsubscribe), Partial(NOT_IN_MULTI), "Stops listening to messages posted to channels."),
     row("unwatch", 1, TALK, NONE, "2.2.0", "transactions", Handler::Multi(Multi::Unwatch), Full, "Forgets about watched keys of a transaction."),
     row("watch", -2, TALK, ALL, "2.2.0", "transactions", Handler::Multi(Multi::Watch), WATCHED, "Monitors changes to keys to determine the execution of a transaction."),
 ];
@@ -245,10 +256,7 @@ const ABSENT: &[(&str, &str)] = &[
         "geo",
         "geoadd geodist geohash geopos georadius georadius_ro georadiusbymember georadiusbymember_ro geosearch geosearchstore",
     ),
-    (
-        "pubsub",
-        "psubscribe publish pubsub punsubscribe spublish ssubscribe subscribe sunsubscribe unsubscribe",
-    ),
+    ("pubsub", "spublish ssubscribe sunsubscribe"),
     ("scripting", "eval eval_ro evalsha evalsha_ro fcall fcall_ro function script"),
     ("cluster", "asking cluster readonly readwrite"),
     (
@@ -353,6 +361,18 @@ if the two differ. The commands and their replies are those of Redis 7.0, but fo
   `{tag}` of the lock and the keys that is one entry of one log, else a transaction over partitions.
 
 Locks are not keys; they are those of `dogsled lock`.
+
+What is published at a node comes to subscribers at all nodes, at most once, in one order for each channel; `PUBLISH` and
+`PUBSUB` count those at their own node, as in Redis's cluster. A message is an entry of the log of the channel's
+partition: it costs what a small `SET` costs, needs a quorum, and leaves nothing. A connection for which more than 32 MiB
+wait, or more than 8 MiB for a minute, is closed.
+
+Of keys (`CONFIG SET notify-keyspace-events`, for the whole cluster and for good) is told what Redis tells of the
+commands that are there, and of `expired` keys: the letters `K E A g $ h x n` mean something, the others are taken. An
+event is told with the change itself, at all nodes; those of keys of one partition in their order. What writes by other
+means than Redis's protocol tells nothing but `expired`; and a command, or a transaction, on keys of several partitions is
+told as what it made of each: `set`, `del`, `hset`, `hdel`, `expire`, `persist`, where one on keys of one
+(`{tag}`) is told as `incrby` or `rename_to`.
 
 | command | group | |
 |---|---|---|

@@ -125,9 +125,11 @@ struct Wanted<'a> {
 
 /// Whether an operation does the same, and has the same replied, whatever time it is and whenever the key ends.
 fn is_timeless(action: &StringAction) -> bool {
-    use StringAction::{Delete, Exists, Get, Hash, Kind, Length, Range, RequireAbsent, Set, Take};
+    use StringAction::{Delete, Exists, Get, Hash, Kind, Length, Range, RequireAbsent, Set, Take, Tell};
     match action {
-        Get | Length | Range { .. } | Exists | Kind | RequireAbsent { .. } | Delete | Take => true,
+        Get | Length | Range { .. } | Exists | Kind | RequireAbsent { .. } | Delete | Take | Tell { .. } => {
+            true
+        }
         // Of one that is overwritten for good it does not matter when it would have ended.
         Set { when, .. } => when.is_none(),
         Hash(action) => action.is_read(),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use dogsled_net::resp::Value;
 use dogsled_storage::TreeId;
 use dogsled_storage::hashes::head;
+use dogsled_storage::strings::notices;
 use dogsled_storage::strings::{StringAction, StringsOperation, parse_integer};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
@@ -32,9 +33,18 @@ const MOST_SCANNED: i64 = 10_000;
 #[derive(Clone, Debug)]
 pub(super) enum Whole {
     Keys(Bytes),
-    Scan { cursor: u64, pattern: Option<Bytes>, count: i64, kind: Wanted },
+    Scan {
+        cursor: u64,
+        pattern: Option<Bytes>,
+        count: i64,
+        kind: Wanted,
+    },
     Size,
     RandomKey,
+    /// Of `CONFIG GET`, by patterns.
+    Parameters(Vec<Bytes>),
+    /// Which events are told of keys.
+    Notify(notices::Wanted),
     Flush,
     FlushAll,
 }
@@ -149,6 +159,8 @@ impl Database {
             Whole::Keys(pattern) => keys_of(&tree, pattern).await,
             Whole::Size => tree.len().await.map(|size| Value::Integer(size as i64)),
             Whole::RandomKey => random(&tree).await.map(|key| key.map_or(Value::Null, bulk)),
+            Whole::Parameters(patterns) => self.parameters(patterns).await,
+            Whole::Notify(wanted) => self.notify(*wanted).await,
             Whole::Flush => self.clear(database).await.map(|()| Value::OK),
             Whole::FlushAll => self.flush_all().await.map(|()| Value::OK),
             Whole::Scan { cursor, pattern, count, kind } => {

@@ -111,6 +111,13 @@ impl<V: View> View for LiveView<'_, V> {
         failure.map_or(Ok(()), Err)
     }
 
+    fn hides(&self, tree: TreeId, key: &[u8]) -> Result<bool> {
+        match self.view.version(tree, key)? {
+            Some(version) => self.is_over(tree, key, version),
+            None => Ok(false),
+        }
+    }
+
     fn has_hashes(&self) -> Result<bool> {
         self.view.has_hashes()
     }
@@ -122,6 +129,10 @@ impl<V: View> View for LiveView<'_, V> {
 
     fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
         self.view.tree_id(name)
+    }
+
+    fn tree_id_to_be(&self, name: &[u8]) -> Option<TreeId> {
+        self.view.tree_id_to_be(name)
     }
 
     fn has_tree(&self, tree: TreeId) -> bool {

@@ -1,0 +1,166 @@
+//! `CONFIG`: what clients and tools ask for to know what they deal with, and the one thing that can be set.
+//!
+//! `notify-keyspace-events` is of the whole cluster, not of a node: it is kept in every partition, where
+//! [`notices`] reads it. So it is the same at all nodes, is still there after a restart, and holds for a write from the entry on
+//! that has changed it in the write's partition. It is a key of the tree `redis:events`, and so a backup has it. In a
+//! cluster of another number of partitions those that are new have none: set it to nothing there, and then again.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use dogsled_net::resp::Value;
+use dogsled_replication::ring;
+use dogsled_storage::TreeId;
+use dogsled_storage::strings::notices::Wanted;
+use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation, StringsReply};
+use futures_util::future::join_all;
+
+use super::database::Database;
+use super::table::{Asked, Planned, Step, is_word};
+use super::whole::Whole;
+use super::{EVENTS, glob, link};
+use crate::IVec;
+use crate::cluster::Error;
+
+/// Which events are told of keys.
+const NOTIFY: &str = "notify-keyspace-events";
+
+/// All but [`NOTIFY`], by name.
+const PARAMETERS: &[(&str, &str)] = &[
+    ("appendfsync", "always"),
+    ("appendonly", "yes"),
+    // As `pubsub` has it; of others by what all connections hold.
+    ("client-output-buffer-limit", "normal 0 0 0 slave 0 0 0 pubsub 33554432 8388608 60"),
+    ("databases", "16"),
+    ("maxmemory", "0"),
+    ("maxmemory-policy", "noeviction"),
+    ("proto-max-bulk-len", "536870912"),
+    ("save", ""),
+    ("timeout", "0"),
+];
+
+pub(super) fn config(asked: &Asked<'_>) -> Planned {
+    let arguments = &asked.arguments[1..];
+    match &arguments[1..] {
+        patterns @ [_, ..] if is_word(&arguments[0], "GET") => Ok(match is_wanted(patterns, NOTIFY) {
+            true => Step::Whole(Whole::Parameters(patterns.to_vec())),
+            false => Step::Link(|_, arguments| Value::Map(found(&arguments[2..])), asked.arguments.to_vec()),
+        }),
+        pairs @ [_, ..] if is_word(&arguments[0], "SET") && pairs.len() % 2 == 0 => set(pairs),
+        _ => Err(link::no_subcommand("config", asked.arguments, &["GET", "SET"])),
+    }
+}
+
+fn is_wanted(patterns: &[Bytes], name: &str) -> bool {
+    patterns.iter().any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), name.as_bytes()))
+}
+
+fn found(patterns: &[Bytes]) -> Vec<(Value, Value)> {
+    let found = PARAMETERS.iter().filter(|(name, _)| is_wanted(patterns, name));
+    found.map(|(name, value)| (Value::text(name), Value::text(value))).collect()
+}
+
+fn set(pairs: &[Bytes]) -> Planned {
+    let mut letters = None;
+    for pair in pairs.chunks(2) {
+        let name = String::from_utf8_lossy(&pair[0]).to_ascii_lowercase();
+        let failed = |why: &str| {
+            let what = format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}");
+            Err(Value::error(what))
+        };
+        if name != NOTIFY {
+            if PARAMETERS.iter().any(|(known, _)| *known == name) {
+                return failed("can't set immutable config");
+            }
+            let name = String::from_utf8_lossy(&pair[0]);
+            return Err(Value::error(format!(
+                "ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
+            )));
+        }
+        if letters.is_some() {
+            return failed("duplicate parameter");
+        }
+        letters = Wanted::parse(&pair[1]);
+        if letters.is_none() {
+            return failed("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.");
+        }
+    }
+    Ok(Step::Whole(Whole::Notify(letters.unwrap_or_default())))
+}
+
+/// Of each group the first key of the form `{n}` that belongs to it, under which it keeps what events are wanted.
+fn switches(partitions: u32) -> BTreeMap<u32, IVec> {
+    let mut found = BTreeMap::new();
+    for number in 0u64.. {
+        let key = IVec::from(format!("{{{number}}}"));
+        found.entry(ring::group_of(&key, partitions)).or_insert(key);
+        if found.len() == partitions as usize {
+            break;
+        }
+    }
+    found
+}
+
+fn on(key: IVec, action: StringAction) -> StringsOperation {
+    StringsOperation { tree: TreeId(EVENTS), key, action }
+}
+
+impl Database {
+    /// Has these told from now on, in every partition.
+    pub(super) async fn notify(&self, wanted: Wanted) -> Result<Value, Error> {
+        let letters = wanted.text();
+        let set = switches(self.partitions().await?).into_iter().map(|(group, key)| {
+            let operation = match letters.is_empty() {
+                true => on(IVec::new(), StringAction::Clear),
+                false => {
+                    let (value, only) = (IVec::from(letters.as_str()), SetOnly::Always);
+                    on(key, StringAction::Set { value, only, when: None, get: false })
+                }
+            };
+            self.submit(group, Vec::new(), &[], vec![operation])
+        });
+        // All of them, whatever happens to one.
+        join_all(set).await.into_iter().try_for_each(|set| set.map(drop))?;
+        Ok(Value::OK)
+    }
+
+    /// Those that are asked for, [`NOTIFY`] among them.
+    pub(super) async fn parameters(&self, patterns: &[Bytes]) -> Result<Value, Error> {
+        let mut switches = switches(self.partitions().await?);
+        let (group, key) = switches.pop_first().expect("a cluster has a partition");
+        let replies = self.look_in(group, vec![on(key, StringAction::Get)]).await?;
+        let letters = match replies.into_iter().next() {
+            Some(StringsReply::Value(Some(letters))) => Wanted::parse(&letters).unwrap_or_default(),
+            _ => Wanted::default(),
+        };
+        let mut found = found(patterns);
+        found.push((Value::text(NOTIFY), Value::text(letters.text_of_redis())));
+        Ok(Value::Map(found))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dogsled_storage::strings::notices::{DATABASES, EVENTS_TREE, database_name};
+
+    use super::super::tree_name;
+    use super::*;
+
+    #[test]
+    fn every_partition_has_a_switch_of_its_own_keys() {
+        for partitions in [1, 2, 16, 300] {
+            let found = switches(partitions);
+            assert_eq!(found.len(), partitions as usize);
+            assert!(found.iter().all(|(group, key)| ring::group_of(key, partitions) == *group));
+        }
+    }
+
+    #[test]
+    fn the_state_machine_calls_trees_by_the_same_names() {
+        for number in 0..DATABASES {
+            assert_eq!(tree_name(number.into()), database_name(number));
+        }
+        assert_eq!(u32::from(DATABASES), super::super::DATABASES);
+        assert_eq!(&tree_name(EVENTS)[..], EVENTS_TREE);
+    }
+}
