@@ -72,6 +72,8 @@ use crate::cluster::{Client, Error, Event, Subscriber};
 const MOST_SUBSCRIBED: usize = 16 << 10;
 /// The most bytes of their names.
 const MOST_NAMES: usize = 4 << 20;
+/// The longest pattern: it is compared with the channel of every message, which takes as long as both are.
+const LONGEST_PATTERN: usize = 1 << 10;
 /// After so long without messages it is looked whether anybody is subscribed.
 const IDLE: Duration = Duration::from_secs(10);
 /// Before it is tried again to follow the cluster.
@@ -369,6 +371,9 @@ impl Subscriptions {
             return Err(Error::Invalid(format!("more than {MOST_SUBSCRIBED} subscriptions")));
         }
         if begins {
+            if patterns && names.iter().any(|name| name.len() > LONGEST_PATTERN) {
+                return Err(Error::Invalid(format!("a pattern of more than {LONGEST_PATTERN} bytes")));
+            }
             let own = self.channels.iter().chain(&self.patterns).chain(&names);
             if own.map(|name| name.len()).sum::<usize>() > MOST_NAMES {
                 return Err(Error::Invalid(format!(
