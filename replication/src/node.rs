@@ -214,6 +214,8 @@ struct Inner {
     forgetting: Mutex<HashSet<u32>>,
     /// How busy its groups are.
     loads: Mutex<load::Loads>,
+    /// Where Redis clients reach this node, as others are told.
+    redis: Mutex<String>,
     /// Until the node is stopped.
     lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
@@ -283,6 +285,7 @@ impl Node {
             settling: Mutex::default(),
             forgetting: Mutex::default(),
             loads: Mutex::default(),
+            redis: Mutex::default(),
             lock: Mutex::new(Some(lock)),
             config,
         });
@@ -324,7 +327,7 @@ impl Node {
     /// What is hashed of the keys of a tree, as far as is known here.
     pub fn tree_hash(&self, tree: &[u8]) -> TreeHash {
         let record = self.inner.cluster.get().and_then(Cluster::record);
-        record.and_then(|record| record.tree_hash(tree)).unwrap_or_default()
+        record.and_then(|record| record.tree_hash(tree)).unwrap_or_else(|| TreeHash::by_name(tree))
     }
 
     /// Who leads a group, as far as is known here.
@@ -340,6 +343,11 @@ impl Node {
     /// How the node is.
     pub fn status(&self) -> NodeStatus {
         self.inner.status()
+    }
+
+    /// Tells others who ask where Redis clients reach this node, `host:port`; empty: nowhere.
+    pub fn announce_redis(&self, address: &str) {
+        address.clone_into(&mut self.inner.redis.lock());
     }
 
     /// Has a command carried out by a group, wherever it is led, within the node's own deadline.
@@ -658,6 +666,7 @@ impl Inner {
             disk_free_bytes: space.map_or(0, |space| space.free),
             disk_low_mark_bytes: self.room.mark(),
             disk_is_low: self.room.is_low(),
+            redis: self.redis.lock().clone(),
             failure: self.shared_log.wal.poisoned().map(|error| error.to_string()),
         }
     }

@@ -11,7 +11,7 @@
 //! `{user:7}:name` and `{user:7}:mail` share a partition.
 //!
 //! For each tree it can be chosen once that a prefix of the key is hashed instead, so that a scan of a prefix
-//! is of one partition: [`TreeHash`]. (A key has the same partition in all trees that are hashed alike.)
+//! is of one partition: [`TreeHash`]. The trees of Redis's databases are hashed by Redis's [`slots`]. (A key has the same partition in all trees that are hashed alike.)
 //!
 //! # Partitions to members
 //!
@@ -72,6 +72,7 @@ mod placement;
 mod points;
 mod rebalance;
 mod share;
+pub mod slots;
 pub mod tree_hash;
 
 pub use placement::{Change, Member, Placement, RingError};

@@ -141,6 +141,8 @@ pub struct NodeStatus {
     pub disk_low_mark_bytes: u64,
     /// Whether it does.
     pub disk_is_low: bool,
+    /// Where Redis clients reach the node, `host:port`; empty if it serves none, or they are not to be sent to it.
+    pub redis: String,
     /// Why the node acknowledges nothing any more, if so.
     pub failure: Option<String>,
 }
@@ -272,6 +274,7 @@ impl NodeStatus {
             bytes.put_u64(number);
         }
         bytes.put_u8(u8::from(self.disk_is_low));
+        bytes.put_bytes(self.redis.as_bytes());
         put_text(bytes, self.failure.as_deref());
     }
 
@@ -293,6 +296,7 @@ impl NodeStatus {
             disk_free_bytes: take.u64()?,
             disk_low_mark_bytes: take.u64()?,
             disk_is_low: take.flag()?,
+            redis: take.text()?,
             failure: take_text(take)?,
         })
     }

@@ -187,6 +187,7 @@ fn member_document(member: &MemberStatus, groups: &[GroupView<'_>]) -> Value {
             "disk_free_bytes": (status.disk_total_bytes > 0).then_some(status.disk_free_bytes),
             "disk_low_mark_bytes": status.disk_low_mark_bytes,
             "disk_is_low": status.disk_is_low,
+            "redis": (!status.redis.is_empty()).then_some(&status.redis),
             "complaints": complaints(status),
         }),
     };

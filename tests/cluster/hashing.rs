@@ -342,6 +342,7 @@ async fn trees_that_are_hashed_anyhow_are_maps() {
         TreeHash::First(3),
         SLASH,
         TreeHash::Before { delimiter: b'/', occurrence: 2 },
+        TreeHash::Slot,
     ];
     let seed = std::env::var("HASHING_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x5eed);
     println!("replay with HASHING_SEED={seed}");
@@ -353,8 +354,17 @@ async fn trees_that_are_hashed_anyhow_are_maps() {
         (state >> 11) % below
     };
     for (number, hash) in choices.into_iter().enumerate() {
-        let name = format!("tree {number}");
-        client.set_tree_hash(&name, hash).await.unwrap();
+        let mut name = format!("tree {number}");
+        match hash {
+            // Told by the name, and by nothing else.
+            TreeHash::Slot => {
+                assert!(client.set_tree_hash(&name, hash).await.is_err());
+                name = "redis:7".to_owned();
+                assert!(client.set_tree_hash(&name, SLASH).await.is_err());
+            }
+            chosen => client.set_tree_hash(&name, chosen).await.unwrap(),
+        }
+        assert_eq!(client.tree_hash(&name), hash);
         let tree = client.tree(&name);
         let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         let mut batch = Batch::default();

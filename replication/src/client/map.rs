@@ -41,7 +41,7 @@ impl ClusterMap {
 
     /// What is hashed of the keys of a tree.
     pub fn tree_hash(&self, tree: &[u8]) -> TreeHash {
-        self.trees.get(tree).copied().unwrap_or_default()
+        self.trees.get(tree).copied().unwrap_or_else(|| TreeHash::by_name(tree))
     }
 
     /// The zone of a member; empty if it has none, or none is known.

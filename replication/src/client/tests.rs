@@ -363,6 +363,7 @@ fn a_status_keeps_its_bytes_and_no_bytes_make_a_decoder_panic() {
         disk_free_bytes: 5,
         disk_low_mark_bytes: 2,
         disk_is_low: true,
+        redis: "a:6".to_owned(),
         failure: None,
     };
     let reply = ClientReply::Status(Box::new(status));
@@ -379,7 +380,7 @@ fn a_status_keeps_its_bytes_and_no_bytes_make_a_decoder_panic() {
          01000000 0200000000000000 0800000000000000 0500000000000000 \
          01 0b000000 6e6f6e65207265616c6c79 \
          0100000000000000 0200000000000000 0300000000000000 \
-         0400000000000000 0600000000000000 0500000000000000 0200000000000000 01 00";
+         0400000000000000 0600000000000000 0500000000000000 0200000000000000 01 03000000 613a36 00";
     assert_eq!(hex(&bytes), golden.replace(' ', ""));
     assert_eq!(ClientReply::decode(bytes.clone()).unwrap(), reply);
     for position in 0..bytes.len() {

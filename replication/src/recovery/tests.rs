@@ -57,6 +57,7 @@ fn status(node: u64, groups: Vec<GroupStatus>) -> (NodeId, NodeStatus) {
         disk_free_bytes: 0,
         disk_low_mark_bytes: 0,
         disk_is_low: false,
+        redis: String::new(),
         failure: None,
     };
     (NodeId(node), status)

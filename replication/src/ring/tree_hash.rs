@@ -16,6 +16,7 @@
 //! | [`TreeHash::First`] 6 | `chat/7/0001` | `chat/7` |
 //! | [`TreeHash::Before`] the second `/` | `chat/7/0001`, `chat/7` | `chat/7` |
 //! | any of these | `{chat/7}/0001` | `chat/7` |
+//! | [`TreeHash::Slot`] | as [`TreeHash::Whole`] | as there, but to one of [Redis's slots](super::slots) |
 //!
 //! A key that is shorter, or has fewer delimiters, is hashed as a whole. The delimiter itself is not
 //! hashed, so that the key `chat/7`, a lock or counter `chat/7`, and all below `chat/7/` share a partition.
@@ -48,6 +49,7 @@ use std::ops::Bound;
 use dogsled_storage::IVec;
 use twox_hash::XxHash3_64;
 
+use super::slots;
 use crate::codec::{Malformed, Put, Take, malformed};
 
 /// What a stored name begins with that is not the plain name; three bytes of the choice follow, then the
@@ -84,6 +86,9 @@ pub enum TreeHash {
         /// Which occurrence of it, from 1.
         occurrence: u8,
     },
+    /// The whole key, or its tag, to one of [Redis's slots](super::slots): of the trees of Redis's databases, whose
+    /// names say so, and of no others.
+    Slot,
 }
 
 /// Where a brace opens, and what is between it and the next that closes.
@@ -98,7 +103,7 @@ impl TreeHash {
     /// bytes.
     fn prefix_length(self, key: &[u8]) -> Option<usize> {
         match self {
-            TreeHash::Whole => None,
+            TreeHash::Whole | TreeHash::Slot => None,
             TreeHash::First(length) => Some(usize::from(length)).filter(|length| *length <= key.len()),
             TreeHash::Before { delimiter, occurrence } => {
                 let mut places = key.iter().enumerate().filter(|(_, byte)| **byte == delimiter);
@@ -130,12 +135,20 @@ impl TreeHash {
         }
     }
 
+    /// A place in the hash space.
+    fn hash_of_part(self, part: &[u8]) -> u64 {
+        match self {
+            TreeHash::Slot => slots::hash(slots::slot_of_part(part)),
+            _ => XxHash3_64::oneshot(part),
+        }
+    }
+
     /// The group of a key among so many partitions.
     ///
     /// # Panics
     /// If there is no partition.
     pub fn group_of(self, key: &[u8], partitions: u32) -> u32 {
-        super::slice(XxHash3_64::oneshot(self.part(key)), partitions)
+        super::slice(self.hash_of_part(self.part(key)), partitions)
     }
 
     /// The group of all keys that begin with these bytes, if it must be one.
@@ -143,7 +156,7 @@ impl TreeHash {
     /// # Panics
     /// If there is no partition.
     pub fn group_of_prefix(self, prefix: &[u8], partitions: u32) -> Option<u32> {
-        self.part_of_prefix(prefix).map(|part| super::slice(XxHash3_64::oneshot(part), partitions))
+        self.part_of_prefix(prefix).map(|part| super::slice(self.hash_of_part(part), partitions))
     }
 
     /// The group of all keys of a range, if it must be one.
@@ -157,6 +170,9 @@ impl TreeHash {
     /// Says what is wrong with a choice, if it is none.
     pub(crate) fn check(self) -> Result<(), String> {
         match self {
+            TreeHash::Slot => {
+                Err("by Redis's slots only the trees of Redis's databases are hashed".to_owned())
+            }
             TreeHash::First(0) => Err("of no bytes there is no hash".to_owned()),
             TreeHash::Before { occurrence: 0, .. } => {
                 Err("occurrences of a delimiter are counted from 1".to_owned())
@@ -173,6 +189,7 @@ impl TreeHash {
                 [1, low, high]
             }
             TreeHash::Before { delimiter, occurrence } => [2, delimiter, occurrence],
+            TreeHash::Slot => [3, 0, 0],
         }
     }
 
@@ -195,11 +212,16 @@ impl TreeHash {
         TreeHash::of([take.u8()?, take.u8()?, take.u8()?])
     }
 
-    /// The name under which partitions keep a tree that is hashed so. That of a tree that is hashed as a
-    /// whole is its own.
+    /// What is hashed of a tree's keys if nothing was chosen, which is told by its name.
+    pub fn by_name(name: &[u8]) -> TreeHash {
+        if slots::is_database(name) { TreeHash::Slot } else { TreeHash::Whole }
+    }
+
+    /// The name under which partitions keep a tree that is hashed so. That of a tree for which nothing was chosen
+    /// is its own.
     pub fn stored_name(self, name: &[u8]) -> IVec {
         match self {
-            TreeHash::Whole => IVec::from(name),
+            TreeHash::Whole | TreeHash::Slot => IVec::from(name),
             other => IVec::from([STORED, &other.bytes(), name].concat()),
         }
     }
@@ -211,7 +233,7 @@ impl TreeHash {
             Some((choice, name)) => {
                 TreeHash::of(*choice).map_or((TreeHash::Whole, stored), |hash| (hash, name))
             }
-            None => (TreeHash::Whole, stored),
+            None => (TreeHash::by_name(stored), stored),
         }
     }
 }
@@ -220,6 +242,7 @@ impl fmt::Display for TreeHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             TreeHash::Whole => f.write_str("the whole key"),
+            TreeHash::Slot => f.write_str("the whole key, by its slot of Redis"),
             TreeHash::First(1) => f.write_str("the first byte"),
             TreeHash::First(length) => write!(f, "the first {length} bytes"),
             TreeHash::Before { delimiter, occurrence } => {
@@ -241,6 +264,12 @@ pub(crate) fn check_name(name: &[u8]) -> Result<(), String> {
     if name.starts_with(RESERVED) || name == dogsled_storage::DEFAULT_TREE_NAME {
         return Err(format!(
             "the tree \"{}\" is the database's own, and is hashed by the whole key",
+            name.escape_ascii()
+        ));
+    }
+    if slots::is_database(name) {
+        return Err(format!(
+            "the tree \"{}\" is a database of Redis clients, and is hashed by their slots",
             name.escape_ascii()
         ));
     }

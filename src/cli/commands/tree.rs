@@ -148,6 +148,7 @@ pub(super) fn quota_fields(quota: &TreeQuota, fullest: Option<(u32, u64)>) -> Va
 fn fields(hash: TreeHash) -> Value {
     match hash {
         TreeHash::Whole => json!("whole"),
+        TreeHash::Slot => json!("slot"),
         TreeHash::First(length) => json!({ "first": length }),
         TreeHash::Before { delimiter, occurrence } => {
             json!({ "before": bytes::to_json(&[delimiter]), "nth": occurrence })
@@ -159,8 +160,12 @@ fn list(remote: &Remote, out: &mut Output) -> Result<()> {
     let client = remote.client();
     let record = remote.wait(client.record())?;
     // One that was chosen for and has no keys yet is told, too.
-    let mut trees: BTreeMap<_, _> =
-        remote.wait(client.tree_names())?.into_iter().map(|name| (name, (TreeHash::Whole, true))).collect();
+    let mut trees: BTreeMap<_, _> = remote
+        .wait(client.tree_names())?
+        .into_iter()
+        .map(|name| (TreeHash::by_name(&name), name))
+        .map(|(hash, name)| (name, (hash, true)))
+        .collect();
     trees.extend(record.trees.into_iter().map(|(name, tree)| (name, (tree.hash, tree.in_force))));
     for (name, (hash, in_force)) in trees {
         let pending = if in_force { "" } else { " (not in force yet: choose it again)" };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dogsled_net::resp::Value;
-use dogsled_replication::ring;
+use dogsled_replication::ring::{self, slots};
 use dogsled_storage::command::KeyRead;
 use dogsled_storage::strings::{
     KIND_HASH, KIND_STRING, StringsFailure, StringsOperation, StringsReplies, StringsReply,
@@ -368,7 +368,7 @@ impl Database {
     ) -> Result<Vec<StringsReply>, Error> {
         let mut by_group: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for (index, operation) in operations.iter().enumerate() {
-            by_group.entry(ring::group_of(&operation.key, partitions)).or_default().push(index);
+            by_group.entry(group_of_key(&operation.key, partitions)).or_default().push(index);
         }
         let parts = by_group.into_iter().map(|(group, indices)| async move {
             let asked: Vec<StringsOperation> =
@@ -418,7 +418,7 @@ impl Database {
     /// What a key is now.
     pub(super) async fn watch(&self, database: TreeId, key: IVec) -> Result<Watched, Error> {
         let (core, until) = (self.client.core(), self.client.until());
-        let group = core.group_of(&key, until).await?;
+        let group = group_of_key(&key, self.partitions().await?);
         let read = GroupRead::Get { tree: tree_name(database.0), key: key.clone() };
         match core.read(group, &read, ReadFrom::Leader, until).await?.reply {
             GroupReadReply::Value(found) => {
@@ -479,6 +479,11 @@ pub(super) async fn submit(
     }
 }
 
+/// The group of a key, in whichever database.
+pub(super) fn group_of_key(key: &[u8], partitions: u32) -> u32 {
+    slots::group_of_slot(slots::slot_of(key), partitions)
+}
+
 /// The group that has all these keys and locks; `None`: there are several.
 fn group_of_all(
     partitions: u32,
@@ -488,10 +493,11 @@ fn group_of_all(
 ) -> Option<u32> {
     let keys = operations.iter().flat_map(|operation| operation.keys()).map(|(_, key)| key);
     let keys = keys.chain(watched.iter().map(|watched| &watched.key));
-    let keys = keys.chain(fences.iter().map(|fence| &fence.lock));
+    let groups = keys.map(|key| group_of_key(key, partitions));
+    // Locks are no keys of Redis, and lie elsewhere.
+    let groups = groups.chain(fences.iter().map(|fence| ring::group_of(&fence.lock, partitions)));
     let mut found = None;
-    for key in keys {
-        let group = ring::group_of(key, partitions);
+    for group in groups {
         if found.is_some_and(|found| found != group) {
             return None;
         }

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-const CHOICES: [TreeHash; 8] = [
+const CHOICES: [TreeHash; 9] = [
     TreeHash::Whole,
+    TreeHash::Slot,
     TreeHash::First(1),
     TreeHash::First(2),
     TreeHash::First(3),
@@ -126,7 +127,7 @@ fn the_range_of_a_prefix_has_that_prefix_in_common() {
 fn a_stored_name_says_how_its_tree_is_hashed_and_keeps_its_bytes() {
     for hash in CHOICES {
         for name in ["", "chat", "__dogsled__hashed:"] {
-            if hash == TreeHash::Whole && name.starts_with("__") {
+            if hash == TreeHash::Slot || hash == TreeHash::Whole && name.starts_with("__") {
                 continue;
             }
             let stored = hash.stored_name(name.as_bytes());
@@ -137,7 +138,14 @@ fn a_stored_name_says_how_its_tree_is_hashed_and_keeps_its_bytes() {
     assert_eq!(TreeHash::First(258).stored_name(b"chat"), &b"__dogsled__hashed:\x01\x02\x01chat"[..]);
     let before = TreeHash::Before { delimiter: b'/', occurrence: 2 };
     assert_eq!(before.stored_name(b"chat"), &b"__dogsled__hashed:\x02/\x02chat"[..]);
+    // Of Redis's databases the plain name says it.
+    for name in [&b"redis"[..], b"redis:7"] {
+        assert_eq!(TreeHash::Slot.stored_name(name), name);
+        assert_eq!(TreeHash::of_stored(name), (TreeHash::Slot, name));
+    }
+    assert_eq!(crate::ring::group_in(b"redis", b"a{foo}b", 16), 1 + 12182 / 1024);
     // What is no choice is a name like others.
+    assert_eq!(TreeHash::of_stored(b"__dogsled__hashed:\x03\0\0chat").0, TreeHash::Whole);
     let odd: &[u8] = b"__dogsled__hashed:\x02/\0chat";
     assert_eq!(TreeHash::of_stored(odd), (TreeHash::Whole, odd));
 }
