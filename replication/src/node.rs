@@ -57,6 +57,7 @@ mod transactions;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -216,6 +217,8 @@ struct Inner {
     loads: Mutex<load::Loads>,
     /// Where Redis clients reach this node, as others are told.
     redis: Mutex<String>,
+    /// Requests that were passed on to who leads.
+    forwarded: AtomicU64,
     /// Until the node is stopped.
     lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
@@ -286,6 +289,7 @@ impl Node {
             forgetting: Mutex::default(),
             loads: Mutex::default(),
             redis: Mutex::default(),
+            forwarded: AtomicU64::new(0),
             lock: Mutex::new(Some(lock)),
             config,
         });
@@ -348,6 +352,11 @@ impl Node {
     /// Tells others who ask where Redis clients reach this node, `host:port`; empty: nowhere.
     pub fn announce_redis(&self, address: &str) {
         address.clone_into(&mut self.inner.redis.lock());
+    }
+
+    /// How many requests of clients this node has passed on to another, which leads the group.
+    pub fn forwarded(&self) -> u64 {
+        self.inner.forwarded.load(Ordering::Relaxed)
     }
 
     /// Has a command carried out by a group, wherever it is led, within the node's own deadline.

@@ -19,7 +19,8 @@ pub(crate) use coordination::{
     UnderLock,
 };
 pub(crate) use node::{
-    CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, RebalanceArgs, ServeArgs, TreeCommand,
+    CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, RebalanceArgs, RedisMoved, ServeArgs,
+    TreeCommand,
 };
 
 /// A key-value store: run a node of a cluster, and read and write a cluster or a database directory.

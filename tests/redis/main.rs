@@ -12,6 +12,7 @@ mod quotas;
 mod notices;
 mod pubsub;
 mod random;
+mod slots;
 mod support;
 mod together;
 

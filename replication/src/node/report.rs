@@ -4,6 +4,7 @@
 //! every second.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dogsled_storage::replica::Replica;
@@ -70,16 +71,23 @@ impl Node {
             if node == me {
                 return (node, addresses, Ok(inner.status()));
             }
-            let reply = inner.pass_on(node, ClientRequest::Status.encode(), ANSWER).await;
-            let status = match reply.map(ClientReply::decode) {
-                Ok(Ok(ClientReply::Status(status))) => Ok(*status),
-                Ok(Ok(ClientReply::Error(error))) | Err(error) => Err(error.to_string()),
-                Ok(Ok(_)) => Err("an answer to something else".to_owned()),
-                Ok(Err(error)) => Err(error.to_string()),
-            };
-            (node, addresses, status)
+            (node, addresses, self.member_status(node, ANSWER).await)
         });
         join_all(asked).await
+    }
+
+    /// How another member is, as it says itself within this time.
+    ///
+    /// # Errors
+    /// Why nothing was heard of it, in words.
+    pub async fn member_status(&self, node: NodeId, limit: Duration) -> Result<NodeStatus, String> {
+        let reply = self.inner.pass_on(node, ClientRequest::Status.encode(), limit).await;
+        match reply.map(ClientReply::decode) {
+            Ok(Ok(ClientReply::Status(status))) => Ok(*status),
+            Ok(Ok(ClientReply::Error(error))) | Err(error) => Err(error.to_string()),
+            Ok(Ok(_)) => Err("an answer to something else".to_owned()),
+            Ok(Err(error)) => Err(error.to_string()),
+        }
     }
 
     /// Locks that are held or waited for in the groups that this node has a replica of, as that knows: at most
@@ -173,6 +181,11 @@ impl Inner {
             Family::gauge("dogsled_partitions", "Partitions of the cluster.").of(u64::from(partitions)),
             Family::gauge("dogsled_ring_epoch", "How often the cluster's record of members was changed.")
                 .of(record.map_or(0, |record| record.epoch)),
+            Family::counter(
+                "dogsled_requests_forwarded_total",
+                "Requests of clients that were passed on to another node, which leads the group.",
+            )
+            .of(self.forwarded.load(Ordering::Relaxed)),
             Family::gauge("dogsled_disk_size_bytes", "Bytes of the file system of the node's directory.")
                 .of(status.disk_total_bytes),
             Family::gauge("dogsled_disk_free_bytes", "How many of them the node can still use.")

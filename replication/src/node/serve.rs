@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -470,6 +471,7 @@ impl Inner {
             });
             let Some(to) = to else { break };
             asked.push(to);
+            self.forwarded.fetch_add(1, Ordering::Relaxed);
             // One that was killed does not say so: whoever has taken its place does.
             let replaced = async {
                 match &here {

@@ -112,6 +112,16 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "DOGSLED_REDIS_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
     pub(crate) redis_password: Option<String>,
 
+    /// Where Redis clients are told that this node is, if they are clients of a cluster and do not reach it where it
+    /// listens [default: that of --redis]
+    #[arg(long, env = "DOGSLED_REDIS_ANNOUNCE", value_name = "HOST:PORT")]
+    pub(crate) redis_announce: Option<String>,
+
+    /// Which Redis clients are sent to the node that leads a key's partition, by MOVED: those that have asked where slots
+    /// are, all, or none, to whom the node looks like a Redis that stands alone [default: aware]
+    #[arg(long, env = "DOGSLED_REDIS_MOVED", value_name = "WHO")]
+    pub(crate) redis_moved: Option<RedisMoved>,
+
     /// A TOML file that says what options and variables do not
     #[arg(long, env = "DOGSLED_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -123,6 +133,15 @@ pub(crate) struct ServeArgs {
     /// error, warn, info, debug or trace; also per part: info,dogsled_net=debug [default: info]
     #[arg(long, env = "DOGSLED_LOG_LEVEL", value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
+}
+
+/// Which Redis clients are sent to other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RedisMoved {
+    Off,
+    Aware,
+    Always,
 }
 
 /// How far apart nodes are.

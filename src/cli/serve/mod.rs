@@ -22,7 +22,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dogsled::cluster::http::{HttpOptions, HttpServer};
-use dogsled::cluster::redis::{RedisOptions, RedisServer};
+use dogsled::cluster::redis::{Redirects, RedisOptions, RedisServer};
 use dogsled::cluster::{
     CertificateFiles, CertificateSource, ClientOptions, Node, NodeCertificates, NodeConfig, OpenError,
     StartError, Timing,
@@ -34,7 +34,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::begin::Begun;
 use self::notify::notify;
 use self::settings::{Beginning, DEFAULT_DATA, Port, Settings};
-use super::args::{Global, Preset, ServeArgs};
+use super::args::{Global, Preset, RedisMoved, ServeArgs};
 use super::exit::{Code, Failure, Result};
 use super::output::{self, Output};
 
@@ -282,6 +282,12 @@ async fn serve_redis(
     options.password.clone_from(&settings.redis_password);
     options.certificates = settings.certs.is_some().then(|| CertificateSource::Files(files.clone()));
     options.max_connections = settings.max_connections as usize;
+    options.announce.clone_from(&settings.redis_announce);
+    options.redirects = match settings.redis_moved {
+        RedisMoved::Off => Redirects::Off,
+        RedisMoved::Aware => Redirects::Aware,
+        RedisMoved::Always => Redirects::Always,
+    };
     match RedisServer::start(node.client(), options).await {
         Ok(server) => Ok(Some(server)),
         Err(error) if is_asked => Err(no_redis(address, &error)),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dogsled::cluster::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT, NodeId};
 use serde::Deserialize;
 
-use crate::cli::args::{Global, LogFormat, Preset, ServeArgs};
+use crate::cli::args::{Global, LogFormat, Preset, RedisMoved, ServeArgs};
 use crate::cli::exit::{Failure, Result};
 
 /// Where a node listens if it is not told.
@@ -83,6 +83,9 @@ pub(crate) struct Settings {
     /// Where Redis clients are served.
     pub(crate) redis: Port,
     pub(crate) redis_password: Option<String>,
+    /// Where clients of clusters are told that it is.
+    pub(crate) redis_announce: Option<String>,
+    pub(crate) redis_moved: RedisMoved,
 }
 
 /// What the file may say: the names of the options.
@@ -115,6 +118,8 @@ struct File {
     timeout: Option<u64>,
     redis: Option<String>,
     redis_password: Option<String>,
+    redis_announce: Option<String>,
+    redis_moved: Option<RedisMoved>,
 }
 
 /// `["a", "b"]`, or `"a,b"` as on the command line.
@@ -282,6 +287,14 @@ impl Settings {
             return Err(Failure::usage("an empty --redis-password is none"));
         }
         let certs = global.certs.clone().or(file.certs);
+        let redis_announce = args.redis_announce.clone().or(file.redis_announce);
+        if let Some(address) = &redis_announce
+            && !address
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        {
+            return Err(Failure::usage(format!("--redis-announce {address} is not HOST:PORT")));
+        }
         if let Port::Asked(address) = redis
             && !address.ip().is_loopback()
         {
@@ -318,6 +331,8 @@ impl Settings {
             timeout: global.timeout_or(file.timeout.unwrap_or(DEFAULT_TIMEOUT)),
             redis,
             redis_password,
+            redis_announce,
+            redis_moved: args.redis_moved.or(file.redis_moved).unwrap_or(RedisMoved::Aware),
         })
     }
 

@@ -25,6 +25,7 @@ use super::database::{Data, Watched, failed};
 use super::link::Link;
 use super::pubsub::{Listen, Message, Subscriptions};
 use super::server::{LEAST_PACE, Shared};
+use super::slots;
 use super::table::{Multi, Step, find, unknown, wrong_arity};
 use crate::IVec;
 
@@ -404,6 +405,12 @@ impl Connection {
         match planned {
             Err(refused) => self.answer(refused),
             Ok(Step::Data(data)) => {
+                let server = &self.link.server;
+                if let Some(moved) = server.topology.moved(&mut self.link.redirected, &server.database, &data)
+                {
+                    self.answer(moved);
+                    return Ok(());
+                }
                 self.data.push((self.replies.len(), data));
                 self.replies.push((self.link.protocol, None));
             }
@@ -420,6 +427,11 @@ impl Connection {
             Ok(Step::Whole(whole)) => {
                 self.carry_out().await;
                 let value = self.link.server.database.whole(self.link.database.0, &whole).await;
+                self.answer(value);
+            }
+            Ok(Step::Slots(arguments)) => {
+                self.carry_out().await;
+                let value = slots::cluster(&mut self.link, &arguments).await;
                 self.answer(value);
             }
             Ok(Step::Multi(multi, arguments)) => {
@@ -467,6 +479,7 @@ impl Connection {
                 let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
                 Some(format!("ERR {name} is of all partitions, and cannot be within MULTI"))
             }
+            Ok(Step::Slots(_)) => Some("ERR CLUSTER cannot be within MULTI".to_owned()),
             _ if queue.steps.len() >= MOST_QUEUED => {
                 Some(format!("ERR more than {MOST_QUEUED} commands in MULTI"))
             }
@@ -603,7 +616,7 @@ impl Connection {
                 Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
                 // Of these only UNWATCH is queued, and EXEC has done as much already.
                 Ok(Step::Multi(..)) => Value::OK,
-                Ok(Step::Whole(_) | Step::Lock(_) | Step::Listen(_)) => {
+                Ok(Step::Whole(_) | Step::Lock(_) | Step::Listen(_) | Step::Slots(_)) => {
                     unreachable!("refused when it was queued")
                 }
             });

@@ -288,9 +288,16 @@ impl Database {
     }
 
     pub(super) async fn partitions(&self) -> Result<u32, Error> {
-        let core = self.client.core();
-        let known = core.map.borrow().partitions;
-        if known > 0 { Ok(known) } else { core.partitions(self.client.until()).await }
+        match self.known_partitions() {
+            Some(known) => Ok(known),
+            None => self.client.core().partitions(self.client.until()).await,
+        }
+    }
+
+    /// As [`Database::partitions`], if it is known already.
+    pub(super) fn known_partitions(&self) -> Option<u32> {
+        let known = self.client.core().map.borrow().partitions;
+        if known > 0 { Some(known) } else { None }
     }
 
     /// Commands that write, each within one group: those of a group become entries, in order.

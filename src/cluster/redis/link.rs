@@ -10,6 +10,7 @@ use dogsled_storage::TreeId;
 use dogsled_storage::strings::parse_integer;
 
 use super::server::Shared;
+use super::slots::Redirected;
 use super::table::{COMMANDS, CommandInfo, find, is_word, syntax_error, wrong_arity};
 use super::{DATABASES, REDIS_VERSION};
 
@@ -27,6 +28,7 @@ pub(super) struct Link {
     pub(super) is_ending: bool,
     /// All that belongs to the connection is to be as at its beginning.
     pub(super) is_reset: bool,
+    pub(super) redirected: Redirected,
     name: Bytes,
     library: (Bytes, Bytes),
     pub(super) server: Arc<Shared>,
@@ -44,6 +46,7 @@ impl Link {
             is_authenticated: server.password.is_none(),
             is_ending: false,
             is_reset: false,
+            redirected: Redirected::default(),
             name: Bytes::new(),
             library: (Bytes::new(), Bytes::new()),
             server,
@@ -125,6 +128,7 @@ pub(super) fn reset(link: &mut Link, _: &[Bytes]) -> Value {
     link.database = TreeId(0);
     link.is_authenticated = link.server.password.is_none();
     link.name = Bytes::new();
+    link.redirected = Redirected::default();
     link.is_reset = true;
     Value::Simple("RESET".into())
 }
@@ -208,7 +212,7 @@ pub(super) fn hello(link: &mut Link, arguments: &[Bytes]) -> Value {
         pair("version", Value::text(REDIS_VERSION)),
         pair("proto", Value::Integer(number)),
         pair("id", Value::Integer(link.id as i64)),
-        pair("mode", Value::text("standalone")),
+        pair("mode", Value::text(link.server.mode())),
         pair("role", Value::text("master")),
         pair("modules", Value::Array(Vec::new())),
     ])
@@ -333,8 +337,9 @@ pub(super) fn info(link: &mut Link, arguments: &[Bytes]) -> Value {
         (
             "server",
             format!(
-                "# Server\r\nredis_version:{REDIS_VERSION}\r\nredis_mode:standalone\r\ndogsled_version:{}\r\n\
+                "# Server\r\nredis_version:{REDIS_VERSION}\r\nredis_mode:{}\r\ndogsled_version:{}\r\n\
                  process_id:{}\r\ntcp_port:{}\r\nuptime_in_seconds:{}\r\n",
+                server.mode(),
                 env!("CARGO_PKG_VERSION"),
                 std::process::id(),
                 server.address.port(),
@@ -350,7 +355,7 @@ pub(super) fn info(link: &mut Link, arguments: &[Bytes]) -> Value {
             ),
         ),
         ("replication", "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n".to_owned()),
-        ("cluster", "# Cluster\r\ncluster_enabled:0\r\n".to_owned()),
+        ("cluster", server.topology.info()),
     ];
     let wanted = |name: &str| {
         let asked = &arguments[1..];

@@ -24,12 +24,18 @@
 //! ```text
 //! bytes ─► net::resp ─► request ─► table ─► Step ─┬─ Data: operations on keys ─► database ─► one entry, or a transaction
 //!                                                 ├─ Whole: KEYS, SCAN, …     ─► whole
+//!                                                 ├─ Slots: CLUSTER           ─► slots
 //!                                                         ├─ Lock: DOGSLED.LOCK, …    ─► locks
 //!                                                         ├─ Listen: SUBSCRIBE, …     ─► pubsub
 //!                                                 └─ Link: PING, SELECT, MULTI… ─► connection
 //! ```
 //!
 //! What an operation does to a key is not decided here, but in [`dogsled_storage::strings`], where the log is applied.
+//!
+//! # Clients of clusters
+//!
+//! `CLUSTER SLOTS` and its like tell which node leads the partition of a key, and `MOVED` sends those there who know of
+//! slots; all others are served wherever they come. See `slots.rs`, and [`Redirects`].
 //!
 //! # Locks
 //!
@@ -65,6 +71,7 @@ mod link;
 mod locks;
 mod pubsub;
 mod server;
+mod slots;
 mod strings;
 mod table;
 mod transaction;
@@ -74,6 +81,7 @@ pub use dogsled_net::resp::RequestLimits;
 use dogsled_storage::strings::notices::EVENTS_TREE;
 
 pub use self::server::{LEAST_PACE, RedisOptions, RedisServer};
+pub use self::slots::Redirects;
 pub use self::table::support;
 
 /// What a client takes the server for, which decides on what it asks: the commands and replies are those of this

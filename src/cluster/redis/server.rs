@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::connection;
 use super::database::Database;
+use super::slots::{Redirects, Topology};
 use crate::cluster::Client;
 
 /// How long connections may take to end when the server is closed.
@@ -36,6 +37,11 @@ pub struct RedisOptions {
     pub password: Option<String>,
     /// How many connections there may be; more are told so and closed.
     pub max_connections: usize,
+    /// Where clients of clusters are told that this node is, `host:port`; none: where it listens. For one that is
+    /// reached through a tunnel or a proxy.
+    pub announce: Option<String>,
+    /// Which clients are sent to the node that leads a key's partition.
+    pub redirects: Redirects,
     /// What one command may be.
     pub limits: RequestLimits,
     /// The most bytes that all connections together hold of commands that have not all come, or wait for `EXEC`, and
@@ -59,6 +65,8 @@ impl RedisOptions {
             listen,
             certificates: None,
             password: None,
+            announce: None,
+            redirects: Redirects::default(),
             max_connections: 10_000,
             limits: RequestLimits::default(),
             max_held_bytes: 512 << 20,
@@ -92,10 +100,18 @@ pub(super) struct Shared {
     pub(super) request_time: Duration,
     pub(super) begun: Instant,
     pub(super) database: Database,
+    pub(super) topology: Arc<Topology>,
     pub(super) connected: AtomicUsize,
     pub(super) held: AtomicUsize,
     pub(super) closing: watch::Receiver<bool>,
     next_id: AtomicU64,
+}
+
+impl Shared {
+    /// What `HELLO` and `INFO` call it.
+    pub(super) fn mode(&self) -> &'static str {
+        if self.topology.is_known() { "cluster" } else { "standalone" }
+    }
 }
 
 /// Serves Redis's protocol to whoever connects; see the [module](super). Ends when it is dropped.
@@ -137,6 +153,11 @@ impl RedisServer {
         };
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
+        let announced = options.announce.unwrap_or_else(|| address.to_string());
+        let topology = Topology::new(&client, &announced, options.redirects).ok_or_else(|| {
+            let what = format!("\"{announced}\" is not host:port, where clients could be sent to");
+            io::Error::new(io::ErrorKind::InvalidInput, what)
+        })?;
         let (close, closing) = watch::channel(false);
         let shared = Arc::new(Shared {
             address,
@@ -149,6 +170,7 @@ impl RedisServer {
             request_time: options.request_time,
             begun: Instant::now(),
             database: Database::new(client),
+            topology,
             connected: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             closing,
@@ -187,6 +209,9 @@ impl fmt::Debug for RedisServer {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut closing = shared.closing.clone();
     let mut connections = JoinSet::new();
+    // Ends with this function.
+    let mut keeper = JoinSet::new();
+    keeper.spawn(Arc::clone(&shared.topology).keep());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -209,6 +234,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         }
     }
     drop(listener);
+    shared.topology.withdraw();
     let ended = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(FAREWELL, ended).await;
     // What is left is aborted when the set is dropped.

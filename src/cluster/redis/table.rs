@@ -13,7 +13,7 @@ use super::link::{self, Link};
 use super::locks::{self, Locking};
 use super::pubsub::{self, Listen};
 use super::whole::{self, Cursors, Whole};
-use super::{hashes, keys, strings};
+use super::{hashes, keys, slots, strings};
 use crate::IVec;
 
 /// A command, as far as it can be understood without the database and the connection.
@@ -27,6 +27,8 @@ pub(super) enum Step {
     Lock(Locking),
     /// On what the connection is told.
     Listen(Listen),
+    /// On where slots are.
+    Slots(Vec<Bytes>),
     /// On the connection.
     Link(fn(&mut Link, &[Bytes]) -> Value, Vec<Bytes>),
     /// On the transaction that the connection is in, or is to be in.
@@ -144,8 +146,10 @@ const NOT_IN_MULTI: &str = "not within MULTI";
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[CommandInfo] = &[
     row("append", 3, FAST, ONE, "2.0.0", "string", plan(strings::append), Full, "Appends a string to the value of a key."),
+    row("asking", 1, "fast", NONE, "3.0.0", "cluster", link(slots::knows), Partial("nothing is ever on its way between nodes"), "Signals that a cluster client is following an -ASK redirect."),
     row("auth", -2, TALK, NONE, "1.0.0", "connection", link(link::auth), Partial("the user `default` only"), "Authenticates the connection."),
     row("client", -2, TALK, NONE, "2.4.0", "connection", link(link::client), Partial("ID, GETNAME, SETNAME, SETINFO, INFO, LIST (of the own connection), NO-EVICT, NO-TOUCH"), "Commands on client connections."),
+    row("cluster", -2, "stale", NONE, "3.0.0", "cluster", plan(slots::plan), Partial("SLOTS, SHARDS, NODES, INFO, MYID, KEYSLOT; not within MULTI; without replicas; what changes a cluster names the command of `dogsled` that does"), "Commands on where keys are."),
     row("command", -1, "loading stale", NONE, "2.8.13", "server", link(link::command), Partial("COUNT, DOCS, INFO, LIST; no key specifications"), "Returns detailed information about commands."),
     row("config", -2, "admin noscript loading stale", NONE, "2.0.0", "server", plan(config::config), Partial("GET, of a few parameters; SET, of `notify-keyspace-events`, which is of the whole cluster; neither that within MULTI"), "Commands on the server's configuration."),
     row("copy", -3, WRITE, TWO, "6.2.0", "generic", plan(keys::copy), Full, "Copies the value of a key to a new key."),
@@ -208,6 +212,8 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("punsubscribe", -1, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::unsubscribe_from_patterns), Partial(NOT_IN_MULTI), "Stops listening to messages published to channels that match one or more patterns."),
     row("quit", -1, "noscript loading stale fast no_auth allow_busy", NONE, "1.0.0", "connection", link(link::quit), Full, "Closes the connection."),
     row("randomkey", 1, "readonly", NONE, "1.0.0", "generic", plan(whole::random_key), Partial("keys behind gaps come more often; not within MULTI"), "Returns a random key name from the database."),
+    row("readonly", 1, "loading stale fast", NONE, "3.0.0", "cluster", link(slots::knows), Partial("every node reads anyway, and what is newest"), "Enables read-only queries for a connection to a Redis Cluster replica node."),
+    row("readwrite", 1, "loading stale fast", NONE, "3.0.0", "cluster", link(slots::knows), Partial("every node writes anyway"), "Enables read-write queries for a connection to a Redis Cluster replica node."),
     row("rename", 3, "write", TWO, "1.0.0", "generic", plan(keys::rename), Full, "Renames a key and overwrites the destination."),
     row("renamenx", 3, TIME, TWO, "1.0.0", "generic", plan(keys::rename_if_absent), Full, "Renames a key only when the target key name doesn't exist."),
     row("reset", 1, "noscript loading stale fast no_auth allow_busy", NONE, "6.2.0", "connection", link(link::reset), Full, "Resets the connection."),
@@ -258,7 +264,6 @@ const ABSENT: &[(&str, &str)] = &[
     ),
     ("pubsub", "spublish ssubscribe sunsubscribe"),
     ("scripting", "eval eval_ro evalsha evalsha_ro fcall fcall_ro function script"),
-    ("cluster", "asking cluster readonly readwrite"),
     (
         "server",
         "acl bgrewriteaof bgsave debug failover lastsave latency lolwut memory module monitor psync replconf replicaof restore-asking role save shutdown slaveof slowlog swapdb sync time",

@@ -1,0 +1,265 @@
+//! Clients of clusters: where slots are, who is sent elsewhere and who never is.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use dogsled::cluster::NodeId;
+use dogsled::cluster::redis::Redirects;
+use dogsled::cluster::ring::slots::{SLOTS, group_of_slot, slot_of};
+
+use crate::support::{Connection, Served, escaped, eventually, request, words};
+
+const PARTITIONS: u32 = 6;
+
+/// What a reply is made of, in order.
+fn pieces(reply: &str) -> Vec<&str> {
+    reply.split("\\r\\n").filter(|piece| !piece.is_empty() && !piece.starts_with(['*', '$'])).collect()
+}
+
+/// The ports of all slots, as `CLUSTER SLOTS` tells.
+fn slots_of(connection: &mut Connection) -> Vec<u16> {
+    let reply = connection.ask("CLUSTER SLOTS");
+    let mut ports = vec![0; usize::from(SLOTS)];
+    for row in pieces(&reply).chunks(5) {
+        let [first, last, host, port, name] = row else { panic!("{reply}") };
+        let number = |text: &str| text.trim_start_matches(':').parse::<u16>().unwrap();
+        assert_eq!((*host, name.len()), ("127.0.0.1", 40), "{reply}");
+        for slot in number(first)..=number(last) {
+            assert_eq!(ports[usize::from(slot)], 0, "slot {slot} twice: {reply}");
+            ports[usize::from(slot)] = number(port);
+        }
+    }
+    assert!(!ports.contains(&0), "not all slots: {reply}");
+    ports
+}
+
+impl Served {
+    fn node(&self, index: usize) -> &dogsled::cluster::Node {
+        &self.cluster.as_ref().unwrap().nodes[&(index as u64 + 1)]
+    }
+
+    fn port(&self, node: NodeId) -> u16 {
+        self.servers[node.0 as usize - 1].local_address().port()
+    }
+
+    /// Who leads each partition, when all say the same.
+    fn leaders(&self) -> BTreeMap<u32, NodeId> {
+        let said = |index: usize| -> Option<BTreeMap<u32, NodeId>> {
+            let node = self.node(index).replication();
+            (1..=PARTITIONS).map(|group| Some((group, node.leader(group)?))).collect()
+        };
+        let mut found = None;
+        eventually("all know the same leaders", || {
+            found = said(0);
+            found.is_some() && (1..self.servers.len()).all(|index| said(index) == found)
+        });
+        found.unwrap()
+    }
+
+    fn forwarded(&self) -> u64 {
+        (0..self.servers.len()).map(|index| self.node(index).replication().forwarded()).sum()
+    }
+
+    fn transfer(&self, group: u32, to: NodeId) {
+        let leader = self.leaders()[&group];
+        let from = self.node(leader.0 as usize - 1).replication().clone();
+        eventually("another leads", || {
+            let _ = self.runtime.block_on(from.transfer_leader(group, to));
+            std::thread::sleep(Duration::from_millis(20));
+            self.leaders()[&group] == to
+        });
+    }
+}
+
+/// A key whose partition this node leads.
+fn key_of(leaders: &BTreeMap<u32, NodeId>, node: NodeId) -> String {
+    let key = |number: u32| format!("key:{number}");
+    let leads = |key: &String| leaders[&group_of_slot(slot_of(key.as_bytes()), PARTITIONS)] == node;
+    (0..10_000).map(key).find(leads).expect("it leads some partition")
+}
+
+#[test]
+fn the_map_names_the_leader_of_every_slot_also_when_it_has_just_moved() {
+    let served = Served::new(3, PARTITIONS);
+    for round in 0..3 {
+        let (leaders, maps) = loop {
+            let leaders = served.leaders();
+            let maps: Vec<_> = (0..3).map(|index| slots_of(&mut served.connect(index))).collect();
+            // They go back to where they are wanted by themselves.
+            if served.leaders() == leaders {
+                break (leaders, maps);
+            }
+        };
+        for (index, ports) in maps.iter().enumerate() {
+            for slot in 0..SLOTS {
+                let leader = leaders[&group_of_slot(slot, PARTITIONS)];
+                assert_eq!(ports[usize::from(slot)], served.port(leader), "slot {slot}, node {index}");
+            }
+        }
+        let group = round + 1;
+        let to = NodeId(leaders[&group].0 % 3 + 1);
+        served.transfer(group, to);
+    }
+    // All ways to ask say the same.
+    let mut connection = served.connect(1);
+    let nodes = connection.ask("CLUSTER NODES");
+    assert_eq!(nodes.matches(" connected").count(), 3, "{nodes}");
+    assert_eq!(nodes.matches("myself,master").count(), 1, "{nodes}");
+    let own = connection.says("CLUSTER MYID");
+    let own = own.rsplit("\\r\\n").next().unwrap();
+    assert!(nodes.contains(&format!("{own} 127.0.0.1:{}@", served.port(NodeId(2)))), "{nodes}");
+    let shards = connection.ask("CLUSTER SHARDS");
+    assert_eq!(shards.matches("endpoint").count(), 3, "{shards}");
+    assert!(connection.ask("CLUSTER INFO").contains("cluster_state:ok"));
+    for server in &served.servers {
+        assert!(nodes.contains(&server.local_address().to_string()), "{nodes}");
+        assert!(shards.contains(&server.local_address().port().to_string()), "{shards}");
+    }
+}
+
+#[test]
+fn who_has_asked_for_the_map_is_sent_to_the_leader_and_nobody_else_is() {
+    let served = Served::new(3, PARTITIONS);
+    let leaders = served.leaders();
+    let mut plain = served.connect(0);
+    let mut aware = served.connect(0);
+    aware.ask("CLUSTER SLOTS");
+    let key = key_of(&leaders, NodeId(2));
+    let slot = slot_of(key.as_bytes());
+    let moved = format!("-MOVED {slot} 127.0.0.1:{}", served.port(NodeId(2)));
+    assert_eq!(plain.says(&format!("SET {key} 1")), "+OK");
+    assert_eq!(aware.says(&format!("GET {key}")), moved);
+    // Never again and again: two nodes may take each other for the leader.
+    assert_eq!(aware.says(&format!("GET {key}")), "$1\\r\\n1");
+    eventually("it is sent there again", || aware.says(&format!("INCR {key}")) == moved);
+    // By the tag, as every client computes it.
+    let tagged = format!("a{{{key}}}b");
+    eventually("a tag", || aware.says(&format!("GET {tagged}")) == moved);
+    assert_eq!(aware.says("CLUSTER KEYSLOT a{foo}b"), ":12182");
+    assert_eq!(aware.says("CLUSTER KEYSLOT foo{}{bar}"), ":8363");
+    // What is of several slots, or within MULTI, or under a lock, is served where it comes.
+    std::thread::sleep(Duration::from_millis(1100));
+    let other = key_of(&leaders, NodeId(3));
+    assert_eq!(aware.says(&format!("MSET {key} 2 {other} 3")), "+OK");
+    assert_eq!(aware.says("MULTI"), "+OK");
+    assert_eq!(aware.says(&format!("INCR {key}")), "+QUEUED");
+    assert_eq!(aware.says("EXEC"), "*1\\r\\n:3");
+    // Its own are its own.
+    let own = key_of(&leaders, NodeId(1));
+    assert_eq!(aware.says(&format!("SET {own} 1")), "+OK");
+    // Who is reset knows nothing more. READONLY says that somebody knows.
+    assert_eq!(aware.says("RESET"), "+RESET");
+    assert_eq!(aware.says(&format!("GET {key}")), "$1\\r\\n3");
+    assert_eq!(plain.says(&format!("GET {key}")), "$1\\r\\n3");
+    assert_eq!(plain.says("READONLY"), "+OK");
+    assert_eq!(plain.says(&format!("GET {key}")), moved);
+}
+
+#[test]
+fn what_goes_to_the_leaders_is_never_passed_on_and_in_a_pipeline_each_is_told_its_own() {
+    let served = Served::new(3, PARTITIONS);
+    let leaders = served.leaders();
+    let ports = slots_of(&mut served.connect(0));
+    let mut connections: BTreeMap<u16, Connection> =
+        (0..3).map(|index| (served.port(NodeId(index as u64 + 1)), served.connect(index))).collect();
+    let straight = |connections: &mut BTreeMap<u16, Connection>| {
+        for number in 0..300 {
+            let key = format!("{{t{number}}}:x");
+            let port = ports[usize::from(slot_of(key.as_bytes()))];
+            let connection = connections.get_mut(&port).unwrap();
+            assert_eq!(connection.says(&format!("SET {key} {number}")), "+OK");
+            assert!(connection.says(&format!("GET {key}")).ends_with(&format!("\\n{number}")));
+        }
+    };
+    // Sessions with the partitions are opened by what comes first.
+    straight(&mut connections);
+    let before = served.forwarded();
+    straight(&mut connections);
+    assert_eq!(served.forwarded(), before, "what came to the leaders was passed on");
+    // Anywhere: nothing but that changes.
+    let mut plain = served.connect(0);
+    for number in 0..300 {
+        assert!(plain.says(&format!("GET {{t{number}}}:x")).ends_with(&format!("\\n{number}")));
+    }
+    assert!(served.forwarded() > before + 100);
+    let mut aware = served.connect(0);
+    aware.ask("CLUSTER NODES");
+    let keys = [key_of(&leaders, NodeId(1)), key_of(&leaders, NodeId(2)), key_of(&leaders, NodeId(3))];
+    let mut bytes = Vec::new();
+    for key in &keys {
+        bytes.extend(request(&words(&format!("INCR {key}"))));
+    }
+    aware.send(&bytes);
+    let replies: Vec<String> = keys.iter().map(|_| escaped(&aware.reply())).collect();
+    assert_eq!(replies[0], ":1\\r\\n");
+    for (reply, node) in replies[1..].iter().zip([2, 3]) {
+        let place = format!(" 127.0.0.1:{}\\r\\n", served.port(NodeId(node)));
+        assert!(reply.starts_with("-MOVED ") && reply.ends_with(&place), "{reply}");
+    }
+}
+
+#[test]
+fn one_is_never_sent_to_a_node_that_is_gone() {
+    let mut served = Served::with(3, PARTITIONS, |options| options.redirects = Redirects::Always);
+    let leaders = served.leaders();
+    let key = key_of(&leaders, NodeId(3));
+    let mut connection = served.connect(0);
+    let moved = format!("-MOVED {} 127.0.0.1:{}", slot_of(key.as_bytes()), served.port(NodeId(3)));
+    // Without having asked for anything.
+    eventually("it is sent there", || connection.says(&format!("INCR {key}")) == moved);
+    let gone = served.servers.remove(2);
+    let runtime = &served.runtime;
+    runtime.block_on(gone.close());
+    let told = Instant::now();
+    // The node leads as before, only Redis clients do not reach it.
+    eventually("it is served here", || {
+        std::thread::sleep(Duration::from_millis(200));
+        (0..2).all(|_| connection.says(&format!("INCR {key}")).starts_with(':'))
+            && told.elapsed() > Duration::from_millis(1500)
+    });
+    let until = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < until {
+        assert!(connection.says(&format!("INCR {key}")).starts_with(':'));
+    }
+    // And the map has it here.
+    let ports = slots_of(&mut connection);
+    let here = served.port(NodeId(1));
+    assert_eq!(ports[usize::from(slot_of(key.as_bytes()))], here);
+}
+
+#[test]
+fn what_changes_a_redis_cluster_names_what_does_that_here_and_off_is_off() {
+    let served = Served::new(1, PARTITIONS);
+    let mut connection = served.connect(0);
+    for (asked, named) in [
+        ("MEET 127.0.0.1 7000", "`dogsled serve --join`"),
+        ("FORGET x", "`dogsled member remove`"),
+        ("FAILOVER", "`dogsled drain`"),
+        ("ADDSLOTS 1 2", "`dogsled member weight`"),
+        ("REPLICATE x", "`dogsled replicas`"),
+    ] {
+        let said = connection.says(&format!("CLUSTER {asked}"));
+        assert!(said.starts_with("-ERR CLUSTER ") && said.contains(named), "{said}");
+    }
+    assert_eq!(connection.says("CLUSTER NONSENSE"), "-ERR unknown subcommand 'NONSENSE'. Try CLUSTER HELP.");
+    assert_eq!(
+        connection.says("CLUSTER KEYSLOT"),
+        "-ERR wrong number of arguments for 'cluster|keyslot' command"
+    );
+    assert!(connection.ask("INFO cluster").contains("cluster_enabled:1"));
+    assert!(connection.ask("HELLO").contains("cluster"));
+    assert_eq!(slots_of(&mut connection), vec![served.port(NodeId(1)); usize::from(SLOTS)]);
+    drop(connection);
+    let off = Served::with(1, PARTITIONS, |options| options.redirects = Redirects::Off);
+    let mut connection = off.connect(0);
+    for asked in ["CLUSTER SLOTS", "READONLY", "CLUSTER MYID"] {
+        assert_eq!(connection.says(asked), "-ERR This instance has cluster support disabled");
+    }
+    assert!(connection.ask("INFO").contains("cluster_enabled:0"));
+    assert!(connection.ask("HELLO").contains("standalone"));
+    // An announced address is told as it is.
+    let tunnelled =
+        Served::with(1, PARTITIONS, |options| options.announce = Some("cache.example:7000".into()));
+    let nodes = tunnelled.connect(0).ask("CLUSTER NODES");
+    assert!(nodes.contains(" cache.example:7000@7000 myself,master"), "{nodes}");
+}
