@@ -247,6 +247,25 @@ fn redis_clients_from_elsewhere_come_within_tls_and_with_a_password() {
     assert_eq!(served.terminate(), 0);
 }
 
+/// Built by `.ci/run`, apart from this workspace; `DOGSLED_REDIS_RS` says where it is.
+#[test]
+fn what_users_of_redis_rs_write_runs_unchanged() {
+    let Some(program) = std::env::var_os("DOGSLED_REDIS_RS") else {
+        eprintln!(
+            "SKIPPED: no DOGSLED_REDIS_RS; cargo build --locked --manifest-path tests/clients/redis-rs/Cargo.toml, and \
+             let it name the program"
+        );
+        return;
+    };
+    for password in ["", "secret"] {
+        let sandbox = Sandbox::new();
+        let more: &[&str] = if password.is_empty() { &[] } else { &["--redis-password", password] };
+        let (_served, port) = start(&sandbox, more);
+        let output = Command::new(&program).args([&port, password]).output().expect("it starts");
+        assert_eq!(text(&output.stdout), "done\n", "{}", text(&output.stderr));
+    }
+}
+
 #[test]
 fn redis_is_served_unless_somebody_says_otherwise_and_a_taken_port_is_told() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
