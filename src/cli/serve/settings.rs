@@ -483,6 +483,21 @@ mod tests {
     }
 
     #[test]
+    fn where_redis_clients_are_sent_is_said_by_options_and_file() {
+        let moved = |arguments: &[&str], file: &str| {
+            settled(arguments, file).map(|settings| (settings.redis_moved, settings.redis_announce))
+        };
+        assert_eq!(moved(&[], ""), Ok((RedisMoved::Aware, None)));
+        let (announce, cache) = ("redis-announce = \"cache:7000\"", Some("cache:7000".to_owned()));
+        assert_eq!(moved(&["--redis-moved", "always"], announce), Ok((RedisMoved::Always, cache)));
+        assert_eq!(moved(&[], "redis-moved = \"off\""), Ok((RedisMoved::Off, None)));
+        for wrong in ["nowhere", ":7000", "cache:", "cache:70000"] {
+            let refused = moved(&["--redis-announce", wrong], "");
+            assert!(refused.is_err_and(|why| why.contains("--redis-announce")), "{wrong}");
+        }
+    }
+
+    #[test]
     fn the_low_mark_of_the_disk_is_a_size() {
         let low = |arguments: &[&str], file: &str| settled(arguments, file).map(|all| all.disk_low_bytes);
         assert_eq!(low(&[], ""), Ok(None));

@@ -10,7 +10,8 @@
 //!
 //! A lock is held until its lease ends, not until a connection does. Tokens only grow, so whatever else is written to can
 //! refuse one that is smaller than the largest it saw; here that is what `FENCED` does, in the entry of the log that
-//! writes. If the lock and the keys are not of one partition, which a common `{tag}` makes them, it is a transaction over several; there
+//! writes, if that happens to be the partition of both. In general it is not, whatever their tags: keys lie where Redis's slots
+//! put them (see `slots.rs`), locks where they always did. Then it is a transaction over several; there
 //! a lease that has ended counts until somebody else has the lock. Within `MULTI`, a lock that is not held refuses all of
 //! `EXEC`.
 //!

@@ -15,7 +15,7 @@
 //!
 //! # The same data
 //!
-//! Database 0 is the tree `redis`, database `n` the tree `redis:n`; keys and values are the bytes themselves, and times
+//! Database 0 is the tree `redis`, database `n` the tree `redis:n`, hashed by [Redis's slots](super::ring::slots); keys and values are the bytes themselves, and times
 //! to live are those of the [cluster](super#times-to-live). So [`Tree`](super::Tree) and the command line see what
 //! a Redis client wrote, and the other way round.
 //!

@@ -51,6 +51,7 @@ use crate::cluster::core::Reach;
 
 /// How often other nodes are asked where they are, and how long one may take.
 const LOOK: Duration = Duration::from_secs(1);
+const ANSWER: Duration = Duration::from_millis(800);
 /// What was not said again for so long does not count any more.
 const FRESH: Duration = Duration::from_millis(2500);
 /// They are asked for so long after somebody wanted to know.
@@ -94,8 +95,8 @@ pub(super) struct Topology {
     own: Address,
     node: Option<replication::Node>,
     others: Mutex<BTreeMap<NodeId, Said>>,
-    /// How often all others were asked.
-    rounds: watch::Sender<u64>,
+    /// When all others had been asked.
+    asked_at: watch::Sender<Option<Instant>>,
     wanted: Notify,
     wanted_at: Mutex<Option<Instant>>,
     moved: AtomicU64,
@@ -124,7 +125,7 @@ impl Topology {
             own: own_address,
             node,
             others: Mutex::default(),
-            rounds: watch::Sender::new(0),
+            asked_at: watch::Sender::new(None),
             wanted: Notify::new(),
             wanted_at: Mutex::default(),
             moved: AtomicU64::new(0),
@@ -162,19 +163,20 @@ impl Topology {
             if !is_wanted {
                 self.wanted.notified().await;
             }
+            let begun = Instant::now();
             let members = node.map().members.into_iter().map(|(member, _)| member);
             let others = members.filter(|member| *member != node.id());
             join_all(others.map(|other| self.ask(&node, other))).await;
             self.others.lock().retain(|_, said| said.at.elapsed() < FRESH);
-            self.rounds.send_modify(|rounds| *rounds += 1);
-            tokio::time::sleep(LOOK).await;
+            self.asked_at.send_replace(Some(Instant::now()));
+            tokio::time::sleep_until(begun + LOOK).await;
         }
     }
 
     async fn ask(&self, node: &replication::Node, other: NodeId) {
         let at = Instant::now();
         // What is not heard now is heard in a second.
-        let Ok(status) = node.member_status(other, LOOK).await else { return };
+        let Ok(status) = node.member_status(other, ANSWER).await else { return };
         let Some(address) = split(&status.redis) else {
             self.others.lock().remove(&other);
             return;
@@ -184,13 +186,14 @@ impl Topology {
         self.others.lock().insert(other, Said { at, address, leads });
     }
 
-    /// Has the others asked, and waits until they were the first time.
+    /// Has the others asked, and waits until they were, if that is long ago.
     async fn want(&self) {
         *self.wanted_at.lock() = Some(Instant::now());
         self.wanted.notify_one();
-        let mut rounds = self.rounds.subscribe();
+        let mut asked_at = self.asked_at.subscribe();
+        let is_known = |at: &Option<Instant>| at.is_some_and(|at| at.elapsed() < LOOK * 2);
         // One that does not answer has had its time by then.
-        let _ = tokio::time::timeout(LOOK * 2, rounds.wait_for(|rounds| *rounds > 0)).await;
+        let _ = tokio::time::timeout(LOOK * 2, asked_at.wait_for(is_known)).await;
     }
 
     /// Who leads a group, and where that is, if that is another node and certain.
@@ -198,6 +201,7 @@ impl Topology {
         let others = self.others.lock();
         let leader = match node.hosts(group) {
             true => node.leader(group)?,
+            // Two may say so; who is asked passes it on.
             false => *others.iter().find(|(_, said)| said.leads.contains(&group))?.0,
         };
         let said = others.get(&leader).filter(|said| said.at.elapsed() < FRESH)?;
@@ -209,7 +213,8 @@ impl Topology {
         let shard = |node, address| Shard { node, address, slots: Vec::new() };
         let mut shards = vec![shard(node.id(), self.own.clone())];
         let known = self.others.lock();
-        shards.extend(known.iter().map(|(other, said)| shard(*other, said.address.clone())));
+        let fresh = known.iter().filter(|(_, said)| said.at.elapsed() < FRESH);
+        shards.extend(fresh.map(|(other, said)| shard(*other, said.address.clone())));
         drop(known);
         let partitions = node.map().partitions;
         if partitions == 0 {

@@ -362,8 +362,8 @@ if the two differ. The commands and their replies are those of Redis 7.0, but fo
   held under this token any more.
 - `DOGSLED.UNLOCK name token` gives it back: 1, or 0 if it was not held under this token any more.
 - `DOGSLED.FENCED name token command [argument ...]` carries out a command on keys if the lock is held under this token in
-  that very moment, else it is the error `LOCKNOTHELD`, and so is all of `EXEC` if it is within `MULTI`. With a common
-  `{tag}` of the lock and the keys that is one entry of one log, else a transaction over partitions.
+  that very moment, else it is the error `LOCKNOTHELD`, and so is all of `EXEC` if it is within `MULTI`. Locks do not
+  lie in Redis's slots, so that is a transaction over partitions, as a rule.
 
 Locks are not keys; they are those of `dogsled lock`.
 
