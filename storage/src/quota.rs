@@ -409,7 +409,8 @@ impl<'a, V: View> Tally<'a, V> {
                 }
                 Ok(())
             }
-            Effect::CreateTree { .. } | Effect::SetNextId { .. } => Ok(()),
+            // What is told is kept nowhere.
+            Effect::CreateTree { .. } | Effect::SetNextId { .. } | Effect::Tell { .. } => Ok(()),
         }
     }
 
