@@ -8,14 +8,18 @@ import threading
 import time
 
 import redis
+from redis.backoff import ExponentialBackoff
 from redis.cluster import ClusterNode, RedisCluster
+from redis.retry import Retry
 
 ports = [int(port) for port in sys.argv[1].split(",")]
 
 
 def connect():
     nodes = [ClusterNode("127.0.0.1", port) for port in ports]
-    return RedisCluster(startup_nodes=nodes, decode_responses=True)
+    # By default it gives up before anybody else can have been elected.
+    retry = Retry(ExponentialBackoff(base=0.2, cap=1), 12)
+    return RedisCluster(startup_nodes=nodes, decode_responses=True, retry=retry)
 
 
 def tutorial(r):
