@@ -168,13 +168,14 @@ impl GroupClock {
         latest.time_ms
     }
 
-    /// The log's time as far as this node can tell: what has passed since the latest stamp it has seen,
-    /// if it has seen that being made.
+    /// The log's time as far as this node can tell: what has passed since the latest stamp that it has seen being made. If
+    /// it has seen none since it was started, what a leader's first stamp would be: times that are reckoned from here,
+    /// such as when a key ends that is to live for so long, must not have passed long ago.
     pub(crate) fn now(&self) -> u64 {
         let latest = self.latest.lock();
         match latest.is_bridged {
             true => latest.time_ms.saturating_add(latest.at.elapsed().as_millis() as u64),
-            false => latest.time_ms,
+            false => latest.time_ms.max(self.clock.now_ms()),
         }
     }
 
@@ -565,6 +566,19 @@ mod tests {
         hand.0.store(5, Ordering::Relaxed);
         tokio::time::advance(Duration::from_millis(10)).await;
         assert_eq!(clock.stamp(3), 10_001_510);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn before_any_stamp_the_time_is_what_the_first_one_would_be() {
+        let hand = Arc::new(Hand::default());
+        let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
+        hand.0.store(50_000, Ordering::Relaxed);
+        assert_eq!(clock.now(), 50_000);
+        assert_eq!(clock.stamp(1), 50_000);
+        // From then on it passes by itself.
+        hand.0.store(900_000, Ordering::Relaxed);
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert_eq!(clock.now(), 50_010);
     }
 
     #[tokio::test(start_paused = true)]

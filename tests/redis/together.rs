@@ -222,6 +222,23 @@ fn a_time_to_live_that_was_given_meanwhile_is_kept() {
     worker.join().unwrap();
 }
 
+/// Partitions that have no entry yet have no time of their own either.
+#[test]
+fn a_transaction_over_partitions_that_are_new_gives_keys_the_time_to_live_that_it_says() {
+    let served = Served::new(1, 16);
+    let mut redis = served.connect(0);
+    redis.ask("MULTI");
+    for key in ["a", "b", "c", "d", "e", "f"] {
+        redis.ask(&format!("SET {key} there EX 100"));
+    }
+    assert_eq!(redis.says("EXEC"), format!("*6{}", "\\r\\n+OK".repeat(6)));
+    for key in ["a", "b", "c", "d", "e", "f"] {
+        assert_eq!(redis.says(&format!("GET {key}")), "$5\\r\\nthere");
+        let left: u32 = redis.says(&format!("TTL {key}")).trim_start_matches(':').parse().unwrap();
+        assert!((90..=100).contains(&left), "{key} has {left} s");
+    }
+}
+
 #[test]
 fn increments_of_many_connections_are_all_counted() {
     let served = Served::new(1, 4);
