@@ -256,5 +256,6 @@ fn redis_cli_follows_moved_and_redis_benchmark_spreads_over_the_cluster() {
     }
     assert!(!said.contains("rror") && !said.contains("MOVED"), "{said}");
     let forwarded = cluster.figure("dogsled_forwarded") - forwarded;
-    assert!(forwarded < 300, "{forwarded} of 9000 were passed on");
+    // Of 6000 writes at nodes chosen by chance two thirds would be.
+    assert!(forwarded < 1000, "{forwarded} of 6000 writes were passed on");
 }

@@ -436,6 +436,10 @@ impl Group {
     /// After a read has asked and waited until what it must know is applied: finds out whether the next need not.
     pub(crate) async fn alone_since(&self, begun: Option<u64>) {
         let (Some(begun), Some(raft)) = (begun, self.raft()) else { return };
+        // Otherwise it is another node that may change the members, and this one would not know.
+        if !self.leads() {
+            return;
+        }
         let me = self.network.node.0;
         // What most groups are not is seen without asking.
         let may_be = raft.metrics().borrow_watched().membership_config.membership().voter_ids().eq([me]);
@@ -447,7 +451,7 @@ impl Group {
             members.membership().get_joint_config().iter().all(|voters| voters.iter().eq([&me]))
         });
         // If openraft has ended there is nothing to know.
-        if alone.await.is_ok_and(|alone| alone) {
+        if alone.await.is_ok_and(|alone| alone) && self.leads() {
             self.alone.conclude(begun);
         }
     }

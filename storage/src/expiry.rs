@@ -431,8 +431,9 @@ pub(crate) fn extend(
         }
     }
     if !operations.is_empty() {
-        // All in one list: the hashes that it makes get different ids.
-        effects.extend(strings::evaluate(view, context, &[], &operations)?.effects);
+        // All in one list: the hashes that it makes get different ids. A quota is not for one of them, which would be left
+        // out while all else is done: it is for all of the list, and after the vote for nothing any more.
+        effects.extend(strings::effects_of_part(view, context, &operations)?);
     }
     Ok(())
 }

@@ -202,3 +202,25 @@ fn a_subscriber_that_does_not_read_is_closed_and_forgotten() {
     slow.rest();
     assert_eq!(served.connect(0).says("PING"), "+PONG");
 }
+
+/// A transaction tells its other partitions after it is answered: what is published then has to wait for it.
+#[test]
+fn what_is_published_after_a_transaction_over_partitions_comes_behind_it() {
+    let served = Served::new(2, 8);
+    let mut listener = served.connect(1);
+    listener.ask("SUBSCRIBE news");
+    let mut publisher = served.connect(0);
+    for round in 0..50 {
+        let lines = format!(
+            "MULTI\r\nMSET a 1 b 2 c 3 d 4\r\nPUBLISH news {round}-a\r\nEXEC\r\nPUBLISH news {round}-b\r\n"
+        );
+        publisher.send(lines.as_bytes());
+        for _ in 0..5 {
+            publisher.reply();
+        }
+        for text in ["a", "b"] {
+            let wanted = message("news", &format!("{round}-{text}"));
+            assert_eq!(told(&mut listener), wanted);
+        }
+    }
+}

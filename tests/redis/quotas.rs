@@ -38,3 +38,29 @@ fn a_tree_that_is_full_refuses_what_makes_it_larger_and_nothing_else() {
     assert!(replies.contains("-OOM") && replies.contains(":90"), "{replies}");
     assert_eq!(redis.says("EXISTS {j}d"), ":0");
 }
+
+/// `foo` and `bar` are in different partitions, of which each keeps a quarter of the limit.
+#[test]
+fn a_transaction_over_partitions_is_refused_as_a_whole_where_one_of_them_is_full() {
+    let served = Served::new(1, 4);
+    let mut redis = served.connect(0);
+    let client = served.client();
+    served.runtime.block_on(async {
+        let limit = QuotaLimit { bytes: Some(400), entries: None };
+        client.set_tree_quota("redis", Some(limit)).await.unwrap();
+    });
+    let long = "x".repeat(120);
+    assert!(redis.says(&format!("MSET foo 1 bar {long}")).starts_with("-OOM"));
+    assert_eq!(redis.says("EXISTS foo bar"), ":0");
+    let value = "x".repeat(60);
+    assert_eq!(redis.says(&format!("MSET foo {value} {{bar}}full {value}")), "+OK");
+    assert!(redis.says("RENAME foo {bar}k").starts_with("-OOM"));
+    assert_eq!(redis.says("GET foo"), format!("$60\\r\\n{value}"));
+    assert_eq!(redis.says("EXISTS {bar}k"), ":0");
+    // One partition: the client is told, whatever of it was done.
+    assert!(redis.says(&format!("MSET {{bar}}a 1 {{bar}}b {long}")).starts_with("-OOM"));
+    assert!(redis.says(&format!("SETNX {{bar}}c {long}")).starts_with("-OOM"));
+    // What frees is done, over partitions too.
+    assert_eq!(redis.says("DEL foo {bar}full {bar}a"), ":3");
+    assert_eq!(redis.says(&format!("MSET foo {value} {{bar}}full {value}")), "+OK");
+}

@@ -156,6 +156,22 @@ fn who_has_asked_for_the_map_is_sent_to_the_leader_and_nobody_else_is() {
 }
 
 #[test]
+fn what_is_sent_before_the_first_answer_goes_the_same_way() {
+    let served = Served::new(3, PARTITIONS);
+    let leaders = served.leaders();
+    let mut aware = served.connect(0);
+    aware.ask("CLUSTER SLOTS");
+    let key = key_of(&leaders, NodeId(2));
+    let moved = format!("-MOVED {} 127.0.0.1:{}\r\n", slot_of(key.as_bytes()), served.port(NodeId(2)));
+    aware.send(format!("DEL {key}\r\nSET {key} 1\r\nSET {key} 2\r\nSELECT 1\r\nGET {key}\r\n").as_bytes());
+    for command in ["DEL", "SET", "SET again"] {
+        assert_eq!(String::from_utf8(aware.reply()).unwrap(), moved, "{command}");
+    }
+    assert_eq!(aware.reply(), b"+OK\r\n");
+    assert_eq!(aware.reply(), b"$-1\r\n", "other databases are no cluster");
+}
+
+#[test]
 fn what_goes_to_the_leaders_is_never_passed_on_and_in_a_pipeline_each_is_told_its_own() {
     let served = Served::new(3, PARTITIONS);
     let leaders = served.leaders();

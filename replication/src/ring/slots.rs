@@ -87,10 +87,11 @@ pub fn slots_of(group: u32, partitions: u32) -> Range<u16> {
     }
 }
 
-/// Whether a tree is the keyspace of one of Redis's databases.
-pub fn is_database(tree: &[u8]) -> bool {
+/// Whether a tree is hashed by slots: the keyspace of one of Redis's databases, or what is told to subscribers on a channel or of
+/// a key. All that is done on a key or a channel, by whichever way, has to come to the same partition.
+pub fn is_by_slot(tree: &[u8]) -> bool {
     match tree.strip_prefix(DATABASE) {
-        Some([]) => true,
+        Some([] | b":channels" | b":events") => true,
         Some([b':', number @ ..]) => !number.is_empty() && number.iter().all(u8::is_ascii_digit),
         _ => false,
     }
@@ -144,12 +145,12 @@ mod tests {
     }
 
     #[test]
-    fn databases_are_told_by_their_names() {
-        for tree in ["redis", "redis:1", "redis:15"] {
-            assert!(is_database(tree.as_bytes()), "{tree}");
+    fn what_is_hashed_by_slots_is_told_by_its_name() {
+        for tree in ["redis", "redis:1", "redis:15", "redis:channels", "redis:events"] {
+            assert!(is_by_slot(tree.as_bytes()), "{tree}");
         }
         for tree in ["", "redi", "rediss", "redis:", "redis:x", "redis:1x", "redis/1"] {
-            assert!(!is_database(tree.as_bytes()), "{tree}");
+            assert!(!is_by_slot(tree.as_bytes()), "{tree}");
         }
     }
 }

@@ -214,7 +214,7 @@ impl TreeHash {
 
     /// What is hashed of a tree's keys if nothing was chosen, which is told by its name.
     pub fn by_name(name: &[u8]) -> TreeHash {
-        if slots::is_database(name) { TreeHash::Slot } else { TreeHash::Whole }
+        if slots::is_by_slot(name) { TreeHash::Slot } else { TreeHash::Whole }
     }
 
     /// The name under which partitions keep a tree that is hashed so. That of a tree for which nothing was chosen
@@ -267,9 +267,9 @@ pub(crate) fn check_name(name: &[u8]) -> Result<(), String> {
             name.escape_ascii()
         ));
     }
-    if slots::is_database(name) {
+    if slots::is_by_slot(name) {
         return Err(format!(
-            "the tree \"{}\" is a database of Redis clients, and is hashed by their slots",
+            "the tree \"{}\" is of Redis clients, and is hashed by their slots",
             name.escape_ascii()
         ));
     }

@@ -295,6 +295,15 @@ impl Settings {
         {
             return Err(Failure::usage(format!("--redis-announce {address} is not HOST:PORT")));
         }
+        // Where others reach the node they reach this port, too.
+        let redis_announce = match (redis_announce, redis, advertise.first()) {
+            (None, Port::Asked(address), Some(advertised))
+                if address.ip().is_unspecified() && address.port() != 0 =>
+            {
+                advertised.rsplit_once(':').map(|(host, _)| format!("{host}:{}", address.port()))
+            }
+            (announce, ..) => announce,
+        };
         if let Port::Asked(address) = redis
             && !address.ip().is_loopback()
         {

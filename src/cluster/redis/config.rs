@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use dogsled_net::resp::Value;
-use dogsled_replication::ring;
+use dogsled_replication::ring::slots;
 use dogsled_storage::TreeId;
 use dogsled_storage::strings::notices::Wanted;
 use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation, StringsReply};
 use futures_util::future::join_all;
 
-use super::database::Database;
+use super::database::{Database, group_of_key};
 use super::table::{Asked, Planned, Step, is_word};
 use super::whole::Whole;
 use super::{EVENTS, glob, link};
@@ -91,10 +91,12 @@ fn set(pairs: &[Bytes]) -> Planned {
 /// Of each group the first key of the form `{n}` that belongs to it, under which it keeps what events are wanted.
 fn switches(partitions: u32) -> BTreeMap<u32, IVec> {
     let mut found = BTreeMap::new();
+    // Those beyond the number of slots have no keys of Redis clients.
+    let wanted = (1..=partitions).filter(|group| !slots::slots_of(*group, partitions).is_empty()).count();
     for number in 0u64.. {
         let key = IVec::from(format!("{{{number}}}"));
-        found.entry(ring::group_of(&key, partitions)).or_insert(key);
-        if found.len() == partitions as usize {
+        found.entry(group_of_key(&key, partitions)).or_insert(key);
+        if found.len() == wanted {
             break;
         }
     }
@@ -151,7 +153,7 @@ mod tests {
         for partitions in [1, 2, 16, 300] {
             let found = switches(partitions);
             assert_eq!(found.len(), partitions as usize);
-            assert!(found.iter().all(|(group, key)| ring::group_of(key, partitions) == *group));
+            assert!(found.iter().all(|(group, key)| group_of_key(key, partitions) == *group));
         }
     }
 

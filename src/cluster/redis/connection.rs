@@ -270,7 +270,8 @@ impl Connection {
     /// Counts what this connection holds; whether all together hold no more than they may.
     fn charge(&mut self) -> bool {
         let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes);
-        let holds = self.reader.held() + queued + self.out.len();
+        let names = self.subscriptions.as_ref().map_or(0, Subscriptions::held);
+        let holds = self.reader.held() + queued + self.out.len() + names;
         let held = &self.link.server.held;
         let all = match holds >= self.charged {
             true => held.fetch_add(holds - self.charged, Ordering::Relaxed) + (holds - self.charged),
@@ -308,6 +309,7 @@ impl Connection {
             () = too_slow => return Err(self.too_slow()),
         }
         self.out.clear();
+        self.link.redirected.has_been_told();
         if self.out.capacity() > KEPT {
             self.out = Vec::new();
         }

@@ -84,6 +84,11 @@ impl Data {
             StringsReply::Integer(number) => *number,
             _ => 0,
         };
+        let over_quota = StringsReply::Failed(StringsFailure::OverQuota);
+        // Of several that the command consists of, too: it has not done what it was to do.
+        if self.shape != Shape::Values && replies.contains(&over_quota) {
+            return Value::error(OVER_QUOTA);
+        }
         match &self.shape {
             Shape::Plain => replies.first().map_or(Value::Null, plain),
             Shape::Flag => Value::Integer(i64::from(replies.first() == Some(&StringsReply::Done))),

@@ -85,33 +85,12 @@ impl Gatherer {
             !std::mem::replace(&mut queue.is_running, true)
         };
         if begins {
-            let (gatherer, client) = (self.clone(), client.clone());
-            tokio::spawn(async move { gatherer.run(&client, group).await });
+            let end = End { gatherer: self.clone(), group, is_done: false };
+            let client = client.clone();
+            tokio::spawn(async move { end.run(&client).await });
         }
         let lost = |_| Error::OutcomeUnknown("the node is stopping".to_owned());
         outcome.await.unwrap_or_else(|dropped| Err(lost(dropped)))
-    }
-
-    async fn run(&self, client: &Client, group: u32) {
-        let mut end = End { gatherer: self, group, is_done: false };
-        let mut under_way = FuturesUnordered::new();
-        // Those that have been read together are to go together.
-        tokio::task::yield_now().await;
-        loop {
-            match self.next(group, under_way.is_empty()) {
-                Next::Entry(wanted) => under_way.push(carry_out(client, group, wanted)),
-                Next::Wait => {}
-                Next::Done => {
-                    end.is_done = true;
-                    return;
-                }
-            }
-            tokio::select! {
-                biased;
-                _ = under_way.next() => {}
-                () = tokio::time::sleep(LINGER) => {}
-            }
-        }
     }
 
     /// What fits into one entry of what waits.
@@ -143,13 +122,38 @@ enum Next {
 }
 
 /// If the task is dropped or panics, those that wait are told, and the next command begins another.
-struct End<'a> {
-    gatherer: &'a Gatherer,
+struct End {
+    gatherer: Gatherer,
     group: u32,
     is_done: bool,
 }
 
-impl Drop for End<'_> {
+impl End {
+    /// Has everything carried out until nothing waits.
+    async fn run(mut self, client: &Client) {
+        let group = self.group;
+        let mut under_way = FuturesUnordered::new();
+        // Those that have been read together are to go together.
+        tokio::task::yield_now().await;
+        loop {
+            match self.gatherer.next(group, under_way.is_empty()) {
+                Next::Entry(wanted) => under_way.push(carry_out(client, group, wanted)),
+                Next::Wait => {}
+                Next::Done => {
+                    self.is_done = true;
+                    return;
+                }
+            }
+            tokio::select! {
+                biased;
+                _ = under_way.next() => {}
+                () = tokio::time::sleep(LINGER) => {}
+            }
+        }
+    }
+}
+
+impl Drop for End {
     fn drop(&mut self) {
         if !self.is_done {
             self.gatherer.groups.lock().remove(&self.group);

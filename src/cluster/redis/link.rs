@@ -9,6 +9,7 @@ use dogsled_net::resp::{Protocol, Value};
 use dogsled_storage::TreeId;
 use dogsled_storage::strings::parse_integer;
 
+use super::pubsub::LONGEST_PATTERN;
 use super::server::Shared;
 use super::slots::Redirected;
 use super::table::{COMMANDS, CommandInfo, find, is_word, syntax_error, wrong_arity};
@@ -274,6 +275,9 @@ pub(super) fn pubsub(link: &mut Link, arguments: &[Bytes]) -> Value {
     let channels = |pattern| Value::Array(hub.channels(pattern).into_iter().map(Value::Bulk).collect());
     match &arguments[2..] {
         [] if is("CHANNELS") => channels(None),
+        [pattern] if is("CHANNELS") && pattern.len() > LONGEST_PATTERN => {
+            Value::error(format!("ERR a pattern of more than {LONGEST_PATTERN} bytes"))
+        }
         [pattern] if is("CHANNELS") => channels(Some(&pattern[..])),
         [] if is("NUMPAT") => Value::Integer(hub.patterns() as i64),
         names if is("NUMSUB") => {

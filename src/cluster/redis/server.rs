@@ -153,8 +153,16 @@ impl RedisServer {
         };
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
+        // Nobody can be sent to "every address of this machine".
+        let redirects = match options.announce {
+            None if address.ip().is_unspecified() => {
+                tracing::warn!(%address, "clients of Redis clusters are not sent here: it is not announced where this is");
+                Redirects::Off
+            }
+            _ => options.redirects,
+        };
         let announced = options.announce.unwrap_or_else(|| address.to_string());
-        let topology = Topology::new(&client, &announced, options.redirects).ok_or_else(|| {
+        let topology = Topology::new(&client, &announced, redirects).ok_or_else(|| {
             let what = format!("\"{announced}\" is not host:port, where clients could be sent to");
             io::Error::new(io::ErrorKind::InvalidInput, what)
         })?;

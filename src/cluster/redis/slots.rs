@@ -246,10 +246,13 @@ impl Topology {
         let (_, (host, port)) = self.elsewhere(node, group)?;
         let now = Instant::now();
         link.sent.retain(|(_, at)| now.duration_since(*at) < AGAIN);
-        if link.sent.iter().any(|(sent, _)| *sent == group) {
-            return None;
+        if !link.sent_now.contains(&group) {
+            if link.sent.iter().any(|(sent, _)| *sent == group) {
+                return None;
+            }
+            link.sent.push((group, now));
+            link.sent_now.push(group);
         }
-        link.sent.push((group, now));
         self.moved.fetch_add(1, Ordering::Relaxed);
         Some(Value::error(format!("MOVED {slot} {host}:{port}")))
     }
@@ -338,11 +341,25 @@ pub(super) struct Redirected {
     pub(super) is_aware: bool,
     /// For which groups it was sent elsewhere lately.
     sent: Vec<(u32, Instant)>,
+    /// And of them those for which it has not been told so yet. What it has sent meanwhile goes the same way: if the
+    /// second of two commands on a key were carried out here, the first would be carried out behind it.
+    sent_now: Vec<u32>,
+}
+
+impl Redirected {
+    /// The client can have read all replies.
+    pub(super) fn has_been_told(&mut self) {
+        self.sent_now.clear();
+    }
 }
 
 /// The one slot of all keys; `None`: there are several or none, or something else decides where it is carried out.
 fn slot_of_all(data: &Data) -> Option<u16> {
     if data.fence.is_some() {
+        return None;
+    }
+    // A connection to another node is of database 0, as in Redis's clusters.
+    if data.operations.iter().flat_map(|operation| operation.keys()).any(|(tree, _)| tree.0 != 0) {
         return None;
     }
     let mut slots =

@@ -30,12 +30,34 @@ struct Looked {
 
 type Place = (TreeId, IVec);
 
-/// Evaluates [`Command::Strings`](crate::Command::Strings).
+/// Evaluates [`Command::Strings`](crate::Command::Strings): what is over the quota of its tree is refused operation by
+/// operation.
 pub(crate) fn evaluate(
     view: &impl View,
     context: &Context,
     watched: &[KeyRead],
     operations: &[StringsOperation],
+) -> Result<Outcome> {
+    let growth = Growth::new(view)?;
+    evaluate_judged(view, context, watched, operations, growth)
+}
+
+/// What operations do that are a part of something larger, which is refused or carried out as a whole: whoever asks has
+/// to judge by quotas what all of it comes to.
+pub(crate) fn effects_of_part(
+    view: &impl View,
+    context: &Context,
+    operations: &[StringsOperation],
+) -> Result<Effects> {
+    Ok(evaluate_judged(view, context, &[], operations, None)?.effects)
+}
+
+fn evaluate_judged<V: View>(
+    view: &V,
+    context: &Context,
+    watched: &[KeyRead],
+    operations: &[StringsOperation],
+    growth: Option<Growth<'_, V>>,
 ) -> Result<Outcome> {
     for read in watched {
         if !evaluate::is_current(view, read)? {
@@ -46,7 +68,7 @@ pub(crate) fn evaluate(
         return clear(view, context, operations);
     }
     let mut notices = Notices::of(view)?;
-    let (replies, keys) = carry_out(view, context, operations, notices.as_mut())?;
+    let (replies, keys) = carry_out(view, context, operations, notices.as_mut(), growth)?;
     let may_expire = view.earliest_due()? != u64::MAX;
     let mut effects = Effects::new();
     changes_of_hashes(view, context, &keys, &mut effects)?;
@@ -99,10 +121,10 @@ fn carry_out<V: View>(
     context: &Context,
     operations: &[StringsOperation],
     mut notices: Option<&mut Notices<'_, V>>,
+    mut growth: Option<Growth<'_, V>>,
 ) -> Result<(Vec<StringsReply>, BTreeMap<Place, Looked>)> {
     // Where nothing has a time to live no record need be looked for.
     let may_expire = view.earliest_due()? != u64::MAX;
-    let mut growth = Growth::new(view)?;
     // What is overwritten may be a hash only where there are some.
     let may_be_blind = (!operations.iter().any(StringsOperation::is_blind) || !view.has_hashes()?)
         // Of a key that is new, or has expired, more is told.

@@ -14,7 +14,8 @@
 //! - Within `MULTI`, and under a lock of `DOGSLED.FENCED`, a message is told with all else or not at all.
 //! - After the answer to `UNSUBSCRIBE` nothing more comes from that channel.
 //!
-//! A subscriber that does not read is closed: see `inbox.rs`. If a node cannot follow the cluster for longer than changes
+//! A subscriber that does not read is closed: see `inbox.rs`. Messages of some MiB, or entries with more than 65,536 events, may be more than is kept for the nodes that follow, and
+//! then none of their subscribers gets them; the same if a node cannot follow the cluster for longer than changes
 //! are kept ([`watch_bytes`](crate::cluster::ReplicationConfig::watch_bytes)), its subscribers miss messages, and its log says so.
 //!
 //! # Idea
@@ -59,6 +60,7 @@ use dogsled_storage::strings::notices::Notice;
 use dogsled_storage::strings::{StringAction, StringsOperation};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use self::inbox::Inbox;
 pub(super) use self::inbox::Message;
@@ -71,9 +73,15 @@ use crate::cluster::{Client, Error, Event, Subscriber};
 /// The most channels and patterns of one connection.
 const MOST_SUBSCRIBED: usize = 16 << 10;
 /// The most bytes of their names.
-const MOST_NAMES: usize = 4 << 20;
+const MOST_NAMES: usize = 1 << 20;
+/// About what a subscription costs besides its name.
+const PER_NAME: usize = 256;
+/// The longest channel.
+pub(super) const LONGEST_CHANNEL: usize = 4 << 10;
+/// The most bytes of all patterns of a connection: each is compared with the channel of every message.
+const MOST_PATTERNS: usize = 16 << 10;
 /// The longest pattern: it is compared with the channel of every message, which takes as long as both are.
-const LONGEST_PATTERN: usize = 1 << 10;
+pub(super) const LONGEST_PATTERN: usize = 256;
 /// After so long without messages it is looked whether anybody is subscribed.
 const IDLE: Duration = Duration::from_secs(10);
 /// Before it is tried again to follow the cluster.
@@ -112,6 +120,9 @@ pub(super) fn unsubscribe_from_patterns(asked: &Asked<'_>) -> Planned {
 }
 
 pub(super) fn publish(asked: &Asked<'_>) -> Planned {
+    if asked.arguments[1].len() > LONGEST_CHANNEL {
+        return Err(Value::error(format!("ERR a channel of more than {LONGEST_CHANNEL} bytes")));
+    }
     let (channel, message) = (&asked.arguments[1], IVec::from(&asked.arguments[2][..]));
     let action = StringAction::Tell { value: message };
     let (tree, key) = (TreeId(CHANNELS), IVec::from(&channel[..]));
@@ -242,7 +253,9 @@ impl Hub {
         if let Some(listeners) = places.channels.get(&channel) {
             tell(listeners, None);
         }
-        for (pattern, listeners) in &places.patterns {
+        // Longer ones are only of keys: whoever wants to hear of such names them.
+        let is_matched = channel.len() <= LONGEST_CHANNEL;
+        for (pattern, listeners) in places.patterns.iter().filter(|_| is_matched) {
             if glob::matches(pattern, &channel) {
                 tell(listeners, Some(pattern));
             }
@@ -277,6 +290,7 @@ async fn watch(client: &Client, feed: Feed) -> Result<Subscriber, Error> {
 
 /// Delivers what comes, until nobody is subscribed to it.
 async fn deliver(weak: Weak<Hub>, client: Client, feed: Feed, mut subscriber: Subscriber) {
+    let mut looked = Instant::now();
     loop {
         let event = tokio::time::timeout(IDLE, subscriber.next()).await;
         let Some(hub) = weak.upgrade() else { return };
@@ -305,6 +319,11 @@ async fn deliver(weak: Weak<Hub>, client: Client, feed: Feed, mut subscriber: Su
             // Nothing was published for a while.
             Err(_) => {}
         }
+        // Seldom: it may have to go through all names.
+        if looked.elapsed() < IDLE {
+            continue;
+        }
+        looked = Instant::now();
         let Some(hub) = weak.upgrade() else { return };
         if hub.is_unwanted(feed) {
             // Under the lock: whoever subscribes either is there by now, or finds that nobody follows.
@@ -324,16 +343,22 @@ pub(super) struct Subscriptions {
     inbox: Arc<Inbox>,
     channels: BTreeSet<Bytes>,
     patterns: BTreeSet<Bytes>,
+    held: usize,
 }
 
 impl Subscriptions {
     pub(super) fn new(hub: Arc<Hub>, id: u64) -> Subscriptions {
         let inbox = Arc::new(Inbox::new(Arc::clone(&hub.waiting)));
-        Subscriptions { hub, id, inbox, channels: BTreeSet::new(), patterns: BTreeSet::new() }
+        Subscriptions { hub, id, inbox, channels: BTreeSet::new(), patterns: BTreeSet::new(), held: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.channels.is_empty() && self.patterns.is_empty()
+    }
+
+    /// About how many bytes its names take.
+    pub(super) fn held(&self) -> usize {
+        self.held
     }
 
     fn own(&mut self, patterns: bool) -> &mut BTreeSet<Bytes> {
@@ -361,6 +386,12 @@ impl Subscriptions {
 
     /// Changes what the connection is subscribed to; one reply for each name. Before those of what ends, what waits.
     pub(super) async fn change(&mut self, client: &Client, asked: Listen) -> Result<Vec<Value>, Error> {
+        let replies = self.change_names(client, asked).await;
+        self.held = self.channels.iter().chain(&self.patterns).map(|name| name.len() + PER_NAME).sum();
+        replies
+    }
+
+    async fn change_names(&mut self, client: &Client, asked: Listen) -> Result<Vec<Value>, Error> {
         let Listen { begins, patterns, mut names } = asked;
         let letter = if patterns { "p" } else { "" };
         let kind = if begins { "subscribe" } else { "unsubscribe" };
@@ -371,8 +402,14 @@ impl Subscriptions {
             return Err(Error::Invalid(format!("more than {MOST_SUBSCRIBED} subscriptions")));
         }
         if begins {
-            if patterns && names.iter().any(|name| name.len() > LONGEST_PATTERN) {
-                return Err(Error::Invalid(format!("a pattern of more than {LONGEST_PATTERN} bytes")));
+            let longest = if patterns { LONGEST_PATTERN } else { LONGEST_CHANNEL };
+            if names.iter().any(|name| name.len() > longest) {
+                let what = if patterns { "pattern" } else { "channel" };
+                return Err(Error::Invalid(format!("a {what} of more than {longest} bytes")));
+            }
+            let bytes = |names: &mut dyn Iterator<Item = &Bytes>| names.map(|name| name.len()).sum::<usize>();
+            if patterns && bytes(&mut self.patterns.iter().chain(&names)) > MOST_PATTERNS {
+                return Err(Error::Invalid(format!("more than {MOST_PATTERNS} bytes of patterns")));
             }
             let own = self.channels.iter().chain(&self.patterns).chain(&names);
             if own.map(|name| name.len()).sum::<usize>() > MOST_NAMES {
