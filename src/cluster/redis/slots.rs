@@ -20,7 +20,8 @@
 //!   Redis does: for a port that only clients of clusters use.
 //! - **Nobody is sent in a circle**: only to a node that has just said where it is, only for a command whose keys are all of
 //!   one slot, and for one partition at most once in a second over a connection. Two nodes that take each other for the leader
-//!   serve the client at the second try.
+//!   serve the client at the second try. What a client had sent already when it was told `MOVED` goes the same way: its
+//!   commands keep their order.
 //!
 //! # Omissions
 //!
