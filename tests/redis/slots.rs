@@ -163,6 +163,12 @@ fn what_is_sent_before_the_first_answer_goes_the_same_way() {
     aware.ask("CLUSTER SLOTS");
     let key = key_of(&leaders, NodeId(2));
     let moved = format!("-MOVED {} 127.0.0.1:{}\r\n", slot_of(key.as_bytes()), served.port(NodeId(2)));
+    eventually("it is sent there", || {
+        // Not for a second time within a second.
+        std::thread::sleep(Duration::from_millis(1100));
+        format!("{}\r\n", aware.says(&format!("GET {key}"))) == moved
+    });
+    std::thread::sleep(Duration::from_millis(1100));
     aware.send(format!("DEL {key}\r\nSET {key} 1\r\nSET {key} 2\r\nSELECT 1\r\nGET {key}\r\n").as_bytes());
     for command in ["DEL", "SET", "SET again"] {
         assert_eq!(String::from_utf8(aware.reply()).unwrap(), moved, "{command}");

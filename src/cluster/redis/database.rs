@@ -212,6 +212,8 @@ pub(super) fn failed(error: &Error) -> Value {
     Value::error(match error {
         Error::OutcomeUnknown(why) => format!("UNKNOWN whether it has happened is not known: {why}"),
         Error::Unavailable(why) => format!("CLUSTERDOWN nothing was done, try again: {why}"),
+        // It is the node's own.
+        Error::Closed => "CLUSTERDOWN nothing was done, try again elsewhere: the node is stopping".to_owned(),
         Error::LockNotHeld { .. } => format!("LOCKNOTHELD {error}"),
         Error::Invalid(what) => format!("ERR {what}"),
         Error::QuotaExceeded(_) => OVER_QUOTA.to_owned(),
