@@ -18,13 +18,13 @@ use dogsled_benches::results::{Effort, Report};
 use dogsled_benches::rows::Table;
 use dogsled_benches::{child, compare, peers, plot, readme, report, ring};
 
-/// Benchmarks of dogsled beside other embedded databases.
 /// The nodes' is the one that the `dogsled` binary has. Embedded databases that are compared, some of them in C++,
 /// all have the system's.
 #[cfg(all(feature = "cluster", not(feature = "peers")))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Benchmarks of dogsled beside other embedded databases.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {

@@ -10,9 +10,9 @@
 //! has it do so. Hence:
 //!
 //! - Before a change of the members is handed to openraft, the knowledge is [given up](Alone::changing).
-//! - It is gained anew only by a read that asked, of the leader that this node is, in the usual way and found, in openraft's own state and not in
-//!   the metrics that follow it, that the newest members in the log are this node alone, if no change was under way
-//!   when it began or has begun meanwhile. A change that was handed over before and given up by its
+//! - It is gained anew only by a read that asked in the usual way, while this node leads, and found, in openraft's own
+//!   state and not in the metrics that follow it, that the newest members in the log are this node alone, if no change
+//!   was under way when it began or has begun meanwhile. A change that was handed over before and given up by its
 //!   caller comes before the question in openraft's queue, and is in that state.
 //! - A group that is opened again, maybe with less applied than was acknowledged, has to gain it anew.
 

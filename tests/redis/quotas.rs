@@ -7,15 +7,21 @@ use crate::support::Served;
 const FULL: &str =
     "-OOM command not allowed: the quota of its tree is used up. Delete something, or raise it";
 
-#[test]
-fn a_tree_that_is_full_refuses_what_makes_it_larger_and_nothing_else() {
+/// Four partitions, of which each keeps a quarter of the limit.
+fn limited() -> Served {
     let served = Served::new(1, 4);
-    let mut redis = served.connect(0);
     let client = served.client();
     served.runtime.block_on(async {
         let limit = QuotaLimit { bytes: Some(400), entries: None };
         client.set_tree_quota("redis", Some(limit)).await.unwrap();
     });
+    served
+}
+
+#[test]
+fn a_tree_that_is_full_refuses_what_makes_it_larger_and_nothing_else() {
+    let served = limited();
+    let mut redis = served.connect(0);
     // One tag, one partition: a quarter of the limit.
     assert_eq!(redis.says(&format!("SET {{j}}a {}", "x".repeat(80))), "+OK");
     assert_eq!(redis.says(&format!("SET {{j}}b {}", "x".repeat(80))), FULL);
@@ -42,13 +48,8 @@ fn a_tree_that_is_full_refuses_what_makes_it_larger_and_nothing_else() {
 /// `foo` and `bar` are in different partitions, of which each keeps a quarter of the limit.
 #[test]
 fn a_transaction_over_partitions_is_refused_as_a_whole_where_one_of_them_is_full() {
-    let served = Served::new(1, 4);
+    let served = limited();
     let mut redis = served.connect(0);
-    let client = served.client();
-    served.runtime.block_on(async {
-        let limit = QuotaLimit { bytes: Some(400), entries: None };
-        client.set_tree_quota("redis", Some(limit)).await.unwrap();
-    });
     let long = "x".repeat(120);
     assert!(redis.says(&format!("MSET foo 1 bar {long}")).starts_with("-OOM"));
     assert_eq!(redis.says("EXISTS foo bar"), ":0");

@@ -15,7 +15,7 @@ use dogsled_storage::strings::notices::Wanted;
 use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation, StringsReply};
 use futures_util::future::join_all;
 
-use super::database::{Database, group_of_key};
+use super::database::{Database, group_of_key, plain};
 use super::table::{Asked, Planned, Step, is_word};
 use super::whole::Whole;
 use super::{EVENTS, glob, link};
@@ -122,7 +122,12 @@ impl Database {
             self.submit(group, Vec::new(), &[], vec![operation])
         });
         // All of them, whatever happens to one.
-        join_all(set).await.into_iter().try_for_each(|set| set.map(drop))?;
+        for set in join_all(set).await {
+            let replies = set?.unwrap_or_default();
+            if let Some(refused @ StringsReply::Failed(_)) = replies.first() {
+                return Ok(plain(refused));
+            }
+        }
         Ok(Value::OK)
     }
 

@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use dogsled_net::resp::{ClientStream, Protocol, Request, RequestLimits, RequestReader, Value};
 use dogsled_storage::{Fence, TreeId};
+use futures_util::FutureExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -220,13 +221,24 @@ impl Connection {
                     None => std::future::pending().await,
                 }
             };
-            let Connection { reader, subscriptions, .. } = self;
+            let Connection { reader, subscriptions, link, .. } = self;
+            // What was on its way already when it was sent elsewhere.
+            let on_its_way = match link.redirected.is_being_sent() {
+                true => stream.read(reader.buffer(), READ).now_or_never(),
+                false => None,
+            };
             // Those that say nothing, which may be thousands, are kept no buffer.
-            let come = tokio::select! {
-                read = stream.read(reader.buffer(), READ) => Come::Read(read?),
-                message = next_message(subscriptions) => Come::Message(message),
-                _ = closing.wait_for(|closing| *closing) => Come::Read(0),
-                () = late => Come::Late,
+            let come = match on_its_way {
+                Some(read) => Come::Read(read?),
+                None => {
+                    link.redirected.has_been_told();
+                    tokio::select! {
+                        read = stream.read(reader.buffer(), READ) => Come::Read(read?),
+                        message = next_message(subscriptions) => Come::Message(message),
+                        _ = closing.wait_for(|closing| *closing) => Come::Read(0),
+                        () = late => Come::Late,
+                    }
+                }
             };
             let read = match come {
                 Come::Read(read) => read,
@@ -309,7 +321,6 @@ impl Connection {
             () = too_slow => return Err(self.too_slow()),
         }
         self.out.clear();
-        self.link.redirected.has_been_told();
         if self.out.capacity() > KEPT {
             self.out = Vec::new();
         }

@@ -162,7 +162,8 @@ impl Data {
 const OVER_QUOTA: &str =
     "OOM command not allowed: the quota of its tree is used up. Delete something, or raise it";
 
-fn plain(reply: &StringsReply) -> Value {
+/// A reply as it is.
+pub(super) fn plain(reply: &StringsReply) -> Value {
     match reply {
         StringsReply::Done => Value::OK,
         StringsReply::Unchanged | StringsReply::Value(None) => Value::Null,

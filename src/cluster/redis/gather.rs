@@ -7,8 +7,9 @@
 //!
 //! What is gathered stays what it was: each command is carried out by itself, one after the other, with a reply of its
 //! own. Only what belongs to whole entries is shared: an entry that has to wait, because another transaction
-//! holds one of its keys, makes all of it wait, but not those behind it for longer than `LINGER`; and one
-//! that is refused as a whole is carried out again command by command, so that nobody is refused for another's sake.
+//! holds one of its keys, makes all of it wait, to the deadline if need be, but not those behind it for longer than
+//! `LINGER`; and one that is refused as a whole is carried out again command by command, so that nobody is refused for what
+//! another asked.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -89,8 +90,7 @@ impl Gatherer {
             let client = client.clone();
             tokio::spawn(async move { end.run(&client).await });
         }
-        let lost = |_| Error::OutcomeUnknown("the node is stopping".to_owned());
-        outcome.await.unwrap_or_else(|dropped| Err(lost(dropped)))
+        outcome.await.unwrap_or_else(|_| Err(Error::OutcomeUnknown("the node is stopping".to_owned())))
     }
 
     /// What fits into one entry of what waits.

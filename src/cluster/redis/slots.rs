@@ -20,8 +20,8 @@
 //!   Redis does: for a port that only clients of clusters use.
 //! - **Nobody is sent in a circle**: only to a node that has just said where it is, only for a command whose keys are all of
 //!   one slot, and for one partition at most once in a second over a connection. Two nodes that take each other for the leader
-//!   serve the client at the second try. What a client had sent already when it was told `MOVED` goes the same way: its
-//!   commands keep their order.
+//!   serve the client at the second try. What a client had sent already when it was told `MOVED` goes the same way, until
+//!   nothing more of it is there to be read: its commands keep their order.
 //!
 //! # Omissions
 //!
@@ -342,13 +342,18 @@ pub(super) struct Redirected {
     pub(super) is_aware: bool,
     /// For which groups it was sent elsewhere lately.
     sent: Vec<(u32, Instant)>,
-    /// And of them those for which it has not been told so yet. What it has sent meanwhile goes the same way: if the
+    /// And of them those for which it may not have read so yet. What it has sent meanwhile goes the same way: if the
     /// second of two commands on a key were carried out here, the first would be carried out behind it.
     sent_now: Vec<u32>,
 }
 
 impl Redirected {
-    /// The client can have read all replies.
+    /// Whether it has just been sent elsewhere.
+    pub(super) fn is_being_sent(&self) -> bool {
+        !self.sent_now.is_empty()
+    }
+
+    /// The client has its replies, and nothing was there that it had sent before.
     pub(super) fn has_been_told(&mut self) {
         self.sent_now.clear();
     }
