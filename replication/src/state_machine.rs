@@ -106,8 +106,10 @@ struct Latest {
     time_ms: u64,
     /// When it was that, by the monotonic clock.
     at: Instant,
-    /// Whether `at` means that: the stamp was not just read from disk.
+    /// Whether `at` means that: the stamp was not just read from disk, or caught up with.
     is_bridged: bool,
+    /// Whether this node has had all that its leader had: what it sees from then on is heard of when it is made.
+    is_level: bool,
     /// Milliseconds that have passed and not yet drawn the time nearer.
     credit: u64,
     /// The term in which this node leads, and since when.
@@ -129,6 +131,7 @@ impl GroupClock {
             time_ms: 0,
             at: Instant::now(),
             is_bridged: false,
+            is_level: false,
             credit: 0,
             leads: None,
             led_from_ms: u64::MAX,
@@ -193,19 +196,22 @@ impl GroupClock {
         let now = Instant::now();
         if time_ms > latest.time_ms {
             (latest.time_ms, latest.at) = (time_ms, now);
+            latest.is_bridged |= latest.is_level;
         }
         if latest.applied.is_none_or(|(applied, _)| time_ms > applied) {
             latest.applied = Some((time_ms, now));
             // What this node has stamped itself it has seen being made.
-            latest.is_applied_bridged |= latest.leads.is_some() && time_ms > latest.led_from_ms;
+            let is_own = latest.leads.is_some() && time_ms > latest.led_from_ms;
+            latest.is_applied_bridged |= latest.is_level || is_own;
         }
     }
 
     /// This node follows a leader and has all that it has: what it sees from now on is at worst heard of
-    /// late, and so it needs no wall clock any more to know how much time has passed since.
-    fn bridge(&self) {
-        let mut latest = self.latest.lock();
-        (latest.is_bridged, latest.is_applied_bridged) = (true, true);
+    /// late, and so, from the next stamp on, it needs no wall clock any more to know how much time has passed since.
+    /// Not before that stamp: in a group that nobody writes to the latest one may be of yesterday, whoever is
+    /// level with it.
+    fn level(&self) {
+        self.latest.lock().is_level = true;
     }
 }
 
@@ -383,7 +389,7 @@ impl ReplicaSlot {
             freshness.pending = Some((committed, Instant::now()));
         }
         if freshness.level.is_some() {
-            self.clock.bridge();
+            self.clock.level();
         }
     }
 
@@ -638,12 +644,25 @@ mod tests {
         let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
         clock.observe(3_600_000);
         // Follows a leader, whose clock is right.
+        clock.level();
         clock.observe(80_000_000);
-        clock.bridge();
         tokio::time::advance(Duration::from_millis(10)).await;
         assert_eq!(clock.stamp(5), 80_000_010);
         assert_eq!(clock.led(5), Duration::ZERO);
         tokio::time::advance(Duration::from_millis(30)).await;
         assert_eq!((clock.led(5), clock.led(6)), (Duration::from_millis(30), Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_that_has_only_caught_up_with_yesterday_does_not_go_on_from_there() {
+        let hand = Arc::new(Hand::default());
+        hand.0.store(90_000_000, Ordering::Relaxed);
+        let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
+        // It was restarted, and its leader has nothing newer: nobody has written since yesterday.
+        clock.observe(3_600_000);
+        clock.observe(3_700_000);
+        clock.level();
+        assert_eq!(clock.now(), 90_000_000);
+        assert_eq!(clock.stamp(7), 90_000_000);
     }
 }
