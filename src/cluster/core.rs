@@ -555,6 +555,17 @@ impl Core {
         self.read_of(group, read, Prefer::Leader, Consistency::Stale, until).await
     }
 
+    /// A linearizable read, if the node of this client can answer it within the call; otherwise it is for
+    /// [`Core::read`].
+    pub(super) fn read_at_once(&self, group: u32, read: &GroupRead) -> Option<ReadAnswer> {
+        let Reach::Here { node, .. } = &self.reach else { return None };
+        if self.is_closed() {
+            return None;
+        }
+        let (reply, position) = node.read_at_once(group, read)?;
+        Some(ReadAnswer { reply, position, age: None })
+    }
+
     async fn read_of(
         &self,
         group: u32,
@@ -563,11 +574,10 @@ impl Core {
         consistency: Consistency,
         until: Instant,
     ) -> Result<ReadAnswer> {
-        if let (Reach::Here { node, .. }, Consistency::Linearizable) = (&self.reach, consistency)
-            && !self.is_closed()
-            && let Some((reply, position)) = node.read_at_once(group, read)
+        if consistency == Consistency::Linearizable
+            && let Some(answer) = self.read_at_once(group, read)
         {
-            return Ok(ReadAnswer { reply, position, age: None });
+            return Ok(answer);
         }
         let read = encode_group_read(read).map_err(|error| Error::Invalid(error.to_string()))?;
         let read = Bytes::from(read);

@@ -130,6 +130,21 @@ impl ClientStream {
         }
     }
 
+    /// Writes what can be written without waiting; how much, which may be nothing.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn write_at_once(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            ClientStream::Plain(stream) if !bytes.is_empty() => match stream.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                written => written,
+            },
+            // Within TLS what is written has to be flushed.
+            _ => Ok(0),
+        }
+    }
+
     /// Writes a part; how much.
     ///
     /// # Errors

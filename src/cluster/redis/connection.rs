@@ -185,7 +185,9 @@ impl Connection {
                     Ok(Some(request)) => {
                         bytes += request.iter().map(|argument| argument.len()).sum::<usize>();
                         count += 1;
-                        self.begin(request, &mut stream).await?;
+                        if let Some(step) = self.begin(request) {
+                            Box::pin(self.wait_for(step, &mut stream)).await?;
+                        }
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -299,9 +301,21 @@ impl Connection {
         if self.out.len() > SEND && !self.charge() {
             return Err(std::io::ErrorKind::OutOfMemory.into());
         }
+        let written = stream.write_at_once(&self.out)?;
+        if written < self.out.len() {
+            Box::pin(self.send_rest(written, stream)).await?;
+        }
+        self.out.clear();
+        if self.out.capacity() > KEPT {
+            self.out = Vec::new();
+        }
+        Ok(())
+    }
+
+    async fn send_rest(&self, written: usize, stream: &mut ClientStream) -> std::io::Result<()> {
         let patience = self.link.server.patience;
         let written = async {
-            let mut rest = &self.out[..];
+            let mut rest = &self.out[written..];
             while !rest.is_empty() {
                 match tokio::time::timeout(patience, stream.write(rest)).await?? {
                     0 => return Err(std::io::ErrorKind::WriteZero.into()),
@@ -317,14 +331,9 @@ impl Connection {
             }
         };
         tokio::select! {
-            written = written => written?,
-            () = too_slow => return Err(self.too_slow()),
+            written = written => written,
+            () = too_slow => Err(self.too_slow()),
         }
-        self.out.clear();
-        if self.out.capacity() > KEPT {
-            self.out = Vec::new();
-        }
-        Ok(())
     }
 
     fn too_slow(&self) -> std::io::Error {
@@ -364,27 +373,28 @@ impl Connection {
         self.replies.push((self.link.protocol, Some(value)));
     }
 
-    /// Takes a request. What it does may be done later, together with those after it.
-    async fn begin(&mut self, request: Request, stream: &mut ClientStream) -> std::io::Result<()> {
+    /// Takes a request. What it does may be done later, together with those after it; or it is a step that has to be
+    /// waited for. (This is no future, and that one is boxed, as it would be copied for each request, and is large.)
+    fn begin(&mut self, request: Request) -> Option<Step> {
         let Some(command) = find(&request[0]) else {
             if is_http(&request[0]) {
                 tracing::warn!(peer = %self.link.peer, "HTTP instead of Redis's protocol; the connection is closed");
                 self.link.is_ending = true;
-                return Ok(());
+                return None;
             }
             self.spoil();
             self.answer(unknown(&request));
-            return Ok(());
+            return None;
         };
         if let Err(refused) = command.check_arity(request.len()) {
             self.spoil();
             self.answer(refused);
-            return Ok(());
+            return None;
         }
         if !self.link.is_authenticated && !command.is_free() {
             self.spoil();
             self.answer(Value::error("NOAUTH Authentication required."));
-            return Ok(());
+            return None;
         }
         if self.only_listens() {
             match command.name {
@@ -392,16 +402,16 @@ impl Connection {
                 "ping" if request.len() <= 2 => {
                     let text = request.get(1).cloned().unwrap_or_default();
                     self.answer(Value::Array(vec![Value::text("pong"), Value::Bulk(text)]));
-                    return Ok(());
+                    return None;
                 }
                 "ping" => {
                     self.answer(wrong_arity("ping"));
-                    return Ok(());
+                    return None;
                 }
                 name => {
                     let only = "only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context";
                     self.answer(Value::error(format!("ERR Can't execute '{name}': {only}")));
-                    return Ok(());
+                    return None;
                 }
             }
         }
@@ -413,7 +423,7 @@ impl Connection {
         if is_queued {
             let selects = command.name == "select";
             self.enqueue(planned, &request, selects);
-            return Ok(());
+            return None;
         }
         match planned {
             Err(refused) => self.answer(refused),
@@ -422,7 +432,7 @@ impl Connection {
                 if let Some(moved) = server.topology.moved(&mut self.link.redirected, &server.database, &data)
                 {
                     self.answer(moved);
-                    return Ok(());
+                    return None;
                 }
                 self.data.push((self.replies.len(), data));
                 self.replies.push((self.link.protocol, None));
@@ -437,26 +447,35 @@ impl Connection {
                 }
                 self.answer(value);
             }
-            Ok(Step::Whole(whole)) => {
+            Ok(step) => return Some(step),
+        }
+        None
+    }
+
+    /// Carries out a step that is not done together with others.
+    async fn wait_for(&mut self, step: Step, stream: &mut ClientStream) -> std::io::Result<()> {
+        match step {
+            Step::Data(_) | Step::Link(..) => unreachable!("done when it was taken"),
+            Step::Whole(whole) => {
                 self.carry_out().await;
                 let value = self.link.server.database.whole(self.link.database.0, &whole).await;
                 self.answer(value);
             }
-            Ok(Step::Slots(arguments)) => {
+            Step::Slots(arguments) => {
                 self.carry_out().await;
                 let value = slots::cluster(&mut self.link, &arguments).await;
                 self.answer(value);
             }
-            Ok(Step::Multi(multi, arguments)) => {
+            Step::Multi(multi, arguments) => {
                 self.carry_out().await;
                 let value = self.multi(multi, &arguments).await;
                 self.answer(value);
             }
-            Ok(Step::Listen(listen)) => {
+            Step::Listen(listen) => {
                 self.carry_out().await;
                 self.listen(listen).await;
             }
-            Ok(Step::Lock(locking)) => {
+            Step::Lock(locking) => {
                 // What was asked before is not to wait for others.
                 self.finish().await;
                 if locking.waits() {
@@ -521,8 +540,15 @@ impl Connection {
         if self.data.is_empty() {
             return;
         }
-        let (places, data): (Vec<usize>, Vec<Data>) = mem::take(&mut self.data).into_iter().unzip();
-        let values = self.link.server.database.run(data).await;
+        let database = &self.link.server.database;
+        if let Some(values) = database.read_at_once(&self.data) {
+            for ((place, _), value) in self.data.drain(..).zip(values) {
+                self.replies[place].1 = Some(value);
+            }
+            return;
+        }
+        let (places, data): (Vec<usize>, Vec<Data>) = self.data.drain(..).unzip();
+        let values = Box::pin(database.run(data)).await;
         for (place, value) in places.into_iter().zip(values) {
             self.replies[place].1 = Some(value);
         }

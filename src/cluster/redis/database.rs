@@ -316,45 +316,104 @@ impl Database {
         for (index, Placed { data, group }) in run.into_iter().enumerate() {
             by_group.entry(group.expect("of one group")).or_default().push((base + index, data));
         }
-        let groups = by_group.into_iter().map(|(group, commands)| async move {
-            let mut replies = Vec::with_capacity(commands.len());
-            let mut rest = commands.as_slice();
-            while !rest.is_empty() {
-                let (mut operations, mut bytes, mut count) = (0, 0, 0);
-                for (_, data) in rest {
-                    let (more, larger) = (data.operations.len(), data.bytes());
-                    if count > 0 && (operations + more > ENTRY_OPERATIONS || bytes + larger > ENTRY_BYTES) {
-                        break;
-                    }
-                    (operations, bytes, count) = (operations + more, bytes + larger, count + 1);
+        let (mut pending, mut others) = (Vec::new(), Vec::new());
+        for (group, commands) in by_group {
+            match entry(&commands) {
+                (count, Some(operations)) if count == commands.len() => {
+                    pending.push((commands, self.gatherer.push(&self.client, group, operations)));
                 }
-                let (now, later) = rest.split_at(count);
-                rest = later;
-                let operations: Vec<StringsOperation> =
-                    now.iter().flat_map(|(_, data)| data.operations.iter().cloned()).collect();
-                let outcome = match operations.iter().all(may_share) {
-                    true => self.gatherer.submit(&self.client, group, operations).await,
-                    false => {
-                        let alone = self.submit(group, Vec::new(), &[], operations).await;
-                        alone.map(Option::unwrap_or_default)
-                    }
-                };
-                match outcome {
-                    Ok(found) => {
-                        let mut found = found.into_iter();
-                        for (index, data) in now {
-                            let own: Vec<StringsReply> = found.by_ref().take(data.operations.len()).collect();
-                            replies.push((*index, data.reply(self, &own)));
-                        }
-                    }
-                    Err(error) => replies.extend(now.iter().map(|(index, _)| (*index, failed(&error)))),
-                }
+                _ => others.push(self.write_in(group, commands)),
             }
-            replies
-        });
-        for (index, value) in join_all(groups).await.into_iter().flatten() {
+        }
+        for (index, value) in join_all(others).await.into_iter().flatten() {
             values[index] = value;
         }
+        for (commands, outcome) in pending {
+            self.tell(&commands, outcome.outcome().await, |index, value| values[index] = value);
+        }
+    }
+
+    /// As [`Database::write`], for one group, an entry after the other.
+    async fn write_in(&self, group: u32, commands: Vec<(usize, Data)>) -> Vec<(usize, Value)> {
+        let mut replies = Vec::with_capacity(commands.len());
+        let mut rest = commands.as_slice();
+        while !rest.is_empty() {
+            let (count, shared) = entry(rest);
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            let outcome = match shared {
+                Some(operations) => self.gatherer.push(&self.client, group, operations).outcome().await,
+                None => {
+                    let alone = self.submit(group, Vec::new(), &[], operations_of(now)).await;
+                    alone.map(Option::unwrap_or_default)
+                }
+            };
+            self.tell(now, outcome, |index, value| replies.push((index, value)));
+        }
+        replies
+    }
+
+    /// Makes the replies to operations those to commands.
+    fn tell(
+        &self,
+        commands: &[(usize, Data)],
+        outcome: Result<Vec<StringsReply>, Error>,
+        mut told: impl FnMut(usize, Value),
+    ) {
+        match outcome {
+            Ok(found) => {
+                let mut rest = &found[..];
+                for (index, data) in commands {
+                    let (own, later) = rest.split_at(data.operations.len().min(rest.len()));
+                    rest = later;
+                    told(*index, data.reply(self, own));
+                }
+            }
+            Err(error) => commands.iter().for_each(|(index, _)| told(*index, failed(&error))),
+        }
+    }
+
+    /// The replies to commands if all of them read, and this node has what they read [alone](Core::read_at_once);
+    /// otherwise they are for [`Database::run`].
+    pub(super) fn read_at_once(&self, commands: &[(usize, Data)]) -> Option<Vec<Value>> {
+        let partitions = self.known_partitions()?;
+        let mut asked: Vec<(u32, &StringsOperation)> = Vec::with_capacity(commands.len());
+        for (_, data) in commands {
+            // What it fails by is not to be the failure of others.
+            if data.fence.is_some() || !data.is_read() || asked.len() > ENTRY_OPERATIONS {
+                return None;
+            }
+            // What is of several groups is read as of one moment.
+            let group = group_of_all(partitions, &data.operations, &[], &[])?;
+            asked.extend(data.operations.iter().map(|operation| (group, operation)));
+        }
+        let mut replies: Vec<Option<StringsReply>> = vec![None; asked.len()];
+        for first in 0..asked.len() {
+            if replies[first].is_some() {
+                continue;
+            }
+            let group = asked[first].0;
+            let places = || (first..asked.len()).filter(|place| asked[*place].0 == group);
+            let mut operations: Vec<StringsOperation> =
+                places().map(|place| asked[place].1.clone()).collect();
+            let (trees, count) = (name_trees(&mut operations, &mut []), operations.len());
+            let read = GroupRead::Strings { trees, operations };
+            match self.client.core().read_at_once(group, &read)?.reply {
+                GroupReadReply::Strings(StringsReplies(found)) if found.len() == count => {
+                    places().zip(found).for_each(|(place, reply)| replies[place] = Some(reply));
+                }
+                _ => return None,
+            }
+        }
+        let replies: Vec<StringsReply> = replies.into_iter().collect::<Option<_>>()?;
+        let mut values = Vec::with_capacity(commands.len());
+        let mut rest = &replies[..];
+        for (_, data) in commands {
+            let (own, later) = rest.split_at(data.operations.len());
+            rest = later;
+            values.push(data.reply(self, own));
+        }
+        Some(values)
     }
 
     /// Commands that read, each within one group.
@@ -520,6 +579,25 @@ fn group_of_all(
     }
     // What has no keys may be anywhere.
     Some(found.unwrap_or(1))
+}
+
+/// How many of these commands, of one group, fit into one entry; and their operations, if others may share it.
+fn entry(commands: &[(usize, Data)]) -> (usize, Option<Vec<StringsOperation>>) {
+    let (mut operations, mut bytes, mut count) = (0, 0, 0);
+    for (_, data) in commands {
+        let (more, larger) = (data.operations.len(), data.bytes());
+        if count > 0 && (operations + more > ENTRY_OPERATIONS || bytes + larger > ENTRY_BYTES) {
+            break;
+        }
+        (operations, bytes, count) = (operations + more, bytes + larger, count + 1);
+    }
+    let commands = &commands[..count];
+    let is_shared = commands.iter().all(|(_, data)| data.operations.iter().all(may_share));
+    (count, is_shared.then(|| operations_of(commands)))
+}
+
+fn operations_of(commands: &[(usize, Data)]) -> Vec<StringsOperation> {
+    commands.iter().flat_map(|(_, data)| data.operations.iter().cloned()).collect()
 }
 
 /// Has numbers of databases replaced by their places in a list of names, which is returned.

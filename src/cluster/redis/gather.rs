@@ -67,16 +67,8 @@ pub(super) fn may_share(operation: &StringsOperation) -> bool {
 }
 
 impl Gatherer {
-    /// Has operations carried out by a group, in one entry, perhaps with others'.
-    ///
-    /// # Errors
-    /// As [`submit`].
-    pub(super) async fn submit(
-        &self,
-        client: &Client,
-        group: u32,
-        operations: Vec<StringsOperation>,
-    ) -> Outcome {
+    /// Has operations carried out by a group, in one entry, perhaps with others', in the order of these calls.
+    pub(super) fn push(&self, client: &Client, group: u32, operations: Vec<StringsOperation>) -> Pending {
         let (told, outcome) = oneshot::channel();
         let bytes = operations.iter().map(StringsOperation::bytes).sum();
         let begins = {
@@ -90,7 +82,7 @@ impl Gatherer {
             let client = client.clone();
             tokio::spawn(async move { end.run(&client).await });
         }
-        outcome.await.unwrap_or_else(|_| Err(Error::OutcomeUnknown("the node is stopping".to_owned())))
+        Pending(outcome)
     }
 
     /// What fits into one entry of what waits.
@@ -111,6 +103,19 @@ impl Gatherer {
         }
         let later = queue.waiting.split_off(count);
         Next::Entry(std::mem::replace(&mut queue.waiting, later))
+    }
+}
+
+/// What comes of what was [pushed](Gatherer::push), whether anybody waits for it or not.
+pub(super) struct Pending(oneshot::Receiver<Outcome>);
+
+impl Pending {
+    /// The replies.
+    ///
+    /// # Errors
+    /// As [`submit`].
+    pub(super) async fn outcome(self) -> Outcome {
+        self.0.await.unwrap_or_else(|_| Err(Error::OutcomeUnknown("the node is stopping".to_owned())))
     }
 }
 
