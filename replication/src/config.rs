@@ -91,7 +91,8 @@ pub struct NodeConfig {
     /// Memory for the newest entries of all groups' logs together. Default 64 MiB.
     pub log_cache_bytes: usize,
     /// Memory for the newest changes of all groups together, from which watches go on that were at another node
-    /// before; see [`crate::watch`]. Default 64 MiB.
+    /// before; see [`crate::watch`]. Each group has an equal share, and keeps its newest change even if that is up to
+    /// four times as large. Default 64 MiB.
     pub watch_bytes: u64,
     /// Entries of a group kept for followers that were away. Default 200,000.
     pub keep_entries: u64,

@@ -169,8 +169,8 @@ impl RequestReader {
                 State::Between => match self.buffer.first() {
                     None => return Ok(None),
                     Some(b'*') => {
-                        let Some(line) = self.line(ProtocolError::CountTooLong)? else { return Ok(None) };
-                        let count = number(&line[1..]).ok_or(ProtocolError::InvalidCount)?;
+                        let Some(count) = self.number(ProtocolError::CountTooLong)? else { return Ok(None) };
+                        let count = count.ok_or(ProtocolError::InvalidCount)?;
                         let Ok(count) = usize::try_from(count) else { continue };
                         if count > self.limits.arguments {
                             return Err(ProtocolError::InvalidCount);
@@ -183,8 +183,10 @@ impl RequestReader {
                         }
                     }
                     Some(_) => {
-                        let Some(line) = self.line(ProtocolError::InlineTooLong)? else { return Ok(None) };
-                        let words = words(&line).ok_or(ProtocolError::UnbalancedQuotes)?;
+                        let Some(end) = self.line(ProtocolError::InlineTooLong)? else { return Ok(None) };
+                        let words = words(trim(&self.buffer[..end]));
+                        self.buffer.advance(end + 1);
+                        let words = words.ok_or(ProtocolError::UnbalancedQuotes)?;
                         if words.len() > self.limits.arguments {
                             return Err(ProtocolError::InlineTooLong);
                         }
@@ -204,8 +206,8 @@ impl RequestReader {
                         Some(b'$') => {}
                         Some(other) => return Err(ProtocolError::ExpectedBulk(*other)),
                     }
-                    let Some(line) = self.line(ProtocolError::LengthTooLong)? else { return Ok(None) };
-                    let length = number(&line[1..]).and_then(|length| usize::try_from(length).ok());
+                    let Some(length) = self.number(ProtocolError::LengthTooLong)? else { return Ok(None) };
+                    let length = length.and_then(|length| usize::try_from(length).ok());
                     let length = length.filter(|length| *length <= self.limits.argument_bytes);
                     let length = length.ok_or(ProtocolError::InvalidLength)?;
                     if self.argument_bytes + length > self.limits.request_bytes {
@@ -228,8 +230,8 @@ impl RequestReader {
         }
     }
 
-    /// The next line without its end; `None`: it has not all come.
-    fn line(&mut self, too_long: ProtocolError) -> Result<Option<BytesMut>, ProtocolError> {
+    /// Where the end of the next line is; `None`: it has not all come.
+    fn line(&mut self, too_long: ProtocolError) -> Result<Option<usize>, ProtocolError> {
         let found = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n');
         let Some(end) = found.map(|at| self.searched + at) else {
             self.searched = self.buffer.len();
@@ -239,13 +241,23 @@ impl RequestReader {
         if end > self.limits.line_bytes {
             return Err(too_long);
         }
-        let mut line = self.buffer.split_to(end + 1);
-        line.truncate(end);
-        if line.last() == Some(&b'\r') {
-            line.truncate(end - 1);
-        }
-        Ok(Some(line))
+        Ok(Some(end))
     }
+
+    /// Takes the next line, a sign and a number: `Some(None)` is none. It is read where it lies: a line that is split
+    /// off is counted and given back, which cost as much as all else here.
+    #[allow(clippy::option_option)]
+    fn number(&mut self, too_long: ProtocolError) -> Result<Option<Option<i64>>, ProtocolError> {
+        let Some(end) = self.line(too_long)? else { return Ok(None) };
+        let number = number(&trim(&self.buffer[..end])[1..]);
+        self.buffer.advance(end + 1);
+        Ok(Some(number))
+    }
+}
+
+/// A line without the rest of its end.
+fn trim(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 /// A whole number, without a `+`, a space, or a zero in front.

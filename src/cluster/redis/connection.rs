@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use dogsled_net::resp::{ClientStream, Protocol, Request, RequestLimits, RequestReader, Value};
 use dogsled_storage::{Fence, TreeId};
 use futures_util::FutureExt;
@@ -43,8 +43,8 @@ const READ: usize = 16 << 10;
 const SEND: usize = 64 << 10;
 /// How long it may take to end.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How often it is looked whether a client is there that has sent something and waits for a lock.
-const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+/// How much is read of a client that waits for a lock.
+const MOST_READ_AHEAD: usize = 64 << 10;
 /// A buffer that was larger is given back.
 const KEPT: usize = 1 << 20;
 /// The most commands of a transaction, and keys that are watched.
@@ -160,14 +160,15 @@ async fn next_message(subscriptions: &mut Option<Subscriptions>) -> Option<Messa
     }
 }
 
-/// Returns when the client has gone. What it has sent meanwhile hides that for as long as it is not read.
-async fn hung_up(stream: &TcpStream) {
-    loop {
-        match stream.peek(&mut [0]).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => tokio::time::sleep(LOOK_AGAIN).await,
+/// Returns when the client has gone. What it sends meanwhile is read, as that it goes comes behind it; not beyond a
+/// bound, from where on nothing is noticed.
+async fn hung_up(stream: &mut ClientStream, sent: &mut BytesMut) {
+    while sent.len() < MOST_READ_AHEAD {
+        if let Ok(0) | Err(_) = stream.read(sent, READ).await {
+            return;
         }
     }
+    std::future::pending().await
 }
 
 fn now_ms() -> u64 {
@@ -483,10 +484,14 @@ impl Connection {
                 }
                 let server = Arc::clone(&self.link.server);
                 let mut closing = server.closing.clone();
-                tokio::select! {
-                    value = server.database.lock(locking, &self.link.peer) => self.answer(value),
-                    () = hung_up(stream.tcp()) => self.link.is_ending = true,
-                    _ = closing.wait_for(|closing| *closing) => self.link.is_ending = true,
+                let locked = tokio::select! {
+                    value = server.database.lock(locking, &self.link.peer) => Some(value),
+                    () = hung_up(stream, self.reader.buffer()) => None,
+                    _ = closing.wait_for(|closing| *closing) => None,
+                };
+                match locked {
+                    Some(value) => self.answer(value),
+                    None => self.link.is_ending = true,
                 }
             }
         }

@@ -272,12 +272,12 @@ const ABSENT: &[(&str, &str)] = &[
 
 /// The command of a name in whatever letters.
 pub(super) fn find(name: &[u8]) -> Option<&'static CommandInfo> {
-    // Longer than any, and not to be copied.
-    if name.len() > 16 {
-        return None;
-    }
-    let name = name.to_ascii_lowercase();
-    let at = COMMANDS.binary_search_by(|command| command.name.as_bytes().cmp(&name)).ok()?;
+    // None is longer.
+    let mut lower = [0; 16];
+    let lower = lower.get_mut(..name.len())?;
+    lower.copy_from_slice(name);
+    lower.make_ascii_lowercase();
+    let at = COMMANDS.binary_search_by(|command| command.name.as_bytes().cmp(lower)).ok()?;
     Some(&COMMANDS[at])
 }
 

@@ -4,7 +4,9 @@
 //! a watcher has missed cannot be read from there. The effects themselves are kept instead, up to a number of
 //! bytes. Keys and values are shared with the overlay and with what subscribers hold.
 //!
-//! Whole commits leave, the oldest first. [`History::floor`] is the position after which nothing is missing:
+//! Whole commits leave, the oldest first; the newest one stays, unless it is [several times](NEWEST) as large as all may be:
+//! watchers that keep up are to see it, too.
+//! [`History::floor`] is the position after which nothing is missing:
 //! that of the last commit that has left, at first where the replica was opened, and where a tree was dropped,
 //! since nobody can follow a name from one tree to the next.
 //!
@@ -29,6 +31,9 @@ pub(super) struct History {
     first: u64,
     events: VecDeque<(TreeId, Event)>,
 }
+
+/// The newest commit stays while it is not larger than so many times what may be kept.
+pub(super) const NEWEST: usize = 4;
 
 /// Whether changes of a tree are kept.
 pub(super) fn is_kept(tree: TreeId) -> bool {
@@ -104,6 +109,9 @@ impl History {
         while self.bytes > self.limit {
             let Some((_, oldest)) = self.events.front() else { break };
             let oldest = oldest.sequence();
+            if oldest == sequence && self.bytes <= self.limit.saturating_mul(NEWEST) {
+                break;
+            }
             while let Some((_, event)) = self.events.front()
                 && event.sequence() == oldest
             {

@@ -216,6 +216,23 @@ fn who_comes_too_late_is_told_from_where_on_all_is_kept() {
 }
 
 #[test]
+fn the_newest_commit_is_kept_though_it_is_larger_than_all_may_be() {
+    let limit = 1000;
+    let watchers = Watchers::with_history(limit, 0);
+    let large = |bytes: usize| put("k", &"v".repeat(bytes));
+    drop(watchers.publish(1, &[put("k", "v")]));
+    drop(watchers.publish(2, &[large(limit)]));
+    watchers.advanced(2);
+    assert_eq!(watchers.kept_after(), 1, "the one before has left");
+    assert_eq!(sequences(&watchers.subscribe_after(TREE, b"", 10, 1).unwrap()), [2]);
+    drop(watchers.publish(3, &[put("k", "v")]));
+    assert_eq!(watchers.kept_after(), 2, "it was large, and is not the newest any more");
+    // Memory is bounded all the same.
+    drop(watchers.publish(4, &[large(limit * history::NEWEST)]));
+    assert_eq!(watchers.kept_after(), 4);
+}
+
+#[test]
 fn a_history_that_is_long_is_read_in_steps() {
     let watchers = Watchers::with_history(64 << 20, 0);
     let count = 3 * CATCH_UP as u64;
