@@ -106,10 +106,8 @@ struct Latest {
     time_ms: u64,
     /// When it was that, by the monotonic clock.
     at: Instant,
-    /// Whether `at` means that: the stamp was not just read from disk, or caught up with.
+    /// Whether `at` means that: the stamp was not just read from disk.
     is_bridged: bool,
-    /// Whether this node has had all that its leader had: what it sees from then on is heard of when it is made.
-    is_level: bool,
     /// Milliseconds that have passed and not yet drawn the time nearer.
     credit: u64,
     /// The term in which this node leads, and since when.
@@ -131,7 +129,6 @@ impl GroupClock {
             time_ms: 0,
             at: Instant::now(),
             is_bridged: false,
-            is_level: false,
             credit: 0,
             leads: None,
             led_from_ms: u64::MAX,
@@ -190,28 +187,46 @@ impl GroupClock {
         }
     }
 
+    /// Whether the log should be given a stamp for its own sake: nothing of this leader's has been applied in this
+    /// term, or nothing newer for so long. Followers measure time from the latest stamp that they have seen, so none
+    /// may be old: one that was restarted, or has caught up, takes it for as old as the moment in which it came.
+    pub(crate) fn wants_stamp(&self, term: u64, at_most: Duration) -> bool {
+        let latest = self.latest.lock();
+        latest.leads.is_none_or(|(led, _)| led != term)
+            || latest
+                .applied
+                .is_none_or(|(applied, at)| applied < latest.led_from_ms || at.elapsed() >= at_most)
+    }
+
+    /// This leader has no majority: it is from now on that it sees leases pass which somebody could have renewed.
+    pub(crate) fn has_no_majority(&self, term: u64) {
+        if let Some((led, since)) = &mut self.latest.lock().leads
+            && *led == term
+        {
+            *since = Instant::now();
+        }
+    }
+
     /// The log has this stamp.
     fn observe(&self, time_ms: u64) {
         let mut latest = self.latest.lock();
         let now = Instant::now();
         if time_ms > latest.time_ms {
             (latest.time_ms, latest.at) = (time_ms, now);
-            latest.is_bridged |= latest.is_level;
         }
         if latest.applied.is_none_or(|(applied, _)| time_ms > applied) {
             latest.applied = Some((time_ms, now));
             // What this node has stamped itself it has seen being made.
-            let is_own = latest.leads.is_some() && time_ms > latest.led_from_ms;
-            latest.is_applied_bridged |= latest.is_level || is_own;
+            latest.is_applied_bridged |= latest.leads.is_some() && time_ms > latest.led_from_ms;
         }
     }
 
     /// This node follows a leader and has all that it has: what it sees from now on is at worst heard of
-    /// late, and so, from the next stamp on, it needs no wall clock any more to know how much time has passed since.
-    /// Not before that stamp: in a group that nobody writes to the latest one may be of yesterday, whoever is
-    /// level with it.
-    fn level(&self) {
-        self.latest.lock().is_level = true;
+    /// late, and so it needs no wall clock any more to know how much time has passed since. What it saw last is at
+    /// most as old as leaders [let it become](GroupClock::wants_stamp), so that much it may be behind; never ahead.
+    fn bridge(&self) {
+        let mut latest = self.latest.lock();
+        (latest.is_bridged, latest.is_applied_bridged) = (true, true);
     }
 }
 
@@ -389,7 +404,7 @@ impl ReplicaSlot {
             freshness.pending = Some((committed, Instant::now()));
         }
         if freshness.level.is_some() {
-            self.clock.level();
+            self.clock.bridge();
         }
     }
 
@@ -633,6 +648,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_leader_is_to_stamp_when_it_begins_and_when_nobody_has_written_for_long() {
+        let minute = Duration::from_secs(60);
+        let clock = GroupClock::new(Arc::new(Hand::default()) as Arc<dyn Clock>);
+        clock.observe(5_000);
+        assert!(clock.wants_stamp(1, minute));
+        let first = clock.stamp(1);
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert!(clock.wants_stamp(1, minute), "it has not been applied");
+        clock.observe(first + 1);
+        assert!(!clock.wants_stamp(1, minute));
+        tokio::time::advance(minute).await;
+        assert!(clock.wants_stamp(1, minute));
+        clock.observe(clock.stamp(1));
+        assert!(!clock.wants_stamp(1, minute));
+        assert!(clock.wants_stamp(2, minute), "it was a former leader's");
+        // Leases that nobody could renew are seen to pass from the end of that on.
+        assert_eq!(clock.led(1), minute + Duration::from_millis(10));
+        clock.has_no_majority(7);
+        assert_eq!(clock.led(1), minute + Duration::from_millis(10));
+        clock.has_no_majority(1);
+        assert_eq!(clock.led(1), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_wall_clock_bridges_only_what_nobody_has_seen() {
         let hand = Arc::new(Hand::default());
         let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
@@ -644,25 +683,12 @@ mod tests {
         let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
         clock.observe(3_600_000);
         // Follows a leader, whose clock is right.
-        clock.level();
         clock.observe(80_000_000);
+        clock.bridge();
         tokio::time::advance(Duration::from_millis(10)).await;
         assert_eq!(clock.stamp(5), 80_000_010);
         assert_eq!(clock.led(5), Duration::ZERO);
         tokio::time::advance(Duration::from_millis(30)).await;
         assert_eq!((clock.led(5), clock.led(6)), (Duration::from_millis(30), Duration::ZERO));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_follower_that_has_only_caught_up_with_yesterday_does_not_go_on_from_there() {
-        let hand = Arc::new(Hand::default());
-        hand.0.store(90_000_000, Ordering::Relaxed);
-        let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
-        // It was restarted, and its leader has nothing newer: nobody has written since yesterday.
-        clock.observe(3_600_000);
-        clock.observe(3_700_000);
-        clock.level();
-        assert_eq!(clock.now(), 90_000_000);
-        assert_eq!(clock.stamp(7), 90_000_000);
     }
 }

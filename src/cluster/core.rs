@@ -33,6 +33,7 @@ use dogsled_storage::{
 };
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -477,15 +478,23 @@ impl Core {
                 return Ok(session);
             }
             self.check_open()?;
-            let session = self.sessions.fresh_id();
             let lease_ms = self.session_lease.as_millis() as u64;
-            let bytes = encode_operation(Operation::OpenSession { session, lease_ms })?;
-            // Opened twice under one id it is only renewed.
-            let answered = self.call_command(group, bytes, Repeat::Harmless, until).await?;
+            // Another id in each attempt: a copy of one that was given up may arrive when the session has been used and
+            // closed, and must not open it again, with nothing known of what was done in it.
+            let open = |session| encode_operation(Operation::OpenSession { session, lease_ms });
+            let latest = Mutex::new(self.sessions.fresh_id());
+            open(*latest.lock())?;
+            let make = |deadline| {
+                let session = self.sessions.fresh_id();
+                *latest.lock() = session;
+                let command = open(session).expect("one like it was encoded");
+                ClientRequest::Submit { group, deadline, command }
+            };
+            let answered = self.call(Some(group), Prefer::Leader, Repeat::Harmless, until, make).await?;
             let reply = applied(answered.reply)?;
             match reply.result {
                 Ok(Answer::Session { .. }) => {
-                    let session = Arc::new(Session::new(session));
+                    let session = Arc::new(Session::new(*latest.lock()));
                     session.heard(reply.time_ms);
                     place.set(Arc::clone(&session));
                     return Ok(session);

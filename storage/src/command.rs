@@ -396,7 +396,7 @@ fn check_operation(operation: &StringsOperation) -> Result<usize> {
         check_value(value)?;
         total += value.len();
     }
-    Ok(total)
+    Ok(total + operation.filled())
 }
 
 /// How many bytes they are, each part of which is within its limit.

@@ -6,6 +6,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
+use crate::engine::Committer;
 use crate::evaluate::{Context, Entry};
 use crate::expiry::LiveView;
 use crate::group::{GroupRead, GroupReadReply, MAX_PAGE_BYTES, MAX_READ_KEYS};
@@ -85,7 +86,7 @@ impl Replica {
             | GroupRead::Strings { .. }
             | GroupRead::Sessions { .. }
             | GroupRead::Quotas
-            | GroupRead::EarliestSessionExpiry => self.read_from(&self.engine().snapshot(), read)?,
+            | GroupRead::EarliestSessionExpiry => self.read_from(&self.moment(), read)?,
         })
     }
 
@@ -96,7 +97,7 @@ impl Replica {
     /// # Errors
     /// As [`Replica::read`].
     pub fn get_as_of(&self, tree: &IVec, key: &IVec) -> Result<(Option<Versioned>, u64)> {
-        let snapshot = self.engine().snapshot();
+        let Moment { snapshot, .. } = self.moment();
         let found = match find(snapshot.state(), tree)? {
             Some(id) => snapshot.get(id, key)?,
             None => None,
@@ -104,8 +105,24 @@ impl Replica {
         Ok((found, snapshot.sequence()))
     }
 
-    /// Answers what can be answered from a snapshot.
-    pub(crate) fn read_from(&self, snapshot: &Snapshot, read: &GroupRead) -> Result<GroupReadReply> {
+    /// The newest state, and the time of the log there.
+    pub(crate) fn moment(&self) -> Moment {
+        self.moment_of(&self.engine().shared.commit.lock())
+    }
+
+    /// As [`Replica::moment`], with the commit mutex held.
+    pub(crate) fn moment_of(&self, committer: &Committer) -> Moment {
+        let engine = self.engine();
+        Moment {
+            snapshot: engine.snapshot(),
+            time_ms: committer.time_ms,
+            earliest_due: engine.shared.due.keys(),
+        }
+    }
+
+    /// Answers what can be answered from the state of a moment.
+    pub(crate) fn read_from(&self, moment: &Moment, read: &GroupRead) -> Result<GroupReadReply> {
+        let snapshot = &moment.snapshot;
         Ok(match read {
             GroupRead::GetMany { tree, keys } => {
                 GroupReadReply::Values(get_many(snapshot, find(snapshot.state(), tree)?, keys)?)
@@ -143,7 +160,7 @@ impl Replica {
                 GroupReadReply::Trees(names.collect())
             }
             GroupRead::Strings { trees, operations } => {
-                GroupReadReply::Strings(StringsReplies(self.strings(snapshot, trees, operations)?))
+                GroupReadReply::Strings(StringsReplies(self.strings(moment, trees, operations)?))
             }
             GroupRead::Quotas => {
                 let stored = snapshot.range(TreeId::QUOTAS, Bound::Unbounded, Bound::Unbounded);
@@ -153,8 +170,7 @@ impl Replica {
                 GroupReadReply::Quotas(stored.map(status).collect::<Result<_>>()?)
             }
             GroupRead::Sessions { after, limit } => {
-                // The snapshot is no older than the time.
-                let now_ms = self.time_ms();
+                let now_ms = moment.time_ms;
                 let (sessions, more) = open_sessions::page(snapshot, *after, *limit as usize)?;
                 GroupReadReply::Sessions { sessions, more, now_ms, led_ms: u64::MAX }
             }
@@ -173,11 +189,21 @@ impl Replica {
     }
 }
 
+/// A state, and what belongs to it: of one moment between two entries. Taken one after the other, an entry could come
+/// between them, and keys be judged that it has removed, or given more time, by the time that it brought.
+pub(crate) struct Moment {
+    pub(crate) snapshot: Snapshot,
+    /// The log's time.
+    pub(crate) time_ms: u64,
+    /// When the first key is over that is not removed yet.
+    pub(crate) earliest_due: u64,
+}
+
 impl Replica {
     /// Operations that only read, in turn.
     fn strings(
         &self,
-        snapshot: &Snapshot,
+        moment: &Moment,
         trees: &[IVec],
         operations: &[StringsOperation],
     ) -> Result<Vec<StringsReply>> {
@@ -185,14 +211,13 @@ impl Replica {
         if operations.len() > MAX_READ_KEYS {
             return refuse(format!("{} operations are over the limit of {MAX_READ_KEYS}", operations.len()));
         }
+        let Moment { snapshot, time_ms, earliest_due } = moment;
+        let (time_ms, earliest_due) = (*time_ms, *earliest_due);
         let mut numbers = Vec::with_capacity(trees.len());
         for name in trees {
             numbers.push(find(snapshot.state(), name)?);
         }
-        // The snapshot is no older than the time.
-        let time_ms = self.time_ms();
         let ends = Ends::default();
-        let earliest_due = self.engine().shared.due.keys();
         let latest = LatestView { earliest_due, ..view(snapshot, &ends) };
         let live = LiveView::new(&latest, time_ms);
         let context = Context { sequence: 0, time_ms };

@@ -15,6 +15,7 @@ use crate::command::{KeyRead, RangeFingerprint, RangeRead};
 use crate::engine::Committer;
 use crate::group::{GroupRead, GroupReadReply};
 use crate::replica::Replica;
+use crate::replica_read::Moment;
 use crate::snapshot::Snapshot;
 use crate::transaction::{Decided, LockedBy, TransactionId, Transactions};
 use crate::{Engine, IVec, Result, TreeId};
@@ -109,22 +110,23 @@ impl Replica {
             return Ok(Settled::Answer(self.read(read)?));
         }
         let committer = self.engine().shared.commit.lock();
-        let snapshot = self.engine().snapshot();
+        let moment = self.moment_of(&committer);
+        let snapshot = &moment.snapshot;
         if let GroupRead::Range { tree, low, high, reverse, .. } = read {
             let tree = snapshot.state().catalog.names.get(tree).copied();
             let bounds = (low.as_ref().map(|low| &low[..]), high.as_ref().map(|high| &high[..]));
             let written = |tree| committer.transactions.written_in(tree, bounds.0, bounds.1, MAX_KEYS_BESIDE);
             let written = tree.map_or(Vec::new(), written);
             drop(committer);
-            return self.page_beside(&snapshot, read, *reverse, &written);
+            return self.page_beside(&moment, read, *reverse, &written);
         }
-        if let Some(lock) = self.lock_against(&committer, Some(&snapshot), read) {
+        if let Some(lock) = self.lock_against(&committer, Some(snapshot), read) {
             return Ok(Settled::Locked(lock));
         }
         let answer = match read {
             GroupRead::Validate { trees, reads, ranges, since, under } => {
                 return Ok(Settled::Answer(GroupReadReply::Valid(validate(
-                    &snapshot,
+                    snapshot,
                     &committer,
                     (trees, reads, ranges),
                     (*since, *under),
@@ -132,7 +134,7 @@ impl Replica {
             }
             _ => {
                 drop(committer);
-                self.read_from(&snapshot, read)?
+                self.read_from(&moment, read)?
             }
         };
         Ok(Settled::Answer(answer))
@@ -142,7 +144,7 @@ impl Replica {
     /// every lock in a tree is to hold up whoever walks through it.
     fn page_beside(
         &self,
-        snapshot: &Snapshot,
+        moment: &Moment,
         read: &GroupRead,
         reverse: bool,
         written: &[(IVec, LockedBy)],
@@ -152,7 +154,7 @@ impl Replica {
         {
             return Ok(Settled::Locked(*lock));
         }
-        let answer = self.read_from(snapshot, read)?;
+        let answer = self.read_from(moment, read)?;
         let GroupReadReply::Page { entries, more } = &answer else {
             unreachable!("a range was answered by {answer:?}");
         };

@@ -342,10 +342,20 @@ impl StringsOperation {
         }
     }
 
-    /// About how many bytes it brings.
+    /// How many bytes it makes without bringing them.
+    pub(crate) fn filled(&self) -> usize {
+        match &self.action {
+            StringAction::Overwrite { offset, value } if !value.is_empty() => {
+                usize::try_from(*offset).unwrap_or(usize::MAX).min(MAX_VALUE_LENGTH)
+            }
+            _ => 0,
+        }
+    }
+
+    /// About how many bytes it brings or makes.
     pub fn bytes(&self) -> usize {
         let values: usize = self.values().map(|value| value.len()).sum();
-        self.key.len() + values + self.fields().iter().map(|field| field.len()).sum::<usize>()
+        self.key.len() + self.filled() + values + self.fields().iter().map(|field| field.len()).sum::<usize>()
     }
 }
 
@@ -642,6 +652,10 @@ pub fn apply(
             if other.is_there() && !replace {
                 return Integer(0);
             }
+            // It is too large to be known as a whole.
+            if *copy && slot.hash.as_ref().is_some_and(|hash| !hash.is_whole) {
+                return Failed(StringsFailure::TooMuch);
+            }
             other.value.clone_from(&slot.value);
             other.hash = match &slot.hash {
                 Some(hash) if *copy => Some(hash.copied(carried.take_id())),
@@ -730,6 +744,25 @@ mod tests {
         let mut slot = Slot::found(value.map(IVec::from), None);
         let reply = apply(&action, 1_000, &mut Carried::default(), &mut slot, None);
         (reply, slot)
+    }
+
+    #[test]
+    fn a_hash_of_which_not_all_is_known_is_not_copied_and_what_a_range_makes_counts() {
+        let copy =
+            |replace| StringAction::Transfer { tree: TreeId(0), key: "to".into(), copy: true, replace };
+        let mut slot = Slot::found(None, None);
+        slot.hash = Some(HashSlot::found(HashId { base: 1, ordinal: 0 }, 3));
+        let mut other = Slot::found(Some("old".into()), None);
+        let mut carry = |replace, other: &mut Slot| {
+            apply(&copy(replace), 1_000, &mut Carried::default(), &mut slot, Some(other))
+        };
+        assert_eq!(carry(false, &mut other), StringsReply::Integer(0));
+        assert_eq!(carry(true, &mut other), StringsReply::Failed(StringsFailure::TooMuch));
+        assert_eq!(other, Slot::found(Some("old".into()), None));
+
+        let action = StringAction::Overwrite { offset: 1_000, value: "x".into() };
+        let operation = StringsOperation { tree: TreeId(0), key: "k".into(), action };
+        assert!(operation.bytes() > 1_000);
     }
 
     #[test]

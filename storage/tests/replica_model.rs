@@ -6,12 +6,17 @@ mod replicas;
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dogsled_storage::codec::GROUP_COMMAND_VERSION;
+use dogsled_storage::codec::{GROUP_COMMAND_VERSION, encode_group_command};
 use dogsled_storage::disk::SimulatedDisk;
+use dogsled_storage::strings::{StringAction, StringsOperation, StringsReplies, StringsReply};
 use dogsled_storage::wal::Wal;
-use dogsled_storage::{Error, Replica, ReplicaInstaller, ReplicaOptions};
+use dogsled_storage::{
+    Command, Error, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, Operation, Replica,
+    ReplicaInstaller, ReplicaOptions, Settled, TreeId, When,
+};
 
 use replicas::{LogMaker, apply, assert_replica_is, open_wal, options, send};
 use support::{Random, Watchdog, for_each_seed};
@@ -268,4 +273,70 @@ fn a_replica_is_not_written_to_directly() {
     assert!(node.replica().engine().changes_since(0).is_err());
     assert_eq!(node.replica().engine().stats().unwrap().wal_file_bytes, 0);
     assert!(node.replica().engine().verify().unwrap().is_sound());
+}
+
+/// Each key ends while others write, and is removed right after; another is given more time again and again, and is there
+/// all the time. A read that takes the time of one moment and the state of another shows keys that have ended, or
+/// misses the one that is there.
+#[test]
+fn what_is_read_beside_keys_that_end_is_of_one_moment() {
+    const ROUNDS: u64 = 4_000;
+    let node = Node::new(1, 1, false);
+    let replica = node.replica();
+    let place = TreeId(0);
+    let entry = |time_ms: u64, command: Command| {
+        let command = GroupCommand {
+            session: None,
+            time_ms,
+            trees: vec!["t".into()],
+            operation: Operation::Command(command),
+        };
+        let bytes = encode_group_command(&command).unwrap();
+        let position = replica.applied().position + 1;
+        assert!(replica.apply(position, None, &bytes).unwrap().result.is_ok());
+    };
+    let insert = |key: String, at_ms: u64| {
+        let (key, value) = (key.as_str().into(), "v".into());
+        Command::Expiry(ExpiryCommand::Insert { tree: place, key, value, when: When::At(at_ms) })
+    };
+    // The newest round whose key has ended.
+    let ended = AtomicU64::new(0);
+    let look = |key: &str, action: StringAction| -> StringsReply {
+        let operation = StringsOperation { tree: place, key: key.into(), action };
+        let read = GroupRead::Strings { trees: vec!["t".into()], operations: vec![operation] };
+        match replica.read_settled(&read).unwrap() {
+            Settled::Answer(GroupReadReply::Strings(StringsReplies(mut replies))) => replies.remove(0),
+            other => panic!("{other:?}"),
+        }
+    };
+    entry(1, insert("stays".to_owned(), 1_000));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let round = ended.load(Ordering::SeqCst);
+                    if round >= ROUNDS {
+                        break;
+                    }
+                    assert_eq!(
+                        look(&format!("k{round}"), StringAction::Get),
+                        StringsReply::Value(None),
+                        "{round}"
+                    );
+                    match look("stays", StringAction::Expires) {
+                        StringsReply::Expires { at_ms: Some(Some(at_ms)), now_ms } => assert!(at_ms > now_ms),
+                        other => panic!("round {round}: {other:?}"),
+                    }
+                }
+            });
+        }
+        for round in 1..=ROUNDS {
+            let begins = round * 1_000;
+            entry(begins - 1, insert("stays".to_owned(), begins + 1_000));
+            entry(begins, insert(format!("k{round}"), begins + 500));
+            entry(begins + 500, insert("other".to_owned(), begins + 100_000_000));
+            ended.store(round, Ordering::SeqCst);
+            entry(begins + 501, Command::SettleDue { limit: 16 });
+        }
+    });
 }

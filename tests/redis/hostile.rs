@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use crate::support::{Connection, Served, eventually, request, words};
+use crate::support::{Connection, Served, escaped, eventually, request, words};
 
 /// Whatever was sent, others are served.
 #[track_caller]
@@ -161,4 +161,73 @@ fn connections_are_capped() {
         let mut redis = served.connect(0);
         redis.stream.write_all(b"PING\r\n").is_ok() && redis.rest_of_line() == "+PONG\\r\\n"
     });
+}
+
+#[test]
+fn a_client_that_never_pauses_and_one_that_is_reset_are_not_taken_for_slow() {
+    let served = Served::with(1, 1, |options| {
+        options.request_time = Duration::from_millis(500);
+        options.password = Some("secret".into());
+    });
+    let mut pool = served.connect(0);
+    assert_eq!(pool.says("AUTH secret"), "+OK");
+    let mut busy = served.connect(0);
+    assert_eq!(busy.says("AUTH secret"), "+OK");
+    // Whenever the server has read what there is, a command is cut somewhere.
+    let request = request(&words(&format!("SET k {}", "x".repeat(100_000))));
+    let (began, mut sent) = (std::time::Instant::now(), 0);
+    busy.send(&request[..50_000]);
+    while began.elapsed() < Duration::from_millis(1_500) {
+        busy.send(&request[50_000..]);
+        busy.send(&request[..50_000]);
+        assert_eq!(busy.reply(), b"+OK\r\n");
+        sent += 1;
+    }
+    assert!(sent > 10, "{sent} in a second and a half");
+    // It has been there for longer than one may be without a password.
+    assert_eq!(pool.says("RESET"), "+RESET");
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(pool.says("AUTH secret"), "+OK");
+}
+
+#[test]
+fn what_has_come_is_carried_out_though_the_client_sends_no_more() {
+    let served = Served::new(1, 1);
+    let mut holder = served.connect(0);
+    let token = holder.says("DOGSLED.LOCK n 600000");
+    let mut last = served.connect(0);
+    last.send(format!("DOGSLED.UNLOCK n {}\r\nSET a 1\r\nGET a\r\n", &token[1..]).as_bytes());
+    last.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(last.rest(), ":1\\r\\n+OK\\r\\n$1\\r\\n1\\r\\n");
+}
+
+#[test]
+fn replies_are_told_bit_by_bit_and_what_fills_memory_is_refused() {
+    let served = Served::with(1, 2, |options| options.max_held_bytes = 96 << 20);
+    let mut client = served.connect(0);
+    let large = "x".repeat(4 << 20);
+    assert_eq!(client.says(&format!("SET large {large}")), "+OK");
+    assert_eq!(client.says("SET small 1"), "+OK");
+    // Batches are as large as they become.
+    for _ in 0..8 {
+        client.send(&request(&words("PING")).repeat(256));
+        (0..256).for_each(|_| assert_eq!(client.reply(), b"+PONG\r\n"));
+    }
+    // 240 MiB, more than all clients together may hold.
+    let pipeline = [request(&words("GET large")), request(&words("GET small"))].concat().repeat(60);
+    client.send(&pipeline);
+    for _ in 0..60 {
+        assert_eq!(client.reply().len(), 4 * 1024 * 1024 + 12);
+        assert_eq!(client.reply(), b"$1\r\n1\r\n");
+    }
+    let keys = " large".repeat(200);
+    assert!(client.says(&format!("MGET{keys}")).starts_with("-ERR the reply would be larger than 512 MiB"));
+    serves(&served);
+    // What is made without being brought counts: these would be 64 GiB in one entry.
+    let ranges: String = (0..128).map(|number| format!("SETRANGE r{number} 536870911 x\r\n")).collect();
+    client.send(format!("MULTI\r\n{ranges}EXEC\r\n").as_bytes());
+    (0..129).for_each(|_| drop(client.reply()));
+    let refused = escaped(&client.reply());
+    assert!(refused.starts_with("-ERR "), "{refused}");
+    serves(&served);
 }

@@ -186,6 +186,27 @@ fn what_is_sent_before_the_first_answer_goes_the_same_way() {
     }
     assert_eq!(aware.reply(), b"+OK\r\n");
     assert_eq!(aware.reply(), b"$-1\r\n", "other databases are no cluster");
+    // What is within MULTI, or of several partitions, goes the same way, and a transaction with it is none.
+    assert_eq!(aware.says("SELECT 0"), "+OK");
+    std::thread::sleep(Duration::from_millis(1100));
+    let other = key_of(&leaders, NodeId(1));
+    let lines = [
+        format!("SET {key} 3"),
+        format!("MSET {other} 3 {key} 4"),
+        "MULTI".to_owned(),
+        format!("SET {other} 4"),
+        format!("SET {key} 5"),
+        "EXEC".to_owned(),
+        format!("SET {other} 6"),
+    ];
+    aware.send(&lines.iter().flat_map(|line| request(&words(line))).collect::<Vec<u8>>());
+    let abort = "-EXECABORT Transaction discarded because of previous errors.\r\n";
+    for expected in [&moved, &moved, "+OK\r\n", "+QUEUED\r\n", &moved, abort, "+OK\r\n"] {
+        assert_eq!(String::from_utf8(aware.reply()).unwrap(), *expected);
+    }
+    let mut plain = served.connect(0);
+    assert_eq!(plain.ask(&format!("GET {key}")), "$-1\\r\\n");
+    assert_eq!(plain.ask(&format!("GET {other}")), "$1\\r\\n6\\r\\n");
 }
 
 #[test]

@@ -65,6 +65,19 @@ impl Value {
         Value::Bulk(Bytes::copy_from_slice(text.as_ref().as_bytes()))
     }
 
+    /// About how many bytes it takes.
+    pub fn weight(&self) -> usize {
+        match self {
+            Value::Bulk(bytes) => bytes.len(),
+            Value::Verbatim(text) => text.len(),
+            Value::Array(values) | Value::Set(values) | Value::Push(values) => {
+                values.iter().map(Value::weight).sum()
+            }
+            Value::Map(pairs) => pairs.iter().map(|(key, value)| key.weight() + value.weight()).sum(),
+            _ => 16,
+        }
+    }
+
     /// Appends its bytes.
     pub fn encode(&self, protocol: Protocol, out: &mut Vec<u8>) {
         let is_new = protocol == Protocol::Resp3;

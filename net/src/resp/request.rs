@@ -100,6 +100,9 @@ impl fmt::Display for ProtocolError {
 
 impl std::error::Error for ProtocolError {}
 
+/// About what an argument takes besides its bytes.
+const PER_ARGUMENT: usize = 64;
+
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub struct RequestReader {
@@ -140,9 +143,9 @@ impl RequestReader {
         &mut self.buffer
     }
 
-    /// How many bytes it holds.
+    /// About how many bytes it holds.
     pub fn held(&self) -> usize {
-        self.buffer.len() + self.argument_bytes
+        self.buffer.len() + self.argument_bytes + self.arguments.len() * PER_ARGUMENT
     }
 
     /// Whether a part of a command has come.

@@ -7,6 +7,8 @@
 //! - **Sessions**: as leader, when the log's time has passed the end of some session, proposes that
 //!   sessions be ended, and says for how long it has led: no lease ends that it has not seen pass. Nothing
 //!   ends but by that entry.
+//! - **Time**: as leader, gives the log a stamp when it begins to lead, and when nobody has written for a minute, so
+//!   that followers never measure time from an old one.
 //! - **What is due** ([`run_due`]): as leader, when the log's time has passed the end of some key, or of a
 //!   lease of a lock that others wait for, proposes that these be settled. It looks often, at two numbers
 //!   in memory, because somebody waits.
@@ -45,9 +47,13 @@ const MOVES: usize = 4;
 /// A node that has just become leader is left alone for so long.
 const SETTLE: Duration = Duration::from_secs(3);
 
+/// The log of a group that nobody writes to is given a stamp so often.
+const STAMP_EVERY: Duration = Duration::from_secs(60);
+
 pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
     // By group: since when this node leads it.
     let mut led_since: HashMap<u32, Instant> = HashMap::new();
+    let settle = settle();
     // By group: the entry that came next when something was last appended, and when that was.
     let mut appended: HashMap<u32, (u64, Instant)> = HashMap::new();
     loop {
@@ -84,7 +90,15 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
             };
             let since = *led_since.entry(group.id).or_insert_with(Instant::now);
             node.look_after_transactions(group);
-            node.expire_sessions(group, term).await;
+            if group.out_of_touch_for(node.config.timing.undisputed()).is_some() {
+                group.slot.clock.has_no_majority(term);
+            } else {
+                if group.slot.clock.wants_stamp(term, STAMP_EVERY) {
+                    // If it does not come to be, there is the next turn.
+                    let _ = group.propose(&settle, node.config.timing.election.1).await;
+                }
+                node.expire_sessions(group, term).await;
+            }
             if node.config.balance_leaders && moves < MOVES && since.elapsed() >= SETTLE {
                 moves += usize::from(node.balance(group).await);
             }
@@ -97,15 +111,20 @@ const DUE_EVERY: Duration = Duration::from_millis(100);
 /// Entries that it proposes in a row before it looks at the other groups again.
 const DUE_IN_A_ROW: u32 = 64;
 
-/// Has what is due settled; see the [module](self).
-pub(super) async fn run_due(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
+/// Settles what is due, and if nothing is, brings nothing but its time.
+fn settle() -> Vec<u8> {
     let settle = GroupCommand {
         session: None,
         time_ms: 0,
         trees: Vec::new(),
         operation: Operation::Command(Command::SettleDue { limit: MOST_DUE }),
     };
-    let settle = encode_group_command(&settle).expect("a command of a few bytes can be encoded");
+    encode_group_command(&settle).expect("a command of a few bytes can be encoded")
+}
+
+/// Has what is due settled; see the [module](self).
+pub(super) async fn run_due(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
+    let settle = settle();
     loop {
         let every = match node.upgrade() {
             Some(node) => node.config.maintenance_every.min(DUE_EVERY),

@@ -720,7 +720,10 @@ impl Inner {
     pub(super) async fn confirm(&self, group: &Arc<Group>) -> Result<(), ClusterError> {
         let asked = tokio::time::Instant::now();
         if group.is_alone() {
-            group.confirm(asked, group.slot.applied());
+            // Not what is told to be applied, which is told behind the answers: this is held against replicas to come.
+            let applied =
+                group.slot.replica().map_or_else(|| group.slot.applied(), |now| now.applied().position);
+            group.confirm(asked, applied);
             return Ok(());
         }
         let begun = group.before_asking();

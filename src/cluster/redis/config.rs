@@ -133,9 +133,9 @@ impl Database {
 
     /// Those that are asked for, [`NOTIFY`] among them.
     pub(super) async fn parameters(&self, patterns: &[Bytes]) -> Result<Value, Error> {
-        let mut switches = switches(self.partitions().await?);
-        let (group, key) = switches.pop_first().expect("a cluster has a partition");
-        let replies = self.look_in(group, vec![on(key, StringAction::Get)]).await?;
+        let partitions = self.partitions().await?;
+        let (_, key) = switches(partitions).pop_first().expect("a cluster has a partition");
+        let replies = self.look_at_all(partitions, &[&on(key, StringAction::Get)]).await?;
         let letters = match replies.into_iter().next() {
             Some(StringsReply::Value(Some(letters))) => Wanted::parse(&letters).unwrap_or_default(),
             _ => Wanted::default(),

@@ -197,9 +197,13 @@ impl Connection {
                     }
                 }
             }
+            if count > 0 {
+                // What has come of the next command began to come now.
+                self.partial_since = None;
+            }
             let before = self.out.len();
-            self.finish().await;
-            match self.out.len() - before {
+            self.finish(&mut stream).await?;
+            match self.out.len().saturating_sub(before) {
                 large if large > LARGE => self.batch = (self.batch / 4).max(1),
                 small if small < SEND => self.batch = (self.batch * 2).min(BATCH),
                 _ => {}
@@ -422,6 +426,15 @@ impl Connection {
         let is_queued = self.queue.is_some()
             && !matches!(command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
         if is_queued {
+            let server = &self.link.server;
+            if let Ok(Step::Data(data)) = &planned
+                && let Some(moved) =
+                    server.topology.moved_before(&self.link.redirected, &server.database, data)
+            {
+                self.spoil();
+                self.answer(moved);
+                return None;
+            }
             let selects = command.name == "select";
             self.enqueue(planned, &request, selects);
             return None;
@@ -442,6 +455,8 @@ impl Connection {
                 let value = link(&mut self.link, &arguments);
                 self.reader.set_limits(limits(&self.link));
                 if mem::take(&mut self.link.is_reset) {
+                    // The password may have to be said again.
+                    self.since = Instant::now();
                     self.queue = None;
                     self.watched.clear();
                     self.subscriptions = None;
@@ -458,35 +473,43 @@ impl Connection {
         match step {
             Step::Data(_) | Step::Link(..) => unreachable!("done when it was taken"),
             Step::Whole(whole) => {
-                self.carry_out().await;
+                self.carry_out(stream).await?;
                 let value = self.link.server.database.whole(self.link.database.0, &whole).await;
                 self.answer(value);
             }
             Step::Slots(arguments) => {
-                self.carry_out().await;
+                self.carry_out(stream).await?;
                 let value = slots::cluster(&mut self.link, &arguments).await;
                 self.answer(value);
             }
             Step::Multi(multi, arguments) => {
-                self.carry_out().await;
+                self.carry_out(stream).await?;
                 let value = self.multi(multi, &arguments).await;
                 self.answer(value);
             }
             Step::Listen(listen) => {
-                self.carry_out().await;
+                self.carry_out(stream).await?;
                 self.listen(listen).await;
             }
             Step::Lock(locking) => {
                 // What was asked before is not to wait for others.
-                self.finish().await;
+                self.finish(stream).await?;
                 if locking.waits() {
                     self.send(stream).await?;
                 }
                 let server = Arc::clone(&self.link.server);
                 let mut closing = server.closing.clone();
+                // What does not wait is done, as all else is that has come, whoever is there.
+                let waits = locking.waits();
+                let hung_up = async {
+                    match waits {
+                        true => hung_up(stream, self.reader.buffer()).await,
+                        false => std::future::pending().await,
+                    }
+                };
                 let locked = tokio::select! {
                     value = server.database.lock(locking, &self.link.peer) => Some(value),
-                    () = hung_up(stream, self.reader.buffer()) => None,
+                    () = hung_up => None,
                     _ = closing.wait_for(|closing| *closing) => None,
                 };
                 match locked {
@@ -540,32 +563,51 @@ impl Connection {
         self.answer(Value::Simple("QUEUED".into()));
     }
 
-    /// Has done what was put off.
-    async fn carry_out(&mut self) {
+    /// Has done what was put off, and sends what the first of it tells if that is much.
+    async fn carry_out(&mut self, stream: &mut ClientStream) -> std::io::Result<()> {
         if self.data.is_empty() {
-            return;
+            return Ok(());
         }
-        let database = &self.link.server.database;
-        if let Some(values) = database.read_at_once(&self.data) {
+        if let Some(values) = self.link.server.database.read_at_once(&self.data) {
             for ((place, _), value) in self.data.drain(..).zip(values) {
                 self.replies[place].1 = Some(value);
             }
-            return;
+            return Ok(());
         }
-        let (places, data): (Vec<usize>, Vec<Data>) = self.data.drain(..).unzip();
-        let values = Box::pin(database.run(data)).await;
-        for (place, value) in places.into_iter().zip(values) {
-            self.replies[place].1 = Some(value);
+        Box::pin(self.carry_out_later(stream)).await
+    }
+
+    async fn carry_out_later(&mut self, stream: &mut ClientStream) -> std::io::Result<()> {
+        let (mut places, mut data): (Vec<usize>, Vec<Data>) = self.data.drain(..).unzip();
+        loop {
+            let (values, left) = self.link.server.database.run(data).await;
+            for (place, value) in places.drain(..values.len()).zip(values) {
+                self.replies[place].1 = Some(value);
+            }
+            if left.is_empty() {
+                return Ok(());
+            }
+            data = left;
+            let first = places[0];
+            places.iter_mut().for_each(|place| *place -= first);
+            self.encode(first);
+            self.send(stream).await?;
+        }
+    }
+
+    /// Writes the first replies, which are there, behind what is to be sent.
+    fn encode(&mut self, count: usize) {
+        for (protocol, value) in self.replies.drain(..count) {
+            let value = value.expect("everything that was begun is carried out");
+            value.encode(protocol, &mut self.out);
         }
     }
 
     /// Has done what was put off, and writes all replies.
-    async fn finish(&mut self) {
-        self.carry_out().await;
-        for (protocol, value) in self.replies.drain(..) {
-            let value = value.expect("everything that was begun is carried out");
-            value.encode(protocol, &mut self.out);
-        }
+    async fn finish(&mut self, stream: &mut ClientStream) -> std::io::Result<()> {
+        self.carry_out(stream).await?;
+        self.encode(self.replies.len());
+        Ok(())
     }
 
     async fn multi(&mut self, multi: Multi, arguments: &[Bytes]) -> Value {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use dogsled_net::resp::Value;
 use dogsled_replication::ring::{self, slots};
-use dogsled_storage::command::KeyRead;
+use dogsled_storage::command::{KeyRead, MAX_COMMAND_LENGTH};
 use dogsled_storage::strings::{
     KIND_HASH, KIND_STRING, StringsFailure, StringsOperation, StringsReplies, StringsReply,
 };
@@ -25,6 +26,12 @@ use crate::cluster::{Client, Error, ReadFrom};
 /// The most operations, and about the most bytes, of one entry that a pipeline becomes.
 pub(super) const ENTRY_OPERATIONS: usize = 1024;
 pub(super) const ENTRY_BYTES: usize = 4 << 20;
+
+/// How many bytes of replies commands that are carried out together may tell, about; what is more waits until that is sent.
+const MOST_AT_ONCE: usize = 32 << 20;
+/// How many bytes one reply may tell, about.
+const MOST_IN_REPLY: usize = 512 << 20;
+const TOO_MUCH: &str = "ERR the reply would be larger than 512 MiB; ask for less";
 
 /// A command on keys: what is done, and how the replies to that become one. Trees are
 /// numbers of databases.
@@ -251,11 +258,12 @@ impl Database {
         Database { client, cursors, gatherer, hub: Arc::default() }
     }
 
-    /// Carries out commands that follow each other; each sees those before it.
-    pub(super) async fn run(&self, commands: Vec<Data>) -> Vec<Value> {
+    /// Carries out commands that follow each other; each sees those before it. Not all of them, if what the first of them
+    /// tell is much already: the others come back.
+    pub(super) async fn run(&self, commands: Vec<Data>) -> (Vec<Value>, Vec<Data>) {
         let partitions = match self.partitions().await {
             Ok(partitions) => partitions,
-            Err(error) => return commands.iter().map(|_| failed(&error)).collect(),
+            Err(error) => return (commands.iter().map(|_| failed(&error)).collect(), Vec::new()),
         };
         let place = |data: Data| {
             let group = match data.fence {
@@ -268,7 +276,13 @@ impl Database {
         let placed: Vec<Placed> = commands.into_iter().map(place).collect();
         let mut values = Vec::with_capacity(placed.len());
         let mut rest = placed.into_iter().peekable();
+        let (mut told, mut weighed) = (0, 0);
         while let Some(first) = rest.next() {
+            told += values[weighed..].iter().map(Value::weight).sum::<usize>();
+            weighed = values.len();
+            if told > MOST_AT_ONCE {
+                return (values, std::iter::once(first).chain(rest).map(|placed| placed.data).collect());
+            }
             if first.group.is_none() {
                 let Placed { data, .. } = first;
                 let fences: Vec<Fence> = data.fence.iter().cloned().collect();
@@ -287,12 +301,15 @@ impl Database {
                 run.push(next);
             }
             if is_read {
-                self.read(partitions, run, &mut values).await;
+                let left = self.read(partitions, run, &mut values).await;
+                if !left.is_empty() {
+                    return (values, left.into_iter().chain(rest).map(|placed| placed.data).collect());
+                }
             } else {
                 self.write(run, &mut values).await;
             }
         }
-        values
+        (values, Vec::new())
     }
 
     pub(super) async fn partitions(&self) -> Result<u32, Error> {
@@ -387,25 +404,24 @@ impl Database {
             let group = group_of_all(partitions, &data.operations, &[], &[])?;
             asked.extend(data.operations.iter().map(|operation| (group, operation)));
         }
-        let mut replies: Vec<Option<StringsReply>> = vec![None; asked.len()];
-        for first in 0..asked.len() {
-            if replies[first].is_some() {
-                continue;
-            }
-            let group = asked[first].0;
-            let places = || (first..asked.len()).filter(|place| asked[*place].0 == group);
+        let (mut replies, mut told) = (Vec::with_capacity(asked.len()), 0);
+        // In order: of what a connection asks for, nothing is to be older than what it asked for before.
+        for alike in asked.chunk_by(|(one, _), (other, _)| one == other) {
             let mut operations: Vec<StringsOperation> =
-                places().map(|place| asked[place].1.clone()).collect();
+                alike.iter().map(|(_, operation)| (*operation).clone()).collect();
             let (trees, count) = (name_trees(&mut operations, &mut []), operations.len());
             let read = GroupRead::Strings { trees, operations };
-            match self.client.core().read_at_once(group, &read)?.reply {
+            match self.client.core().read_at_once(alike[0].0, &read)?.reply {
                 GroupReadReply::Strings(StringsReplies(found)) if found.len() == count => {
-                    places().zip(found).for_each(|(place, reply)| replies[place] = Some(reply));
+                    told += found.iter().map(StringsReply::bytes).sum::<usize>();
+                    replies.extend(found);
                 }
                 _ => return None,
             }
+            if told > MOST_AT_ONCE {
+                return None;
+            }
         }
-        let replies: Vec<StringsReply> = replies.into_iter().collect::<Option<_>>()?;
         let mut values = Vec::with_capacity(commands.len());
         let mut rest = &replies[..];
         for (_, data) in commands {
@@ -416,57 +432,95 @@ impl Database {
         Some(values)
     }
 
-    /// Commands that read, each within one group.
-    async fn read(&self, partitions: u32, run: Vec<Placed>, values: &mut Vec<Value>) {
+    /// Commands that read, each within one group; those that were not carried out, because there is enough to be told.
+    async fn read(&self, partitions: u32, run: Vec<Placed>, values: &mut Vec<Value>) -> Vec<Placed> {
         let operations: Vec<&StringsOperation> =
             run.iter().flat_map(|placed| placed.data.operations.iter()).collect();
-        let replies = match self.look(partitions, &operations).await {
-            Ok(replies) => replies,
+        let told = match self.look(partitions, &operations, MOST_AT_ONCE).await {
+            Ok(told) => told,
             Err(error) => {
                 values.extend(run.iter().map(|_| failed(&error)));
-                return;
+                return Vec::new();
             }
         };
-        let mut replies = replies.into_iter();
-        for Placed { data, .. } in run {
-            let own: Vec<StringsReply> = replies.by_ref().take(data.operations.len()).collect();
-            values.push(data.reply(self, &own));
+        let (before, mut told) = (values.len(), told.into_iter());
+        let mut run = run.into_iter();
+        while let Some(next) = run.as_slice().first() {
+            let own: Option<Vec<StringsReply>> = told.by_ref().take(next.data.operations.len()).collect();
+            let Some(own) = own else { break };
+            values.push(next.data.reply(self, &own));
+            run.next();
         }
+        if values.len() == before
+            && let Some(Placed { data, .. }) = run.next()
+        {
+            // It alone is more than that.
+            let operations: Vec<&StringsOperation> = data.operations.iter().collect();
+            let told = self.look(partitions, &operations, MOST_IN_REPLY).await;
+            values.push(match told.map(|told| told.into_iter().collect::<Option<Vec<_>>>()) {
+                Ok(Some(own)) => data.reply(self, &own),
+                Ok(None) => Value::error(TOO_MUCH),
+                Err(error) => failed(&error),
+            });
+        }
+        run.collect()
     }
 
-    /// The replies to operations that read, each of one group.
-    pub(super) async fn look(
+    /// The replies to operations that read, each of one group; `None` for those before which there were about so many
+    /// bytes already.
+    async fn look(
         &self,
         partitions: u32,
         operations: &[&StringsOperation],
-    ) -> Result<Vec<StringsReply>, Error> {
+        most: usize,
+    ) -> Result<Vec<Option<StringsReply>>, Error> {
         let mut by_group: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for (index, operation) in operations.iter().enumerate() {
             by_group.entry(group_of_key(&operation.key, partitions)).or_default().push(index);
         }
+        let left = AtomicUsize::new(most);
+        let left = &left;
         let parts = by_group.into_iter().map(|(group, indices)| async move {
             let asked: Vec<StringsOperation> =
                 indices.iter().map(|index| operations[*index].clone()).collect();
-            Ok::<_, Error>((indices, self.look_in(group, asked).await?))
+            Ok::<_, Error>((indices, self.look_in(group, asked, left).await?))
         });
-        let mut replies = vec![StringsReply::Done; operations.len()];
+        let mut replies = vec![None; operations.len()];
         for (indices, found) in try_join_all(parts).await? {
             for (index, reply) in indices.into_iter().zip(found) {
-                replies[index] = reply;
+                replies[index] = Some(reply);
             }
         }
         Ok(replies)
     }
 
+    /// The replies to all operations that read.
+    ///
+    /// # Errors
+    /// They are too much; those of reading.
+    pub(super) async fn look_at_all(
+        &self,
+        partitions: u32,
+        operations: &[&StringsOperation],
+    ) -> Result<Vec<StringsReply>, Error> {
+        let told = self.look(partitions, operations, MOST_IN_REPLY).await?;
+        told.into_iter().collect::<Option<_>>().ok_or_else(|| Error::Invalid(TOO_MUCH[4..].to_owned()))
+    }
+
+    /// The replies to the first of these operations, all if there is so much left to be told.
     pub(super) async fn look_in(
         &self,
         group: u32,
         operations: Vec<StringsOperation>,
+        left: &AtomicUsize,
     ) -> Result<Vec<StringsReply>, Error> {
         let (core, until) = (self.client.core(), self.client.until());
         // From the end, so that the next is the last.
-        let (mut left, mut replies) = (vec![operations], Vec::new());
-        while let Some(mut part) = left.pop() {
+        let (mut parts, mut replies) = (vec![operations], Vec::new());
+        while let Some(mut part) = parts.pop() {
+            if left.load(Ordering::Relaxed) == 0 {
+                break;
+            }
             let asked = part.clone();
             let trees = name_trees(&mut part, &mut []);
             let count = part.len();
@@ -474,6 +528,9 @@ impl Database {
             match core.read(group, &read, ReadFrom::Leader, until).await {
                 Ok(answer) => match answer.reply {
                     GroupReadReply::Strings(StringsReplies(found)) if found.len() == count => {
+                        let bytes: usize = found.iter().map(StringsReply::bytes).sum();
+                        let less = |left: usize| Some(left.saturating_sub(bytes));
+                        let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
                         replies.extend(found);
                     }
                     other => return Err(unexpected(&other)),
@@ -481,7 +538,7 @@ impl Database {
                 // The values may be more than one answer carries.
                 Err(Error::Invalid(_)) if count > 1 => {
                     let (first, second) = asked.split_at(count / 2);
-                    left.extend([second.to_vec(), first.to_vec()]);
+                    parts.extend([second.to_vec(), first.to_vec()]);
                 }
                 Err(error) => return Err(error),
             }
@@ -510,6 +567,9 @@ impl Database {
         operations: Vec<StringsOperation>,
     ) -> Result<Option<Vec<StringsReply>>, Value> {
         let partitions = self.partitions().await.map_err(|error| failed(&error))?;
+        if operations.iter().map(StringsOperation::bytes).sum::<usize>() > MAX_COMMAND_LENGTH {
+            return Err(Value::error("ERR a transaction brings or makes at most 1 GiB; split it"));
+        }
         match group_of_all(partitions, &operations, watched, fences) {
             Some(group) => {
                 let submitted = self.submit(group, watched.to_vec(), fences, operations);

@@ -241,21 +241,42 @@ impl Topology {
         if self.redirects != Redirects::Always && !link.is_aware {
             return None;
         }
+        if let Some(moved) = self.moved_before(link, database, data) {
+            return Some(moved);
+        }
         let partitions = database.known_partitions()?;
         let slot = slot_of_all(data)?;
         let group = group_of_slot(slot, partitions);
         let (_, (host, port)) = self.elsewhere(node, group)?;
         let now = Instant::now();
         link.sent.retain(|(_, at)| now.duration_since(*at) < AGAIN);
-        if !link.sent_now.contains(&group) {
-            if link.sent.iter().any(|(sent, _)| *sent == group) {
-                return None;
-            }
-            link.sent.push((group, now));
-            link.sent_now.push(group);
+        if link.sent.iter().any(|(sent, _)| *sent == group) {
+            return None;
         }
+        let address = format!("{host}:{port}");
         self.moved.fetch_add(1, Ordering::Relaxed);
-        Some(Value::error(format!("MOVED {slot} {host}:{port}")))
+        let moved = Value::error(format!("MOVED {slot} {address}"));
+        link.sent.push((group, now));
+        link.sent_now.push((group, address));
+        Some(moved)
+    }
+
+    /// What is told of a command that comes behind one that was sent elsewhere and is of the same partition: it goes
+    /// the same way, wherever that leads by now, and if it is within `MULTI`, or of several partitions, too.
+    pub(super) fn moved_before(&self, link: &Redirected, database: &Database, data: &Data) -> Option<Value> {
+        if !link.is_being_sent() {
+            return None;
+        }
+        let partitions = database.known_partitions()?;
+        let keys = data.operations.iter().flat_map(|operation| operation.keys());
+        for slot in keys.filter(|(tree, _)| tree.0 == 0).map(|(_, key)| slot_of(key)) {
+            let group = group_of_slot(slot, partitions);
+            if let Some((_, address)) = link.sent_now.iter().find(|(sent, _)| *sent == group) {
+                self.moved.fetch_add(1, Ordering::Relaxed);
+                return Some(Value::error(format!("MOVED {slot} {address}")));
+            }
+        }
+        None
     }
 
     /// A node's name, as long as those of Redis: the cluster's id, but for what does not fit, and the node's.
@@ -344,7 +365,7 @@ pub(super) struct Redirected {
     sent: Vec<(u32, Instant)>,
     /// And of them those for which it may not have read so yet. What it has sent meanwhile goes the same way: if the
     /// second of two commands on a key were carried out here, the first would be carried out behind it.
-    sent_now: Vec<u32>,
+    sent_now: Vec<(u32, String)>,
 }
 
 impl Redirected {

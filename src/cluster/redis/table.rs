@@ -137,6 +137,8 @@ const TIME: &str = "write fast";
 const LISTEN: &str = "pubsub noscript loading stale";
 const TALK: &str = "noscript loading stale fast";
 
+const MANY: Support =
+    Partial("as of one moment, if the values of a partition take up to 16 MiB; at most 512 MiB");
 const ORDER: Support = Partial("in the order of the fields' bytes; at most 512 MiB");
 const FLOAT: Support = Partial("as INCRBYFLOAT");
 const WATCHED: Support = Partial("that an absent key came and went again does not count");
@@ -195,7 +197,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("incrbyfloat", 3, FAST, ONE, "2.6.0", "string", plan(strings::increment_by_float), Partial("decimal, exactly, to 17 places: without the rounding of a `long double`; no hexadecimal numbers"), "Increments the floating point value of a key by a number."),
     row("info", -1, "loading stale", NONE, "1.0.0", "server", link(link::info), Partial("server, clients, replication; what a client decides by"), "Returns information and statistics about the server."),
     row("keys", 2, "readonly", NONE, "1.0.0", "generic", plan(whole::keys), Partial(NOT_IN_MULTI), "Returns all key names that match a pattern."),
-    row("mget", -2, READ, ALL, "1.0.0", "string", plan(strings::get_many), Full, "Returns the string values of one or more keys."),
+    row("mget", -2, READ, ALL, "1.0.0", "string", plan(strings::get_many), MANY, "Returns the string values of one or more keys."),
     row("mset", -3, WRITE, PAIRS, "1.0.1", "string", plan(strings::set_many), Full, "Sets the string values of one or more keys."),
     row("msetnx", -3, WRITE, PAIRS, "1.0.1", "string", plan(strings::set_many_if_absent), Full, "Sets the string values of one or more keys only when all keys don't exist."),
     row("multi", 1, TALK, NONE, "1.2.0", "transactions", Handler::Multi(Multi::Begin), Full, "Starts a transaction."),

@@ -189,7 +189,8 @@ async fn learn(
         // Nothing needs to know what time it is.
         return Ok(0);
     }
-    let replies = database.look(database.partitions().await?, &asked.iter().collect::<Vec<_>>()).await?;
+    let replies =
+        database.look_at_all(database.partitions().await?, &asked.iter().collect::<Vec<_>>()).await?;
     // So that it is looked at again whether all is still of the version that was read.
     tx.has_read_beside()?;
     let mut latest_ms = 0;

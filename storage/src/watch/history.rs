@@ -106,10 +106,12 @@ impl History {
                 self.events.push_back((tree, event));
             }
         }
+        // Of what is kept: a commit of which nothing is must not take its place.
+        let newest = self.events.back().map_or(0, |(_, event)| event.sequence());
         while self.bytes > self.limit {
             let Some((_, oldest)) = self.events.front() else { break };
             let oldest = oldest.sequence();
-            if oldest == sequence && self.bytes <= self.limit.saturating_mul(NEWEST) {
+            if oldest == newest && self.bytes <= self.limit.saturating_mul(NEWEST) {
                 break;
             }
             while let Some((_, event)) = self.events.front()

@@ -225,11 +225,18 @@ fn the_newest_commit_is_kept_though_it_is_larger_than_all_may_be() {
     watchers.advanced(2);
     assert_eq!(watchers.kept_after(), 1, "the one before has left");
     assert_eq!(sequences(&watchers.subscribe_after(TREE, b"", 10, 1).unwrap()), [2]);
-    drop(watchers.publish(3, &[put("k", "v")]));
+    // A commit of which nothing is kept does not take its place.
+    drop(watchers.publish(
+        3,
+        &[Effect::Put { tree: TreeId::SESSIONS, key: "s".into(), value: "".into(), fresh: None }],
+    ));
+    watchers.advanced(3);
+    assert_eq!(sequences(&watchers.subscribe_after(TREE, b"", 10, 1).unwrap()), [2]);
+    drop(watchers.publish(4, &[put("k", "v")]));
     assert_eq!(watchers.kept_after(), 2, "it was large, and is not the newest any more");
     // Memory is bounded all the same.
-    drop(watchers.publish(4, &[large(limit * history::NEWEST)]));
-    assert_eq!(watchers.kept_after(), 4);
+    drop(watchers.publish(5, &[large(limit * history::NEWEST)]));
+    assert_eq!(watchers.kept_after(), 5);
 }
 
 #[test]
