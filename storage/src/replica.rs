@@ -341,6 +341,7 @@ impl Replica {
             let view = LatestView {
                 state: &state,
                 sequence: committer.sequence,
+                is_snapshot: false,
                 next_id: committer.next_id,
                 ends: &committer.ends,
                 transactions: Some(&committer.transactions),

@@ -258,6 +258,7 @@ fn view<'a>(snapshot: &'a Snapshot, ends: &'a Ends) -> LatestView<'a> {
     LatestView {
         state: snapshot.state(),
         sequence: snapshot.sequence(),
+        is_snapshot: true,
         next_id: 0,
         ends,
         transactions: None,

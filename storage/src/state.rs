@@ -186,7 +186,8 @@ impl Ends {
     }
 }
 
-/// The newest state, as commands are evaluated against it under the commit mutex.
+/// The newest state, as commands are evaluated against it under the commit mutex; or that of a
+/// [snapshot](LatestView::is_snapshot), as reads are.
 ///
 /// The first attempt may not read from disk: if the leaf cache does not know a key, evaluation
 /// stops with [`LatestView::needs_disk`] set, the engine releases the mutex, reads, and tries
@@ -196,6 +197,8 @@ impl Ends {
 pub(crate) struct LatestView<'a> {
     pub(crate) state: &'a Arc<State>,
     pub(crate) sequence: u64,
+    /// Nobody keeps the commit mutex meanwhile: newer entries may come to the overlays, and are not to be seen.
+    pub(crate) is_snapshot: bool,
     pub(crate) next_id: u64,
     pub(crate) ends: &'a Ends,
     /// Of a replica.
@@ -239,6 +242,9 @@ impl LatestView<'_> {
 impl View for LatestView<'_> {
     #[inline]
     fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
+        if self.is_snapshot {
+            return self.state.get_at(tree, key, self.sequence);
+        }
         match self.state.overlays_latest(tree, key) {
             Found::Value(found) => return Ok(Some(found)),
             Found::Absent => return Ok(None),
@@ -254,6 +260,9 @@ impl View for LatestView<'_> {
 
     #[inline]
     fn version(&self, tree: TreeId, key: &[u8]) -> Result<Option<u64>> {
+        if self.is_snapshot {
+            return Ok(self.get(tree, key)?.map(|found| found.version));
+        }
         match self.state.overlays_latest(tree, key) {
             Found::Value(found) => return Ok(Some(found.version)),
             Found::Absent => return Ok(None),

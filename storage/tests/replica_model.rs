@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use dogsled_storage::codec::{GROUP_COMMAND_VERSION, encode_group_command};
 use dogsled_storage::disk::SimulatedDisk;
-use dogsled_storage::strings::{StringAction, StringsOperation, StringsReplies, StringsReply};
+use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation, StringsReplies, StringsReply};
 use dogsled_storage::wal::Wal;
 use dogsled_storage::{
     Command, Error, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, Operation, Replica,
@@ -301,13 +301,30 @@ fn what_is_read_beside_keys_that_end_is_of_one_moment() {
     };
     // The newest round whose key has ended.
     let ended = AtomicU64::new(0);
-    let look = |key: &str, action: StringAction| -> StringsReply {
-        let operation = StringsOperation { tree: place, key: key.into(), action };
-        let read = GroupRead::Strings { trees: vec!["t".into()], operations: vec![operation] };
+    let on = |key: &str, action: StringAction| StringsOperation { tree: place, key: key.into(), action };
+    let look_at = |operations: Vec<StringsOperation>| -> Vec<StringsReply> {
+        let read = GroupRead::Strings { trees: vec!["t".into()], operations };
         match replica.read_settled(&read).unwrap() {
-            Settled::Answer(GroupReadReply::Strings(StringsReplies(mut replies))) => replies.remove(0),
+            Settled::Answer(GroupReadReply::Strings(StringsReplies(replies))) => replies,
             other => panic!("{other:?}"),
         }
+    };
+    let look = |key: &str, action: StringAction| look_at(vec![on(key, action)]).remove(0);
+    // Two keys are always written together.
+    let both = |round: u64| {
+        let value = round.to_string();
+        let set = |key| {
+            on(
+                key,
+                StringAction::Set {
+                    value: value.as_str().into(),
+                    only: SetOnly::Always,
+                    when: None,
+                    get: false,
+                },
+            )
+        };
+        Command::Strings { watched: Vec::new(), operations: vec![set("a"), set("b")] }
     };
     entry(1, insert("stays".to_owned(), 1_000));
     std::thread::scope(|scope| {
@@ -323,6 +340,8 @@ fn what_is_read_beside_keys_that_end_is_of_one_moment() {
                         StringsReply::Value(None),
                         "{round}"
                     );
+                    let pair = look_at(vec![on("a", StringAction::Get), on("b", StringAction::Get)]);
+                    assert_eq!(pair[0], pair[1], "written together");
                     match look("stays", StringAction::Expires) {
                         StringsReply::Expires { at_ms: Some(Some(at_ms)), now_ms } => assert!(at_ms > now_ms),
                         other => panic!("round {round}: {other:?}"),
@@ -337,6 +356,7 @@ fn what_is_read_beside_keys_that_end_is_of_one_moment() {
             entry(begins + 500, insert("other".to_owned(), begins + 100_000_000));
             ended.store(round, Ordering::SeqCst);
             entry(begins + 501, Command::SettleDue { limit: 16 });
+            entry(begins + 502, both(round));
         }
     });
 }

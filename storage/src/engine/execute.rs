@@ -77,6 +77,7 @@ impl Shared {
             let view = LatestView {
                 state: &state,
                 sequence: committer.sequence,
+                is_snapshot: false,
                 next_id: committer.next_id,
                 ends: &committer.ends,
                 transactions: None,
