@@ -347,6 +347,10 @@ impl Watch {
             _ => {}
         }
         self.skip = 0;
+        // Its entry was said to be lost, or told whole: whoever was told so has read what it came to.
+        if event.sequence() <= told.position {
+            return false;
+        }
         told.one_of(event.sequence());
         true
     }

@@ -41,7 +41,14 @@ impl Tree {
         if let Some(found) = self.get(key).await? {
             return Ok(found);
         }
-        // A lock of the key's own name is of its partition.
+        // A lock of the key's own name is of its partition, where keys are hashed whole.
+        let core = self.client().core();
+        let (stored, until) = (self.stored_name(), self.client().until());
+        if core.group_in(&stored, key, until).await? != core.group_of(key, until).await? {
+            let what = "a tree of which something else than whole keys is hashed has no locks beside its keys, by which \
+                        one computes for all";
+            return Err(Error::Invalid(what.to_owned()).into());
+        }
         let guard = self.client().lock(key).acquire(lease).await?;
         if let Some(found) = self.get(key).await? {
             guard.release().await?.ok();

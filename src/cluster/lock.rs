@@ -157,8 +157,8 @@ impl Lock {
     ///
     /// # Errors
     /// [`Error::Invalid`](super::Error::Invalid) if the lock is in use with another capacity, and those of
-    /// [writing](super#writes). After [`Error::OutcomeUnknown`](super::Error::OutcomeUnknown),
-    /// [`Lock::resume`] tells.
+    /// [writing](super#writes). After [`Error::OutcomeUnknown`](super::Error::OutcomeUnknown)
+    /// it is given back in the background, if it was taken: ask again.
     pub async fn try_acquire(&self, lease: Duration) -> Result<Option<LockGuard>> {
         match self.ask(lease, Duration::ZERO).await? {
             (LockReply::Acquired { token, expires_ms }, known) => {

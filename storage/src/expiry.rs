@@ -65,8 +65,8 @@ use bincode::{Decode, Encode};
 use crate::codec::Listed;
 use crate::command::{Command, Reply, TreeId, Write};
 use crate::evaluate::{self, Context, Effect, Effects, Outcome, Versioned, View};
-use crate::hashes::head;
 use crate::hashes::sweep::{self, Sweep};
+use crate::hashes::{HashId, decode_owner, head};
 use crate::strings::notices::Notices;
 use crate::strings::{self, StringAction, StringsOperation};
 use crate::{Error, IVec, Result, lock};
@@ -401,13 +401,22 @@ fn count_hidden(view: &impl View, context: &Context, effects: &mut Effects) -> R
             && let Some(found) = view.get(*tree, key)?
         {
             *fresh = Some(false);
-            hashes.extend(head(&found.value));
+            hashes.extend(held(view, *tree, key, &found.value)?);
         }
     }
     for (id, count) in hashes {
         sweep::discard(view, context.time_ms, id, count, effects)?;
     }
     Ok(())
+}
+
+/// The hash that is a key's, if its value says so, and how many fields it says that this has. Bytes that were copied from
+/// another key are nobody's hash: what they name stays with the key that it belongs to.
+fn held(view: &impl View, tree: TreeId, key: &[u8], value: &[u8]) -> Result<Option<(HashId, u64)>> {
+    let Some((id, count)) = head(value) else { return Ok(None) };
+    let owner = view.get(TreeId::HASHES, &id.owner_key())?;
+    let is_own = owner.is_some_and(|owner| decode_owner(&owner.value) == Some((tree.0, key)));
+    Ok(is_own.then_some((id, count)))
 }
 
 /// What is asked of times to live beside `writes` comes to, behind what those do; see
@@ -688,7 +697,7 @@ pub(crate) fn settle_due(view: &impl View, context: &Context, limit: u32) -> Res
         if let Some(found) = found
             && found.version == decode(&stored)?.version
         {
-            gone.extend(head(&found.value));
+            gone.extend(held(view, tree, key, &found.value)?);
             effects.push(Effect::Remove { tree, key: IVec::from(key) });
             if let Some(notices) = &mut notices {
                 notices.expired(tree, key);

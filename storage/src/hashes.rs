@@ -373,12 +373,12 @@ pub struct HashSlot {
 impl HashSlot {
     /// A hash of so many fields, none of which is known.
     pub fn found(id: HashId, count: u64) -> HashSlot {
-        HashSlot { id, count, fields: BTreeMap::new(), is_whole: count == 0, page_end: None }
+        HashSlot { id, count, fields: BTreeMap::new(), is_whole: false, page_end: None }
     }
 
     /// One that is made anew.
     pub fn made(id: HashId) -> HashSlot {
-        HashSlot::found(id, 0)
+        HashSlot { is_whole: true, ..HashSlot::found(id, 0) }
     }
 
     /// Learns what a field is in the tree.

@@ -24,7 +24,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::bulk::BulkBuilder;
-use crate::command::{MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_VALUE_LENGTH};
+use crate::codec::MAX_ENCODED_GROUP_COMMAND_LENGTH;
+use crate::command::{MAX_KEY_LENGTH, MAX_NAME_LENGTH};
 use crate::directory::{Directory, read_manifest, tree_path};
 use crate::disk::Disk;
 use crate::evaluate::Versioned;
@@ -33,8 +34,8 @@ use crate::replica::{Applied, ReplicaOptions};
 use crate::replica_snapshot::{ChunkPosition, Frame, Piece, Place, extend_digest};
 use crate::{Error, IVec, Result, TreeId};
 
-/// A session remembers answers, which hold a key and a value at the most.
-const MAX_STORED_LENGTH: usize = MAX_VALUE_LENGTH + (1 << 20);
+/// What is prepared of a transaction is kept as it came, and a session remembers answers.
+const MAX_STORED_LENGTH: usize = MAX_ENCODED_GROUP_COMMAND_LENGTH + (1 << 20);
 
 /// No database has made so many trees; one that says so would soon have no number for another.
 const MAX_NEXT_TREE: TreeId = TreeId(u32::MAX / 2);

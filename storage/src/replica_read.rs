@@ -6,6 +6,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
+use crate::command::MAX_NAME_LENGTH;
 use crate::engine::Committer;
 use crate::evaluate::{Context, Entry};
 use crate::expiry::LiveView;
@@ -55,6 +56,13 @@ impl Replica {
                 GroupReadReply::LockHolders { capacity, holders }
             }
             GroupRead::Ticket { name, ticket } => {
+                if name.len() > MAX_NAME_LENGTH {
+                    let what = format!(
+                        "the name of a lock of {} bytes is over the limit of {MAX_NAME_LENGTH}",
+                        name.len()
+                    );
+                    return Err(Error::InvalidRequest(what));
+                }
                 let now_ms = self.time_ms();
                 let snapshot = self.engine().snapshot();
                 let reply = lock::ticket(&view(&snapshot, &Ends::default()), now_ms, name, *ticket)?;
@@ -247,6 +255,10 @@ impl Replica {
             // One reply alone is told however long it is.
             if before > 0 && bytes > MAX_PAGE_BYTES {
                 return refuse(format!("the values take more than {MAX_PAGE_BYTES} bytes"));
+            }
+            // One that names a field again and again.
+            if bytes > strings::MAX_TOLD as u64 {
+                return refuse(format!("the values take more than {} bytes", strings::MAX_TOLD));
             }
             replies.push(reply);
         }

@@ -131,8 +131,16 @@ pub(crate) fn exactly_once(
     if matches!(result, Err(Refusal::Locked(_))) {
         return Ok((Effects::new(), answer(result)));
     }
-    let reply = answer(result);
-    let encoded = encode_group_reply(&reply)?;
+    let mut reply = answer(result);
+    let encoded = match encode_group_reply(&reply) {
+        Ok(encoded) => encoded,
+        // An answer that cannot be told is none, and must not stop the group: nothing is done.
+        Err(error) => {
+            effects = Effects::new();
+            reply = answer(Err(Refusal::TooLarge(error.to_string())));
+            encode_group_reply(&reply)?
+        }
+    };
     let mut value = Vec::with_capacity(8 + encoded.len());
     value.extend_from_slice(&tag.sequence.to_be_bytes());
     value.extend_from_slice(&encoded);

@@ -252,6 +252,9 @@ impl StringsReply {
     }
 }
 
+/// The most bytes of values that operations which are carried out together are answered with.
+pub const MAX_TOLD: usize = MAX_VALUE_LENGTH;
+
 /// Why an operation cannot be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum StringsFailure {

@@ -365,6 +365,20 @@ impl Database {
                     alone.map(Option::unwrap_or_default)
                 }
             };
+            // Together they may tell too much; what was refused was not done.
+            if now.len() > 1 && matches!(outcome, Err(Error::Invalid(_))) {
+                for (index, data) in now {
+                    let alone = self.submit(group, Vec::new(), &[], data.operations.clone()).await;
+                    replies.push((
+                        *index,
+                        match alone.map(Option::unwrap_or_default) {
+                            Ok(own) => data.reply(self, &own),
+                            Err(error) => failed(&error),
+                        },
+                    ));
+                }
+                continue;
+            }
             self.tell(now, outcome, |index, value| replies.push((index, value)));
         }
         replies

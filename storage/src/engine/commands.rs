@@ -29,7 +29,11 @@ pub(super) fn says_it_is_so(command: &Command, reply: &Reply) -> bool {
         Command::Counter(crate::counter::CounterCommand::SetIf { .. }) => {
             *reply == Reply::Counter(crate::counter::CounterReply::Swapped(Ok(())))
         }
-        Command::Expiry(ExpiryCommand::Clear { .. }) => true,
+        // A counter that has this value, a number that was reached, a time that is set.
+        Command::Counter(crate::counter::CounterCommand::Set { .. })
+        | Command::CountMany { .. }
+        | Command::Owned(OwnedCommand::SetNext { .. }) => true,
+        Command::Expiry(command) => !matches!(command, ExpiryCommand::Get { .. }),
         Command::Strings { operations, .. } => operations.iter().any(|operation| !operation.is_read()),
         _ => false,
     }

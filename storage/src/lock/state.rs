@@ -35,7 +35,7 @@
 
 use bincode::{Decode, Encode};
 
-use super::{FencingToken, Holder, PENDING_SEQUENCE};
+use super::{FencingToken, Holder};
 use crate::codec;
 use crate::command::TreeId;
 use crate::evaluate::{Versioned, View};
@@ -177,15 +177,14 @@ pub fn decode_state(name: &[u8], stored: &Versioned) -> Result<LockState> {
         Error::corrupt("the tree of locks", None, format!("lock \"{}\": {what}", name.escape_ascii()))
     };
     let mut state = LockState::decode(&stored.value).map_err(damaged)?;
-    // What this very transaction wrote has version 0, and then its token is pending as well.
-    let is_committed = stored.version != PENDING_SEQUENCE;
+    // Of the position that wrote it nothing follows: one entry may grant to many, one after the other, and each token is
+    // larger than the one before.
+    let last_given = state.last_token;
     for permit in &mut state.holders {
-        // Those that one commit granted have tokens that follow the commit's.
-        let largest = stored.version.saturating_add(state.capacity.min(MAX_HOLDERS as u32).into()) - 1;
-        if is_committed && permit.token.0 > largest {
+        if permit.token.0 > last_given {
             return Err(damaged(format!(
-                "its token {} is beyond position {}, which wrote it",
-                permit.token, stored.version
+                "its token {} is beyond the last that was given, {last_given}",
+                permit.token
             )));
         }
         if permit.token == FencingToken::PENDING {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::MAX_TOLD;
 use super::notices::{Before, Notices};
 use super::{
     Carried, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply, apply,
@@ -131,7 +132,7 @@ fn carry_out<V: View>(
         && notices.is_none();
     let mut keys: BTreeMap<Place, Looked> = BTreeMap::new();
     let mut carried = Carried::new(context.sequence);
-    let mut replies = Vec::with_capacity(operations.len());
+    let (mut replies, mut told) = (Vec::with_capacity(operations.len()), 0);
     for operation in operations {
         if let StringAction::Suspect { .. } = operation.action {
             replies.push(StringsReply::Done);
@@ -195,6 +196,13 @@ fn carry_out<V: View>(
                 }
             }
             notices.operation((place.0, &place.1), &operation.action, &reply, told_before, &slot);
+        }
+        told += reply.bytes();
+        if told > MAX_TOLD {
+            // Before anybody tries to write them down.
+            return Err(Error::InvalidRequest(format!(
+                "what is asked for takes more than {MAX_TOLD} bytes; ask for less at a time"
+            )));
         }
         replies.push(reply);
         keys.get_mut(&place).expect("looked at").slot = slot;
