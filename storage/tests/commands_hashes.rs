@@ -11,7 +11,7 @@ use dogsled_storage::model::ModelState;
 use dogsled_storage::strings::{
     SetOnly, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
 };
-use dogsled_storage::{Command, IVec, Reply, TreeId, View, When};
+use dogsled_storage::{Command, ExpiryCommand, IVec, Reply, TreeId, View, When};
 
 const TREE: TreeId = TreeId::DEFAULT;
 
@@ -352,4 +352,26 @@ fn a_suspected_hash_is_swept_only_if_no_key_holds_it() {
     assert_eq!(settle(&mut state, 100_000), 2);
     let get = hash("moved", HashAction::Get { field: "a".into() });
     assert_eq!(run(&mut state, 100_000, vec![get]), [StringsReply::Value(Some("1".into()))]);
+}
+
+/// Whoever copies the bytes of a key has copied no hash, and when the copies end the hash is there with all of its fields.
+#[test]
+fn copies_of_what_a_key_holds_take_no_fields_with_them_when_they_end() {
+    let mut state = ModelState::new();
+    run(&mut state, 1, vec![hash("h", set(&[("f", "1"), ("g", "2")]))]);
+    let fields = state.len(TreeId::HASHES);
+    let value = state.get(TREE, b"h").unwrap().unwrap().value;
+    for key in ["a", "b"] {
+        let (key, value, when) = (key.into(), value.clone(), When::At(10));
+        state.execute(2, &Command::Expiry(ExpiryCommand::Insert { tree: TREE, key, value, when })).unwrap();
+    }
+    // One is overwritten when its time is over, the other removed.
+    run(&mut state, 20, vec![on("b", StringAction::Append { value: "x".into() })]);
+    assert_eq!(settle(&mut state, 20), fields);
+    let all = HashAction::GetMany { fields: Listed(vec!["f".into(), "g".into()]) };
+    let expected = StringsReply::Values(Listed(vec![Some("1".into()), Some("2".into())]));
+    assert_eq!(run(&mut state, 21, vec![hash("h", all)]), [expected]);
+    // And when the hash itself ends, they go.
+    run(&mut state, 22, vec![on("h", StringAction::Delete)]);
+    assert_eq!(settle(&mut state, 30), 0);
 }

@@ -369,3 +369,21 @@ fn random_lists_come_to_what_the_plain_map_says() {
     }
     assert!(lists > 10_000 && conflicts > 1_000, "{lists} lists, {conflicts} conflicts");
 }
+
+/// Every replica would have to write the answer down.
+#[test]
+fn what_would_be_answered_with_more_than_can_be_kept_is_refused_and_does_nothing() {
+    let mut state = ModelState::new();
+    let large = IVec::from(vec![b'x'; 64 << 20]);
+    let put = StringAction::Set { value: large, only: SetOnly::Always, when: None, get: false };
+    run(&mut state, 1, vec![on("k", put)]);
+    let many = |count| {
+        let mut operations = vec![on("n", StringAction::Add { delta: 1 })];
+        operations.extend((0..count).map(|_| on("k", StringAction::Get)));
+        operations
+    };
+    assert_eq!(run(&mut state, 2, many(8)).len(), 9);
+    let refused = state.execute(3, &strings(many(9))).unwrap_err();
+    assert!(matches!(&refused, Error::InvalidRequest(what) if what.contains("ask for less")), "{refused}");
+    assert_eq!(run(&mut state, 4, vec![on("n", StringAction::Get)]), [value("1")]);
+}

@@ -246,3 +246,35 @@ fn whatever_happens_locks_and_sessions_agree_and_nothing_outlives_its_session() 
         assert!(queued.iter().all(|key| key[0] != 2), "seed {seed}: {queued:?}");
     }
 }
+
+/// Tokens run ahead of the log where permits change hands faster than entries come; each is larger than the one before,
+/// and none is taken for damage.
+#[test]
+fn permits_that_change_hands_in_entries_that_follow_each_other_leave_a_lock_that_can_be_read() {
+    let mut group = Group::new(&[ANN, BEN, CAT]);
+    let ask = |group: &mut Group, owner: &str, session, permits| {
+        let request = LockRequest { permits, capacity: 2, lease_ms: 0, delay_ms: 0 };
+        let (name, owner) = ("pool".into(), owner.into());
+        group.lock(LockCommand::AcquireOwned { name, owner, request, session, waits: true })
+    };
+    let LockReply::Acquired { token: first, .. } = ask(&mut group, "all", CAT, 2) else { panic!("it is free") };
+    let mut tickets = Vec::new();
+    for (owner, session) in [("a1", ANN), ("a2", ANN), ("b1", BEN), ("b2", BEN)] {
+        match ask(&mut group, owner, session, 1) {
+            LockReply::Waiting { ticket, .. } => tickets.push(ticket),
+            other => panic!("{other:?}"),
+        }
+    }
+    let release = LockCommand::Release { name: "pool".into(), owner: "all".into(), token: first };
+    assert_eq!(group.lock(release), LockReply::Released);
+    // The very next entry.
+    group.apply(Operation::CloseSession { session: ANN }).unwrap();
+    let mut last = first;
+    for (owner, ticket) in [("b1", tickets[2]), ("b2", tickets[3])] {
+        let LockReply::Acquired { token, .. } = group.look("pool", ticket) else { panic!("{owner} holds it") };
+        assert!(token > last);
+        last = token;
+        let release = LockCommand::Release { name: "pool".into(), owner: owner.into(), token };
+        assert_eq!(group.lock(release), LockReply::Released);
+    }
+}
