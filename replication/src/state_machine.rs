@@ -195,7 +195,7 @@ impl GroupClock {
         latest.leads.is_none_or(|(led, _)| led != term)
             || latest
                 .applied
-                .is_none_or(|(applied, at)| applied < latest.led_from_ms || at.elapsed() >= at_most)
+                .is_none_or(|(applied, at)| applied <= latest.led_from_ms || at.elapsed() >= at_most)
     }
 
     /// This leader has no majority: it is from now on that it sees leases pass which somebody could have renewed.

@@ -22,7 +22,7 @@ use futures_util::FutureExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::database::{Data, Watched, failed};
+use super::database::{Data, UNKNOWN, Watched, failed};
 use super::link::Link;
 use super::pubsub::{Listen, Message, Subscriptions};
 use super::server::{LEAST_PACE, Shared};
@@ -81,6 +81,8 @@ struct Connection {
     since: Instant,
     /// When the command began to come of which a part is there.
     partial_since: Option<Instant>,
+    /// Nothing more is answered.
+    is_broken_off: bool,
 }
 
 /// Serves a connection until it ends.
@@ -101,6 +103,7 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
         charged: 0,
         since: Instant::now(),
         partial_since: None,
+        is_broken_off: false,
     };
     // Small replies are not to wait for more.
     let _ = stream.set_nodelay(true);
@@ -596,11 +599,20 @@ impl Connection {
     }
 
     /// Writes the first replies, which are there, behind what is to be sent.
+    ///
+    /// What a node that stops cannot tell the outcome of is not answered: the connection ends, as it does when a node
+    /// dies, and clients know what to do then.
     fn encode(&mut self, count: usize) {
+        let server = Arc::clone(&self.link.server);
+        let stops = *server.closing.borrow() || server.database.client.core().is_closed();
         for (protocol, value) in self.replies.drain(..count) {
             let value = value.expect("everything that was begun is carried out");
-            value.encode(protocol, &mut self.out);
+            self.is_broken_off |= stops && matches!(&value, Value::Error(text) if text.starts_with(UNKNOWN));
+            if !self.is_broken_off {
+                value.encode(protocol, &mut self.out);
+            }
         }
+        self.link.is_ending |= self.is_broken_off;
     }
 
     /// Has done what was put off, and writes all replies.

@@ -215,10 +215,13 @@ fn time(at_ms: Option<Option<u64>>, now_ms: u64, is_absolute: bool, in_seconds: 
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
+/// The first word of an error that says so.
+pub(super) const UNKNOWN: &str = "UNKNOWN";
+
 /// An error of the cluster. Its first word says what a client can do.
 pub(super) fn failed(error: &Error) -> Value {
     Value::error(match error {
-        Error::OutcomeUnknown(why) => format!("UNKNOWN whether it has happened is not known: {why}"),
+        Error::OutcomeUnknown(why) => format!("{UNKNOWN} whether it has happened is not known: {why}"),
         Error::Unavailable(why) => format!("CLUSTERDOWN nothing was done, try again: {why}"),
         // It is the node's own.
         Error::Closed => "CLUSTERDOWN nothing was done, try again elsewhere: the node is stopping".to_owned(),
