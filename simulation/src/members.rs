@@ -114,6 +114,12 @@ impl Members {
                 cluster.end(node, Death::Shutdown).await;
                 cluster.machines.remove(&node);
             }
+        } else if let [Step::Join { .. }, Step::Remove { .. }] | [Step::Remove { .. }, Step::Join { .. }] =
+            [step, self.steps.get(1).copied().unwrap_or(step)]
+        {
+            // Whoever joins may have to wait until the one who has lost its disk is out, as nothing moves while too few
+            // that are good would be left: an operator who sees that asks for the other.
+            self.steps.swap(0, 1);
         }
         Ok(())
     }

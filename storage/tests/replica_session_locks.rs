@@ -257,7 +257,9 @@ fn permits_that_change_hands_in_entries_that_follow_each_other_leave_a_lock_that
         let (name, owner) = ("pool".into(), owner.into());
         group.lock(LockCommand::AcquireOwned { name, owner, request, session, waits: true })
     };
-    let LockReply::Acquired { token: first, .. } = ask(&mut group, "all", CAT, 2) else { panic!("it is free") };
+    let LockReply::Acquired { token: first, .. } = ask(&mut group, "all", CAT, 2) else {
+        panic!("it is free")
+    };
     let mut tickets = Vec::new();
     for (owner, session) in [("a1", ANN), ("a2", ANN), ("b1", BEN), ("b2", BEN)] {
         match ask(&mut group, owner, session, 1) {
@@ -271,7 +273,9 @@ fn permits_that_change_hands_in_entries_that_follow_each_other_leave_a_lock_that
     group.apply(Operation::CloseSession { session: ANN }).unwrap();
     let mut last = first;
     for (owner, ticket) in [("b1", tickets[2]), ("b2", tickets[3])] {
-        let LockReply::Acquired { token, .. } = group.look("pool", ticket) else { panic!("{owner} holds it") };
+        let LockReply::Acquired { token, .. } = group.look("pool", ticket) else {
+            panic!("{owner} holds it")
+        };
         assert!(token > last);
         last = token;
         let release = LockCommand::Release { name: "pool".into(), owner: owner.into(), token };
