@@ -5,6 +5,7 @@ mod commands_support;
 use std::collections::BTreeMap;
 
 use commands_support::Random;
+use dogsled_storage::codec::Listed;
 use dogsled_storage::command::{KeyRead, MAX_VALUE_LENGTH};
 use dogsled_storage::evaluate::evaluate;
 use dogsled_storage::model::ModelState;
@@ -386,4 +387,11 @@ fn what_would_be_answered_with_more_than_can_be_kept_is_refused_and_does_nothing
     let refused = state.execute(3, &strings(many(9))).unwrap_err();
     assert!(matches!(&refused, Error::InvalidRequest(what) if what.contains("ask for less")), "{refused}");
     assert_eq!(run(&mut state, 4, vec![on("n", StringAction::Get)]), [value("1")]);
+    // Nothing is told of a part of a transaction; and once it is prepared it is carried out, whatever is there by then.
+    let actions = Listed((0..9).map(|_| StringAction::Get).chain([StringAction::Delete]).collect());
+    let part = ExpiryCommand::Strings { tree: TREE, key: "k".into(), actions };
+    let (reads, ranges, writes) = (Vec::new(), Vec::new(), Vec::new());
+    let transact = Command::Transact { reads, ranges, writes, expiries: vec![part] };
+    assert_eq!(state.execute(5, &transact).unwrap(), Reply::Done);
+    assert_eq!(run(&mut state, 6, vec![on("k", StringAction::Exists)]), [StringsReply::Integer(0)]);
 }

@@ -247,9 +247,8 @@ impl RequestReader {
         Ok(Some(end))
     }
 
-    /// Takes the next line, a sign and a number: `Some(None)` is none. It is read where it lies: a line that is split
-    /// off is counted and given back, which cost as much as all else here.
-    #[allow(clippy::option_option)]
+    /// Takes the next line, a sign and a number: `Some(None)` is none. It is read where it lies: of
+    /// a line that is split off somebody has to count who still has it.
     fn number(&mut self, too_long: ProtocolError) -> Result<Option<Option<i64>>, ProtocolError> {
         let Some(end) = self.line(too_long)? else { return Ok(None) };
         let number = number(&trim(&self.buffer[..end])[1..]);

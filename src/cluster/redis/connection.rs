@@ -211,7 +211,7 @@ impl Connection {
                 small if small < SEND => self.batch = (self.batch * 2).min(BATCH),
                 _ => {}
             }
-            if let Some(error) = wrong {
+            if let Some(error) = wrong.filter(|_| !self.is_broken_off) {
                 Value::error(error.to_string()).encode(self.link.protocol, &mut self.out);
             }
             let is_ending = self.link.is_ending || wrong.is_some();

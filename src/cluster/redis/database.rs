@@ -370,15 +370,12 @@ impl Database {
             };
             // Together they may tell too much; what was refused was not done.
             if now.len() > 1 && matches!(outcome, Err(Error::Invalid(_))) {
-                for (index, data) in now {
-                    let alone = self.submit(group, Vec::new(), &[], data.operations.clone()).await;
-                    replies.push((
-                        *index,
-                        match alone.map(Option::unwrap_or_default) {
-                            Ok(own) => data.reply(self, &own),
-                            Err(error) => failed(&error),
-                        },
-                    ));
+                for command in now {
+                    let alone = self.submit(group, Vec::new(), &[], command.1.operations.clone()).await;
+                    let alone = alone.map(Option::unwrap_or_default);
+                    self.tell(std::slice::from_ref(command), alone, |index, value| {
+                        replies.push((index, value))
+                    });
                 }
                 continue;
             }
@@ -455,6 +452,8 @@ impl Database {
             run.iter().flat_map(|placed| placed.data.operations.iter()).collect();
         let told = match self.look(partitions, &operations, MOST_AT_ONCE).await {
             Ok(told) => told,
+            // What one of them asks for is not to be the failure of others.
+            Err(Error::Invalid(_)) if run.len() > 1 => vec![None; operations.len()],
             Err(error) => {
                 values.extend(run.iter().map(|_| failed(&error)));
                 return Vec::new();

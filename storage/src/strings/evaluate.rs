@@ -40,7 +40,17 @@ pub(crate) fn evaluate(
     operations: &[StringsOperation],
 ) -> Result<Outcome> {
     let growth = Growth::new(view)?;
-    evaluate_judged(view, context, watched, operations, growth)
+    let outcome = evaluate_judged(view, context, watched, operations, growth)?;
+    if let Reply::Strings(StringsReplies(replies)) = &outcome.reply
+        && replies.iter().map(StringsReply::bytes).sum::<usize>() > MAX_TOLD
+    {
+        // Before anybody tries to write them down; until here they share what is kept. Of a part nothing is told, and once
+        // it is prepared it must not be refused any more.
+        return Err(Error::InvalidRequest(format!(
+            "what is asked for takes more than {MAX_TOLD} bytes; ask for less at a time"
+        )));
+    }
+    Ok(outcome)
 }
 
 /// What operations do that are a part of something larger, which is refused or carried out as a whole: whoever asks has
@@ -132,7 +142,7 @@ fn carry_out<V: View>(
         && notices.is_none();
     let mut keys: BTreeMap<Place, Looked> = BTreeMap::new();
     let mut carried = Carried::new(context.sequence);
-    let (mut replies, mut told) = (Vec::with_capacity(operations.len()), 0);
+    let mut replies = Vec::with_capacity(operations.len());
     for operation in operations {
         if let StringAction::Suspect { .. } = operation.action {
             replies.push(StringsReply::Done);
@@ -196,13 +206,6 @@ fn carry_out<V: View>(
                 }
             }
             notices.operation((place.0, &place.1), &operation.action, &reply, told_before, &slot);
-        }
-        told += reply.bytes();
-        if told > MAX_TOLD {
-            // Before anybody tries to write them down.
-            return Err(Error::InvalidRequest(format!(
-                "what is asked for takes more than {MAX_TOLD} bytes; ask for less at a time"
-            )));
         }
         replies.push(reply);
         keys.get_mut(&place).expect("looked at").slot = slot;

@@ -4,10 +4,8 @@
 //! a watcher has missed cannot be read from there. The effects themselves are kept instead, up to a number of
 //! bytes. Keys and values are shared with the overlay and with what subscribers hold.
 //!
-//! Whole commits leave, the oldest first; the newest one stays, unless it is [several times](NEWEST) as large as all may be:
-//! watchers that keep up are to see it, too.
-//! [`History::floor`] is the position after which nothing is missing:
-//! that of the last commit that has left, at first where the replica was opened, and where a tree was dropped,
+//! Whole commits leave, the oldest first; the newest one stays, unless it is [several times](NEWEST) as large as all
+//! may be: watchers that keep up are to see it, too. [`History::floor`] is the position after which nothing is missing: that of the last commit that has left, at first where the replica was opened, and where a tree was dropped,
 //! since nobody can follow a name from one tree to the next.
 //!
 //! Of the database's own trees only counters and locks are kept: the others change with nearly every commit.

@@ -14,9 +14,9 @@
 //! - Within `MULTI`, and under a lock of `DOGSLED.FENCED`, a message is told with all else or not at all.
 //! - After the answer to `UNSUBSCRIBE` nothing more comes from that channel.
 //!
-//! A subscriber that does not read is closed: see `inbox.rs`. Messages of more than about 15 MiB, or entries with more than 65,536
-//! events, may be more than is kept for the nodes that follow, and then none of their subscribers gets them; the same if a node cannot follow the cluster for longer than changes
-//! are kept ([`watch_bytes`](crate::cluster::ReplicationConfig::watch_bytes)), its subscribers miss messages, and its log says so.
+//! A subscriber that does not read is closed: see `inbox.rs`. Messages of more than about 15 MiB, or entries with more than
+//! 65,536 events, may be more than is kept for the nodes that follow, and then none of their subscribers gets them; the
+//! same if a node cannot follow the cluster for longer than changes are kept ([`watch_bytes`](crate::cluster::ReplicationConfig::watch_bytes)), its subscribers miss messages, and its log says so.
 //!
 //! # Idea
 //!
