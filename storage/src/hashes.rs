@@ -21,9 +21,9 @@
 //! | [`TreeId::HASHES`](crate::TreeId::HASHES) | 1, id (12) | whose it is: tree (4), name |
 //! | [`TreeId::HASHES`](crate::TreeId::HASHES) | 2, id (12), field | the field's value |
 //!
-//! An id is the position of the entry that made the hash (8), and a number among those that the entry made (4); one
-//! that a transaction over several groups made is drawn at random, from those that no position is. A head
-//! counts only where its id says that it belongs: bytes that somebody has copied elsewhere are an empty hash.
+//! An id is the position of the entry that made the hash (8), and a number among those that the entry made (4): hashes of two
+//! groups may have the same. A head counts only where its id says that it belongs: bytes that somebody has copied
+//! elsewhere are an empty hash.
 //!
 //! **Why the id.** Whatever removes or overwrites the key (an expiry, `DEL`, `SET`, another client's put) has thereby
 //! removed the hash: its fields cannot be reached any more, and a hash that is made anew under that name has

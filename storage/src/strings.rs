@@ -450,7 +450,8 @@ impl Slot {
 /// The operations on one key that make of `before` what `after` is, and tell what `after` tells, of which nobody wants the
 /// replies; none, if nothing was written.
 ///
-/// What `after` has of a hash must be all that was changed, and all of it if it is another hash.
+/// What `after` has of a hash must be all that was changed, and all of it if it is another hash: one of another
+/// [id](HashSlot::id), so those of hashes of several groups have to be told apart before.
 pub fn difference(before: &Slot, after: &Slot) -> Vec<StringAction> {
     let mut actions = Vec::new();
     let time = |slot: &Slot| slot.expires_ms.map(When::At);

@@ -1,5 +1,7 @@
 //! Pipelines, transactions, several connections and several nodes.
 
+use dogsled::cluster::ring::slots::{group_of_slot, slot_of};
+
 use crate::support::{Connection, Served, escaped, request, words};
 
 fn pipeline(connection: &mut Connection, lines: &[String]) -> Vec<String> {
@@ -313,4 +315,50 @@ fn other_clients_see_the_same_data_and_every_node_serves_every_key() {
     assert_eq!(connections[2].says("GET k7"), "$4\\r\\nanew");
     assert_eq!(connections[2].says("SELECT 5"), "+OK");
     assert_eq!(connections[2].says("GET there"), "$1\\r\\nx");
+}
+
+/// Each partition numbers its hashes by itself, so two of them may have the same number.
+#[test]
+fn a_hash_that_is_renamed_to_one_of_another_partition_with_its_number_keeps_its_fields() {
+    let served = Served::new(1, 2);
+    let (client, mut redis) = (served.client(), served.connect(0));
+    let tree = client.tree("redis");
+    let of = |group| {
+        let is_there = |key: &String| group_of_slot(slot_of(key.as_bytes()), 2) == group;
+        (0..).map(|number| format!("k{number}")).find(is_there).unwrap()
+    };
+    let keys = [of(1), of(2)];
+    let same = |redis: &mut Connection| {
+        for key in &keys {
+            redis.ask(&format!("DEL {key}"));
+            assert_eq!(redis.says(&format!("HSET {key} field same")), ":1");
+        }
+        // What is stored of a hash of one field tells its number, and the later one is the larger.
+        for _ in 0..1000 {
+            let heads = keys.each_ref().map(|key| served.runtime.block_on(tree.get(key)).unwrap().unwrap());
+            let behind = match heads[0].cmp(&heads[1]) {
+                std::cmp::Ordering::Equal => return,
+                std::cmp::Ordering::Less => &keys[0],
+                std::cmp::Ordering::Greater => &keys[1],
+            };
+            redis.ask(&format!("DEL {behind}"));
+            assert_eq!(redis.says(&format!("HSET {behind} field same")), ":1");
+        }
+        panic!("their numbers do not meet");
+    };
+    let [one, other] = &keys;
+    same(&mut redis);
+    assert_eq!(redis.says(&format!("RENAME {one} {other}")), "+OK");
+    assert_eq!(redis.says(&format!("HGET {other} field")), "$4\\r\\nsame");
+    same(&mut redis);
+    // What the two have not in common.
+    redis.ask(&format!("HSET {other} field 2 own 3"));
+    assert_eq!(redis.says(&format!("HLEN {other}")), ":2");
+    assert_eq!(redis.says(&format!("RENAME {one} {other}")), "+OK");
+    assert_eq!(redis.says(&format!("HGETALL {other}")), "*2\\r\\n$5\\r\\nfield\\r\\n$4\\r\\nsame");
+    assert_eq!(redis.says(&format!("EXISTS {one}")), ":0");
+    same(&mut redis);
+    redis.ask(&format!("HSET {other} own 3"));
+    assert_eq!(redis.says(&format!("COPY {other} {one} REPLACE")), ":1");
+    assert_eq!(redis.says(&format!("HMGET {one} field own")), "*2\\r\\n$4\\r\\nsame\\r\\n$1\\r\\n3");
 }

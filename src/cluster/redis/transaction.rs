@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dogsled_net::resp::Value;
 use dogsled_storage::codec::Listed;
-use dogsled_storage::hashes::{HashAction, Needs};
+use dogsled_storage::hashes::{HashAction, HashId, Needs};
 use dogsled_storage::strings::{
     Carried, KIND_HASH, Slot, StringAction, StringsFailure, StringsOperation, StringsReply, apply, difference,
 };
@@ -34,6 +34,9 @@ enum Refused {
 }
 
 type Key = (TreeId, IVec);
+
+/// What ids of hashes that were found begin with here. Those of hashes that are made begin with nought.
+const FOUND: u64 = 1;
 
 /// Carries out all of it at one moment, under locks; `None`: what is watched has changed.
 pub(super) async fn carry_out(
@@ -90,6 +93,7 @@ async fn run(
         slots.extend(found.map(|(key, value)| ((number, key), Slot::stored(value, None))));
     }
     let now_ms = learn(database, &tx, operations, &mut slots).await?;
+    name_hashes(&mut slots);
     let before = slots.clone();
     let mut carried = Carried::default();
     let mut replies = Vec::with_capacity(operations.len());
@@ -110,6 +114,15 @@ async fn run(
         }
     }
     Ok(replies)
+}
+
+/// Gives every hash an id that no other has here, nor any that is made or copied: those that it has in its group may be those
+/// of hashes of other groups, and one that was moved would be taken for what is there already.
+fn name_hashes(slots: &mut BTreeMap<Key, Slot>) {
+    let hashes = slots.values_mut().filter_map(|slot| slot.hash.as_mut());
+    for (ordinal, hash) in (0..).zip(hashes) {
+        hash.id = HashId { base: FOUND, ordinal };
+    }
 }
 
 /// What operations need to know of a key beside its value.
