@@ -119,15 +119,22 @@ fn compare(redis: &Redis, served: &Served, letters: &str, in_order: bool) -> usi
     let (commands, listener) = (served.servers[0].local_address(), served.servers[last].local_address());
     let mut ours = Side::new(commands, listener, letters);
     let mut count = 0;
-    for line in SCRIPT.lines() {
+    let mut lines = SCRIPT.lines().peekable();
+    while let Some(line) = lines.next() {
         println!("{line}");
         let mut expected = Vec::new();
         if line != "expires" {
             assert_eq!(theirs.commands.ask(line), ours.commands.ask(line), "{line}");
+            // What ends at once may have ended before one looks: both are looked at together.
+            if lines.peek() == Some(&"expires") {
+                continue;
+            }
         } else if letters.contains(['A', 'x']) {
             // It is told in two ways.
             let kinds = letters.matches(['K', 'E']).count();
-            expected.extend((0..kinds).map(|_| escaped(&theirs.listener.reply())));
+            while expected.iter().filter(|told: &&String| told.contains("expired")).count() < kinds {
+                expected.push(escaped(&theirs.listener.reply()));
+            }
         } else {
             std::thread::sleep(std::time::Duration::from_millis(500));
         }
