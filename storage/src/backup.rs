@@ -40,7 +40,7 @@ impl Engine {
         let shared = &*self.shared;
         let (snapshot, time_ms, next_id) = {
             let committer = shared.commit.lock();
-            (self.snapshot().with_expired(), committer.time_ms, committer.next_id)
+            (self.snapshot_between(&committer).with_expired(), committer.time_ms, committer.next_id)
         };
         let state = snapshot.state();
         let disk: &Arc<dyn Disk> = &shared.options.disk;

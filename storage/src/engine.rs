@@ -321,7 +321,27 @@ impl Engine {
 
     /// A consistent state of all trees, as of the newest commit.
     pub fn snapshot(&self) -> Snapshot {
-        let hide_ms = self.shared.hide_at();
+        if self.shared.replica.is_none() {
+            let never_expires = || self.shared.due.keys() == u64::MAX;
+            if never_expires() {
+                let snapshot = self.register_snapshot(None);
+                if never_expires() {
+                    return snapshot;
+                }
+            }
+            // Between two commits: a commit that came after the time was taken may have found a key over that this
+            // snapshot would show, beside what the commit wrote.
+            return self.snapshot_between(&self.shared.commit.lock());
+        }
+        self.register_snapshot(self.shared.hide_at())
+    }
+
+    /// As [`Engine::snapshot`], with the commit mutex held.
+    pub(crate) fn snapshot_between(&self, _: &Committer) -> Snapshot {
+        self.register_snapshot(self.shared.hide_at())
+    }
+
+    fn register_snapshot(&self, hide_ms: Option<u64>) -> Snapshot {
         loop {
             let active = Arc::clone(&self.shared.state.load().active);
             let (sequence, state) =
@@ -421,8 +441,8 @@ impl Engine {
         prefix: &[u8],
         capacity: usize,
     ) -> (Snapshot, Subscription) {
-        let _committer = self.shared.commit.lock();
-        (self.snapshot(), self.subscribe(tree, prefix, capacity))
+        let committer = self.shared.commit.lock();
+        (self.snapshot_between(&committer), self.subscribe(tree, prefix, capacity))
     }
 
     /// Call with the commit mutex held.

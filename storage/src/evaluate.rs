@@ -121,6 +121,8 @@ pub trait View {
     fn hides(&self, _tree: TreeId, _key: &[u8]) -> Result<bool> {
         Ok(false)
     }
+    /// Is told of each key that a view above this one hides for its time is over.
+    fn note_end(&self, _tree: TreeId, _key: &[u8], _expires_ms: u64) {}
     /// Whether there are any hashes; see [`crate::hashes`].
     fn has_hashes(&self) -> Result<bool> {
         Ok(self.end(TreeId::HASHES, false)?.is_some())

@@ -450,6 +450,10 @@ impl<V: View> View for WithMissing<'_, V> {
         if self.is_missing(tree) { Ok(()) } else { self.view.scan_values(tree, low, high, each) }
     }
 
+    fn note_end(&self, tree: TreeId, key: &[u8], expires_ms: u64) {
+        self.view.note_end(tree, key, expires_ms);
+    }
+
     fn has_hashes(&self) -> Result<bool> {
         self.view.has_hashes()
     }

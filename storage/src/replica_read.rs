@@ -266,7 +266,7 @@ impl Replica {
     }
 }
 
-fn view<'a>(snapshot: &'a Snapshot, ends: &'a Ends) -> LatestView<'a> {
+pub(crate) fn view<'a>(snapshot: &'a Snapshot, ends: &'a Ends) -> LatestView<'a> {
     LatestView {
         state: snapshot.state(),
         sequence: snapshot.sequence(),

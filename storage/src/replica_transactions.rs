@@ -8,17 +8,18 @@
 //! so, before and after. If it was zero before, and nothing was begun until after, nothing was prepared
 //! at any moment between, so not at the position that was read.
 
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::command::{KeyRead, RangeFingerprint, RangeRead};
 use crate::engine::Committer;
 use crate::group::{GroupRead, GroupReadReply};
 use crate::replica::Replica;
-use crate::replica_read::Moment;
+use crate::replica_read::{Moment, view};
 use crate::snapshot::Snapshot;
+use crate::state::Ends;
 use crate::transaction::{Decided, LockedBy, TransactionId, Transactions};
-use crate::{Engine, IVec, Result, TreeId};
+use crate::{Engine, IVec, Result, TreeId, expiry};
 
 /// With so many keys that are being written in its range, a page is not looked at.
 const MAX_KEYS_BESIDE: usize = 4096;
@@ -100,14 +101,22 @@ impl Replica {
         | GroupRead::LockHolders { .. }
         | GroupRead::Ticket { .. } = read
         {
-            let committer = self.engine().shared.commit.lock();
-            if let Some(lock) = self.lock_against(&committer, None, read) {
+            let locked = || {
+                let committer = self.engine().shared.commit.lock();
+                let ended = self.ended_beside(&committer)?;
+                Ok::<_, crate::Error>(self.lock_against(&committer, None, &ended, read))
+            };
+            if let Some(lock) = locked()? {
                 return Ok(Settled::Locked(lock));
             }
-            drop(committer);
             // The value of one key: at this moment no transaction that is not resolved has decided on it. What is
             // read now is that of a moment between then and now, whatever was prepared meanwhile.
-            return Ok(Settled::Answer(self.read(read)?));
+            let answer = self.read(read)?;
+            // But that it was over by then may not be told while who saw it there has not decided.
+            return Ok(match locked()? {
+                Some(lock) => Settled::Locked(lock),
+                None => Settled::Answer(answer),
+            });
         }
         let committer = self.engine().shared.commit.lock();
         let moment = self.moment_of(&committer);
@@ -116,11 +125,22 @@ impl Replica {
             let tree = snapshot.state().catalog.names.get(tree).copied();
             let bounds = (low.as_ref().map(|low| &low[..]), high.as_ref().map(|high| &high[..]));
             let written = |tree| committer.transactions.written_in(tree, bounds.0, bounds.1, MAX_KEYS_BESIDE);
-            let written = tree.map_or(Vec::new(), written);
+            let mut locked = tree.map_or(Vec::new(), written);
+            let is_full = locked.len() == MAX_KEYS_BESIDE;
+            let ended = self.ended_beside(&committer)?;
             drop(committer);
-            return self.page_beside(&moment, read, *reverse, &written);
+            if let Some((_, lock)) = locked.last().filter(|_| is_full) {
+                return Ok(Settled::Locked(*lock));
+            }
+            let ended = ended.into_iter().filter(|(of, key, _)| {
+                let within = RangeBounds::<[u8]>::contains(&bounds, &key[..]);
+                Some(*of) == tree && within
+            });
+            locked.extend(ended.map(|(_, key, lock)| (key, lock)));
+            return self.page_beside(&moment, read, *reverse, &locked);
         }
-        if let Some(lock) = self.lock_against(&committer, Some(snapshot), read) {
+        let ended = self.ended_beside(&committer)?;
+        if let Some(lock) = self.lock_against(&committer, Some(snapshot), &ended, read) {
             return Ok(Settled::Locked(lock));
         }
         let answer = match read {
@@ -147,23 +167,36 @@ impl Replica {
         moment: &Moment,
         read: &GroupRead,
         reverse: bool,
-        written: &[(IVec, LockedBy)],
+        locked: &[(IVec, LockedBy)],
     ) -> Result<Settled> {
-        if let [.., (_, lock)] = written
-            && written.len() == MAX_KEYS_BESIDE
-        {
-            return Ok(Settled::Locked(*lock));
-        }
         let answer = self.read_from(moment, read)?;
         let GroupReadReply::Page { entries, more } = &answer else {
             unreachable!("a range was answered by {answer:?}");
         };
         let end = entries.last().filter(|_| *more).map(|(key, _)| key);
         let shown = |key: &IVec| end.is_none_or(|end| if reverse { key >= end } else { key <= end });
-        Ok(match written.iter().find(|(key, _)| shown(key)) {
+        Ok(match locked.iter().find(|(key, _)| shown(key)) {
             Some((_, lock)) => Settled::Locked(*lock),
             None => Settled::Answer(answer),
         })
+    }
+
+    /// Keys whose time is over as of the newest commit, and that a prepared transaction has read when it was not: as long
+    /// as these are locked nobody removes them. See [`Transactions::against_end`].
+    fn ended_beside(&self, committer: &Committer) -> Result<Vec<(TreeId, IVec, LockedBy)>> {
+        let (transactions, time_ms) = (&committer.transactions, committer.time_ms);
+        if !transactions.has_readers() || self.engine().shared.due.keys() > time_ms {
+            return Ok(Vec::new());
+        }
+        let (snapshot, ends) = (self.engine().snapshot(), Ends::default());
+        let due = expiry::due_keys(&view(&snapshot, &ends), TreeId::EXPIRY, time_ms, usize::MAX)?.0;
+        let ended = due.into_iter().filter_map(|due| {
+            let (ends_ms, tree) = (expiry::due_time(&due)?, due.get(9..13)?.first_chunk()?);
+            let (tree, key) = (TreeId(u32::from_be_bytes(*tree)), due.subslice(13, due.len() - 13));
+            let lock = transactions.against_end(tree, &key, ends_ms)?;
+            Some((tree, key, lock))
+        });
+        Ok(ended.collect())
     }
 
     /// What keeps a read from being answered, as of the newest commit.
@@ -171,6 +204,7 @@ impl Replica {
         &self,
         committer: &Committer,
         snapshot: Option<&Snapshot>,
+        ended: &[(TreeId, IVec, LockedBy)],
         read: &GroupRead,
     ) -> Option<LockedBy> {
         let transactions = &committer.transactions;
@@ -182,20 +216,34 @@ impl Replica {
             None => std::sync::Arc::clone(&self.engine().shared.state.load().catalog),
         };
         let tree_id = |name: &IVec| catalog.names.get(name).copied();
-        let whole = |tree| transactions.against_scan(tree, Bound::Unbounded, Bound::Unbounded);
+        let against_scan = |tree, low: Bound<&[u8]>, high: Bound<&[u8]>| {
+            let has_ended = || {
+                let within = |key: &IVec| RangeBounds::<[u8]>::contains(&(low, high), &key[..]);
+                ended.iter().find(|(of, key, _)| *of == tree && within(key)).map(|(.., lock)| *lock)
+            };
+            transactions.against_scan(tree, low, high).or_else(has_ended)
+        };
+        let against_read = |tree, key: &IVec| {
+            let has_ended =
+                || ended.iter().find(|(of, ended, _)| *of == tree && ended == key).map(|(.., lock)| *lock);
+            transactions.against_read(tree, key).or_else(has_ended)
+        };
         match read {
             GroupRead::Get { tree, key } | GroupRead::Expires { tree, key } => {
-                transactions.against_read(tree_id(tree)?, key)
+                against_read(tree_id(tree)?, key)
             }
             GroupRead::GetMany { tree, keys } => {
                 let tree = tree_id(tree)?;
-                keys.iter().find_map(|key| transactions.against_read(tree, key))
+                keys.iter().find_map(|key| against_read(tree, key))
             }
-            GroupRead::Len { tree } => whole(tree_id(tree)?),
+            // It counts what is over and not removed.
+            GroupRead::Len { tree } => {
+                transactions.against_scan(tree_id(tree)?, Bound::Unbounded, Bound::Unbounded)
+            }
             // Whoever writes a field writes the key.
             GroupRead::Strings { trees, operations } => operations.iter().find_map(|operation| {
                 let tree = trees.get(operation.tree.0 as usize).and_then(tree_id)?;
-                transactions.against_read(tree, &operation.key)
+                against_read(tree, &operation.key)
             }),
             GroupRead::Counter { name } => transactions.against_read(TreeId::COUNTERS, name),
             GroupRead::LockHolder { name } | GroupRead::LockHolders { name } => {
@@ -203,10 +251,10 @@ impl Replica {
             }
             GroupRead::Validate { trees, reads, ranges, .. } => {
                 let tree_id = |index: TreeId| trees.get(index.0 as usize).and_then(tree_id);
-                let key = |read: &KeyRead| transactions.against_read(tree_id(read.tree)?, &read.key);
+                let key = |read: &KeyRead| against_read(tree_id(read.tree)?, &read.key);
                 let range = |range: &RangeRead| {
                     let (low, high) = bounds(range);
-                    transactions.against_scan(tree_id(range.tree)?, low, high)
+                    against_scan(tree_id(range.tree)?, low, high)
                 };
                 reads.iter().find_map(key).or_else(|| ranges.iter().find_map(range))
             }

@@ -15,6 +15,7 @@ use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::lock::{LockCommand, LockRequest};
+use dogsled_storage::strings::{StringAction, StringsOperation};
 use dogsled_storage::transaction::{Commit, Prepare, Reason};
 use dogsled_storage::{
     Answer, Command, Decision, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, IVec, Operation,
@@ -582,6 +583,83 @@ fn what_is_prepared_survives_checkpoints_and_travels_in_snapshots() {
         group.resolve(1, true);
         assert_eq!(group.get("a").unwrap().unwrap(), "1");
     }
+}
+
+/// Who read the key when it was there comes before whoever sees its end, and may write something that is not to be seen yet.
+#[test]
+fn the_end_of_a_key_is_not_seen_before_who_read_it_earlier_has_decided() {
+    let mut group = Group::new();
+    for key in ["k", "m"] {
+        group.command(Command::Expiry(insert(key, "1", When::At(1_500)))).unwrap();
+    }
+    group.put("other", "1").unwrap();
+    let of_key = KeyRead { tree: TREE, key: "k".into(), version: group.version("k") };
+    let keys = |group: &Group, names: &[&str]| {
+        let keys = names.iter().map(|key| IVec::from(*key)).collect();
+        group.read(&GroupRead::GetMany { tree: "t".into(), keys })
+    };
+    let page = |group: &Group, low: &str, high: &str| {
+        let (low, high) = (Bound::Included(low.into()), Bound::Excluded(high.into()));
+        let (reverse, limit, limit_bytes, values) = (false, 10, 1 << 20, true);
+        let read = GroupRead::Range { tree: "t".into(), low, high, reverse, limit, limit_bytes, values };
+        group.read(&read)
+    };
+    let valid = |group: &Group, reads: Vec<KeyRead>| {
+        group.read(&GroupRead::Validate {
+            trees: vec!["t".into()],
+            reads,
+            ranges: Vec::new(),
+            since: None,
+            under: None,
+        })
+    };
+    let absent = |key: &str| KeyRead { tree: TREE, key: key.into(), version: 0 };
+    let exists = |key: &str| {
+        let action = StringAction::Exists;
+        let operations = vec![StringsOperation { tree: TREE, key: key.into(), action }];
+        GroupRead::Strings { trees: vec!["t".into()], operations }
+    };
+    // What one is not to see of a key that others have read: by each kind of read, and by a command.
+    let hidden = |group: &mut Group, key: &str| {
+        let after = format!("{key}a");
+        let seen = [
+            group.get(key).is_some(),
+            group.read(&GroupRead::Expires { tree: "t".into(), key: key.into() }).is_some(),
+            keys(group, &["other", key]).is_some(),
+            page(group, key, &after).is_some(),
+            valid(group, vec![absent(key)]).is_some(),
+            group.read(&exists(key)).is_some(),
+        ];
+        let copy = StringAction::Transfer { tree: TREE, key: "copy".into(), copy: true, replace: true };
+        let copy = StringsOperation { tree: TREE, key: key.into(), action: copy };
+        let strings = Command::Strings { watched: Vec::new(), operations: vec![copy] };
+        let is_refused = is_locked(&group.command(strings));
+        assert!(seen.iter().all(|seen| *seen != is_refused), "{key}: {seen:?}, {is_refused}");
+        is_refused
+    };
+    let part = Part { reads: vec![of_key.clone()], ..Part::default() };
+    assert_eq!(group.prepare(1, part), Vote::Yes);
+    let part = Part { ranges: vec![group.range("l", "n")], ..Part::default() };
+    assert_eq!(group.prepare(2, part), Vote::Yes);
+    assert!(!hidden(&mut group, "other"));
+    assert_eq!(group.get("k"), Some(Some("1".into())), "its time is not over");
+
+    group.time_ms = 1_600;
+    group.put("tick", "1").unwrap();
+    assert!(hidden(&mut group, "k") && hidden(&mut group, "m"));
+    assert!(!hidden(&mut group, "other") && !hidden(&mut group, "none"));
+    assert!(page(&group, "l", "lz").is_some() && page(&group, "a", "z").is_none());
+    // Another transaction that has seen its end, too.
+    let part = Part { reads: vec![absent("k")], ..Part::default() };
+    assert!(matches!(group.prepare(3, part.clone()), Vote::Locked(lock) if lock.transaction.0 == 1));
+    group.resolve(1, true);
+    assert!(!hidden(&mut group, "k") && hidden(&mut group, "m"));
+    assert_eq!(group.get("k"), Some(None));
+    // Who comes now has seen its end, and keeps nobody off.
+    assert_eq!(group.prepare(4, part), Vote::Yes);
+    assert!(!hidden(&mut group, "k"));
+    group.resolve(2, false);
+    assert!(!hidden(&mut group, "m"));
 }
 
 #[test]

@@ -275,24 +275,41 @@ impl Inner {
         Ok(())
     }
 
-    /// Removes what is left of groups that were being dropped when something came between.
-    async fn finish_what_was_begun(self: &Arc<Self>, cluster: &Cluster) {
+    /// Removes what is left of groups that were being dropped when something came between, and opens those that were
+    /// to be and turned out to be wanted. Whether that is all.
+    async fn finish_what_was_begun(self: &Arc<Self>, cluster: &Cluster) -> bool {
         let _one_at_a_time = self.hosting.lock().await;
         let (wal, disk) = (Arc::clone(&self.shared_log.wal), Arc::clone(&self.config.disk));
         let directory = self.config.directory.join("groups");
         let here = cluster.groups();
         let finished = self.blocking.run(move || {
-            for StreamId(group) in wal.streams() {
-                let left = register(&wal, group)?.hosting == Hosting::Dropping;
-                if left && !here.contains_key(&group) {
-                    finish_dropping(&wal, &*disk, &directory, group)?;
+            let (mut closed, mut all) = (Vec::new(), true);
+            for StreamId(group) in wal.streams().into_iter().filter(|stream| !here.contains_key(&stream.0)) {
+                match register(&wal, group)?.hosting {
+                    Hosting::Dropping => all &= finish_dropping(&wal, &*disk, &directory, group)?,
+                    Hosting::Yes => closed.push(group),
+                    Hosting::No => {}
                 }
             }
-            Ok::<(), io::Error>(())
+            Ok::<_, io::Error>((closed, all))
         });
-        if let Ok(Err(error)) | Err(error) = finished.await {
-            tracing::warn!(%error, "replicas that are not needed are still there");
+        let (closed, mut all) = match finished.await {
+            Ok(Ok(finished)) => finished,
+            Ok(Err(error)) | Err(error) => {
+                tracing::warn!(%error, "replicas that are not needed are still there");
+                return false;
+            }
+        };
+        for group in closed {
+            if *self.stop.borrow() {
+                return false;
+            }
+            if let Err(error) = self.open_one(cluster, group).await {
+                tracing::warn!(group, %error, "a replica that was to be removed, and is wanted, cannot be opened");
+                all = false;
+            }
         }
+        all
     }
 
     /// This node is given a group, as of the membership at `position`. `anew`: that membership is
@@ -450,8 +467,12 @@ async fn tend(node: std::sync::Weak<Inner>, mut stop: runtime::watch::Receiver<b
         }
         let Some(node) = node.upgrade() else { return };
         let Some(cluster) = node.cluster.get() else { continue };
-        if std::mem::take(&mut unfinished) {
-            node.finish_what_was_begun(cluster).await;
+        if unfinished {
+            unfinished = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                all = node.finish_what_was_begun(cluster) => !all,
+            };
         }
         for group in node.unwanted(cluster) {
             let dropped = tokio::select! {

@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::ops::Bound;
 
-use super::{can_expire, is_over, record_key};
+use super::{can_expire, expires, record_key};
 use crate::command::TreeId;
 use crate::evaluate::{Entry, Versioned, View};
 use crate::{Error, Result};
@@ -28,7 +28,11 @@ impl<'a, V: View> LiveView<'a, V> {
             return Ok(false);
         }
         let record = self.view.get(TreeId::EXPIRY, &record_key(tree, key))?;
-        is_over(record.as_ref(), version, self.time_ms)
+        let ends_ms = expires(record.as_ref(), version)?.filter(|ends_ms| *ends_ms <= self.time_ms);
+        if let Some(ends_ms) = ends_ms {
+            self.view.note_end(tree, key, ends_ms);
+        }
+        Ok(ends_ms.is_some())
     }
 }
 

@@ -72,6 +72,10 @@ impl<V: View> View for Guarded<'_, V> {
         self.view.scan_values(tree, low, high, each)
     }
 
+    fn note_end(&self, tree: TreeId, key: &[u8], expires_ms: u64) {
+        self.note(self.transactions.against_end(tree, key, expires_ms));
+    }
+
     // A transaction that makes the first hash has locked its key.
     fn has_hashes(&self) -> Result<bool> {
         self.view.has_hashes()

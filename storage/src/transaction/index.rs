@@ -49,12 +49,16 @@ impl Locks {
     }
 
     fn in_range(&self, key: &[u8]) -> Option<TransactionId> {
-        self.ranges.iter().find_map(|(transaction, intervals)| {
-            let after = intervals.partition_point(|(low, _)| &low[..] <= key);
-            let (_, high) = intervals[..after].last()?;
-            high.as_ref().is_none_or(|high| key < &high[..]).then_some(*transaction)
-        })
+        let mut ranges = self.ranges.iter();
+        ranges.find(|(_, intervals)| holds(intervals, key)).map(|(transaction, _)| *transaction)
     }
+}
+
+/// Whether one of these intervals, in order, holds a key.
+fn holds(intervals: &[(IVec, Option<IVec>)], key: &[u8]) -> bool {
+    let after = intervals.partition_point(|(low, _)| &low[..] <= key);
+    let last = intervals[..after].last();
+    last.is_some_and(|(_, high)| high.as_ref().is_none_or(|high| key < &high[..]))
 }
 
 /// Intervals in order, those that meet made one.
@@ -178,6 +182,23 @@ impl Transactions {
             holder.or_else(|| locks.in_range(key))
         });
         Some(self.locked_by(in_tree.or_else(|| self.has_all_of(tree))?))
+    }
+
+    /// What keeps a key that has ended at `expires_ms` from being seen as absent: a transaction that has read it when it was
+    /// there, and that comes before whoever sees that it is not any more. If it has not decided yet, what it writes elsewhere
+    /// may not be seen yet either, by somebody who has seen the end of this key already.
+    pub(crate) fn against_end(&self, tree: TreeId, key: &[u8], expires_ms: u64) -> Option<LockedBy> {
+        let locks = self.trees.get(&tree)?;
+        let of_key = locks.reads.get(key).into_iter().flatten();
+        let of_ranges = locks.ranges.iter().filter(|(_, intervals)| holds(intervals, key));
+        let readers = of_key.chain(of_ranges.map(|(transaction, _)| transaction));
+        let first = readers.filter(|reader| self.prepared[reader].prepared_ms < expires_ms).min();
+        first.map(|reader| self.locked_by(*reader))
+    }
+
+    /// Whether anything is locked only for having been read.
+    pub(crate) fn has_readers(&self) -> bool {
+        self.trees.values().any(|locks| !locks.reads.is_empty() || !locks.ranges.is_empty())
     }
 
     /// What keeps a tree from being cleared or dropped.
