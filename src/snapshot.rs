@@ -187,6 +187,11 @@ impl Snapshot {
         Iter::new(self.inner.range(tree.id, low, high), tree.clone())
     }
 
+    /// The keys that die with a session.
+    pub(crate) fn keys_of_sessions(&self) -> engine::Result<Vec<(TreeId, IVec)>> {
+        self.inner.keys_of_sessions()
+    }
+
     /// The keys that expire, and when.
     pub(crate) fn times_to_live(&self) -> impl Iterator<Item = engine::Result<(TreeId, IVec, u64)>> + use<> {
         self.inner.times_to_live()

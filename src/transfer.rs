@@ -1,10 +1,11 @@
 //! Export, import and checksums, in forms that sled shares: how data moves over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use dogsled_storage::{EXPIRY_TREE_NAME, LOCKS_TREE_NAME, TreeId};
 
-use crate::{Batch, Db, Error, Iter, Result, Snapshot, Tree};
+use crate::{Batch, Db, Error, IVec, Iter, Result, Snapshot, Tree};
 
 /// What an exported collection holds: pairs of key and value.
 type ExportedItems = Box<dyn Iterator<Item = Vec<Vec<u8>>> + Send>;
@@ -22,8 +23,8 @@ const IMPORT_BATCH_BYTES: usize = 8 << 20;
 
 impl Db {
     /// Everything in the database, as it is now, in types of the standard library only: for each
-    /// tree its kind, its name, and an iterator over pairs of key and value. Locks that are held are
-    /// not among it. If keys have a time to live, these are a tree of their own at the end.
+    /// tree its kind, its name, and an iterator over pairs of key and value. Locks that are held, and keys that die with a
+    /// session, are not among it. If keys have a time to live, these are a tree of their own at the end.
     ///
     /// sled's [`import`](Db::import) takes it, and the other way round:
     ///
@@ -41,21 +42,25 @@ impl Db {
     /// ```
     ///
     /// # Panics
-    /// The iterators do, as sled's, if reading fails.
+    /// If reading fails, as the iterators do, and sled's.
     pub fn export(
         &self,
     ) -> Vec<(CollectionType, CollectionName, impl Iterator<Item = Vec<Vec<u8>>> + use<>)> {
         let snapshot = self.snapshot();
-        let export_tree = |iter: Iter| {
-            iter.map(|entry| {
+        let of_sessions = snapshot.keys_of_sessions().expect("reading failed while exporting");
+        let of_sessions: Arc<HashSet<(TreeId, IVec)>> = Arc::new(of_sessions.into_iter().collect());
+        let export_tree = |tree: TreeId, iter: Iter| {
+            let of_sessions = Arc::clone(&of_sessions);
+            iter.filter_map(move |entry| {
                 let (key, value) = entry.expect("reading failed while exporting");
-                vec![key.to_vec(), value.to_vec()]
+                let stays = of_sessions.is_empty() || !of_sessions.contains(&(tree, key.clone()));
+                stays.then(|| vec![key.to_vec(), value.to_vec()])
             })
         };
         let trees = snapshot.trees().into_iter().filter(holds_data);
         let mut all: Vec<_> = trees
             .map(|tree| {
-                let entries: ExportedItems = Box::new(export_tree(snapshot.iter(&tree)));
+                let entries: ExportedItems = Box::new(export_tree(tree.id, snapshot.iter(&tree)));
                 (TREE.to_vec(), tree.name().to_vec(), entries)
             })
             .collect();

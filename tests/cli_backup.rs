@@ -373,6 +373,14 @@ fn a_damaged_backup_is_refused_with_its_place_before_anything_is_written() {
     }
     dogsled(&sandbox, &address, &["backup", "b"]).ok();
     dogsled(&sandbox, &address, &["backup", "b"]).fails_saying(8, &["holds"]);
+    // A file of keys and values cannot hold hashes, and is not written without their fields.
+    for file in ["all.jsonl", "all.dogsled"] {
+        dogsled(&sandbox, &address, &["export", file])
+            .fails_saying(8, &["hash", "\"redis\"", "`dogsled backup`"]);
+        assert!(!sandbox.path(file).exists());
+    }
+    dogsled(&sandbox, &address, &["export", "some.jsonl", "-t", "__sled__default"]).ok();
+    assert_eq!(std::fs::read_to_string(sandbox.path("some.jsonl")).expect("there").lines().count(), 20);
     dogsled(&sandbox, &address, &["del", "k0"]).ok();
     let try_it = |path: &Path, damaged: &[u8]| {
         let sound = std::fs::read(path).expect("it is there");
@@ -469,8 +477,10 @@ fn a_restore_that_was_killed_goes_on_and_one_that_was_interrupted_says_how() {
     killed.kill().expect("it runs");
     killed.wait().expect("it was killed");
     is_amid(mark);
-    dogsled(&sandbox, &other, &["restore", "another"])
-        .fails_saying(8, &["not finished here", "same command"]);
+    for merge in [&[][..], &["--merge"]] {
+        dogsled(&sandbox, &other, &[&["restore", "another"], merge].concat())
+            .fails_saying(8, &["not finished here", "same command"]);
+    }
     dogsled(&sandbox, &other, &["backup", "of-a-half"]).fails_saying(8, &["was not finished"]);
     assert!(!sandbox.path("of-a-half/MANIFEST").exists());
 

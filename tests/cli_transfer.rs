@@ -224,7 +224,9 @@ fn times_to_live_are_carried_over_in_both_formats() {
     }
     // What is over when it is imported does not come back.
     let line = r#"{"key":"gone","value":"v","expires_ms":1}"#;
-    let stays = r#"{"key":"stays","value":"v"}"#;
+    // A line says all of its key: one that came with an end before stays.
+    let stays = r#"{"key":"stays","value":"before","expires_ms":1}
+{"key":"stays","value":"v"}"#;
     let file = sandbox.file(
         "some.jsonl",
         format!(

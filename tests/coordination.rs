@@ -257,3 +257,31 @@ fn nobody_overwrites_a_version_that_was_not_seen() {
     assert!(db.remove_if_version("k", found.version).unwrap().is_ok());
     assert_eq!(db.put_if_version("k", "x", found.version).unwrap().unwrap_err().current, None);
 }
+
+#[test]
+fn what_moves_to_another_database_leaves_keys_of_sessions_and_is_not_overwritten_by_numbered_keys() {
+    let old = Config::new().temporary(true).open().unwrap();
+    let session = old.session(LEASE).unwrap();
+    for value in ["one", "two"] {
+        old.insert_next("job-", value).unwrap();
+    }
+    session.insert(&old, "instance", "here").unwrap();
+    session.insert(&old, "taken", "here").unwrap();
+    // Who writes it anew takes it from the session.
+    old.insert("taken", "to stay").unwrap();
+    old.insert("job-9-of-another-kind", "plain").unwrap();
+    let new = Config::new().temporary(true).open().unwrap();
+    new.import(old.export());
+    assert_eq!(new.get("instance").unwrap(), None, "its session is not here");
+    assert_eq!(new.get("taken").unwrap().unwrap(), "to stay");
+    let keys = [("", "00000000000000000000"), ("job-", "job-00000000000000000002")];
+    for (prefix, expected) in keys {
+        assert_eq!(new.insert_next(prefix, "three").unwrap(), expected);
+    }
+    assert_eq!(new.get("job-00000000000000000001").unwrap().unwrap(), "two");
+    // Nor one that is not the last.
+    new.insert("n-00000000000000000000", "plain").unwrap();
+    new.insert("n-5", "plain").unwrap();
+    assert_eq!(new.insert_next("n-", "numbered").unwrap(), "n-00000000000000000001");
+    drop(session);
+}

@@ -4,6 +4,7 @@
 //! here and nowhere else: a directory is made by the first write and has to be synced; a cluster syncs
 //! by itself, and a batch is atomic in each partition only.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -265,6 +266,16 @@ impl Database {
         }
     }
 
+    /// The keys that die with a session, and what they are of: a session is of this database, so they are not exported. Of
+    /// a cluster nobody is told.
+    pub(crate) fn keys_of_sessions(&self) -> Result<HashSet<(IVec, IVec)>> {
+        let Database::Directory(db) = self else { return Ok(HashSet::new()) };
+        let snapshot = db.engine().snapshot();
+        let names: HashMap<_, _> = snapshot.trees().into_iter().map(|(name, id)| (id, name)).collect();
+        let keys = snapshot.keys_of_sessions().map_err(dogsled::Error::from)?.into_iter();
+        Ok(keys.filter_map(|(tree, key)| Some((names.get(&tree)?.clone(), key))).collect())
+    }
+
     /// Whether there can be keys that expire.
     pub(crate) fn may_have_times_to_live(&self) -> bool {
         match self {
@@ -355,8 +366,8 @@ impl Keyspace {
         Ok(())
     }
 
-    /// When each of these keys expires, in milliseconds since 1970; it is `now_ms`.
-    pub(crate) fn expires(&self, keys: &[IVec], now_ms: u64) -> Result<Vec<Option<u64>>> {
+    /// When each of these keys expires, in milliseconds since 1970; it is `now_ms`. Outer `None`: it has by now.
+    pub(crate) fn expires(&self, keys: &[IVec], now_ms: u64) -> Result<Vec<Option<Option<u64>>>> {
         let ttls = match self {
             Keyspace::Directory(tree) => {
                 keys.iter().map(|key| tree.ttl(key)).collect::<Result<Vec<_>, _>>()?
@@ -366,8 +377,9 @@ impl Keyspace {
             }
         };
         let at = |ttl| match ttl {
-            Ttl::In(left) => Some(now_ms.saturating_add(milliseconds(left))),
-            Ttl::NoKey | Ttl::Forever => None,
+            Ttl::In(left) => Some(Some(now_ms.saturating_add(milliseconds(left)))),
+            Ttl::Forever => Some(None),
+            Ttl::NoKey => None,
         };
         Ok(ttls.into_iter().map(at).collect())
     }

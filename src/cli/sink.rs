@@ -1,5 +1,7 @@
 //! [`Sink`]: where `load` and `import` put records: batches of bounded size, written in order.
 
+use std::collections::BTreeMap;
+
 use dogsled::Batch;
 use dogsled_storage::DEFAULT_TREE_NAME;
 
@@ -19,7 +21,7 @@ pub(crate) struct Sink {
     batch: Batch,
     batch_bytes: usize,
     /// Keys of the batch, or written before, and when they expire.
-    expires: Vec<(Vec<u8>, u64)>,
+    expires: BTreeMap<Vec<u8>, u64>,
     /// Records written.
     pub(crate) done: u64,
     /// Bytes of their keys and values.
@@ -42,7 +44,7 @@ impl Sink {
             target: None,
             batch: Batch::default(),
             batch_bytes: 0,
-            expires: Vec::new(),
+            expires: BTreeMap::new(),
             done: 0,
             done_bytes: 0,
         }
@@ -83,8 +85,10 @@ impl Sink {
             };
             target.current = (record.tree, tree);
         }
-        if let Some(expires_ms) = record.expires_ms {
-            self.expires.push((record.key.clone(), expires_ms));
+        // Each record says all of its key: of those before, for the same key, nothing is left.
+        match record.expires_ms {
+            Some(expires_ms) => drop(self.expires.insert(record.key.clone(), expires_ms)),
+            None => drop(self.expires.remove(&record.key)),
         }
         match record.value {
             Some(value) => self.batch.insert(record.key, value),
@@ -104,6 +108,7 @@ impl Sink {
                 target.current.1.apply_batch(batch)?;
             }
             if !expires.is_empty() {
+                let expires: Vec<(Vec<u8>, u64)> = expires.into_iter().collect();
                 target.current.1.expire_at(&expires, target.database.now_ms())?;
             }
         }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::bulk::BulkBuilder;
 use crate::disk::Disk;
 use crate::meta::Checkpoint;
-use crate::{Engine, Result, TreeId};
+use crate::{Engine, Error, Result, TreeId};
 
 /// What a backup holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -77,7 +77,10 @@ impl Engine {
                 }
             }
         }
-        assert_eq!(report.keys, total, "the lengths of the trees are the number of their keys");
+        if report.keys != total {
+            let what = format!("the trees hold {} keys and say that they hold {total}", report.keys);
+            return Err(Error::corrupt("the lengths of the trees", None, what));
+        }
         builder.finish(&checkpoint)?;
         progress(report.keys, total);
         Ok(report)

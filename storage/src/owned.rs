@@ -187,6 +187,28 @@ fn own(view: &impl View, session: SessionId, tree: TreeId, key: &[u8], effects: 
     Ok(())
 }
 
+fn numbered(prefix: &[u8], number: u64) -> IVec {
+    IVec::from([prefix, format!("{number:0DIGITS$}").as_bytes()].concat())
+}
+
+/// The number to begin with where none is written down. There may be keys already: they came from elsewhere, with an import,
+/// and none of them is to be overwritten.
+fn unused(view: &impl View, tree: TreeId, prefix: &[u8]) -> Result<u64> {
+    // Behind all digits.
+    let end = [prefix, b":"].concat();
+    let last = view.next_to(tree, &end, true)?;
+    let number = last.as_ref().and_then(|(key, _)| {
+        let digits = key.strip_prefix(prefix).filter(|digits| digits.len() == DIGITS)?;
+        std::str::from_utf8(digits).ok()?.parse::<u64>().ok()
+    });
+    // Of those that were not the last, for something else comes behind them, none is overwritten either.
+    let mut next = number.map_or(0, |number| number.saturating_add(1));
+    while next < u64::MAX && view.version(tree, &numbered(prefix, next))?.is_some() {
+        next += 1;
+    }
+    Ok(next)
+}
+
 /// Evaluates an operation on a session's or a numbered key.
 pub(crate) fn evaluate(view: &impl View, command: &OwnedCommand) -> Result<Outcome> {
     let mut effects = Effects::new();
@@ -231,9 +253,9 @@ pub(crate) fn evaluate(view: &impl View, command: &OwnedCommand) -> Result<Outco
                 Some(stored) => u64::from_be_bytes(stored.value[..].try_into().map_err(|_| {
                     Error::corrupt("the tree of sequences", None, "a number that is not of 8 bytes")
                 })?),
-                None => 0,
+                None => unused(view, *tree, prefix)?,
             };
-            let key = IVec::from([&prefix[..], format!("{next:0DIGITS$}").as_bytes()].concat());
+            let key = numbered(prefix, next);
             let after = next.checked_add(1).ok_or_else(|| {
                 Error::InvalidRequest("all 64 bits of numbers of this prefix are used up".to_owned())
             })?;

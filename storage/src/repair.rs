@@ -314,6 +314,12 @@ impl Repair<'_> {
         let builder = BulkBuilder::new(disk, target, new_id, 64 << 20)?;
         let mut saver = Saver::new(builder, &replay, &mut *self.progress);
         // What a tree holds may not be what its quota says any more: it is to be set, and counted, anew.
+        let had =
+            |checkpoint: &Checkpoint| checkpoint.lengths.get(&TreeId::QUOTAS).is_some_and(|count| *count > 0);
+        let were_written = replay.keys.iter().any(|((id, _), kept)| *id == TreeId::QUOTAS && kept.is_some());
+        if were_written || tree.checkpoint.as_ref().is_some_and(had) {
+            self.report.notes.push("quotas are not saved: if trees had any, set them anew".to_owned());
+        }
         for id in catalog.ids.keys().filter(|id| **id != TreeId::QUOTAS) {
             saver.tree(file, &tree, *id, &catalog)?;
         }

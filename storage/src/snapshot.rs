@@ -19,7 +19,7 @@ use crate::evaluate::{Entry, Versioned};
 use crate::leaf_cache::Block;
 use crate::overlay::{Overlay, Readers, is_empty_range};
 use crate::state::State;
-use crate::{IVec, Result, TreeId, expiry};
+use crate::{IVec, Result, TreeId, expiry, owned};
 
 /// A consistent state of all trees, as of one commit, for as long as it is held. Cloning shares it.
 ///
@@ -123,6 +123,27 @@ impl Snapshot {
     pub fn len(&self, tree: TreeId) -> Result<u64> {
         self.registration.state.require_tree(tree)?;
         self.registration.state.length_at(&self.registration.readers, tree, self.registration.sequence)
+    }
+
+    /// The keys that die with a [session](crate::owned), and their trees.
+    ///
+    /// # Errors
+    /// Damage or I/O errors met while reading.
+    pub fn keys_of_sessions(&self) -> Result<Vec<(TreeId, IVec)>> {
+        let mut keys = Vec::new();
+        for ((tree, key), version) in owned::all_owned(self)? {
+            // Who writes a key anew takes it from the session.
+            let holds =
+                self.trees_hold(tree) && self.get(tree, &key)?.is_some_and(|found| found.version == version);
+            if holds {
+                keys.push((tree, key));
+            }
+        }
+        Ok(keys)
+    }
+
+    fn trees_hold(&self, tree: TreeId) -> bool {
+        self.registration.state.catalog.ids.contains_key(&tree)
     }
 
     /// The keys that expire, and when, by the log's time in milliseconds since 1970.

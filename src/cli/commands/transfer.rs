@@ -6,7 +6,9 @@
 //! removes it again.
 //!
 //! Counters go along; locks stay, because a lease and a fencing token mean something only in the
-//! database that granted them. What is exported of a directory is of one moment; of a cluster, only
+//! database that granted them, and so do, of a directory, keys that die with a session (of a cluster nobody is told whose a
+//! key is: there they go along, and stay where they are imported). Hashes of Redis clients are refused: what their keys
+//! hold means nothing elsewhere; a backup has them. What is exported of a directory is of one moment; of a cluster, only
 //! what nobody writes to meanwhile is.
 //!
 //! An embedded database's directory can be imported as it is, which saves the file: so it moves into a
@@ -94,21 +96,21 @@ fn write_export<W: Write>(
     let total = trees.iter().map(Keyspace::len).sum::<Result<u64>>()?;
     let progress = Progress::items(Some(total), "exporting", global.quiet);
     let mut records = 0;
-    let has_times = database.may_have_times_to_live();
     let mut each = |tree: &Keyspace, write: &mut WriteEntry<'_>| {
-        let mut entries = tree.entries(&KeyRange::default(), false, true);
-        loop {
-            let some = entries.by_ref().take(TOGETHER).collect::<Result<Vec<_>>>()?;
-            if some.is_empty() {
-                return Ok::<_, Failure>(());
+        for_each_entry(database, tree, &mut |key, value, expires_ms| {
+            if dogsled_storage::hashes::head(&value).is_some() {
+                return Err(Failure::refused(format!(
+                    "key {} of tree {:?} is a hash of Redis, which an export cannot hold: `dogsled backup` can; or \
+                     export other trees with --tree",
+                    bytes::display_short(&key),
+                    bytes::display_short(&tree.name()),
+                )));
             }
-            let expires = expires(database, tree, &some, has_times)?;
-            for ((key, value), expires_ms) in some.iter().zip(expires) {
-                write(key, value, expires_ms).map_err(failed)?;
-                records += 1;
-            }
+            write(&key, &value, expires_ms).map_err(failed)?;
+            records += 1;
             progress.set(records);
-        }
+            Ok(())
+        })
     };
     match format {
         ExportFormat::JsonLines => {
@@ -326,41 +328,50 @@ fn read_directory<'a>(
     progress: &Progress,
     each: &mut dyn FnMut(Item) -> Result<()>,
 ) -> Result<()> {
-    let has_times = database.may_have_times_to_live();
     let mut read = 0;
     for name in names {
         each(Item::Tree(name.to_vec()))?;
-        let tree = database.tree(name)?;
-        let mut entries = tree.entries(&KeyRange::default(), false, true);
-        loop {
-            let some = entries.by_ref().take(TOGETHER).collect::<Result<Vec<_>>>()?;
-            if some.is_empty() {
-                break;
-            }
-            let expires = expires(database, &tree, &some, has_times)?;
-            for ((key, value), expires_ms) in some.into_iter().zip(expires) {
-                let (tree, value) = (Some(name.to_vec()), Some(value.to_vec()));
-                each(Item::Record(Record { tree, key: key.to_vec(), value, expires_ms }))?;
-                read += 1;
-            }
+        for_each_entry(database, &database.tree(name)?, &mut |key, value, expires_ms| {
+            let (tree, value) = (Some(name.to_vec()), Some(value.to_vec()));
+            each(Item::Record(Record { tree, key: key.to_vec(), value, expires_ms }))?;
+            read += 1;
             progress.set(read);
-        }
+            Ok(())
+        })?;
     }
     Ok(())
 }
 
-/// When each of these entries of a tree expires.
-fn expires(
+/// Passes on the entries of a tree that an export has, each with when it expires.
+fn for_each_entry(
     database: &Database,
     tree: &Keyspace,
-    entries: &[(IVec, IVec)],
-    has_times: bool,
-) -> Result<Vec<Option<u64>>> {
-    if !has_times || tree.name() == COUNTERS_TREE_NAME {
-        return Ok(vec![None; entries.len()]);
+    each: &mut dyn FnMut(IVec, IVec, Option<u64>) -> Result<()>,
+) -> Result<()> {
+    let name = tree.name();
+    let has_times = database.may_have_times_to_live() && name != COUNTERS_TREE_NAME;
+    let of_sessions = database.keys_of_sessions()?;
+    let mut entries = tree.entries(&KeyRange::default(), false, true);
+    loop {
+        let some = entries.by_ref().take(TOGETHER).collect::<Result<Vec<_>>>()?;
+        if some.is_empty() {
+            return Ok(());
+        }
+        let expires = match has_times {
+            true => {
+                let keys: Vec<_> = some.iter().map(|(key, _)| key.clone()).collect();
+                tree.expires(&keys, database.now_ms())?
+            }
+            false => vec![Some(None); some.len()],
+        };
+        for ((key, value), expires_ms) in some.into_iter().zip(expires) {
+            // Its time may have come since it was read: it is not to stay for ever where it is imported.
+            let Some(expires_ms) = expires_ms else { continue };
+            if of_sessions.is_empty() || !of_sessions.contains(&(name.clone(), key.clone())) {
+                each(key, value, expires_ms)?;
+            }
+        }
     }
-    let keys: Vec<_> = entries.iter().map(|(key, _)| key.clone()).collect();
-    tree.expires(&keys, database.now_ms())
 }
 
 /// A copy that can be read twice, in a file without a name.

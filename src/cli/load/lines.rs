@@ -2,10 +2,13 @@
 
 use std::io::{BufRead, Read};
 
+use dogsled_storage::command::{MAX_KEY_LENGTH, MAX_VALUE_LENGTH};
+
 use super::{Place, Problem};
 
-/// A line that is longer than the longest value in its longest encoding is no line.
-pub(crate) const MAX_LINE_LENGTH: u64 = 768 << 20;
+/// A line that is longer than the longest key and value in their longest encoding is no line: six characters for a byte, as
+/// JSON has it for control characters.
+pub(crate) const MAX_LINE_LENGTH: u64 = 6 * (MAX_VALUE_LENGTH as u64 + MAX_KEY_LENGTH as u64) + (1 << 20);
 
 /// Reads lines and remembers where it is.
 pub(crate) struct Lines<R> {

@@ -71,6 +71,9 @@ pub struct RestoreReport {
     pub resumed_at: u64,
 }
 
+const UNFINISHED: &str = "the restore of another backup was not finished here: finish that, by the same command, \
+                          or begin with an empty cluster";
+
 impl Client {
     /// Reads a backup from its directory, and those that were added to it, oldest first, to its end, and writes what
     /// it holds into this cluster. Interrupted, it goes on when it is called again. See [`backup`](super).
@@ -102,7 +105,12 @@ impl Client {
             None => {
                 if !options.merge {
                     self.refuse_filled().await?;
+                } else if self.tree(MARKER_TREE).len().await? > 0 {
+                    // At the end the marks go, and what it has written would look whole.
+                    return Err(BackupError::Refused(format!("nothing was written: {UNFINISHED}")));
                 }
+                // Before there is a mark: it may be refused, and then there is nothing to be finished.
+                self.set_hashes(&chain).await?;
                 progress(RestoreStage::Writing, 0, records);
                 let mark = IVec::from(0u64.to_be_bytes());
                 self.retry(|| marker.put(&key, mark.clone())).await?;
@@ -153,11 +161,7 @@ impl Client {
             let length = self.tree(&name).len().await?;
             if length > 0 {
                 let what = match &name[..] {
-                    MARKER_TREE => {
-                        "the restore of another backup was not finished here: finish that, by the same command, \
-                         or begin with an empty cluster"
-                            .to_owned()
-                    }
+                    MARKER_TREE => UNFINISHED.to_owned(),
                     name => format!("tree \"{}\" has {length} keys already", name.escape_ascii()),
                 };
                 return Err(BackupError::Refused(format!(

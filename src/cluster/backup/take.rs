@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dogsled_replication::meta::Record as ClusterRecord;
 use dogsled_replication::pin::{PinnedPage, PinnedRead};
+use dogsled_storage::disk::{Disk, RealDisk};
 use dogsled_storage::pin::{PinnedEntry, PinnedPart};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -209,7 +210,8 @@ fn removed_members(record: &ClusterRecord) -> Vec<u64> {
 /// Makes the directory, or clears it of a backup that was not finished.
 fn prepare(directory: &Path) -> Result<(), BackupError> {
     let io = |error: std::io::Error| BackupError::Io { path: directory.to_owned(), error: error.to_string() };
-    std::fs::create_dir_all(directory).map_err(io)?;
+    // With the names of what is made: a backup whose directory a power cut takes is none.
+    RealDisk.create_directories(directory).map_err(io)?;
     let mut left = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(io)? {
         let entry = entry.map_err(io)?;

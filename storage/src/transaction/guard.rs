@@ -72,6 +72,14 @@ impl<V: View> View for Guarded<'_, V> {
         self.view.scan_values(tree, low, high, each)
     }
 
+    fn next_to(&self, tree: TreeId, key: &[u8], before: bool) -> Result<Option<Entry>> {
+        let found = self.view.next_to(tree, key, before)?;
+        let end = found.as_ref().map_or(Bound::Unbounded, |(found, _)| Bound::Included(&found[..]));
+        let (low, high) = if before { (end, Bound::Excluded(key)) } else { (Bound::Excluded(key), end) };
+        self.note(self.transactions.against_scan(tree, low, high));
+        Ok(found)
+    }
+
     fn note_end(&self, tree: TreeId, key: &[u8], expires_ms: u64) {
         self.note(self.transactions.against_end(tree, key, expires_ms));
     }
