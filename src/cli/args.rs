@@ -254,7 +254,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FORMAT")]
         format: Option<ExportFormat>,
     },
-    /// Read what export wrote, refused as a whole if any of it is damaged; or all that an embedded database has
+    /// Read what export wrote, refused as a whole if any of it is damaged (of JSON Lines, which are not checksummed: if a
+    /// line is none); or all that an embedded database has
     Import {
         /// The file, or the directory of an embedded database, which no other process may have open meanwhile;
         /// - is standard input

@@ -40,6 +40,8 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use dogsled_storage::command::{MAX_KEY_LENGTH, MAX_VALUE_LENGTH};
+
 use super::BackupError;
 use crate::IVec;
 
@@ -50,6 +52,8 @@ const VERSION: u32 = 1;
 const HEADER: usize = 36;
 /// Records are gathered until a block has this many bytes.
 const BLOCK_LENGTH: usize = 64 << 10;
+/// A block with one record of the longest key and value.
+const LARGEST_BLOCK: usize = MAX_VALUE_LENGTH + MAX_KEY_LENGTH + BLOCK_LENGTH;
 /// Of a record, beside key and value.
 const RECORD_HEADER: usize = 24;
 const REMOVED: u32 = u32::MAX;
@@ -285,7 +289,8 @@ impl Reader {
         };
         let (kind, length): (u8, [u8; 4]) = (head[0], length.try_into().expect("four bytes"));
         let size = u32::from_le_bytes(length) as usize;
-        let mut payload = self.read(size as u64 + 4)?;
+        // No more is made room for than a block can be.
+        let mut payload = if size <= LARGEST_BLOCK { self.read(size as u64 + 4)? } else { Vec::new() };
         if payload.len() < size + 4 {
             return Err(self.damaged(start, "cut short within a block, or a damaged length"));
         }
