@@ -282,9 +282,14 @@ impl LogStore {
         Ok(identities)
     }
 
-    fn set_register(&self, state: &State) -> io::Result<Ticket> {
+    /// What could not be written is not known either: openraft, started again, takes what it is told for durable.
+    fn set_register(&self, state: &mut State, change: impl FnOnce(&mut Register)) -> io::Result<Ticket> {
         let inner = &self.inner;
-        inner.shared.wal.set_state(inner.stream, &state.register.encode()).map_err(to_io)
+        let mut register = state.register.clone();
+        change(&mut register);
+        let ticket = inner.shared.wal.set_state(inner.stream, &register.encode()).map_err(to_io)?;
+        state.register = register;
+        Ok(ticket)
     }
 
     /// Entries of a range, as many as `limit` bytes hold but at least one if there is one.
@@ -441,16 +446,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let ticket = {
             let mut state = self.inner.state.lock();
-            state.register.vote = Some(*vote);
-            self.set_register(&state)?
+            self.set_register(&mut state, |register| register.vote = Some(*vote))?
         };
         self.inner.shared.durability.wait(ticket).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let mut state = self.inner.state.lock();
-        state.register.committed = committed;
-        self.set_register(&state)?;
+        self.set_register(&mut state, |register| register.committed = committed)?;
         Ok(())
     }
 
@@ -540,8 +543,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if state.register.purged.is_some_and(|purged| purged >= to) {
             return Ok(());
         }
-        state.register.purged = Some(to);
-        self.set_register(state)?;
+        self.set_register(state, |register| register.purged = Some(to))?;
         inner.shared.wal.purge_to(inner.stream, position(to.index)).map_err(to_io)?;
         while state.cache.front().is_some_and(|entry| entry.log_id.index <= to.index) {
             if let Some(entry) = state.cache.pop_front() {
