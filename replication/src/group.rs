@@ -124,6 +124,15 @@ impl Group {
         })
     }
 
+    /// Lets a replica that has got what it has to have be elected; see [`crate::node::hosting`].
+    pub(crate) fn let_elect(&self) {
+        if let Some(raft) = self.raft()
+            && self.log.may_vote()
+        {
+            raft.runtime_config().elect(true);
+        }
+    }
+
     /// The running openraft, if it runs.
     pub(crate) fn raft(&self) -> Option<Arc<Raft>> {
         self.raft.load_full()
@@ -143,13 +152,13 @@ impl Group {
     async fn start(&self) -> Result<(), String> {
         self.alone.forget();
         let machine = Machine::new(Arc::clone(&self.slot)).map_err(|error| error.to_string())?;
-        let raft = Raft::new(
-            self.network.node.0,
-            Arc::clone(&self.config),
-            self.network.clone(),
-            self.log.clone(),
-            machine,
-        );
+        // Before it has what it has to have it does not ask for votes either. Openraft elects whoever is the only voter of
+        // the newest membership that it has, at once: one that gets its log again may come past such a membership.
+        let config = match self.log.may_vote() {
+            true => Arc::clone(&self.config),
+            false => Arc::new(openraft::Config { enable_elect: false, ..(*self.config).clone() }),
+        };
+        let raft = Raft::new(self.network.node.0, config, self.network.clone(), self.log.clone(), machine);
         let raft = raft.await.map_err(|error| error.to_string())?;
         self.raft.store(Some(Arc::new(raft)));
         *self.failure.lock() = None;

@@ -236,6 +236,16 @@ impl LogStore {
         state.next() >= state.register.hosted
     }
 
+    /// Has the log be all that is asked of it before it votes, whatever that was; durable on return.
+    pub(crate) async fn is_enough(&self) -> io::Result<()> {
+        let ticket = {
+            let mut state = self.inner.state.lock();
+            let next = state.next();
+            self.set_register(&mut state, |register| register.hosted = register.hosted.min(next))?
+        };
+        self.inner.shared.durability.wait(ticket).await
+    }
+
     /// What the stream's register says of the replica's beginning.
     pub(crate) fn hosted(&self) -> u64 {
         self.inner.state.lock().register.hosted

@@ -46,6 +46,8 @@
 //! lower half of its id: a node of another cluster that got in by a mistaken certificate must not
 //! count as a voter of this one.
 
+use std::cmp::Ordering;
+
 use bytes::Bytes;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
@@ -190,7 +192,12 @@ pub(crate) fn check_append(
 ) -> Result<(), Malformed> {
     let Some(committed) = committed else { return Ok(()) };
     let mut named = request.prev_log_id.iter().chain(request.entries.iter().map(|entry| &entry.log_id));
-    match named.find(|log_id| log_id.index <= committed.index && **log_id > committed) {
+    let contradicts = |log_id: &&LogId| match log_id.index.cmp(&committed.index) {
+        Ordering::Less => **log_id > committed,
+        Ordering::Equal => **log_id != committed,
+        Ordering::Greater => false,
+    };
+    match named.find(contradicts) {
         Some(log_id) => malformed(format!("entry {log_id} contradicts {committed}, which is committed")),
         None => Ok(()),
     }

@@ -188,6 +188,54 @@ async fn a_partition_comes_back_to_who_had_it() {
     check(&cluster, "round 2 true").await;
 }
 
+/// All entries are kept, and come slowly and in pieces, the first with the membership of the node alone that made the cluster.
+fn quick_with_whole_logs(config: &mut NodeConfig) {
+    quick(config);
+    config.balance_leaders = false;
+    config.log_cache_bytes = 64 << 10;
+    config.snapshot_bytes_per_second = Some(4 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gets_its_log_again_does_not_lead_by_a_membership_of_long_ago() {
+    let mut cluster = Cluster::made(1, PARTITIONS, quick_with_whole_logs).await;
+    for group in 1..=PARTITIONS {
+        for number in 0..20 {
+            cluster.put(group, &format!("a {number}"), &"v".repeat(30_000)).await;
+        }
+    }
+    for node in 2..=4 {
+        cluster.start(node).await;
+        cluster.nodes[&node].join(seeds([1])).await.unwrap();
+    }
+    settles(&cluster).await;
+    let drain = |on| Change::Drain { node: NodeId(1), on };
+    cluster.nodes[&2].change(0, true, drain(true)).await.unwrap();
+    settles(&cluster).await;
+    let leads = |cluster: &Cluster| {
+        let groups = cluster.nodes[&1].status().groups;
+        groups.iter().any(|group| group.group > 0 && group.role == Role::Leader)
+    };
+    assert!(!leads(&cluster));
+    cluster.nodes[&2].change(0, false, drain(false)).await.unwrap();
+    let began = Instant::now();
+    while cluster.nodes[&1].status().groups.len() == 1 || is_as_wanted(&cluster).is_err() {
+        assert!(!leads(&cluster), "it has made itself the leader");
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", is_as_wanted(&cluster));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    check(&cluster, "a").await;
+    // From here on it can be elected as everybody else.
+    let group = cluster.nodes[&1].status().groups[1].group;
+    let began = Instant::now();
+    while !leads(&cluster) {
+        assert!(began.elapsed() < Duration::from_secs(30), "nobody can make it the leader");
+        let leader = cluster.leader(group).await;
+        let _ = cluster.nodes[&leader].transfer_leader(group, NodeId(1)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_operator_gets_wrong_is_refused_with_the_reason() {
     let cluster = Cluster::made(3, PARTITIONS, quick).await;

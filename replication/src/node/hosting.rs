@@ -29,7 +29,8 @@
 //! would vote for anybody, also for a node that has slept since before all this and still counts it as a
 //! voter: two such could elect a leader that lacks what was committed. So the register keeps the vote,
 //! and the position of the membership that was without the node ([`Register::hosted`]): before its new
-//! log reaches that, it grants no vote. From there on it knows more than any such sleeper, and votes as
+//! log reaches that, it grants no vote, and asks for none: getting its log again it comes past memberships of long ago, and
+//! of one that is of it alone openraft would make it the leader at once. From there on it knows more than any such sleeper, and votes as
 //! one that has forgotten nothing.
 //!
 //! What it had acknowledged and forgets is not missed either: the membership without it was committed by

@@ -3,6 +3,7 @@
 //! - **Purging**: lets entries go that the last checkpoint covers and that are too many or too old to
 //!   be kept for followers that were away; but not those that a snapshot under way will be continued
 //!   with.
+//! - **Elections**: a replica that has got again what it had may be elected; see [`super::hosting`].
 //! - **Memory**: the log of a group that is idle is not kept in memory.
 //! - **Sessions**: as leader, when the log's time has passed the end of some session, proposes that
 //!   sessions be ended, and says for how long it has led: no lease ends that it has not seen pass. Nothing
@@ -71,6 +72,7 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
         let groups = cluster.groups();
         node.measure(&groups);
         for group in groups.values() {
+            group.let_elect();
             group.slot.pins.expire();
             let (_, next) = group.log.bounds();
             let (seen, since) = appended.entry(group.id).or_insert_with(|| (0, Instant::now()));

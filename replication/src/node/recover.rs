@@ -277,7 +277,9 @@ impl Inner {
         group.running()?;
         let (voters, _) = group.members();
         if voters == [me.0] {
-            // Done already, by one who was interrupted.
+            // Done already, by one who was interrupted, perhaps before the end.
+            let enough = group.log.is_enough().await;
+            enough.map_err(|error| ClusterError::Storage(format!("group {id}: {error}")))?;
             return Ok(true);
         }
         if !lost.iter().any(|node| voters.contains(&node.0)) {
@@ -329,9 +331,11 @@ impl Inner {
         let entries = vec![Entry { log_id, payload: Payload::Membership(membership) }];
         log.append(entries, IOFlushed::signal(flushed)).await.map_err(storage)?;
         match is_flushed.await {
-            Ok(durable) => durable.map_err(storage),
-            Err(_) => Err(ClusterError::Storage(format!("group {id}: the WAL was closed"))),
+            Ok(durable) => durable.map_err(storage)?,
+            Err(_) => return Err(ClusterError::Storage(format!("group {id}: the WAL was closed"))),
         }
+        // It may have been one that was getting its log again: there is nobody left to get the rest from.
+        log.is_enough().await.map_err(storage)
     }
 }
 
