@@ -462,6 +462,10 @@ pub fn apply(
         HashAction::Exists { field: name } => Integer(i64::from(field(name).is_some())),
         HashAction::Length => Integer(found.map_or(0, |hash| hash.count) as i64),
         HashAction::ValueLength { field: name } => Integer(field(name).map_or(0, |value| value.len()) as i64),
+        // What is known of it is not all.
+        HashAction::All if found.is_some_and(|hash| hash.page_end.is_some()) => {
+            Failed(StringsFailure::TooMuch)
+        }
         HashAction::All => {
             found.map_or(Pairs { pairs: Listed::default(), more: None }, |hash| hash.pairs(None))
         }
@@ -533,6 +537,21 @@ mod tests {
         for other in ["\0dogsled:hash", "\0dogsled:hash\x02", "\0dogsled:list"] {
             assert_eq!(Content::of(IVec::from(other)), Content::Text(IVec::from(other)));
         }
+    }
+
+    #[test]
+    fn a_part_of_a_hash_is_never_told_as_if_it_were_all() {
+        let mut slot = Some(HashSlot::found(HashId::default(), 2));
+        let hash = slot.as_mut().unwrap();
+        hash.learn("a".into(), Some("1".into()));
+        hash.page_end = Some("a".into());
+        let reply = apply(&HashAction::All, &mut slot, HashId::default).0;
+        assert_eq!(reply, StringsReply::Failed(StringsFailure::TooMuch));
+        let page = HashAction::Page { after: None, limit: 1 };
+        assert!(matches!(
+            apply(&page, &mut slot, HashId::default).0,
+            StringsReply::Pairs { more: Some(_), .. }
+        ));
     }
 
     #[test]

@@ -133,17 +133,12 @@ impl Snapshot {
         let mut keys = Vec::new();
         for ((tree, key), version) in owned::all_owned(self)? {
             // Who writes a key anew takes it from the session.
-            let holds =
-                self.trees_hold(tree) && self.get(tree, &key)?.is_some_and(|found| found.version == version);
-            if holds {
+            let is_there = self.registration.state.catalog.ids.contains_key(&tree);
+            if is_there && self.get(tree, &key)?.is_some_and(|found| found.version == version) {
                 keys.push((tree, key));
             }
         }
         Ok(keys)
-    }
-
-    fn trees_hold(&self, tree: TreeId) -> bool {
-        self.registration.state.catalog.ids.contains_key(&tree)
     }
 
     /// The keys that expire, and when, by the log's time in milliseconds since 1970.

@@ -667,7 +667,8 @@ impl WalCheck {
             }
             Event::Damage(corruption) => self.damage.push(corruption.clone().into()),
             Event::TornTail { file, offset } => self.notes.push(format!(
-                "{} at offset {offset}: a write that a crash cut short, with nothing acknowledged in it unless it was damaged later: the two look the same",
+                "{} at offset {offset}: a write that a crash cut short, with nothing acknowledged in it unless it was \
+                 damaged later: the two look the same",
                 file.display()
             )),
             _ => {}

@@ -317,17 +317,36 @@ fn other_clients_see_the_same_data_and_every_node_serves_every_key() {
     assert_eq!(connections[2].says("GET there"), "$1\\r\\nx");
 }
 
+/// A key of one of two partitions.
+fn key_of(group: u32) -> String {
+    let is_there = |key: &String| group_of_slot(slot_of(key.as_bytes()), 2) == group;
+    (0..).map(|number| format!("k{number}")).find(is_there).unwrap()
+}
+
+#[test]
+fn what_is_told_of_several_partitions_is_bounded_too() {
+    let served = Served::new(1, 2);
+    let mut redis = served.connect(0);
+    let (one, other) = (key_of(1), key_of(2));
+    assert_eq!(redis.says(&format!("SET {one} {}", "x".repeat(8 << 20))), "+OK");
+    let many = vec![format!(" {one}"); 65].concat();
+    assert!(redis.says(&format!("MGET {other}{many}")).starts_with("-ERR the reply would be larger"));
+    // Nor what is made of it.
+    redis.ask("MULTI");
+    for number in 0..140 {
+        redis.ask(&format!("COPY {one} copy-{number}"));
+    }
+    assert!(redis.says("EXEC").starts_with("-ERR a transaction brings or makes at most 1 GiB"));
+    assert_eq!(redis.says("DBSIZE"), ":1");
+}
+
 /// Each partition numbers its hashes by itself, so two of them may have the same number.
 #[test]
 fn a_hash_that_is_renamed_to_one_of_another_partition_with_its_number_keeps_its_fields() {
     let served = Served::new(1, 2);
     let (client, mut redis) = (served.client(), served.connect(0));
     let tree = client.tree("redis");
-    let of = |group| {
-        let is_there = |key: &String| group_of_slot(slot_of(key.as_bytes()), 2) == group;
-        (0..).map(|number| format!("k{number}")).find(is_there).unwrap()
-    };
-    let keys = [of(1), of(2)];
+    let keys = [key_of(1), key_of(2)];
     let same = |redis: &mut Connection| {
         for key in &keys {
             redis.ask(&format!("DEL {key}"));

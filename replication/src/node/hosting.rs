@@ -63,6 +63,7 @@ use crate::network::Network;
 use crate::node_file::NodeFile;
 use crate::ring::META_GROUP;
 use crate::runtime;
+use crate::transport::NodeId;
 use crate::types::{Hosting, Register};
 
 /// How long those that still read from a replica are waited for before its files are removed.
@@ -264,7 +265,9 @@ impl Inner {
             match opener.open(vec![id]).await {
                 Ok(opened) => break opened,
                 // Whoever still reads from the replica that was there before has its files.
-                Err(error) if began.elapsed() > READERS => return Err(error.to_string()),
+                Err(error) if began.elapsed() > READERS || *self.stop.borrow() => {
+                    return Err(error.to_string());
+                }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         };
@@ -400,7 +403,7 @@ impl Inner {
             let groups = self.config.directory.join("groups");
             match blocking.run(move || finish_dropping(&wal, &*disk, &groups, id)).await {
                 Ok(Ok(true)) => break,
-                Ok(Ok(false)) if began.elapsed() < READERS => {
+                Ok(Ok(false)) if began.elapsed() < READERS && !*self.stop.borrow() => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Ok(Ok(false)) => return Err(format!("what this node had of group {id} is still being read")),
@@ -424,9 +427,14 @@ impl Inner {
         cluster.groups().values().filter(unwanted).cloned().collect()
     }
 
-    /// Removes a replica if its group's leader says that this node is out.
-    async fn drop_if_out(self: &Arc<Self>, cluster: &Cluster, group: &Arc<Group>) -> Result<(), String> {
-        let Some((position, members)) = self.ask_membership(group.id).await else { return Ok(()) };
+    /// Removes a replica if this node is out of the group's newest committed membership, as its leader has told.
+    async fn drop_if_out(
+        self: &Arc<Self>,
+        cluster: &Cluster,
+        group: &Arc<Group>,
+        position: u64,
+        members: &[NodeId],
+    ) -> Result<(), String> {
         if members.contains(&self.config.node) {
             return Ok(());
         }
@@ -469,19 +477,17 @@ async fn tend(node: std::sync::Weak<Inner>, mut stop: runtime::watch::Receiver<b
         let Some(node) = node.upgrade() else { return };
         let Some(cluster) = node.cluster.get() else { continue };
         if unfinished {
-            unfinished = tokio::select! {
-                biased;
-                _ = stop.wait_for(|stop| *stop) => return,
-                all = node.finish_what_was_begun(cluster) => !all,
-            };
+            // Never left half-way: what runs on a thread of its own would go on in a WAL that is closed.
+            unfinished = !node.finish_what_was_begun(cluster).await;
         }
         for group in node.unwanted(cluster) {
-            let dropped = tokio::select! {
+            let asked = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
-                dropped = node.drop_if_out(cluster, &group) => dropped,
+                asked = node.ask_membership(group.id) => asked,
             };
-            if let Err(error) = dropped {
+            let Some((position, members)) = asked else { continue };
+            if let Err(error) = node.drop_if_out(cluster, &group, position, &members).await {
                 unfinished = true;
                 tracing::warn!(group = group.id, %error, "a replica that is not needed is still there");
             }

@@ -14,6 +14,7 @@
 //! An embedded database's directory can be imported as it is, which saves the file: so it moves into a
 //! cluster of many partitions while that serves others. It is held open meanwhile, and stays as it was.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -96,8 +97,9 @@ fn write_export<W: Write>(
     let total = trees.iter().map(Keyspace::len).sum::<Result<u64>>()?;
     let progress = Progress::items(Some(total), "exporting", global.quiet);
     let mut records = 0;
+    let of_sessions = database.keys_of_sessions()?;
     let mut each = |tree: &Keyspace, write: &mut WriteEntry<'_>| {
-        for_each_entry(database, tree, &mut |key, value, expires_ms| {
+        for_each_entry(database, tree, &of_sessions, &mut |key, value, expires_ms| {
             if dogsled_storage::hashes::head(&value).is_some() {
                 return Err(Failure::refused(format!(
                     "key {} of tree {:?} is a hash of Redis, which an export cannot hold: `dogsled backup` can; or \
@@ -329,9 +331,10 @@ fn read_directory<'a>(
     each: &mut dyn FnMut(Item) -> Result<()>,
 ) -> Result<()> {
     let mut read = 0;
+    let of_sessions = database.keys_of_sessions()?;
     for name in names {
         each(Item::Tree(name.to_vec()))?;
-        for_each_entry(database, &database.tree(name)?, &mut |key, value, expires_ms| {
+        for_each_entry(database, &database.tree(name)?, &of_sessions, &mut |key, value, expires_ms| {
             let (tree, value) = (Some(name.to_vec()), Some(value.to_vec()));
             each(Item::Record(Record { tree, key: key.to_vec(), value, expires_ms }))?;
             read += 1;
@@ -346,11 +349,11 @@ fn read_directory<'a>(
 fn for_each_entry(
     database: &Database,
     tree: &Keyspace,
+    of_sessions: &HashSet<(IVec, IVec)>,
     each: &mut dyn FnMut(IVec, IVec, Option<u64>) -> Result<()>,
 ) -> Result<()> {
     let name = tree.name();
     let has_times = database.may_have_times_to_live() && name != COUNTERS_TREE_NAME;
-    let of_sessions = database.keys_of_sessions()?;
     let mut entries = tree.entries(&KeyRange::default(), false, true);
     loop {
         let some = entries.by_ref().take(TOGETHER).collect::<Result<Vec<_>>>()?;

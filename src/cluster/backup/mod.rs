@@ -38,8 +38,8 @@
 //!
 //! **Restoring** reads and checks all files before anything is written. It can be interrupted at any moment; called again,
 //! it goes on, which it knows by a tree of its own in the cluster. Versions are new ones there. In the end it reads
-//! all keys and hashes back and compares (not the numbers that come next). Nobody else should write meanwhile. To a cluster with keys it is refused, unless it is
-//! to be merged: what is in both is overwritten then.
+//! all keys and hashes back and compares (not the numbers that come next). Nobody else should write meanwhile. To a
+//! cluster with keys it is refused, unless it is to be merged: what is in both is overwritten then.
 
 mod batches;
 mod chain;

@@ -30,7 +30,7 @@ pub(super) const ENTRY_BYTES: usize = 4 << 20;
 /// How many bytes of replies commands that are carried out together may tell, about; what is more waits until that is sent.
 const MOST_AT_ONCE: usize = 32 << 20;
 /// How many bytes one reply may tell, about.
-const MOST_IN_REPLY: usize = 512 << 20;
+pub(super) const MOST_IN_REPLY: usize = 512 << 20;
 const TOO_MUCH: &str = "ERR the reply would be larger than 512 MiB; ask for less";
 
 /// A command on keys: what is done, and how the replies to that become one. Trees are
@@ -217,6 +217,11 @@ fn time(at_ms: Option<Option<u64>>, now_ms: u64, is_absolute: bool, in_seconds: 
 
 /// The first word of an error that says so.
 pub(super) const UNKNOWN: &str = "UNKNOWN";
+
+/// That a reply would be larger than [`MOST_IN_REPLY`].
+pub(super) fn too_much() -> Error {
+    Error::Invalid(TOO_MUCH[4..].to_owned())
+}
 
 /// An error of the cluster. Its first word says what a client can do.
 pub(super) fn failed(error: &Error) -> Value {
@@ -520,7 +525,7 @@ impl Database {
         operations: &[&StringsOperation],
     ) -> Result<Vec<StringsReply>, Error> {
         let told = self.look(partitions, operations, MOST_IN_REPLY).await?;
-        told.into_iter().collect::<Option<_>>().ok_or_else(|| Error::Invalid(TOO_MUCH[4..].to_owned()))
+        told.into_iter().collect::<Option<_>>().ok_or_else(too_much)
     }
 
     /// The replies to the first of these operations, all if there is so much left to be told.

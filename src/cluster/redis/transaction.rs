@@ -15,13 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dogsled_net::resp::Value;
 use dogsled_storage::codec::Listed;
+use dogsled_storage::command::MAX_COMMAND_LENGTH;
 use dogsled_storage::hashes::{HashAction, HashId, Needs};
 use dogsled_storage::strings::{
     Carried, KIND_HASH, Slot, StringAction, StringsFailure, StringsOperation, StringsReply, apply, difference,
 };
 use dogsled_storage::{Fence, TreeId};
 
-use super::database::{Database, Watched, failed};
+use super::database::{Database, MOST_IN_REPLY, Watched, failed, too_much};
 use super::tree_name;
 use crate::cluster::Error;
 use crate::cluster::transaction::{ConflictableTransactionError, Transaction, TransactionError, abort};
@@ -34,6 +35,9 @@ enum Refused {
 }
 
 type Key = (TreeId, IVec);
+
+/// So many keys are read at a time, so that it is seen in time when they are too much.
+const READ_TOGETHER: usize = 1024;
 
 /// What ids of hashes that were found begin with here. Those of hashes that are made begin with nought.
 const FOUND: u64 = 1;
@@ -87,16 +91,26 @@ async fn run(
         wanted.entry(tree).or_default().insert(key.clone());
     }
     let mut slots: BTreeMap<Key, Slot> = BTreeMap::new();
+    let mut read = 0;
     for (number, keys) in wanted {
-        let values = tx.get_many(&client.tree(tree_name(number.0)), &keys).await?;
-        let found = keys.into_iter().zip(values);
-        slots.extend(found.map(|(key, value)| ((number, key), Slot::stored(value, None))));
+        let tree = client.tree(tree_name(number.0));
+        let keys: Vec<IVec> = keys.into_iter().collect();
+        for keys in keys.chunks(READ_TOGETHER) {
+            let values = tx.get_many(&tree, keys).await?;
+            read += values.iter().flatten().map(|value| value.len()).sum::<usize>();
+            if read > MOST_IN_REPLY {
+                return Err(too_much().into());
+            }
+            let found = keys.iter().cloned().zip(values);
+            slots.extend(found.map(|(key, value)| ((number, key), Slot::stored(value, None))));
+        }
     }
     let now_ms = learn(database, &tx, operations, &mut slots).await?;
     name_hashes(&mut slots);
     let before = slots.clone();
     let mut carried = Carried::default();
     let mut replies = Vec::with_capacity(operations.len());
+    let mut told = 0;
     for operation in operations {
         let place = (operation.tree, operation.key.clone());
         let mut slot = slots.remove(&place).expect("every key has a slot");
@@ -104,11 +118,29 @@ async fn run(
             StringAction::Transfer { tree, key, .. } => slots.get_mut(&(*tree, key.clone())),
             _ => None,
         };
-        replies.push(apply(&operation.action, now_ms, &mut carried, &mut slot, other));
+        let reply = apply(&operation.action, now_ms, &mut carried, &mut slot, other);
+        // Until they are written down they share what was read, however often it is told.
+        told += reply.bytes();
+        if told > MOST_IN_REPLY {
+            return Err(too_much().into());
+        }
+        replies.push(reply);
         slots.insert(place, slot);
     }
+    let mut made = 0;
     for ((number, key), slot) in slots {
         let actions = difference(&before[&(number, key.clone())], &slot);
+        let operation = |action: &StringAction| StringsOperation {
+            tree: number,
+            key: key.clone(),
+            action: action.clone(),
+        };
+        made += actions.iter().map(|action| operation(action).bytes()).sum::<usize>();
+        if made > MAX_COMMAND_LENGTH {
+            return Err(
+                Error::Invalid("a transaction brings or makes at most 1 GiB; split it".to_owned()).into()
+            );
+        }
         if !actions.is_empty() {
             tx.apply_actions(&client.tree(tree_name(number.0)), key, actions)?;
         }
@@ -212,12 +244,16 @@ async fn learn(
         match (reply, operation.action, &mut slot.hash) {
             (StringsReply::Expires { at_ms, now_ms }, ..) => {
                 latest_ms = latest_ms.max(now_ms);
-                // Of a key that is there by now and was not, or the other way round, the version tells.
-                slot.expires_ms = at_ms.flatten().filter(|_| slot.is_there());
+                match at_ms {
+                    // It has ended by the leader's clock, by which the log has not come so far: nobody sees it any more.
+                    None => *slot = Slot::found(None, None),
+                    // Of a key that is there by now and was not the version tells.
+                    Some(at_ms) => slot.expires_ms = at_ms.filter(|_| slot.is_there()),
+                }
             }
             (StringsReply::Integer(KIND_HASH), StringAction::Kind, _) => {}
             (_, StringAction::Kind, _) => *slot = Slot::found(None, None),
-            (StringsReply::Pairs { pairs, .. }, _, Some(hash)) => hash.learn_whole(pairs.0),
+            (StringsReply::Pairs { pairs, more: None }, _, Some(hash)) => hash.learn_whole(pairs.0),
             (
                 StringsReply::Values(values),
                 StringAction::Hash(HashAction::GetMany { fields }),
@@ -225,7 +261,10 @@ async fn learn(
             ) => {
                 fields.0.into_iter().zip(values.0).for_each(|(field, value)| hash.learn(field, value));
             }
-            (StringsReply::Failed(StringsFailure::TooMuch), ..) => {
+            (
+                StringsReply::Failed(StringsFailure::TooMuch) | StringsReply::Pairs { more: Some(_), .. },
+                ..,
+            ) => {
                 let what = "a hash is too large for a transaction over several partitions".to_owned();
                 return Err(Error::Invalid(what));
             }

@@ -186,7 +186,8 @@ impl Sweep {
             let owner = view.get(TreeId::HASHES, &id.owner_key())?;
             let is_of_tree =
                 owner.and_then(|owner| decode_owner(&owner.value).map(|(of, _)| of)) == Some(tree.0);
-            if is_of_tree && matches!(is_held(view, id)?, Held::No) {
+            // Of one that a transaction has locked it is looked again.
+            if is_of_tree && !matches!(is_held(view, id)?, Held::Yes) {
                 suspect(view, time_ms, id, effects)?;
             }
         }

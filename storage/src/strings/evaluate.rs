@@ -313,7 +313,8 @@ fn learn(view: &impl View, operation: &StringsOperation, slot: &mut Slot) -> Res
             return false;
         }
         let field = IVec::from(hashes::field_of_key(key));
-        bytes += key.len() + found.value.len();
+        // As they are counted when they are told: between two limits a part would be told as if it were all.
+        bytes += field.len() + found.value.len();
         hash.learn(field.clone(), Some(found.value));
         (count, last) = (count + 1, Some(field));
         true
