@@ -270,7 +270,11 @@ async fn go(
     let end = Instant::now() + options.duration;
     let mut faulty = Ok(());
     while faulty.is_ok() && Instant::now() < end {
-        faulty = faults.step(cluster).await;
+        // Also before: of a node that has just been given a group anew, and ends, the life before would be asked for.
+        faulty = watchdog.look(cluster);
+        if faulty.is_ok() {
+            faulty = faults.step(cluster).await;
+        }
         if faulty.is_ok() {
             faulty = watchdog.look(cluster);
         }
