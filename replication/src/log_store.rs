@@ -10,9 +10,8 @@
 //! # Layout
 //!
 //! An entry of index i is the stream's entry [`position`]`(i)`; vote, committed and purged log ids
-//! are the stream's register (see [`crate::types`] for the bytes). Purging first writes the
-//! register, then lets the entries go: a crash between the two leaves entries that the register
-//! says are purged, and opening finishes the work.
+//! are the stream's register (see [`crate::types`] for the bytes). Purging writes the register and
+//! lets the entries go in one step, which has room on a full disk, too.
 //!
 //! # In memory
 //!
@@ -178,6 +177,7 @@ impl LogStore {
             None => Register::default(),
             Some(bytes) => Register::decode(bytes)?,
         };
+        // Earlier builds wrote the two one after the other, and may have been stopped in between.
         if let (Some(purged), Some(first)) = (&register.purged, wal.first_index(stream))
             && first <= position(purged.index)
         {
@@ -292,12 +292,21 @@ impl LogStore {
         Ok(identities)
     }
 
-    /// What could not be written is not known either: openraft, started again, takes what it is told for durable.
     fn set_register(&self, state: &mut State, change: impl FnOnce(&mut Register)) -> io::Result<Ticket> {
+        self.write_register(state, change, |wal, stream, register| wal.set_state(stream, register))
+    }
+
+    /// What could not be written is not known either: openraft, started again, takes what it is told for durable.
+    fn write_register(
+        &self,
+        state: &mut State,
+        change: impl FnOnce(&mut Register),
+        write: impl FnOnce(&Wal, StreamId, &[u8]) -> dogsled_storage::Result<Ticket>,
+    ) -> io::Result<Ticket> {
         let inner = &self.inner;
         let mut register = state.register.clone();
         change(&mut register);
-        let ticket = inner.shared.wal.set_state(inner.stream, &register.encode()).map_err(to_io)?;
+        let ticket = write(&inner.shared.wal, inner.stream, &register.encode()).map_err(to_io)?;
         state.register = register;
         Ok(ticket)
     }
@@ -553,8 +562,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if state.register.purged.is_some_and(|purged| purged >= to) {
             return Ok(());
         }
-        self.set_register(state, |register| register.purged = Some(to))?;
-        inner.shared.wal.purge_to(inner.stream, position(to.index)).map_err(to_io)?;
+        let purged = |register: &mut Register| register.purged = Some(to);
+        self.write_register(state, purged, |wal, stream, register| {
+            wal.purge_to_with_state(stream, position(to.index), register)
+        })?;
         while state.cache.front().is_some_and(|entry| entry.log_id.index <= to.index) {
             if let Some(entry) = state.cache.pop_front() {
                 state.cache_bytes -= entry_memory(&entry);

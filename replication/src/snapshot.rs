@@ -299,6 +299,7 @@ impl Snapshots {
             Ok(()) => {}
             // Not the piece that is wanted: say which.
             Err(Error::InvalidRequest(why)) => tracing::debug!(why, "a piece of a snapshot was refused"),
+            // It is not to be gone on with: whoever begins again, begins at the beginning.
             Err(error) => return Err(failed(error)),
         }
         let place = place_answer(installer.position());

@@ -266,7 +266,7 @@ impl Freshness {
         match self.pending {
             Some((committed, _)) if committed > applied => false,
             Some((_, at)) => {
-                self.level = Some(at);
+                self.level = self.level.max(Some(at));
                 self.pending = None;
                 true
             }
@@ -397,11 +397,11 @@ impl ReplicaSlot {
         self.current.store(Some(replica));
     }
 
-    /// A leader says that everything up to `committed` is committed.
-    pub(crate) fn heard(&self, committed: u64) {
+    /// The leader has said, in what arrived at that time, that everything up to `committed` is committed.
+    pub(crate) fn heard(&self, committed: u64, arrived: Instant) {
         let mut freshness = self.freshness.lock();
         if freshness.settle(self.applied()) {
-            freshness.pending = Some((committed, Instant::now()));
+            freshness.pending = Some((committed, arrived));
         }
         if freshness.level.is_some() {
             self.clock.bridge();

@@ -480,6 +480,11 @@ pub fn difference(before: &Slot, after: &Slot) -> Vec<StringAction> {
                     _ => {}
                 }
             }
+            if set.is_empty() && removed.is_empty() {
+                // Written to what it was: whoever watches the key is to see that.
+                let known = |(name, field): (&IVec, &hashes::Field)| Some((name.clone(), field.now.clone()?));
+                set.extend(hash.fields.iter().find_map(known));
+            }
             // In this order: the last field that goes takes the hash with it.
             if !set.is_empty() {
                 actions.push(StringAction::Hash(HashAction::Set { pairs: Listed(set) }));

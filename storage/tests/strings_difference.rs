@@ -104,6 +104,12 @@ fn the_difference_makes_the_one_of_the_other() {
         if !after.is_written && after.expires_ms == before.expires_ms {
             assert!(actions.is_empty(), "seed {seed}: {actions:?} for nothing");
         }
+        if after.is_written && after.is_there() {
+            assert!(
+                made.is_written,
+                "seed {seed}: {actions:?} of what was written to what it was, {after:?}"
+            );
+        }
     }
     assert!(most >= 3, "at most {most} operations");
 }

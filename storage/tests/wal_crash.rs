@@ -67,6 +67,8 @@ enum Change {
     Truncate(u32, u64),
     Purge(u32, u64),
     Register(u32, Vec<u8>),
+    TruncateWithRegister(u32, u64, Vec<u8>),
+    PurgeWithRegister(u32, u64, Vec<u8>),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,6 +90,14 @@ impl Content {
                 self.entries.entry(*stream).or_default().retain(|entry, _| entry > index);
             }
             Change::Register(stream, bytes) => {
+                self.registers.insert(*stream, bytes.clone());
+            }
+            Change::TruncateWithRegister(stream, index, bytes) => {
+                self.apply(&Change::Truncate(*stream, *index));
+                self.registers.insert(*stream, bytes.clone());
+            }
+            Change::PurgeWithRegister(stream, index, bytes) => {
+                self.apply(&Change::Purge(*stream, *index));
                 self.registers.insert(*stream, bytes.clone());
             }
         }
@@ -194,11 +204,19 @@ fn work(wal: &Wal, history: &mut History, random: &mut Random, steps: u64) -> Re
                 let index = if last == 0 { 1 + random.below(100) } else { last + 1 };
                 Some(Change::Append(stream, index, vec![random.next() as u8; size as usize]))
             }
-            10 => Some(Change::Truncate(stream, first + random.below(last + 2 - first.min(last)))),
-            11..=12 => Some(Change::Purge(stream, last.saturating_sub(random.below(4)))),
-            13 => {
+            kind @ 10..=13 => {
                 let size = random.below(40) as usize;
-                Some(Change::Register(stream, vec![random.next() as u8; size]))
+                let register = vec![random.next() as u8; size];
+                let truncate_to = first + random.below(last + 2 - first.min(last));
+                let purge_to = last.saturating_sub(random.below(4));
+                let with_register = random.below(2) == 0;
+                Some(match (kind, with_register) {
+                    (10, false) => Change::Truncate(stream, truncate_to),
+                    (10, true) => Change::TruncateWithRegister(stream, truncate_to, register),
+                    (11..=12, false) => Change::Purge(stream, purge_to),
+                    (11..=12, true) => Change::PurgeWithRegister(stream, purge_to, register),
+                    _ => Change::Register(stream, register),
+                })
             }
             14..=15 => {
                 wal.write_out()?;
@@ -237,6 +255,12 @@ fn make(wal: &Wal, change: &Change) -> Result<Ticket> {
         Change::Truncate(stream, index) => wal.truncate_after(StreamId(*stream), *index),
         Change::Purge(stream, index) => wal.purge_to(StreamId(*stream), *index),
         Change::Register(stream, bytes) => wal.set_state(StreamId(*stream), bytes),
+        Change::PurgeWithRegister(stream, index, bytes) => {
+            wal.purge_to_with_state(StreamId(*stream), *index, bytes)
+        }
+        Change::TruncateWithRegister(stream, index, bytes) => {
+            wal.truncate_after_with_state(StreamId(*stream), *index, bytes)
+        }
     }
 }
 
@@ -516,8 +540,16 @@ fn a_full_disk_refuses_appends_cleanly_until_there_is_room() {
         assert_eq!(wal.last_index(stream), Some(last), "nothing was appended");
         assert!(wal.append(stream, last + 1, &[&[1; 1000]]).is_err());
         assert!(wal.poisoned().is_none());
+        // Registers by themselves fill up what is left, but for what purging needs, with a register or without.
+        let votes = (0..1000u32).take_while(|vote| {
+            let written =
+                wal.set_state(stream, &vote.to_le_bytes()).and_then(|ticket| wal.wait_durable(ticket));
+            written.is_ok()
+        });
+        assert!(votes.count() < 1000, "registers never filled the disk");
         // Purging needs no new segment, and makes one.
-        let ticket = wal.purge_to(stream, last - 5).unwrap();
+        let ticket = wal.purge_to_with_state(stream, last - 5, b"purged").unwrap();
+        assert_eq!(wal.state(stream).as_deref(), Some(&b"purged"[..]));
         wal.wait_durable(ticket).unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while let Err(error) = wal.append(stream, last + 1, &[&[1; 1000]]) {

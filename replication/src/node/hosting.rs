@@ -111,9 +111,9 @@ fn finish_dropping(wal: &Wal, disk: &dyn Disk, groups: &Path, group: u32) -> io:
             return Ok(false);
         }
     }
-    wal.truncate_after(StreamId(group), 0).map_err(to_io)?;
     let nothing = Register { vote: found.vote, hosted: found.hosted, ..Register::default() };
-    write_register(wal, group, &nothing)?;
+    let ticket = wal.truncate_after_with_state(StreamId(group), 0, &nothing.encode()).map_err(to_io)?;
+    wal.wait_durable(ticket).map_err(to_io)?;
     // Segments that only this group needed.
     wal.trim().map_err(to_io)?;
     Ok(true)

@@ -15,6 +15,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use openraft::async_runtime::WatchReceiver;
+use openraft::raft::AppendEntriesResponse;
 use tokio::time::Instant;
 
 use super::drive::is_internal;
@@ -328,11 +329,18 @@ impl Inner {
                 let raft = running()?;
                 let committed = raft.data_metrics().borrow_watched().local_committed;
                 check_append(&request, committed).map_err(malformed)?;
-                group.slot.heard(request.leader_commit.map_or(0, |commit| position(commit.index)));
-                let room = Arc::clone(&self.room);
+                let (arrived, committed) = (Instant::now(), request.leader_commit);
+                let (group, room) = (Arc::clone(group), Arc::clone(&self.room));
                 begun(async move {
                     match raft.append_entries(request).await {
-                        Ok(reply) => encode_append_reply(&reply, room.is_low()),
+                        Ok(reply) => {
+                            // What one says who has been replaced without knowing is no news.
+                            if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
+                                let committed = committed.map_or(0, |commit| position(commit.index));
+                                group.slot.heard(committed, arrived);
+                            }
+                            encode_append_reply(&reply, room.is_low())
+                        }
                         Err(error) => failed(error),
                     }
                 })

@@ -226,6 +226,11 @@ impl Kind {
             _ => None,
         }
     }
+
+    /// Whether it lets entries go, which may free segments.
+    pub(super) fn releases(self) -> bool {
+        matches!(self, Kind::TruncateAfter | Kind::PurgeTo)
+    }
 }
 
 /// One record of a payload.

@@ -173,7 +173,7 @@ pub(crate) use recovery::{files, no_log};
 pub use format::fuzz_frame;
 
 use format::Kind;
-use writer::Shared;
+use writer::{Change, Shared};
 
 /// Number of a stream. Stream 0 is the embedded database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -362,13 +362,25 @@ impl Wal {
 
     /// Replaces a stream's register: at most [`MAX_STATE`] bytes; none remove it.
     pub fn set_state(&self, stream: StreamId, bytes: &[u8]) -> Result<Ticket> {
-        if bytes.len() > MAX_STATE {
-            return Err(Error::InvalidRequest(format!(
-                "a register of {} bytes is over the limit of {MAX_STATE}",
-                bytes.len()
-            )));
-        }
-        self.shared.record(Kind::SetState, stream, 0, &[bytes])
+        self.shared.record(Kind::SetState, stream, 0, &[check_state(bytes)?])
+    }
+
+    /// Replaces a stream's register and does what [`Wal::purge_to`] does, as one: whether it fails or
+    /// the machine stops, both are done or neither is. Like purging it has room on a full disk.
+    pub fn purge_to_with_state(&self, stream: StreamId, index: u64, bytes: &[u8]) -> Result<Ticket> {
+        self.with_state(Kind::PurgeTo, stream, index, bytes)
+    }
+
+    /// Replaces a stream's register and does what [`Wal::truncate_after`] does, as one; see
+    /// [`Wal::purge_to_with_state`].
+    pub fn truncate_after_with_state(&self, stream: StreamId, index: u64, bytes: &[u8]) -> Result<Ticket> {
+        self.with_state(Kind::TruncateAfter, stream, index, bytes)
+    }
+
+    fn with_state(&self, kind: Kind, stream: StreamId, index: u64, bytes: &[u8]) -> Result<Ticket> {
+        let state: &[&[u8]] = &[check_state(bytes)?];
+        let register = Change { kind: Kind::SetState, index: 0, parts: state };
+        self.shared.records(stream, &[register, Change { kind, index, parts: &[] }])
     }
 
     /// A stream's register, durable or not.
@@ -498,6 +510,16 @@ impl Wal {
         self.shared.check_poison()?;
         self.shared.files.trim(true)
     }
+}
+
+fn check_state(bytes: &[u8]) -> Result<&[u8]> {
+    if bytes.len() > MAX_STATE {
+        return Err(Error::InvalidRequest(format!(
+            "a register of {} bytes is over the limit of {MAX_STATE}",
+            bytes.len()
+        )));
+    }
+    Ok(bytes)
 }
 
 impl Drop for Wal {

@@ -108,7 +108,7 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Room that ordinary appends leave for purging, so that a full disk can always be emptied.
+    /// Room that ordinary records leave for letting entries go, so that a full disk can always be emptied.
     fn reserve(&self) -> u64 {
         (self.active.size / 8).min(64 << 10) / BLOCK_SIZE as u64 * BLOCK_SIZE as u64
     }
@@ -132,9 +132,9 @@ impl State {
     }
 
     /// Whether the pending group can grow by `length` and still be sure of a place.
-    fn has_room(&self, length: usize, kind: Kind) -> bool {
+    fn has_room(&self, length: usize, releases: bool) -> bool {
         let frame = self.pending.length() + length;
-        let reserve = if kind == Kind::PurgeTo { 0 } else { self.reserve() };
+        let reserve = if releases { 0 } else { self.reserve() };
         padded(frame) as u64 + reserve <= self.left()
             || self.prepared.as_ref().is_some_and(|next| self.segment_for(frame) + reserve <= next.size)
     }
@@ -171,6 +171,19 @@ pub(super) struct Pen {
     pub(super) release: Option<(u64, u64)>,
     /// The last frame says that everything is durable.
     pub(super) closed: bool,
+}
+
+/// One record that is to be written.
+pub(super) struct Change<'a> {
+    pub(super) kind: Kind,
+    pub(super) index: u64,
+    pub(super) parts: &'a [&'a [u8]],
+}
+
+impl Change<'_> {
+    fn length(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum()
+    }
 }
 
 /// A group on its way to the disk.
@@ -270,51 +283,66 @@ impl Shared {
 
     /// Adds a record to the pending group.
     pub(super) fn record(&self, kind: Kind, stream: StreamId, index: u64, parts: &[&[u8]]) -> Result<Ticket> {
-        let length: usize = parts.iter().map(|part| part.len()).sum();
-        if length > MAX_RECORD {
+        self.records(stream, &[Change { kind, index, parts }])
+    }
+
+    /// Adds records of one stream to the pending group, all or none: a crash leaves all of them or none.
+    pub(super) fn records(&self, stream: StreamId, changes: &[Change<'_>]) -> Result<Ticket> {
+        let length: usize = changes.iter().map(|change| RECORD_HEADER_SIZE + change.length()).sum();
+        if let Some(long) = changes.iter().find(|change| change.length() > MAX_RECORD) {
             return Err(Error::InvalidRequest(format!(
-                "a record of {length} bytes is over the limit of {MAX_RECORD}"
+                "a record of {} bytes is over the limit of {MAX_RECORD}",
+                long.length()
             )));
         }
+        // The opening of the next segment may grow by the stream that these records make.
+        let margin = super::format::OPENING_PER_STREAM
+            + changes
+                .iter()
+                .filter(|change| change.kind == Kind::SetState)
+                .map(Change::length)
+                .sum::<usize>();
+        // A register that comes with entries that go is a part of letting them go.
+        let releases = changes.iter().any(|change| change.kind.releases());
         let mut state = self.state.lock();
         loop {
             self.check_poison()?;
+            if state.stopping {
+                return Err(Error::InvalidRequest("the log has been closed".to_owned()));
+            }
             let bounded = state.pending_records == 0
                 || state.pending.length() + length <= self.options.max_pending_bytes;
-            // The opening of the next segment may grow by the stream that this record makes.
-            let margin = if kind == Kind::SetState { length } else { 0 } + super::format::OPENING_PER_STREAM;
-            if bounded && state.has_room(RECORD_HEADER_SIZE + length + margin, kind) {
+            if bounded && state.has_room(length + margin, releases) {
                 break;
             }
-            state = self.make_room(state, RECORD_HEADER_SIZE + length + margin, kind)?;
+            state = self.make_room(state, length + margin, releases)?;
         }
-        if kind == Kind::Append
-            && let Some(next) = state.streams.next_index(stream)
-            && next != index
-        {
-            return Err(Error::InvalidRequest(format!(
-                "entry {index} of stream {} does not follow the last, {}",
-                stream.0,
-                next - 1
-            )));
-        }
-        let (group, position) = (state.group, state.pending.length() - FRAME_HEADER_SIZE);
-        state.pending.extend(&encode_record_header(kind, stream, index, length));
-        for part in parts {
-            state.pending.extend(part);
-        }
-        state.pending_records += 1;
-        match kind {
-            Kind::Append => state.streams.append(stream, index, group, position),
-            Kind::TruncateAfter => {
-                state.streams.truncate_after(stream, index, group);
-                state.released = true;
+        let group = state.group;
+        for change in changes {
+            let Change { kind, index, parts } = *change;
+            if kind == Kind::Append
+                && let Some(next) = state.streams.next_index(stream)
+                && next != index
+            {
+                return Err(Error::InvalidRequest(format!(
+                    "entry {index} of stream {} does not follow the last, {}",
+                    stream.0,
+                    next - 1
+                )));
             }
-            Kind::PurgeTo => {
-                state.streams.purge_to(stream, index, group);
-                state.released = true;
+            let position = state.pending.length() - FRAME_HEADER_SIZE;
+            state.pending.extend(&encode_record_header(kind, stream, index, change.length()));
+            for part in parts {
+                state.pending.extend(part);
             }
-            Kind::SetState => state.streams.set_state(stream, &parts.concat(), group),
+            state.pending_records += 1;
+            state.released |= kind.releases();
+            match kind {
+                Kind::Append => state.streams.append(stream, index, group, position),
+                Kind::TruncateAfter => state.streams.truncate_after(stream, index, group),
+                Kind::PurgeTo => state.streams.purge_to(stream, index, group),
+                Kind::SetState => state.streams.set_state(stream, &parts.concat(), group),
+            }
         }
         let pending = state.pending.length();
         drop(state);
@@ -329,7 +357,7 @@ impl Shared {
         &'a self,
         mut state: MutexGuard<'a, State>,
         length: usize,
-        kind: Kind,
+        releases: bool,
     ) -> Result<MutexGuard<'a, State>> {
         if state.pending_records > 0 {
             // Too much pending, or a record that needs a segment of its own: write what there is.
@@ -350,7 +378,7 @@ impl Shared {
         let failures = state.failures;
         if self.options.threads {
             self.maintenance.notify_all();
-            while !state.has_room(length, kind) && state.failures == failures {
+            while !state.has_room(length, releases) && state.failures == failures {
                 self.check_poison()?;
                 self.room.wait(&mut state);
             }
@@ -360,7 +388,7 @@ impl Shared {
             state = self.state.lock();
         }
         match &state.failure {
-            Some((_, error)) if state.failures != failures && !state.has_room(length, kind) => {
+            Some((_, error)) if state.failures != failures && !state.has_room(length, releases) => {
                 let error = error.clone();
                 // What only this record needed is not prepared for others.
                 state.wanted = 0;
