@@ -65,7 +65,8 @@
 //! result counts for nothing. Also what it [aborts](abort) for counts only if all it has read was so at one
 //! moment; otherwise it runs again. But a closure should not panic, or loop, because of what it sees.
 //!
-//! Locks are not taken or given back within it, but [`Transaction::holds_lock`] makes one depend on a lock.
+//! Locks are not taken or given back within it. What it writes through a tree [under a lock](super::Tree::under) is
+//! written while that is held, with all the rest, or none of it is; [`Transaction::holds_lock`] asks.
 
 mod attempt;
 mod commit;
@@ -127,7 +128,10 @@ impl Client {
         let mut shown: Option<Sets> = None;
         while attempts < MAX_ATTEMPTS && (attempts == 0 || shown.is_some() || Instant::now() < until) {
             let transaction = Transaction::start(self.clone(), until, shown.take().unwrap_or_default());
-            let result = run(transaction.clone()).await;
+            let result = match run(transaction.clone()).await {
+                Ok(value) => transaction.read_fences().await.map(|()| value).map_err(Into::into),
+                refused => refused,
+            };
             let sets = transaction.end();
             match result {
                 Ok(value) => match commit(self, &sets, attempts, until).await {

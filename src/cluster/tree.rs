@@ -51,7 +51,9 @@ impl Tree {
     /// [`Error::LockNotHeld`] otherwise. Several can be demanded one after the other. Reading is not
     /// changed.
     ///
-    /// The lock and the keys must be of one partition, which a common [tag](super#routing) ensures.
+    /// The lock and the keys must be of one partition, which a common [tag](super#routing) ensures. Within a
+    /// [transaction](super::Client::transaction) they may be of any: what such a tree is written there is written with all
+    /// the rest if the lock is held, or nothing is.
     ///
     /// ```no_run
     /// # async fn work(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {
@@ -66,6 +68,11 @@ impl Tree {
         let mut fenced = self.clone();
         fenced.fences.push(fence.into());
         fenced
+    }
+
+    /// What has to hold for whoever writes through it.
+    pub(super) fn fences(&self) -> &[Fence] {
+        &self.fences
     }
 
     /// The tree's name.

@@ -446,3 +446,64 @@ async fn a_transaction_under_a_lock_that_another_has_taken_since_does_nothing() 
     assert_eq!(tree.len().await.unwrap(), u64::from(PARTITIONS));
     second.release().await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_transaction_writes_under_a_lock_it_writes_only_while_that_is_held() {
+    let cluster = Cluster::made(1, PARTITIONS).await;
+    let client = &cluster.client(1).await;
+    let (free, lease) = (&client.tree("free"), Duration::from_secs(30));
+    let first = client.lock("job").owner("ann").acquire(lease).await.unwrap();
+    let guarded = &client.tree("guarded").under(&first);
+    let (first_key, second_key) = (&keys()[0], &keys()[1]);
+    let write = |value: &'static str| async move {
+        let written: TransactionResult<()> = client
+            .transaction(|tx| async move {
+                tx.put(free, first_key, value)?;
+                let mut batch = Batch::default();
+                batch.insert(second_key.as_str(), value);
+                tx.apply_batch(guarded, batch)?;
+                Ok(())
+            })
+            .await;
+        written
+    };
+    let compare = |value: &'static str| {
+        let compare = client.compare().is_absent(guarded, "no such key");
+        compare.then_put(free, first_key, value).then_put(guarded, second_key, value).run()
+    };
+    write("by the first").await.unwrap();
+    assert!(compare("by the first, too").await.unwrap().held());
+    // All of one partition, which is one command without a lock.
+    let alone =
+        || client.compare().is_present(guarded, second_key).then_put(guarded, second_key, "alone").run();
+    assert!(alone().await.unwrap().held());
+
+    let token = first.token();
+    first.release().await.unwrap().unwrap();
+    let second = client.lock("job").owner("ben").acquire(lease).await.unwrap();
+    let refused = |error: Option<&Error>| match error {
+        Some(Error::LockNotHeld { lock, token: presented, current }) => {
+            assert_eq!((&lock[..], *presented, *current), (&b"job"[..], token, Some(second.token())));
+        }
+        other => panic!("{other:?}"),
+    };
+    let error = |result: TransactionResult<()>| match result {
+        Err(TransactionError::Cluster(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    refused(Some(&error(write("too late").await)));
+    refused(Some(&error(compare("too late").await.map(drop))));
+    refused(Some(&error(alone().await.map(drop))));
+    // What is not written there does not ask for it, and neither does reading.
+    let unguarded: TransactionResult<()> = client
+        .transaction(|tx| async move {
+            let found = tx.get(guarded, second_key).await?;
+            tx.put(free, first_key, found.unwrap())?;
+            Ok(())
+        })
+        .await;
+    unguarded.unwrap();
+    assert_eq!(free.get(first_key).await.unwrap().unwrap(), "alone");
+    assert_eq!(guarded.get(second_key).await.unwrap().unwrap(), "alone");
+    second.release().await.unwrap().unwrap();
+}

@@ -11,12 +11,14 @@ use dogsled_storage::command::RangeFingerprint;
 use dogsled_storage::counter::decode_value;
 use dogsled_storage::lock::{FencingToken, decode_state};
 use dogsled_storage::strings::StringAction;
-use dogsled_storage::{COUNTERS_TREE_NAME, GroupRead, GroupReadReply, LOCKS_TREE_NAME, TreeId, Versioned};
+use dogsled_storage::{
+    COUNTERS_TREE_NAME, Fence, GroupRead, GroupReadReply, LOCKS_TREE_NAME, TreeId, Versioned,
+};
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::sets::{RangeSeen, Scan, Seen, Sets, Time};
+use super::sets::{Access, RangeSeen, Scan, Seen, Sets, Time};
 use crate::cluster::core::unexpected;
 use crate::cluster::{Client, Error, ReadFrom, Result, Tree};
 use crate::lock::milliseconds;
@@ -197,7 +199,7 @@ impl Transaction {
         K: AsRef<[u8]>,
         V: Into<IVec>,
     {
-        self.write(&tree.stored_name(), IVec::from(key.as_ref()), Some(value.into()))
+        self.with(|sets| access(sets, tree).write(IVec::from(key.as_ref()), Some(value.into())))
     }
 
     /// Removes a key without looking at what was there.
@@ -205,11 +207,7 @@ impl Transaction {
     /// # Errors
     /// [`Error::Invalid`] if the transaction is over.
     pub fn delete<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<()> {
-        self.write(&tree.stored_name(), IVec::from(key.as_ref()), None)
-    }
-
-    fn write(&self, tree: &IVec, key: IVec, value: Option<IVec>) -> Result<()> {
-        self.with(|sets| sets.access(tree).write(key, value))
+        self.with(|sets| access(sets, tree).write(IVec::from(key.as_ref()), None))
     }
 
     /// Sets a key; the value before, which is read for that. [`Transaction::put`] does not.
@@ -243,7 +241,7 @@ impl Transaction {
         key: IVec,
         actions: Vec<StringAction>,
     ) -> Result<()> {
-        self.with(|sets| drop(sets.access(&tree.stored_name()).actions.insert(key, actions)))
+        self.with(|sets| drop(access(sets, tree).actions.insert(key, actions)))
     }
 
     /// Something was read by other means that changes only together with the version of a key that this run read
@@ -258,7 +256,7 @@ impl Transaction {
     /// [`Error::Invalid`] if the transaction is over.
     pub fn apply_batch(&self, tree: &Tree, batch: Batch) -> Result<()> {
         self.with(|sets| {
-            let access = sets.access(&tree.stored_name());
+            let access = access(sets, tree);
             for write in batch.into_writes(TreeId(0)) {
                 access.write(write.key, write.value);
             }
@@ -440,11 +438,8 @@ impl Transaction {
     /// As [`Transaction::get`].
     pub async fn counter_set(&self, name: impl AsRef<[u8]>, value: i64) -> Result<i64> {
         let before = self.counter_get(name.as_ref()).await?;
-        self.write(
-            &IVec::from(COUNTERS_TREE_NAME),
-            IVec::from(name.as_ref()),
-            Some(IVec::from(value.to_be_bytes())),
-        )?;
+        let (tree, stored) = (IVec::from(COUNTERS_TREE_NAME), IVec::from(value.to_be_bytes()));
+        self.with(|sets| sets.access(&tree).write(IVec::from(name.as_ref()), Some(stored)))?;
         Ok(before)
     }
 
@@ -518,7 +513,7 @@ impl Transaction {
         V: Into<IVec>,
     {
         let (key, value, ttl_ms) = (IVec::from(key.as_ref()), value.into(), some_time(ttl)?);
-        self.with(|sets| sets.access(&tree.stored_name()).write_for(key, value, ttl_ms))
+        self.with(|sets| access(sets, tree).write_for(key, value, ttl_ms))
     }
 
     /// Sets a key that expires after so long; the value before, which is read for that.
@@ -550,7 +545,7 @@ impl Transaction {
         let is_there = self.contains_key(tree, key.as_ref()).await?;
         if is_there {
             let key = IVec::from(key.as_ref());
-            self.with(|sets| sets.access(&tree.stored_name()).live_for(key, Time::After(ttl_ms)))?;
+            self.with(|sets| access(sets, tree).live_for(key, Time::After(ttl_ms)))?;
         }
         Ok(is_there)
     }
@@ -561,8 +556,13 @@ impl Transaction {
     /// [`Error::Invalid`] if the transaction is over.
     pub fn persist<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<()> {
         let key = IVec::from(key.as_ref());
-        self.with(|sets| sets.access(&tree.stored_name()).live_for(key, Time::Forever))
+        self.with(|sets| access(sets, tree).live_for(key, Time::Forever))
     }
+}
+
+/// What is to be written in a tree, under its locks.
+fn access<'a>(sets: &'a mut Sets, tree: &Tree) -> &'a mut Access {
+    sets.writing(&tree.stored_name(), tree.fences())
 }
 
 fn some_time(ttl: Duration) -> Result<u64> {
@@ -601,13 +601,31 @@ impl Transaction {
     /// # Errors
     /// As [`Transaction::get`].
     pub async fn holds_lock(&self, name: impl AsRef<[u8]>, token: FencingToken) -> Result<bool> {
-        let (tree, name) = (IVec::from(LOCKS_TREE_NAME), IVec::from(name.as_ref()));
+        Ok(self.tokens(IVec::from(name.as_ref())).await?.contains(&token))
+    }
+
+    /// The tokens of all that hold a lock, or did and have no successor.
+    async fn tokens(&self, name: IVec) -> Result<Vec<FencingToken>> {
+        let tree = IVec::from(LOCKS_TREE_NAME);
         self.read(&tree, name.clone()).await?;
         let found = self.with(|sets| sets.trees.get(&tree)?.reads.get(&name)?.clone())?;
-        let Some(stored) = found else { return Ok(false) };
+        let Some(stored) = found else { return Ok(Vec::new()) };
         let state = decode_state(&name, &stored).map_err(|error| Error::Incompatible(error.to_string()))?;
-        // At the beginning of time no lease has ended: all that hold it, or did and have no successor.
-        Ok(state.live(0).any(|permit| permit.token == token))
+        // At the beginning of time no lease has ended.
+        Ok(state.live(0).map(|permit| permit.token).collect())
+    }
+
+    /// Makes it a part of what was read that the locks are held under which this run [writes](Tree::under). A token that is
+    /// not that of a holder never is again, so what is refused here is refused for good.
+    pub(super) async fn read_fences(&self) -> Result<()> {
+        let fences = self.with(|sets| sets.fences().to_vec())?;
+        for Fence { lock, token } in fences {
+            let tokens = self.tokens(lock.clone()).await?;
+            if !tokens.contains(&token) {
+                return Err(Error::LockNotHeld { lock, token, current: tokens.into_iter().max() });
+            }
+        }
+        Ok(())
     }
 }
 

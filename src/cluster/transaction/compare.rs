@@ -31,8 +31,8 @@ use crate::cluster::{Client, Error, Tree};
 /// # Ok(()) }
 /// ```
 ///
-/// If all keys are of one partition, and no time to live is given, this is one command. Otherwise it is a
-/// [transaction](super).
+/// If all keys are of one partition, and no time to live is given, this is one command. Otherwise, and if something is
+/// written [under a lock](Tree::under), it is a [transaction](super).
 #[derive(Clone, Debug)]
 #[must_use = "it does nothing until it is run"]
 pub struct Compare {
@@ -71,7 +71,8 @@ impl Compared {
 
 impl Compare {
     fn tree(&mut self, tree: &Tree) -> TreeId {
-        let index = self.trees.iter().position(|known| known.name() == tree.name()).unwrap_or_else(|| {
+        let same = |known: &Tree| known.name() == tree.name() && known.fences() == tree.fences();
+        let index = self.trees.iter().position(same).unwrap_or_else(|| {
             self.trees.push(tree.clone());
             self.trees.len() - 1
         });
@@ -200,8 +201,8 @@ impl Compare {
         let mut groups: Vec<u32> = keys.map(group_in).collect();
         groups.sort_unstable();
         groups.dedup();
-        let times = self.then_for.len() + self.otherwise_for.len();
-        let (&[group], 0) = (&groups[..], times) else {
+        let more = self.then_for.len() + self.otherwise_for.len() + self.fences();
+        let (&[group], 0) = (&groups[..], more) else {
             return self
                 .client
                 .transaction(|transaction| async move { self.within(&transaction).await })
@@ -214,6 +215,12 @@ impl Compare {
             Reply::Compared(Err((index, found))) => Ok(Compared { failed: Some((index as usize, found)) }),
             other => Err(TransactionError::Cluster(unexpected(&other))),
         }
+    }
+
+    /// How many locks something is to be written under.
+    fn fences(&self) -> usize {
+        let writes = self.then.iter().chain(&self.otherwise);
+        writes.map(|write| self.trees[write.tree.0 as usize].fences().len()).sum()
     }
 
     async fn within(

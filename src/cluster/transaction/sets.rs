@@ -9,7 +9,7 @@ use dogsled_storage::codec::Listed;
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::strings::StringAction;
 use dogsled_storage::transaction::coordinator::Share;
-use dogsled_storage::{ExpiryCommand, SetIf, TreeId, Versioned, When, Write};
+use dogsled_storage::{ExpiryCommand, Fence, SetIf, TreeId, Versioned, When, Write};
 
 use crate::IVec;
 
@@ -29,6 +29,8 @@ pub(super) struct Sets {
     pub(super) kept: BTreeMap<Scan, Arc<Seen>>,
     /// All that so many requests have read is of one moment.
     shown: Option<u64>,
+    /// Locks under which something is to be written.
+    fences: Vec<Fence>,
 }
 
 /// The first keys of a range.
@@ -121,6 +123,21 @@ impl Sets {
             self.trees.insert(tree.clone(), Access::default());
         }
         self.trees.get_mut(tree).expect("just inserted")
+    }
+
+    /// What is to be written in a tree, under locks.
+    pub(super) fn writing(&mut self, tree: &IVec, fences: &[Fence]) -> &mut Access {
+        for fence in fences {
+            if !self.fences.contains(fence) {
+                self.fences.push(fence.clone());
+            }
+        }
+        self.access(tree)
+    }
+
+    /// The locks that have to be held.
+    pub(super) fn fences(&self) -> &[Fence] {
+        &self.fences
     }
 
     /// Notes that a tree was named so, also if nothing comes of it: whoever is refused for it asks whether it has
