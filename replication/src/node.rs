@@ -211,6 +211,8 @@ struct Inner {
     tasks: Mutex<Vec<JoinHandle<()>>>,
     /// Parts of transactions that are being settled, by group.
     settling: Mutex<HashSet<(u32, TransactionId)>>,
+    /// How far transactions were looked after, by group.
+    looked_after: Mutex<HashMap<u32, transactions::LookedAfter>>,
     /// Groups whose old decisions are being looked after.
     forgetting: Mutex<HashSet<u32>>,
     /// How busy its groups are.
@@ -286,6 +288,7 @@ impl Node {
             changes: watch::Sender::new(0),
             tasks: Mutex::default(),
             settling: Mutex::default(),
+            looked_after: Mutex::default(),
             forgetting: Mutex::default(),
             loads: Mutex::default(),
             redis: Mutex::default(),

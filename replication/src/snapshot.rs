@@ -298,7 +298,9 @@ impl Snapshots {
         match written {
             Ok(()) => {}
             // Not the piece that is wanted: say which.
-            Err(Error::InvalidRequest(why)) => tracing::debug!(why, "a piece of a snapshot was refused"),
+            Err(Error::InvalidRequest(why)) if !installer.has_failed() => {
+                tracing::debug!(why, "a piece of a snapshot was refused");
+            }
             // It is not to be gone on with: whoever begins again, begins at the beginning.
             Err(error) => return Err(failed(error)),
         }

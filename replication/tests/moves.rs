@@ -304,6 +304,14 @@ async fn a_member_that_has_lost_its_disk_is_not_let_in_under_its_old_id() {
         other => panic!("{other:?}"),
     }
     assert!(cluster.nodes[&3].record().is_none(), "it has nothing of the cluster");
+    // Nor by who made the cluster and makes it again, as an application does at every start, also without the others.
+    let members = || (1..=3).map(|node| (NodeId(node), addresses(node))).collect();
+    cluster.nodes[&1].initialize_cluster(PARTITIONS, members()).await.unwrap();
+    assert!(cluster.nodes[&3].record().is_none() && cluster.nodes[&3].map().cluster == 0);
+    cluster.stop(1).await;
+    cluster.start(1).await;
+    cluster.nodes[&1].initialize_cluster(PARTITIONS, members()).await.unwrap();
+    assert!(cluster.nodes[&3].record().is_none() && cluster.nodes[&3].map().cluster == 0);
     // Under a new one it is.
     cluster.start(4).await;
     cluster.nodes[&4].join(seeds([1, 2])).await.unwrap();

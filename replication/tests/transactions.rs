@@ -5,9 +5,10 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Cluster, get, insert, open_session};
-use dogsled_replication::{ClusterError, Consistency};
+use dogsled_replication::{ClientIdentity, ClientReply, ClientRequest, ClusterError, Consistency, Service};
+use dogsled_storage::codec::encode_group_command;
 use dogsled_storage::command::KeyRead;
-use dogsled_storage::group::{Answer, GroupCommand, Operation, SessionId, SessionTag};
+use dogsled_storage::group::{Answer, GroupCommand, Operation, Refusal, SessionId, SessionTag};
 use dogsled_storage::transaction::{Commit, Decision, Prepare, Reason};
 use dogsled_storage::{Part, TransactionId, TreeId, Vote, Write};
 
@@ -106,6 +107,69 @@ async fn a_reader_that_died_keeps_writers_off_no_longer_than_its_lease_also_wher
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     for group in [OTHER, HOME] {
         assert_eq!(cluster.get(1, group, "read").await.as_deref(), Some("new"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_whose_home_cannot_be_lasts_no_longer_than_its_lease() {
+    let (cluster, time_ms) = opened().await;
+    cluster.put(OTHER, "theirs", "old").await;
+    for (transaction, home) in [(1, 9_999), (2, 0)] {
+        let prepare = Operation::Prepare(Prepare {
+            transaction: TransactionId(transaction),
+            home,
+            decide_by_ms: time_ms + 5_000,
+            lease_ms: LEASE_MS,
+            only_lock: false,
+            part: part("theirs", "new"),
+        });
+        let reply = cluster.submit(OTHER, &numbered(transaction as u64, prepare)).await;
+        assert_eq!(reply.result, Ok(Answer::Vote(Vote::Yes)));
+        cluster.put(OTHER, "theirs", "later").await;
+        assert_eq!(cluster.get(1, OTHER, "theirs").await.as_deref(), Some("later"));
+    }
+    // The time until which it may be decided is one that comes.
+    let prepare = Operation::Prepare(Prepare {
+        transaction: TransactionId(3),
+        home: HOME,
+        decide_by_ms: u64::MAX,
+        lease_ms: LEASE_MS,
+        only_lock: false,
+        part: part("theirs", "new"),
+    });
+    let settle = Operation::Settle { transaction: TransactionId(4), decide_by_ms: u64::MAX };
+    let settle = GroupCommand { session: None, ..numbered(4, settle) };
+    for command in [numbered(3, prepare), settle] {
+        let reply = cluster.submit(OTHER, &command).await;
+        assert!(
+            matches!(&reply.result, Err(Refusal::Invalid(why)) if why.contains("too far off")),
+            "{reply:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_client_locks_what_the_cluster_says_of_itself() {
+    let (cluster, time_ms) = opened().await;
+    let prepare = Operation::Prepare(Prepare {
+        transaction: TransactionId(1),
+        home: HOME,
+        decide_by_ms: time_ms + 5_000,
+        lease_ms: LEASE_MS,
+        only_lock: true,
+        part: Part::default(),
+    });
+    let settle = Operation::Settle { transaction: TransactionId(1), decide_by_ms: time_ms + 5_000 };
+    let client = ClientIdentity { name: "somebody".to_owned(), administrator: false };
+    for operation in [prepare, settle] {
+        let command = GroupCommand { session: None, time_ms: 0, trees: Vec::new(), operation };
+        let command = encode_group_command(&command).unwrap().into();
+        let request = ClientRequest::Submit { group: 0, deadline: Duration::from_secs(5), command };
+        let reply = cluster.any().client_request(&client, request.encode()).await;
+        match ClientReply::decode(reply).unwrap() {
+            ClientReply::Error(ClusterError::Invalid(why)) => assert!(why.contains("itself"), "{why}"),
+            other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -16,6 +16,8 @@ use crate::{Error, IVec, Result};
 
 /// The longest key in bytes.
 pub const MAX_KEY_LENGTH: usize = 64 << 10;
+/// The same of the database's own trees, which put what they need before a key of somebody else.
+pub(crate) const MAX_OWN_KEY_LENGTH: usize = MAX_KEY_LENGTH + 64;
 /// The longest value in bytes (512 MiB).
 pub const MAX_VALUE_LENGTH: usize = 512 << 20;
 /// The most bytes of keys and values that one command may carry (1 GiB).

@@ -259,8 +259,9 @@ fn lock_source(disk: &dyn Disk, source: &Path) -> Result<Option<Box<dyn DiskLock
     match disk.lock(&path) {
         Ok(Some(lock)) => Ok(Some(lock)),
         Ok(None) => Err(Error::InUse(source.to_owned())),
-        // A read-only file system: nobody can have it open for writing.
-        Err(_) => Ok(None),
+        // Nobody can have it open for writing.
+        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => Ok(None),
+        Err(error) => Err(Error::io(format!("locking {}", path.display()), error)),
     }
 }
 

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use crate::bulk::BulkBuilder;
 use crate::codec::MAX_ENCODED_GROUP_COMMAND_LENGTH;
-use crate::command::{MAX_KEY_LENGTH, MAX_NAME_LENGTH};
+use crate::command::{MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_OWN_KEY_LENGTH};
 use crate::directory::{Directory, read_manifest, tree_path};
 use crate::disk::Disk;
 use crate::evaluate::Versioned;
@@ -158,12 +158,17 @@ impl ReplicaInstaller {
         matches!(self.stage, Stage::Complete(_))
     }
 
+    /// Whether it takes no more, because of what it was given or of its disk: begin again.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.stage, Stage::Failed)
+    }
+
     /// Takes the next chunk. The last one is complete and durable on return.
     ///
     /// # Errors
     /// [`Error::InvalidRequest`] for a chunk that is damaged, of another snapshot, or not the one
     /// that is wanted; then nothing was changed. For one whose contents cannot be right, and for
-    /// [`Error::Io`] and others: then this installer takes no more, begin again.
+    /// [`Error::Io`] and others: then this installer [takes no more](ReplicaInstaller::has_failed).
     pub fn chunk(&mut self, bytes: &[u8]) -> Result<()> {
         let refuse = |what: String| Error::InvalidRequest(format!("a chunk of a snapshot: {what}"));
         if !matches!(self.stage, Stage::Filling(_)) {
@@ -230,7 +235,8 @@ impl ReplicaInstaller {
         if !record.catalog.ids.contains_key(&piece.tree) {
             return Err(format!("there is no tree {}", piece.tree.0));
         }
-        if piece.key.len() > MAX_KEY_LENGTH || piece.value_length > MAX_STORED_LENGTH {
+        let longest = if piece.tree.is_system() { MAX_OWN_KEY_LENGTH } else { MAX_KEY_LENGTH };
+        if piece.key.len() > longest || piece.value_length > MAX_STORED_LENGTH {
             return Err("an entry is over the limits".to_owned());
         }
         if piece.version == 0 || piece.version > record.applied {

@@ -208,6 +208,15 @@ pub(crate) struct Moment {
 }
 
 impl Replica {
+    /// Whether a session is over at this time of the log, of whose lease `led_ms` have been seen: whether an entry that
+    /// [expires sessions](crate::group::Operation::ExpireSessions) would have something to look at.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn is_any_session_over(&self, time_ms: u64, led_ms: u64) -> Result<bool> {
+        session::is_any_over(&view(&self.moment().snapshot, &Ends::default()), time_ms, led_ms)
+    }
+
     /// Operations that only read, in turn.
     fn strings(
         &self,

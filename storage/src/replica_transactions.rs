@@ -302,19 +302,31 @@ impl Replica {
         tree.map_or(Vec::new(), |tree| committer.transactions.writers(tree))
     }
 
-    /// Prepared transactions whose lease was over at that time of the log, at most so many.
-    pub fn expired_transactions(&self, time_ms: u64, limit: usize) -> Vec<LockedBy> {
+    /// Prepared transactions whose lease was over at that time of the log, in the order of their numbers, those behind
+    /// `after`, at most so many.
+    pub fn expired_transactions(
+        &self,
+        time_ms: u64,
+        after: Option<TransactionId>,
+        limit: usize,
+    ) -> Vec<LockedBy> {
         if self.state().prepared.none().is_some() {
             return Vec::new();
         }
         let committer = self.engine().shared.commit.lock();
-        committer.transactions.expired(time_ms).take(limit).collect()
+        committer.transactions.expired(time_ms, after).take(limit).collect()
     }
 
-    /// Decisions that could be made only before that time of the log, at most so many, oldest first.
-    pub fn decisions_before(&self, time_ms: u64, limit: usize) -> Vec<(TransactionId, Decided)> {
+    /// Decisions that could be made only before that time of the log, oldest first, those behind `after` (until when one
+    /// could be made, and whose it is), at most so many.
+    pub fn decisions_before(
+        &self,
+        time_ms: u64,
+        after: Option<(u64, TransactionId)>,
+        limit: usize,
+    ) -> Vec<(TransactionId, Decided)> {
         let committer = self.engine().shared.commit.lock();
-        let due = committer.transactions.decided_before(time_ms).take(limit);
+        let due = committer.transactions.decided_before(time_ms, after).take(limit);
         due.map(|(transaction, decided)| (transaction, decided.clone())).collect()
     }
 }

@@ -37,7 +37,9 @@
 //! [`Operation::RenewSession`] and [`Operation::OpenSession`].
 //!
 //! **Bounded work.** A session remembers at most [`MAX_SLOTS`] answers; closing and expiring removes
-//! at most [`REMOVE_AT_ONCE`] keys, so no entry of the log takes long.
+//! at most [`REMOVE_AT_ONCE`] keys, and looks at a few times as many that are not to go yet, so no entry of the log
+//! takes long. What a transaction that is prepared has locked is left for another time, and with it what one entry
+//! does not get to behind it.
 //!
 //! **In an embedded database** there are sessions as well, of applications: they own keys and locks, and number no
 //! commands. [`crate::Engine::open_session`] and its like evaluate the same functions.
@@ -70,6 +72,9 @@ use crate::{Error, IVec, Result, lock};
 
 /// The most keys that closing a session or expiring sessions removes at a time.
 pub const REMOVE_AT_ONCE: usize = 1024;
+
+/// The most sessions that are looked at for that, and the most of their keys that turn out to be locked.
+const LOOK_AT_ONCE: usize = 4 * REMOVE_AT_ONCE;
 /// How many slots a session has: so many commands may be under way at a time.
 pub const MAX_SLOTS: usize = 1 << 16;
 
@@ -185,7 +190,8 @@ pub(crate) fn renew(view: &impl View, context: &Context, session: SessionId) -> 
 /// once is left to be expired.
 pub(crate) fn close(view: &impl View, context: &Context, session: SessionId) -> Result<Done> {
     let mut effects = Effects::new();
-    let mut ending = Ending { context, is_clean: true, touched: Vec::new(), effects: &mut effects };
+    let (touched, locked) = (Vec::new(), 0);
+    let mut ending = Ending { context, is_clean: true, touched, locked, effects: &mut effects };
     if let Some(found) = read_record(view, session)?
         && ending.remove(view, session, &found, REMOVE_AT_ONCE - 3)? != Left::Nothing
     {
@@ -197,44 +203,21 @@ pub(crate) fn close(view: &impl View, context: &Context, session: SessionId) -> 
 
 /// [`Operation::ExpireSessions`](crate::group::Operation::ExpireSessions).
 pub(crate) fn expire(view: &impl View, context: &Context, led_ms: u64) -> Result<Done> {
-    let mut ended = Vec::new();
-    let mut failure = None;
-    // The end of time is never over.
-    let last = expiry_key(context.time_ms.min(u64::MAX - 1), SessionId(u128::MAX));
-    let mut complete = true;
-    view.scan(TreeId::SESSIONS, Bound::Included(&[EXPIRY]), Bound::Included(&last), &mut |key, _| {
-        if ended.len() == REMOVE_AT_ONCE / 2 {
-            complete = false;
-            return false;
-        }
-        let found = session_in_expiry(key).and_then(|session| {
-            let found = read_record(view, session)?;
-            Ok((session, found.ok_or_else(|| damaged("an expiry without its session"))?))
-        });
-        match found {
-            Ok((_, record)) if record.lease_ms > led_ms => {}
-            Ok(found) => ended.push(found),
-            Err(error) => failure = Some(error),
-        }
-        failure.is_none()
-    })?;
-    if let Some(failure) = failure {
-        return Err(failure);
-    }
+    let (ended, mut complete) = over(view, context.time_ms, led_ms)?;
     let mut effects = Effects::new();
     let mut sessions = 0;
-    let mut touched = Vec::new();
+    let (mut touched, mut locked) = (Vec::new(), 0);
     for (session, found) in ended {
         let budget = REMOVE_AT_ONCE.saturating_sub(effects.len());
         // Two for the session itself, three to mark it.
-        if budget < 5 {
+        if budget < 5 || locked >= LOOK_AT_ONCE {
             complete = false;
             break;
         }
         let is_clean = found == Record::CLOSED;
-        let mut ending = Ending { context, is_clean, touched, effects: &mut effects };
+        let mut ending = Ending { context, is_clean, touched, locked, effects: &mut effects };
         let left = ending.remove(view, session, &found, budget - 3)?;
-        touched = ending.touched;
+        (touched, locked) = (ending.touched, ending.locked);
         if left != Left::Nothing {
             let left = if found.is_ending() { found.clone() } else { Record::ENDING };
             move_expiry(session, &found, left, &mut effects);
@@ -249,7 +232,43 @@ pub(crate) fn expire(view: &impl View, context: &Context, led_ms: u64) -> Result
             }
         }
     }
-    Ok((effects, Ok(Answer::SessionsExpired { sessions, more: !complete })))
+    // Whoever would come back at once for what is locked would do so until it is not.
+    let more = !complete && !effects.is_empty();
+    Ok((effects, Ok(Answer::SessionsExpired { sessions, more })))
+}
+
+/// The sessions that are over by the log's time, and of which `led_ms` of the lease have been seen, in the order in which
+/// they ended; and whether these are all.
+fn over(view: &impl View, time_ms: u64, led_ms: u64) -> Result<(Vec<(SessionId, Record)>, bool)> {
+    let (mut found, mut looked_at, mut complete, mut failure) = (Vec::new(), 0, true, None);
+    // The end of time is never over.
+    let last = expiry_key(time_ms.min(u64::MAX - 1), SessionId(u128::MAX));
+    view.scan(TreeId::SESSIONS, Bound::Included(&[EXPIRY]), Bound::Included(&last), &mut |key, _| {
+        if looked_at == LOOK_AT_ONCE {
+            complete = false;
+            return false;
+        }
+        looked_at += 1;
+        let record = session_in_expiry(key).and_then(|session| {
+            let record = read_record(view, session)?;
+            Ok((session, record.ok_or_else(|| damaged("an expiry without its session"))?))
+        });
+        match record {
+            Ok((_, record)) if record.lease_ms > led_ms => {}
+            Ok(record) => found.push(record),
+            Err(error) => failure = Some(error),
+        }
+        failure.is_none()
+    })?;
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok((found, complete)),
+    }
+}
+
+/// Whether [`expire`] would find a session to end; one that is locked counts.
+pub(crate) fn is_any_over(view: &impl View, time_ms: u64, led_ms: u64) -> Result<bool> {
+    Ok(!over(view, time_ms, led_ms)?.0.is_empty())
 }
 
 /// When the first session ends; `None`: never.
@@ -377,6 +396,8 @@ struct Ending<'a> {
     is_clean: bool,
     /// Locks that were changed so far.
     touched: Vec<IVec>,
+    /// Keys and locks that a transaction keeps as they are, so far.
+    locked: usize,
     effects: &'a mut Effects,
 }
 
@@ -395,7 +416,7 @@ impl Ending<'_> {
         let mut owned = listed(view, owned_range(session), limit + 1)?;
         let all_owned = owned.len() <= limit;
         owned.truncate(limit);
-        let before = self.effects.len();
+        let (looked_at, before) = (owned.len(), self.effects.len());
         let (locks, keys): (Vec<_>, Vec<_>) = owned.into_iter().partition(|key| lock::is_listed(key));
         let mut locked_keys = 0;
         for key in keys {
@@ -404,10 +425,16 @@ impl Ending<'_> {
         let (context, is_clean) = (self.context, self.is_clean);
         let (left, locked) =
             lock::session_ended(view, context, session, locks, is_clean, &mut self.touched, self.effects)?;
-        if !all_owned || left > locked {
+        let (others, locked) = (left - locked, locked_keys + locked);
+        self.locked += locked;
+        // If all that an entry gets to is locked, it does not get to what is behind that, however often it comes back.
+        if locked > 0 && locked == looked_at {
+            return Ok(Left::Locked);
+        }
+        if !all_owned || others > 0 {
             return Ok(Left::More);
         }
-        if locked_keys + locked > 0 {
+        if locked > 0 {
             return Ok(Left::Locked);
         }
         let limit = budget.saturating_sub(2 + self.effects.len() - before);

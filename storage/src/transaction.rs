@@ -149,6 +149,11 @@ pub(crate) use removals::Removals;
 
 /// The longest lease of a prepared part, and the longest that a decision may be off.
 pub const MAX_LEASE_MS: u64 = 60_000;
+
+/// How far off the time until which a transaction may be decided can be, in milliseconds, where it is prepared. It is of
+/// the log of another group, whose clock may be ahead of this one's. An abort that is recorded stays until then, so there
+/// has to be a limit; whoever settles grants twice as much, so that what was prepared can be settled.
+pub const MAX_AHEAD_MS: u64 = 24 * 60 * 60 * 1000;
 /// A decision that nobody has said to forget is kept for so long after its `decide_by_ms`, so that a client
 /// that has not heard it can ask.
 pub const KEEP_DECISION_MS: u64 = 60_000;

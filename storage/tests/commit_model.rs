@@ -319,7 +319,7 @@ impl World {
                 rare.push(Step::TimePasses(group));
             }
             let transactions = self.groups[&group].transactions().expect("a replica");
-            let due = transactions.decided_before(LATE).any(|(_, decided)| !decided.committed);
+            let due = transactions.decided_before(LATE, None).any(|(_, decided)| !decided.committed);
             if due && (self.time[&group] == LATE || fault == Fault::AbortForgottenTooEarly) {
                 rare.push(Step::Purge(group));
             }
@@ -472,7 +472,7 @@ impl World {
 
     fn purge(&mut self, group: u32, fault: Fault) {
         let transactions = self.groups[&group].transactions().expect("a replica");
-        let aborted = transactions.decided_before(LATE).filter(|(_, decided)| !decided.committed);
+        let aborted = transactions.decided_before(LATE, None).filter(|(_, decided)| !decided.committed);
         let aborted = aborted.map(|(transaction, _)| transaction).collect();
         let forget = plain(0, Operation::Forget { transactions: aborted });
         if fault == Fault::AbortForgottenTooEarly {

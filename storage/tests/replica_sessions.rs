@@ -4,16 +4,20 @@
 
 use std::sync::Arc;
 
-use dogsled_storage::codec::encode_group_command;
+use dogsled_storage::codec::{Listed, encode_group_command};
+use dogsled_storage::command::MAX_KEY_LENGTH;
 use dogsled_storage::counter::{CounterCommand, CounterReply};
 use dogsled_storage::disk::SimulatedDisk;
+use dogsled_storage::hashes::HashAction;
 use dogsled_storage::lock::{LockCommand, LockReply};
 use dogsled_storage::model::ModelState;
 use dogsled_storage::session::REMOVE_AT_ONCE;
+use dogsled_storage::strings::{StringAction, StringsOperation};
 use dogsled_storage::wal::{Wal, WalOptions};
 use dogsled_storage::{
-    Answer, Command, GroupCommand, GroupRead, GroupReadReply, GroupReply, IVec, Operation, OwnedCommand,
-    Refusal, Replica, ReplicaInstaller, ReplicaOptions, Reply, SessionId, SessionTag, TreeId, View, Write,
+    Answer, Command, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, GroupReply, IVec, Operation,
+    OwnedCommand, Refusal, Replica, ReplicaInstaller, ReplicaOptions, Reply, SessionId, SessionTag, TreeId,
+    View, When, Write,
 };
 
 const ANN: SessionId = SessionId(0xa);
@@ -349,6 +353,43 @@ fn a_command_retried_after_a_snapshot_was_installed_happens_once() {
     assert_eq!(target.apply(3, None, &entry(tag, add_one())).unwrap(), first);
     let counter = GroupRead::Counter { name: "visits".into() };
     assert_eq!(target.read(&counter).unwrap(), GroupReadReply::Counter(Some(1)));
+}
+
+/// The database's own trees put something before such a key, which must not be too long for those who receive it.
+#[test]
+fn the_longest_keys_and_fields_travel_in_snapshots() {
+    let disk = SimulatedDisk::new(1);
+    let (source, _) = replica(&disk, 1);
+    let longest = |letter: &str| IVec::from(letter.repeat(MAX_KEY_LENGTH).as_str());
+    let tree = TreeId(0);
+    let expiring =
+        ExpiryCommand::Insert { tree, key: longest("e"), value: "v".into(), when: When::After(60_000) };
+    let owned = OwnedCommand::Insert { tree, key: longest("o"), value: "v".into(), session: ANN };
+    let pairs = Listed(vec![(longest("f"), IVec::from("v"))]);
+    let hash =
+        StringsOperation { tree, key: longest("h"), action: StringAction::Hash(HashAction::Set { pairs }) };
+    let operations = [
+        Operation::OpenSession { session: ANN, lease_ms: 500 },
+        Operation::Command(Command::Expiry(expiring)),
+        Operation::Command(Command::Owned(owned)),
+        Operation::Command(Command::Strings { watched: Vec::new(), operations: vec![hash] }),
+    ];
+    let mut position = 0;
+    for operation in operations {
+        position += 1;
+        source.apply(position, None, &entry(None, operation)).unwrap().result.unwrap();
+    }
+    let (target, options) = replica(&disk, 2);
+    drop(target);
+    let mut installer = ReplicaInstaller::begin(&options).unwrap();
+    let snapshot = source.snapshot();
+    while !installer.is_complete() {
+        installer.chunk(&snapshot.chunk(installer.position(), 1000).unwrap().bytes).unwrap();
+    }
+    installer.finish().unwrap();
+    let (target, _) = replica(&disk, 2);
+    let fingerprint = |replica: &Replica| replica.snapshot().fingerprint().unwrap();
+    assert_eq!(fingerprint(&target), fingerprint(&source));
 }
 
 #[test]

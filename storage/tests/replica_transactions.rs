@@ -122,7 +122,7 @@ impl Group {
             low: Bound::Included(low.into()),
             high: Bound::Excluded(high.into()),
             reverse: false,
-            limit: 1_000,
+            limit: 10_000,
             limit_bytes: 1 << 20,
             values: true,
         };
@@ -574,11 +574,11 @@ fn what_is_prepared_survives_checkpoints_and_travels_in_snapshots() {
         let replica = Replica::open(of, Arc::clone(&wal)).unwrap();
         let mut group = Group { replica, time_ms, sequence };
         assert_eq!(group.replica.transaction_counts(), (1, 1));
-        assert_eq!(group.replica.expired_transactions(1_099, 9), []);
-        let expired = group.replica.expired_transactions(1_100, 9);
+        assert_eq!(group.replica.expired_transactions(1_099, None, 9), []);
+        let expired = group.replica.expired_transactions(1_100, None, 9);
         assert_eq!(expired.iter().map(|lock| lock.transaction.0).collect::<Vec<_>>(), [1]);
-        assert_eq!(group.replica.decisions_before(2_000, 9), []);
-        assert_eq!(group.replica.decisions_before(2_001, 9)[0].0, TransactionId(5));
+        assert_eq!(group.replica.decisions_before(2_000, None, 9), []);
+        assert_eq!(group.replica.decisions_before(2_001, None, 9)[0].0, TransactionId(5));
         assert!(group.get("a").is_none() && is_locked(&group.put("a", "2")));
         group.resolve(1, true);
         assert_eq!(group.get("a").unwrap().unwrap(), "1");
@@ -719,6 +719,51 @@ fn one_locked_key_does_not_stop_the_end_of_sessions() {
     group.resolve(1, false);
     assert_eq!(group.plain(expire()), expired(1));
     assert_eq!(group.get("x2"), Some(None));
+}
+
+/// Neither many sessions with a locked key nor one with many: what is locked is asked for again in a while, not at once.
+#[test]
+fn much_that_is_locked_neither_stops_the_end_of_other_sessions_nor_is_come_back_for_at_once() {
+    let mut group = Group::new();
+    let open = |group: &mut Group, session| {
+        group.plain(Operation::OpenSession { session, lease_ms: 500 }).unwrap();
+    };
+    let own = |group: &mut Group, session, key: String| {
+        let key = key.as_str().into();
+        let owned = OwnedCommand::Insert { tree: TREE, key, value: "here".into(), session };
+        group.command(Command::Owned(owned)).unwrap();
+    };
+    let (large, last) = (SessionId(1), SessionId(5_000));
+    open(&mut group, large);
+    (0..700).for_each(|key| own(&mut group, large, format!("x{key:04}")));
+    for number in 0..600 {
+        let session = SessionId(1_000 + number);
+        open(&mut group, session);
+        own(&mut group, session, format!("x of {number}"));
+    }
+    open(&mut group, last);
+    own(&mut group, last, "y".to_owned());
+    let part = Part { ranges: vec![group.range("x", "y")], ..Part::default() };
+    assert_eq!(group.prepare(1, part), Vote::Yes);
+    group.time_ms = 5_000;
+    let expire = || Operation::ExpireSessions { led_ms: 10_000 };
+    let (mut ended, mut rounds) = (0, 0);
+    let mut expire_all = |group: &mut Group| {
+        loop {
+            rounds += 1;
+            assert!(rounds < 100, "it goes on for ever");
+            let Ok(Answer::SessionsExpired { sessions, more }) = group.plain(expire()) else { panic!() };
+            ended += sessions;
+            if !more {
+                return ended;
+            }
+        }
+    };
+    assert_eq!(expire_all(&mut group), 1, "the one that has nothing locked");
+    assert_eq!((group.get("y"), group.get("x0000")), (Some(None), Some(Some("here".into()))));
+    group.resolve(1, false);
+    assert_eq!(expire_all(&mut group), 602);
+    assert_eq!(group.get("x0000"), Some(None));
 }
 
 #[test]

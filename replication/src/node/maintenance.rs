@@ -92,7 +92,8 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
             };
             let since = *led_since.entry(group.id).or_insert_with(Instant::now);
             node.look_after_transactions(group);
-            if group.out_of_touch_for(node.config.timing.undisputed()).is_some() {
+            if !group.is_in_touch(node.config.timing.undisputed()) {
+                // Also before anybody has answered it for the first time: the voters may be gone since the election.
                 group.slot.clock.has_no_majority(term);
             } else {
                 if group.slot.clock.wants_stamp(term, STAMP_EVERY) {
@@ -110,7 +111,7 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
 
 /// How often [`run_due`] looks.
 const DUE_EVERY: Duration = Duration::from_millis(100);
-/// Entries that it proposes in a row before it looks at the other groups again.
+/// Entries that are proposed in a row before the other groups are looked at again.
 const DUE_IN_A_ROW: u32 = 64;
 
 /// Settles what is due, and if nothing is, brings nothing but its time.
@@ -198,12 +199,19 @@ impl Inner {
     }
 
     async fn expire_sessions(&self, group: &Arc<Group>, term: u64) {
-        let earliest = group.slot.replica().map(|replica| replica.read(&GroupRead::EarliestSessionExpiry));
-        let Some(Ok(GroupReadReply::Time(Some(earliest)))) = earliest else { return };
-        if group.slot.clock.stamp(term) < earliest {
+        let Some(replica) = group.slot.replica() else { return };
+        let earliest = replica.read(&GroupRead::EarliestSessionExpiry);
+        let Ok(GroupReadReply::Time(Some(earliest))) = earliest else { return };
+        let now_ms = group.slot.clock.stamp(term);
+        if now_ms < earliest {
             return;
         }
         let led_ms = group.slot.clock.led(term).as_millis() as u64;
+        // After a change of leaders many are over of which no whole lease was seen.
+        if !replica.is_any_session_over(now_ms, led_ms).is_ok_and(|any| any) {
+            return;
+        }
+        drop(replica);
         let expire = GroupCommand {
             session: None,
             time_ms: 0,
@@ -212,10 +220,10 @@ impl Inner {
         };
         let Ok(expire) = encode_group_command(&expire) else { return };
         let deadline = self.config.timing.election.1;
-        while let Ok(reply) = group.propose(&expire, deadline).await {
-            match reply.result {
-                Ok(Answer::SessionsExpired { more: true, .. }) => continue,
-                _ => return,
+        for _ in 0..DUE_IN_A_ROW {
+            let proposed = group.propose(&expire, deadline).await.map(|reply| reply.result);
+            if !matches!(proposed, Ok(Ok(Answer::SessionsExpired { more: true, .. }))) {
+                return;
             }
         }
     }

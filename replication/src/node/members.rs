@@ -126,6 +126,10 @@ impl Inner {
             begun => begun,
         };
         let deadline = Instant::now() + PATIENCE;
+        // A member that lost its disk since would be taken in again, and vote as if it had promised nothing.
+        if self.has_formed().await {
+            return self.wait_until_formed(deadline).await;
+        }
         let named: Vec<_> = members.iter().map(|(node, addresses)| (node.0, addresses.clone())).collect();
         let adoption = Adoption { cluster_id, partitions, members: named };
         // First here: called again after an interruption, this goes on with the same id.
@@ -164,6 +168,27 @@ impl Inner {
             tokio::time::sleep(RETRY / 10).await;
         }
         // The rest is the driver's.
+        self.wait_until_formed(deadline).await
+    }
+
+    /// Whether the cluster is known here to have been formed before. If this node has a part in one that has begun, the
+    /// record is waited for: after a restart it takes a moment to be found.
+    async fn has_formed(&self) -> bool {
+        let deadline = Instant::now() + PATIENCE / 4;
+        loop {
+            let Some(cluster) = self.cluster.get() else { return false };
+            if let Some(record) = cluster.record() {
+                return !record.forming;
+            }
+            let begun = self.group(META_GROUP).is_ok_and(|group| group.log.last().is_some());
+            if !begun || Instant::now() > deadline {
+                return false;
+            }
+            tokio::time::sleep(RETRY / 10).await;
+        }
+    }
+
+    async fn wait_until_formed(&self, deadline: Instant) -> Result<(), ClusterError> {
         loop {
             let cluster = self.cluster()?;
             let formed = cluster.record().is_some_and(|record| !record.forming);

@@ -123,7 +123,8 @@ pub(super) fn with_position(
     Ok((answer, position))
 }
 
-/// Whether a client's command names the tree of the record, which only the cluster itself writes.
+/// Whether a client's command names the tree of the record, which only the cluster itself writes, or locks it: transactions
+/// have nothing to do in group 0.
 fn writes_the_record(request: &ClientRequest) -> bool {
     let ClientRequest::Submit { group: META_GROUP, command, .. } = request else { return false };
     let is_record = |name: &[u8]| name == meta::TREE.as_bytes();
@@ -144,6 +145,11 @@ fn writes_the_record(request: &ClientRequest) -> bool {
                         | Command::SetQuota { name, .. },
                     ..
                 } => is_record(name),
+                Operation::Prepare(_)
+                | Operation::Commit(_)
+                | Operation::Resolve { .. }
+                | Operation::Settle { .. }
+                | Operation::Forget { .. } => true,
                 _ => false,
             }
     })
@@ -243,6 +249,15 @@ impl Inner {
             Kind::Adopt => {
                 let adoption = Adoption::take(take).map_err(malformed)?;
                 let node = Arc::clone(self);
+                let formed = self.cluster.get().and_then(|cluster| cluster.record());
+                if formed.is_some_and(|record| !record.forming) {
+                    // Whoever asks has been a part of that as well, unless it has lost its disk.
+                    return Err(PeerError::WrongCluster(format!(
+                        "node {} is a member of a cluster that was formed long ago; who has lost its disk joins it with \
+                         an id that was never used",
+                        self.config.node
+                    )));
+                }
                 let adopt = async move {
                     match node.adopt(adoption).await {
                         Ok(()) => encode_share(node.config.weight, &node.config.zone),

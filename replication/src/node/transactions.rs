@@ -41,6 +41,14 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Parts that a round of maintenance settles in one group, and decisions that it looks after.
 const AT_ONCE: usize = 256;
 
+/// Where the next round of maintenance goes on in a group, so that those that cannot be settled or forgotten now, because
+/// another group is not there, do not keep it from the others; `None`: at the beginning.
+#[derive(Default)]
+pub(super) struct LookedAfter {
+    lapsed: Option<TransactionId>,
+    decided: Option<(u64, TransactionId)>,
+}
+
 impl Inner {
     /// Has a command carried out, if this node leads, when no lock of a transaction is in its way.
     pub(super) async fn propose(
@@ -154,11 +162,16 @@ impl Inner {
 
     async fn settle_now(self: &Arc<Self>, group: u32, lock: LockedBy) -> Result<(), ClusterError> {
         let LockedBy { transaction, home, decide_by_ms, .. } = lock;
-        let reply = self.operate(home, Operation::Settle { transaction, decide_by_ms }).await?;
-        let commit = match reply.result {
-            Ok(Answer::Decided(Decision::Committed)) => true,
-            Ok(Answer::Decided(Decision::Aborted(_))) => false,
-            other => return Err(ClusterError::Unavailable(format!("home says {other:?}"))),
+        let commit = if (1..=self.cluster()?.partitions).contains(&home) {
+            let reply = self.operate(home, Operation::Settle { transaction, decide_by_ms }).await?;
+            match reply.result {
+                Ok(Answer::Decided(Decision::Committed)) => true,
+                Ok(Answer::Decided(Decision::Aborted(_))) => false,
+                other => return Err(ClusterError::Unavailable(format!("home says {other:?}"))),
+            }
+        } else {
+            // Whoever prepared it was wrong: nobody can ever decide it there.
+            false
         };
         self.operate(group, Operation::Resolve { transaction, commit }).await?;
         tracing::info!(group, %transaction, commit, "a transaction was settled for its coordinator");
@@ -194,12 +207,19 @@ impl Inner {
     /// As leader, now and then: see the [module](self).
     pub(super) fn look_after_transactions(self: &Arc<Self>, group: &Arc<Group>) {
         let Some(replica) = group.slot.replica() else { return };
-        let now_ms = group.slot.clock.now();
-        for lock in replica.expired_transactions(now_ms, AT_ONCE) {
+        let mut looked_after = self.looked_after.lock();
+        let looked_after = looked_after.entry(group.id).or_default();
+        let lapsed = replica.expired_transactions(group.slot.clock.now(), looked_after.lapsed, AT_ONCE);
+        looked_after.lapsed = lapsed.get(AT_ONCE - 1).map(|last| last.transaction);
+        for lock in lapsed {
             self.settle(group.id, lock);
         }
-        let kept = now_ms.saturating_sub(KEEP_DECISION_MS);
-        let due = replica.decisions_before(kept, AT_ONCE);
+        // By what the log says: this node's own clock may be ahead of it, and a decision must not be forgotten before
+        // those who ask for it take it that it can be.
+        let kept = replica.time_ms().saturating_sub(KEEP_DECISION_MS);
+        let due = replica.decisions_before(kept, looked_after.decided, AT_ONCE);
+        looked_after.decided =
+            due.get(AT_ONCE - 1).map(|(transaction, last)| (last.decide_by_ms, *transaction));
         if due.is_empty() || !self.forgetting.lock().insert(group.id) {
             return;
         }

@@ -133,7 +133,14 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = match opened {
+            // Somebody else's, who may have it open: what may only be read can be locked all the same.
+            Err(denied) if denied.kind() == io::ErrorKind::PermissionDenied => {
+                File::open(path).map_err(|_| denied)?
+            }
+            opened => opened?,
+        };
         match file.try_lock() {
             Ok(()) => Ok(Some(Box::new(RealLock(file)))),
             Err(TryLockError::WouldBlock) => Ok(None),

@@ -1,8 +1,8 @@
 //! What the operations of transactions mean: pure, as [`crate::evaluate`] is.
 
 use super::{
-    Commit, DECISION, Decided, Decision, Guarded, LockedBy, MAX_FORGET, MAX_LEASE_MS, PREPARED, Part,
-    Prepare, Prepared, Reason, TransactionId, Transactions, Vote, key,
+    Commit, DECISION, Decided, Decision, Guarded, LockedBy, MAX_AHEAD_MS, MAX_FORGET, MAX_LEASE_MS, PREPARED,
+    Part, Prepare, Prepared, Reason, TransactionId, Transactions, Vote, key,
 };
 use crate::codec::{encode_decided, encode_prepared};
 use crate::command::TreeId;
@@ -87,6 +87,9 @@ pub(crate) fn prepare(
     let Prepare { transaction, home, decide_by_ms, lease_ms, only_lock, part } = prepare;
     if !(1..=MAX_LEASE_MS).contains(lease_ms) {
         return refuse(format!("the lease of a prepared transaction is 1 to {MAX_LEASE_MS} ms"));
+    }
+    if *decide_by_ms > context.time_ms.saturating_add(MAX_AHEAD_MS) {
+        return refuse(format!("a decision until {decide_by_ms} is too far off: it is {}", context.time_ms));
     }
     if transactions.is_prepared(*transaction) {
         return answer(Effects::new(), Answer::Vote(Vote::Yes));
@@ -193,6 +196,9 @@ pub(crate) fn settle(
     }
     if context.time_ms >= decide_by_ms {
         return answer(Effects::new(), Answer::Decided(Decision::Aborted(Reason::Presumed)));
+    }
+    if decide_by_ms > context.time_ms.saturating_add(2 * MAX_AHEAD_MS) {
+        return refuse(format!("a decision until {decide_by_ms} is too far off: it is {}", context.time_ms));
     }
     let mut effects = Effects::new();
     effects.push(record(transaction, &Decided { committed: false, decide_by_ms, participants: Vec::new() }));

@@ -107,14 +107,22 @@ impl Transactions {
     }
 
     /// Those that are prepared and whose lease is over.
-    pub fn expired(&self, time_ms: u64) -> impl Iterator<Item = LockedBy> + '_ {
-        let all = self.prepared.keys().map(|transaction| self.locked_by(*transaction));
+    pub fn expired(&self, time_ms: u64, after: Option<TransactionId>) -> impl Iterator<Item = LockedBy> + '_ {
+        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let all = self.prepared.range(behind).map(|(transaction, _)| self.locked_by(*transaction));
         all.filter(move |lock| lock.expires_ms <= time_ms)
     }
 
     /// Decisions whose `decide_by_ms` was before that time, oldest first.
-    pub fn decided_before(&self, time_ms: u64) -> impl Iterator<Item = (TransactionId, &Decided)> + '_ {
-        let due = self.by_deadline.range(..(time_ms, TransactionId(0)));
+    pub fn decided_before(
+        &self,
+        time_ms: u64,
+        after: Option<(u64, TransactionId)>,
+    ) -> impl Iterator<Item = (TransactionId, &Decided)> + '_ {
+        let end = (time_ms, TransactionId(0));
+        let after = after.filter(|after| *after < end);
+        let due = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Excluded(end));
+        let due = self.by_deadline.range(due);
         due.map(|(_, transaction)| (*transaction, &*self.decided[transaction]))
     }
 
@@ -444,8 +452,8 @@ mod tests {
         );
         assert_eq!(scan("z", "a"), None);
         assert_eq!(by(all.against_effects(&[Effect::Clear { tree }])), Some(1));
-        assert_eq!(all.expired(5).count(), 0);
-        assert_eq!(all.expired(6).count(), 2);
+        assert_eq!(all.expired(5, None).count(), 0);
+        assert_eq!(all.expired(6, None).count(), 2);
 
         assert!(all.follow(&put(3, &prepared(&[], &[], &["c"]))).is_err(), "two cannot write one key");
         for transaction in [2, 1] {

@@ -378,8 +378,8 @@ pub fn assert_replica_is(replica: &Replica, log: &Log, context: &str) {
     let transactions = state.transactions().expect("the model of a replica");
     assert_eq!(replica.transaction_counts(), transactions.counts(), "{context}: transactions");
     assert_eq!(
-        replica.expired_transactions(u64::MAX, usize::MAX),
-        transactions.expired(u64::MAX).collect::<Vec<_>>(),
+        replica.expired_transactions(u64::MAX, None, usize::MAX),
+        transactions.expired(u64::MAX, None).collect::<Vec<_>>(),
         "{context}: what is prepared"
     );
     for id in state.names().map(|(_, id)| id).chain(OWN) {
