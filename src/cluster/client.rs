@@ -234,7 +234,7 @@ impl Client {
     }
 
     /// A session of the application's: what it owns dies with it. It lives while it is renewed, which
-    /// happens in the background.
+    /// happens in the background. A lease of more than a year is one of a year.
     ///
     /// ```no_run
     /// # async fn live(client: dogsled::cluster::Client) -> dogsled::cluster::Result<()> {

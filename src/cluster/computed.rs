@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Error, Result, Tree};
+use super::{Error, ReadFrom, Result, Tree};
 use crate::IVec;
 
 impl Tree {
@@ -50,7 +50,8 @@ impl Tree {
             return Err(Error::Invalid(what.to_owned()).into());
         }
         let guard = self.client().lock(key).acquire(lease).await?;
-        if let Some(found) = self.get(key).await? {
+        // Whoever had the lock before may have made it, which an older replica need not know.
+        if let Some(found) = self.read_from(ReadFrom::Leader).get(key).await? {
             guard.release().await?.ok();
             return Ok(found);
         }

@@ -214,14 +214,15 @@ impl Entries {
         cursor: &Cursor,
         only_first: bool,
     ) -> BoxFuture<'static, Fetched> {
-        let (core, until) = (client.shared_core(), client.until());
+        let (core, client) = (client.shared_core(), client.clone());
         let group = cursor.group;
         let Request { tree, low, high, reverse, values, from } = cursor.request.clone();
         let limit = if only_first { 1 } else { PAGE_ENTRIES };
         let read =
             GroupRead::Range { tree, low, high, reverse, limit, limit_bytes: cursor.page_bytes, values };
         async move {
-            let page = match core.read(group, &read, from, until).await {
+            // From when it is asked for: whoever looks at the entries before may have taken his time.
+            let page = match core.read(group, &read, from, client.until()).await {
                 Ok(ReadAnswer { reply: GroupReadReply::Page { entries, more }, age, .. }) => {
                     let entries = entries.into_iter().map(|(key, found)| (key, found.value)).collect();
                     Ok(Page { entries, more, age })

@@ -209,13 +209,17 @@ impl Lock {
     }
 
     /// Takes up the lock if this owner holds it already: after a restart of the process, or when the
-    /// outcome of acquiring it was not heard. The guard does not renew the lease by itself.
+    /// outcome of acquiring it was not heard. The guard does not renew the lease by itself. A grant that lives with a
+    /// session is taken up only by the lock [of that session](Lock::of_session).
     ///
     /// # Errors
     /// Those of [reading](super#reads).
     pub async fn resume(&self) -> Result<Option<LockGuard>> {
         let holders = self.holders().await?.holders;
-        let holder = holders.into_iter().find(|permit| permit.owner == self.owner);
+        // What lives with another session, or with none, ends when this lock's guard would not expect it.
+        let session = self.session.as_ref().map(Session::id);
+        let holder =
+            holders.into_iter().find(|permit| permit.owner == self.owner && permit.session == session);
         // How much of the lease is left is not known here before it is renewed.
         Ok(holder.map(|holder| self.resumed_guard(holder.token, holder.expires_ms)))
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use super::session::random_u64;
 use super::{Client, Counter, Error, Result};
@@ -63,11 +63,27 @@ impl ShardedCounter {
     /// Sets every part to 0, one after the other, and forgets them; what they stood at together.
     ///
     /// # Errors
-    /// As [`ShardedCounter::get`]; then some parts may be 0 and others not.
+    /// Those of [writing](super#writes), if nothing was done. [`Error::OutcomeUnknown`] if some parts are 0 and others
+    /// are not, or may not be, and if the sum does not fit 64 bits: it says what those that are 0 stood at together.
     pub async fn reset(&self) -> Result<i64> {
-        let parts = try_join_all(self.shards.iter().map(Counter::reset)).await?;
-        let sum: i128 = parts.into_iter().map(i128::from).sum();
-        i64::try_from(sum).map_err(|_| Error::Invalid(format!("the sum {sum} does not fit 64 bits")))
+        let (mut sum, mut failure, mut is_begun) = (0_i128, None, false);
+        for part in join_all(self.shards.iter().map(Counter::reset)).await {
+            match part {
+                Ok(part) => (sum, is_begun) = (sum + i128::from(part), true),
+                Err(error) => {
+                    is_begun |= !error.is_definite();
+                    failure = Some(error);
+                }
+            }
+        }
+        let so_far = |why: String| {
+            Error::OutcomeUnknown(format!("parts that were set to 0 stood at {sum} together; {why}"))
+        };
+        match failure {
+            None => i64::try_from(sum).map_err(|_| so_far("which does not fit 64 bits".to_owned())),
+            Some(error) if is_begun => Err(so_far(error.to_string())),
+            Some(error) => Err(error),
+        }
     }
 }
 

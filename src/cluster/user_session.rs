@@ -18,7 +18,7 @@ use dogsled_storage::{
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::core::{Core, unexpected};
 use super::ring::TreeHash;
@@ -26,6 +26,9 @@ use super::session::random_u64;
 use super::{Client, Error, ReadFrom, Result, Tree};
 use crate::lock::milliseconds;
 use crate::{IVec, SessionStatus};
+
+/// The longest lease: what dies with a client should do so some day.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Owns keys, and [locks](super::Lock::of_session), that die with it; made by [`Client::session`].
 ///
@@ -97,6 +100,22 @@ impl Inner {
         }
     }
 
+    /// Until when it is certain that no partition has ended it; `None` if it is open in none.
+    fn certain_until(&self) -> Option<Instant> {
+        self.open.lock().values().min().copied()
+    }
+
+    /// Returns when that is over.
+    async fn over(&self) {
+        loop {
+            match self.certain_until() {
+                Some(until) if until <= Instant::now() => return,
+                Some(until) => sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     fn end(&self) -> Vec<u32> {
         self.lost.send_replace(true);
         std::mem::take(&mut *self.open.lock()).into_keys().collect()
@@ -143,8 +162,11 @@ impl Client {
         });
         let renewed: Vec<_> =
             futures_util::future::try_join_all(renewals).await?.into_iter().flatten().collect();
-        let Some(lease) = renewed.iter().map(|(.., lease)| *lease).min() else { return Ok(None) };
-        let open = renewed.into_iter().map(|(group, asked, lease)| (group, asked + lease)).collect();
+        let Some(lease) = renewed.iter().map(|(.., lease)| (*lease).min(LONGEST)).min() else {
+            return Ok(None);
+        };
+        let open =
+            renewed.into_iter().map(|(group, asked, lease)| (group, asked + lease.min(LONGEST))).collect();
         Ok(Some(Session::of(self.clone(), id, lease, Some(open))))
     }
 }
@@ -220,7 +242,12 @@ impl Drop for Inner {
             let (core, session) = (self.client.shared_core(), self.id);
             let until = self.client.until();
             // If this fails, the end of the lease does it.
-            self.client.runtime().spawn(async move { close_in(&core, session, groups, until).await });
+            // Closing the client waits for it.
+            let finishing = core.finishing.begin();
+            self.client.runtime().spawn(async move {
+                let _finishing = finishing;
+                close_in(&core, session, groups, until).await
+            });
         }
     }
 }
@@ -232,8 +259,22 @@ async fn renew(inner: Weak<Inner>, lease: Duration) {
         None => return,
     };
     loop {
+        let Some(end) = inner.upgrade().map(|inner| inner.certain_until()) else { return };
+        // Nothing but what is done below makes it later.
+        let over = async {
+            match end {
+                Some(end) => sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = lost.wait_for(|lost| *lost) => return,
+            () = over => {
+                if let Some(inner) = inner.upgrade() {
+                    inner.lost.send_replace(true);
+                }
+                return;
+            }
             () = sleep(lease / 3) => {}
         }
         let Some(inner) = inner.upgrade() else { return };
@@ -251,24 +292,25 @@ async fn renew(inner: Weak<Inner>, lease: Duration) {
                     Ok(Err(_)) => {
                         inner.lost.send_replace(true);
                     }
-                    // Of those that are not heard of for a whole lease nothing is certain any more.
-                    Err(_) => {
-                        let until = inner.open.lock().get(&group).copied();
-                        if until.is_some_and(|until| Instant::now() >= until) {
-                            inner.lost.send_replace(true);
-                        }
-                    }
+                    // There is another time, unless it is over by then.
+                    Err(_) => {}
                 }
             }
         });
-        futures_util::future::join_all(renewals).await;
+        tokio::select! {
+            biased;
+            () = inner.over() => {
+                inner.lost.send_replace(true);
+            }
+            _ = futures_util::future::join_all(renewals) => {}
+        }
     }
 }
 
 impl Session {
     pub(super) fn new(client: Client, lease: Duration) -> Session {
         let id = SessionId((u128::from(random_u64()) << 64) | u128::from(random_u64()));
-        Session::of(client, id, lease.max(Duration::from_millis(1)), None)
+        Session::of(client, id, lease.clamp(Duration::from_millis(1), LONGEST), None)
     }
 
     /// Takes up what another process has opened; where that is, and until when.

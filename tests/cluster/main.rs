@@ -6,6 +6,7 @@ mod failures;
 mod hashing;
 #[cfg(feature = "http")]
 mod http;
+mod leases;
 mod membership;
 mod operations;
 mod quotas;

@@ -10,7 +10,7 @@ use dogsled_storage::lock::LockCommand;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Lock;
 use crate::cluster::{Error, Result, Session, ring};
@@ -58,9 +58,12 @@ struct Lease {
     /// By this machine's clock; `None`: for ever.
     valid_until: Mutex<Option<Instant>>,
     length: Mutex<Duration>,
+    /// When it is to be renewed next in the background; `None`: never.
+    renew_at: Mutex<Option<Instant>>,
     /// Held over a renewal and what is written down of it here: of two that cross, the log may have the one last and
     /// this the other, and then what is believed here is not what holds.
     renewing: tokio::sync::Mutex<()>,
+    /// Also tells that the lease is another, to those who wait for its end.
     lost: watch::Sender<bool>,
     /// Whose lease counts instead of this one, and in which partition.
     session: Option<(Session, u32)>,
@@ -73,12 +76,49 @@ impl Lease {
         if let Some(shorter) = asked.checked_add(length - length / MARGIN) {
             *valid_until = Some(valid_until.map_or(shorter, |until| until.min(shorter)));
         }
+        drop(valid_until);
+        // The warning comes as early as the shorter one wants it.
+        let mut known = self.length.lock();
+        *known = known.min(length);
+        drop(known);
+        let mut renew_at = self.renew_at.lock();
+        *renew_at = renew_at.into_iter().chain(third(asked, length)).min();
+        drop(renew_at);
+        self.lost.send_modify(|_| {});
     }
 
     fn renewed(&self, asked: Instant, length: Duration, expires_ms: u64) {
         self.expires_ms.store(expires_ms, Ordering::Relaxed);
         *self.length.lock() = length;
         *self.valid_until.lock() = asked.checked_add(length - length / MARGIN);
+        *self.renew_at.lock() = third(asked, length);
+        self.lost.send_modify(|_| {});
+    }
+
+    /// It is another's, or nobody's: nothing is left of it.
+    fn over(&self) {
+        *self.valid_until.lock() = Some(Instant::now());
+        self.lost.send_replace(true);
+    }
+
+    fn renew_in(&self, wait: Duration) {
+        *self.renew_at.lock() = Some(Instant::now() + wait);
+    }
+
+    /// Returns when it is to be renewed; `false` if it is lost before.
+    async fn until_due(&self) -> bool {
+        let mut lost = self.lost.subscribe();
+        loop {
+            if *lost.borrow_and_update() {
+                return false;
+            }
+            let renew_at = *self.renew_at.lock();
+            tokio::select! {
+                // It cannot be closed: this has the sender.
+                _ = lost.changed() => {}
+                () = until(renew_at) => return true,
+            }
+        }
     }
 
     /// When the lock may be lost, with the margin; `None`: never.
@@ -109,6 +149,19 @@ impl Lease {
     }
 }
 
+/// After a third of a lease; `None` if that is as good as never.
+fn third(asked: Instant, length: Duration) -> Option<Instant> {
+    let is_for_ever = length >= Duration::from_secs(1 << 40);
+    asked.checked_add(length / 3).filter(|_| !is_for_ever)
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Lock {
     pub(super) fn guard(
         &self,
@@ -129,7 +182,8 @@ impl Lock {
         left: Duration,
         length: Duration,
     ) -> LockGuard {
-        let left = left.min(length);
+        // One that never ends has not less left because it was waited for.
+        let left = if expires_ms == u64::MAX { length } else { left.min(length) };
         let first = left.saturating_sub(length - length / 3);
         self.new_guard(token, expires_ms, asked, left, length, Some(first))
     }
@@ -147,7 +201,11 @@ impl Lock {
         length: Duration,
         first_renewal: Option<Duration>,
     ) -> LockGuard {
+        let first_renewal = first_renewal.filter(|_| self.renews);
         let lease = Arc::new(Lease {
+            renew_at: Mutex::new(
+                first_renewal.and_then(|first| third(Instant::now(), first.saturating_mul(3))),
+            ),
             expires_ms: AtomicU64::new(expires_ms),
             valid_until: Mutex::new(asked.checked_add(left.saturating_sub(length / MARGIN))),
             length: Mutex::new(length),
@@ -159,20 +217,17 @@ impl Lock {
                 (session, ring::group_of(&self.name, partitions))
             }),
         });
-        let renewer =
-            first_renewal.filter(|_| self.renews && length < Duration::from_secs(1 << 40)).map(|first| {
-                let renewing = renew_while_held(self.clone(), token, Arc::clone(&lease), first);
-                self.client.runtime().spawn(renewing).abort_handle()
-            });
+        let renewer = first_renewal.map(|_| {
+            let renewing = renew_while_held(self.clone(), token, Arc::clone(&lease));
+            self.client.runtime().spawn(renewing).abort_handle()
+        });
         LockGuard { lock: self.clone(), token, lease, renewer, is_released: false }
     }
 }
 
 /// Renews a lease until it is lost.
-async fn renew_while_held(lock: Lock, token: FencingToken, lease: Arc<Lease>, first: Duration) {
-    let mut wait = first;
-    loop {
-        sleep(wait).await;
+async fn renew_while_held(lock: Lock, token: FencingToken, lease: Arc<Lease>) {
+    while lease.until_due().await {
         let (now, length) = (Instant::now(), *lease.length.lock());
         let until = *lease.valid_until.lock();
         // Of a grant that was heard of late nothing may be left here, and yet it may be held.
@@ -182,18 +237,21 @@ async fn renew_while_held(lock: Lock, token: FencingToken, lease: Arc<Lease>, fi
             // Whoever went before may have given it another length.
             let (asked, length) = (Instant::now(), *lease.length.lock());
             let renewed = lock.renew(token, length).await?;
-            Ok::<_, Error>(renewed.map(|expires_ms| {
-                lease.renewed(asked, length, expires_ms);
-                length
-            }))
+            Ok::<_, Error>(renewed.map(|expires_ms| lease.renewed(asked, length, expires_ms)))
         };
         match timeout_at(until, renewed).await {
-            Ok(Ok(Ok(length))) => wait = length / 3,
-            Ok(Ok(Err(NotHeld)) | Err(Error::Closed)) | Err(_) => {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(NotHeld))) => {
+                lease.over();
+                return;
+            }
+            Ok(Err(Error::Closed)) | Err(_) => {
                 lease.lost.send_replace(true);
                 return;
             }
-            Ok(Err(_)) => wait = (length / 20).clamp(Duration::from_millis(1), Duration::from_secs(1)),
+            Ok(Err(_)) => {
+                lease.renew_in((length / 20).clamp(Duration::from_millis(1), Duration::from_secs(1)));
+            }
         }
     }
 }
@@ -240,17 +298,14 @@ impl LockGuard {
             if *lost.borrow_and_update() {
                 return;
             }
-            let Some(warn_at) = self.lease.warn_at() else {
-                // It cannot be closed: this has the sender.
-                let _ = lost.changed().await;
-                continue;
-            };
-            if Instant::now() >= warn_at {
+            let warn_at = self.lease.warn_at();
+            if warn_at.is_some_and(|warn_at| Instant::now() >= warn_at) {
                 return;
             }
             tokio::select! {
+                // It cannot be closed: this has the sender.
                 _ = lost.changed() => {}
-                () = sleep_until(warn_at) => {}
+                () = until(warn_at) => {}
                 () = self.lease.session_lost() => return,
             }
         }
@@ -277,7 +332,7 @@ impl LockGuard {
                 Ok(Ok(()))
             }
             Err(NotHeld) => {
-                self.lease.lost.send_replace(true);
+                self.lease.over();
                 Ok(Err(NotHeld))
             }
         }

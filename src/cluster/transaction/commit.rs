@@ -19,6 +19,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::sets::Sets;
+use crate::IVec;
 use crate::cluster::core::{Core, Failed, unexpected};
 use crate::cluster::session::Numbered;
 use crate::cluster::{Client, Error, ReadFrom, Result};
@@ -92,7 +93,8 @@ impl Unsettled {
             How::Numbered { group, number } => {
                 let reply = core.repeat(*group, number, Operation::Nothing, until).await?;
                 Ok(match reply.result {
-                    Ok(Answer::Reply(Reply::Done)) => Outcome::Committed,
+                    // Of a comparison, whatever it has come to.
+                    Ok(Answer::Reply(Reply::Done | Reply::Compared(_))) => Outcome::Committed,
                     // The number is used up by this question, or the command came to nothing.
                     Ok(Answer::Done | Answer::Reply(Reply::Conflict))
                     | Err(
@@ -233,6 +235,23 @@ pub(super) async fn commit(
 async fn in_one(client: &Client, group: u32, share: Share, until: Instant) -> Result<Committed, CommitError> {
     let Share { trees, part: Part { reads, ranges, writes, expiries } } = share;
     let command = Command::Transact { reads, ranges, writes, expiries };
+    in_one_command(client, group, trees, command, until, |reply| match reply {
+        Reply::Done => Some(Committed::Yes),
+        Reply::Conflict => Some(Committed::Conflict),
+        _ => None,
+    })
+    .await
+}
+
+/// Has a command carried out that is all of a transaction; what its reply means, which is one that `read` knows.
+pub(super) async fn in_one_command<T>(
+    client: &Client,
+    group: u32,
+    trees: Vec<IVec>,
+    command: Command,
+    until: Instant,
+    read: impl FnOnce(&Reply) -> Option<T>,
+) -> Result<T, CommitError> {
     let unknown = |error: Error, how: How| {
         // An error that does not know is the outcome's, never that of a call which did nothing.
         let why = match error {
@@ -242,11 +261,13 @@ async fn in_one(client: &Client, group: u32, share: Share, until: Instant) -> Re
         Err(CommitError::Unknown(why, Unsettled { client: client.clone(), how: Arc::new(how) }))
     };
     match client.core().carry_out(group, trees, Operation::Command(command), until).await {
-        Ok(reply) => match reply.result {
-            Ok(Answer::Reply(Reply::Done)) => Ok(Committed::Yes),
-            Ok(Answer::Reply(Reply::Conflict)) => Ok(Committed::Conflict),
-            other => unknown(unexpected(&other), How::Gone),
-        },
+        Ok(reply) => {
+            let known = match &reply.result {
+                Ok(Answer::Reply(reply)) => read(reply),
+                _ => None,
+            };
+            known.map_or_else(|| unknown(unexpected(&reply.result), How::Gone), Ok)
+        }
         Err(Failed { error, .. }) if error.is_definite() => Err(error.into()),
         Err(Failed { error, number: Some(number) }) => unknown(error, How::Numbered { group, number }),
         Err(Failed { error, number: None }) => unknown(error, How::Gone),

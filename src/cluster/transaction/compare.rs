@@ -8,9 +8,9 @@ use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::{Command, Reply, TreeId, Write};
 use tokio::time::Instant;
 
+use super::commit::{CommitError, in_one_command};
 use super::{ConflictableTransactionError, Transaction, TransactionError, TransactionResult};
 use crate::IVec;
-use crate::cluster::core::unexpected;
 use crate::cluster::{Client, Error, Tree};
 
 /// Conditions on keys, and what to write if all of them hold, or not; made by [`Client::compare`].
@@ -210,11 +210,18 @@ impl Compare {
         };
         let (comparisons, then) = (self.comparisons.clone(), self.then.clone());
         let command = Command::Compare { comparisons, then, otherwise: self.otherwise.clone() };
-        match core.execute(group, trees.to_vec(), command, until).await?.0 {
-            Reply::Compared(Ok(())) => Ok(Compared { failed: None }),
-            Reply::Compared(Err((index, found))) => Ok(Compared { failed: Some((index as usize, found)) }),
-            other => Err(TransactionError::Cluster(unexpected(&other))),
-        }
+        let compared =
+            in_one_command(&self.client, group, trees.to_vec(), command, until, |reply| match reply {
+                Reply::Compared(Ok(())) => Some(Compared { failed: None }),
+                Reply::Compared(Err((index, found))) => {
+                    Some(Compared { failed: Some((*index as usize, found.clone())) })
+                }
+                _ => None,
+            });
+        compared.await.map_err(|error| match error {
+            CommitError::Cluster(error) => TransactionError::Cluster(error),
+            CommitError::Unknown(why, transaction) => TransactionError::OutcomeUnknown { why, transaction },
+        })
     }
 
     /// How many locks something is to be written under.

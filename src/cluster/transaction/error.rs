@@ -56,7 +56,11 @@ pub enum TransactionError<E = Infallible> {
 impl<E> TransactionError<E> {
     /// Whether it is certain that nothing was done and nothing will be.
     pub fn is_definite(&self) -> bool {
-        !matches!(self, TransactionError::OutcomeUnknown { .. })
+        match self {
+            TransactionError::OutcomeUnknown { .. } => false,
+            TransactionError::Cluster(error) => error.is_definite(),
+            TransactionError::Abort(_) | TransactionError::Conflict { .. } => true,
+        }
     }
 }
 

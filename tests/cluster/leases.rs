@@ -1,0 +1,227 @@
+//! Leases as those see them who live by them: a guard and a session know in time when they may be over, and what is not
+//! known is not told as if it were.
+
+use std::time::{Duration, Instant};
+
+use dogsled::cluster::transaction::{Outcome, TransactionError};
+use dogsled::cluster::{Client, Error};
+
+use crate::support::{Cluster, eventually};
+
+const LONG: Duration = Duration::from_secs(60);
+/// Long enough for a busy machine to renew it in time.
+const SHORT: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_is_made_shorter_is_renewed_and_told_by_its_new_length() {
+    let cluster = Cluster::made(1, 2).await;
+    let client = cluster.client(1).await;
+    // Renewals follow the new length, also of what needed none before.
+    for (name, lease) in [("one", LONG), ("two", Duration::MAX)] {
+        let guard = client.lock(name).acquire(lease).await.unwrap();
+        let lost = async {
+            guard.lost().await;
+            true
+        };
+        let kept = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            guard.renew(SHORT).await.unwrap().unwrap();
+            tokio::time::sleep(SHORT * 2).await;
+            false
+        };
+        let is_lost = tokio::select! {
+            lost = lost => lost,
+            lost = kept => lost,
+        };
+        assert!(!is_lost && guard.is_valid(), "{name}: nobody has renewed it");
+        assert!(guard.remaining() <= SHORT, "{name}: {:?}", guard.remaining());
+        let rival = client.lock(name).owner("rival").try_acquire(LONG).await.unwrap();
+        assert!(rival.is_none(), "{name}");
+        guard.release().await.unwrap().unwrap();
+    }
+    // Without renewals, whoever waits for the loss is told in time.
+    for (name, lease) in [("three", LONG), ("four", Duration::MAX)] {
+        let guard = client.lock(name).without_renewal().acquire(lease).await.unwrap();
+        let began = Instant::now();
+        let shorter = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            guard.renew(SHORT).await.unwrap().unwrap();
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            told = tokio::time::timeout(LONG / 2, guard.lost()) => told.expect("it is told"),
+            () = shorter => unreachable!("it waits for ever"),
+        }
+        assert!(began.elapsed() >= SHORT / 2, "{name}: told after {:?}", began.elapsed());
+        guard.release().await.ok();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_for_ever_is_one_also_for_who_has_waited_for_it() {
+    let cluster = Cluster::made(1, 1).await;
+    let client = cluster.client(1).await;
+    let first = client.lock("job").acquire(LONG).await.unwrap();
+    let waiting = {
+        let client = client.clone();
+        tokio::spawn(async move { client.lock("job").owner("second").acquire(Duration::MAX).await.unwrap() })
+    };
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    first.release().await.unwrap().unwrap();
+    let second = waiting.await.unwrap();
+    assert!(second.is_valid() && second.valid_until().is_none(), "{:?}", second.remaining());
+    let lost = tokio::time::timeout(Duration::from_millis(300), second.lost()).await;
+    assert!(lost.is_err(), "it was told that it is lost");
+    second.release().await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lives_with_one_session_is_not_taken_up_by_another() {
+    let cluster = Cluster::made(1, 1).await;
+    let client = cluster.client(1).await;
+    let (before, after) = (client.session(LONG), client.session(LONG));
+    let tree = client.tree("workers");
+    before.insert(&tree, "before", "1").await.unwrap();
+    after.insert(&tree, "after", "1").await.unwrap();
+    let shard = || client.lock("shard").owner("worker");
+    let held = shard().of_session(&before).try_acquire().await.unwrap().unwrap();
+    let token = held.token();
+    held.keep();
+    assert!(shard().of_session(&after).resume().await.unwrap().is_none());
+    assert!(shard().resume().await.unwrap().is_none());
+    let again = shard().of_session(&before).resume().await.unwrap().unwrap();
+    assert_eq!(again.token(), token);
+    again.release().await.unwrap().unwrap();
+    // Neither the other way about.
+    shard().try_acquire(LONG).await.unwrap().unwrap().keep();
+    assert!(shard().of_session(&after).resume().await.unwrap().is_none());
+    assert!(shard().resume().await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_nobody_hears_of_is_told_lost_when_its_lease_is_over_and_not_later() {
+    let mut cluster = Cluster::made(1, 1).await;
+    let client = cluster.client(1).await;
+    let lease = SHORT * 2;
+    let session = client.session(lease);
+    let asked = Instant::now();
+    session.insert(&client.tree("workers"), "one", "1").await.unwrap();
+    cluster.halt(1).await;
+    tokio::time::timeout(lease * 4, session.lost()).await.expect("it is lost some day");
+    // A third of the lease later it would be if only the end of a renewal that failed were looked at.
+    let took = asked.elapsed();
+    assert!(took < lease + lease / 4, "told after {took:?}");
+    assert!(session.is_lost());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_dropped_ends_before_its_client_is_closed() {
+    let cluster = Cluster::made(1, 1).await;
+    let client = cluster.client(1).await;
+    let (address, options) = (cluster.address(1), cluster.options());
+    let once = std::thread::spawn(move || {
+        // On one thread nothing happens between the drop and what follows.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = Client::connect([address], options).await.unwrap();
+            // A lease that is never over is one of a year.
+            let session = client.session(Duration::MAX);
+            session.insert(&client.tree("workers"), "one", "1").await.unwrap();
+            drop(session);
+            client.close().await;
+        });
+    });
+    tokio::task::spawn_blocking(|| once.join().unwrap()).await.unwrap();
+    assert_eq!(client.tree("workers").get("one").await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_his_time_over_each_entry_gets_them_all() {
+    let cluster = Cluster::made(1, 1).await;
+    let client = cluster.client(1).await;
+    let tree = client.tree("many");
+    let keys = 100;
+    for key in 0..keys {
+        tree.put(format!("{key:03}"), vec![7; 500]).await.unwrap();
+    }
+    let hasty = tree.with_deadline(Duration::from_millis(500));
+    let mut entries = hasty.iter();
+    let mut seen = 0;
+    while let Some(entry) = entries.next().await {
+        let (key, _) = entry.unwrap();
+        assert_eq!(key, format!("{seen:03}").as_str());
+        // Beyond the first page or two, which are of some entries.
+        if seen < 12 {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, keys);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_comparison_whose_answer_was_not_heard_is_told_as_unknown_and_settled() {
+    let mut cluster = Cluster::made(3, 1).await;
+    let leader = cluster.leader(1).await;
+    let others: Vec<u64> = (1..=3).filter(|node| *node != leader).collect();
+    let client = cluster.client(leader).await.with_deadline(Duration::from_secs(2));
+    let tasks: Vec<_> = (0..20)
+        .map(|number| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let (tree, key) = (client.tree("t"), format!("key {number}"));
+                for round in 0_u64.. {
+                    let compare = client.compare().is_not(&tree, &key, "never");
+                    match compare.then_put(&tree, &key, round.to_string().as_str()).run().await {
+                        Ok(compared) => assert!(compared.held()),
+                        Err(error) => return (key, round, error),
+                    }
+                }
+                unreachable!("it goes on until it fails")
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for node in &others {
+        cluster.halt(*node).await;
+    }
+    let mut failures = Vec::new();
+    for task in tasks {
+        failures.push(task.await.unwrap());
+    }
+    for node in others {
+        cluster.start(node).await;
+    }
+    let client = client.with_deadline(LONG);
+    let mut unknown = 0;
+    for (key, round, error) in failures {
+        let found = || async {
+            let found = client.tree("t").get(&key).await.unwrap();
+            found.map(|found| String::from_utf8_lossy(&found).parse::<u64>().unwrap())
+        };
+        match error {
+            TransactionError::OutcomeUnknown { transaction, .. } => {
+                unknown += 1;
+                match transaction.outcome().await.unwrap() {
+                    Outcome::Committed => assert_eq!(found().await, Some(round), "{key}"),
+                    Outcome::Aborted => assert_eq!(found().await, round.checked_sub(1), "{key}"),
+                    Outcome::Forgotten => panic!("{key}: it was asked within seconds"),
+                }
+            }
+            error => {
+                assert!(error.is_definite(), "{key}: {error:?}");
+                assert!(
+                    matches!(error, TransactionError::Cluster(Error::Unavailable(_))),
+                    "{key}: {error:?}"
+                );
+                assert_eq!(found().await, round.checked_sub(1), "{key}");
+            }
+        }
+    }
+    assert!(unknown > 0, "none was under way when the quorum was lost");
+    eventually("it goes on", || {
+        let client = client.clone();
+        async move { client.tree("t").put("later", "1").await.is_ok() }
+    })
+    .await;
+}
