@@ -72,3 +72,38 @@ fn the_command_is_stopped_when_the_lock_is_lost_or_the_runner_is_told_to_end() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert_eq!(std::fs::read_to_string(&shown).unwrap(), "told\n");
 }
+
+#[test]
+fn at_a_terminal_what_the_command_has_started_is_stopped_with_it() {
+    let alone = Alone::new();
+    let Ok(script) = std::process::Command::new("script").arg("--version").output() else {
+        eprintln!("SKIPPED: there is no `script` to make a terminal with");
+        return;
+    };
+    assert!(script.status.success());
+    let file = alone.sandbox.path("grandchild");
+    let shell = format!("sleep 1000 & echo $! > {}; wait", file.display());
+    let lock = alone.command(&["lock", "job", "--lease", "2", "--owner", "ann", "--", "sh", "-c", &shell]);
+    let mut words = vec![lock.get_program().to_string_lossy().into_owned()];
+    words.extend(lock.get_args().map(|word| format!("'{}'", word.to_string_lossy())));
+    let mut terminal = std::process::Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]);
+    terminal.envs(lock.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    terminal.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    let mut terminal = terminal.spawn().unwrap();
+    alone.eventually("the command has started something", || {
+        std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'))
+    });
+    let grandchild: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    let grandchild = Pid::from_raw(grandchild).unwrap();
+    assert!(rustix::process::test_kill_process(grandchild).is_ok(), "it runs");
+    // An operator takes the lock away.
+    let holder = alone.run(&["lock", "holder", "job", "--json"]).ok();
+    let token = holder.split("\"token\":").nth(1).and_then(|rest| rest.split([',', '}']).next()).unwrap();
+    alone.run(&["lock", "release", "job", "--owner", "ann", "--token", token.trim()]).ok();
+    assert_eq!(terminal.wait().unwrap().code(), Some(8));
+    alone.eventually("it is gone", || {
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", grandchild.as_raw_nonzero()));
+        state.map_or(true, |state| state.rsplit_once(')').is_some_and(|(_, behind)| behind.starts_with(" Z")))
+    });
+}

@@ -41,6 +41,15 @@ impl Output {
         self.line(document)
     }
 
+    /// Says something on standard error that is not the end of the command. Nobody has to hear it.
+    pub(crate) fn remark(&self, what: impl std::fmt::Display) {
+        let line = match self.json {
+            true => serde_json::json!({ "remark": what.to_string() }).to_string(),
+            false => format!("dogsled: {what}"),
+        };
+        let _ = writeln!(io::stderr().lock(), "{line}");
+    }
+
     /// A summary: `sentence` for people, `fields` for programs.
     pub(crate) fn summary(&mut self, sentence: impl std::fmt::Display, fields: Value) -> Result<()> {
         if self.json { self.document(&fields) } else { self.line(sentence) }

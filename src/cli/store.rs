@@ -162,15 +162,10 @@ pub(crate) fn hold(directory: &Path) -> Result<Option<Box<dyn DiskLock>>> {
     match RealDisk.lock(&path) {
         Ok(Some(lock)) => Ok(Some(lock)),
         Ok(None) => Err(Error::InUse(directory.to_owned()).into()),
-        // Where no lock file can be written nobody else can write either.
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
-            ) =>
-        {
-            Ok(None)
-        }
+        // Nobody else can write there either.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(None),
+        // Nobody has it open: whoever has makes the file.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !path.exists() => Ok(None),
         Err(error) => Err(Failure::io(path.display(), &error)),
     }
 }

@@ -15,7 +15,7 @@ at 127.0.0.1:8400.
 
 Options overrule variables, variables overrule the file. The file is TOML, and its keys are the names
 of the options: data, node, listen, http, advertise, init, members, join, partitions, replicas, zone, weight,
-from-embedded, certs, preset, disk-low, max-connections, redis, redis-password, cache, log-format, log-level, timeout.
+from-embedded, certs, preset, disk-low, max-connections, redis, redis-password, redis-announce, redis-moved, cache, log-format, log-level, timeout.
 
 The first three nodes of a cluster, each with its own id and address:
   dogsled serve --certs certs --node 1 --listen 10.0.0.1:7400 --init --members 1=10.0.0.1:7400,2=10.0.0.2:7400,3=10.0.0.3:7400

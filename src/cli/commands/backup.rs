@@ -133,7 +133,15 @@ pub(crate) fn restore(
         Some(Err(error @ BackupError::Damaged { .. })) => {
             return Err(Failure::from(error).adding("nothing was written"));
         }
-        Some(Err(error)) => return Err(error.into()),
+        Some(Err(error)) => {
+            let mut failure = Failure::from(error);
+            if has_begun {
+                failure.message =
+                    failure.message.replace("nothing was done, ", "").replace("nothing was done: ", "");
+                failure = failure.adding("a part was restored, and the same command goes on with it");
+            }
+            return Err(failure);
+        }
     };
     let checked = if no_check { "" } else { ", read back and found equal" };
     out.summary(

@@ -71,7 +71,7 @@ pub(crate) fn load(global: &Global, out: &mut Output, args: &LoadArgs) -> Result
             Err(problem) if args.skip_bad && problem.skippable => {
                 skipped += 1;
                 if skipped <= BAD_SHOWN {
-                    eprintln!("dogsled: {name}: {}: {} (skipped)", problem.place, problem.what);
+                    out.remark(format_args!("{name}: {}: {} (skipped)", problem.place, problem.what));
                 }
             }
             Err(problem) => {

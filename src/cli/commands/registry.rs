@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::running::{Always, check, cluster, exit, run_under};
 use crate::cli::args::{Global, RegistryCommand, RunArgs};
+use crate::cli::bytes;
 use crate::cli::exit::{Failure, Result};
 use crate::cli::output::Output;
 
@@ -52,7 +53,7 @@ pub(crate) fn registry(global: &Global, out: &mut Output, command: &RegistryComm
             let picked =
                 resolver.pick_where(how, |instance| tag.as_ref().is_none_or(|tag| instance.has_tag(tag)));
             let picked = picked.ok_or_else(|| none_of(service, None))?;
-            out.summary(&picked.address, fields(&picked))
+            out.summary(bytes::display(picked.address.as_bytes()), fields(&picked))
         }
         RegistryCommand::Follow { service, limit } => follow(global, out, service, *limit),
     }
@@ -67,7 +68,9 @@ fn none_of(service: &str, id: Option<&str>) -> Failure {
 
 fn line(instance: &Instance) -> String {
     let Instance { id, address, tags } = instance;
-    format!("{id}\t{address}\t{}", tags.join(","))
+    // Whoever registers may write anything there, and a line is to be one.
+    let [id, address, tags] = [id, address, &tags.join(",")].map(|text| bytes::display(text.as_bytes()));
+    format!("{id}\t{address}\t{tags}")
 }
 
 fn fields(instance: &Instance) -> Value {

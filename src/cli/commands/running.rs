@@ -7,19 +7,24 @@
 //! ```
 //!
 //! SIGKILL comes no later than the moment from which what is held may be another's. Both signals go to the command
-//! and to all that it has started, as a process group of its own; at a terminal there is none (a group in the
-//! background may not read from it), and they go to the command alone. Nothing stops the command if this
-//! process itself is killed: then only a lock's delay and its token keep it from what is another's.
+//! and to all that it has started.
+//!
+//! **In the foreground of a terminal** the command stays in the group of this process, because a group in the background may
+//! not read from the terminal. Its keys go to both: Ctrl-Z stops both, and what Ctrl-C and Ctrl-\\ mean is for the command
+//! to say, which this process follows. What the command has started is found by its ancestry (Linux).
+//! **Elsewhere** it is a process group of its own. A terminal that is closed ends the command as SIGTERM does.
+//!
+//! Nothing stops the command if this process itself is killed: then only a lock's delay and its token keep it from what is
+//! another's.
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
 use dogsled::cluster::{LockGuard, Session};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -118,14 +123,17 @@ pub(super) async fn run_under(
     run: &RunArgs,
     environment: impl IntoIterator<Item = (&'static str, OsString)>,
 ) -> Result<Ended> {
-    let signals =
-        || Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
-    let (mut terminate, mut interrupt) =
-        signals().map_err(|error| Failure::io("listening for signals", &error))?;
+    let on = |kind| signal(kind).map_err(|error| Failure::io("listening for signals", &error));
+    let (mut terminate, mut hang_up) = (on(SignalKind::terminate())?, on(SignalKind::hangup())?);
+    // In the foreground of a terminal the command gets these itself; that they are listened for keeps this process alive.
+    let (mut interrupt, mut quit) = (on(SignalKind::interrupt())?, on(SignalKind::quit())?);
     let Some((program, words)) = run.command.split_first() else {
         return Err(Failure::usage("say what to run, behind `--`"));
     };
-    let in_group = !std::io::stdin().is_terminal();
+    let in_group = !is_in_foreground();
+    if !in_group {
+        adopt_orphans();
+    }
     let mut command = Command::new(program);
     if in_group {
         command.process_group(0);
@@ -140,7 +148,9 @@ pub(super) async fn run_under(
         ended = child.wait() => return Ok(Ended::With(code_of(ended.map_err(waiting)?))),
         () = held.lost() => true,
         _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
+        _ = hang_up.recv() => false,
+        _ = interrupt.recv(), if in_group => false,
+        _ = quit.recv(), if in_group => false,
     };
     let kill_after = Duration::from_secs(run.kill_after);
     let ended = stop(&mut child, in_group, kill_after, held).await.map_err(waiting)?;
@@ -155,10 +165,14 @@ async fn stop(
     held: &impl Held,
 ) -> std::io::Result<ExitStatus> {
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
-    let send = |signal: Signal| {
-        let Some(pid) = pid else { return };
-        // It may have ended just now; that is seen below.
-        let _ = if in_group { kill_process_group(pid, signal) } else { kill_process(pid, signal) };
+    // Whoever it is sent to may have ended just now; that is seen below.
+    let send = |signal: Signal| match pid {
+        Some(group) if in_group => {
+            let _ = kill_process_group(group, signal);
+        }
+        _ => descendants().into_iter().for_each(|pid| {
+            let _ = kill_process(pid, signal);
+        }),
     };
     send(Signal::TERM);
     let too_late = async {
@@ -170,12 +184,51 @@ async fn stop(
         () = tokio::time::sleep(kill_after) => None,
         () = too_late => None,
     };
-    // What the command has left behind of its group is ended, too.
+    // What the command has left behind is ended, too.
     send(Signal::KILL);
     match ended {
         Some(ended) => ended,
         None => child.wait().await,
     }
+}
+
+/// Whether this process has a terminal, and is of the group that may read from it.
+fn is_in_foreground() -> bool {
+    let terminal = std::fs::File::open("/dev/tty");
+    terminal.is_ok_and(|terminal| rustix::termios::tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp()))
+}
+
+/// What a descendant of this process has started, and has ended before it, becomes a child of this one.
+fn adopt_orphans() {
+    // If that is refused, such a process is not found.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_child_subreaper(Some(getpid()));
+}
+
+/// All that this process has started, and all that those have, as far as the system tells.
+fn descendants() -> Vec<Pid> {
+    let mut parents = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let Ok(status) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        // Its name, in brackets, may have any characters. Behind it are its state and its parent.
+        let behind = status.rsplit_once(')').map_or("", |(_, behind)| behind);
+        let mut fields = behind.split_whitespace();
+        let (Some(state), Some(parent)) = (fields.next(), fields.next()) else { continue };
+        if let Ok(parent) = parent.parse::<i32>() {
+            parents.push((pid, parent, state != "Z"));
+        }
+    }
+    let mut found = vec![getpid().as_raw_nonzero().get()];
+    let mut at = 0;
+    while let Some(&parent) = found.get(at) {
+        found.extend(parents.iter().filter(|(_, of, _)| *of == parent).map(|(pid, ..)| *pid));
+        at += 1;
+    }
+    let is_alive = |wanted: &i32| parents.iter().any(|(pid, _, is_alive)| pid == wanted && *is_alive);
+    found.into_iter().skip(1).filter(is_alive).filter_map(Pid::from_raw).collect()
 }
 
 /// As a shell gives it: a command that was ended by a signal has 128 and the signal's number.

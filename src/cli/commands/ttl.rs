@@ -40,7 +40,7 @@ pub(crate) fn expire(global: &Global, out: &mut Output, key: &OsStr, seconds: u6
     }
     database.flush()?;
     if out.json {
-        out.document(&json!({ "key": bytes::to_json(&key), "ttl_ms": seconds * 1000 }))
+        out.document(&json!({ "key": bytes::to_json(&key), "ttl_ms": seconds.saturating_mul(1000) }))
     } else {
         Ok(())
     }

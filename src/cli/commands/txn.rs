@@ -145,7 +145,13 @@ pub(crate) fn txn(global: &Global, out: &mut Output, file: &Path) -> Result<()> 
         Database::Cluster(remote) => {
             let operations = &operations;
             let client = remote.client();
-            let ran = client.transaction(|tx| async move { run_far(&tx, operations).await });
+            // What the last attempt has come to, which holds if it turns out to be the one that was committed.
+            let last = &std::cell::RefCell::new(Vec::new());
+            let ran = client.transaction(|tx| async move {
+                let said = run_far(&tx, operations).await?;
+                last.replace(said.clone());
+                Ok(said)
+            });
             match remote.wait(ran) {
                 Ok(said) => Ok(said),
                 Err(far::TransactionError::Abort(unmet)) => Err(unmet),
@@ -159,7 +165,7 @@ pub(crate) fn txn(global: &Global, out: &mut Output, file: &Path) -> Result<()> 
                         Ok(far::Outcome::Aborted) => {
                             return Err(Failure::new(Code::Unavailable, format!("nothing was done: {why}")));
                         }
-                        Ok(far::Outcome::Committed) => Ok(Vec::new()),
+                        Ok(far::Outcome::Committed) => Ok(last.take()),
                         Ok(far::Outcome::Forgotten) | Err(_) => {
                             let what = format!("the outcome is not known: {why}");
                             return Err(Failure::new(Code::OutcomeUnknown, what));

@@ -167,13 +167,16 @@ fn dump(out: &mut Output, wal: &Path, limit: u64) -> Result<()> {
                     Ok((time, effects)) => return commit(out, &mut names, index, time, &effects, discarded),
                     Err(what) => {
                         damaged += 1;
-                        eprintln!("dogsled: commit {index}: {what}");
+                        out.remark(format_args!("commit {index}: {what}"));
                     }
                 }
             }
-            Event::Damage(corruption) => eprintln!("dogsled: {corruption}"),
+            Event::Damage(corruption) => out.remark(corruption),
             Event::TornTail { file, offset } => {
-                eprintln!("dogsled: {} at offset {offset}: the last write was cut short", file.display());
+                out.remark(format_args!(
+                    "{} at offset {offset}: the last write was cut short",
+                    file.display()
+                ));
             }
             _ => {}
         }

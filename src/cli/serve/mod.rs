@@ -118,6 +118,17 @@ impl Signals {
         })
     }
 
+    /// The same before there is a node: its certificates are being read anyway.
+    async fn end_of_start(&mut self) -> (&'static str, u8) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return ("SIGTERM", 15),
+                _ = self.interrupt.recv() => return ("SIGINT", 2),
+                _ = self.hang_up.recv() => {}
+            }
+        }
+    }
+
     /// Waits until the process is to end; what is said of it.
     async fn end(&mut self, node: &Node) -> (&'static str, u8) {
         loop {
@@ -153,7 +164,7 @@ async fn run(settings: &Settings, out: &mut Output) -> Result<()> {
         // Given back: as long as there is no cluster, clients are to be refused rather than to wait.
         TcpListener::bind(address).map_err(|error| no_redis(address, &error))?;
     }
-    let node = Node::start(config).await.map_err(|error| explain(error, settings))?;
+    let node = start(config, &mut signals).await.map_err(|error| explain(error, settings))?;
     let http = match settings.http {
         Port::IfFree(address) => listen_for_http_if_free(address),
         Port::Asked(_) | Port::Off => asked,
@@ -166,7 +177,7 @@ async fn run(settings: &Settings, out: &mut Output) -> Result<()> {
             return Err(Failure::io("listening for HTTP", &error));
         }
     };
-    say_listening(&node, http.as_ref().map(HttpServer::local_address), settings, out)?;
+    told(say_listening(&node, http.as_ref().map(HttpServer::local_address), settings, out));
     // Alone it can serve at once. Among others it may have to wait for them, which is no reason
     // for a supervisor to give it up.
     let waits_for_others = settings.beginning != Beginning::Alone || node.map().members.len() > 1;
@@ -197,6 +208,37 @@ async fn run(settings: &Settings, out: &mut Output) -> Result<()> {
         tracing::info!("stopped");
     }
     outcome.and(stopped)
+}
+
+/// Starts the node, which takes long where a database is converted or much of a log is read. Until then nothing was
+/// promised, so whoever wants it to end need not wait, and a supervisor does not take it for stuck.
+async fn start(config: NodeConfig, signals: &mut Signals) -> std::result::Result<Node, StartError> {
+    let mut starting = tokio::spawn(Node::start(config));
+    loop {
+        tokio::select! {
+            started = &mut starting => match started {
+                Ok(started) => return started,
+                Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+            },
+            (name, number) = signals.end_of_start() => {
+                tracing::warn!("{name}: stopping before the node has started");
+                std::process::exit(i32::from(128 + number));
+            }
+            () = tokio::time::sleep(STARTING) => {
+                notify(&format!("EXTEND_TIMEOUT_USEC={}", (STARTING * 6).as_micros()));
+            }
+        }
+    }
+}
+
+/// How often a supervisor hears that the node is still being started.
+const STARTING: Duration = Duration::from_secs(10);
+
+/// That nobody listens to what is said of the node on standard output is no reason for it to end.
+fn told(said: Result<()>) {
+    if let Err(failure) = said {
+        tracing::warn!("{}", failure.message);
+    }
 }
 
 /// Opens the port for HTTP that somebody has asked for.
@@ -232,9 +274,9 @@ async fn live(node: &Node, settings: &Settings, files: &CertificateFiles, out: &
     let options = ClientOptions::from_files(files)?;
     let begun = begin::begin(node, settings, &options).await?;
     let redis = serve_redis(node, settings, files).await?;
-    say_serving(node, redis.as_ref().map(RedisServer::local_address), settings, begun, out)?;
+    told(say_serving(node, redis.as_ref().map(RedisServer::local_address), settings, begun, out));
     if let Some(redis) = &redis {
-        say_redis(redis, settings, out)?;
+        told(say_redis(redis, settings, out));
     }
     notify("READY=1\nSTATUS=serving");
     let mut failures = Vec::new();

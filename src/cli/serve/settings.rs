@@ -27,6 +27,8 @@ const DEFAULT_MAX_CONNECTIONS: u32 = 10_000;
 const MOST_CONNECTIONS: u32 = 1_000_000;
 /// How long others are waited for when a cluster is made or joined.
 const DEFAULT_TIMEOUT: u64 = 60;
+/// As of the option.
+const MAX_TIMEOUT: u64 = 86_400;
 
 /// A node and its addresses.
 pub(crate) type Member = (NodeId, Vec<String>);
@@ -138,13 +140,12 @@ impl Default for List {
 
 impl List {
     fn or_given(self, given: &[String]) -> Vec<String> {
-        if !given.is_empty() {
-            return given.to_vec();
-        }
-        match self {
+        let list = match self {
+            _ if !given.is_empty() => given.to_vec(),
             List::One(joined) => joined.split(',').map(str::to_owned).collect(),
             List::Many(list) => list,
-        }
+        };
+        list.into_iter().map(|item| item.trim().to_owned()).collect()
     }
 }
 
@@ -169,6 +170,14 @@ impl File {
                 Some(span) => {
                     let before = text.get(..span.start).unwrap_or(text);
                     let line = before.matches('\n').count() + 1;
+                    if text
+                        .lines()
+                        .nth(line - 1)
+                        .is_some_and(|line| line.trim_start().starts_with("redis-password"))
+                    {
+                        // The message would go to the journal with it.
+                        return format!("line {line}: redis-password is to be a string in quotes");
+                    }
                     let key = text.get(span).map(|key| key.trim()).filter(|key| !key.contains('\n'));
                     match key.filter(|key| !key.is_empty() && !what.contains(*key)) {
                         Some(key) => format!("line {line}: {what} ({key})"),
@@ -196,6 +205,12 @@ impl Settings {
         let node = NodeId(node);
         let members = members(&file.members.or_given(&args.members))?;
         let join = file.join.or_given(&args.join);
+        let timeout = file.timeout.unwrap_or(DEFAULT_TIMEOUT);
+        if !(1..=MAX_TIMEOUT).contains(&timeout) {
+            return Err(Failure::usage(format!(
+                "timeout: {timeout} seconds are not within 1 to {MAX_TIMEOUT}"
+            )));
+        }
         let init = args.init.or(file.init).unwrap_or(false);
         let mut advertise = file.advertise.or_given(&args.advertise);
         for address in advertise.iter().chain(&join) {
@@ -337,7 +352,7 @@ impl Settings {
             max_connections,
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
             log_level: args.log_level.clone().or(file.log_level),
-            timeout: global.timeout_or(file.timeout.unwrap_or(DEFAULT_TIMEOUT)),
+            timeout: global.timeout_or(timeout),
             redis,
             redis_password,
             redis_announce,
