@@ -16,7 +16,7 @@ use dogsled_benches::child::ChildTask;
 use dogsled_benches::contestant::Contestant;
 use dogsled_benches::results::{Effort, Report};
 use dogsled_benches::rows::Table;
-use dogsled_benches::{child, compare, peers, plot, readme, report, ring};
+use dogsled_benches::{child, compare, peers, plot, readme, report, ring, summary};
 
 /// The nodes' is the one that the `dogsled` binary has. Embedded databases that are compared, some of them in C++,
 /// all have the system's.
@@ -50,10 +50,11 @@ enum Command {
     Redis(RedisArgs),
     /// Place 100,000 partitions on 1,000 nodes, on paper; write ring.json and ring.svg.
     Ring(RingArgs),
-    /// Print a table for the README from a JSON file that `compare`, `operations`, `partitions` or `redis` wrote.
+    /// Print a table for the documents from a JSON file that `compare`, `cluster`, `operations`, `partitions` or `redis`
+    /// wrote, or of a directory that has all of them the small table of the README.
     ReadmeTable {
-        /// The file.
-        #[arg(default_value = "benches/results/compare.json")]
+        /// The file, or the directory.
+        #[arg(default_value = "benches/results")]
         json: PathBuf,
     },
     #[command(hide = true)]
@@ -75,7 +76,7 @@ struct ClusterArgs {
     /// How often the leader is killed.
     #[arg(long, default_value_t = 50)]
     kills: usize,
-    /// Workloads whose name begins so, separated by commas (put, get, batch, idle, failover, rolling).
+    /// Workloads whose name begins so, separated by commas (put, get, batch, idle, failover, rolling, snapshot).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Directory for the nodes' data, on the file system to measure; it is removed at the end.
@@ -84,6 +85,9 @@ struct ClusterArgs {
     /// Directory for cluster.json.
     #[arg(long, default_value = "benches/results")]
     out: PathBuf,
+    /// Keep the rows in cluster.json that this run does not measure: a long comparison in several sittings.
+    #[arg(long)]
+    keep: bool,
 }
 
 #[cfg(feature = "cluster")]
@@ -226,6 +230,7 @@ fn main() -> Result<()> {
             only: args.only,
             dir: args.dir,
             out: args.out,
+            keep: args.keep,
         }),
         #[cfg(feature = "cluster")]
         Command::Operations(args) => {
@@ -263,6 +268,10 @@ fn main() -> Result<()> {
             })
         }
         Command::Ring(args) => ring::run(args.nodes, args.partitions, &args.out),
+        Command::ReadmeTable { json } if json.is_dir() => {
+            print!("{}", summary::table(&json)?);
+            Ok(())
+        }
         Command::ReadmeTable { json } => {
             let text = fs::read_to_string(&json).with_context(|| format!("reading {}", json.display()))?;
             match serde_json::from_str::<Table>(&text) {

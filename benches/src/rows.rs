@@ -1,7 +1,7 @@
 //! Rows of systems measured beside each other: what is printed, the JSON file, and the README's table.
 //!
 //! The first series of a row is dogsled's. A target compares its median with the median of another series
-//! of the same row, so that nothing is judged by a number from another run.
+//! of the same row, so that nothing is judged by a number from another run; or with a number that was promised.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -53,14 +53,14 @@ pub struct Series {
     pub summary: Summary,
 }
 
-/// A bound of dogsled's median as a multiple of another series'.
+/// A bound of dogsled's median: as a multiple of another series', or as it is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Target {
     /// Whether more is better.
     pub at_least: bool,
-    /// How many times.
+    /// How many times; or the number itself.
     pub times: f64,
-    /// As much as which series.
+    /// As much as which series; empty: the number itself.
     pub of: String,
     /// What it came to; `None` if the other was not measured.
     pub reached: Option<f64>,
@@ -103,8 +103,21 @@ impl Row {
         self.judged(false, times, of)
     }
 
+    /// To be at least so much.
+    #[must_use]
+    pub fn no_less(self, number: f64) -> Row {
+        self.judged(true, number, "")
+    }
+
+    /// To be at most so much.
+    #[must_use]
+    pub fn no_more(self, number: f64) -> Row {
+        self.judged(false, number, "")
+    }
+
     fn judged(mut self, at_least: bool, times: f64, of: &str) -> Row {
-        let reached = self.ratio_to(of);
+        let own = self.series.first().map(|series| series.summary.median);
+        let reached = if of.is_empty() { own } else { self.ratio_to(of) };
         let met = reached.map(|ratio| if at_least { ratio >= times } else { ratio <= times });
         self.target = Some(Target { at_least, times, of: of.to_owned(), reached, met });
         self
@@ -149,13 +162,19 @@ impl Row {
 impl Target {
     fn in_words(&self) -> String {
         let Target { at_least, times, of, .. } = self;
-        format!("{} {times} × {of}", if *at_least { "≥" } else { "≤" })
+        let bound = if *at_least { "≥" } else { "≤" };
+        if of.is_empty() { format!("{bound} {}", human(*times)) } else { format!("{bound} {times} × {of}") }
+    }
+
+    /// What it came to.
+    fn in_number(&self, reached: f64) -> String {
+        if self.of.is_empty() { human(reached) } else { format!("{} ×", human(reached)) }
     }
 
     fn verdict(&self) -> String {
         match (self.reached, self.met) {
-            (Some(reached), Some(true)) => format!("met, {} ×", human(reached)),
-            (Some(reached), _) => format!("MISSED, {} ×", human(reached)),
+            (Some(reached), Some(true)) => format!("met, {}", self.in_number(reached)),
+            (Some(reached), _) => format!("MISSED, {}", self.in_number(reached)),
             (None, _) => "not measured".to_owned(),
         }
     }
@@ -223,7 +242,8 @@ impl Table {
                         Some(false) => "**no**",
                         None => "not measured",
                     };
-                    let reached = target.reached.map_or(String::new(), |it| format!(": {} ×", human(it)));
+                    let reached =
+                        target.reached.map_or(String::new(), |it| format!(": {}", target.in_number(it)));
                     (target.in_words(), format!("{mark}{reached}"))
                 }
                 None => (String::new(), String::new()),
@@ -249,5 +269,9 @@ mod tests {
         assert_eq!(row().at_most(0.4, "etcd").target.unwrap().met, Some(false));
         let missing = row().with("redis", Vec::new()).at_most(0.4, "redis").target.unwrap();
         assert_eq!((missing.reached, missing.met), (None, None));
+        let number = row().no_more(2.0).target.unwrap();
+        assert_eq!((number.reached, number.met), (Some(2.0), Some(true)));
+        assert_eq!((number.in_words().as_str(), number.verdict().as_str()), ("≤ 2.00", "met, 2.00"));
+        assert_eq!(row().no_less(2.5).target.unwrap().met, Some(false));
     }
 }

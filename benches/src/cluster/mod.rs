@@ -19,15 +19,13 @@ mod processes;
 mod redis;
 mod redis_clients;
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
 
 use crate::machine::Machine;
-use crate::stats::{Summary, human};
+use crate::rows::{Row, Table};
 
 use cores::Cores;
 use load::{Measured, Store, Work};
@@ -51,30 +49,8 @@ pub struct Plan {
     pub dir: PathBuf,
     /// Where `cluster.json` goes.
     pub out: PathBuf,
-}
-
-/// One row of the table.
-#[derive(Debug, Serialize)]
-struct Row {
-    id: String,
-    title: String,
-    unit: &'static str,
-    dogsled: Vec<f64>,
-    etcd: Vec<f64>,
-    /// dogsled's median over etcd's.
-    ratio: Option<f64>,
-    target: &'static str,
-    met: Option<bool>,
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    machine: Machine,
-    repeats: usize,
-    seconds: f64,
-    /// Microseconds of a bare 4 KiB overwrite and `fdatasync`, median.
-    fdatasync_us: f64,
-    rows: Vec<Row>,
+    /// Rows that this run does not measure stay there.
+    pub keep: bool,
 }
 
 /// What a new node is sent.
@@ -137,20 +113,21 @@ async fn measure(plan: &Plan) -> Result<()> {
         }
     };
     let mut rows = Vec::new();
+    let mut add = |row: Row| {
+        println!("{}", row.in_words());
+        rows.push(row);
+    };
+    // Of what etcd has no part in.
+    let alone = |id: &str, title: &str, unit: &str, value: f64| {
+        Row::new(id, title, unit).with("dogsled", vec![value])
+    };
     let wanted =
         |id: &str| plan.only.is_empty() || plan.only.iter().any(|only| id.starts_with(only.as_str()));
     if wanted("idle") {
         let (percent, mebibytes) = disturb::idle(&dogsled).await?;
-        let mut row =
-            Row::alone("idle-cpu", "idle, new: a core, highest of the nodes", "%", percent, "< 2 %");
-        row.met = Some(percent < 2.0);
-        row.print();
-        rows.push(row);
+        add(alone("idle-cpu", "idle, new: a core, highest of the nodes", "%", percent).no_more(2.0));
         let title = "idle, new: resident, highest of the nodes";
-        let mut row = Row::alone("idle-memory", title, "MiB", mebibytes, "< 80 MiB");
-        row.met = Some(mebibytes < 80.0);
-        row.print();
-        rows.push(row);
+        add(alone("idle-memory", title, "MiB", mebibytes).no_more(80.0));
     }
     let mut stores = vec![Store::Dogsled(dogsled.client().await?.tree("bench"))];
     let mut processes = vec![dogsled.processes()];
@@ -178,153 +155,72 @@ async fn measure(plan: &Plan) -> Result<()> {
                 all[at].push(measured);
             }
         }
-        let rates =
-            |at: usize| all.get(at).map_or(Vec::new(), |all| all.iter().map(|one| one.rate).collect());
-        let target = match case.id {
-            "put-256" => "≥ 8 × etcd",
-            "put-64" | "get-256" => "≥ 5 × etcd",
-            "batch-100" => "≥ 150,000 keys/s",
-            _ => "",
+        let row = |id: &str, title: &str, unit: &str, number: fn(&Measured) -> f64| {
+            let series = ["dogsled", "etcd"].into_iter().zip(&all);
+            series.fold(Row::new(id, title, unit), |row, (name, all)| {
+                row.with(name, all.iter().map(number).collect())
+            })
         };
-        let mut row = Row::new(case.id, case.title, "per second", rates(0), rates(1), target);
-        row.met = match (case.least, row.ratio) {
-            (Some(least), Some(ratio)) => Some(ratio >= least),
-            _ if case.work == Work::Batch => Some(median(&row.dogsled) >= 150_000.0),
-            _ => None,
-        };
-        row.print();
-        rows.push(row);
-        let latencies =
-            |at: usize| all.get(at).map_or(Vec::new(), |all| all.iter().map(|one| one.p50_us).collect());
-        let mut latency = Row::new(
-            &format!("{}-p50", case.id),
-            &format!("{}, p50", case.title),
-            "us",
-            latencies(0),
-            latencies(1),
-            "",
-        );
-        if case.id == "put-1" {
-            latency.target = "≤ 0.6 × etcd and ≤ 2.5 × fdatasync";
-            let own = median(&latency.dogsled);
-            latency.met = latency.ratio.map(|ratio| ratio <= 0.6 && own <= 2.5 * fdatasync_us);
-            println!("    {:.2} x the bare fdatasync", own / fdatasync_us);
+        let Case { id, title, .. } = *case;
+        let rate = row(id, title, "per second", |one| one.rate);
+        add(match (case.least, case.work) {
+            (Some(least), _) => rate.at_least(least, "etcd"),
+            (None, Work::Batch) => rate.no_less(150_000.0),
+            _ => rate,
+        });
+        let latency = row(&format!("{id}-p50"), &format!("{title}, p50"), "us", |one| one.p50_us);
+        if id == "put-1" {
+            add(latency.at_most(0.6, "etcd"));
+            let own = all[0].iter().map(|one| one.p50_us).collect();
+            let row = Row::new("put-1-sync", &format!("{title}, p50 beside a bare fdatasync"), "us");
+            add(row.with("dogsled", own).with("fdatasync", vec![fdatasync_us]).at_most(2.5, "fdatasync"));
+        } else {
+            add(latency);
         }
-        latency.print();
-        rows.push(latency);
-        let processor =
-            |at: usize| all.get(at).map_or(Vec::new(), |all| all.iter().map(|one| one.nodes_us).collect());
-        let title = format!("{}, processor time of the nodes", case.title);
-        let row = Row::new(&format!("{}-cpu", case.id), &title, "us", processor(0), processor(1), "");
-        row.print();
-        rows.push(row);
+        let title = format!("{title}, processor time of the nodes");
+        add(row(&format!("{id}-cpu"), &title, "us", |one| one.nodes_us));
     }
     drop(stores);
     drop(etcd);
     if wanted("idle") {
         // No target: caches of 256 MiB a node keep what the load has brought.
         let (percent, mebibytes) = disturb::idle(&dogsled).await?;
-        for row in [
-            Row::alone(
-                "idle-after-cpu",
-                "idle after the load: a core, highest of the nodes",
-                "%",
-                percent,
-                "",
-            ),
-            Row::alone("idle-after-memory", "idle after the load: resident, highest", "MiB", mebibytes, ""),
-        ] {
-            row.print();
-            rows.push(row);
-        }
+        add(alone("idle-after-cpu", "idle after the load: a core, highest of the nodes", "%", percent));
+        add(alone("idle-after-memory", "idle after the load: resident, highest", "MiB", mebibytes));
     }
     if wanted("failover") {
         let _awake = keep_awake();
         let stops = disturb::failovers(&mut dogsled, plan.kills).await?;
         let worst = stops.iter().copied().fold(0.0, f64::max);
-        let mut row = Row::new(
-            "failover",
-            "writes stop after kill -9 of a leader",
-            "ms",
-            stops,
-            Vec::new(),
-            "p99 < 1,000 ms",
-        );
-        row.met = Some(worst < 1000.0);
-        row.print();
-        println!("    the longest of {}: {worst:.0} ms", row.dogsled.len());
-        rows.push(row);
+        let (id, title) = ("failover", "kill -9 of a leader: longest wait of any of 16 clients");
+        let row = alone(id, &format!("{title}, longest of {}", stops.len()), "ms", worst);
+        add(row.with("median", stops).no_more(1000.0));
     }
     if wanted("rolling") {
         let _awake = keep_awake();
         let (stall, failed) = disturb::rolling_restart(&mut dogsled).await?;
-        let title = "rolling restart: longest stall";
-        let mut row = Row::alone("rolling", title, "ms", stall, "< 300 ms, no failed call");
-        row.met = Some(stall < 300.0 && failed == 0);
-        row.print();
-        println!("    {failed} failed calls");
-        rows.push(row);
+        let title = "rolling restart under load: longest wait of any of 16 clients";
+        add(alone("rolling", title, "ms", stall).no_more(300.0));
+        add(alone("rolling-failed", "failed calls meanwhile", "calls", failed as f64).no_more(0.0));
     }
     if wanted("snapshot") {
         let _awake = keep_awake();
         let moved = disturb::snapshot(&dogsled, SNAPSHOT_MIB).await?;
         let rate = SNAPSHOT_MIB as f64 / moved.took.as_secs_f64();
         let title = "1 GiB to an empty node, under load";
-        let mut row = Row::alone("snapshot", title, "MiB/s", rate, "≥ 100 MiB/s");
-        row.met = Some(rate >= 100.0);
-        row.print();
-        rows.push(row);
+        add(alone("snapshot", title, "MiB/s", rate).no_less(100.0));
         let title = "p99 of 16 clients meanwhile, over before";
-        let ratio = moved.during.p99_us / moved.before.p99_us;
-        let mut row = Row::alone("snapshot-p99", title, "x", ratio, "≤ 2");
-        row.met = Some(ratio <= 2.0);
-        row.print();
-        rows.push(row);
+        add(alone("snapshot-p99", title, "x", moved.during.p99_us / moved.before.p99_us).no_more(2.0));
     }
-    let report = Report { machine, repeats: plan.repeats, seconds: plan.seconds, fdatasync_us, rows };
-    std::fs::create_dir_all(&plan.out)?;
+    let conditions = vec![
+        "Three nodes each on loopback, they and the clients on the same cores; values of 256 bytes, every acknowledged \
+         write synced on a quorum."
+            .to_owned(),
+        format!("{} interleaved repeats of {} s.", plan.repeats, plan.seconds),
+        cores.in_words(),
+    ];
     let path = plan.out.join("cluster.json");
-    std::fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
+    Table { machine, conditions, rows }.write(&path, plan.keep)?;
     println!("\nwrote {}", path.display());
     Ok(())
-}
-
-fn median(values: &[f64]) -> f64 {
-    Summary::of(values).map_or(0.0, |summary| summary.median)
-}
-
-impl Row {
-    fn new(
-        id: &str,
-        title: &str,
-        unit: &'static str,
-        dogsled: Vec<f64>,
-        etcd: Vec<f64>,
-        target: &'static str,
-    ) -> Row {
-        let ratio = (!etcd.is_empty()).then(|| median(&dogsled) / median(&etcd));
-        Row { id: id.to_owned(), title: title.to_owned(), unit, dogsled, etcd, ratio, target, met: None }
-    }
-
-    /// Of what etcd has no part in.
-    fn alone(id: &str, title: &str, unit: &'static str, value: f64, target: &'static str) -> Row {
-        Row::new(id, title, unit, vec![value], Vec::new(), target)
-    }
-
-    fn print(&self) {
-        let mut line = format!("{:44} {:>10} {}", self.title, human(median(&self.dogsled)), self.unit);
-        if let Some(ratio) = self.ratio {
-            let _ = write!(line, "   etcd {:>8}   {ratio:.2} x", human(median(&self.etcd)));
-        }
-        match self.met {
-            Some(true) => {
-                let _ = write!(line, "   {}: met", self.target);
-            }
-            Some(false) => {
-                let _ = write!(line, "   {}: MISSED", self.target);
-            }
-            None => {}
-        }
-        println!("{line}");
-    }
 }
