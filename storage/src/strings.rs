@@ -252,6 +252,16 @@ impl StringsReply {
     }
 }
 
+/// The longest string, and value of a field, in bytes, that an operation makes.
+///
+/// A node's command has 16 MiB by default, and so has about an answer between nodes. A value that is larger could be made
+/// (by `APPEND`, piece by piece) and then neither be read through another node nor moved to another partition, nor
+/// restored from a backup. So what is made always fits one command, with what that names besides: two keys, a field and a
+/// lock of 64 KiB each, and what encodes them.
+///
+/// It is no setting: replicas that carry out the same entry have to agree.
+pub const MAX_STRING_LENGTH: usize = (16 << 20) - (512 << 10);
+
 /// The most bytes of values that operations which are carried out together are answered with.
 pub const MAX_TOLD: usize = MAX_VALUE_LENGTH;
 
@@ -266,7 +276,7 @@ pub enum StringsFailure {
     NotAFloat,
     /// The sum is not a number that is finite.
     NotFinite,
-    /// The value would be longer than [`MAX_VALUE_LENGTH`].
+    /// The value would be longer than [`MAX_STRING_LENGTH`].
     TooLong,
     /// There is no such key.
     NoSuchKey,
@@ -345,11 +355,17 @@ impl StringsOperation {
         }
     }
 
+    /// Whether it brings a value of more than [`MAX_STRING_LENGTH`]. Whoever asks for it has to be refused before it gets into
+    /// a log: where it is applied it may be what becomes of a longer value that other clients made.
+    pub fn brings_too_long(&self) -> bool {
+        self.values().any(|value| value.len() > MAX_STRING_LENGTH)
+    }
+
     /// How many bytes it makes without bringing them.
     pub(crate) fn filled(&self) -> usize {
         match &self.action {
             StringAction::Overwrite { offset, value } if !value.is_empty() => {
-                usize::try_from(*offset).unwrap_or(usize::MAX).min(MAX_VALUE_LENGTH)
+                usize::try_from(*offset).unwrap_or(usize::MAX).min(MAX_STRING_LENGTH)
             }
             _ => 0,
         }
@@ -593,7 +609,7 @@ pub fn apply(
             Value(value)
         }
         StringAction::Append { value } => {
-            if slot.bytes().len() + value.len() > MAX_VALUE_LENGTH {
+            if slot.bytes().len() + value.len() > MAX_STRING_LENGTH {
                 return Failed(StringsFailure::TooLong);
             }
             slot.write(IVec::from([slot.bytes(), value].concat()));
@@ -602,7 +618,7 @@ pub fn apply(
         StringAction::Overwrite { value, .. } if value.is_empty() => length(slot),
         StringAction::Overwrite { offset, value } => {
             let end = usize::try_from(*offset).ok().and_then(|offset| offset.checked_add(value.len()));
-            let Some(end) = end.filter(|end| *end <= MAX_VALUE_LENGTH) else {
+            let Some(end) = end.filter(|end| *end <= MAX_STRING_LENGTH) else {
                 return Failed(StringsFailure::TooLong);
             };
             let mut bytes = slot.bytes().to_vec();

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 
 use commands_support::Random;
 use dogsled_storage::codec::Listed;
-use dogsled_storage::command::{KeyRead, MAX_VALUE_LENGTH};
+use dogsled_storage::command::KeyRead;
 use dogsled_storage::evaluate::evaluate;
 use dogsled_storage::model::ModelState;
 use dogsled_storage::strings::notices::{EVENTS_TREE, Notice};
 use dogsled_storage::strings::{
-    Carried, SetOnly, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
-    apply, difference,
+    Carried, MAX_STRING_LENGTH, SetOnly, Slot, StringAction, StringsFailure, StringsOperation,
+    StringsReplies, StringsReply, apply, difference,
 };
 use dogsled_storage::{
     Command, Context, Effect, Error, ExpiryCommand, IVec, Reply, SetIf, TreeId, View, When,
@@ -225,7 +225,7 @@ fn what_no_state_allows_is_refused() {
     }
     let nowhere = StringsOperation { tree: TreeId(99), ..on("k", StringAction::Get) };
     assert!(matches!(state.execute(1, &strings(vec![nowhere])), Err(Error::TreeNotFound(_))));
-    let behind = StringAction::Overwrite { offset: MAX_VALUE_LENGTH as u64, value: "x".into() };
+    let behind = StringAction::Overwrite { offset: MAX_STRING_LENGTH as u64, value: "x".into() };
     assert_eq!(run(&mut state, 1, vec![on("k", behind)]), [StringsReply::Failed(StringsFailure::TooLong)]);
     assert_eq!(state.sequence(), 0);
 }

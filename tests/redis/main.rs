@@ -7,6 +7,7 @@ mod cluster;
 mod beside;
 mod commands;
 mod hostile;
+mod large;
 mod locks;
 mod notices;
 mod pubsub;

@@ -6,16 +6,18 @@
 //! cluster of another number of partitions those that are new have none: set it to nothing there, and then again.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use dogsled_net::resp::Value;
 use dogsled_replication::ring::slots;
 use dogsled_storage::TreeId;
 use dogsled_storage::strings::notices::Wanted;
-use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation, StringsReply};
+use dogsled_storage::strings::{MAX_STRING_LENGTH, SetOnly, StringAction, StringsOperation, StringsReply};
 use futures_util::future::join_all;
 
 use super::database::{Database, group_of_key, plain};
+use super::link::Link;
 use super::table::{Asked, Planned, Step, is_word};
 use super::whole::Whole;
 use super::{EVENTS, glob, link};
@@ -25,7 +27,7 @@ use crate::cluster::Error;
 /// Which events are told of keys.
 const NOTIFY: &str = "notify-keyspace-events";
 
-/// All but [`NOTIFY`], by name.
+/// Those that are the same at every node, by name.
 const PARAMETERS: &[(&str, &str)] = &[
     ("appendfsync", "always"),
     ("appendonly", "yes"),
@@ -34,17 +36,48 @@ const PARAMETERS: &[(&str, &str)] = &[
     ("databases", "16"),
     ("maxmemory", "0"),
     ("maxmemory-policy", "noeviction"),
-    ("proto-max-bulk-len", "536870912"),
     ("save", ""),
     ("timeout", "0"),
 ];
+
+/// What [`Parameters`] tells.
+const OF_THE_NODE: [&str; 4] = ["bind", "maxclients", "port", "proto-max-bulk-len"];
+
+/// What is told of one node: its own address and limits.
+pub(super) struct Parameters([(&'static str, String); OF_THE_NODE.len()]);
+
+impl Parameters {
+    /// Of one that listens here, for so many connections.
+    pub(super) fn new(address: SocketAddr, max_connections: usize) -> Parameters {
+        let values = [
+            address.ip().to_string(),
+            max_connections.to_string(),
+            address.port().to_string(),
+            MAX_STRING_LENGTH.to_string(),
+        ];
+        let mut values = values.into_iter();
+        Parameters(OF_THE_NODE.map(|name| (name, values.next().expect("one of each"))))
+    }
+
+    /// All but [`NOTIFY`] that are asked for.
+    fn found(&self, patterns: &[Bytes]) -> Vec<(Value, Value)> {
+        let own = self.0.iter().map(|(name, value)| (*name, value.as_str()));
+        let all = PARAMETERS.iter().copied().chain(own).filter(|(name, _)| is_wanted(patterns, name));
+        all.map(|(name, value)| (Value::text(name), Value::text(value))).collect()
+    }
+}
 
 pub(super) fn config(asked: &Asked<'_>) -> Planned {
     let arguments = &asked.arguments[1..];
     match &arguments[1..] {
         patterns @ [_, ..] if is_word(&arguments[0], "GET") => Ok(match is_wanted(patterns, NOTIFY) {
             true => Step::Whole(Whole::Parameters(patterns.to_vec())),
-            false => Step::Link(|_, arguments| Value::Map(found(&arguments[2..])), asked.arguments.to_vec()),
+            false => {
+                let get = |link: &mut Link, arguments: &[Bytes]| {
+                    Value::Map(link.server.database.parameters.found(&arguments[2..]))
+                };
+                Step::Link(get, asked.arguments.to_vec())
+            }
         }),
         pairs @ [_, ..] if is_word(&arguments[0], "SET") && pairs.len() % 2 == 0 => set(pairs),
         _ => Err(link::no_subcommand("config", asked.arguments, &["GET", "SET"])),
@@ -53,11 +86,6 @@ pub(super) fn config(asked: &Asked<'_>) -> Planned {
 
 fn is_wanted(patterns: &[Bytes], name: &str) -> bool {
     patterns.iter().any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), name.as_bytes()))
-}
-
-fn found(patterns: &[Bytes]) -> Vec<(Value, Value)> {
-    let found = PARAMETERS.iter().filter(|(name, _)| is_wanted(patterns, name));
-    found.map(|(name, value)| (Value::text(name), Value::text(value))).collect()
 }
 
 fn set(pairs: &[Bytes]) -> Planned {
@@ -69,7 +97,8 @@ fn set(pairs: &[Bytes]) -> Planned {
             Err(Value::error(what))
         };
         if name != NOTIFY {
-            if PARAMETERS.iter().any(|(known, _)| *known == name) {
+            let known = PARAMETERS.iter().map(|(known, _)| known);
+            if known.chain(&OF_THE_NODE).any(|known| *known == name) {
                 return failed("can't set immutable config");
             }
             let name = String::from_utf8_lossy(&pair[0]);
@@ -132,7 +161,7 @@ impl Database {
     }
 
     /// Those that are asked for, [`NOTIFY`] among them.
-    pub(super) async fn parameters(&self, patterns: &[Bytes]) -> Result<Value, Error> {
+    pub(super) async fn parameters_of_all(&self, patterns: &[Bytes]) -> Result<Value, Error> {
         let partitions = self.partitions().await?;
         let (_, key) = switches(partitions).pop_first().expect("a cluster has a partition");
         let replies = self.look_at_all(partitions, &[&on(key, StringAction::Get)]).await?;
@@ -140,7 +169,7 @@ impl Database {
             Some(StringsReply::Value(Some(letters))) => Wanted::parse(&letters).unwrap_or_default(),
             _ => Wanted::default(),
         };
-        let mut found = found(patterns);
+        let mut found = self.parameters.found(patterns);
         found.push((Value::text(NOTIFY), Value::text(letters.text_of_redis())));
         Ok(Value::Map(found))
     }

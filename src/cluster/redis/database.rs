@@ -14,6 +14,7 @@ use dogsled_storage::strings::{
 use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId};
 use futures_util::future::{join_all, try_join_all};
 
+use super::config::Parameters;
 use super::gather::{Gatherer, may_share};
 use super::pubsub::Hub;
 use super::tree_name;
@@ -249,6 +250,7 @@ pub(super) struct Watched {
 pub(super) struct Database {
     pub(super) client: Client,
     pub(super) cursors: Cursors,
+    pub(super) parameters: Parameters,
     gatherer: Gatherer,
     pub(super) hub: Arc<Hub>,
 }
@@ -261,9 +263,9 @@ struct Placed {
 }
 
 impl Database {
-    pub(super) fn new(client: Client) -> Database {
+    pub(super) fn new(client: Client, parameters: Parameters) -> Database {
         let (cursors, gatherer) = (Cursors::default(), Gatherer::default());
-        Database { client, cursors, gatherer, hub: Arc::default() }
+        Database { client, cursors, parameters, gatherer, hub: Arc::default() }
     }
 
     /// Carries out commands that follow each other; each sees those before it. Not all of them, if what the first of them

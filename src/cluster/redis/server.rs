@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::config::Parameters;
 use super::connection;
 use super::database::Database;
 use super::slots::{Redirects, Topology};
@@ -177,7 +178,7 @@ impl RedisServer {
             patience: options.patience,
             request_time: options.request_time,
             begun: Instant::now(),
-            database: Database::new(client),
+            database: Database::new(client, Parameters::new(address, options.max_connections)),
             topology,
             connected: AtomicUsize::new(0),
             held: AtomicUsize::new(0),

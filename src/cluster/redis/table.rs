@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use dogsled_net::resp::Value;
 use dogsled_storage::TreeId;
-use dogsled_storage::strings::{StringAction, StringsOperation, parse_integer};
+use dogsled_storage::strings::{StringAction, StringsFailure, StringsOperation, StringsReply, parse_integer};
 
 use super::config;
-use super::database::Data;
+use super::database::{Data, plain};
 use super::link::{self, Link};
 use super::locks::{self, Locking};
 use super::pubsub::{self, Listen};
@@ -306,7 +306,13 @@ impl CommandInfo {
     ) -> Planned {
         match self.handler {
             Handler::Plan(plan) => {
-                plan(&Asked { name: self.name.to_owned(), arguments, database, now_ms, cursors })
+                let asked = Asked { name: self.name.to_owned(), arguments, database, now_ms, cursors };
+                match plan(&asked)? {
+                    Step::Data(data) if data.operations.iter().any(StringsOperation::brings_too_long) => {
+                        Err(plain(&StringsReply::Failed(StringsFailure::TooLong)))
+                    }
+                    step => Ok(step),
+                }
             }
             Handler::Link(link) => Ok(Step::Link(link, arguments.to_vec())),
             Handler::Multi(multi) => Ok(Step::Multi(multi, arguments.to_vec())),

@@ -39,6 +39,11 @@ type Key = (TreeId, IVec);
 /// So many keys are read at a time, so that it is seen in time when they are too much.
 const READ_TOGETHER: usize = 1024;
 
+/// What is written of one key is written by one command of its partition, which has 16 MiB by default.
+const LARGEST_PART: usize = 16 << 20;
+const TOO_LARGE_TO_CARRY: &str =
+    "a hash of more than 16 MiB is not carried to another partition; a common {tag} keeps both keys in one";
+
 /// What ids of hashes that were found begin with here. Those of hashes that are made begin with nought.
 const FOUND: u64 = 1;
 
@@ -135,7 +140,11 @@ async fn run(
             key: key.clone(),
             action: action.clone(),
         };
-        made += actions.iter().map(|action| operation(action).bytes()).sum::<usize>();
+        let own = actions.iter().map(|action| operation(action).bytes()).sum::<usize>();
+        made += own;
+        if own > LARGEST_PART {
+            return Err(Error::Invalid(TOO_LARGE_TO_CARRY.to_owned()).into());
+        }
         if made > MAX_COMMAND_LENGTH {
             return Err(
                 Error::Invalid("a transaction brings or makes at most 1 GiB; split it".to_owned()).into()

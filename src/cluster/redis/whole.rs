@@ -159,7 +159,7 @@ impl Database {
             Whole::Keys(pattern) => keys_of(&tree, pattern).await,
             Whole::Size => tree.len().await.map(|size| Value::Integer(size as i64)),
             Whole::RandomKey => random(&tree).await.map(|key| key.map_or(Value::Null, bulk)),
-            Whole::Parameters(patterns) => self.parameters(patterns).await,
+            Whole::Parameters(patterns) => self.parameters_of_all(patterns).await,
             Whole::Notify(wanted) => self.notify(*wanted).await,
             Whole::Flush => self.clear(database).await.map(|()| Value::OK),
             Whole::FlushAll => self.flush_all().await.map(|()| Value::OK),

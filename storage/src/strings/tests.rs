@@ -112,7 +112,16 @@ fn writing_behind_the_end_puts_zeros_between() {
     assert_eq!(set(Some("hello"), over(1, "ipp")).1.value, Some("hippo".into()));
     let (reply, slot) = set(None, over(7, ""));
     assert_eq!((reply, slot), (StringsReply::Integer(0), Slot::default()));
-    for offset in [MAX_VALUE_LENGTH as u64, u64::MAX] {
+    for offset in [MAX_STRING_LENGTH as u64, u64::MAX] {
         assert_eq!(set(None, over(offset, "a")).0, StringsReply::Failed(StringsFailure::TooLong));
     }
+    let longest = IVec::from(vec![b'x'; MAX_STRING_LENGTH]);
+    let mut slot = Slot::found(Some(longest.clone()), None);
+    let mut add = |value: &str| {
+        let action = StringAction::Append { value: value.into() };
+        apply(&action, 1_000, &mut Carried::default(), &mut slot, None)
+    };
+    assert_eq!(add(""), StringsReply::Integer(MAX_STRING_LENGTH as i64));
+    assert_eq!(add("x"), StringsReply::Failed(StringsFailure::TooLong));
+    assert_eq!(slot.value, Some(longest));
 }
