@@ -162,7 +162,10 @@ fn a_password_is_asked_for() {
     // What has not said who it is may not send much.
     let mut stranger = served.connect(0);
     stranger.send(b"*11\r\n");
-    assert_eq!(stranger.rest(), "-ERR Protocol error: invalid multibulk length\\r\\n");
+    assert_eq!(stranger.rest(), "-ERR Protocol error: unauthenticated multibulk length\\r\\n");
+    let mut stranger = served.connect(0);
+    stranger.send(b"*2\r\n$4\r\nAUTH\r\n$16385\r\n");
+    assert_eq!(stranger.rest(), "-ERR Protocol error: unauthenticated bulk length\\r\\n");
 }
 
 #[test]

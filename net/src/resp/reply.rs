@@ -9,6 +9,7 @@
 //! | [`Value::Set`] | an array | `~` |
 //! | [`Value::Push`] | an array | `>` |
 //! | [`Value::Verbatim`] | `$` | `=`, as text |
+//! | [`Value::Encoded`] | as it is | as it is |
 
 use std::borrow::Cow;
 
@@ -49,6 +50,8 @@ pub enum Value {
     Push(Vec<Value>),
     /// A text for people.
     Verbatim(String),
+    /// A reply that was written already, in whatever protocol there was then.
+    Encoded(Bytes),
 }
 
 impl Value {
@@ -70,6 +73,7 @@ impl Value {
         match self {
             Value::Bulk(bytes) => bytes.len(),
             Value::Verbatim(text) => text.len(),
+            Value::Encoded(bytes) => bytes.len(),
             Value::Array(values) | Value::Set(values) | Value::Push(values) => {
                 values.iter().map(Value::weight).sum()
             }
@@ -100,6 +104,7 @@ impl Value {
                     value.encode(protocol, out);
                 }
             }
+            Value::Encoded(bytes) => out.extend_from_slice(bytes),
             Value::Verbatim(text) if is_new => bulk(out, b'=', &[b"txt:", text.as_bytes()]),
             Value::Verbatim(text) => bulk(out, b'$', &[text.as_bytes()]),
         }
@@ -168,6 +173,7 @@ mod tests {
             (Value::Set(vec![one()]), "*1\r\n:1\r\n", "~1\r\n:1\r\n"),
             (Value::Push(vec![one()]), "*1\r\n:1\r\n", ">1\r\n:1\r\n"),
             (Value::Map(vec![(one(), one())]), "*2\r\n:1\r\n:1\r\n", "%1\r\n:1\r\n:1\r\n"),
+            (Value::Encoded(Bytes::from_static(b"*-1\r\n")), "*-1\r\n", "*-1\r\n"),
             (Value::Verbatim("x".to_owned()), "$1\r\nx\r\n", "=5\r\ntxt:x\r\n"),
         ] {
             for (protocol, expected) in [(Protocol::Resp2, old), (Protocol::Resp3, new)] {

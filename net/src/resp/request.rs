@@ -31,17 +31,23 @@ pub struct RequestLimits {
     pub line_bytes: usize,
     /// The most bytes of the arguments of one command.
     pub request_bytes: usize,
+    /// Whether these are of a client that has not yet said who it is, which is told so.
+    pub is_stranger: bool,
 }
 
+/// What may be asked for by a client of which nothing else is said.
+const MOST_OF_ANYBODY: RequestLimits = RequestLimits {
+    arguments: 1 << 20,
+    argument_bytes: 512 << 20,
+    line_bytes: 64 << 10,
+    request_bytes: 1 << 30,
+    is_stranger: false,
+};
+
 impl Default for RequestLimits {
-    /// Redis's own, but for the bytes of a whole command, which it does not limit.
+    /// Redis's own, but for the bytes and arguments of a whole command, which it does not limit.
     fn default() -> RequestLimits {
-        RequestLimits {
-            arguments: 1 << 20,
-            argument_bytes: 512 << 20,
-            line_bytes: 64 << 10,
-            request_bytes: 1 << 30,
-        }
+        MOST_OF_ANYBODY
     }
 }
 
@@ -53,6 +59,7 @@ impl RequestLimits {
             argument_bytes: 16 << 10,
             line_bytes: 16 << 10,
             request_bytes: 64 << 10,
+            is_stranger: true,
         }
     }
 }
@@ -62,6 +69,10 @@ impl RequestLimits {
 pub enum ProtocolError {
     /// The number of arguments is no number, or over the limit.
     InvalidCount,
+    /// So many arguments are over the limit of a client that has not said who it is.
+    StrangersCount,
+    /// So long an argument is.
+    StrangersLength,
     /// An argument does not begin with `$`.
     ExpectedBulk(u8),
     /// The length of an argument is no number, or over the limit.
@@ -83,6 +94,8 @@ impl fmt::Display for ProtocolError {
         f.write_str("ERR Protocol error: ")?;
         match self {
             ProtocolError::InvalidCount => f.write_str("invalid multibulk length"),
+            ProtocolError::StrangersCount => f.write_str("unauthenticated multibulk length"),
+            ProtocolError::StrangersLength => f.write_str("unauthenticated bulk length"),
             ProtocolError::ExpectedBulk(found) => {
                 // It goes into a line.
                 let found = if (b' '..=b'~').contains(found) { char::from(*found) } else { ' ' };
@@ -176,7 +189,11 @@ impl RequestReader {
                         let count = count.ok_or(ProtocolError::InvalidCount)?;
                         let Ok(count) = usize::try_from(count) else { continue };
                         if count > self.limits.arguments {
-                            return Err(ProtocolError::InvalidCount);
+                            let is_strange = self.limits.is_stranger && count <= MOST_OF_ANYBODY.arguments;
+                            return Err(match is_strange {
+                                true => ProtocolError::StrangersCount,
+                                false => ProtocolError::InvalidCount,
+                            });
                         }
                         if count > 0 {
                             // No more than a small request needs: the rest when it has come.
@@ -211,8 +228,14 @@ impl RequestReader {
                     }
                     let Some(length) = self.number(ProtocolError::LengthTooLong)? else { return Ok(None) };
                     let length = length.and_then(|length| usize::try_from(length).ok());
-                    let length = length.filter(|length| *length <= self.limits.argument_bytes);
                     let length = length.ok_or(ProtocolError::InvalidLength)?;
+                    if length > self.limits.argument_bytes {
+                        let is_strange = self.limits.is_stranger && length <= MOST_OF_ANYBODY.argument_bytes;
+                        return Err(match is_strange {
+                            true => ProtocolError::StrangersLength,
+                            false => ProtocolError::InvalidLength,
+                        });
+                    }
                     if self.argument_bytes + length > self.limits.request_bytes {
                         return Err(ProtocolError::RequestTooLong);
                     }
@@ -389,7 +412,13 @@ mod tests {
 
     #[track_caller]
     fn read(bytes: &[u8]) -> (Vec<String>, Option<ProtocolError>) {
-        let limits = RequestLimits { line_bytes: 64, argument_bytes: 100, request_bytes: 150, arguments: 10 };
+        let limits = RequestLimits {
+            line_bytes: 64,
+            argument_bytes: 100,
+            request_bytes: 150,
+            arguments: 10,
+            is_stranger: false,
+        };
         let whole = read_in_pieces(bytes, usize::MAX, limits);
         for size in [1, 2, 3, 7] {
             assert_eq!(read_in_pieces(bytes, size, limits), whole, "in pieces of {size}");
@@ -444,6 +473,15 @@ mod tests {
             assert_eq!(requests, Vec::<String>::new());
             let error = error.unwrap_or_else(|| panic!("{} is taken", bytes.escape_ascii())).to_string();
             assert_eq!(error, format!("ERR Protocol error: {words}"), "{}", bytes.escape_ascii());
+        }
+        for (bytes, error) in [
+            (&b"*11\r\n"[..], ProtocolError::StrangersCount),
+            (b"*1048577\r\n", ProtocolError::InvalidCount),
+            (b"*2\r\n$3\r\nGET\r\n$16385\r\n", ProtocolError::StrangersLength),
+            (b"*2\r\n$3\r\nGET\r\n$536870913\r\n", ProtocolError::InvalidLength),
+        ] {
+            let found = read_in_pieces(bytes, usize::MAX, RequestLimits::unauthenticated());
+            assert_eq!(found, (Vec::new(), Some(error)), "{}", bytes.escape_ascii());
         }
         let argument = [&b"$80\r\n"[..], &[b'a'; 80], b"\r\n"].concat();
         let request = [b"*2\r\n", &argument[..], &argument].concat();

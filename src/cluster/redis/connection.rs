@@ -174,6 +174,15 @@ async fn hung_up(stream: &mut ClientStream, sent: &mut BytesMut) {
     std::future::pending().await
 }
 
+/// What was answered within a transaction before `HELLO` is written as it was to be then.
+fn keep_written(values: &mut [Value], protocol: Protocol) {
+    for value in values {
+        let mut bytes = Vec::new();
+        value.encode(protocol, &mut bytes);
+        *value = Value::Encoded(bytes.into());
+    }
+}
+
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -705,19 +714,27 @@ impl Connection {
         let mut replies = replies.into_iter();
         let mut values = Vec::with_capacity(queue.steps.len());
         for step in queue.steps {
-            values.push(match step {
+            let value = match step {
                 Err(refused) => refused,
                 Ok(Step::Data(data)) => {
                     let own: Vec<_> = replies.by_ref().take(data.operations.len()).collect();
                     data.reply(&self.link.server.database, &own)
                 }
-                Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
+                Ok(Step::Link(link, arguments)) => {
+                    let before = self.link.protocol;
+                    let value = link(&mut self.link, &arguments);
+                    if self.link.protocol != before {
+                        keep_written(&mut values, before);
+                    }
+                    value
+                }
                 // Of these only UNWATCH is queued, and EXEC has done as much already.
                 Ok(Step::Multi(..)) => Value::OK,
                 Ok(Step::Whole(_) | Step::Lock(_) | Step::Listen(_) | Step::Slots(_)) => {
                     unreachable!("refused when it was queued")
                 }
-            });
+            };
+            values.push(value);
         }
         Value::Array(values)
     }

@@ -71,6 +71,19 @@ pub(super) enum Shape {
     Published(Bytes),
     /// A part of a hash; of that, the fields that match a pattern.
     Page(Option<Bytes>),
+    /// Nothing is to be done but to say why not, which Redis says after it has looked at the key.
+    Refused(Refused),
+}
+
+/// Why a command is not carried out, by what kind of value its key has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// What the command is for: [`KIND_STRING`] or [`KIND_HASH`].
+    pub(super) kind: i64,
+    /// What is answered if there is no such key.
+    pub(super) absent: Value,
+    /// Otherwise.
+    pub(super) why: Value,
 }
 
 /// What of all fields and values is told.
@@ -142,6 +155,12 @@ impl Data {
                     Value::Array(found.0.iter().map(one).collect())
                 }
                 (other, _) => other.map_or(Value::Null, plain),
+            },
+            Shape::Refused(refused) => match replies.first() {
+                Some(StringsReply::Integer(0)) => refused.absent.clone(),
+                Some(StringsReply::Integer(kind)) if *kind == refused.kind => refused.why.clone(),
+                Some(StringsReply::Integer(_)) => plain(&StringsReply::Failed(StringsFailure::WrongKind)),
+                other => other.map_or(Value::Null, plain),
             },
             Shape::Page(pattern) => match replies.first() {
                 Some(StringsReply::Pairs { pairs, more }) => {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use dogsled_net::resp::Value;
 use dogsled_storage::codec::Listed;
 use dogsled_storage::hashes::HashAction;
-use dogsled_storage::strings::{StringAction, is_number};
+use dogsled_storage::strings::{KIND_HASH, StringAction, is_number};
 
 use super::database::{Data, Pairs, Shape};
 use super::table::{Asked, Planned, Step, integer, is_word, syntax_error, wrong_arity};
@@ -110,6 +110,14 @@ pub(super) fn increment_by_float(asked: &Asked<'_>) -> Planned {
 /// A cursor that was given before is looked up where the connection is; see [`super::whole`].
 pub(super) fn scan(asked: &Asked<'_>) -> Planned {
     let cursor = super::whole::cursor_of(&asked.arguments[2])?;
+    scan_from(asked, cursor).or_else(|refused| {
+        // Redis looks at the key before it looks at the options.
+        let nothing = Value::Array(vec![Value::text("0"), Value::Array(Vec::new())]);
+        Ok(asked.refused(KIND_HASH, nothing, refused))
+    })
+}
+
+fn scan_from(asked: &Asked<'_>, cursor: u64) -> Planned {
     let (mut pattern, mut count) = (None, 10);
     let mut options = asked.arguments[3..].iter();
     while let Some(option) = options.next() {

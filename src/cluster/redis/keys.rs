@@ -4,10 +4,9 @@ use dogsled_net::resp::Value;
 use dogsled_storage::strings::StringAction;
 use dogsled_storage::{SetIf, TreeId, When};
 
-use super::DATABASES;
 use super::database::{Data, Shape};
 use super::strings::{Unit, invalid_time};
-use super::table::{Asked, Planned, Step, integer, is_word, syntax_error};
+use super::table::{Asked, Planned, Step, database_number, integer, is_word, syntax_error};
 use crate::IVec;
 
 fn one(asked: &Asked<'_>, action: StringAction, shape: Shape) -> Planned {
@@ -129,8 +128,8 @@ pub(super) fn copy(asked: &Asked<'_>) -> Planned {
         } else if is_word(option, "DB")
             && let Some(number) = options.next()
         {
-            let number = u32::try_from(integer(number)?).ok().filter(|number| *number < DATABASES);
-            database = TreeId(number.ok_or_else(|| Value::error("ERR DB index is out of range"))?);
+            let number = database_number(number)?;
+            database = number.ok_or_else(|| Value::error("ERR DB index is out of range"))?;
         } else {
             return Err(syntax_error());
         }

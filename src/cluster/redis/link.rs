@@ -9,11 +9,11 @@ use dogsled_net::resp::{Protocol, Value};
 use dogsled_storage::TreeId;
 use dogsled_storage::strings::parse_integer;
 
+use super::REDIS_VERSION;
 use super::pubsub::LONGEST_PATTERN;
 use super::server::Shared;
 use super::slots::Redirected;
-use super::table::{COMMANDS, CommandInfo, find, is_word, syntax_error, wrong_arity};
-use super::{DATABASES, REDIS_VERSION};
+use super::table::{COMMANDS, CommandInfo, database_number, find, is_word, syntax_error, wrong_arity};
 
 /// One connection.
 pub(super) struct Link {
@@ -135,15 +135,13 @@ pub(super) fn reset(link: &mut Link, _: &[Bytes]) -> Value {
 }
 
 pub(super) fn select(link: &mut Link, arguments: &[Bytes]) -> Value {
-    let Some(number) = parse_integer(&arguments[1]) else {
-        return Value::error("ERR value is not an integer or out of range");
-    };
-    match u32::try_from(number).ok().filter(|number| *number < DATABASES) {
-        Some(number) => {
-            link.database = TreeId(number);
+    match database_number(&arguments[1]) {
+        Ok(Some(database)) => {
+            link.database = database;
             Value::OK
         }
-        None => Value::error("ERR DB index is out of range"),
+        Ok(None) => Value::error("ERR DB index is out of range"),
+        Err(refused) => refused,
     }
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use dogsled_net::resp::Value;
 use dogsled_storage::When;
-use dogsled_storage::strings::{SetOnly, StringAction, is_number};
+use dogsled_storage::strings::{KIND_STRING, SetOnly, StringAction, is_number};
 
 use super::database::{Data, Shape};
 use super::table::{Asked, Planned, Step, integer, is_word, syntax_error, wrong_arity};
@@ -118,6 +118,15 @@ impl<'a> Time<'a> {
         Some(argument.map(|argument| Time { unit, is_absolute, argument }).ok_or_else(syntax_error))
     }
 
+    /// The last of several counts, if all are of one kind.
+    fn instead_of(self, before: Option<Time<'_>>) -> Result<Time<'a>, Value> {
+        let kind = |time: Time<'_>| (matches!(time.unit, Unit::Seconds), time.is_absolute);
+        match before {
+            Some(before) if kind(before) != kind(self) => Err(syntax_error()),
+            _ => Ok(self),
+        }
+    }
+
     fn when(self, asked: &Asked<'_>) -> Result<When, Value> {
         match self.is_absolute {
             true => self.unit.at(asked, self.argument),
@@ -138,11 +147,8 @@ pub(super) fn set(asked: &Asked<'_>) -> Planned {
             get = true;
         } else if is_word(option, "KEEPTTL") && time.is_none() {
             keep = true;
-        } else if time.is_none()
-            && !keep
-            && let Some(found) = Time::parse(option, options.next())
-        {
-            time = Some(found?);
+        } else if !keep && let Some(found) = Time::parse(option, options.next()) {
+            time = Some(found?.instead_of(time)?);
         } else {
             return Err(syntax_error());
         }
@@ -160,17 +166,16 @@ pub(super) fn get_and_expire(asked: &Asked<'_>) -> Planned {
     while let Some(option) = options.next() {
         if is_word(option, "PERSIST") && time.is_none() {
             persist = true;
-        } else if time.is_none()
-            && !persist
-            && let Some(found) = Time::parse(option, options.next())
-        {
-            time = Some(found?);
+        } else if !persist && let Some(found) = Time::parse(option, options.next()) {
+            time = Some(found?.instead_of(time)?);
         } else {
             return Err(syntax_error());
         }
     }
-    let action = match time {
-        Some(time) => StringAction::GetAndExpire { when: Some(time.when(asked)?) },
+    let action = match time.map(|time| time.when(asked)) {
+        Some(Ok(when)) => StringAction::GetAndExpire { when: Some(when) },
+        // Redis looks at the key before it looks at the number.
+        Some(Err(refused)) => return Ok(asked.refused(KIND_STRING, Value::Null, refused)),
         None if persist => StringAction::GetAndExpire { when: None },
         None => StringAction::Get,
     };
@@ -211,7 +216,9 @@ pub(super) fn decrement_by(asked: &Asked<'_>) -> Planned {
 pub(super) fn increment_by_float(asked: &Asked<'_>) -> Planned {
     let delta = &asked.arguments[2];
     if !is_number(delta) {
-        return Err(Value::error("ERR value is not a valid float"));
+        // Redis looks at the key before it looks at the number.
+        let refused = || Value::error("ERR value is not a valid float");
+        return Ok(asked.refused(KIND_STRING, refused(), refused()));
     }
     one(asked, StringAction::AddFloat { delta: bytes(delta) }, Shape::Plain)
 }

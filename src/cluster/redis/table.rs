@@ -8,12 +8,12 @@ use dogsled_storage::TreeId;
 use dogsled_storage::strings::{StringAction, StringsFailure, StringsOperation, StringsReply, parse_integer};
 
 use super::config;
-use super::database::{Data, plain};
+use super::database::{Data, Refused, Shape, plain};
 use super::link::{self, Link};
 use super::locks::{self, Locking};
 use super::pubsub::{self, Listen};
 use super::whole::{self, Cursors, Whole};
-use super::{hashes, keys, slots, strings};
+use super::{DATABASES, hashes, keys, slots, strings};
 use crate::IVec;
 
 /// A command, as far as it can be understood without the database and the connection.
@@ -63,6 +63,12 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// Nothing but why this is refused, told once the first argument was looked at.
+    pub(super) fn refused(&self, kind: i64, absent: Value, why: Value) -> Step {
+        let operation = self.operation(&self.arguments[1], StringAction::Kind);
+        Step::Data(Data::new(vec![operation], Shape::Refused(Refused { kind, absent, why })))
+    }
+
     /// An operation on a key of the database.
     pub(super) fn operation(&self, key: &Bytes, action: StringAction) -> StringsOperation {
         StringsOperation { tree: self.database, key: IVec::from(&key[..]), action }
@@ -328,6 +334,15 @@ pub(super) fn is_word(argument: &[u8], word: &str) -> bool {
 /// A whole number.
 pub(super) fn integer(argument: &[u8]) -> Result<i64, Value> {
     parse_integer(argument).ok_or_else(|| Value::error("ERR value is not an integer or out of range"))
+}
+
+/// The number of a database, which `None` says that there is not.
+pub(super) fn database_number(argument: &[u8]) -> Result<Option<TreeId>, Value> {
+    let number = i32::try_from(integer(argument)?).map_err(|_| {
+        let (least, most) = (i32::MIN, i32::MAX);
+        Value::error(format!("ERR value is out of range, value must between {least} and {most}"))
+    })?;
+    Ok(u32::try_from(number).ok().filter(|number| *number < DATABASES).map(TreeId))
 }
 
 pub(super) fn syntax_error() -> Value {

@@ -90,7 +90,21 @@ pub(super) fn flush_all(asked: &Asked<'_>) -> Planned {
 
 /// The cursor that a scan goes on from, be it over keys or fields.
 pub(super) fn cursor_of(argument: &[u8]) -> Result<u64, Value> {
-    let cursor = std::str::from_utf8(argument).ok().and_then(|cursor| cursor.parse().ok());
+    // As C reads a number: nothing is 0, and a sign may be before it.
+    let (is_negative, digits) = match argument {
+        [b'+', digits @ ..] => (false, digits),
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    let cursor = match digits.is_empty() {
+        true if digits.len() == argument.len() => Some(0),
+        true => None,
+        false if digits.iter().all(u8::is_ascii_digit) => {
+            std::str::from_utf8(digits).ok().and_then(|cursor| cursor.parse::<u64>().ok())
+        }
+        false => None,
+    };
+    let cursor = cursor.map(|cursor| if is_negative { cursor.wrapping_neg() } else { cursor });
     cursor.ok_or_else(|| Value::error("ERR invalid cursor"))
 }
 
@@ -168,13 +182,23 @@ impl Database {
                     0 => Bound::Unbounded,
                     known => match self.cursors.find(*known) {
                         Some(key) => Bound::Excluded(key),
-                        None => return Value::error("ERR invalid cursor"),
+                        // Where there is nothing, nothing is left out.
+                        None => return self.nothing_or(&tree, "ERR invalid cursor").await,
                     },
                 };
                 self.scan(&tree, from, pattern.as_deref(), *count, *kind).await
             }
         };
         answer.unwrap_or_else(|error| failed(&error))
+    }
+
+    /// The end of a scan, if there are no keys; otherwise an error.
+    async fn nothing_or(&self, tree: &Tree, otherwise: &'static str) -> Value {
+        match first_key(tree, false).await {
+            Ok(None) => Value::Array(vec![Value::text("0"), Value::Array(Vec::new())]),
+            Ok(Some(_)) => Value::error(otherwise),
+            Err(error) => failed(&error),
+        }
     }
 
     async fn scan(
