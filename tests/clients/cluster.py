@@ -45,8 +45,25 @@ def tutorial(r):
     assert r.cluster_info(target_nodes=RedisCluster.RANDOM)["cluster_state"] == "ok"
 
 
+def replicas():
+    nodes = [ClusterNode("127.0.0.1", port) for port in ports]
+    reader = RedisCluster(startup_nodes=nodes, decode_responses=True, read_from_replicas=True)
+    assert reader.set("replicated", "1") is True and reader.hset("replicated:hash", "field", "1") in (0, 1)
+    slot = reader.nodes_manager.slots_cache[reader.keyslot("replicated")]
+    assert {node.port for node in slot} == set(ports), slot
+    # By and by every one of them has it; none sends the reader elsewhere.
+    until = time.monotonic() + 30
+    while [reader.get("replicated") for _ in range(12)] != ["1"] * 12:
+        assert time.monotonic() < until, "a replica does not come to it"
+    assert reader.incr("replicated") == 2
+    while [reader.get("replicated") for _ in range(12)] != ["2"] * 12:
+        assert time.monotonic() < until, "a replica does not come to it"
+    reader.close()
+
+
 r = connect()
 tutorial(r)
+replicas()
 
 WORKERS = 3
 counts = [0] * WORKERS

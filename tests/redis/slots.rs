@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use dogsled::cluster::NodeId;
-use dogsled::cluster::redis::Redirects;
+use dogsled::cluster::redis::{Redirects, RedisOptions, RedisServer};
 use dogsled::cluster::ring::slots::{SLOTS, group_of_slot, slot_of};
 
 use crate::support::{Connection, Served, escaped, eventually, request, words};
@@ -173,12 +173,116 @@ fn who_has_asked_is_sent(served: &Served, leaders: &BTreeMap<u32, NodeId>) {
     // Its own are its own.
     let own = key_of(leaders, NodeId(1));
     assert_eq!(aware.says(&format!("SET {own} 1")), "+OK");
-    // Who is reset knows nothing more. READONLY says that somebody knows.
+    // Who is reset knows nothing more. READWRITE says that somebody knows.
     assert_eq!(aware.says("RESET"), "+RESET");
     assert_eq!(aware.says(&format!("GET {key}")), "$1\\r\\n3");
     assert_eq!(plain.says(&format!("GET {key}")), "$1\\r\\n3");
-    assert_eq!(plain.says("READONLY"), "+OK");
+    assert_eq!(plain.says("READWRITE"), "+OK");
     assert_eq!(plain.says(&format!("GET {key}")), moved);
+}
+
+#[test]
+fn who_has_said_readonly_reads_where_it_is_and_never_is_sent_elsewhere() {
+    let served = Served::new(3, PARTITIONS);
+    served.while_they_lead(|leaders| who_has_said_readonly_reads_here(&served, leaders));
+}
+
+fn who_has_said_readonly_reads_here(served: &Served, leaders: &BTreeMap<u32, NodeId>) {
+    let mut aware = served.connect(0);
+    aware.ask("CLUSTER SLOTS");
+    let (key, other) = (key_of(leaders, NodeId(2)), key_of(leaders, NodeId(3)));
+    let moved = format!("-MOVED {} 127.0.0.1:{}", slot_of(key.as_bytes()), served.port(NodeId(2)));
+    assert_eq!(served.connect(1).says(&format!("MSET {key} 1 {other} 2")), "+OK");
+    assert_eq!(served.connect(1).says("HSET {hash} field 3"), ":1");
+    assert_eq!(aware.says("READONLY"), "+OK");
+    let reads = [
+        (format!("GET {key}"), "$1\\r\\n1"),
+        (format!("MGET {key} {other} none"), "*3\\r\\n$1\\r\\n1\\r\\n$1\\r\\n2\\r\\n$-1"),
+        (format!("EXISTS {key} {other} none"), ":2"),
+        (format!("STRLEN {other}"), ":1"),
+        (format!("TTL {key}"), ":-1"),
+        (format!("TYPE {key}"), "+string"),
+        ("HGETALL {hash}".to_owned(), "*2\\r\\n$5\\r\\nfield\\r\\n$1\\r\\n3"),
+    ];
+    // By and by it is there.
+    for (read, expected) in &reads {
+        eventually(read, || {
+            let found = aware.says(read);
+            assert!(!found.starts_with("-"), "{found}");
+            found == *expected
+        });
+    }
+    // Renewals of sessions are passed on, reads are not.
+    let forwarded = served.forwarded();
+    for _ in 0..100 {
+        assert_eq!(aware.says(&format!("MGET {key} {other}")), "*2\\r\\n$1\\r\\n1\\r\\n$1\\r\\n2");
+    }
+    let forwarded = served.forwarded() - forwarded;
+    assert!(forwarded < 50, "{forwarded} requests were passed on for 100 reads");
+    // What writes is sent elsewhere as ever, and so is what is read behind READWRITE.
+    assert_eq!(aware.says(&format!("INCR {key}")), moved);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(aware.says(&format!("INCR {key}")), ":2");
+    assert_eq!(aware.says("READWRITE"), "+OK");
+    eventually("it is sent there again", || aware.says(&format!("GET {key}")) == moved);
+    // Who reads replicas is told of them, of each partition apart.
+    let mut reader = served.connect(0);
+    assert_eq!(reader.says("READONLY"), "+OK");
+    let reply = reader.ask("CLUSTER SLOTS");
+    assert!(reply.starts_with(&format!("*{PARTITIONS}\\r\\n*5\\r\\n:0\\r\\n")), "{reply}");
+    for server in &served.servers {
+        let port = format!(":{}\\r\\n", server.local_address().port());
+        assert_eq!(reply.matches(&port).count(), PARTITIONS as usize, "{reply}");
+    }
+    assert_eq!(slots_of(&mut served.connect(0)).len(), usize::from(SLOTS));
+}
+
+/// Node 3 was not there when the key was written for the second time, and is alone when it comes back.
+#[test]
+fn who_has_said_readonly_is_told_what_is_old_and_nobody_else_is() {
+    let mut served = Served::new(3, 2);
+    let lines = ["READONLY", "GET key", "HGET {hash} field", "MGET key other", "TTL key"];
+    let old = ["+OK", "$3\\r\\nold", "$3\\r\\nold", "*2\\r\\n$3\\r\\nold\\r\\n$3\\r\\nold", ":-1"];
+    let mut writer = served.connect(0);
+    assert_eq!(writer.says("MSET key old other old"), "+OK");
+    assert_eq!(writer.says("HSET {hash} field old"), ":1");
+    let mut follower = served.connect(2);
+    eventually("node 3 has it", || lines.map(|line| follower.says(line)) == old);
+    drop(follower);
+    let server = served.servers.remove(2);
+    served.runtime.block_on(async {
+        server.close().await;
+        served.cluster.as_mut().unwrap().shutdown(3).await;
+    });
+    eventually("the others go on", || writer.says("MSET key new other new") == "+OK");
+    assert_eq!(writer.says("HSET {hash} field new"), ":0");
+    drop(writer);
+    let servers = std::mem::take(&mut served.servers);
+    let alone = served.runtime.block_on(async {
+        for server in servers {
+            server.close().await;
+        }
+        let cluster = served.cluster.as_mut().unwrap();
+        cluster.halt(1).await;
+        cluster.halt(2).await;
+        let client = cluster.start(3).await.client();
+        RedisServer::start(client, RedisOptions::new(([127, 0, 0, 1], 0).into())).await.unwrap()
+    });
+    let mut redis = Connection::new(alone.local_address());
+    // It says so only when nothing can come of it any more.
+    redis.stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    eventually("node 3 has what it had", || lines.map(|line| redis.says(line)) == old);
+    for line in ["SET key newer", "MULTI"] {
+        let said = redis.says(line);
+        assert!(said.starts_with("-CLUSTERDOWN ") || said == "+OK" && line == "MULTI", "{line}: {said}");
+    }
+    assert_eq!(redis.says("GET key"), "+QUEUED");
+    let said = redis.says("EXEC");
+    assert!(said.starts_with("-CLUSTERDOWN ") || said.starts_with("-UNKNOWN "), "{said}");
+    assert_eq!(redis.says("READWRITE"), "+OK");
+    let said = redis.says("GET key");
+    assert!(said.starts_with("-CLUSTERDOWN "), "{said}");
+    served.servers.push(alone);
 }
 
 #[test]

@@ -453,9 +453,12 @@ impl Connection {
         }
         match planned {
             Err(refused) => self.answer(refused),
-            Ok(Step::Data(data)) => {
+            Ok(Step::Data(mut data)) => {
                 let server = &self.link.server;
-                if let Some(moved) = server.topology.moved(&mut self.link.redirected, &server.database, &data)
+                let is_here = self.link.reads_here && data.read_here();
+                if !is_here
+                    && let Some(moved) =
+                        server.topology.moved(&mut self.link.redirected, &server.database, &data)
                 {
                     self.answer(moved);
                     return None;

@@ -42,6 +42,8 @@ pub(super) struct Data {
     shape: Shape,
     /// The lock under which alone it is carried out.
     pub(super) fence: Option<Fence>,
+    /// Who is asked, if it only reads.
+    from: ReadFrom,
 }
 
 /// How replies to operations become one.
@@ -96,7 +98,17 @@ pub(super) enum Pairs {
 
 impl Data {
     pub(super) fn new(operations: Vec<StringsOperation>, shape: Shape) -> Data {
-        Data { operations, shape, fence: None }
+        Data { operations, shape, fence: None, from: ReadFrom::Leader }
+    }
+
+    /// Has it answered by this node's replica as it is, if it only reads; whether it is.
+    pub(super) fn read_here(&mut self) -> bool {
+        // Whether a lock is held is never to be told by what may be old.
+        let may = self.fence.is_none() && self.is_read();
+        if may {
+            self.from = ReadFrom::Stale;
+        }
+        may
     }
 
     /// The reply, of the replies to its operations.
@@ -176,7 +188,7 @@ impl Data {
         }
     }
 
-    fn is_read(&self) -> bool {
+    pub(super) fn is_read(&self) -> bool {
         self.operations.iter().all(StringsOperation::is_read)
     }
 
@@ -296,6 +308,8 @@ impl Database {
         };
         let place = |data: Data| {
             let group = match data.fence {
+                // What may be old is of no one moment anyway: each part is read where it is.
+                None if data.from == ReadFrom::Stale => Some(0),
                 None => group_of_all(partitions, &data.operations, &[], &[]),
                 // What it fails by is not to be the failure of others.
                 Some(_) => None,
@@ -323,14 +337,16 @@ impl Database {
                 });
                 continue;
             }
-            let is_read = first.data.is_read();
+            let (is_read, from) = (first.data.is_read(), first.data.from);
             let mut run = vec![first];
-            let alike = |next: &Placed| next.group.is_some() && next.data.is_read() == is_read;
+            let alike = |next: &Placed| {
+                next.group.is_some() && next.data.is_read() == is_read && next.data.from == from
+            };
             while let Some(next) = rest.next_if(alike) {
                 run.push(next);
             }
             if is_read {
-                let left = self.read(partitions, run, &mut values).await;
+                let left = self.read(partitions, from, run, &mut values).await;
                 if !left.is_empty() {
                     return (values, left.into_iter().chain(rest).map(|placed| placed.data).collect());
                 }
@@ -473,10 +489,16 @@ impl Database {
     }
 
     /// Commands that read, each within one group; those that were not carried out, because there is enough to be told.
-    async fn read(&self, partitions: u32, run: Vec<Placed>, values: &mut Vec<Value>) -> Vec<Placed> {
+    async fn read(
+        &self,
+        partitions: u32,
+        from: ReadFrom,
+        run: Vec<Placed>,
+        values: &mut Vec<Value>,
+    ) -> Vec<Placed> {
         let operations: Vec<&StringsOperation> =
             run.iter().flat_map(|placed| placed.data.operations.iter()).collect();
-        let told = match self.look(partitions, &operations, MOST_AT_ONCE).await {
+        let told = match self.look(partitions, from, &operations, MOST_AT_ONCE).await {
             Ok(told) => told,
             // What one of them asks for is not to be the failure of others.
             Err(Error::Invalid(_)) if run.len() > 1 => vec![None; operations.len()],
@@ -498,7 +520,7 @@ impl Database {
         {
             // It alone is more than that.
             let operations: Vec<&StringsOperation> = data.operations.iter().collect();
-            let told = self.look(partitions, &operations, MOST_IN_REPLY).await;
+            let told = self.look(partitions, from, &operations, MOST_IN_REPLY).await;
             values.push(match told.map(|told| told.into_iter().collect::<Option<Vec<_>>>()) {
                 Ok(Some(own)) => data.reply(self, &own),
                 Ok(None) => Value::error(TOO_MUCH),
@@ -513,6 +535,7 @@ impl Database {
     async fn look(
         &self,
         partitions: u32,
+        from: ReadFrom,
         operations: &[&StringsOperation],
         most: usize,
     ) -> Result<Vec<Option<StringsReply>>, Error> {
@@ -525,7 +548,7 @@ impl Database {
         let parts = by_group.into_iter().map(|(group, indices)| async move {
             let asked: Vec<StringsOperation> =
                 indices.iter().map(|index| operations[*index].clone()).collect();
-            Ok::<_, Error>((indices, self.look_in(group, asked, left).await?))
+            Ok::<_, Error>((indices, self.look_in(group, from, asked, left).await?))
         });
         let mut replies = vec![None; operations.len()];
         for (indices, found) in try_join_all(parts).await? {
@@ -545,14 +568,15 @@ impl Database {
         partitions: u32,
         operations: &[&StringsOperation],
     ) -> Result<Vec<StringsReply>, Error> {
-        let told = self.look(partitions, operations, MOST_IN_REPLY).await?;
+        let told = self.look(partitions, ReadFrom::Leader, operations, MOST_IN_REPLY).await?;
         told.into_iter().collect::<Option<_>>().ok_or_else(too_much)
     }
 
     /// The replies to the first of these operations, all if there is so much left to be told.
-    pub(super) async fn look_in(
+    async fn look_in(
         &self,
         group: u32,
+        from: ReadFrom,
         operations: Vec<StringsOperation>,
         left: &AtomicUsize,
     ) -> Result<Vec<StringsReply>, Error> {
@@ -567,7 +591,7 @@ impl Database {
             let trees = name_trees(&mut part, &mut []);
             let count = part.len();
             let read = GroupRead::Strings { trees, operations: part };
-            match core.read(group, &read, ReadFrom::Leader, until).await {
+            match core.read(group, &read, from, until).await {
                 Ok(answer) => match answer.reply {
                     GroupReadReply::Strings(StringsReplies(found)) if found.len() == count => {
                         let bytes: usize = found.iter().map(StringsReply::bytes).sum();

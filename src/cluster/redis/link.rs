@@ -30,6 +30,8 @@ pub(super) struct Link {
     /// All that belongs to the connection is to be as at its beginning.
     pub(super) is_reset: bool,
     pub(super) redirected: Redirected,
+    /// What only reads is answered by this node's replica, which may be old.
+    pub(super) reads_here: bool,
     name: Bytes,
     library: (Bytes, Bytes),
     pub(super) server: Arc<Shared>,
@@ -48,6 +50,7 @@ impl Link {
             is_ending: false,
             is_reset: false,
             redirected: Redirected::default(),
+            reads_here: false,
             name: Bytes::new(),
             library: (Bytes::new(), Bytes::new()),
             server,
@@ -130,6 +133,7 @@ pub(super) fn reset(link: &mut Link, _: &[Bytes]) -> Value {
     link.is_authenticated = link.server.password.is_none();
     link.name = Bytes::new();
     link.redirected = Redirected::default();
+    link.reads_here = false;
     link.is_reset = true;
     Value::Simple("RESET".into())
 }

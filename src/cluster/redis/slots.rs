@@ -25,7 +25,8 @@
 //!
 //! # Omissions
 //!
-//! There are no replicas in the map: reads of any node are linearizable, so asking a follower gains nothing. Nodes answer
+//! There are no replicas in the map, but for connections that have said `READONLY`: other reads are linearizable, whichever node
+//! is asked, so asking a follower gains nothing. Nodes answer
 //! for the whole database: a library that adds up `DBSIZE` or joins `SCAN` of all nodes counts each key once per node.
 //! Nothing is migrated by slots, so there is no `ASK`; what changes the cluster is told by its name in `dogsled`.
 
@@ -284,23 +285,43 @@ impl Topology {
         format!("{:024x}{:016x}", node.cluster().unwrap_or_default() >> 32, of.0)
     }
 
-    fn slots(&self, node: &replication::Node) -> Value {
-        let mut rows: Vec<(u16, Value)> = Vec::new();
-        for shard in self.shards(node) {
+    /// With replicas behind the leaders, where those can be read.
+    fn slots(&self, node: &replication::Node, with_replicas: bool) -> Value {
+        let shards = self.shards(node);
+        let partitions = if with_replicas { node.map().partitions } else { 0 };
+        let mut rows: Vec<(u16, Vec<&Shard>, Range<u16>)> = Vec::new();
+        for shard in &shards {
             for slots in &shard.slots {
-                let (first, last) = (slots.start, slots.end - 1);
-                let place = Value::Array(vec![
-                    Value::text(shard.address.0.clone()),
-                    Value::Integer(i64::from(shard.address.1)),
-                    Value::text(Topology::name(node, shard.node)),
-                    Value::Array(Vec::new()),
-                ]);
-                let row = vec![Value::Integer(i64::from(first)), Value::Integer(i64::from(last)), place];
-                rows.push((first, Value::Array(row)));
+                if partitions == 0 {
+                    rows.push((slots.start, vec![shard], slots.clone()));
+                    continue;
+                }
+                // Each partition has replicas of its own.
+                for group in group_of_slot(slots.start, partitions)..=group_of_slot(slots.end - 1, partitions)
+                {
+                    let replicas = node.map().replicas_of(group).to_vec();
+                    let others = shards
+                        .iter()
+                        .filter(|other| other.node != shard.node && replicas.contains(&other.node));
+                    let slots = slots_of(group, partitions);
+                    rows.push((slots.start, std::iter::once(shard).chain(others).collect(), slots));
+                }
             }
         }
-        rows.sort_by_key(|(first, _)| *first);
-        Value::Array(rows.into_iter().map(|(_, row)| row).collect())
+        rows.sort_by_key(|(first, ..)| *first);
+        let place = |shard: &&Shard| {
+            Value::Array(vec![
+                Value::text(shard.address.0.clone()),
+                Value::Integer(i64::from(shard.address.1)),
+                Value::text(Topology::name(node, shard.node)),
+                Value::Array(Vec::new()),
+            ])
+        };
+        let row = |(first, places, slots): (u16, Vec<&Shard>, Range<u16>)| {
+            let bounds = [first, slots.end - 1].map(|slot| Value::Integer(i64::from(slot)));
+            Value::Array(bounds.into_iter().chain(places.iter().map(place)).collect())
+        };
+        Value::Array(rows.into_iter().map(row).collect())
     }
 
     fn shards_of(&self, node: &replication::Node) -> Value {
@@ -399,7 +420,19 @@ pub(super) fn plan(asked: &Asked<'_>) -> Planned {
     Ok(Step::Slots(asked.arguments.to_vec()))
 }
 
-/// `READONLY`, `READWRITE`, `ASKING`: any node reads and writes anyway, but who says so knows of slots.
+/// `READONLY`: what only reads is answered here.
+pub(super) fn read_only(link: &mut Link, arguments: &[Bytes]) -> Value {
+    link.reads_here = link.server.topology.is_known();
+    knows(link, arguments)
+}
+
+/// `READWRITE`: as at the beginning.
+pub(super) fn read_write(link: &mut Link, arguments: &[Bytes]) -> Value {
+    link.reads_here = false;
+    knows(link, arguments)
+}
+
+/// `ASKING`: any node serves any key anyway, but who says so knows of slots.
 pub(super) fn knows(link: &mut Link, _: &[Bytes]) -> Value {
     if !link.server.topology.is_known() {
         return disabled();
@@ -455,7 +488,7 @@ pub(super) async fn cluster(link: &mut Link, arguments: &[Bytes]) -> Value {
             link.redirected.is_aware = true;
             topology.want().await;
             match () {
-                () if is("SLOTS") => topology.slots(node),
+                () if is("SLOTS") => topology.slots(node, link.reads_here),
                 () if is("SHARDS") => topology.shards_of(node),
                 () => topology.nodes(node),
             }
