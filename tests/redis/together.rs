@@ -394,3 +394,46 @@ fn what_is_answered_within_exec_before_hello_is_written_as_it_was_then() {
     assert!(found.starts_with(before), "{found}");
     assert!(found.ends_with("_\\r\\n%1\\r\\n$4\\r\\nsave\\r\\n$0\\r\\n"), "{found}");
 }
+
+/// One partition's keys, and those of several: what is of the whole database is at its place before or behind the transaction.
+#[test]
+fn what_is_of_a_whole_database_is_within_multi_too() {
+    for partitions in [1, 8] {
+        let served = Served::new(1, partitions);
+        let (mut redis, mut other) = (served.connect(0), served.connect(0));
+        let run = |redis: &mut Connection, lines: &[&str]| {
+            assert_eq!(redis.says("MULTI"), "+OK");
+            for line in lines {
+                assert_eq!(redis.says(line), "+QUEUED", "{line}");
+            }
+            redis.says("EXEC")
+        };
+        // Before all that writes, and behind it.
+        let lines = ["DBSIZE", "SET a 1", "SET b 2", "DBSIZE", "KEYS a*", "GET b", "CONFIG GET databases"];
+        let (key, value) = ("*1\\r\\n$1\\r\\na", "$1\\r\\n2");
+        let config = "*2\\r\\n$9\\r\\ndatabases\\r\\n$2\\r\\n16";
+        let expected = format!("*7\\r\\n:0\\r\\n+OK\\r\\n+OK\\r\\n:2\\r\\n{key}\\r\\n{value}\\r\\n{config}");
+        assert_eq!(run(&mut redis, &lines), expected);
+        // In the database that is selected there.
+        let lines =
+            ["SELECT 3", "DBSIZE", "SET c 1", "SELECT 0", "DBSIZE", "RANDOMKEY", "SELECT 3", "DBSIZE"];
+        let found = run(&mut redis, &lines);
+        assert!(found.starts_with("*8\\r\\n+OK\\r\\n:0\\r\\n+OK\\r\\n+OK\\r\\n:2\\r\\n$1"), "{found}");
+        assert!(found.ends_with("+OK\\r\\n:1"), "{found}");
+        assert_eq!(redis.says("SELECT 0"), "+OK");
+        // What is behind a FLUSHDB stays, and what is before it does not.
+        let lines = ["SET before 1", "GET a", "FLUSHDB", "SET behind 1", "SET too 1", "DBSIZE", "GET a"];
+        let expected = "*7\\r\\n+OK\\r\\n$1\\r\\n1\\r\\n+OK\\r\\n+OK\\r\\n+OK\\r\\n:2\\r\\n$-1";
+        assert_eq!(run(&mut redis, &lines), expected);
+        assert_eq!(redis.says("EXISTS before behind too"), ":2");
+        // If what is watched has changed, nothing of it is done.
+        redis.ask("WATCH behind");
+        other.ask("SET behind 2");
+        assert_eq!(run(&mut redis, &["FLUSHALL", "SET more 1"]), "*-1");
+        redis.ask("WATCH behind");
+        other.ask("SET behind 3");
+        assert_eq!(run(&mut redis, &["DBSIZE", "SET more 1", "FLUSHDB"]), "*-1");
+        assert_eq!(redis.says("EXISTS behind too more"), ":2");
+        assert!(run(&mut redis, &["CLUSTER INFO", "SCAN 0", "INFO server"]).contains("cluster_state:ok"));
+    }
+}

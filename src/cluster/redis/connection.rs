@@ -22,12 +22,13 @@ use futures_util::FutureExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::database::{Data, UNKNOWN, Watched, failed};
+use super::database::{Data, MOST_IN_REPLY, TOO_MUCH, UNKNOWN, Watched, failed};
 use super::link::Link;
 use super::pubsub::{Listen, Message, Subscriptions};
 use super::server::{LEAST_PACE, Shared};
 use super::slots;
-use super::table::{Multi, Step, find, unknown, wrong_arity};
+use super::table::{Multi, Planned, Step, find, unknown, wrong_arity};
+use super::whole::Whole;
 use crate::IVec;
 
 /// How many requests, and about how many bytes of them, are carried out together: few at first, more while the
@@ -47,13 +48,45 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const MOST_READ_AHEAD: usize = 64 << 10;
 /// A buffer that was larger is given back.
 const KEPT: usize = 1 << 20;
+/// About what a value of a reply takes besides its bytes.
+const PER_VALUE: usize = 64;
 /// The most commands of a transaction, and keys that are watched.
 const MOST_QUEUED: usize = 64 << 10;
 const MOST_WATCHED: usize = 16 << 10;
 
+/// What waits for `EXEC`.
+struct Queued {
+    step: Planned,
+    /// Where, for what is of a whole database.
+    database: TreeId,
+}
+
+impl Queued {
+    /// Whether it is of all partitions and writes, so that what is behind it is a transaction of its own.
+    fn cuts(&self) -> bool {
+        matches!(&self.step, Ok(Step::Whole(whole)) if whole.writes())
+    }
+
+    fn data(&self) -> Option<&Data> {
+        match &self.step {
+            Ok(Step::Data(data)) => Some(data),
+            _ => None,
+        }
+    }
+}
+
+/// What came of a part of a transaction.
+enum Carried {
+    Out,
+    /// What was watched has changed.
+    Not,
+    /// Nothing of the whole transaction was done.
+    Refused(Value),
+}
+
 /// A transaction that is being put together.
 struct Queue {
-    steps: Vec<Result<Step, Value>>,
+    steps: Vec<Queued>,
     /// Where a `SELECT` within it leads.
     database: TreeId,
     /// Something was refused, so that nothing is to be done.
@@ -181,6 +214,15 @@ fn keep_written(values: &mut [Value], protocol: Protocol) {
         value.encode(protocol, &mut bytes);
         *value = Value::Encoded(bytes.into());
     }
+}
+
+/// About how many bytes a reply takes until it is sent.
+fn held(value: &Value) -> usize {
+    PER_VALUE
+        + match value {
+            Value::Array(values) => values.iter().map(held).sum(),
+            other => other.weight(),
+        }
 }
 
 fn now_ms() -> u64 {
@@ -542,7 +584,7 @@ impl Connection {
         }
     }
 
-    fn enqueue(&mut self, planned: Result<Step, Value>, request: &[Bytes], selects: bool) {
+    fn enqueue(&mut self, planned: Planned, request: &[Bytes], selects: bool) {
         let Some(queue) = &mut self.queue else { return };
         queue.bytes += request.iter().map(|argument| argument.len() + 64).sum::<usize>();
         let refused = match &planned {
@@ -550,11 +592,6 @@ impl Connection {
                 let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
                 Some(format!("ERR {name} cannot be within MULTI"))
             }
-            Ok(Step::Whole(_)) => {
-                let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
-                Some(format!("ERR {name} is of all partitions, and cannot be within MULTI"))
-            }
-            Ok(Step::Slots(_)) => Some("ERR CLUSTER cannot be within MULTI".to_owned()),
             _ if queue.steps.len() >= MOST_QUEUED => {
                 Some(format!("ERR more than {MOST_QUEUED} commands in MULTI"))
             }
@@ -567,6 +604,7 @@ impl Connection {
             queue.is_spoilt = true;
             return self.answer(Value::error(refused));
         }
+        let database = queue.database;
         if selects
             && let Some(number) = dogsled_storage::strings::parse_integer(&request[1])
             && let Ok(number) = u32::try_from(number)
@@ -574,7 +612,7 @@ impl Connection {
         {
             queue.database = TreeId(number);
         }
-        queue.steps.push(planned);
+        queue.steps.push(Queued { step: planned, database });
         self.answer(Value::Simple("QUEUED".into()));
     }
 
@@ -687,58 +725,111 @@ impl Connection {
         Value::OK
     }
 
-    /// Carries out a transaction: what is on keys at one moment, the rest behind that.
-    async fn execute(&mut self, queue: Queue, watched: Vec<Watched>) -> Value {
-        let operations: Vec<_> = queue
-            .steps
-            .iter()
-            .filter_map(|step| match step {
-                Ok(Step::Data(data)) => Some(data.operations.iter().cloned()),
-                _ => None,
-            })
-            .flatten()
-            .collect();
+    /// Carries out a transaction. What is on keys is done at one moment; but what writes to all partitions
+    /// (`FLUSHDB`) cuts it: what is behind that is another moment, and whether it fails is told command by command.
+    async fn execute(&mut self, queue: Queue, mut watched: Vec<Watched>) -> Value {
+        let mut rest = queue.steps;
+        let mut values = Vec::with_capacity(rest.len());
+        let mut told = 0;
+        loop {
+            let end = rest.iter().position(Queued::cuts).unwrap_or(rest.len());
+            let later = rest.split_off(end);
+            match self.execute_part(rest, &mem::take(&mut watched), &mut values, &mut told).await {
+                Carried::Out => {}
+                Carried::Not => return Value::NullArray,
+                Carried::Refused(refused) => return refused,
+            }
+            let mut later = later.into_iter();
+            let Some(cut) = later.next() else { return Value::Array(values) };
+            values.push(self.step(cut, &mut told).await);
+            rest = later.collect();
+        }
+    }
+
+    /// Carries out what is on keys at one moment. Reads of a whole database that come before anything is written are done before
+    /// it, others behind it: within it there is no view of all partitions.
+    async fn execute_part(
+        &mut self,
+        steps: Vec<Queued>,
+        watched: &[Watched],
+        values: &mut Vec<Value>,
+        told: &mut usize,
+    ) -> Carried {
+        let operations: Vec<_> =
+            steps.iter().filter_map(Queued::data).flat_map(|data| data.operations.iter().cloned()).collect();
         let mut fences: Vec<Fence> = Vec::new();
-        for step in &queue.steps {
-            if let Ok(Step::Data(Data { fence: Some(fence), .. })) = step
-                && !fences.contains(fence)
-            {
+        for fence in steps.iter().filter_map(|step| step.data()?.fence.as_ref()) {
+            if !fences.contains(fence) {
                 fences.push(fence.clone());
             }
         }
+        let is_write = |step: &Queued| step.data().is_some_and(|data| !data.is_read());
+        let first_write = steps.iter().position(is_write).unwrap_or(0);
+        let mut left = Vec::with_capacity(steps.len());
+        for (index, step) in steps.into_iter().enumerate() {
+            let value = match &step.step {
+                Ok(Step::Whole(whole)) if index < first_write => {
+                    Some(self.whole(step.database, whole, told).await)
+                }
+                _ => None,
+            };
+            left.push((step, value));
+        }
         let mut replies = Vec::new();
+        let mut refused = None;
         if !operations.is_empty() || !watched.is_empty() {
-            match self.link.server.database.carry_out(&watched, &fences, operations).await {
+            match self.link.server.database.carry_out(watched, &fences, operations).await {
                 Ok(Some(found)) => replies = found,
-                Ok(None) => return Value::NullArray,
-                Err(refused) => return refused,
+                Ok(None) => return Carried::Not,
+                // Of a part that comes later some was done before.
+                Err(error) if values.is_empty() => return Carried::Refused(error),
+                Err(error) => refused = Some(error),
             }
         }
         let mut replies = replies.into_iter();
-        let mut values = Vec::with_capacity(queue.steps.len());
-        for step in queue.steps {
-            let value = match step {
-                Err(refused) => refused,
-                Ok(Step::Data(data)) => {
+        for (step, value) in left {
+            let value = match (value, step.data(), &refused) {
+                (Some(value), ..) => value,
+                (None, Some(_), Some(refused)) => refused.clone(),
+                (None, Some(data), None) => {
                     let own: Vec<_> = replies.by_ref().take(data.operations.len()).collect();
                     data.reply(&self.link.server.database, &own)
                 }
-                Ok(Step::Link(link, arguments)) => {
+                (None, None, _) => {
                     let before = self.link.protocol;
-                    let value = link(&mut self.link, &arguments);
+                    let value = self.step(step, told).await;
                     if self.link.protocol != before {
-                        keep_written(&mut values, before);
+                        keep_written(values, before);
                     }
                     value
-                }
-                // Of these only UNWATCH is queued, and EXEC has done as much already.
-                Ok(Step::Multi(..)) => Value::OK,
-                Ok(Step::Whole(_) | Step::Lock(_) | Step::Listen(_) | Step::Slots(_)) => {
-                    unreachable!("refused when it was queued")
                 }
             };
             values.push(value);
         }
-        Value::Array(values)
+        Carried::Out
+    }
+
+    /// Carries out what is not on keys, at its place in a transaction.
+    async fn step(&mut self, queued: Queued, told: &mut usize) -> Value {
+        match queued.step {
+            Err(refused) => refused,
+            Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
+            Ok(Step::Slots(arguments)) => slots::cluster(&mut self.link, &arguments).await,
+            Ok(Step::Whole(whole)) => self.whole(queued.database, &whole, told).await,
+            // Of these only UNWATCH is queued, and EXEC has done as much already.
+            Ok(Step::Multi(..)) => Value::OK,
+            Ok(Step::Data(_)) => unreachable!("carried out together"),
+            Ok(Step::Lock(_) | Step::Listen(_)) => unreachable!("refused when it was queued"),
+        }
+    }
+
+    /// Answers what is of a whole database within a transaction, if not too much was told so before.
+    async fn whole(&self, database: TreeId, whole: &Whole, told: &mut usize) -> Value {
+        if !whole.writes() && *told > MOST_IN_REPLY {
+            return Value::error(TOO_MUCH);
+        }
+        let value = self.link.server.database.whole(database.0, whole).await;
+        *told += held(&value);
+        value
     }
 }

@@ -32,7 +32,7 @@ pub(super) const ENTRY_BYTES: usize = 4 << 20;
 const MOST_AT_ONCE: usize = 32 << 20;
 /// How many bytes one reply may tell, about.
 pub(super) const MOST_IN_REPLY: usize = 512 << 20;
-const TOO_MUCH: &str = "ERR the reply would be larger than 512 MiB; ask for less";
+pub(super) const TOO_MUCH: &str = "ERR the reply would be larger than 512 MiB; ask for less";
 
 /// A command on keys: what is done, and how the replies to that become one. Trees are
 /// numbers of databases.

@@ -49,6 +49,13 @@ pub(super) enum Whole {
     FlushAll,
 }
 
+impl Whole {
+    /// Whether it changes something.
+    pub(super) fn writes(&self) -> bool {
+        matches!(self, Whole::Notify(_) | Whole::Flush | Whole::FlushAll)
+    }
+}
+
 /// What kind of values the keys have that a scan is to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
