@@ -55,7 +55,7 @@
 //!
 //! # What differs from Redis
 //!
-//! [`support`] says it command by command. Beyond that: keys are up to 64 KiB; a write that is not answered
+//! [`support`] says it command by command, and which limits there are. Beyond that: a write that is not answered
 //! before the deadline is an error `UNKNOWN`, which says that it may have happened, and one that was certainly not done is
 //! `CLUSTERDOWN`; a key is read for up to a tenth of a second after its time to live is over, if nobody writes
 //! to its partition, while for writes it is gone at once.

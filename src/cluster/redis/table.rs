@@ -145,10 +145,14 @@ const TALK: &str = "noscript loading stale fast";
 
 const MANY: Support =
     Partial("as of one moment, if the values of a partition take up to 16 MiB; at most 512 MiB");
-const ORDER: Support = Partial("in the order of the fields' bytes; at most 512 MiB");
+const ORDER: Support = Partial(
+    "in the order of the fields' bytes; at most 512 MiB, and 16 MiB from a node that does not lead the partition: HSCAN tells more",
+);
+const CARRIED: Support = Partial("a hash of more than 16 MiB stays in its partition (`{tag}`)");
 const FLOAT: Support = Partial("as INCRBYFLOAT");
 const WATCHED: Support = Partial("that an absent key came and went again does not count");
 const NOT_IN_MULTI: &str = "not within MULTI";
+const WHOLE_IN_MULTI: &str = "partition after partition, not of one moment; within MULTI before the transaction's moment, if it stands before all that writes, otherwise behind it";
 
 /// By name.
 #[rustfmt::skip]
@@ -157,11 +161,11 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("asking", 1, "fast", NONE, "3.0.0", "cluster", link(slots::knows), Partial("nothing is ever on its way between nodes"), "Signals that a cluster client is following an -ASK redirect."),
     row("auth", -2, TALK, NONE, "1.0.0", "connection", link(link::auth), Partial("the user `default` only"), "Authenticates the connection."),
     row("client", -2, TALK, NONE, "2.4.0", "connection", link(link::client), Partial("ID, GETNAME, SETNAME, SETINFO, INFO, LIST (of the own connection), NO-EVICT, NO-TOUCH"), "Commands on client connections."),
-    row("cluster", -2, "stale", NONE, "3.0.0", "cluster", plan(slots::plan), Partial("SLOTS, SHARDS, NODES, INFO, MYID, KEYSLOT; not within MULTI; without replicas; what changes a cluster names the command of `dogsled` that does"), "Commands on where keys are."),
+    row("cluster", -2, "stale", NONE, "3.0.0", "cluster", plan(slots::plan), Partial("SLOTS, SHARDS, NODES, INFO, MYID, KEYSLOT; replicas in SLOTS for a connection that has said READONLY; what changes a cluster names the command of `dogsled` that does"), "Commands on where keys are."),
     row("command", -1, "loading stale", NONE, "2.8.13", "server", link(link::command), Partial("COUNT, DOCS, INFO, LIST; no key specifications"), "Returns detailed information about commands."),
-    row("config", -2, "admin noscript loading stale", NONE, "2.0.0", "server", plan(config::config), Partial("GET, of a few parameters; SET, of `notify-keyspace-events`, which is of the whole cluster; neither that within MULTI"), "Commands on the server's configuration."),
-    row("copy", -3, WRITE, TWO, "6.2.0", "generic", plan(keys::copy), Full, "Copies the value of a key to a new key."),
-    row("dbsize", 1, READ, NONE, "1.0.0", "server", plan(whole::size), Partial(NOT_IN_MULTI), "Returns the number of keys in the database."),
+    row("config", -2, "admin noscript loading stale", NONE, "2.0.0", "server", plan(config::config), Partial("GET, of a few parameters; SET, of `notify-keyspace-events`, which is of the whole cluster; within MULTI that is as FLUSHDB"), "Commands on the server's configuration."),
+    row("copy", -3, WRITE, TWO, "6.2.0", "generic", plan(keys::copy), CARRIED, "Copies the value of a key to a new key."),
+    row("dbsize", 1, READ, NONE, "1.0.0", "server", plan(whole::size), Partial(WHOLE_IN_MULTI), "Returns the number of keys in the database."),
     row("decr", 2, FAST, ONE, "1.0.0", "string", plan(strings::decrement), Full, "Decrements the integer value of a key by one."),
     row("decrby", 3, FAST, ONE, "1.0.0", "string", plan(strings::decrement_by), Full, "Decrements the integer value of a key by a number."),
     row("del", -2, "write", ALL, "1.0.0", "generic", plan(keys::delete), Full, "Deletes one or more keys."),
@@ -175,8 +179,8 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("expire", -3, TIME, ONE, "1.0.0", "generic", plan(keys::expire), Full, "Sets the expiration time of a key in seconds."),
     row("expireat", -3, TIME, ONE, "1.2.0", "generic", plan(keys::expire_at), Full, "Sets the expiration time of a key to a Unix timestamp."),
     row("expiretime", 2, READ, ONE, "7.0.0", "generic", plan(keys::expires_second), Full, "Returns the expiration time of a key as a Unix timestamp."),
-    row("flushall", -1, "write", NONE, "1.0.0", "server", plan(whole::flush_all), Partial("partition after partition; not within MULTI; trees that are no databases of Redis stay"), "Removes all keys from all databases."),
-    row("flushdb", -1, "write", NONE, "1.0.0", "server", plan(whole::flush), Partial("partition after partition; not within MULTI"), "Removes all keys from the current database."),
+    row("flushall", -1, "write", NONE, "1.0.0", "server", plan(whole::flush_all), Partial("as FLUSHDB; trees that are no databases of Redis stay"), "Removes all keys from all databases."),
+    row("flushdb", -1, "write", NONE, "1.0.0", "server", plan(whole::flush), Partial("each partition at a moment of its own; within MULTI what is behind it is a transaction of its own, which `WATCH` does not guard, and whose commands tell themselves if nothing of it was done"), "Removes all keys from the current database."),
     row("get", 2, READ, ONE, "1.0.0", "string", plan(strings::get), Full, "Returns the string value of a key."),
     row("getdel", 2, TIME, ONE, "6.2.0", "string", plan(strings::get_and_delete), Full, "Returns the string value of a key after deleting the key."),
     row("getex", -2, TIME, ONE, "6.2.0", "string", plan(strings::get_and_expire), Full, "Returns the string value of a key after setting its expiration time."),
@@ -193,7 +197,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("hlen", 2, READ, ONE, "2.0.0", "hash", plan(hashes::length), Full, "Returns the number of fields in a hash."),
     row("hmget", -3, READ, ONE, "2.0.0", "hash", plan(hashes::get_many), Full, "Returns the values of all fields asked for."),
     row("hmset", -4, FAST, ONE, "2.0.0", "hash", plan(hashes::set_many), Full, "Sets the values of multiple fields."),
-    row("hscan", -3, "readonly", ONE, "2.8.0", "hash", plan(hashes::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384; none is given within MULTI"), "Iterates over fields and values of a hash."),
+    row("hscan", -3, "readonly", ONE, "2.8.0", "hash", plan(hashes::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384, others are errors; COUNT counts up to 10,000; none is given within MULTI"), "Iterates over fields and values of a hash."),
     row("hset", -4, FAST, ONE, "2.0.0", "hash", plan(hashes::set), Full, "Creates or modifies the value of a field in a hash."),
     row("hsetnx", 4, FAST, ONE, "2.0.0", "hash", plan(hashes::set_if_absent), Full, "Sets the value of a field in a hash only when the field doesn't exist."),
     row("hstrlen", 3, READ, ONE, "3.2.0", "hash", plan(hashes::value_length), Full, "Returns the length of the value of a field."),
@@ -202,7 +206,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("incrby", 3, FAST, ONE, "1.0.0", "string", plan(strings::increment_by), Full, "Increments the integer value of a key by a number."),
     row("incrbyfloat", 3, FAST, ONE, "2.6.0", "string", plan(strings::increment_by_float), Partial("decimal, exactly, to 17 places: without the rounding of a `long double`; no hexadecimal numbers"), "Increments the floating point value of a key by a number."),
     row("info", -1, "loading stale", NONE, "1.0.0", "server", link(link::info), Partial("server, clients, replication; what a client decides by"), "Returns information and statistics about the server."),
-    row("keys", 2, "readonly", NONE, "1.0.0", "generic", plan(whole::keys), Partial(NOT_IN_MULTI), "Returns all key names that match a pattern."),
+    row("keys", 2, "readonly", NONE, "1.0.0", "generic", plan(whole::keys), Partial(WHOLE_IN_MULTI), "Returns all key names that match a pattern."),
     row("mget", -2, READ, ALL, "1.0.0", "string", plan(strings::get_many), MANY, "Returns the string values of one or more keys."),
     row("mset", -3, WRITE, PAIRS, "1.0.1", "string", plan(strings::set_many), Full, "Sets the string values of one or more keys."),
     row("msetnx", -3, WRITE, PAIRS, "1.0.1", "string", plan(strings::set_many_if_absent), Full, "Sets the string values of one or more keys only when all keys don't exist."),
@@ -219,13 +223,13 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("pubsub", -2, "pubsub loading stale", NONE, "2.8.0", "pubsub", link(link::pubsub), Partial("CHANNELS, NUMSUB, NUMPAT, of this node"), "Commands on subscriptions."),
     row("punsubscribe", -1, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::unsubscribe_from_patterns), Partial(NOT_IN_MULTI), "Stops listening to messages published to channels that match one or more patterns."),
     row("quit", -1, "noscript loading stale fast no_auth allow_busy", NONE, "1.0.0", "connection", link(link::quit), Full, "Closes the connection."),
-    row("randomkey", 1, "readonly", NONE, "1.0.0", "generic", plan(whole::random_key), Partial("keys behind gaps come more often; not within MULTI"), "Returns a random key name from the database."),
+    row("randomkey", 1, "readonly", NONE, "1.0.0", "generic", plan(whole::random_key), Partial("keys behind gaps come more often; within MULTI as KEYS"), "Returns a random key name from the database."),
     row("readonly", 1, "loading stale fast", NONE, "3.0.0", "cluster", link(slots::read_only), Partial("the node that the connection is to answers what only reads keys, as its replica has them: they may be old, of several keys each for itself; if it has none of the partition, another node's; `KEYS`, `SCAN`, `DBSIZE`, `WATCH`, `MULTI` and what writes stay as they are; not with `--redis-moved off`"), "Enables read-only queries for a connection to a Redis Cluster replica node."),
     row("readwrite", 1, "loading stale fast", NONE, "3.0.0", "cluster", link(slots::read_write), Full, "Enables read-write queries for a connection to a Redis Cluster replica node."),
-    row("rename", 3, "write", TWO, "1.0.0", "generic", plan(keys::rename), Full, "Renames a key and overwrites the destination."),
-    row("renamenx", 3, TIME, TWO, "1.0.0", "generic", plan(keys::rename_if_absent), Full, "Renames a key only when the target key name doesn't exist."),
+    row("rename", 3, "write", TWO, "1.0.0", "generic", plan(keys::rename), CARRIED, "Renames a key and overwrites the destination."),
+    row("renamenx", 3, TIME, TWO, "1.0.0", "generic", plan(keys::rename_if_absent), CARRIED, "Renames a key only when the target key name doesn't exist."),
     row("reset", 1, "noscript loading stale fast no_auth allow_busy", NONE, "6.2.0", "connection", link(link::reset), Full, "Resets the connection."),
-    row("scan", -2, "readonly", NONE, "2.8.0", "generic", plan(whole::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384; not within MULTI"), "Iterates over the key names in the database."),
+    row("scan", -2, "readonly", NONE, "2.8.0", "generic", plan(whole::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384, others are errors; COUNT counts up to 10,000; within MULTI as KEYS"), "Iterates over the key names in the database."),
     row("select", 2, "loading stale fast", NONE, "1.0.0", "connection", link(link::select), Full, "Changes the selected database."),
     row("set", -3, WRITE, ONE, "1.0.0", "string", plan(strings::set), Full, "Sets the string value of a key, ignoring its type. The key is created if it doesn't exist."),
     row("setex", 4, WRITE, ONE, "2.0.0", "string", plan(strings::set_with_seconds), Full, "Sets the string value and expiration time of a key."),
@@ -389,6 +393,26 @@ if the two differ. The commands and their replies are those of Redis 7.0, but fo
   lie in Redis's slots, so that is a transaction over partitions, as a rule.
 
 Locks are not keys; they are those of `dogsled lock`.
+
+**Several partitions.** `MSET`, `MSETNX`, `DEL`, `UNLINK`, `MGET`, `EXISTS`, `TOUCH`, `RENAME`, `RENAMENX`, `COPY` and `EXEC` may be of keys of any
+partitions, and then are a transaction over them: all of it or nothing. If others write the same keys all the time and
+always come between, it is given up after some attempts: the error begins with `CLUSTERDOWN`, nothing was done, and the same
+command may be sent again. Keys with a common `{tag}` are of one partition, and what is on them is never refused for that.
+
+**Times to live.** When the time of a key is over, it is gone for all that writes. What only reads may show it for about a tenth
+of a second longer, if nobody writes to its partition meanwhile.
+
+**Reads that may be old.** What is read is the newest, whichever node is asked, and that takes a majority. `READONLY` asks for less:
+until `READWRITE` or `RESET`, `GET`, `MGET`, `STRLEN`, `GETRANGE`, `EXISTS`, `TYPE`, `TTL` and its kin, `HGET` and all other
+commands that read keys are answered by the replica of the node that the connection is to, as that is: also
+while it is cut off from the others, at no cost for them, and never with `MOVED`. What the same connection wrote just before may not be
+in it. `CLUSTER SLOTS` tells such a connection of replicas, so that `RedisCluster(read_from_replicas=True)` of redis-py uses them.
+
+**Limits that Redis has not, or has larger.** Keys and fields: 64 KiB. Values: 16,252,928 bytes, as `CONFIG GET proto-max-bulk-len`
+tells: so many fit one command of a partition, which has 16 MiB, with their key. What would be longer is refused as Redis refuses it, and so is
+`MSET`, `HSET` or `EXEC` that brings more than 16 MiB for one partition, or 1 GiB together. A command: 1,048,576 arguments. `MULTI`: 65,536
+commands. `WATCH`: 16,384 keys. Channels: 4 KiB; patterns of `PSUBSCRIBE`: 256 bytes, 16 KiB together; a connection: 16,384
+subscriptions, whose names have 1 MiB together. `SCAN` and `HSCAN` look at 10,000 keys at a time, whatever `COUNT` says.
 
 What is published at a node comes to subscribers at all nodes, at most once, in one order for each channel; `PUBLISH` and
 `PUBSUB` count those at their own node, as in Redis's cluster. A message is an entry of the log of the channel's
