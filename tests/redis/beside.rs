@@ -103,3 +103,40 @@ fn a_node_answers_as_redis_byte_by_byte_over_partitions() {
     let Some(redis) = Redis::start() else { return };
     compare(&redis, &Served::new(1, 16), 2);
 }
+
+/// Of what `COMMAND INFO` says: the name, numbers, and flags and categories in no order.
+fn described(reply: &str) -> (Vec<String>, Vec<String>) {
+    let lines = reply.split("\\r\\n").skip_while(|line| !line.starts_with('$')).skip(1);
+    // What is behind them is longer than what is told here.
+    let lines: Vec<String> = lines.take_while(|line| !line.starts_with('$')).map(str::to_owned).collect();
+    let numbers = lines.iter().filter(|line| line.starts_with(':')).take(4).cloned();
+    let mut words: Vec<String> = lines.iter().filter(|line| line.starts_with('+')).cloned().collect();
+    words.sort();
+    (lines[..1].iter().cloned().chain(numbers).collect(), words)
+}
+
+#[test]
+fn commands_are_described_as_redis_describes_them() {
+    let Some(redis) = Redis::start() else { return };
+    let served = Served::new(1, 1);
+    let (mut theirs, mut ours) = (Connection::new(redis.address), served.connect(0));
+    let names = ours.ask("COMMAND LIST");
+    let names: Vec<&str> =
+        names.split("\\r\\n").filter(|line| !line.starts_with(['*', '$']) && !line.is_empty()).collect();
+    assert!(names.len() > 80, "{names:?}");
+    for name in names.iter().filter(|name| !name.starts_with("dogsled.")) {
+        let line = format!("COMMAND INFO {name}");
+        assert_eq!(described(&ours.ask(&line)), described(&theirs.ask(&line)), "{name}");
+        // What is below them is answered for, and so is the group.
+        let line = format!("COMMAND DOCS {name}");
+        let (found, expected) = (ours.ask(&line), theirs.ask(&line));
+        let behind = |reply: &str, word: &str| {
+            let mut lines = reply.split("\\r\\n").skip_while(|line| *line != word).skip(2);
+            lines.next().map(str::to_owned)
+        };
+        for word in ["since", "group"] {
+            assert_eq!(behind(&found, word), behind(&expected, word), "{word} of {name}");
+        }
+        assert!(behind(&found, "complexity").is_some(), "{found}");
+    }
+}

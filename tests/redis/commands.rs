@@ -61,6 +61,40 @@ fn commands_answer_as_the_table_says() {
     assert!(redis.ask("CLIENT INFO").contains("lib-name=x"));
     assert!(redis.ask("INFO server").contains("redis_version:7."));
     assert!(!redis.ask("INFO clients").contains("redis_version"));
+    let number = |redis: &mut Connection, section: &str, name: &str| -> u64 {
+        let said = redis.ask(&format!("INFO {section}"));
+        let line = said.split("\\r\\n").find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in {said}")).trim_start_matches(':').parse().unwrap()
+    };
+    let before = number(&mut redis, "stats", "total_commands_processed");
+    for _ in 0..10 {
+        redis.ask("PING");
+    }
+    assert_eq!(number(&mut redis, "all", "total_commands_processed"), before + 11);
+    assert!(number(&mut redis, "memory", "used_memory_rss") > 1 << 20);
+    assert_eq!(number(&mut redis, "stats", "total_connections_received"), 1);
+    served.connect(0).ask("PING");
+    assert_eq!(number(&mut redis, "stats", "total_connections_received"), 2);
+    assert!(redis.ask("INFO").contains("# Keyspace\\r\\ndb0:keys=7\\r\\n"));
+    redis.ask("MULTI");
+    redis.ask("INFO keyspace");
+    assert!(redis.ask("EXEC").contains("db0:keys=7"));
+    for (command, has) in
+        [("CLIENT", "+SETNAME"), ("CONFIG", "+GET"), ("COMMAND", "+GETKEYS"), ("PUBSUB", "+NUMSUB")]
+    {
+        let said = redis.ask(&format!("{command} HELP"));
+        assert!(said.contains(&format!("+{command} <subcommand>")) && said.contains(has), "{said}");
+    }
+    let said = redis.ask("CONFIG GET [mpb]*");
+    for (name, value) in [
+        ("maxclients", "10000".to_owned()),
+        ("port", served.servers[0].local_address().port().to_string()),
+        ("bind", "127.0.0.1".to_owned()),
+        ("proto-max-bulk-len", "16252928".to_owned()),
+    ] {
+        let pair = format!("${}\\r\\n{name}\\r\\n${}\\r\\n{value}\\r\\n", name.len(), value.len());
+        assert!(said.contains(&pair), "{pair} is not in {said}");
+    }
     let hello = redis.ask("HELLO 3 SETNAME me");
     assert!(hello.starts_with("%7\\r\\n$6\\r\\nserver\\r\\n$5\\r\\nredis\\r\\n"), "{hello}");
     check(

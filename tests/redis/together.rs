@@ -382,19 +382,6 @@ fn a_hash_that_is_renamed_to_one_of_another_partition_with_its_number_keeps_its_
     assert_eq!(redis.says(&format!("HMGET {one} field own")), "*2\\r\\n$4\\r\\nsame\\r\\n$1\\r\\n3");
 }
 
-#[test]
-fn what_is_answered_within_exec_before_hello_is_written_as_it_was_then() {
-    let served = Served::new(1, 2);
-    let mut redis = served.connect(0);
-    for line in ["MULTI", "GET none", "CONFIG GET save", "HELLO 3", "GET none", "CONFIG GET save"] {
-        redis.ask(line);
-    }
-    let found = redis.says("EXEC");
-    let before = "*5\\r\\n$-1\\r\\n*2\\r\\n$4\\r\\nsave\\r\\n$0\\r\\n\\r\\n%7\\r\\n";
-    assert!(found.starts_with(before), "{found}");
-    assert!(found.ends_with("_\\r\\n%1\\r\\n$4\\r\\nsave\\r\\n$0\\r\\n"), "{found}");
-}
-
 /// One partition's keys, and those of several: what is of the whole database is at its place before or behind the transaction.
 #[test]
 fn what_is_of_a_whole_database_is_within_multi_too() {
@@ -436,4 +423,17 @@ fn what_is_of_a_whole_database_is_within_multi_too() {
         assert_eq!(redis.says("EXISTS behind too more"), ":2");
         assert!(run(&mut redis, &["CLUSTER INFO", "SCAN 0", "INFO server"]).contains("cluster_state:ok"));
     }
+}
+
+#[test]
+fn what_is_answered_within_exec_before_hello_is_written_as_it_was_then() {
+    let served = Served::new(1, 2);
+    let mut redis = served.connect(0);
+    for line in ["MULTI", "GET none", "CONFIG GET save", "HELLO 3", "GET none", "CONFIG GET save"] {
+        redis.ask(line);
+    }
+    let found = redis.says("EXEC");
+    let before = "*5\\r\\n$-1\\r\\n*2\\r\\n$4\\r\\nsave\\r\\n$0\\r\\n\\r\\n%7\\r\\n";
+    assert!(found.starts_with(before), "{found}");
+    assert!(found.ends_with("_\\r\\n%1\\r\\n$4\\r\\nsave\\r\\n$0\\r\\n"), "{found}");
 }

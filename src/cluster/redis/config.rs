@@ -17,6 +17,7 @@ use dogsled_storage::strings::{MAX_STRING_LENGTH, SetOnly, StringAction, Strings
 use futures_util::future::join_all;
 
 use super::database::{Database, group_of_key, plain};
+use super::describe::{CONFIG_HELP, help};
 use super::link::Link;
 use super::table::{Asked, Planned, Step, is_word};
 use super::whole::Whole;
@@ -80,7 +81,10 @@ pub(super) fn config(asked: &Asked<'_>) -> Planned {
             }
         }),
         pairs @ [_, ..] if is_word(&arguments[0], "SET") && pairs.len() % 2 == 0 => set(pairs),
-        _ => Err(link::no_subcommand("config", asked.arguments, &["GET", "SET"])),
+        [] if is_word(&arguments[0], "HELP") => {
+            Ok(Step::Link(|_, _| help("CONFIG", CONFIG_HELP), asked.arguments.to_vec()))
+        }
+        _ => Err(link::no_subcommand("config", asked.arguments, &["GET", "HELP", "SET"])),
     }
 }
 

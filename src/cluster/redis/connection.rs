@@ -26,9 +26,9 @@ use super::database::{Data, MOST_IN_REPLY, TOO_MUCH, UNKNOWN, Watched, failed};
 use super::link::Link;
 use super::pubsub::{Listen, Message, Subscriptions};
 use super::server::{LEAST_PACE, Shared};
-use super::slots;
 use super::table::{Multi, Planned, Step, find, unknown, wrong_arity};
 use super::whole::Whole;
+use super::{describe, slots};
 use crate::IVec;
 
 /// How many requests, and about how many bytes of them, are carried out together: few at first, more while the
@@ -252,6 +252,7 @@ impl Connection {
                 }
             }
             if count > 0 {
+                self.link.server.commands.fetch_add(count as u64, Ordering::Relaxed);
                 // What has come of the next command began to come now.
                 self.partial_since = None;
             }
@@ -532,6 +533,11 @@ impl Connection {
             Step::Whole(whole) => {
                 self.carry_out(stream).await?;
                 let value = self.link.server.database.whole(self.link.database.0, &whole).await;
+                self.answer(value);
+            }
+            Step::Info(arguments) => {
+                self.carry_out(stream).await?;
+                let value = describe::info(&self.link, &arguments).await;
                 self.answer(value);
             }
             Step::Slots(arguments) => {
@@ -815,11 +821,14 @@ impl Connection {
             Err(refused) => refused,
             Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
             Ok(Step::Slots(arguments)) => slots::cluster(&mut self.link, &arguments).await,
+            Ok(Step::Info(arguments)) => describe::info(&self.link, &arguments).await,
             Ok(Step::Whole(whole)) => self.whole(queued.database, &whole, told).await,
             // Of these only UNWATCH is queued, and EXEC has done as much already.
             Ok(Step::Multi(..)) => Value::OK,
             Ok(Step::Data(_)) => unreachable!("carried out together"),
-            Ok(Step::Lock(_) | Step::Listen(_)) => unreachable!("refused when it was queued"),
+            Ok(Step::Lock(_) | Step::Listen(_)) => {
+                unreachable!("refused when it was queued")
+            }
         }
     }
 

@@ -1,7 +1,6 @@
 //! [`Link`]: what belongs to one connection, and the commands on it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -10,10 +9,11 @@ use dogsled_storage::TreeId;
 use dogsled_storage::strings::parse_integer;
 
 use super::REDIS_VERSION;
+use super::describe::{CLIENT_HELP, PUBSUB_HELP, help};
 use super::pubsub::LONGEST_PATTERN;
 use super::server::Shared;
 use super::slots::Redirected;
-use super::table::{COMMANDS, CommandInfo, database_number, find, is_word, syntax_error, wrong_arity};
+use super::table::{database_number, is_word, syntax_error, wrong_arity};
 
 /// One connection.
 pub(super) struct Link {
@@ -233,6 +233,7 @@ pub(super) fn no_subcommand(command: &str, arguments: &[Bytes], known: &[&str]) 
 pub(super) fn client(link: &mut Link, arguments: &[Bytes]) -> Value {
     let is = |word: &str| is_word(&arguments[1], word);
     match &arguments[2..] {
+        [] if is("HELP") => help("CLIENT", CLIENT_HELP),
         [] if is("ID") => Value::Integer(link.id as i64),
         [] if is("GETNAME") && link.name.is_empty() => Value::Null,
         [] if is("GETNAME") => Value::Bulk(link.name.clone()),
@@ -265,7 +266,8 @@ pub(super) fn client(link: &mut Link, arguments: &[Bytes]) -> Value {
             false => syntax_error(),
         },
         _ => {
-            let known = ["ID", "GETNAME", "SETNAME", "SETINFO", "INFO", "LIST", "NO-EVICT", "NO-TOUCH"];
+            let known =
+                ["HELP", "ID", "GETNAME", "SETNAME", "SETINFO", "INFO", "LIST", "NO-EVICT", "NO-TOUCH"];
             no_subcommand("client", arguments, &known)
         }
     }
@@ -276,6 +278,7 @@ pub(super) fn pubsub(link: &mut Link, arguments: &[Bytes]) -> Value {
     let is = |word: &str| is_word(&arguments[1], word);
     let channels = |pattern| Value::Array(hub.channels(pattern).into_iter().map(Value::Bulk).collect());
     match &arguments[2..] {
+        [] if is("HELP") => help("PUBSUB", PUBSUB_HELP),
         [] if is("CHANNELS") => channels(None),
         [pattern] if is("CHANNELS") && pattern.len() > LONGEST_PATTERN => {
             Value::error(format!("ERR a pattern of more than {LONGEST_PATTERN} bytes"))
@@ -286,90 +289,6 @@ pub(super) fn pubsub(link: &mut Link, arguments: &[Bytes]) -> Value {
             let count = |name: &Bytes| Value::Integer(hub.subscribers(name) as i64);
             Value::Array(names.iter().flat_map(|name| [Value::Bulk(name.clone()), count(name)]).collect())
         }
-        _ => no_subcommand("pubsub", arguments, &["CHANNELS", "NUMPAT", "NUMSUB"]),
+        _ => no_subcommand("pubsub", arguments, &["CHANNELS", "HELP", "NUMPAT", "NUMSUB"]),
     }
-}
-
-fn words(flags: &str) -> Value {
-    Value::Set(flags.split(' ').map(|flag| Value::Simple(flag.to_owned().into())).collect())
-}
-
-fn described(command: &CommandInfo) -> Value {
-    let (first, last, step) = command.keys;
-    Value::Array(vec![
-        Value::text(command.name),
-        Value::Integer(command.arity),
-        words(command.flags),
-        Value::Integer(first),
-        Value::Integer(last),
-        Value::Integer(step),
-        Value::Set(Vec::new()),
-        Value::Array(Vec::new()),
-        Value::Array(Vec::new()),
-        Value::Array(Vec::new()),
-    ])
-}
-
-fn documented(command: &CommandInfo) -> (Value, Value) {
-    let pair = |key: &str, value: &str| (Value::text(key), Value::text(value));
-    let about =
-        vec![pair("summary", command.summary), pair("since", command.since), pair("group", command.group)];
-    (Value::text(command.name), Value::Map(about))
-}
-
-pub(super) fn command(_: &mut Link, arguments: &[Bytes]) -> Value {
-    let Some(subcommand) = arguments.get(1) else {
-        return Value::Array(COMMANDS.iter().map(described).collect());
-    };
-    let is = |word: &str| is_word(subcommand, word);
-    match &arguments[2..] {
-        [] if is("COUNT") => Value::Integer(COMMANDS.len() as i64),
-        [] if is("LIST") => Value::Array(COMMANDS.iter().map(|command| Value::text(command.name)).collect()),
-        [] if is("INFO") => Value::Array(COMMANDS.iter().map(described).collect()),
-        names if is("INFO") => {
-            Value::Array(names.iter().map(|name| find(name).map_or(Value::Null, described)).collect())
-        }
-        [] if is("DOCS") => Value::Map(COMMANDS.iter().map(documented).collect()),
-        names if is("DOCS") => {
-            Value::Map(names.iter().filter_map(|name| find(name)).map(documented).collect())
-        }
-        _ => no_subcommand("command", arguments, &["COUNT", "LIST"]),
-    }
-}
-
-pub(super) fn info(link: &mut Link, arguments: &[Bytes]) -> Value {
-    let server = &link.server;
-    let sections = [
-        (
-            "server",
-            format!(
-                "# Server\r\nredis_version:{REDIS_VERSION}\r\nredis_mode:{}\r\ndogsled_version:{}\r\n\
-                 process_id:{}\r\ntcp_port:{}\r\nuptime_in_seconds:{}\r\n",
-                server.mode(),
-                env!("CARGO_PKG_VERSION"),
-                std::process::id(),
-                server.address.port(),
-                server.begun.elapsed().as_secs(),
-            ),
-        ),
-        (
-            "clients",
-            format!(
-                "# Clients\r\nconnected_clients:{}\r\nmaxclients:{}\r\n",
-                server.connected.load(Ordering::Relaxed),
-                server.max_connections
-            ),
-        ),
-        ("replication", "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n".to_owned()),
-        ("cluster", server.topology.info()),
-    ];
-    let wanted = |name: &str| {
-        let asked = &arguments[1..];
-        let all = ["all", "everything", "default"];
-        asked.is_empty()
-            || asked.iter().any(|word| is_word(word, name) || all.iter().any(|all| is_word(word, all)))
-    };
-    let texts: Vec<String> =
-        sections.into_iter().filter(|(name, _)| wanted(name)).map(|(_, text)| text).collect();
-    Value::Verbatim(texts.join("\r\n"))
 }

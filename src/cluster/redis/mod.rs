@@ -25,6 +25,7 @@
 //! bytes ─► net::resp ─► request ─► table ─► Step ─┬─ Data: operations on keys ─► database ─► one entry, or a transaction
 //!                                                 ├─ Whole: KEYS, SCAN, …     ─► whole
 //!                                                 ├─ Slots: CLUSTER           ─► slots
+//!                                                 ├─ Info: INFO               ─► describe
 //!                                                         ├─ Lock: DOGSLED.LOCK, …    ─► locks
 //!                                                         ├─ Listen: SUBSCRIBE, …     ─► pubsub
 //!                                                 └─ Link: PING, SELECT, MULTI… ─► connection
@@ -63,6 +64,7 @@
 mod config;
 mod connection;
 mod database;
+mod describe;
 mod gather;
 mod glob;
 mod hashes;

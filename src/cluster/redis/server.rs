@@ -104,11 +104,20 @@ pub(super) struct Shared {
     pub(super) topology: Arc<Topology>,
     pub(super) connected: AtomicUsize,
     pub(super) held: AtomicUsize,
+    /// How many commands have come, and how many connections were refused.
+    pub(super) commands: AtomicU64,
+    pub(super) rejected: AtomicU64,
     pub(super) closing: watch::Receiver<bool>,
     next_id: AtomicU64,
 }
 
 impl Shared {
+    /// How many connections were served so far.
+    pub(super) fn received(&self) -> u64 {
+        // They are counted from 1.
+        self.next_id.load(Ordering::Relaxed) - 1
+    }
+
     /// What `HELLO` and `INFO` call it.
     pub(super) fn mode(&self) -> &'static str {
         if self.topology.is_known() { "cluster" } else { "standalone" }
@@ -182,6 +191,8 @@ impl RedisServer {
             topology,
             connected: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
+            commands: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
             closing,
             next_id: AtomicU64::new(1),
         });
@@ -233,9 +244,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
                 connections.spawn(connection::serve(stream, peer, Arc::clone(&shared), id));
             }
-            // Within TLS it could only be told after a handshake.
-            Ok((stream, _)) if shared.tls.is_none() => refuse(stream).await,
-            Ok(_) => {}
+            Ok((stream, _)) => {
+                shared.rejected.fetch_add(1, Ordering::Relaxed);
+                // Within TLS it could only be told after a handshake.
+                if shared.tls.is_none() {
+                    refuse(stream).await;
+                }
+            }
             Err(error) => {
                 tracing::warn!(%error, "a Redis client could not be accepted");
                 tokio::time::sleep(PAUSE).await;

@@ -13,7 +13,7 @@ use super::link::{self, Link};
 use super::locks::{self, Locking};
 use super::pubsub::{self, Listen};
 use super::whole::{self, Cursors, Whole};
-use super::{DATABASES, hashes, keys, slots, strings};
+use super::{DATABASES, describe, hashes, keys, slots, strings};
 use crate::IVec;
 
 /// A command, as far as it can be understood without the database and the connection.
@@ -27,6 +27,8 @@ pub(super) enum Step {
     Lock(Locking),
     /// On what the connection is told.
     Listen(Listen),
+    /// On what the server says of itself.
+    Info(Vec<Bytes>),
     /// On where slots are.
     Slots(Vec<Bytes>),
     /// On the connection.
@@ -141,7 +143,8 @@ const WRITE: &str = "write denyoom";
 const FAST: &str = "write denyoom fast";
 const TIME: &str = "write fast";
 const LISTEN: &str = "pubsub noscript loading stale";
-const TALK: &str = "noscript loading stale fast";
+const TALK: &str = "noscript loading stale fast allow_busy";
+const FREE: &str = "noscript loading stale fast no_auth allow_busy";
 
 const MANY: Support =
     Partial("as of one moment, if the values of a partition take up to 16 MiB; at most 512 MiB");
@@ -159,11 +162,11 @@ const WHOLE_IN_MULTI: &str = "partition after partition, not of one moment; with
 pub(super) const COMMANDS: &[CommandInfo] = &[
     row("append", 3, FAST, ONE, "2.0.0", "string", plan(strings::append), Full, "Appends a string to the value of a key."),
     row("asking", 1, "fast", NONE, "3.0.0", "cluster", link(slots::knows), Partial("nothing is ever on its way between nodes"), "Signals that a cluster client is following an -ASK redirect."),
-    row("auth", -2, TALK, NONE, "1.0.0", "connection", link(link::auth), Partial("the user `default` only"), "Authenticates the connection."),
-    row("client", -2, TALK, NONE, "2.4.0", "connection", link(link::client), Partial("ID, GETNAME, SETNAME, SETINFO, INFO, LIST (of the own connection), NO-EVICT, NO-TOUCH"), "Commands on client connections."),
-    row("cluster", -2, "stale", NONE, "3.0.0", "cluster", plan(slots::plan), Partial("SLOTS, SHARDS, NODES, INFO, MYID, KEYSLOT; replicas in SLOTS for a connection that has said READONLY; what changes a cluster names the command of `dogsled` that does"), "Commands on where keys are."),
-    row("command", -1, "loading stale", NONE, "2.8.13", "server", link(link::command), Partial("COUNT, DOCS, INFO, LIST; no key specifications"), "Returns detailed information about commands."),
-    row("config", -2, "admin noscript loading stale", NONE, "2.0.0", "server", plan(config::config), Partial("GET, of a few parameters; SET, of `notify-keyspace-events`, which is of the whole cluster; within MULTI that is as FLUSHDB"), "Commands on the server's configuration."),
+    row("auth", -2, FREE, NONE, "1.0.0", "connection", link(link::auth), Partial("the user `default` only"), "Authenticates the connection."),
+    row("client", -2, "", NONE, "2.4.0", "connection", link(link::client), Partial("ID, GETNAME, SETNAME, SETINFO, INFO, LIST (of the own connection), NO-EVICT, NO-TOUCH"), "Commands on client connections."),
+    row("cluster", -2, "", NONE, "3.0.0", "cluster", plan(slots::plan), Partial("SLOTS, SHARDS, NODES, INFO, MYID, KEYSLOT; replicas in SLOTS for a connection that has said READONLY; what changes a cluster names the command of `dogsled` that does"), "Commands on where keys are."),
+    row("command", -1, "loading stale", NONE, "2.8.13", "server", link(describe::command), Partial("COUNT, DOCS (without arguments), GETKEYS, INFO (without key specifications), LIST"), "Returns detailed information about commands."),
+    row("config", -2, "", NONE, "2.0.0", "server", plan(config::config), Partial("GET, of a few parameters; SET, of `notify-keyspace-events`, which is of the whole cluster; within MULTI that is as FLUSHDB"), "Commands on the server's configuration."),
     row("copy", -3, WRITE, TWO, "6.2.0", "generic", plan(keys::copy), CARRIED, "Copies the value of a key to a new key."),
     row("dbsize", 1, READ, NONE, "1.0.0", "server", plan(whole::size), Partial(WHOLE_IN_MULTI), "Returns the number of keys in the database."),
     row("decr", 2, FAST, ONE, "1.0.0", "string", plan(strings::decrement), Full, "Decrements the integer value of a key by one."),
@@ -187,7 +190,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("getrange", 4, "readonly", ONE, "2.4.0", "string", plan(strings::range), Full, "Returns a substring of the string stored at a key."),
     row("getset", 3, FAST, ONE, "1.0.0", "string", plan(strings::get_and_set), Full, "Returns the previous string value of a key after setting it to a new value."),
     row("hdel", -3, TIME, ONE, "2.0.0", "hash", plan(hashes::delete), Full, "Deletes one or more fields of a hash."),
-    row("hello", -1, "noscript loading stale fast no_auth allow_busy", NONE, "6.0.0", "connection", link(link::hello), Full, "Handshakes with the server."),
+    row("hello", -1, FREE, NONE, "6.0.0", "connection", link(link::hello), Full, "Handshakes with the server."),
     row("hexists", 3, READ, ONE, "2.0.0", "hash", plan(hashes::exists), Full, "Determines whether a field exists in a hash."),
     row("hget", 3, READ, ONE, "2.0.0", "hash", plan(hashes::get), Full, "Returns the value of a field in a hash."),
     row("hgetall", 2, "readonly", ONE, "2.0.0", "hash", plan(hashes::all), ORDER, "Returns all fields and values in a hash."),
@@ -205,7 +208,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("incr", 2, FAST, ONE, "1.0.0", "string", plan(strings::increment), Full, "Increments the integer value of a key by one."),
     row("incrby", 3, FAST, ONE, "1.0.0", "string", plan(strings::increment_by), Full, "Increments the integer value of a key by a number."),
     row("incrbyfloat", 3, FAST, ONE, "2.6.0", "string", plan(strings::increment_by_float), Partial("decimal, exactly, to 17 places: without the rounding of a `long double`; no hexadecimal numbers"), "Increments the floating point value of a key by a number."),
-    row("info", -1, "loading stale", NONE, "1.0.0", "server", link(link::info), Partial("server, clients, replication; what a client decides by"), "Returns information and statistics about the server."),
+    row("info", -1, "loading stale", NONE, "1.0.0", "server", plan(describe::plan_info), Partial("server, clients, memory (of the whole process, as the system counts it), stats, replication, cluster, keyspace (keys only)"), "Returns information and statistics about the server."),
     row("keys", 2, "readonly", NONE, "1.0.0", "generic", plan(whole::keys), Partial(WHOLE_IN_MULTI), "Returns all key names that match a pattern."),
     row("mget", -2, READ, ALL, "1.0.0", "string", plan(strings::get_many), MANY, "Returns the string values of one or more keys."),
     row("mset", -3, WRITE, PAIRS, "1.0.1", "string", plan(strings::set_many), Full, "Sets the string values of one or more keys."),
@@ -220,15 +223,15 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("psubscribe", -2, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::subscribe_to_patterns), Partial(NOT_IN_MULTI), "Listens for messages published to channels that match one or more patterns."),
     row("pttl", 2, READ, ONE, "2.6.0", "generic", plan(keys::milliseconds_left), Full, "Returns the expiration time in milliseconds of a key."),
     row("publish", 3, "pubsub loading stale fast", NONE, "2.0.0", "pubsub", plan(pubsub::publish), Partial("the reply counts who is subscribed at this node; all nodes' subscribers get it"), "Posts a message to a channel."),
-    row("pubsub", -2, "pubsub loading stale", NONE, "2.8.0", "pubsub", link(link::pubsub), Partial("CHANNELS, NUMSUB, NUMPAT, of this node"), "Commands on subscriptions."),
+    row("pubsub", -2, "", NONE, "2.8.0", "pubsub", link(link::pubsub), Partial("CHANNELS, NUMSUB, NUMPAT, of this node"), "Commands on subscriptions."),
     row("punsubscribe", -1, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::unsubscribe_from_patterns), Partial(NOT_IN_MULTI), "Stops listening to messages published to channels that match one or more patterns."),
-    row("quit", -1, "noscript loading stale fast no_auth allow_busy", NONE, "1.0.0", "connection", link(link::quit), Full, "Closes the connection."),
+    row("quit", -1, FREE, NONE, "1.0.0", "connection", link(link::quit), Full, "Closes the connection."),
     row("randomkey", 1, "readonly", NONE, "1.0.0", "generic", plan(whole::random_key), Partial("keys behind gaps come more often; within MULTI as KEYS"), "Returns a random key name from the database."),
     row("readonly", 1, "loading stale fast", NONE, "3.0.0", "cluster", link(slots::read_only), Partial("the node that the connection is to answers what only reads keys, as its replica has them: they may be old, of several keys each for itself; if it has none of the partition, another node's; `KEYS`, `SCAN`, `DBSIZE`, `WATCH`, `MULTI` and what writes stay as they are; not with `--redis-moved off`"), "Enables read-only queries for a connection to a Redis Cluster replica node."),
     row("readwrite", 1, "loading stale fast", NONE, "3.0.0", "cluster", link(slots::read_write), Full, "Enables read-write queries for a connection to a Redis Cluster replica node."),
     row("rename", 3, "write", TWO, "1.0.0", "generic", plan(keys::rename), CARRIED, "Renames a key and overwrites the destination."),
     row("renamenx", 3, TIME, TWO, "1.0.0", "generic", plan(keys::rename_if_absent), CARRIED, "Renames a key only when the target key name doesn't exist."),
-    row("reset", 1, "noscript loading stale fast no_auth allow_busy", NONE, "6.2.0", "connection", link(link::reset), Full, "Resets the connection."),
+    row("reset", 1, FREE, NONE, "6.2.0", "connection", link(link::reset), Full, "Resets the connection."),
     row("scan", -2, "readonly", NONE, "2.8.0", "generic", plan(whole::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384, others are errors; COUNT counts up to 10,000; within MULTI as KEYS"), "Iterates over the key names in the database."),
     row("select", 2, "loading stale fast", NONE, "1.0.0", "connection", link(link::select), Full, "Changes the selected database."),
     row("set", -3, WRITE, ONE, "1.0.0", "string", plan(strings::set), Full, "Sets the string value of a key, ignoring its type. The key is created if it doesn't exist."),

@@ -1,0 +1,341 @@
+//! What the server says of itself: `COMMAND`, `INFO`, and the `HELP` of commands that have others below them.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dogsled_net::resp::Value;
+
+use super::link::{Link, no_subcommand};
+use super::table::{Asked, COMMANDS, CommandInfo, Planned, Step, find, is_word, syntax_error, wrong_arity};
+use super::{REDIS_VERSION, glob, tree_name};
+
+/// How long the numbers of keys are waited for.
+const KEYSPACE: Duration = Duration::from_secs(1);
+
+fn words(flags: &str) -> Value {
+    Value::Set(flags.split_whitespace().map(|flag| Value::Simple(flag.to_owned().into())).collect())
+}
+
+impl CommandInfo {
+    fn has(&self, flag: &str) -> bool {
+        self.flags.split_whitespace().any(|known| known == flag)
+    }
+
+    /// The categories of Redis's access lists, without their `@`.
+    fn categories(&self) -> Vec<&'static str> {
+        // Of these only what is below them has more.
+        if self.flags.is_empty() {
+            return vec!["slow"];
+        }
+        let group = match (self.name, self.group) {
+            ("dbsize" | "flushall" | "flushdb", _) => "keyspace",
+            ("command", _) => "connection",
+            (_, "generic") => "keyspace",
+            (_, "cluster") => "connection",
+            (_, "transactions") => "transaction",
+            (_, "server") => "",
+            (_, group) => group,
+        };
+        let is_dangerous = matches!(self.name, "flushall" | "flushdb" | "info" | "keys");
+        let told = [
+            (self.has("readonly"), "read"),
+            (self.has("write"), "write"),
+            (!group.is_empty(), group),
+            (true, if self.has("fast") { "fast" } else { "slow" }),
+            (is_dangerous, "dangerous"),
+        ];
+        told.into_iter().filter(|(is_so, _)| *is_so).map(|(_, category)| category).collect()
+    }
+
+    /// What it costs here, as far as a client's choice may depend on it.
+    fn complexity(&self) -> &'static str {
+        match self.name {
+            "client" | "cluster" | "config" | "pubsub" => "Depends on subcommand.",
+            "exec" => "Depends on commands in the transaction",
+            "append" | "setrange" => {
+                "O(N) where N is the length of the new value, which is written as a whole."
+            }
+            "copy" | "rename" | "renamenx" => {
+                "O(N) where N is the length of the value, or of all fields of a hash; renaming a hash within a partition is O(1)."
+            }
+            "getrange" | "substr" => "O(N) where N is the length of the value.",
+            "hgetall" | "hkeys" | "hvals" => "O(N) where N is the size of the hash.",
+            "hdel" | "hmget" | "hmset" | "hset" => "O(N) where N is the number of fields that are named.",
+            "keys" => "O(N) where N is the number of keys in the database that begin as the pattern does.",
+            "scan" | "hscan" => "O(1) for every call. O(N) for a complete iteration.",
+            "dbsize" => "O(N) where N is the number of partitions.",
+            "flushdb" | "flushall" => "O(N) where N is the number of partitions; space is given back later.",
+            "command" => "O(N) where N is the number of commands that are told.",
+            "subscribe" | "psubscribe" | "unsubscribe" | "punsubscribe" => {
+                "O(N) where N is the number of channels or patterns that are named."
+            }
+            "publish" => {
+                "O(N+M) where N is the number of subscribers and M is the number of subscribed patterns."
+            }
+            _ if self.keys.1 == -1 => "O(N) where N is the number of keys that are named.",
+            _ => "O(1)",
+        }
+    }
+
+    fn described(&self) -> Value {
+        let (first, last, step) = self.keys;
+        let categories = self.categories().into_iter().map(|name| Value::Simple(format!("@{name}").into()));
+        Value::Array(vec![
+            Value::text(self.name),
+            Value::Integer(self.arity),
+            words(self.flags),
+            Value::Integer(first),
+            Value::Integer(last),
+            Value::Integer(step),
+            Value::Set(categories.collect()),
+            Value::Array(Vec::new()),
+            Value::Array(Vec::new()),
+            Value::Array(Vec::new()),
+        ])
+    }
+
+    fn documented(&self) -> (Value, Value) {
+        let pair = |key: &str, value: &str| (Value::text(key), Value::text(value));
+        let about = vec![
+            pair("summary", self.summary),
+            pair("since", self.since),
+            pair("group", self.group),
+            pair("complexity", self.complexity()),
+        ];
+        (Value::text(self.name), Value::Map(about))
+    }
+
+    /// The keys of a request for it.
+    fn keys_of(&self, arguments: &[Bytes]) -> Vec<Bytes> {
+        let (first, last, step) = self.keys;
+        let last = if last < 0 { arguments.len() as i64 + last } else { last };
+        let places = (first..=last).step_by(step.unsigned_abs().max(1) as usize);
+        places.filter_map(|place| arguments.get(place as usize).cloned()).collect()
+    }
+}
+
+fn names<'a>(commands: impl Iterator<Item = &'a CommandInfo>) -> Value {
+    Value::Array(commands.map(|command| Value::text(command.name)).collect())
+}
+
+fn keys_of(arguments: &[Bytes]) -> Value {
+    let told = || {
+        let command = find(&arguments[0]).ok_or("ERR Invalid command specified")?;
+        if command.keys.0 == 0 {
+            return Err("ERR The command has no key arguments");
+        }
+        let arity = command.check_arity(arguments.len());
+        arity.map_err(|_| "ERR Invalid number of arguments specified for command")?;
+        Ok(command.keys_of(arguments))
+    };
+    match told() {
+        Ok(keys) => Value::Array(keys.into_iter().map(Value::Bulk).collect()),
+        Err(refused) => Value::error(refused),
+    }
+}
+
+/// `COMMAND`.
+pub(super) fn command(_: &mut Link, arguments: &[Bytes]) -> Value {
+    let Some(subcommand) = arguments.get(1) else {
+        return Value::Array(COMMANDS.iter().map(CommandInfo::described).collect());
+    };
+    let is = |word: &str| is_word(subcommand, word);
+    match &arguments[2..] {
+        [] if is("COUNT") => Value::Integer(COMMANDS.len() as i64),
+        [] if is("HELP") => help("COMMAND", COMMAND_HELP),
+        [] if is("LIST") => names(COMMANDS.iter()),
+        [by, what, of] if is("LIST") && is_word(by, "FILTERBY") => {
+            let lower = of.to_ascii_lowercase();
+            match () {
+                // There are no modules.
+                () if is_word(what, "MODULE") => names([].iter()),
+                () if is_word(what, "ACLCAT") => {
+                    let is_in = |command: &&CommandInfo| {
+                        command.categories().iter().any(|category| category.as_bytes() == lower)
+                    };
+                    names(COMMANDS.iter().filter(is_in))
+                }
+                () if is_word(what, "PATTERN") => {
+                    names(COMMANDS.iter().filter(|command| glob::matches(&lower, command.name.as_bytes())))
+                }
+                () => syntax_error(),
+            }
+        }
+        [_, ..] if is("LIST") => syntax_error(),
+        request @ [_, _, ..] if is("GETKEYS") => keys_of(request),
+        [] if is("INFO") => Value::Array(COMMANDS.iter().map(CommandInfo::described).collect()),
+        names if is("INFO") => {
+            let told = names.iter().map(|name| find(name).map_or(Value::Null, CommandInfo::described));
+            Value::Array(told.collect())
+        }
+        [] if is("DOCS") => Value::Map(COMMANDS.iter().map(CommandInfo::documented).collect()),
+        names if is("DOCS") => {
+            Value::Map(names.iter().filter_map(|name| find(name)).map(CommandInfo::documented).collect())
+        }
+        _ if is("GETKEYS") => wrong_arity("command|getkeys"),
+        _ => no_subcommand("command", arguments, &["COUNT", "HELP", "LIST"]),
+    }
+}
+
+/// What is below a command, and what it does.
+type Help = &'static [(&'static str, &'static str)];
+
+const COMMAND_HELP: Help = &[
+    ("(no subcommand)", "Return details about all commands."),
+    ("COUNT", "Return the total number of commands in this server."),
+    ("LIST [FILTERBY (MODULE <name>|ACLCAT <category>|PATTERN <pattern>)]", "Return the names of commands."),
+    ("INFO [<command-name> ...]", "Return details about multiple commands."),
+    ("DOCS [<command-name> ...]", "Return documentation details about multiple commands."),
+    ("GETKEYS <full-command>", "Return the keys from a full command."),
+];
+pub(super) const CLIENT_HELP: Help = &[
+    ("GETNAME", "Return the name of the current connection."),
+    ("ID", "Return the ID of the current connection."),
+    ("INFO", "Return information about the current client connection."),
+    ("LIST", "Return information about the current client connection."),
+    ("NO-EVICT (ON|OFF)", "Accepted; no connection is evicted."),
+    ("NO-TOUCH (ON|OFF)", "Accepted; no read makes a key younger."),
+    ("SETINFO (LIB-NAME|LIB-VER) <value>", "Tell the name or version of the client's library."),
+    ("SETNAME <name>", "Assign the name <name> to the current connection."),
+];
+pub(super) const CONFIG_HELP: Help = &[
+    ("GET <pattern>", "Return parameters matching the glob-like <pattern> and their values."),
+    ("SET notify-keyspace-events <letters>", "Set which events are told of keys, for the whole cluster."),
+];
+pub(super) const PUBSUB_HELP: Help = &[
+    ("CHANNELS [<pattern>]", "Return the active channels of this node matching a <pattern> (default: '*')."),
+    ("NUMPAT", "Return number of subscriptions to patterns at this node."),
+    ("NUMSUB [<channel> ...]", "Return the number of subscribers at this node for the specified channels."),
+];
+
+/// The lines that `HELP` answers.
+pub(super) fn help(command: &str, below: Help) -> Value {
+    let first = format!("{command} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:");
+    let lines = below.iter().chain(&[("HELP", "Prints this help.")]);
+    let lines = lines.flat_map(|(name, what)| [(*name).to_owned(), format!("    {what}")]);
+    Value::Array(std::iter::once(first).chain(lines).map(|line| Value::Simple(line.into())).collect())
+}
+
+/// `INFO`.
+pub(super) fn plan_info(asked: &Asked<'_>) -> Planned {
+    Ok(Step::Info(asked.arguments.to_vec()))
+}
+
+/// Answers `INFO`.
+pub(super) async fn info(link: &Link, arguments: &[Bytes]) -> Value {
+    let asked = &arguments[1..];
+    let wanted = |name: &str| {
+        let all = ["all", "everything", "default"];
+        asked.is_empty()
+            || asked.iter().any(|word| is_word(word, name) || all.iter().any(|all| is_word(word, all)))
+    };
+    let mut texts = Vec::new();
+    let mut tell = |name: &str, text: &dyn Fn() -> String| {
+        if wanted(name) {
+            texts.push(text());
+        }
+    };
+    let server = &link.server;
+    tell("server", &|| {
+        format!(
+            "# Server\r\nredis_version:{REDIS_VERSION}\r\nredis_mode:{}\r\ndogsled_version:{}\r\nprocess_id:{}\r\n\
+             tcp_port:{}\r\nuptime_in_seconds:{}\r\n",
+            server.mode(),
+            env!("CARGO_PKG_VERSION"),
+            std::process::id(),
+            server.address.port(),
+            server.begun.elapsed().as_secs(),
+        )
+    });
+    tell("clients", &|| {
+        let connected = server.connected.load(Ordering::Relaxed);
+        format!("# Clients\r\nconnected_clients:{connected}\r\nmaxclients:{}\r\n", server.max_connections)
+    });
+    tell("memory", &|| {
+        memory() + &format!("dogsled_held_for_clients:{}\r\n", server.held.load(Ordering::Relaxed))
+    });
+    tell("stats", &|| {
+        format!(
+            "# Stats\r\ntotal_connections_received:{}\r\ntotal_commands_processed:{}\r\nrejected_connections:{}\r\n\
+             pubsub_channels:{}\r\npubsub_patterns:{}\r\n",
+            server.received(),
+            server.commands.load(Ordering::Relaxed),
+            server.rejected.load(Ordering::Relaxed),
+            server.database.hub.channels(None).len(),
+            server.database.hub.patterns(),
+        )
+    });
+    tell("replication", &|| "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n".to_owned());
+    tell("cluster", &|| server.topology.info());
+    if wanted("keyspace") {
+        let sizes = tokio::time::timeout(KEYSPACE, keyspace(link)).await;
+        // Without a majority nobody knows; a client that wants to know other things is not to wait for that.
+        texts.push(format!("# Keyspace\r\n{}", sizes.unwrap_or_default()));
+    }
+    Value::Verbatim(texts.join("\r\n"))
+}
+
+/// What the process holds, as the system counts it.
+fn memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bytes = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.trim_start_matches(':').trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+    };
+    let mut text = "# Memory\r\n".to_owned();
+    for (name, found) in
+        [("used_memory", "VmRSS"), ("used_memory_rss", "VmRSS"), ("used_memory_peak", "VmHWM")]
+    {
+        // Elsewhere than on Linux it is not said.
+        if let Some(bytes) = bytes(found) {
+            text += &format!("{name}:{bytes}\r\n");
+        }
+    }
+    text + "maxmemory:0\r\nmaxmemory_policy:noeviction\r\n"
+}
+
+/// How many keys the databases have that have some.
+async fn keyspace(link: &Link) -> String {
+    let client = &link.server.database.client;
+    let Ok(names) = client.tree_names().await else { return String::new() };
+    let mut text = String::new();
+    for number in 0..super::DATABASES {
+        let name = tree_name(number);
+        if !names.contains(&name) {
+            continue;
+        }
+        if let Ok(keys @ 1..) = client.tree(name).len().await {
+            text += &format!("db{number}:keys={keys}\r\n");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_where_the_command_has_them() {
+        let keys = |line: &str| {
+            let words: Vec<Bytes> =
+                line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
+            match keys_of(&words) {
+                Value::Array(keys) => keys.len() as i64,
+                Value::Error(_) => -1,
+                other => panic!("{other:?}"),
+            }
+        };
+        for (line, count) in [
+            ("GET a", 1),
+            ("MSET a 1 b 2 c 3", 3),
+            ("DEL a b c d", 4),
+            ("RENAME a b", 2),
+            ("PING a", -1),
+            ("nonsense a", -1),
+        ] {
+            assert_eq!(keys(line), count, "{line}");
+        }
+    }
+}
