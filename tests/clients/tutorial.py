@@ -143,6 +143,27 @@ def recipes_for_locks(r, port, password):
     assert r.get("stock") == "30", r.get("stock")
 
 
+def locks_of_the_library(r):
+    """`r.lock()`, which gives back and prolongs with scripts."""
+    with r.lock("library", timeout=10) as lock:
+        assert lock.owned() and r.lock("library", timeout=10).acquire(blocking=False) is False
+        assert lock.extend(20) and 25 < r.ttl("library") <= 30
+        assert lock.extend(15, replace_ttl=True) and 10 < r.ttl("library") <= 15
+        assert lock.reacquire() and 5 < r.ttl("library") <= 10
+    assert r.exists("library") == 0
+    lost = r.lock("library", timeout=10)
+    assert lost.acquire()
+    r.set("library", "somebody else's")
+    for lose in (lost.reacquire, lambda: lost.extend(10), lost.release):
+        try:
+            lose()
+            raise AssertionError("it has what is somebody else's")
+        except redis.exceptions.LockNotOwnedError:
+            pass
+    assert r.get("library") == "somebody else's" and r.ttl("library") == -1
+    assert r.delete("library") == 1
+
+
 def fencing(r):
     """What Redis has not: a number that every later holder's is larger than."""
     token = r.execute_command("DOGSLED.LOCK", "{job}", 10_000)
@@ -189,6 +210,7 @@ for protocol in (2, 3):
     pipelines(r)
     watching(r)
     recipes_for_locks(r, port, password)
+    locks_of_the_library(r)
     fencing(r)
     messages(r)
 print("done", redis.__version__)

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Connection, Served};
+use crate::support::{Connection, Served, escaped, request};
 
 /// The number that a line is answered with.
 fn number(connection: &mut Connection, line: &str) -> u64 {
@@ -159,4 +159,126 @@ fn who_waits_is_served_in_turn_and_who_hangs_up_leaves_the_queue() {
     let granted = next.reply();
     let granted: u64 = std::str::from_utf8(&granted[1..granted.len() - 2]).unwrap().parse().unwrap();
     assert!(granted > token);
+}
+
+/// As Redis's documentation writes it.
+const RELEASE: &str = "if redis.call(\"get\",KEYS[1]) == ARGV[1] then\n    return redis.call(\"del\",KEYS[1])\nelse\n    return 0\nend";
+
+fn eval(redis: &mut Connection, script: &str, words: &[&str]) -> String {
+    let all = [&["EVAL", script, "1"], words].concat();
+    redis.send(&request(&all.iter().map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>()));
+    escaped(&redis.reply())
+}
+
+#[test]
+fn the_scripts_of_locks_compare_before_they_delete_and_no_others_are_carried_out() {
+    let served = Served::new(1, 4);
+    let mut redis = served.connect(0);
+    redis.ask("SET lock mine PX 60000");
+    assert_eq!(eval(&mut redis, RELEASE, &["lock", "other"]), ":0\\r\\n");
+    assert_eq!(redis.says("EXISTS lock"), ":1");
+    assert_eq!(eval(&mut redis, RELEASE, &["none", "mine"]), ":0\\r\\n");
+    assert_eq!(eval(&mut redis, RELEASE, &["lock", "mine"]), ":1\\r\\n");
+    assert_eq!(redis.says("EXISTS lock"), ":0");
+    redis.ask("HSET hash a 1");
+    assert!(eval(&mut redis, RELEASE, &["hash", "mine"]).starts_with("-WRONGTYPE "));
+    assert!(eval(&mut redis, "return 1", &["lock"]).starts_with("-ERR scripts are not carried out"));
+    assert!(eval(&mut redis, RELEASE, &["lock"]).starts_with("-ERR this script has a key and 1 arguments"));
+    // By its hash once it is known.
+    redis.send(&request(&["SCRIPT", "LOAD", RELEASE].map(|word| word.as_bytes().to_vec())));
+    let hash = "647c65a442733a1aa440f99908d249d13b4d6c4a";
+    assert_eq!(escaped(&redis.reply()), format!("$40\\r\\n{hash}\\r\\n"));
+    redis.ask("SET lock mine");
+    assert_eq!(redis.says(&format!("SCRIPT EXISTS {hash} other")), "*2\\r\\n:1\\r\\n:0");
+    assert_eq!(redis.says(&format!("EVALSHA {hash} 1 lock mine")), ":1");
+    assert_eq!(redis.says("SCRIPT FLUSH"), "+OK");
+    assert_eq!(
+        redis.says(&format!("EVALSHA {hash} 1 lock mine")),
+        "-NOSCRIPT No matching script. Please use EVAL."
+    );
+    redis.ask("MULTI");
+    assert_eq!(redis.says(&format!("EVALSHA {hash} 1 lock mine")), "-ERR EVALSHA cannot be within MULTI");
+    assert!(redis.says("EXEC").starts_with("-EXECABORT "));
+}
+
+#[test]
+fn the_scripts_of_locks_prolong_what_the_caller_holds() {
+    let served = Served::new(1, 4);
+    let mut redis = served.connect(0);
+    let reacquire = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) else return 0 end";
+    let extend = "
+        local token = redis.call('get', KEYS[1])
+        if not token or token ~= ARGV[1] then
+            return 0
+        end
+        local expiration = redis.call('pttl', KEYS[1])
+        if not expiration then
+            expiration = 0
+        end
+        if expiration < 0 then
+            return 0
+        end
+
+        local newttl = ARGV[2]
+        if ARGV[3] == \"0\" then
+            newttl = ARGV[2] + expiration
+        end
+        redis.call('pexpire', KEYS[1], newttl)
+        return 1
+    ";
+    let left =
+        |redis: &mut Connection| -> i64 { redis.says("TTL lock").trim_start_matches(':').parse().unwrap() };
+    redis.ask("SET lock mine EX 1000");
+    assert_eq!(eval(&mut redis, extend, &["lock", "mine", "500000", "0"]), ":1\\r\\n");
+    assert!((1400..=1500).contains(&left(&mut redis)));
+    assert_eq!(eval(&mut redis, extend, &["lock", "mine", "300000", "1"]), ":1\\r\\n");
+    assert!((200..=300).contains(&left(&mut redis)));
+    assert_eq!(eval(&mut redis, reacquire, &["lock", "mine", "900000"]), ":1\\r\\n");
+    assert!((800..=900).contains(&left(&mut redis)));
+    for script in [extend, reacquire] {
+        assert_eq!(eval(&mut redis, script, &["lock", "other", "5000000", "0"]), ":0\\r\\n");
+        assert!(
+            eval(&mut redis, script, &["lock", "mine", "x", "0"]).starts_with("-ERR value is not an integer")
+        );
+        let endless = i64::MAX.to_string();
+        assert!(
+            eval(&mut redis, script, &["lock", "mine", &endless, "1"])
+                .starts_with("-ERR invalid expire time")
+        );
+    }
+    assert!((800..=900).contains(&left(&mut redis)));
+    redis.ask("PERSIST lock");
+    assert_eq!(eval(&mut redis, extend, &["lock", "mine", "5000", "0"]), ":0\\r\\n");
+    assert_eq!(eval(&mut redis, reacquire, &["lock", "mine", "0"]), ":1\\r\\n");
+    assert_eq!(redis.says("EXISTS lock"), ":0");
+}
+
+/// Whoever reads first and deletes then deletes what another has put there meanwhile.
+#[test]
+fn a_script_never_deletes_what_became_another_s_meanwhile() {
+    let served = Served::new(1, 1);
+    let address = served.servers[0].local_address();
+    let workers: Vec<_> = (0..3)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut redis = Connection::new(address);
+                (0..400).filter(|_| eval(&mut redis, RELEASE, &["lock", "mine"]) == ":1\\r\\n").count()
+            })
+        })
+        .collect();
+    let mut redis = served.connect(0);
+    let (mut deleted, mut given) = (0, 0);
+    while workers.iter().any(|worker| !worker.is_finished()) {
+        assert_eq!(redis.says("SET lock mine"), "+OK");
+        given += 1;
+        // It is the other's from here on, if nobody has deleted it before.
+        match redis.says("SET lock other XX").as_str() {
+            "+OK" => assert_eq!(redis.says("GET lock"), "$5\\r\\nother", "what was the other's is deleted"),
+            "$-1" => deleted += 1,
+            other => panic!("{other}"),
+        }
+    }
+    let counted: usize = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
+    assert_eq!(counted, deleted, "of {given}");
+    assert!(deleted > 0, "none of {given} was deleted");
 }

@@ -540,6 +540,11 @@ impl Connection {
                 let value = describe::info(&self.link, &arguments).await;
                 self.answer(value);
             }
+            Step::Script(scripted) => {
+                self.carry_out(stream).await?;
+                let value = self.link.server.database.script(&scripted).await;
+                self.answer(value);
+            }
             Step::Slots(arguments) => {
                 self.carry_out(stream).await?;
                 let value = slots::cluster(&mut self.link, &arguments).await;
@@ -594,7 +599,7 @@ impl Connection {
         let Some(queue) = &mut self.queue else { return };
         queue.bytes += request.iter().map(|argument| argument.len() + 64).sum::<usize>();
         let refused = match &planned {
-            Ok(Step::Lock(_) | Step::Listen(_)) => {
+            Ok(Step::Lock(_) | Step::Listen(_) | Step::Script(_)) => {
                 let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
                 Some(format!("ERR {name} cannot be within MULTI"))
             }
@@ -826,7 +831,7 @@ impl Connection {
             // Of these only UNWATCH is queued, and EXEC has done as much already.
             Ok(Step::Multi(..)) => Value::OK,
             Ok(Step::Data(_)) => unreachable!("carried out together"),
-            Ok(Step::Lock(_) | Step::Listen(_)) => {
+            Ok(Step::Lock(_) | Step::Listen(_) | Step::Script(_)) => {
                 unreachable!("refused when it was queued")
             }
         }

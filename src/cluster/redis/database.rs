@@ -17,6 +17,7 @@ use futures_util::future::{join_all, try_join_all};
 use super::config::Parameters;
 use super::gather::{Gatherer, may_share};
 use super::pubsub::Hub;
+use super::scripts::Scripts;
 use super::tree_name;
 use super::whole::Cursors;
 use super::{glob, transaction};
@@ -282,6 +283,7 @@ pub(super) struct Database {
     pub(super) client: Client,
     pub(super) cursors: Cursors,
     pub(super) parameters: Parameters,
+    pub(super) scripts: Scripts,
     gatherer: Gatherer,
     pub(super) hub: Arc<Hub>,
 }
@@ -296,7 +298,7 @@ struct Placed {
 impl Database {
     pub(super) fn new(client: Client, parameters: Parameters) -> Database {
         let (cursors, gatherer) = (Cursors::default(), Gatherer::default());
-        Database { client, cursors, parameters, gatherer, hub: Arc::default() }
+        Database { client, cursors, parameters, scripts: Scripts::default(), gatherer, hub: Arc::default() }
     }
 
     /// Carries out commands that follow each other; each sees those before it. Not all of them, if what the first of them

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dogsled_net::resp::Value;
+use dogsled_storage::strings::parse_integer;
 
 use super::link::{Link, no_subcommand};
 use super::table::{Asked, COMMANDS, CommandInfo, Planned, Step, find, is_word, syntax_error, wrong_arity};
@@ -51,8 +52,9 @@ impl CommandInfo {
     /// What it costs here, as far as a client's choice may depend on it.
     fn complexity(&self) -> &'static str {
         match self.name {
-            "client" | "cluster" | "config" | "pubsub" => "Depends on subcommand.",
+            "client" | "cluster" | "config" | "pubsub" | "script" => "Depends on subcommand.",
             "exec" => "Depends on commands in the transaction",
+            "eval" | "evalsha" => "Depends on the script that is executed.",
             "append" | "setrange" => {
                 "O(N) where N is the length of the new value, which is written as a whole."
             }
@@ -108,6 +110,12 @@ impl CommandInfo {
 
     /// The keys of a request for it.
     fn keys_of(&self, arguments: &[Bytes]) -> Vec<Bytes> {
+        if self.has("movablekeys") {
+            // As Redis does where no key is needed: what is wrong with the number is not told.
+            let count = arguments.get(2).and_then(|count| parse_integer(count));
+            let count = count.and_then(|count| usize::try_from(count).ok());
+            return count.and_then(|count| arguments[3..].get(..count)).unwrap_or_default().to_vec();
+        }
         let (first, last, step) = self.keys;
         let last = if last < 0 { arguments.len() as i64 + last } else { last };
         let places = (first..=last).step_by(step.unsigned_abs().max(1) as usize);
@@ -122,7 +130,7 @@ fn names<'a>(commands: impl Iterator<Item = &'a CommandInfo>) -> Value {
 fn keys_of(arguments: &[Bytes]) -> Value {
     let told = || {
         let command = find(&arguments[0]).ok_or("ERR Invalid command specified")?;
-        if command.keys.0 == 0 {
+        if command.keys.0 == 0 && !command.has("movablekeys") {
             return Err("ERR The command has no key arguments");
         }
         let arity = command.check_arity(arguments.len());
@@ -332,6 +340,9 @@ mod tests {
             ("MSET a 1 b 2 c 3", 3),
             ("DEL a b c d", 4),
             ("RENAME a b", 2),
+            ("EVAL x 2 a b c", 2),
+            ("EVAL x 0 a", 0),
+            ("EVAL x 9 a", 0),
             ("PING a", -1),
             ("nonsense a", -1),
         ] {

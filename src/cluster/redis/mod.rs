@@ -26,6 +26,7 @@
 //!                                                 ├─ Whole: KEYS, SCAN, …     ─► whole
 //!                                                 ├─ Slots: CLUSTER           ─► slots
 //!                                                 ├─ Info: INFO               ─► describe
+//!                                                 ├─ Script: EVAL, EVALSHA    ─► scripts
 //!                                                         ├─ Lock: DOGSLED.LOCK, …    ─► locks
 //!                                                         ├─ Listen: SUBSCRIBE, …     ─► pubsub
 //!                                                 └─ Link: PING, SELECT, MULTI… ─► connection
@@ -72,6 +73,7 @@ mod keys;
 mod link;
 mod locks;
 mod pubsub;
+mod scripts;
 mod server;
 mod slots;
 mod strings;

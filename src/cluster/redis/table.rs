@@ -12,6 +12,7 @@ use super::database::{Data, Refused, Shape, plain};
 use super::link::{self, Link};
 use super::locks::{self, Locking};
 use super::pubsub::{self, Listen};
+use super::scripts::{self, Scripted};
 use super::whole::{self, Cursors, Whole};
 use super::{DATABASES, describe, hashes, keys, slots, strings};
 use crate::IVec;
@@ -29,6 +30,8 @@ pub(super) enum Step {
     Listen(Listen),
     /// On what the server says of itself.
     Info(Vec<Bytes>),
+    /// A script.
+    Script(Scripted),
     /// On where slots are.
     Slots(Vec<Bytes>),
     /// On the connection.
@@ -145,6 +148,11 @@ const TIME: &str = "write fast";
 const LISTEN: &str = "pubsub noscript loading stale";
 const TALK: &str = "noscript loading stale fast allow_busy";
 const FREE: &str = "noscript loading stale fast no_auth allow_busy";
+const SCRIPT: &str = "noscript stale skip_monitor no_mandatory_keys movablekeys";
+
+const LOCKS: Support = Partial(
+    "scripts that give back or prolong a lock, as Redis's documentation and redis-py's `Lock` write them, and no others; not within MULTI",
+);
 
 const MANY: Support =
     Partial("as of one moment, if the values of a partition take up to 16 MiB; at most 512 MiB");
@@ -177,6 +185,8 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("dogsled.lock", -3, "write", ONE, "0.1.0", "dogsled", plan(locks::lock), Full, "Acquires a lock for a time, and returns the fencing token; or renews it."),
     row("dogsled.unlock", 3, TIME, ONE, "0.1.0", "dogsled", plan(locks::unlock), Full, "Releases a lock that is held under a fencing token."),
     row("echo", 2, "loading stale fast", NONE, "1.0.0", "connection", link(link::echo), Full, "Returns the given string."),
+    row("eval", -3, SCRIPT, NONE, "2.6.0", "scripting", plan(scripts::eval), LOCKS, "Executes a server-side Lua script."),
+    row("evalsha", -3, SCRIPT, NONE, "2.6.0", "scripting", plan(scripts::eval_by_hash), LOCKS, "Executes a server-side Lua script by SHA1 digest."),
     row("exec", 1, "noscript loading stale skip_slowlog", NONE, "1.2.0", "transactions", Handler::Multi(Multi::Execute), Full, "Executes all commands in a transaction."),
     row("exists", -2, READ, ALL, "1.0.0", "generic", plan(keys::exists), Full, "Determines whether one or more keys exist."),
     row("expire", -3, TIME, ONE, "1.0.0", "generic", plan(keys::expire), Full, "Sets the expiration time of a key in seconds."),
@@ -233,6 +243,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("renamenx", 3, TIME, TWO, "1.0.0", "generic", plan(keys::rename_if_absent), CARRIED, "Renames a key only when the target key name doesn't exist."),
     row("reset", 1, FREE, NONE, "6.2.0", "connection", link(link::reset), Full, "Resets the connection."),
     row("scan", -2, "readonly", NONE, "2.8.0", "generic", plan(whole::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384, others are errors; COUNT counts up to 10,000; within MULTI as KEYS"), "Iterates over the key names in the database."),
+    row("script", -2, "", NONE, "2.6.0", "scripting", link(scripts::script), Partial("LOAD, EXISTS, FLUSH, of the scripts that EVAL carries out"), "Commands on scripts."),
     row("select", 2, "loading stale fast", NONE, "1.0.0", "connection", link(link::select), Full, "Changes the selected database."),
     row("set", -3, WRITE, ONE, "1.0.0", "string", plan(strings::set), Full, "Sets the string value of a key, ignoring its type. The key is created if it doesn't exist."),
     row("setex", 4, WRITE, ONE, "2.0.0", "string", plan(strings::set_with_seconds), Full, "Sets the string value and expiration time of a key."),
@@ -278,7 +289,7 @@ const ABSENT: &[(&str, &str)] = &[
         "geoadd geodist geohash geopos georadius georadius_ro georadiusbymember georadiusbymember_ro geosearch geosearchstore",
     ),
     ("pubsub", "spublish ssubscribe sunsubscribe"),
-    ("scripting", "eval eval_ro evalsha evalsha_ro fcall fcall_ro function script"),
+    ("scripting", "eval_ro evalsha_ro fcall fcall_ro function"),
     (
         "server",
         "acl bgrewriteaof bgsave debug failover lastsave latency lolwut memory module monitor psync replconf replicaof restore-asking role save shutdown slaveof slowlog swapdb sync time",
