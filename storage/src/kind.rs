@@ -6,6 +6,8 @@
 //! costs nanoseconds and allocates nothing. That it is the kind of what the bytes decode to is for the
 //! tests to say, which know every kind.
 
+mod strings;
+
 use crate::codec::GROUP_COMMAND_VERSION;
 use crate::command::Command;
 use crate::counter::CounterCommand;
@@ -80,7 +82,22 @@ kinds! {
         ElectionResign = "election_resign",
         RegistryRegister = "registry_register",
         RegistryDeregister = "registry_deregister",
-        Strings = "strings",
+        StringsGet = "strings_get",
+        StringsSet = "strings_set",
+        StringsEdit = "strings_edit",
+        StringsAdd = "strings_add",
+        KeyLook = "key_look",
+        KeyDelete = "key_delete",
+        KeyExpire = "key_expire",
+        KeyMove = "key_move",
+        HashGet = "hash_get",
+        HashSet = "hash_set",
+        HashAdd = "hash_add",
+        HashDelete = "hash_delete",
+        HashSuspect = "hash_suspect",
+        Publish = "publish",
+        Flush = "flush",
+        Several = "several",
         SessionOpen = "session_open",
         SessionRenew = "session_renew",
         SessionClose = "session_close",
@@ -109,7 +126,10 @@ kinds! {
         Ttl = "ttl",
         TransactionValidate = "transaction_validate",
         TransactionCounts = "transaction_counts",
-        Strings = "strings",
+        StringsGet = "strings_get",
+        KeyLook = "key_look",
+        HashGet = "hash_get",
+        Several = "several",
         LockHolders = "lock_holders",
         SessionList = "session_list",
         QuotaList = "quota_list",
@@ -189,9 +209,10 @@ impl OperationKind {
             Command::SettleDue { .. } => OperationKind::SettleDue,
             Command::Compare { .. } => OperationKind::Compare,
             Command::SetQuota { .. } => OperationKind::SetTreeQuota,
-            Command::Strings { .. } | Command::Expiry(ExpiryCommand::Strings { .. }) => {
-                OperationKind::Strings
+            Command::Strings { operations, .. } => {
+                OperationKind::of_actions(operations.iter().map(|operation| &operation.action))
             }
+            Command::Expiry(ExpiryCommand::Strings { actions, .. }) => OperationKind::of_actions(&actions.0),
             Command::Counter(CounterCommand::Add { .. }) => OperationKind::CounterAdd,
             Command::Counter(CounterCommand::AddWithin { .. }) => OperationKind::CounterAddWithin,
             Command::Counter(CounterCommand::Get { .. }) => OperationKind::CounterGet,
@@ -353,13 +374,16 @@ impl<'a> Peek<'a> {
             12 => Put,
             13 => AddToCounters,
             14 => {
-                let expiry = [InsertWithTtl, CompareAndSwapWithTtl, Expire, Persist, Ttl, Strings];
-                return of(&expiry, self.number()?);
+                let expiry = [InsertWithTtl, CompareAndSwapWithTtl, Expire, Persist, Ttl];
+                return match self.number()? {
+                    5 => self.strings_of_one_key(),
+                    other => of(&expiry, other),
+                };
             }
             15 => SettleDue,
             16 => return of(&[SessionInsert, InsertNext, SetNext], self.number()?),
             17 => Compare,
-            18 => Strings,
+            18 => return self.strings(),
             19 => SetTreeQuota,
             _ => return None,
         })
@@ -382,7 +406,7 @@ impl ReadKind {
             GroupRead::Expires { .. } => ReadKind::Ttl,
             GroupRead::Validate { .. } => ReadKind::TransactionValidate,
             GroupRead::Transactions => ReadKind::TransactionCounts,
-            GroupRead::Strings { .. } => ReadKind::Strings,
+            GroupRead::Strings { operations, .. } => ReadKind::of_operations(operations),
             GroupRead::LockHolders { .. } => ReadKind::LockHolders,
             GroupRead::Sessions { .. } => ReadKind::SessionList,
             GroupRead::Quotas => ReadKind::QuotaList,

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::codec::{Listed, encode_group_command};
+use crate::command::KeyRead;
 use crate::compare::{Comparison, Condition};
 use crate::expiry::{SetIf, When};
 use crate::fence::Fence;
 use crate::group::{GroupCommand, SessionId, SessionTag};
+use crate::hashes::{HashAction, HashId};
 use crate::lock::{FencingToken, LockRequest};
-use crate::strings::StringAction;
+use crate::strings::{SetOnly, StringAction, StringsOperation};
 use crate::transaction::{Commit, Part, Prepare, TransactionId};
 use crate::{IVec, TreeId, Write};
 
@@ -55,7 +57,76 @@ fn expiries() -> Vec<ExpiryCommand> {
         ExpiryCommand::Clear { tree, key: key() },
         ExpiryCommand::Get { tree, key: key() },
         ExpiryCommand::Strings { tree, key: key(), actions: Listed(vec![StringAction::Delete]) },
+        ExpiryCommand::Strings { tree, key: key(), actions: Listed(actions()) },
     ]
+}
+
+/// Each operation of Redis clients.
+fn actions() -> Vec<StringAction> {
+    let (tree, key, value) = (TreeId(300), || IVec::from("k"), || IVec::from(&[b'v'; 300][..]));
+    let (id, listed) = (HashId { base: 1 << 40, ordinal: 1 }, |count| Listed(vec![key(); count]));
+    let set = |only, when, get| StringAction::Set { value: value(), only, when, get };
+    let mut actions = vec![
+        StringAction::Get,
+        StringAction::Length,
+        StringAction::Range { start: -300, end: i64::MAX },
+        StringAction::Exists,
+        StringAction::Expires,
+        set(SetOnly::Always, None, false),
+        set(SetOnly::AsRequired, Some(When::Keep), true),
+        set(SetOnly::Absent, Some(When::At(u64::MAX)), false),
+        StringAction::RequireAbsent { first: true },
+        StringAction::Delete,
+        StringAction::Take,
+        StringAction::GetAndExpire { when: None },
+        StringAction::GetAndExpire { when: Some(When::After(300)) },
+        StringAction::Append { value: value() },
+        StringAction::Overwrite { offset: 1 << 20, value: value() },
+        StringAction::Add { delta: i64::MIN },
+        StringAction::AddFloat { delta: value() },
+        StringAction::Expire { when: When::Keep, only: SetIf::Earlier, only_some: true },
+        StringAction::Persist,
+        StringAction::Transfer { tree, key: key(), copy: true, replace: false },
+        StringAction::Kind,
+        StringAction::Suspect { id },
+        StringAction::Clear,
+        StringAction::Tell { value: value() },
+    ];
+    let hashes = [
+        HashAction::Set { pairs: Listed(vec![(key(), value()), (value(), key())]) },
+        HashAction::SetAbsent { field: key(), value: value() },
+        HashAction::Get { field: key() },
+        HashAction::GetMany { fields: listed(3) },
+        HashAction::Delete { fields: listed(2) },
+        HashAction::Exists { field: key() },
+        HashAction::Length,
+        HashAction::ValueLength { field: key() },
+        HashAction::All,
+        HashAction::Page { after: None, limit: 300 },
+        HashAction::Page { after: Some(value()), limit: 1 },
+        HashAction::Add { field: key(), delta: -1 },
+        HashAction::AddFloat { field: key(), delta: value() },
+    ];
+    actions.extend(hashes.map(StringAction::Hash));
+    actions
+}
+
+/// Commands that do one thing, often, with what is told of it; and those that do two things, for all pairs of them.
+fn lists() -> Vec<Command> {
+    let tell = || StringAction::Tell { value: "told".into() };
+    let command = |actions: Vec<StringAction>| {
+        let operation = |action| StringsOperation { tree: TreeId(300), key: "key".into(), action };
+        let watched =
+            vec![KeyRead { tree: TreeId(0), key: "watched".into(), version: 1 << 40 }; actions.len() % 3];
+        Command::Strings { watched, operations: actions.into_iter().map(operation).collect() }
+    };
+    let mut commands = vec![command(Vec::new())];
+    for action in actions() {
+        commands.push(command(vec![action.clone(); 3]));
+        commands.push(command(vec![tell(), action.clone(), tell()]));
+        commands.extend(actions().into_iter().map(|other| command(vec![action.clone(), other])));
+    }
+    commands
 }
 
 fn commands() -> Vec<Command> {
@@ -76,7 +147,6 @@ fn commands() -> Vec<Command> {
         Command::Put { tree, key: key(), value: value() },
         Command::CountMany { additions: Vec::new() },
         Command::SettleDue { limit: 1 },
-        Command::Strings { watched: Vec::new(), operations: Vec::new() },
         Command::SetQuota { name: key(), limit: None },
         Command::Compare {
             comparisons: vec![Comparison { tree, key: key(), condition: Condition::Present }],
@@ -114,7 +184,7 @@ fn operations() -> Vec<Operation> {
         Operation::Resolve { transaction, commit: true },
         Operation::Forget { transactions: vec![transaction] },
     ];
-    operations.extend(commands().into_iter().map(Operation::Command));
+    operations.extend(commands().into_iter().chain(lists()).map(Operation::Command));
     let fences = |count| vec![Fence { lock: "lock".into(), token: FencingToken(1 << 40) }; count];
     for count in [0, 1, 3] {
         let fenced = |command| Operation::Fenced { fences: fences(count), command };
@@ -150,6 +220,26 @@ fn what_is_peeked_at_is_what_the_bytes_decode_to() {
     }
     let all: BTreeSet<OperationKind> = OperationKind::ALL.iter().copied().collect();
     assert_eq!(seen, all, "a kind that no operation has, or that this test does not know");
+}
+
+#[test]
+fn lists_of_operations_are_called_by_what_all_of_them_do() {
+    let tell = || StringAction::Tell { value: "v".into() };
+    let set = || StringAction::Set { value: "v".into(), only: SetOnly::AsRequired, when: None, get: false };
+    let cases = [
+        (vec![set(), set()], "strings_set"),
+        (vec![StringAction::RequireAbsent { first: true }, set()], "strings_set"),
+        (vec![StringAction::Add { delta: 1 }, tell()], "strings_add"),
+        (vec![tell(), tell()], "publish"),
+        (vec![StringAction::Suspect { id: HashId::default() }, StringAction::Delete], "key_delete"),
+        (vec![set(), StringAction::Add { delta: 1 }], "several"),
+        (vec![tell(), set(), StringAction::Get], "several"),
+        (vec![StringAction::Exists, StringAction::Kind], "key_look"),
+        (vec![], "several"),
+    ];
+    for (actions, name) in cases {
+        assert_eq!(OperationKind::of_actions(&actions).name(), name, "{actions:?}");
+    }
 }
 
 #[test]
