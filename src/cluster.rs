@@ -168,6 +168,7 @@
 pub mod backup;
 mod client;
 mod computed;
+mod connections;
 mod core;
 mod counter;
 mod election;
@@ -191,6 +192,7 @@ mod routes;
 mod session;
 mod sharded_counter;
 mod stale;
+mod strings;
 mod subscriber;
 pub mod transaction;
 mod tree;

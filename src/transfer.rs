@@ -24,7 +24,9 @@ const IMPORT_BATCH_BYTES: usize = 8 << 20;
 impl Db {
     /// Everything in the database, as it is now, in types of the standard library only: for each
     /// tree its kind, its name, and an iterator over pairs of key and value. Locks that are held, and keys that die with a
-    /// session, are not among it. If keys have a time to live, these are a tree of their own at the end.
+    /// session, are not among it. If keys have a time to live, these are a tree of their own at the end. Of hashes of Redis
+    /// clients, which `dogsled import` may have brought, only the keys are among it, without their fields: `dogsled
+    /// export` carries them over.
     ///
     /// sled's [`import`](Db::import) takes it, and the other way round:
     ///

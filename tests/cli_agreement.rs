@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use cli_support::alone::Alone;
+use cli_support::bank::Redis;
 use cli_support::http::{Answer, Metrics, get_until};
 use cli_support::nodes::Served;
 use cli_support::{Run, Sandbox};
@@ -324,6 +325,92 @@ fn each_operation_is_counted_under_the_name_that_it_has_here() {
     for name in ["session_open", "session_renew", "session_close"] {
         assert!(count(&metrics, name) >= 16.0, "{name}: in each partition");
     }
+}
+
+#[test]
+fn what_redis_clients_do_is_counted_by_what_it_is() {
+    let sandbox = Sandbox::new();
+    let command = sandbox.bare(&[
+        "serve",
+        "--json",
+        "--listen",
+        "127.0.0.1:0",
+        "--redis",
+        "127.0.0.1:0",
+        "--max-connections",
+        "2",
+    ]);
+    let mut served = Served::start(command, &sandbox.path("log"));
+    let told: serde_json::Value = serde_json::from_str(&served.says("\"listening\"")).expect("JSON");
+    let mut redis = Redis::connect(&mut served);
+    let mut other = redis.another();
+    let http = told["http"].as_str().expect("text");
+    for command in [
+        "SET a 1",
+        "MSET a 1 b 2",
+        "INCR a",
+        "SET {t}a 1",
+        "APPEND b x",
+        "EXPIRE a 1000",
+        "HSET h f 1",
+        "HINCRBY h f 1",
+        "HDEL h f",
+        "RENAME {t}a {t}c",
+        "DEL b",
+        "GET c",
+        "HGET h f",
+        "EXISTS c",
+    ] {
+        let answer = redis.run(command);
+        assert!(!answer.contains("ERR"), "{command}: {answer}");
+    }
+    redis.run("MULTI");
+    redis.run("SET {x}1 1");
+    redis.run("INCR {x}2");
+    assert_eq!(redis.run("EXEC"), "OK 1");
+    assert_eq!(other.run("SUBSCRIBE news"), "subscribe news 1");
+    assert_eq!(other.run("PSUBSCRIBE n*"), "psubscribe n* 2");
+    assert_eq!(redis.run("PUBLISH news x"), "2");
+    assert_eq!(redis.another().line(), "-ERR max number of clients reached");
+    let written = [
+        "strings_set",
+        "strings_add",
+        "strings_edit",
+        "key_expire",
+        "key_move",
+        "key_delete",
+        "hash_set",
+        "hash_add",
+        "hash_delete",
+        "several",
+        "publish",
+    ];
+    let read = ["strings_get", "hash_get", "key_look"];
+    let has = |metrics: &Metrics, family: &str, name: &str| {
+        metrics.sum(family, &[&format!("operation=\"{name}\"")]) >= 1.0
+    };
+    let all = |answer: &Answer| {
+        let metrics = Metrics::parse(&answer.body);
+        written.iter().all(|name| has(&metrics, "dogsled_commands_total", name))
+            && read.iter().all(|name| has(&metrics, "dogsled_read_duration_seconds_count", name))
+            && metrics.sum("dogsled_redis_messages_total", &[]) >= 2.0
+    };
+    let metrics = Metrics::parse(&get_until(http, "/metrics", all).body);
+    assert_eq!(metrics.sum("dogsled_commands_total", &["operation=\"strings_add\""]), 1.0);
+    assert_eq!(metrics.sum("dogsled_connections", &["kind=\"redis\""]), 2.0);
+    assert_eq!(metrics.sum("dogsled_connections_refused_total", &["reason=\"too_many_redis\""]), 1.0);
+    assert_eq!(metrics.sum("dogsled_redis_subscriptions", &["kind=\"channel\""]), 1.0);
+    assert_eq!(metrics.sum("dogsled_redis_subscriptions", &["kind=\"pattern\""]), 1.0);
+    assert_eq!(metrics.sum("dogsled_redis_messages_total", &[]), 2.0);
+    for name in ["dogsled_redis_moved_total", "dogsled_redis_held_bytes"] {
+        assert!(metrics.kinds.contains_key(name), "{name}");
+    }
+    drop((redis, other));
+    get_until(http, "/metrics", |answer| {
+        let metrics = Metrics::parse(&answer.body);
+        metrics.sum("dogsled_connections", &["kind=\"redis\""]) == 0.0
+            && metrics.sum("dogsled_redis_subscriptions", &[]) == 0.0
+    });
 }
 
 #[test]

@@ -278,3 +278,63 @@ fn a_directory_is_imported_as_it_is() {
     assert_eq!(sandbox.run(&["import", &source, "--merge"]).code, 3);
     assert_eq!(listing(&sandbox), with_lock);
 }
+
+#[test]
+fn hashes_go_through_directories_in_both_formats() {
+    let fields: Vec<String> = (0..2_500).map(|number| format!(r#"["f{number:05}","v{number}"]"#)).collect();
+    let line = |fields: &[String], more: &str| {
+        format!("{{\"tree\":\"t\",\"key\":\"large\",\"hash\":[{}]{more}}}\n", fields.join(","))
+    };
+    let lines = [
+        "{\"tree\":\"t\",\"key\":\"plain\",\"value\":\"1\"}\n".to_owned(),
+        "{\"tree\":\"t\",\"key\":{\"hex\":\"00ff\"},\"hash\":[[{\"base64\":\"/w==\"},null]],\"expires_ms\":4102444800000}\n"
+            .to_owned(),
+        line(&fields[..2_000], ""),
+        line(&fields[2_000..], ",\"continued\":true"),
+        "{\"key\":\"over\",\"hash\":[[\"f\",\"v\"]],\"expires_ms\":1}\n".to_owned(),
+        "{\"key\":\"twice\",\"hash\":[[\"before\",\"v\"]]}\n".to_owned(),
+        "{\"key\":\"twice\",\"hash\":[[\"after\",\"v\"]]}\n".to_owned(),
+    ];
+    let sandbox = Sandbox::new();
+    let file = sandbox.file("some.jsonl", lines.concat());
+    let summary = sandbox.run(&["import", &file]).ok();
+    assert!(summary.starts_with("6 records of 2 trees imported"), "{summary}");
+    let exported = sandbox.run(&["export", "--format", "jsonl"]).ok();
+    assert_eq!(exported.matches("\"continued\":true").count(), 2, "in bounded lines");
+    assert!(fields.iter().all(|field| exported.contains(field.as_str())), "{exported}");
+    for part in [
+        r#"{"expires_ms":4102444800000,"hash":[[{"base64":"/w=="},"null"]],"key":{"base64":"AP8="},"tree":"t"}"#,
+        r#"{"key":"plain","tree":"t","value":"1"}"#,
+        r#"{"hash":[["after","v"]],"key":"twice","tree":"__sled__default"}"#,
+    ] {
+        assert!(exported.contains(part), "{part}");
+    }
+    assert!(!exported.contains("over") && !exported.contains("before"));
+    assert_eq!(sandbox.run(&["trees"]).ok(), "__sled__default\t1\nt\t3\n");
+
+    let archive = sandbox.argument("all.dogsled");
+    let summary = sandbox.run(&["export", &archive]).ok();
+    assert!(summary.starts_with("4 records of 2 trees exported"), "{summary}");
+    let copy = Sandbox::new();
+    let summary = copy.run(&["import", &archive]).ok();
+    assert!(summary.starts_with("4 records of 2 trees imported"), "{summary}");
+    assert_eq!(copy.run(&["export", "--format", "jsonl"]).ok(), exported);
+    copy.run(&["import", &archive]).fails_saying(8, &["nothing was imported", "--merge"]);
+    copy.run(&["import", &archive, "--merge"]).ok();
+    assert_eq!(copy.run(&["export", "--format", "jsonl"]).ok(), exported);
+    let other = Sandbox::new();
+    other.run(&["import", &sandbox.database().display().to_string()]).ok();
+    assert_eq!(other.run(&["export", "--format", "jsonl"]).ok(), exported);
+    assert_eq!(copy.run(&["verify"]).code, 0);
+
+    // A line that is missing is noticed, and nothing is applied.
+    let none = Sandbox::new();
+    let file = none.file("some.jsonl", [&lines[0][..], &lines[3]].concat());
+    none.run(&["import", &file])
+        .fails_saying(6, &["line 2", "goes on with the hash", "nothing was imported"]);
+    assert!(!none.database().exists());
+    // And what `load` takes, it takes of hashes too.
+    let file = none.file("hash.jsonl", "{\"key\":\"h\",\"hash\":[[\"f\",\"v\"]]}\n");
+    none.run(&["load", &file]).ok();
+    assert!(none.run(&["export", "--format", "jsonl"]).ok().contains(r#""hash":[["f","v"]]"#));
+}

@@ -35,7 +35,8 @@
 //! sense of Prometheus, whose conventions the names follow: a unit at the end, `_total` for what only grows.
 //! Writing them as text is for whoever serves them.
 //!
-//! Not here: what happens on the network, which its own crate counts.
+//! Not here: what happens on the network, which its own crate counts. Who serves clients in other ways beside the node
+//! ([`Figures`]) has the node tell what it counts.
 
 mod families;
 mod family;
@@ -43,8 +44,8 @@ mod histogram;
 mod slow;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dogsled_storage::codec::decode_group_command;
@@ -86,6 +87,12 @@ impl Stage {
             Stage::Apply => "apply",
         }
     }
+}
+
+/// Something beside a node that counts what it does: a server of another protocol.
+pub trait Figures: Send + Sync {
+    /// Everything that it counts, as of now. A family that others have as well is told once, with the values of all.
+    fn families(&self) -> Vec<Family>;
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -255,6 +262,8 @@ pub(crate) struct NodeMetrics {
     reads: [Histogram; ReadKind::ALL.len()],
     failures: [AtomicU64; FAILURES.len()],
     slow: SlowCommands,
+    /// Those who count beside the node, while they are there.
+    beside: Mutex<Vec<Weak<dyn Figures>>>,
 }
 
 impl Default for NodeMetrics {
@@ -266,6 +275,7 @@ impl Default for NodeMetrics {
             reads: std::array::from_fn(|_| Histogram::default()),
             failures: counters(),
             slow: SlowCommands::default(),
+            beside: Mutex::default(),
         }
     }
 }
@@ -320,6 +330,13 @@ impl NodeMetrics {
         self.failures[failure_number(error)].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Has others told of, too, for as long as they are there.
+    pub(crate) fn add_figures(&self, figures: Weak<dyn Figures>) {
+        let mut beside = self.beside.lock();
+        beside.retain(|known| known.strong_count() > 0);
+        beside.push(figures);
+    }
+
     pub(crate) fn slow_commands(&self, now_ms: u64) -> Vec<SlowCommand> {
         self.slow.list(now_ms)
     }
@@ -340,6 +357,7 @@ impl Asked {
             | GroupRead::Range { tree, .. }
             | GroupRead::Len { tree }
             | GroupRead::Expires { tree, .. } => Some(tree.clone()),
+            GroupRead::Strings { trees, .. } => trees.first().cloned(),
             _ => None,
         };
         Asked { group, kind: ReadKind::of(read), tree }

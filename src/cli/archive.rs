@@ -18,11 +18,13 @@
 //! ```
 //!
 //! Each check covers the one before it, so blocks cannot change places. Types and names are what
-//! `Db::export` calls them, and there is another type for times to live (`commands/transfer.rs`); keys of a tree ascend strictly. Blocks hold about [`BLOCK_LENGTH`]
-//! bytes, or one record that is larger. A reader takes lengths as claims: it allocates what it has
+//! `Db::export` calls them, and there are other types for times to live (`commands/transfer.rs`) and for
+//! [`hashes`]; keys of a tree ascend strictly. Blocks hold about [`BLOCK_LENGTH`] bytes, or one record that is larger. A reader takes lengths as claims: it allocates what it has
 //! read, not what it was told. A version that it does not know is refused by name.
 //!
 //! Omitted: compression (pipe through zstd) and versions of keys (an import is new writes).
+
+pub(crate) mod hashes;
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -155,7 +157,7 @@ fn check_of(before: u32, kind: u8, length: [u8; 4], payload: &[u8]) -> u32 {
 pub(crate) enum Event {
     /// A tree begins.
     Tree {
-        /// `tree`, for all that dogsled writes.
+        /// `tree`, or one of the other types.
         kind: Vec<u8>,
         /// Its name.
         name: Vec<u8>,

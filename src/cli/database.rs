@@ -4,20 +4,23 @@
 //! here and nowhere else: a directory is made by the first write and has to be synced; a cluster syncs
 //! by itself, and a batch is atomic in each partition only.
 
-use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dogsled::{Batch, Db, FencingToken, IVec, LockHolders, OutOfBounds, SessionStatus, Tree, Ttl, cluster};
+use dogsled_storage::strings::{
+    StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
+};
 use dogsled_storage::{
-    COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME, LOCK_QUEUES_TREE_NAME,
-    LOCKS_TREE_NAME, QUOTAS_TREE_NAME, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME,
+    COUNTERS_TREE_NAME, Command, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME,
+    LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, QUOTAS_TREE_NAME, Reply, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME,
+    TRANSACTIONS_TREE_NAME,
 };
 
 use super::args::{Global, ReadArgs, ReadFromArg};
 use super::bytes;
-use super::exit::{Failure, Result};
+use super::exit::{Code, Failure, Result};
 use super::remote::Remote;
 use super::store::KeyRange;
 
@@ -123,18 +126,6 @@ impl Database {
             Database::Directory(db) => Ok(db.tree_names()),
             Database::Cluster(remote) => Ok(remote.wait(remote.client().tree_names())?),
         }
-    }
-
-    /// The names of the trees that an export has: locks and sessions mean something here only.
-    pub(crate) fn exported_tree_names(&self) -> Result<Vec<IVec>> {
-        let mut names = match self {
-            Database::Directory(db) => db.engine().trees().into_iter().map(|(name, _)| name).collect(),
-            Database::Cluster(_) => self.tree_names()?,
-        };
-        names.retain(|name| {
-            ![LOCKS_TREE_NAME, SESSIONS_TREE_NAME, TRANSACTIONS_TREE_NAME].contains(&&name[..])
-        });
-        Ok(names)
     }
 
     /// The tree of that name, made if there is none.
@@ -266,21 +257,42 @@ impl Database {
         }
     }
 
-    /// The keys that die with a session, and what they are of: a session is of this database, so they are not exported. Of
-    /// a cluster nobody is told.
-    pub(crate) fn keys_of_sessions(&self) -> Result<HashSet<(IVec, IVec)>> {
-        let Database::Directory(db) = self else { return Ok(HashSet::new()) };
-        let snapshot = db.engine().snapshot();
-        let names: HashMap<_, _> = snapshot.trees().into_iter().map(|(name, id)| (id, name)).collect();
-        let keys = snapshot.keys_of_sessions().map_err(dogsled::Error::from)?.into_iter();
-        Ok(keys.filter_map(|(tree, key)| Some((names.get(&tree)?.clone(), key))).collect())
-    }
-
-    /// Whether there can be keys that expire.
-    pub(crate) fn may_have_times_to_live(&self) -> bool {
-        match self {
-            Database::Directory(db) => db.engine().due().0 != u64::MAX,
-            Database::Cluster(_) => true,
+    /// Carries out operations of Redis clients on keys of a tree that is there; all of them, or it fails. Atomic in a
+    /// directory, and in each partition of a cluster.
+    pub(crate) fn operate(&self, tree: &[u8], actions: &[(IVec, StringAction)]) -> Result<()> {
+        let replies = match self {
+            Database::Directory(db) => {
+                let engine = db.engine();
+                let Some(tree) = engine.tree_id(tree) else {
+                    return Err(dogsled::Error::CollectionNotFound(IVec::from(tree)).into());
+                };
+                let operations = actions.iter().map(|(key, action)| StringsOperation {
+                    tree,
+                    key: key.clone(),
+                    action: action.clone(),
+                });
+                let command = Command::Strings { watched: Vec::new(), operations: operations.collect() };
+                match engine.execute(command, engine.durability()).map_err(dogsled::Error::from)? {
+                    Reply::Strings(StringsReplies(replies)) => replies,
+                    other => unreachable!("operations were answered with {other:?}"),
+                }
+            }
+            Database::Cluster(remote) => remote.wait(remote.client().tree(tree).operate(actions))?,
+        };
+        let failed = actions.iter().zip(replies).find_map(|((key, _), reply)| match reply {
+            StringsReply::Failed(failure) => Some((key, failure)),
+            _ => None,
+        });
+        match failed {
+            None => Ok(()),
+            Some((key, StringsFailure::OverQuota)) => Err(Failure::new(
+                Code::QuotaExceeded,
+                format!("key {}: the tree would be larger than its quota allows", bytes::display_short(key)),
+            )),
+            Some((key, failure)) => Err(Failure::refused(format!(
+                "key {} cannot be written ({failure:?}): somebody else writes there",
+                bytes::display_short(key)
+            ))),
         }
     }
 
@@ -364,24 +376,6 @@ impl Keyspace {
             }
         }
         Ok(())
-    }
-
-    /// When each of these keys expires, in milliseconds since 1970; it is `now_ms`. Outer `None`: it has by now.
-    pub(crate) fn expires(&self, keys: &[IVec], now_ms: u64) -> Result<Vec<Option<Option<u64>>>> {
-        let ttls = match self {
-            Keyspace::Directory(tree) => {
-                keys.iter().map(|key| tree.ttl(key)).collect::<Result<Vec<_>, _>>()?
-            }
-            Keyspace::Cluster(remote, tree) => {
-                remote.wait(futures_util::future::try_join_all(keys.iter().map(|key| tree.ttl(key))))?
-            }
-        };
-        let at = |ttl| match ttl {
-            Ttl::In(left) => Some(Some(now_ms.saturating_add(milliseconds(left)))),
-            Ttl::Forever => Some(None),
-            Ttl::NoKey => None,
-        };
-        Ok(ttls.into_iter().map(at).collect())
     }
 
     /// Has a key stay; whether it had a time to live.

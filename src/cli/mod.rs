@@ -18,6 +18,7 @@ mod database;
 mod demo;
 mod exit;
 mod load;
+mod moment;
 mod output;
 mod output_file;
 mod progress;

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use dogsled::Batch;
+use dogsled::{Batch, IVec};
 use dogsled_storage::DEFAULT_TREE_NAME;
+use dogsled_storage::codec::Listed;
+use dogsled_storage::expiry::{SetIf, When};
+use dogsled_storage::hashes::HashAction;
+use dogsled_storage::strings::StringAction;
 
 use super::database::{Database, Keyspace};
 use super::exit::{Failure, Result};
-use super::load::Record;
+use super::load::{Change, Record};
 use super::output;
 
 /// A batch is written when it holds this many records or bytes: enough that a commit costs
@@ -22,6 +26,11 @@ pub(crate) struct Sink {
     batch_bytes: usize,
     /// Keys of the batch, or written before, and when they expire.
     expires: BTreeMap<Vec<u8>, u64>,
+    /// What makes hashes. Either this is empty, or the batch and what expires are, so that all is done in its order.
+    actions: Vec<(IVec, StringAction)>,
+    /// Fields that they set, and hashes that they begin.
+    fields: usize,
+    hashes: u64,
     /// Records written.
     pub(crate) done: u64,
     /// Bytes of their keys and values.
@@ -45,6 +54,9 @@ impl Sink {
             batch: Batch::default(),
             batch_bytes: 0,
             expires: BTreeMap::new(),
+            actions: Vec::new(),
+            fields: 0,
+            hashes: 0,
             done: 0,
             done_bytes: 0,
         }
@@ -71,8 +83,11 @@ impl Sink {
     /// Adds a record; after an error no more may be added.
     pub(crate) fn add(&mut self, record: Record) -> Result<()> {
         let size = record.size();
-        let full = self.batch.len().max(self.expires.len()) >= BATCH_RECORDS
-            || self.batch_bytes + size > BATCH_BYTES;
+        let is_hash = matches!(record.change, Change::Hash { .. });
+        let full = self.batch.len().max(self.expires.len()).max(self.fields) >= BATCH_RECORDS
+            || self.batch_bytes + size > BATCH_BYTES
+            || is_hash && !(self.batch.is_empty() && self.expires.is_empty())
+            || !is_hash && !self.actions.is_empty();
         let moves = self.target.as_ref().is_some_and(|target| target.current.0 != record.tree);
         if full || moves {
             self.write()?;
@@ -85,31 +100,68 @@ impl Sink {
             };
             target.current = (record.tree, tree);
         }
+        if let Change::Hash { fields, continued } = record.change {
+            self.add_hash(IVec::from(record.key), fields, continued, record.expires_ms);
+            self.batch_bytes += size;
+            return Ok(());
+        }
         // Each record says all of its key: of those before, for the same key, nothing is left.
         match record.expires_ms {
             Some(expires_ms) => drop(self.expires.insert(record.key.clone(), expires_ms)),
             None => drop(self.expires.remove(&record.key)),
         }
-        match record.value {
-            Some(value) => self.batch.insert(record.key, value),
-            None if record.expires_ms.is_some() => {}
-            None => self.batch.remove(record.key),
+        match record.change {
+            Change::Put(value) => self.batch.insert(record.key, value),
+            Change::Remove => self.batch.remove(record.key),
+            Change::Expire | Change::Hash { .. } => {}
         }
         self.batch_bytes += size;
         Ok(())
     }
 
+    /// A hash is made by what Redis clients make it with: what a key holds of one means nothing elsewhere.
+    fn add_hash(
+        &mut self,
+        key: IVec,
+        fields: Vec<(Vec<u8>, Vec<u8>)>,
+        continued: bool,
+        expires_ms: Option<u64>,
+    ) {
+        if !continued {
+            self.hashes += 1;
+            self.actions.push((key.clone(), StringAction::Delete));
+        }
+        // Also where there is none, so that a batch is full some time.
+        self.fields += fields.len().max(1);
+        if fields.is_empty() {
+            return;
+        }
+        let pairs = fields.into_iter().map(|(field, value)| (IVec::from(field), IVec::from(value)));
+        let pairs = Listed(pairs.collect());
+        self.actions.push((key.clone(), StringAction::Hash(HashAction::Set { pairs })));
+        // With each part of it: so nobody finds one that stays.
+        if let Some(at_ms) = expires_ms {
+            let (when, only) = (When::At(at_ms), SetIf::Always);
+            self.actions.push((key, StringAction::Expire { when, only, only_some: false }));
+        }
+    }
+
     fn write(&mut self) -> Result<()> {
         let batch = std::mem::take(&mut self.batch);
-        let count = batch.len() as u64;
         let expires = std::mem::take(&mut self.expires);
+        let actions = std::mem::take(&mut self.actions);
+        let count = batch.len() as u64 + std::mem::take(&mut self.hashes);
+        self.fields = 0;
         if let Some(target) = self.target.as_ref() {
-            if count > 0 {
+            if !batch.is_empty() {
                 target.current.1.apply_batch(batch)?;
             }
             if !expires.is_empty() {
                 let expires: Vec<(Vec<u8>, u64)> = expires.into_iter().collect();
                 target.current.1.expire_at(&expires, target.database.now_ms())?;
+            }
+            if !actions.is_empty() {
+                target.database.operate(&target.current.1.name(), &actions)?;
             }
         }
         self.done += count;

@@ -37,6 +37,8 @@
 //! The first tells when the hash expires. Fields that no key holds any more are left out.
 //!
 //! A pinned state costs what a [`Snapshot`] costs. Whoever keeps it has to see that it is let go.
+//!
+//! An embedded database is in one piece: its state is [as of now](Pinned::of), and is read in the same way.
 
 use std::collections::HashMap;
 use std::ops::Bound;
@@ -50,7 +52,7 @@ use crate::replica::Replica;
 use crate::seal::sealed_by;
 use crate::snapshot::Snapshot;
 use crate::transaction::{LockedBy, TransactionId};
-use crate::{Error, IVec, Result, TreeId};
+use crate::{Engine, Error, IVec, Result, TreeId};
 
 /// The most entries of a page.
 const MAX_ENTRIES: usize = 16 << 10;
@@ -153,13 +155,26 @@ impl Replica {
         }
         let (snapshot, time_ms) = (self.engine().snapshot(), committer.time_ms);
         drop(committer);
-        let owned = owned::all_owned(&snapshot)?;
-        let names = snapshot.trees().into_iter().map(|(name, id)| (id, name)).collect();
-        Ok(Pinning::Pinned(Pinned { snapshot, time_ms, owned, names }))
+        Pinned::new(snapshot, time_ms).map(Pinning::Pinned)
     }
 }
 
 impl Pinned {
+    fn new(snapshot: Snapshot, time_ms: u64) -> Result<Pinned> {
+        let owned = owned::all_owned(&snapshot)?;
+        let names = snapshot.trees().into_iter().map(|(name, id)| (id, name)).collect();
+        Ok(Pinned { snapshot, time_ms, owned, names })
+    }
+
+    /// The state of an embedded database as of now.
+    ///
+    /// # Errors
+    /// Damage and I/O errors met while reading.
+    pub fn of(engine: &Engine) -> Result<Pinned> {
+        let snapshot = engine.snapshot();
+        Pinned::new(snapshot, engine.now_ms())
+    }
+
     /// Position of the last entry that has changed something in it.
     pub fn position(&self) -> u64 {
         self.snapshot.sequence()

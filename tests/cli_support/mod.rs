@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each suite uses its part")]
 
 pub(crate) mod alone;
+pub(crate) mod bank;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod mixed;

@@ -54,6 +54,8 @@ impl NodeMetrics {
             failed.add(vec![("reason", (*reason).into())], count.load(Ordering::Relaxed));
         }
         families.push(failed);
+        let beside: Vec<_> = self.beside.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
+        families.extend(beside.iter().flat_map(|figures| figures.families()));
         families
     }
 

@@ -3,8 +3,8 @@
 //! All of it is put together when somebody asks. What there may be much of is bounded, because somebody may ask
 //! every second.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dogsled_storage::replica::Replica;
@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use super::{Inner, Node};
 use crate::client::{ClientReply, ClientRequest};
 use crate::group::Group;
-use crate::metrics::{Family, SlowCommand};
+use crate::metrics::{Family, Figures, SlowCommand};
 use crate::ring::{META_GROUP, TreeHash};
 use crate::status::{GroupStatus, NodeStatus, Role};
 use crate::transport::NodeId;
@@ -43,6 +43,11 @@ impl Node {
     /// What the node counts and measures, as of now: see [`crate::metrics`].
     pub async fn families(&self) -> Vec<Family> {
         self.inner.families().await
+    }
+
+    /// Has [`Node::families`] tell, too, what something beside the node counts, for as long as that is there.
+    pub fn add_figures(&self, figures: Weak<dyn Figures>) {
+        self.inner.shared_log.metrics.add_figures(figures);
     }
 
     /// The slowest commands of the last minutes that this node has answered, the slowest first.

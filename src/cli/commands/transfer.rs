@@ -5,36 +5,37 @@
 //! only if there are such keys. In JSON Lines they are a field. The import of a key whose time is over by then
 //! removes it again.
 //!
+//! Hashes of Redis clients go along, with all their fields: behind the trees, in records of bounded size
+//! ([`archive::hashes`], [`json_lines`]). They are made anew where they are imported, by the operations of Redis
+//! clients: what a key holds of one means nothing elsewhere.
+//!
 //! Counters go along; locks stay, because a lease and a fencing token mean something only in the
-//! database that granted them, and so do, of a directory, keys that die with a session (of a cluster nobody is told whose a
-//! key is: there they go along, and stay where they are imported). Hashes of Redis clients are refused: what their keys
-//! hold means nothing elsewhere; a backup has them. What is exported of a directory is of one moment; of a cluster, only
-//! what nobody writes to meanwhile is.
+//! database that granted them, and so do keys that die with a session. What is exported is of one moment, of a
+//! cluster too ([`Moment`](crate::cli::moment::Moment)), whoever writes meanwhile.
 //!
 //! An embedded database's directory can be imported as it is, which saves the file: so it moves into a
 //! cluster of many partitions while that serves others. It is held open meanwhile, and stays as it was.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use dogsled::IVec;
-use dogsled_storage::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
+use dogsled_storage::{DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
 use serde_json::json;
 
+use crate::cli::archive::hashes::{HASHES_KIND, HashReader, HashWriter};
 use crate::cli::archive::{self, Damage, Event, Reader, Writer};
 use crate::cli::args::{ExportFormat, Global};
 use crate::cli::bytes;
-use crate::cli::database::{Database, Keyspace, TOGETHER};
+use crate::cli::database::Database;
 use crate::cli::exit::{Code, Failure, Result};
 use crate::cli::load::json_lines::{self, JsonLines};
-use crate::cli::load::{Problem, Record};
+use crate::cli::load::{Change, Problem, Record};
+use crate::cli::moment::Moment;
 use crate::cli::output::{self, Output};
 use crate::cli::output_file::OutputFile;
 use crate::cli::progress::Progress;
 use crate::cli::sink::Sink;
-use crate::cli::store::KeyRange;
 
 /// What `Db::export` calls every collection.
 const TREE_KIND: &[u8] = b"tree";
@@ -57,17 +58,21 @@ pub(crate) fn export(
         return Err(Failure::usage("the archive is binary: give a file, a pipe, or --format jsonl"));
     }
     let database = global.existing_database()?;
-    let names: Vec<Vec<u8>> = match global.tree_name()? {
-        Some(name) => vec![database.existing_tree(&name)?.name().to_vec()],
-        None => database.exported_tree_names()?.into_iter().map(|name| name.to_vec()).collect(),
+    let chosen = match global.tree_name()? {
+        Some(name) => Some(database.existing_tree(&name)?.name().to_vec()),
+        None => None,
     };
+    let moment = database.moment()?;
+    let names = chosen.map_or_else(|| moment.trees().map(|name| name.to_vec()).collect(), |name| vec![name]);
     let Some(file) = file else {
-        write_export(global, &database, &names, format, OutputWriter(out), &|error| Failure::output(&error))?;
+        write_export(global, &moment, &names, format, OutputWriter(out), &|error| Failure::output(&error))?;
+        moment.let_go();
         return Ok(());
     };
     let failed = |error: io::Error| Failure::io(file.display(), &error);
     let written = OutputFile::create(file, global.dir.as_deref())?;
-    let (written, records) = write_export(global, &database, &names, format, written, &failed)?;
+    let (written, records) = write_export(global, &moment, &names, format, written, &failed)?;
+    moment.let_go();
     let size = written.finish()?;
     out.summary(
         format!(
@@ -81,56 +86,44 @@ pub(crate) fn export(
     )
 }
 
-/// Writes a key and its value, and when it expires.
-type WriteEntry<'a> = dyn FnMut(&[u8], &[u8], Option<u64>) -> io::Result<()> + 'a;
-
 /// Writes the trees; gives back the writer and the number of records.
 fn write_export<W: Write>(
     global: &Global,
-    database: &Database,
+    moment: &Moment,
     names: &[Vec<u8>],
     format: ExportFormat,
     mut writer: W,
     failed: &dyn Fn(io::Error) -> Failure,
 ) -> Result<(W, u64)> {
-    let trees = names.iter().map(|name| database.tree(name)).collect::<Result<Vec<_>>>()?;
-    let total = trees.iter().map(Keyspace::len).sum::<Result<u64>>()?;
+    let total = names.iter().map(|name| moment.keys(name)).sum();
     let progress = Progress::items(Some(total), "exporting", global.quiet);
     let mut records = 0;
-    let of_sessions = database.keys_of_sessions()?;
-    let mut each = |tree: &Keyspace, write: &mut WriteEntry<'_>| {
-        for_each_entry(database, tree, &of_sessions, &mut |key, value, expires_ms| {
-            if dogsled_storage::hashes::head(&value).is_some() {
-                return Err(Failure::refused(format!(
-                    "key {} of tree {:?} is a hash of Redis, which an export cannot hold: `dogsled backup` can; or \
-                     export other trees with --tree",
-                    bytes::display_short(&key),
-                    bytes::display_short(&tree.name()),
-                )));
-            }
-            write(&key, &value, expires_ms).map_err(failed)?;
-            records += 1;
-            progress.set(records);
-            Ok(())
-        })
+    let mut count = |record: &Record| {
+        records += u64::from(record.makes_key());
+        progress.set(records);
     };
     match format {
         ExportFormat::JsonLines => {
-            for (name, tree) in names.iter().zip(&trees) {
-                each(tree, &mut |key, value, expires_ms| {
-                    writeln!(writer, "{}", json_lines::write(Some(name), key, value, expires_ms))
-                })?;
-            }
+            let mut write = |record: Record| {
+                count(&record);
+                writeln!(writer, "{}", json_lines::write(&record)).map_err(failed)
+            };
+            names.iter().try_for_each(|name| moment.for_each_key(name, &mut write))?;
+            moment.for_each_hash(names, &mut write)?;
             writer.flush().map_err(failed)?;
         }
         ExportFormat::Archive => {
             let mut archive = Writer::new(writer).map_err(failed)?;
-            for (name, tree) in names.iter().zip(&trees) {
+            for name in names {
                 archive.tree(TREE_KIND, name).map_err(failed)?;
                 let mut expiring = Vec::new();
-                each(tree, &mut |key, value, expires_ms| {
-                    expiring.extend(expires_ms.map(|expires_ms| (key.to_vec(), expires_ms)));
-                    archive.record(key, value)
+                moment.for_each_key(name, &mut |record| {
+                    count(&record);
+                    let Record { key, change, expires_ms, .. } = record;
+                    let Change::Put(value) = change else { unreachable!("keys that are there have values") };
+                    archive.record(&key, &value).map_err(failed)?;
+                    expiring.extend(expires_ms.map(|expires_ms| (key, expires_ms)));
+                    Ok(())
                 })?;
                 archive.end_tree().map_err(failed)?;
                 if !expiring.is_empty() {
@@ -140,6 +133,20 @@ fn write_export<W: Write>(
                     }
                     archive.end_tree().map_err(failed)?;
                 }
+            }
+            let (mut hashes, mut has_begun) = (HashWriter::default(), false);
+            moment.for_each_hash(names, &mut |record| {
+                count(&record);
+                if !has_begun {
+                    // Only if there is one: earlier versions know no such collection.
+                    archive.tree(HASHES_KIND, &[]).map_err(failed)?;
+                    has_begun = true;
+                }
+                let mut records = hashes.records(record).into_iter();
+                records.try_for_each(|(key, value)| archive.record(&key, &value)).map_err(failed)
+            })?;
+            if has_begun {
+                archive.end_tree().map_err(failed)?;
             }
             writer = archive.finish().map_err(failed)?;
         }
@@ -234,7 +241,7 @@ struct Source {
 
 enum SourceKind {
     File { file: File, length: u64, format: ExportFormat },
-    Directory(Database),
+    Directory(Moment),
 }
 
 impl Source {
@@ -252,7 +259,7 @@ impl Source {
                     return Err(Failure::usage(format!("{name} is a directory, and --format is of files")));
                 }
                 let database = Database::Directory(global.open_existing(Some(&path.to_path_buf()))?);
-                return Ok(Source { name, kind: SourceKind::Directory(database) });
+                return Ok(Source { name, kind: SourceKind::Directory(database.moment()?) });
             }
             // A pipe can be read once only, and this takes two readings.
             if kind.is_file() { file } else { spool(file).map_err(unreadable)? }
@@ -271,18 +278,14 @@ impl Source {
     /// The trees that it has, or that one, and how many records of each. A file is read to its end.
     fn trees(&mut self, global: &Global, only: Option<&Vec<u8>>) -> Result<Vec<(Vec<u8>, u64)>> {
         let mut trees: Vec<(Vec<u8>, u64)> = Vec::new();
-        if let SourceKind::Directory(database) = &self.kind {
+        if let SourceKind::Directory(moment) = &self.kind {
             // It is held, so it stays as it is, and what is damaged shows as it is read.
-            for name in database.exported_tree_names()? {
-                if only.is_none_or(|only| name == only) {
-                    trees.push((name.to_vec(), database.tree(&name)?.len()?));
-                }
-            }
-            return Ok(trees);
+            let wanted = moment.trees().filter(|name| only.is_none_or(|only| *name == only));
+            return Ok(wanted.map(|name| (name.to_vec(), moment.keys(name))).collect());
         }
         self.read(global, only, "checking", &mut |item| {
             let tree = item.tree().map_or(DEFAULT_TREE_NAME, Vec::as_slice);
-            let added = u64::from(matches!(&item, Item::Record(record) if record.value.is_some()));
+            let added = u64::from(matches!(&item, Item::Record(record) if record.makes_key()));
             match trees.iter_mut().rev().find(|(known, _)| known == tree) {
                 Some((_, count)) => *count += added,
                 None => trees.push((tree.to_vec(), added)),
@@ -315,66 +318,32 @@ impl Source {
                     ExportFormat::JsonLines => read_json_lines(name, input, &progress, &mut chosen),
                 }
             }
-            SourceKind::Directory(database) => {
-                let names = database.exported_tree_names()?;
-                let names = names.iter().filter(|name| only.is_none_or(|only| **name == *only));
-                read_directory(database, names, &Progress::items(None, doing, global.quiet), &mut chosen)
+            SourceKind::Directory(moment) => {
+                let names = moment.trees().filter(|name| only.is_none_or(|only| *name == only));
+                let names: Vec<_> = names.map(|name| name.to_vec()).collect();
+                read_directory(moment, &names, &Progress::items(None, doing, global.quiet), each)
             }
         }
     }
 }
 
-fn read_directory<'a>(
-    database: &Database,
-    names: impl Iterator<Item = &'a IVec>,
+fn read_directory(
+    moment: &Moment,
+    names: &[Vec<u8>],
     progress: &Progress,
     each: &mut dyn FnMut(Item) -> Result<()>,
 ) -> Result<()> {
     let mut read = 0;
-    let of_sessions = database.keys_of_sessions()?;
+    let mut pass_on = |item: Item| {
+        read += u64::from(matches!(&item, Item::Record(record) if record.makes_key()));
+        progress.set(read);
+        each(item)
+    };
     for name in names {
-        each(Item::Tree(name.to_vec()))?;
-        for_each_entry(database, &database.tree(name)?, &of_sessions, &mut |key, value, expires_ms| {
-            let (tree, value) = (Some(name.to_vec()), Some(value.to_vec()));
-            each(Item::Record(Record { tree, key: key.to_vec(), value, expires_ms }))?;
-            read += 1;
-            progress.set(read);
-            Ok(())
-        })?;
+        pass_on(Item::Tree(name.clone()))?;
+        moment.for_each_key(name, &mut |record| pass_on(Item::Record(record)))?;
     }
-    Ok(())
-}
-
-/// Passes on the entries of a tree that an export has, each with when it expires.
-fn for_each_entry(
-    database: &Database,
-    tree: &Keyspace,
-    of_sessions: &HashSet<(IVec, IVec)>,
-    each: &mut dyn FnMut(IVec, IVec, Option<u64>) -> Result<()>,
-) -> Result<()> {
-    let name = tree.name();
-    let has_times = database.may_have_times_to_live() && name != COUNTERS_TREE_NAME;
-    let mut entries = tree.entries(&KeyRange::default(), false, true);
-    loop {
-        let some = entries.by_ref().take(TOGETHER).collect::<Result<Vec<_>>>()?;
-        if some.is_empty() {
-            return Ok(());
-        }
-        let expires = match has_times {
-            true => {
-                let keys: Vec<_> = some.iter().map(|(key, _)| key.clone()).collect();
-                tree.expires(&keys, database.now_ms())?
-            }
-            false => vec![Some(None); some.len()],
-        };
-        for ((key, value), expires_ms) in some.into_iter().zip(expires) {
-            // Its time may have come since it was read: it is not to stay for ever where it is imported.
-            let Some(expires_ms) = expires_ms else { continue };
-            if of_sessions.is_empty() || !of_sessions.contains(&(name.clone(), key.clone())) {
-                each(key, value, expires_ms)?;
-            }
-        }
-    }
+    moment.for_each_hash(names, &mut |record| pass_on(Item::Record(record)))
 }
 
 /// A copy that can be read twice, in a file without a name.
@@ -411,43 +380,65 @@ fn read_archive(
         let code = if damage.unreadable { Code::Io } else { Code::BadInput };
         Failure::new(code, format!("{name}: {damage}")).adding("nothing was imported")
     };
+    let wrong = |what: String| Failure::bad_input(format!("{name}: {what}")).adding("nothing was imported");
     let mut reader = Reader::new(input).map_err(refused)?;
     let mut tree = Vec::new();
-    let mut are_times = false;
+    let mut collection = Collection::Tree;
     while let Some(event) = reader.next_event().map_err(refused)? {
         match event {
             Event::Tree { kind, name: tree_name } => {
-                are_times = kind == TIMES_KIND;
-                if kind != TREE_KIND && !are_times {
-                    return Err(Failure::bad_input(format!(
-                        "{name}: {:?} is no kind of collection that this version knows; nothing was imported",
-                        bytes::display_short(&kind)
-                    )));
-                }
+                collection = match &kind[..] {
+                    TREE_KIND => Collection::Tree,
+                    TIMES_KIND => Collection::Times,
+                    HASHES_KIND => Collection::Hashes(HashReader::default()),
+                    other => {
+                        let shown = bytes::display_short(other);
+                        return Err(wrong(format!(
+                            "{shown:?} is no kind of collection that this version knows"
+                        )));
+                    }
+                };
                 tree.clone_from(&tree_name);
-                if !are_times {
+                if matches!(collection, Collection::Tree) {
                     each(Item::Tree(tree_name))?;
                 }
             }
-            Event::Record { key, value } if are_times => {
-                let Ok(expires_ms) = value.try_into().map(u64::from_le_bytes) else {
-                    return Err(Failure::bad_input(format!(
-                        "{name}: the time to live of key {} is none; nothing was imported",
-                        bytes::display_short(&key)
-                    )));
-                };
-                let expires_ms = Some(expires_ms);
-                each(Item::Record(Record { tree: Some(tree.clone()), key, value: None, expires_ms }))?;
-            }
             Event::Record { key, value } => {
-                let (value, expires_ms) = (Some(value), None);
-                each(Item::Record(Record { tree: Some(tree.clone()), key, value, expires_ms }))?;
+                let tree = Some(tree.clone());
+                let record = match &mut collection {
+                    Collection::Tree => {
+                        Some(Record { tree, key, change: Change::Put(value), expires_ms: None })
+                    }
+                    Collection::Times => {
+                        let Ok(expires_ms) = value.try_into().map(u64::from_le_bytes) else {
+                            let shown = bytes::display_short(&key);
+                            return Err(wrong(format!("the time to live of key {shown} is none")));
+                        };
+                        Some(Record { tree, key, change: Change::Expire, expires_ms: Some(expires_ms) })
+                    }
+                    Collection::Hashes(hashes) => {
+                        hashes.read(&key, value).map_err(|what| wrong(what.to_owned()))?
+                    }
+                };
+                record.map_or(Ok(()), |record| each(Item::Record(record)))?;
             }
-            Event::TreeEnd | Event::End { .. } => {}
+            Event::TreeEnd => {
+                if let Collection::Hashes(hashes) = &mut collection {
+                    hashes.end().map_or(Ok(()), |record| each(Item::Record(record)))?;
+                }
+            }
+            Event::End { .. } => {}
         }
         progress.set(reader.offset());
     }
     Ok(())
+}
+
+/// What the collection holds that is being read.
+enum Collection {
+    Tree,
+    Times,
+    Hashes(HashReader),
 }
 
 fn read_json_lines(

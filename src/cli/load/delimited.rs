@@ -302,6 +302,7 @@ impl<R: BufRead> Iterator for Delimited<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::load::Change;
 
     fn tsv() -> Options {
         Options {
@@ -330,11 +331,10 @@ mod tests {
     fn read(input: &str, options: Options) -> Vec<String> {
         Delimited::new(input.as_bytes(), options)
             .map(|parsed| match parsed {
-                Ok(record) => format!(
-                    "{}={}",
-                    bytes::display(&record.key),
-                    bytes::display(record.value.as_deref().unwrap_or(b"(removed)"))
-                ),
+                Ok(Record { key, change: Change::Put(value), .. }) => {
+                    format!("{}={}", bytes::display(&key), bytes::display(&value))
+                }
+                Ok(record) => panic!("a file of columns has only values: {record:?}"),
                 Err(problem) => format!("{}: {}", problem.place, problem.what),
             })
             .collect()

@@ -5,6 +5,10 @@
 //! field is the key, and the value is the object itself as it stands, or one field of it. Strings
 //! stand for their UTF-8 bytes, `{"base64":"…"}` and `{"hex":"…"}` for any bytes, and every other
 //! value for its JSON text, copied unchanged so that no digit of a number is lost.
+//!
+//! A key that is a hash of Redis has `"hash":[[field, value], …]` in the place of `"value"`. One with many fields
+//! takes several lines, one after the other, of which each but the first says `"continued":true`; any other line says
+//! all of its key.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -14,7 +18,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::lines::{Lines, trim_end};
-use super::{Parsed, Problem, Record};
+use super::{Change, Parsed, Problem, Record};
 use crate::cli::bytes;
 
 /// Which fields are meant.
@@ -30,12 +34,29 @@ pub(crate) struct Options {
 pub(crate) struct JsonLines<R> {
     lines: Lines<R>,
     options: Options,
+    /// The hash that the line before was of.
+    hash: Option<(Option<Vec<u8>>, Vec<u8>)>,
     stopped: bool,
 }
 
 impl<R: BufRead> JsonLines<R> {
     pub(crate) fn new(input: R, options: Options) -> JsonLines<R> {
-        JsonLines { lines: Lines::new(input), options, stopped: false }
+        JsonLines { lines: Lines::new(input), options, hash: None, stopped: false }
+    }
+
+    /// The record, if it goes on with nothing, or with what the line before was of.
+    fn in_order(&mut self, record: Record) -> Result<Record, String> {
+        let before = self.hash.take();
+        let Change::Hash { continued, .. } = record.change else { return Ok(record) };
+        let hash = (record.tree.clone(), record.key.clone());
+        if continued && before.as_ref() != Some(&hash) {
+            return Err(format!(
+                "it goes on with the hash {:?}, which the line before is not of",
+                bytes::display_short(&record.key)
+            ));
+        }
+        self.hash = Some(hash);
+        Ok(record)
     }
 }
 
@@ -50,14 +71,20 @@ impl<R: BufRead> Iterator for JsonLines<R> {
             Ok(line) => {
                 let record = record(trim_end(line), &self.options);
                 let place = self.lines.place();
+                let record = record.and_then(|record| self.in_order(record));
                 record.map_err(|what| Problem::record(place, what)).and_then(|record| record.checked(place))
             }
             Err(problem) => Err(problem),
         };
+        if parsed.is_err() {
+            self.hash = None;
+        }
         self.stopped = parsed.as_ref().is_err_and(|problem| !problem.skippable);
         Some(parsed)
     }
 }
+
+const OTHER_OBJECTS: &str = "; to store other objects choose the key with --key FIELD";
 
 /// The fixed form. Unknown and repeated fields are refused: they are typing errors.
 #[derive(Deserialize)]
@@ -68,8 +95,30 @@ struct Fixed<'a> {
     #[serde(borrow)]
     key: &'a RawValue,
     #[serde(borrow)]
-    value: &'a RawValue,
+    value: Option<&'a RawValue>,
+    #[serde(borrow)]
+    hash: Option<Vec<(&'a RawValue, &'a RawValue)>>,
+    #[serde(default)]
+    continued: bool,
     expires_ms: Option<u64>,
+}
+
+impl Fixed<'_> {
+    fn change(&self) -> Result<Change, String> {
+        match (self.value, &self.hash) {
+            (Some(_), None) if self.continued => Err("only a hash is continued".to_owned()),
+            (Some(value), None) => Ok(Change::Put(value_bytes("value", value)?)),
+            (None, Some(pairs)) => {
+                let pair = |(field, value): &(&RawValue, &RawValue)| {
+                    Ok((exact("hash", field)?, value_bytes("hash", value)?))
+                };
+                let fields = pairs.iter().map(pair).collect::<Result<_, String>>()?;
+                Ok(Change::Hash { fields, continued: self.continued })
+            }
+            (Some(_), Some(_)) => Err("a key is a value or a hash, not both".to_owned()),
+            (None, None) => Err(format!("missing field `value`{OTHER_OBJECTS}")),
+        }
+    }
 }
 
 fn record(line: &[u8], options: &Options) -> Result<Record, String> {
@@ -77,17 +126,13 @@ fn record(line: &[u8], options: &Options) -> Result<Record, String> {
         .map_err(|error| format!("not UTF-8 at byte {}", error.valid_up_to() + 1))?;
     let Some(key) = &options.key else {
         let fixed: Fixed<'_> = serde_json::from_str(line).map_err(|error| {
-            let hint = if line.trim_start().starts_with('{') && error.is_data() {
-                "; to store other objects choose the key with --key FIELD"
-            } else {
-                ""
-            };
+            let hint = if line.trim_start().starts_with('{') && error.is_data() { OTHER_OBJECTS } else { "" };
             format!("{}{hint}", explain(&error))
         })?;
         return Ok(Record {
             tree: fixed.tree.map(|tree| exact("tree", tree)).transpose()?,
             key: exact("key", fixed.key)?,
-            value: Some(value_bytes(fixed.value)?),
+            change: fixed.change()?,
             expires_ms: fixed.expires_ms,
         });
     };
@@ -96,8 +141,8 @@ fn record(line: &[u8], options: &Options) -> Result<Record, String> {
     Ok(Record {
         tree: None,
         key: exact(key, field(key)?)?,
-        value: Some(match &options.value {
-            Some(name) => value_bytes(field(name)?)?,
+        change: Change::Put(match &options.value {
+            Some(name) => value_bytes("value", field(name)?)?,
             None => line.trim().as_bytes().to_vec(),
         }),
         expires_ms: None,
@@ -117,7 +162,7 @@ fn exact(field: &str, raw: &RawValue) -> Result<Vec<u8>, String> {
 }
 
 /// The bytes of a value: anything goes, null too (its text).
-fn value_bytes(raw: &RawValue) -> Result<Vec<u8>, String> {
+fn value_bytes(field: &str, raw: &RawValue) -> Result<Vec<u8>, String> {
     match raw.get().as_bytes().first() {
         Some(b'"') => {
             serde_json::from_str::<String>(raw.get()).map(String::into_bytes).map_err(|error| explain(&error))
@@ -125,7 +170,7 @@ fn value_bytes(raw: &RawValue) -> Result<Vec<u8>, String> {
         Some(b'{') => {
             let object: Value = serde_json::from_str(raw.get()).map_err(|error| explain(&error))?;
             match object.as_object().and_then(bytes::encoded_field) {
-                Some(decoded) => decoded.map_err(|why| format!("field \"value\": {why}")),
+                Some(decoded) => decoded.map_err(|why| format!("field {field:?}: {why}")),
                 None => Ok(raw.get().as_bytes().to_vec()),
             }
         }
@@ -142,19 +187,31 @@ fn explain(error: &serde_json::Error) -> String {
     }
 }
 
-/// One record as a line of JSON, without the line end; what [`JsonLines`] reads back.
-pub(crate) fn write(tree: Option<&[u8]>, key: &[u8], value: &[u8], expires_ms: Option<u64>) -> String {
-    let mut fields = serde_json::Map::new();
+/// One record of a key that is there as a line of JSON, without the line end; what [`JsonLines`] reads back.
+pub(crate) fn write(record: &Record) -> String {
+    let mut object = serde_json::Map::new();
     // serde_json sorts fields by name; "key" < "tree" < "value" reads well enough.
-    if let Some(tree) = tree {
-        fields.insert("tree".into(), bytes::to_json(tree));
+    if let Some(tree) = &record.tree {
+        object.insert("tree".into(), bytes::to_json(tree));
     }
-    fields.insert("key".into(), bytes::to_json(key));
-    fields.insert("value".into(), bytes::to_json(value));
-    if let Some(expires_ms) = expires_ms {
-        fields.insert("expires_ms".into(), expires_ms.into());
+    object.insert("key".into(), bytes::to_json(&record.key));
+    match &record.change {
+        Change::Put(value) => drop(object.insert("value".into(), bytes::to_json(value))),
+        Change::Hash { fields, continued } => {
+            let pair = |(field, value): &(Vec<u8>, Vec<u8>)| {
+                Value::from(vec![bytes::to_json(field), bytes::to_json(value)])
+            };
+            object.insert("hash".into(), fields.iter().map(pair).collect());
+            if *continued {
+                object.insert("continued".into(), true.into());
+            }
+        }
+        Change::Remove | Change::Expire => unreachable!("a line of JSON says what a key is: {record:?}"),
     }
-    Value::Object(fields).to_string()
+    if let Some(expires_ms) = record.expires_ms {
+        object.insert("expires_ms".into(), expires_ms.into());
+    }
+    Value::Object(object).to_string()
 }
 
 #[cfg(test)]
@@ -167,8 +224,11 @@ mod tests {
                 Ok(record) => {
                     let tree =
                         record.tree.map(|tree| format!("{}/", bytes::display(&tree))).unwrap_or_default();
-                    let value = record.value.expect("JSON removes nothing");
-                    format!("{tree}{}={}", bytes::display(&record.key), bytes::display(&value))
+                    let key = bytes::display(&record.key);
+                    match record.change {
+                        Change::Put(value) => format!("{tree}{key}={}", bytes::display(&value)),
+                        other => format!("{tree}{key} {other:?}"),
+                    }
                 }
                 Err(problem) => format!("{}: {}", problem.place, problem.what),
             })
@@ -245,20 +305,68 @@ mod tests {
     #[test]
     fn reads_back_what_it_wrote() {
         let binary: Vec<u8> = (0..=255).collect();
-        for (tree, key, value) in
-            [(None, &b"k"[..], &b"{\"base64\":\"AA==\"}"[..]), (Some(&b"t\xff"[..]), &binary[..], &b""[..])]
-        {
-            let expires_ms = tree.map(|_| 1_800_000_000_000);
-            let line = write(tree, key, value, expires_ms);
-            let record = record(line.as_bytes(), &Options::default()).expect("what was written is readable");
-            assert_eq!(
-                record,
-                Record {
-                    tree: tree.map(<[u8]>::to_vec),
-                    key: key.to_vec(),
-                    value: Some(value.to_vec()),
-                    expires_ms
-                }
+        let hash = |continued| Change::Hash {
+            fields: vec![(b"f".to_vec(), binary.clone()), (binary.clone(), b"null".to_vec())],
+            continued,
+        };
+        let put = |value: &[u8]| Change::Put(value.to_vec());
+        let records = [
+            (None, b"k".to_vec(), put(b"{\"base64\":\"AA==\"}"), None),
+            (Some(b"t\xff".to_vec()), binary.clone(), put(b""), Some(1_800_000_000_000)),
+            (Some(b"t".to_vec()), binary.clone(), hash(false), None),
+            (Some(b"t".to_vec()), binary.clone(), hash(true), Some(1)),
+        ];
+        let records = records.map(|(tree, key, change, expires_ms)| Record { tree, key, change, expires_ms });
+        let lines: Vec<String> = records.iter().map(write).collect();
+        let text = lines.join("\n");
+        let read = JsonLines::new(text.as_bytes(), Options::default());
+        assert_eq!(read.map(|parsed| parsed.expect("readable")).collect::<Vec<_>>(), records);
+    }
+
+    #[test]
+    fn a_line_of_a_hash_is_these_bytes() {
+        let fields = vec![(b"a".to_vec(), b"1".to_vec()), (b"\xff".to_vec(), b"".to_vec())];
+        let (tree, key) = (Some(b"redis".to_vec()), b"h".to_vec());
+        let mut record =
+            Record { tree, key, change: Change::Hash { fields, continued: false }, expires_ms: Some(7) };
+        assert_eq!(
+            write(&record),
+            r#"{"expires_ms":7,"hash":[["a","1"],[{"base64":"/w=="},""]],"key":"h","tree":"redis"}"#
+        );
+        record.change = Change::Hash { fields: Vec::new(), continued: true };
+        record.expires_ms = None;
+        assert_eq!(write(&record), r#"{"continued":true,"hash":[],"key":"h","tree":"redis"}"#);
+    }
+
+    #[test]
+    fn lines_of_a_hash_that_are_not_one_after_the_other_are_told() {
+        let input = r#"{"key":"h","hash":[["a",1],["b",{"hex":"ff"}]]}
+{"key":"h","hash":[["c","3"]],"continued":true}
+{"key":"h","hash":[["d","4"]],"continued":true,"tree":"t"}
+{"key":"h","hash":[["d","4"]],"continued":true}
+{"key":"k","value":"v","continued":true}
+{"key":"k","value":"v","hash":[]}
+{"key":"k"}
+{"key":"h","hash":[["a"]]}
+{"key":"h","hash":{"a":"b"}}
+{"key":"h","hash":[[null,"b"]]}"#;
+        let seen = read(input, Options::default());
+        assert!(seen[0].contains("continued: false") && seen[1].contains("continued: true"), "{seen:?}");
+        let parts = [
+            "goes on with the hash \"h\"",
+            "goes on with the hash \"h\"",
+            "only a hash",
+            "not both",
+            "missing field `value`",
+            "invalid length 1",
+            "invalid type",
+            "field \"hash\" is null, not a string",
+        ];
+        for (index, part) in parts.into_iter().enumerate() {
+            let message = &seen[index + 2];
+            assert!(
+                message.starts_with(&format!("line {}: ", index + 3)) && message.contains(part),
+                "{message}"
             );
         }
     }

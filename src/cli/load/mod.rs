@@ -7,11 +7,13 @@
 //! where the next one begins.
 //!
 //! One module per format, each an iterator of [`Record`]s that touches neither database nor
-//! terminal: [`delimited`] (TSV, CSV), [`json_lines`], [`redis`]. [`lines`] counts lines for all.
+//! terminal: [`delimited`] (TSV, CSV), [`json_lines`], [`redis`]. [`lines`] counts lines for all; [`pieces`]
+//! has what is said of hashes in records of bounded size.
 
 pub(crate) mod delimited;
 pub(crate) mod json_lines;
 pub(crate) mod lines;
+pub(crate) mod pieces;
 pub(crate) mod redis;
 
 use std::fmt;
@@ -28,15 +30,33 @@ pub(crate) struct Record {
     pub(crate) tree: Option<Vec<u8>>,
     /// Which key.
     pub(crate) key: Vec<u8>,
-    /// Its new value; `None` removes the key, unless only its time to live is to be set.
-    pub(crate) value: Option<Vec<u8>>,
+    /// What becomes of it.
+    pub(crate) change: Change,
     /// When it expires, in milliseconds since 1970.
     pub(crate) expires_ms: Option<u64>,
 }
 
+/// What becomes of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It has this value.
+    Put(Vec<u8>),
+    /// It is removed.
+    Remove,
+    /// It stays, and has the time to live that the record says.
+    Expire,
+    /// It is a hash of Redis, with these fields and their values.
+    Hash {
+        /// In no particular order.
+        fields: Vec<(Vec<u8>, Vec<u8>)>,
+        /// Whether they are added to those of the record before, instead of being all that it has so far.
+        continued: bool,
+    },
+}
+
 impl Record {
     fn put(key: Vec<u8>, value: Vec<u8>) -> Record {
-        Record { tree: None, key, value: Some(value), expires_ms: None }
+        Record { tree: None, key, change: Change::Put(value), expires_ms: None }
     }
 
     /// The record, or why the database would refuse it: only here is its line still known.
@@ -44,19 +64,43 @@ impl Record {
         let over = |what: &str, length: usize, limit: usize| {
             Err(Problem::record(place, format!("a {what} of {length} bytes is over the limit of {limit}")))
         };
-        let value_length = self.value.as_ref().map_or(0, Vec::len);
         if self.key.len() > MAX_KEY_LENGTH {
             return over("key", self.key.len(), MAX_KEY_LENGTH);
         }
-        if value_length > MAX_VALUE_LENGTH {
-            return over("value", value_length, MAX_VALUE_LENGTH);
+        if let Some((field, _)) = self.fields().iter().find(|(field, _)| field.len() > MAX_KEY_LENGTH) {
+            return over("field", field.len(), MAX_KEY_LENGTH);
+        }
+        if let Some(length) = self.values().map(Vec::len).find(|length| *length > MAX_VALUE_LENGTH) {
+            return over("value", length, MAX_VALUE_LENGTH);
         }
         Ok(self)
     }
 
+    /// The fields that it sets, of a hash.
+    pub(crate) fn fields(&self) -> &[(Vec<u8>, Vec<u8>)] {
+        match &self.change {
+            Change::Hash { fields, .. } => fields,
+            _ => &[],
+        }
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Vec<u8>> {
+        let value = match &self.change {
+            Change::Put(value) => Some(value),
+            _ => None,
+        };
+        value.into_iter().chain(self.fields().iter().map(|(_, value)| value))
+    }
+
     /// What the record weighs in a batch.
     pub(crate) fn size(&self) -> usize {
-        self.key.len() + self.value.as_ref().map_or(0, Vec::len)
+        let fields = self.fields().iter().map(|(field, _)| field);
+        self.key.len() + self.values().chain(fields).map(Vec::len).sum::<usize>()
+    }
+
+    /// Whether a key begins to be with it, so that it is to be counted.
+    pub(crate) fn makes_key(&self) -> bool {
+        matches!(self.change, Change::Put(_) | Change::Hash { continued: false, .. })
     }
 }
 

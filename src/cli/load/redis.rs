@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
 
-use super::{Parsed, Place, Problem, Record};
+use super::{Change, Parsed, Place, Problem, Record};
 use crate::cli::bytes;
 use crate::cli::output::count;
 
@@ -229,7 +229,7 @@ fn records(words: Words) -> Result<VecDeque<Record>, String> {
         b"MSET" => wrong_number("MSET key value [key value …]"),
         b"DEL" | b"UNLINK" if given > 0 => Ok(arguments
             .into_iter()
-            .map(|key| Record { tree: None, key, value: None, expires_ms: None })
+            .map(|key| Record { tree: None, key, change: Change::Remove, expires_ms: None })
             .collect()),
         b"DEL" | b"UNLINK" => wrong_number("DEL key [key …]"),
         b"PING" | b"ECHO" => Ok(VecDeque::new()),
@@ -277,7 +277,7 @@ mod tests {
     fn read(input: &[u8]) -> Vec<String> {
         Redis::new(input)
             .map(|parsed| match parsed {
-                Ok(Record { key, value: Some(value), .. }) => {
+                Ok(Record { key, change: Change::Put(value), .. }) => {
                     format!("{}={}", bytes::display(&key), bytes::display(&value))
                 }
                 Ok(record) => format!("-{}", bytes::display(&record.key)),

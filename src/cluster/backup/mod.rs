@@ -45,6 +45,7 @@ mod batches;
 mod chain;
 mod compare;
 mod format;
+mod moment;
 mod pinned;
 mod restore;
 mod take;
@@ -58,6 +59,7 @@ use tokio::task::JoinError;
 
 use super::{Client, Error};
 
+pub use self::moment::Moment;
 pub use self::restore::{RestoreOptions, RestoreReport, RestoreStage};
 pub use self::take::BackupReport;
 

@@ -25,6 +25,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::{HttpOptions, exposition, page, process};
+use crate::cluster::connections::{open_connections, refused_connections};
 use crate::cluster::{Error, MemberStatus, Node, report};
 
 /// For so long an answer is given again that cost something to put together.
@@ -267,6 +268,18 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     }
 }
 
+/// Each family once: those that the node and the servers beside it have in common have the values of all.
+fn merged(families: Vec<Family>) -> Vec<Family> {
+    let mut merged: Vec<Family> = Vec::with_capacity(families.len());
+    for family in families {
+        match merged.iter_mut().find(|known| known.name == family.name) {
+            Some(known) => known.samples.extend(family.samples),
+            None => merged.push(family),
+        }
+    }
+    merged
+}
+
 impl Shared {
     async fn families(&self) -> Vec<Family> {
         let mut build = Family::gauge("dogsled_build_info", "Which version runs.");
@@ -275,12 +288,12 @@ impl Shared {
         families.extend(self.node.replication().families().await);
         families.extend(self.of_connections());
         families.extend(process::families());
-        families
+        merged(families)
     }
 
     fn of_connections(&self) -> Vec<Family> {
         let quic = self.node.connections();
-        let mut open = Family::gauge("dogsled_connections", "Connections that are open, by who made them.");
+        let mut open = open_connections();
         for (kind, count) in [
             ("client", quic.clients),
             ("peer", quic.peers),
@@ -288,8 +301,7 @@ impl Shared {
         ] {
             open.add(vec![("kind", kind.into())], count);
         }
-        let mut refused =
-            Family::counter("dogsled_connections_refused_total", "Connections that were not let in, by why.");
+        let mut refused = refused_connections();
         for (reason, count) in [
             ("flood", quic.flooded),
             ("too_many_clients", quic.busy),

@@ -66,6 +66,7 @@ mod config;
 mod connection;
 mod database;
 mod describe;
+mod figures;
 mod gather;
 mod glob;
 mod hashes;

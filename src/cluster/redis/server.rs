@@ -3,8 +3,8 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use dogsled_net::CertificateSource;
@@ -19,6 +19,7 @@ use super::connection;
 use super::database::Database;
 use super::slots::{Redirects, Topology};
 use crate::cluster::Client;
+use crate::cluster::core::Reach;
 
 /// How long connections may take to end when the server is closed.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -176,6 +177,10 @@ impl RedisServer {
             let what = format!("\"{announced}\" is not host:port, where clients could be sent to");
             io::Error::new(io::ErrorKind::InvalidInput, what)
         })?;
+        let node = match &client.core().reach {
+            Reach::Here { node, .. } => Some(node.clone()),
+            Reach::Network(_) => None,
+        };
         let (close, closing) = watch::channel(false);
         let shared = Arc::new(Shared {
             address,
@@ -196,6 +201,10 @@ impl RedisServer {
             closing,
             next_id: AtomicU64::new(1),
         });
+        if let Some(node) = node {
+            let figures: Weak<Shared> = Arc::downgrade(&shared);
+            node.add_figures(figures);
+        }
         let task = Some(tokio::spawn(accept(listener, shared)));
         Ok(RedisServer { address, close, task })
     }

@@ -149,6 +149,11 @@ impl Topology {
         )
     }
 
+    /// How many replies have sent clients elsewhere.
+    pub(super) fn told_to_move(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
     /// Nobody is to be sent here any more.
     pub(super) fn withdraw(&self) {
         if let Some(node) = &self.node {

@@ -49,7 +49,7 @@
 mod inbox;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -185,11 +185,36 @@ const EVENTS_BEGIN: &[u8] = b"__key";
 pub(super) struct Hub {
     places: Mutex<Places>,
     waiting: Arc<AtomicUsize>,
+    /// Messages that connections were to be told.
+    messages: AtomicU64,
     /// What follows each [`Feed`] for them.
     followers: [tokio::sync::Mutex<Option<JoinHandle<()>>>; 2],
 }
 
+/// What a [`Hub`] counts.
+pub(super) struct HubFigures {
+    /// Subscriptions to channels.
+    pub(super) channels: u64,
+    /// Subscriptions to patterns.
+    pub(super) patterns: u64,
+    /// Bytes of messages that wait.
+    pub(super) waiting_bytes: u64,
+    /// Messages that connections were to be told.
+    pub(super) messages: u64,
+}
+
 impl Hub {
+    pub(super) fn figures(&self) -> HubFigures {
+        let places = self.places.lock();
+        let count = |listeners: &Listeners| listeners.values().map(|listeners| listeners.len() as u64).sum();
+        HubFigures {
+            channels: count(&places.channels),
+            patterns: count(&places.patterns),
+            waiting_bytes: self.waiting.load(Ordering::Relaxed) as u64,
+            messages: self.messages.load(Ordering::Relaxed),
+        }
+    }
+
     /// How many connections get what is published on a channel, each as often as it is subscribed.
     pub(super) fn receivers(&self, channel: &[u8]) -> usize {
         let places = self.places.lock();
@@ -244,6 +269,7 @@ impl Hub {
         // Not in what was read from the network, of which it may be a small part.
         let (channel, text) = (Bytes::copy_from_slice(channel), Bytes::copy_from_slice(text));
         let tell = |listeners: &HashMap<u64, Arc<Inbox>>, pattern: Option<&Bytes>| {
+            self.messages.fetch_add(listeners.len() as u64, Ordering::Relaxed);
             for inbox in listeners.values() {
                 let (pattern, channel) = (pattern.cloned(), channel.clone());
                 inbox.push(Message { pattern, channel, text: text.clone() });
