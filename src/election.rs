@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::{Db, Error, Event, FencingToken, IVec, LockGuard, NotHeld, Result, Subscriber, Tree};
+use crate::{Db, Error, Event, Fence, FencingToken, IVec, LockGuard, NotHeld, Result, Subscriber, Tree};
 
 // The tree of what leaders say; the key is the election's name.
 pub(crate) use dogsled_storage::kind::ELECTIONS_TREE_NAME as TREE;
@@ -130,6 +130,48 @@ impl Election {
         Ok(holder.is_some_and(|holder| holder.token == leader.token).then_some(leader))
     }
 
+    /// Says another word in the name of who leads under a token: of a process that was handed it on, or that took the
+    /// election's [lock](Db::lock), which has its name, by other means.
+    ///
+    /// ```
+    /// # fn main() -> dogsled::Result<()> {
+    /// # let db = dogsled::Config::new().temporary(true).open()?;
+    /// use std::time::Duration;
+    /// let election = db.election("scheduler");
+    /// let guard = db.lock("scheduler").acquire(Duration::from_secs(10))?;
+    /// election.proclaim(guard.token(), "process 7")?;
+    /// assert_eq!(election.leader()?.unwrap().value, "process 7");
+    /// election.resign(guard.token())?.expect("it still led");
+    /// assert!(election.proclaim(guard.token(), "process 7, late").is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::LockNotHeld`] if another may lead by now, and those of writing.
+    pub fn proclaim(&self, token: FencingToken, value: impl AsRef<[u8]>) -> Result<()> {
+        let tree = self.tree()?.under(Fence { lock: self.name.clone(), token });
+        tree.put(&self.name, Leader::encode(token, value.as_ref()))
+    }
+
+    /// Ends the leadership under a token: the next candidate leads at once. A [`Leadership`] of it that there still is
+    /// finds out when its lease is renewed.
+    ///
+    /// # Errors
+    /// Outer: those of writing. Inner: [`NotHeld`], if it was lost before.
+    pub fn resign(&self, token: FencingToken) -> Result<std::result::Result<(), NotHeld>> {
+        match self.tree()?.under(Fence { lock: self.name.clone(), token }).remove(&self.name) {
+            Ok(_) => {}
+            Err(Error::LockNotHeld { .. }) => return Ok(Err(NotHeld)),
+            Err(error) => return Err(error),
+        }
+        let lock = self.db.lock(&self.name);
+        let holders = lock.holders()?.holders;
+        match holders.into_iter().find(|permit| permit.token == token) {
+            Some(permit) => lock.owner(permit.owner).release_grant(token),
+            None => Ok(Err(NotHeld)),
+        }
+    }
+
     /// Follows who leads, from now on; begin with [`Election::leader`] after this has returned.
     ///
     /// ```
@@ -223,8 +265,7 @@ impl Leadership {
     /// # Errors
     /// [`Error::LockNotHeld`] if another may lead by now, and those of writing.
     pub fn proclaim(&self, value: impl AsRef<[u8]>) -> Result<()> {
-        let value = Leader::encode(self.guard.token(), value.as_ref());
-        self.election.tree()?.under(&self.guard).put(&self.election.name, value)
+        self.election.proclaim(self.guard.token(), value)
     }
 
     /// As [`LockGuard::wait_until_lost`].

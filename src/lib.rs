@@ -63,6 +63,7 @@ mod batch;
 mod changes;
 #[cfg(feature = "cluster")]
 pub mod cluster;
+mod compare;
 mod computed;
 mod config;
 mod counter;
@@ -90,6 +91,7 @@ pub use dogsled_storage::{Fence, IVec, Measure, Owned, QuotaExceeded, QuotaLimit
 
 pub use batch::Batch;
 pub use changes::{Change, Changes, Commit};
+pub use compare::{Compare, Compared};
 pub use config::{Config, Durability, Mode};
 pub use counter::{Counter, OutOfBounds};
 pub use db::{Db, open};

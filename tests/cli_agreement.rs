@@ -171,7 +171,7 @@ fn candidates_lead_one_after_the_other_and_who_observes_hears_of_each() {
     drop(cat);
 
     alone.run(&["election", "campaign", "cron", "eve"]).fails_saying(2, &["-- command"]);
-    alone.sandbox.run(&["election", "leader", "cron"]).fails_saying(2, &["--connect"]);
+    alone.sandbox.run(&["election", "observe", "cron"]).fails_saying(2, &["--connect"]);
     assert_eq!(alone.run(&["election", "observe", "another", "--limit", "1"]).ok(), "nobody\n");
 }
 

@@ -1,6 +1,7 @@
 //! Three processes of `dogsled serve`, each in a network of its own, whose ways to each other are cut
 //! while clients write: who has no quorum acknowledges nothing, who has one goes on soon, and after
-//! mending all agree on everything that was acknowledged.
+//! mending all agree on everything that was acknowledged. Beside them there is traffic of other kinds (transactions,
+//! writes under a lock, watchers: see [`cli_support::mixed`]), which must be right all the while.
 //!
 //! The networks are namespaces that the test makes with `ip`, and the host's is not touched:
 //!
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use cli_support::Sandbox;
 use cli_support::load::{Load, Told, eventually, is_whole};
+use cli_support::mixed::Mixed;
 use cli_support::nodes::Served;
 use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId};
 use parking_lot::{Mutex, MutexGuard};
@@ -44,6 +46,8 @@ const CLIENTS: u64 = 9;
 const BOUND: Duration = Duration::from_secs(10);
 /// Of one call.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// Between two calls of a worker of the mixed traffic, which is to leave time for those that have a bound.
+const PAUSE: Duration = Duration::from_millis(20);
 /// A hardware address that nobody has.
 const NOBODY: &str = "02:00:00:00:00:fe";
 
@@ -233,11 +237,18 @@ impl Cluster {
         Runtime::new().expect("threads").block_on(async {
             let client = cluster.client(&NODES).await;
             eventually("all three are level", || is_whole(&client, 100)).await;
+            let watchers = [cluster.client(&NODES).await, cluster.client(&NODES).await];
+            let mixed = Mixed::start(&client, watchers, PAUSE).await;
             let load = Load::start(&client, "outside", 6);
             load.goes_on(100).await;
             let mut told = test(cluster, &client, &load).await;
             eventually("all three are level again", || is_whole(&client, 100)).await;
             load.goes_on(100).await;
+            let (carried_out, refused, events) = mixed.stop().await;
+            say(&format!(
+                "{carried_out} other calls were carried out, {refused} refused, {events} events told"
+            ));
+            assert!(carried_out > 100, "only {carried_out} other calls were carried out");
             told.add(load.stop().await);
             eventually("all three have all", || is_whole(&client, 0)).await;
             cluster.agree(&told).await;

@@ -292,7 +292,8 @@ fn mixed_traffic_goes_on_and_stays_right_while_nodes_die_at_random() {
     runtime.block_on(async {
         let client = cluster.client("").await;
         eventually("all three are level", || is_whole(&client, 100)).await;
-        let mixed = Mixed::start(&client).await;
+        let watchers = [cluster.client("").await, cluster.client("").await];
+        let mixed = Mixed::start(&client, watchers, Duration::ZERO).await;
         let (until, mut rounds) = (Instant::now() + Duration::from_secs(seconds), 0);
         while rounds == 0 || Instant::now() < until {
             let node = 1 + random.below(3);
@@ -310,9 +311,10 @@ fn mixed_traffic_goes_on_and_stays_right_while_nodes_die_at_random() {
             eventually("traffic goes on", async || mixed.carried_out() > before + 50).await;
             eventually("all three are level", || is_whole(&client, 1_000)).await;
         }
-        let (carried_out, refused) = mixed.stop().await;
+        let (carried_out, refused, events) = mixed.stop().await;
         println!(
-            "{rounds} times something happened; {carried_out} calls were carried out, {refused} refused"
+            "{rounds} times something happened; {carried_out} calls were carried out, {refused} refused, and {events} \
+             events told"
         );
         assert!(carried_out > 200, "only {carried_out} calls were carried out");
         client.close().await;

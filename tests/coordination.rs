@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use dogsled::transaction::{TransactionError, TransactionResult, Transactional};
-use dogsled::{Batch, Config, Db, Error, FencingToken, Ttl};
+use dogsled::{Batch, Compare, Config, Db, Error, FencingToken, Ttl};
 
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -284,4 +284,46 @@ fn what_moves_to_another_database_leaves_keys_of_sessions_and_is_not_overwritten
     new.insert("n-5", "plain").unwrap();
     assert_eq!(new.insert_next("n-", "numbered").unwrap(), "n-00000000000000000001");
     drop(session);
+}
+
+#[test]
+fn what_is_compared_is_written_one_way_or_the_other_and_under_the_locks_of_what_is_written() {
+    let db = open();
+    let (stock, log) = (db.open_tree("stock").unwrap(), db.open_tree("log").unwrap());
+    stock.insert("bolts", "7").unwrap();
+    let compare = |expected: &str| {
+        let compare = db.compare().is(&stock, "bolts", expected).is_absent(&stock, "sold out");
+        compare
+            .then_put(&stock, "bolts", "6")
+            .then_put_with_ttl(&log, "sold", "1", Duration::from_secs(60))
+            .else_put(&log, "missed", "1")
+            .else_remove(&stock, "bolts")
+    };
+    assert!(compare("7").run().unwrap().held());
+    assert_eq!((stock.get("bolts").unwrap(), log.get("missed").unwrap()), (Some("6".into()), None));
+    assert!(matches!(log.ttl("sold").unwrap(), Ttl::In(_)));
+    stock.insert("sold out", "").unwrap();
+    let second = compare("6").run().unwrap();
+    assert_eq!((second.held(), second.failed(), second.found()), (false, Some(1), Some(&"".into())));
+    assert_eq!((stock.get("bolts").unwrap(), log.get("missed").unwrap()), (None, Some("1".into())));
+
+    stock.insert("bolts", "5").unwrap();
+    let holds = |compare: Compare| compare.run().unwrap().held();
+    let begin = || db.compare();
+    assert!(holds(begin().is_not(&stock, "bolts", "6").is_present(&stock, "bolts")));
+    assert!(holds(begin().is_not(&stock, "nuts", "6").is_less(&stock, "bolts", "6")));
+    assert!(!holds(begin().is_greater(&stock, "bolts", "5")) && !holds(begin().is_less(&stock, "nuts", "6")));
+
+    // Of a lock that is lost, only what is written matters.
+    let guard = db.lock("stock").acquire(Duration::from_secs(60)).unwrap();
+    let under = stock.under(&guard);
+    let fenced = |expected: &str| {
+        begin().is(&under, "bolts", expected).then_put(&under, "bolts", "4").else_put(&log, "late", expected)
+    };
+    assert!(holds(fenced("5")));
+    guard.release().unwrap().unwrap();
+    assert!(matches!(fenced("4").run(), Err(Error::LockNotHeld { .. })));
+    assert_eq!((stock.get("bolts").unwrap(), log.get("late").unwrap()), (Some("4".into()), None));
+    assert!(!holds(fenced("another")));
+    assert_eq!(log.get("late").unwrap(), Some("another".into()));
 }

@@ -15,8 +15,8 @@ mod coordination;
 mod node;
 
 pub(crate) use coordination::{
-    ElectionCommand, LockRun, NamedLockRun, RegistryCommand, RunArgs, SemaphoreArgs, SessionCommand,
-    UnderLock,
+    ElectionCommand, FenceArgs, LockRun, NamedLockRun, RegistryCommand, RunArgs, SemaphoreArgs,
+    SessionCommand, UnderLock,
 };
 pub(crate) use node::{
     CertsCommand, DemoArgs, LogFormat, MemberCommand, Preset, RebalanceArgs, RedisMoved, ServeArgs,
@@ -178,8 +178,26 @@ pub(crate) enum Command {
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
         ttl: Option<u64>,
         /// Let it die with this session of a cluster, which `dogsled session open` has made
-        #[arg(long, value_name = "ID", conflicts_with = "ttl")]
+        #[arg(long, value_name = "ID", conflicts_with_all = ["ttl", "under"])]
         session: Option<String>,
+        /// Put the next number behind the key, which is larger than all before, and print what came of it
+        #[arg(long, conflicts_with_all = ["ttl", "under"])]
+        next: bool,
+        #[command(flatten)]
+        fence: FenceArgs,
+    },
+    /// Set or remove a key if its value is what is expected; exit code 8 if it is another
+    Cas {
+        /// The key
+        key: OsString,
+        /// What its value must be; without this it must not be there
+        #[arg(long, value_name = "VALUE", required_unless_present = "new")]
+        old: Option<OsString>,
+        /// What to set it to; without this it is removed
+        #[arg(long, value_name = "VALUE")]
+        new: Option<OsString>,
+        #[command(flatten)]
+        fence: FenceArgs,
     },
     /// Say how many seconds a key has to live, or "forever"; exit code 1 if it is not there
     Ttl {
@@ -204,6 +222,8 @@ pub(crate) enum Command {
         /// The keys; exit code 1 if one of them is not there (the others are removed)
         #[arg(required = true)]
         keys: Vec<OsString>,
+        #[command(flatten)]
+        fence: FenceArgs,
     },
     /// List keys and values in key order, as TSV
     Scan {
@@ -332,6 +352,8 @@ pub(crate) enum Command {
         /// The file with the operations; - is standard input
         #[arg(default_value = "-")]
         file: PathBuf,
+        #[command(flatten)]
+        fence: FenceArgs,
     },
     /// See or take a lock, or run a command under it: `dogsled lock NAME -- command`
     #[command(subcommand_negates_reqs = true)]
@@ -502,6 +524,8 @@ pub(crate) struct LoadArgs {
     /// Read and check the whole input, write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) fence: FenceArgs,
 }
 
 /// The formats of `export` and `import`.
@@ -573,11 +597,38 @@ pub(crate) enum CounterCommand {
         /// Refuse (exit code 8) to go above this
         #[arg(long, allow_negative_numbers = true)]
         max: Option<i64>,
+        #[command(flatten)]
+        fence: FenceArgs,
+    },
+    /// Set it and print what it was
+    Set {
+        /// The counter
+        name: OsString,
+        /// What it is to be
+        #[arg(allow_negative_numbers = true)]
+        value: i64,
+        #[command(flatten)]
+        fence: FenceArgs,
+    },
+    /// Set it if it is what is expected; exit code 8 if it is not
+    SetIf {
+        /// The counter
+        name: OsString,
+        /// What it must be; 0 if it was never touched
+        #[arg(allow_negative_numbers = true)]
+        expected: i64,
+        /// What it is to be
+        #[arg(allow_negative_numbers = true)]
+        value: i64,
+        #[command(flatten)]
+        fence: FenceArgs,
     },
     /// Set it back to 0 and print what it was
     Reset {
         /// The counter
         name: OsString,
+        #[command(flatten)]
+        fence: FenceArgs,
     },
 }
 
@@ -597,6 +648,23 @@ pub(crate) enum LockCommand {
         #[arg(long)]
         owner: OsString,
         /// For how long, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=365 * 86_400))]
+        lease: u64,
+        /// Wait for so long if another holds it
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        wait: u64,
+    },
+    /// Start its lease anew; exit code 8 if it is no longer held so
+    Renew {
+        /// The lock
+        name: OsString,
+        /// Who took it
+        #[arg(long)]
+        owner: OsString,
+        /// The token that acquire printed
+        #[arg(long)]
+        token: u64,
+        /// For how long from now, in seconds
         #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=365 * 86_400))]
         lease: u64,
     },

@@ -8,7 +8,9 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dogsled::{Batch, Db, FencingToken, IVec, LockHolders, OutOfBounds, SessionStatus, Tree, Ttl, cluster};
+use dogsled::{
+    Batch, Db, FencingToken, IVec, Leader, LockHolders, OutOfBounds, SessionStatus, Tree, Ttl, cluster,
+};
 use dogsled_storage::strings::{
     StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
 };
@@ -197,6 +199,24 @@ impl Database {
         }
     }
 
+    /// Sets a counter; what it was.
+    pub(crate) fn counter_set(&self, name: &[u8], value: i64) -> Result<i64> {
+        match self {
+            Database::Directory(db) => Ok(db.counter(name).set(value)?),
+            Database::Cluster(remote) => Ok(remote.wait(remote.client().counter(name).set(value))?),
+        }
+    }
+
+    /// Sets a counter that stands there; or where it stands.
+    pub(crate) fn counter_set_if(&self, name: &[u8], expected: i64, value: i64) -> Result<Result<(), i64>> {
+        match self {
+            Database::Directory(db) => Ok(db.counter(name).set_if(expected, value)?),
+            Database::Cluster(remote) => {
+                Ok(remote.wait(remote.client().counter(name).set_if(expected, value))?)
+            }
+        }
+    }
+
     /// Sets a counter back; what it was.
     pub(crate) fn counter_reset(&self, name: &[u8]) -> Result<i64> {
         match self {
@@ -221,26 +241,95 @@ impl Database {
         }
     }
 
-    /// Takes a lock and keeps it; its token, and when the lease ends. `None` if it is held.
+    /// Takes a lock, within `wait`, and keeps it; its token, and when the lease ends. `None` if it is held.
     pub(crate) fn lock_acquire(
         &self,
         name: &[u8],
         owner: &[u8],
         lease: Duration,
+        wait: Duration,
     ) -> Result<Option<(FencingToken, u64)>> {
         match self {
-            Database::Directory(db) => Ok(db.lock(name).owner(owner).try_acquire(lease)?.map(|guard| {
-                let granted = (guard.token(), guard.expires_ms());
-                guard.keep();
-                granted
-            })),
-            Database::Cluster(remote) => {
-                let lock = remote.client().lock(name).owner(owner);
-                Ok(remote.wait(lock.try_acquire(lease))?.map(|guard| {
+            Database::Directory(db) => {
+                let lock = db.lock(name).owner(owner);
+                let granted = match wait.is_zero() {
+                    true => lock.try_acquire(lease)?,
+                    false => lock.acquire_timeout(lease, wait)?,
+                };
+                Ok(granted.map(|guard| {
                     let granted = (guard.token(), guard.expires_ms());
                     guard.keep();
                     granted
                 }))
+            }
+            Database::Cluster(remote) => {
+                let lock = remote.client().lock(name).owner(owner);
+                let granted = match wait.is_zero() {
+                    true => remote.wait(lock.try_acquire(lease))?,
+                    false => remote.wait(lock.acquire_timeout(lease, wait))?,
+                };
+                Ok(granted.map(|guard| {
+                    let granted = (guard.token(), guard.expires_ms());
+                    guard.keep();
+                    granted
+                }))
+            }
+        }
+    }
+
+    /// Starts the lease anew of a lock that is held with this token; when it ends. `None`: it is not.
+    pub(crate) fn lock_renew(
+        &self,
+        name: &[u8],
+        owner: &[u8],
+        token: u64,
+        lease: Duration,
+    ) -> Result<Option<u64>> {
+        let token = FencingToken(token);
+        match self {
+            Database::Directory(db) => {
+                let held = db.lock(name).owner(owner).resume()?;
+                let Some(guard) = held else { return Ok(None) };
+                let renewed = guard.token() == token && guard.renew(lease)?.is_ok();
+                let expires_ms = guard.expires_ms();
+                guard.keep();
+                Ok(renewed.then_some(expires_ms))
+            }
+            Database::Cluster(remote) => {
+                let held = remote.wait(remote.client().lock(name).owner(owner).resume())?;
+                let Some(guard) = held else { return Ok(None) };
+                let renewed = guard.token() == token && remote.wait(guard.renew(lease))?.is_ok();
+                let expires_ms = guard.expires_ms();
+                guard.keep();
+                Ok(renewed.then_some(expires_ms))
+            }
+        }
+    }
+
+    /// Who leads an election.
+    pub(crate) fn leader(&self, election: &[u8]) -> Result<Option<Leader>> {
+        match self {
+            Database::Directory(db) => Ok(db.election(election).leader()?),
+            Database::Cluster(remote) => Ok(remote.wait(remote.client().election(election).leader())?),
+        }
+    }
+
+    /// Says something as the leader of an election.
+    pub(crate) fn proclaim(&self, election: &[u8], token: FencingToken, value: &[u8]) -> Result<()> {
+        match self {
+            Database::Directory(db) => Ok(db.election(election).proclaim(token, value)?),
+            Database::Cluster(remote) => {
+                Ok(remote.wait(remote.client().election(election).proclaim(token, value))?)
+            }
+        }
+    }
+
+    /// Ends a leadership; whether there still was one.
+    pub(crate) fn resign(&self, election: &[u8], token: FencingToken) -> Result<bool> {
+        match self {
+            Database::Directory(db) => Ok(db.election(election).resign(token)?.is_ok()),
+            Database::Cluster(remote) => {
+                Ok(remote.wait(remote.client().election(election).resign(token))?.is_ok())
             }
         }
     }
@@ -337,6 +426,28 @@ impl Keyspace {
             Keyspace::Directory(tree) => Ok(tree.insert(key, value)?),
             Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.insert(key, value))?),
         }
+    }
+
+    /// Sets a key that is the prefix and the next number; the key.
+    pub(crate) fn insert_next(&self, prefix: &[u8], value: Vec<u8>) -> Result<IVec> {
+        match self {
+            Keyspace::Directory(tree) => Ok(tree.insert_next(prefix, value)?),
+            Keyspace::Cluster(remote, tree) => Ok(remote.wait(tree.insert_next(prefix, value))?),
+        }
+    }
+
+    /// Sets or removes a key that has this value; or the value that it has.
+    pub(crate) fn compare_and_swap(
+        &self,
+        key: &[u8],
+        old: Option<&[u8]>,
+        new: Option<&[u8]>,
+    ) -> Result<Result<(), Option<IVec>>> {
+        let swapped = match self {
+            Keyspace::Directory(tree) => tree.compare_and_swap(key, old, new)?,
+            Keyspace::Cluster(remote, tree) => remote.wait(tree.compare_and_swap(key, old, new))?,
+        };
+        Ok(swapped.map_err(|error| error.current))
     }
 
     /// Sets a key that expires; the value before.

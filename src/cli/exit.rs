@@ -24,8 +24,8 @@ pub(crate) enum Code {
     BadInput = 6,
     /// The directory holds no dogsled database that this version can open.
     NotADatabase = 7,
-    /// A condition was not met: a lock is held by another, a counter is at its bound, a target
-    /// holds data already, a node id is taken.
+    /// A condition was not met: a lock is held by another, or not held under the token that was given, a
+    /// counter is at its bound, a target holds data already, a node id is taken.
     Refused = 8,
     /// No node of the cluster that could do it was reached in time. Nothing was done.
     Unavailable = 9,

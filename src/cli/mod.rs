@@ -19,6 +19,7 @@ mod demo;
 mod exit;
 mod load;
 mod moment;
+mod operations;
 mod output;
 mod output_file;
 mod progress;
@@ -49,9 +50,11 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<()> {
     let Cli { global, command } = cli;
-    let lists = !matches!(command, Command::Put { .. } | Command::Load(_));
+    let lists = !matches!(command, Command::Put { .. } | Command::Cas { .. } | Command::Load(_));
     if lists && global.value_format == Some(ByteFormat::File) {
-        return Err(Failure::usage("--value-format file is for `put`; `get --output FILE` writes to a file"));
+        return Err(Failure::usage(
+            "--value-format file is for `put` and `cas`; `get --output FILE` writes to a file",
+        ));
     }
     let mut output = Output::new(global.json, global.key_form(), global.value_form());
     let out = &mut output;
@@ -59,16 +62,22 @@ fn run(cli: Cli) -> Result<()> {
         Command::Get { key, output, from } => {
             commands::entries::get(&global, out, &key, output.as_deref(), &from)
         }
-        Command::Put { key, value, session: Some(session), .. } => {
-            commands::session::put(&global, out, &key, &value, &session)
+        Command::Put { key, value, session: Some(session), next, .. } => {
+            commands::session::put(&global, out, (&key, &value), &session, next)
         }
-        Command::Put { key, value, ttl, session: None } => {
-            commands::entries::put(&global, out, &key, &value, ttl)
+        Command::Put { key, value, next: true, .. } => {
+            commands::entries::put_next(&global, out, &key, &value)
+        }
+        Command::Put { key, value, ttl, fence, .. } => {
+            commands::entries::put(&global, out, &key, &value, ttl, &fence)
+        }
+        Command::Cas { key, old, new, fence } => {
+            commands::entries::cas(&global, out, &key, (old.as_deref(), new.as_deref()), &fence)
         }
         Command::Ttl { key } => commands::ttl::ttl(&global, out, &key),
         Command::Expire { key, seconds } => commands::ttl::expire(&global, out, &key, seconds),
         Command::Persist { key } => commands::ttl::persist(&global, out, &key),
-        Command::Del { keys } => commands::entries::del(&global, out, &keys),
+        Command::Del { keys, fence } => commands::entries::del(&global, out, &keys, &fence),
         Command::Scan { range, reverse, limit, keys_only, from } => {
             commands::entries::scan(&global, out, &range, (reverse, keys_only), limit, &from)
         }
@@ -108,7 +117,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Election { command } => commands::election::election(&global, out, &command),
         Command::Session { command } => commands::session::session(&global, out, &command),
         Command::Registry { command } => commands::registry::registry(&global, out, &command),
-        Command::Txn { file } => commands::txn::txn(&global, out, &file),
+        Command::Txn { file, fence } => commands::txn::txn(&global, out, &file, &fence),
         Command::Serve(args) => serve::serve(&global, out, &args),
         Command::Certs { command } => commands::certs::certs(&global, out, &command),
         Command::Status => commands::status::status(&global, out),

@@ -1,8 +1,9 @@
 //! [`Sink`]: where `load` and `import` put records: batches of bounded size, written in order.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use dogsled::{Batch, IVec};
+use dogsled::{Batch, Fence, IVec};
 use dogsled_storage::DEFAULT_TREE_NAME;
 use dogsled_storage::codec::Listed;
 use dogsled_storage::expiry::{SetIf, When};
@@ -12,6 +13,7 @@ use dogsled_storage::strings::StringAction;
 use super::database::{Database, Keyspace};
 use super::exit::{Failure, Result};
 use super::load::{Change, Record};
+use super::operations::{Operation, carry_out};
 use super::output;
 
 /// A batch is written when it holds this many records or bytes: enough that a commit costs
@@ -31,6 +33,8 @@ pub(crate) struct Sink {
     /// Fields that they set, and hashes that they begin.
     fields: usize,
     hashes: u64,
+    /// A lock under which all is written, and what is to be written instead of the batch then: in one transaction.
+    under: Option<(Fence, Vec<Operation>)>,
     /// Records written.
     pub(crate) done: u64,
     /// Bytes of their keys and values.
@@ -46,6 +50,19 @@ struct Target {
     current: (Option<Vec<u8>>, Keyspace),
 }
 
+impl Target {
+    /// What a record comes to in a transaction.
+    fn operation(&self, key: Vec<u8>, value: Option<Vec<u8>>, expires_ms: Option<u64>) -> Operation {
+        let (tree, key) = (self.current.1.clone(), IVec::from(key));
+        let left_ms = expires_ms.map(|at_ms| at_ms.saturating_sub(self.database.now_ms()));
+        match (value, left_ms.map(Duration::from_millis)) {
+            (_, Some(Duration::ZERO)) | (None, None) => Operation::Remove { tree, key },
+            (Some(value), ttl) => Operation::Put { tree, key, value: value.into(), ttl },
+            (None, Some(ttl)) => Operation::Expire { tree, key, ttl },
+        }
+    }
+}
+
 impl Sink {
     /// Counts only.
     pub(crate) fn nothing() -> Sink {
@@ -57,6 +74,7 @@ impl Sink {
             actions: Vec::new(),
             fields: 0,
             hashes: 0,
+            under: None,
             done: 0,
             done_bytes: 0,
         }
@@ -66,6 +84,12 @@ impl Sink {
     pub(crate) fn into_tree(database: Database, tree: Keyspace) -> Sink {
         let target = Target { database, current: (None, tree.clone()), chosen: tree, system_trees: false };
         Sink { target: Some(target), ..Sink::nothing() }
+    }
+
+    /// The same, while a lock is held.
+    pub(crate) fn under(mut self, fence: Option<Fence>) -> Sink {
+        self.under = fence.map(|fence| (fence, Vec::new()));
+        self
     }
 
     /// Writes to whatever trees the records name.
@@ -84,7 +108,11 @@ impl Sink {
     pub(crate) fn add(&mut self, record: Record) -> Result<()> {
         let size = record.size();
         let is_hash = matches!(record.change, Change::Hash { .. });
-        let full = self.batch.len().max(self.expires.len()).max(self.fields) >= BATCH_RECORDS
+        if is_hash && self.under.is_some() {
+            return Err(Failure::usage("hashes of Redis clients are not written under a lock"));
+        }
+        let under = self.under.as_ref().map_or(0, |(_, operations)| operations.len());
+        let full = self.batch.len().max(self.expires.len()).max(self.fields).max(under) >= BATCH_RECORDS
             || self.batch_bytes + size > BATCH_BYTES
             || is_hash && !(self.batch.is_empty() && self.expires.is_empty())
             || !is_hash && !self.actions.is_empty();
@@ -100,9 +128,17 @@ impl Sink {
             };
             target.current = (record.tree, tree);
         }
+        self.batch_bytes += size;
+        if let (Some((_, operations)), Some(target)) = (self.under.as_mut(), self.target.as_ref()) {
+            let value = match record.change {
+                Change::Put(value) => Some(value),
+                Change::Remove | Change::Expire | Change::Hash { .. } => None,
+            };
+            operations.push(target.operation(record.key, value, record.expires_ms));
+            return Ok(());
+        }
         if let Change::Hash { fields, continued } = record.change {
             self.add_hash(IVec::from(record.key), fields, continued, record.expires_ms);
-            self.batch_bytes += size;
             return Ok(());
         }
         // Each record says all of its key: of those before, for the same key, nothing is left.
@@ -115,7 +151,6 @@ impl Sink {
             Change::Remove => self.batch.remove(record.key),
             Change::Expire | Change::Hash { .. } => {}
         }
-        self.batch_bytes += size;
         Ok(())
     }
 
@@ -150,8 +185,14 @@ impl Sink {
         let batch = std::mem::take(&mut self.batch);
         let expires = std::mem::take(&mut self.expires);
         let actions = std::mem::take(&mut self.actions);
-        let count = batch.len() as u64 + std::mem::take(&mut self.hashes);
+        let mut count = batch.len() as u64 + std::mem::take(&mut self.hashes);
         self.fields = 0;
+        if let (Some((fence, operations)), Some(target)) = (self.under.as_mut(), self.target.as_ref()) {
+            let operations = std::mem::take(operations);
+            count += operations.len() as u64;
+            let done = carry_out(&target.database, Some(fence), &operations)?;
+            done.expect("nothing was to be met");
+        }
         if let Some(target) = self.target.as_ref() {
             if !batch.is_empty() {
                 target.current.1.apply_batch(batch)?;

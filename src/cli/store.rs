@@ -25,6 +25,7 @@ impl From<Error> for Failure {
             Error::NotADatabase { .. } => Code::NotADatabase,
             Error::Corruption { .. } | Error::Decode(_) => Code::Corrupt,
             Error::QuotaExceeded(_) => Code::QuotaExceeded,
+            Error::LockNotHeld { .. } => Code::Refused,
             Error::Io(error) if error.kind() == io::ErrorKind::AlreadyExists => Code::Refused,
             // Whatever comes, the operating system or a bug is behind it.
             _ => Code::Io,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{Client, Error, Event, LockGuard, Result, Subscriber, Tree};
 use crate::election::TREE;
-use crate::{IVec, Leader, NotHeld};
+use crate::{Fence, FencingToken, IVec, Leader, NotHeld};
 
 /// A named election; made by [`Client::election`].
 ///
@@ -108,6 +108,36 @@ impl Election {
         Ok(holder.is_some_and(|holder| holder.token == leader.token).then_some(leader))
     }
 
+    /// Says another word in the name of who leads under a token: of a process that was handed it on, or that took the
+    /// election's [lock](Client::lock), which has its name, by other means.
+    ///
+    /// # Errors
+    /// [`Error::LockNotHeld`] if another may lead by now, and those of [writing](super#writes).
+    pub async fn proclaim(&self, token: FencingToken, value: impl AsRef<[u8]>) -> Result<()> {
+        let tree = self.tree().under(Fence { lock: self.name.clone(), token });
+        tree.put(&self.name, Leader::encode(token, value.as_ref())).await
+    }
+
+    /// Ends the leadership under a token: the next candidate leads at once. A [`Leadership`] of it that there still is
+    /// finds out when its lease is renewed.
+    ///
+    /// # Errors
+    /// Outer: those of [writing](super#writes). Inner: [`NotHeld`], if it was lost before.
+    pub async fn resign(&self, token: FencingToken) -> Result<std::result::Result<(), NotHeld>> {
+        let tree = self.tree().under(Fence { lock: self.name.clone(), token });
+        match tree.remove(&self.name).await {
+            Ok(_) => {}
+            Err(Error::LockNotHeld { .. }) => return Ok(Err(NotHeld)),
+            Err(error) => return Err(error),
+        }
+        let lock = self.client.lock(&self.name);
+        let holders = lock.holders().await?.holders;
+        match holders.into_iter().find(|permit| permit.token == token) {
+            Some(permit) => lock.owner(permit.owner).release_grant(token).await,
+            None => Ok(Err(NotHeld)),
+        }
+    }
+
     /// Follows who leads, from now on; begin with [`Election::leader`] after this has returned.
     ///
     /// ```no_run
@@ -182,8 +212,7 @@ impl Leadership {
     /// # Errors
     /// [`Error::LockNotHeld`] if another may lead by now, and those of [writing](super#writes).
     pub async fn proclaim(&self, value: impl AsRef<[u8]>) -> Result<()> {
-        let value = Leader::encode(self.guard.token(), value.as_ref());
-        self.election.tree().under(&self.guard).put(&self.election.name, value).await
+        self.election.proclaim(self.guard.token(), value).await
     }
 
     /// As [`LockGuard::lost`].

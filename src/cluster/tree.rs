@@ -679,6 +679,19 @@ impl Tree {
         .await
     }
 
+    /// [`Tree::watch_prefix_from`], by the name that the embedded
+    /// [`Tree::watch_prefix_after`](crate::Tree::watch_prefix_after) has.
+    ///
+    /// # Errors
+    /// As [`Tree::watch_prefix`].
+    pub async fn watch_prefix_after<P: AsRef<[u8]>>(
+        &self,
+        prefix: P,
+        position: &WatchPosition,
+    ) -> Result<Subscriber> {
+        self.watch_prefix_from(prefix, position).await
+    }
+
     pub(super) fn entries(&self, bounds: (Bound<IVec>, Bound<IVec>), from: ReadFrom) -> Entries {
         Entries::new(self.client.clone(), self.name.clone(), bounds, from)
     }

@@ -1,6 +1,6 @@
 //! Keys that expire: the operations of [`Tree`] on times to live.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use dogsled_storage::expiry::{ExpiryCommand, ExpiryReply, SetIf, When};
 use dogsled_storage::{Command, GroupRead, GroupReadReply, Reply, TreeId};
@@ -19,7 +19,7 @@ impl Tree {
     ///
     /// ```no_run
     /// # async fn cache(pages: dogsled::cluster::Tree) -> dogsled::cluster::Result<()> {
-    /// use std::time::Duration;
+    /// use std::time::{Duration, SystemTime};
     /// pages.insert_with_ttl("/index", "<html>", Duration::from_secs(60)).await?;
     /// # Ok(()) }
     /// ```
@@ -73,6 +73,22 @@ impl Tree {
     /// As [`Tree::insert_with_ttl`].
     pub async fn expire<K: AsRef<[u8]>>(&self, key: K, ttl: Duration) -> Result<bool> {
         let (key, when) = (IVec::from(key.as_ref()), When::After(milliseconds(ttl)));
+        let set = ExpiryCommand::Set { tree: TreeId(0), key: key.clone(), when, only: SetIf::Always };
+        self.changed(&key, set).await
+    }
+
+    /// Has a key that is there expire at a time, as far away as this machine's clock says now; whether it was there. If
+    /// that is over, the key is removed.
+    ///
+    /// # Errors
+    /// Those of [writing](super#writes).
+    pub async fn expire_at<K: AsRef<[u8]>>(&self, key: K, at: SystemTime) -> Result<bool> {
+        let key = IVec::from(key.as_ref());
+        let when = match at.duration_since(SystemTime::now()) {
+            Ok(left) if !left.is_zero() => When::After(milliseconds(left)),
+            // The beginning of time is over on every node.
+            _ => When::At(0),
+        };
         let set = ExpiryCommand::Set { tree: TreeId(0), key: key.clone(), when, only: SetIf::Always };
         self.changed(&key, set).await
     }

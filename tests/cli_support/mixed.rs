@@ -1,6 +1,6 @@
 //! Traffic of many kinds, each with something that must hold whatever happens to the nodes meanwhile: money that is
 //! moved between accounts in transactions over partitions, a register that is only written under a lock, keys that
-//! come and go.
+//! come and go, and watchers of keys ([`super::followed`]).
 //!
 //! Calls may fail, as all of them have a deadline. What must not happen is that one which failed definitely was
 //! carried out, that one which succeeded was not, or that anybody sees a transaction half done.
@@ -13,6 +13,8 @@ use std::time::Duration;
 use dogsled::cluster::transaction::{TransactionError, TransactionResult};
 use dogsled::cluster::{Client, Error};
 use tokio::task::JoinHandle;
+
+use super::followed::Followed;
 
 /// Accounts, and what is on each at first.
 const ACCOUNTS: u64 = 24;
@@ -52,6 +54,7 @@ pub(crate) struct Mixed {
     transfers: Vec<JoinHandle<Done>>,
     locked: Vec<JoinHandle<Done>>,
     others: Vec<JoinHandle<Done>>,
+    followed: Followed,
 }
 
 fn number(value: Option<&dogsled::IVec>) -> u64 {
@@ -77,26 +80,34 @@ fn outcome(outcome: TransactionResult<()>) -> Result<(), Error> {
 }
 
 impl Mixed {
-    pub(crate) async fn start(client: &Client) -> Mixed {
+    /// Each of the workers pauses so long between its calls. The watchers are clients of their own.
+    pub(crate) async fn start(client: &Client, watchers: [Client; 2], pause: Duration) -> Mixed {
         let tree = client.tree("accounts");
         for account in accounts() {
             tree.insert(account, AMOUNT.to_string()).await.expect("all nodes are well at first");
         }
         let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let shared = || (client.clone(), Arc::clone(&stop), Arc::clone(&progress));
+        let followed = Followed::start(client, watchers, &stop, &progress, pause).await;
+        let shared = || Shared {
+            client: client.clone(),
+            stop: Arc::clone(&stop),
+            progress: Arc::clone(&progress),
+            pause,
+        };
         let transfers = (0..3).map(|worker| tokio::spawn(transfer(shared(), worker))).collect();
         let locked = (0..2).map(|_| tokio::spawn(write_under_lock(shared()))).collect();
         let churn = (0..2).map(|worker| tokio::spawn(come_and_go(shared(), worker)));
         let others = churn.chain([tokio::spawn(audit(shared()))]).collect();
-        Mixed { client: client.clone(), stop, progress, transfers, locked, others }
+        Mixed { client: client.clone(), stop, progress, transfers, locked, others, followed }
     }
 
     pub(crate) fn carried_out(&self) -> u64 {
         self.progress.load(Ordering::Relaxed)
     }
 
-    /// Ends it, and looks whether everything is as it must be. How many calls were carried out, and refused.
-    pub(crate) async fn stop(self) -> (u64, u64) {
+    /// Ends it, and looks whether everything is as it must be. How many calls were carried out, and refused, and of
+    /// how many events watchers were told.
+    pub(crate) async fn stop(self) -> (u64, u64, usize) {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Done::default();
         for worker in self.transfers.into_iter().chain(self.others) {
@@ -119,17 +130,36 @@ impl Mixed {
         let values =
             self.client.tree("accounts").get_many(accounts()).await.expect("all nodes are well again");
         assert_eq!(values.iter().map(|value| number(value.as_ref())).sum::<u64>(), ACCOUNTS * AMOUNT);
-        (all.carried_out + locked.carried_out, all.refused)
+        let events = self.followed.stop().await;
+        (all.carried_out + locked.carried_out, all.refused, events)
     }
 }
 
-type Shared = (Client, Arc<AtomicBool>, Arc<AtomicU64>);
+/// What every worker has.
+struct Shared {
+    client: Client,
+    stop: Arc<AtomicBool>,
+    progress: Arc<AtomicU64>,
+    pause: Duration,
+}
+
+impl Shared {
+    /// Whether the worker is to make another call, when it has paused.
+    async fn goes_on(&self) -> bool {
+        tokio::time::sleep(self.pause).await;
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    fn progress(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 /// Moves money, over partitions.
-async fn transfer((client, stop, progress): Shared, worker: u64) -> Done {
-    let (tree, mut done) = (client.tree("accounts"), Done::default());
+async fn transfer(shared: Shared, worker: u64) -> Done {
+    let (tree, mut done) = (shared.client.tree("accounts"), Done::default());
     for round in 0_u64.. {
-        if stop.load(Ordering::Relaxed) {
+        if !shared.goes_on().await {
             break;
         }
         let (from, to) = (account(round * 5 + worker), account(round * 11 + worker * 3 + 1));
@@ -137,7 +167,7 @@ async fn transfer((client, stop, progress): Shared, worker: u64) -> Done {
             continue;
         }
         let (tree, from, to) = (&tree, &from, &to);
-        let moved = client.transaction(|tx| async move {
+        let moved = shared.client.transaction(|tx| async move {
             let (has, gets) = (tx.get(tree, from).await?, tx.get(tree, to).await?);
             let (has, gets) = (number(has.as_ref()), number(gets.as_ref()));
             let amount = has.min(1 + round % 7);
@@ -146,18 +176,19 @@ async fn transfer((client, stop, progress): Shared, worker: u64) -> Done {
             Ok(())
         });
         if done.heard(outcome(moved.await)) {
-            progress.fetch_add(1, Ordering::Relaxed);
+            shared.progress();
         }
     }
     done
 }
 
 /// Adds up all accounts, in one transaction: it must never see money that is under way.
-async fn audit((client, stop, progress): Shared) -> Done {
-    let (tree, mut done) = (client.tree("accounts"), Done::default());
-    while !stop.load(Ordering::Relaxed) {
+async fn audit(shared: Shared) -> Done {
+    let (tree, mut done) = (shared.client.tree("accounts"), Done::default());
+    while shared.goes_on().await {
         let tree = &tree;
-        let sum: TransactionResult<u64> = client
+        let sum: TransactionResult<u64> = shared
+            .client
             .transaction(|tx| async move {
                 let values = tx.get_many(tree, accounts()).await?;
                 Ok(values.iter().map(|value| number(value.as_ref())).sum())
@@ -167,7 +198,7 @@ async fn audit((client, stop, progress): Shared) -> Done {
             assert_eq!(*sum, ACCOUNTS * AMOUNT, "a transaction was seen half done");
         }
         if done.heard(outcome(sum.map(drop))) {
-            progress.fetch_add(1, Ordering::Relaxed);
+            shared.progress();
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -175,10 +206,10 @@ async fn audit((client, stop, progress): Shared) -> Done {
 }
 
 /// Reads and writes a register, not atomically, but under a lock.
-async fn write_under_lock((client, stop, progress): Shared) -> Done {
-    let (tree, mut done) = (client.tree("register"), Done::default());
-    while !stop.load(Ordering::Relaxed) {
-        let guard = match client.lock(REGISTER).acquire(LEASE).await {
+async fn write_under_lock(shared: Shared) -> Done {
+    let (tree, mut done) = (shared.client.tree("register"), Done::default());
+    while shared.goes_on().await {
+        let guard = match shared.client.lock(REGISTER).acquire(LEASE).await {
             Ok(guard) => guard,
             Err(_) => continue,
         };
@@ -186,7 +217,7 @@ async fn write_under_lock((client, stop, progress): Shared) -> Done {
             let next = number(stands.as_ref()) + 1;
             let written = tree.under(&guard).put(REGISTER, next.to_string()).await;
             if done.heard(written) {
-                progress.fetch_add(1, Ordering::Relaxed);
+                shared.progress();
             }
         }
         // If that is not heard, the lease ends.
@@ -196,12 +227,12 @@ async fn write_under_lock((client, stop, progress): Shared) -> Done {
 }
 
 /// Puts keys, reads them, and removes them again.
-async fn come_and_go((client, stop, progress): Shared, worker: u64) -> Done {
-    let (tree, mut done) = (client.tree("churn"), Done::default());
+async fn come_and_go(shared: Shared, worker: u64) -> Done {
+    let (tree, mut done) = (shared.client.tree("churn"), Done::default());
     // Something may still happen to these that nobody has heard the outcome of.
     let mut uncertain = BTreeSet::new();
     for round in 0_u64.. {
-        if stop.load(Ordering::Relaxed) {
+        if !shared.goes_on().await {
             break;
         }
         let (key, value) = (format!("{worker}/{}", round % KEYS), format!("{round}"));
@@ -216,7 +247,7 @@ async fn come_and_go((client, stop, progress): Shared, worker: u64) -> Done {
         if !done.heard(written) {
             continue;
         }
-        progress.fetch_add(1, Ordering::Relaxed);
+        shared.progress();
         let expected = (!removes).then_some(value.as_bytes());
         if let (false, Ok(found)) = (uncertain.contains(&key), tree.get(&key).await) {
             assert_eq!(found.as_deref(), expected, "{key}, which nobody else writes");

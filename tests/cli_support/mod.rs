@@ -3,6 +3,7 @@
 
 pub(crate) mod alone;
 pub(crate) mod bank;
+mod followed;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod mixed;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use dogsled::cluster::{Error, Event, LockGuard};
 use dogsled::{Fence, Ttl};
+use dogsled_replication::metrics::SampleValue;
 use parking_lot::Mutex;
 
 use crate::support::{Cluster, eventually};
@@ -45,6 +46,67 @@ async fn those_who_wait_are_served_in_the_order_in_which_they_came() {
     let order = order.lock();
     assert!(order.iter().map(|(number, _)| *number).eq(0..20), "{order:?}");
     assert!(order.windows(2).all(|pair| pair[0].1 < pair[1].1) && order[0].1 > token, "{order:?}");
+}
+
+/// Commands and reads that the nodes have answered.
+async fn requests(cluster: &Cluster) -> u64 {
+    let mut sum = 0;
+    for node in cluster.nodes.values() {
+        for family in node.replication().families().await {
+            if ["dogsled_command_duration_seconds", "dogsled_read_duration_seconds"].contains(&family.name) {
+                let of_each = family.samples.iter().map(|sample| match &sample.value {
+                    SampleValue::Distribution(answered) => answered.count(),
+                    other => panic!("{other:?}"),
+                });
+                sum += of_each.sum::<u64>();
+            }
+        }
+    }
+    sum
+}
+
+/// Each of a thousand costs the nodes a word every ten seconds, that it still waits, and nothing in between; and
+/// they have the lock in the order in which they came.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_wait_without_asking_and_are_served_in_order() {
+    const WAITERS: usize = 1_000;
+    let cluster = Cluster::made(3, 1).await;
+    let clients = [cluster.client(1).await, cluster.client(2).await, cluster.client(3).await];
+    let lease = Duration::from_secs(120);
+    let first = clients[0].lock("job").acquire(lease).await.unwrap();
+    let leader = cluster.leader(1).await;
+    let replica = cluster.nodes[&leader].replication().replica(1).unwrap();
+    let served = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = Vec::new();
+    for number in 0..WAITERS {
+        let (lock, served) = (clients[number % 3].lock("job"), Arc::clone(&served));
+        tasks.push(tokio::spawn(async move {
+            let guard = lock.acquire(lease).await.unwrap();
+            served.lock().push((number, guard.token()));
+            guard.release().await.unwrap().unwrap();
+        }));
+        // It stands in the queue before the next one comes, as the lock itself does.
+        let until = Instant::now() + Duration::from_secs(30);
+        while replica.engine().len(dogsled::storage::TreeId::LOCK_QUEUES).unwrap() < number as u64 + 2 {
+            assert!(Instant::now() < until, "waiter {number} does not stand in the queue");
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+    }
+    let (before, began) = (requests(&cluster).await, Instant::now());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let (asked, waited) = (requests(&cluster).await - before, began.elapsed().as_secs_f64());
+    // Twice what they say, and what sessions and the holder's lease take.
+    let most = WAITERS as f64 * (waited / 10.0 * 2.0) + 100.0;
+    assert!((asked as f64) < most, "{asked} requests in {waited} s");
+
+    first.release().await.unwrap().unwrap();
+    for task in tasks {
+        tokio::time::timeout(Duration::from_secs(60), task).await.expect("it is served").unwrap();
+    }
+    let served = served.lock();
+    assert!(served.iter().map(|(number, _)| *number).eq(0..WAITERS), "out of order: {served:?}");
+    assert!(served.windows(2).all(|pair| pair[0].1 < pair[1].1), "{served:?}");
+    assert_eq!(clients[0].lock("job").holder().await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

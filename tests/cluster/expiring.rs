@@ -1,7 +1,7 @@
 //! Times to live within transactions.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dogsled::Ttl;
 use dogsled::cluster::transaction::{TransactionError, TransactionResult};
@@ -214,4 +214,22 @@ async fn compare_sets_for_a_time_what_it_sets() {
         assert!(matches!(tree.ttl(b).await.unwrap(), Ttl::In(left) if left <= minute));
         assert_eq!(tree.get(b).await.unwrap().unwrap(), "else");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_expires_at_a_time_of_the_clock() {
+    let cluster = Cluster::made(3, 2).await;
+    let pages = cluster.client(2).await.tree("pages");
+    for key in ["soon", "over", "before all time"] {
+        pages.insert(key, "1").await.unwrap();
+    }
+    let now = SystemTime::now();
+    assert!(pages.expire_at("soon", now + Duration::from_secs(1000)).await.unwrap());
+    let left = pages.ttl("soon").await.unwrap();
+    assert!(matches!(left, Ttl::In(left) if left.as_secs().abs_diff(990) < 15), "{left:?}");
+    assert!(pages.expire_at("over", now - Duration::from_secs(1)).await.unwrap());
+    assert!(pages.expire_at("before all time", UNIX_EPOCH - Duration::from_secs(1)).await.unwrap());
+    assert_eq!(pages.get("over").await.unwrap(), None);
+    assert_eq!(pages.get("before all time").await.unwrap(), None);
+    assert!(!pages.expire_at("nothing", now + Duration::from_secs(1000)).await.unwrap());
 }

@@ -67,6 +67,59 @@ async fn a_leader_that_is_halted_under_load_loses_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sharded_counter_counts_each_addition_once_through_the_loss_of_a_leader() {
+    const SHARDS: u16 = 8;
+    let mut cluster = Cluster::made(3, 4).await;
+    let clients = [cluster.client(1).await, cluster.client(2).await, cluster.client(3).await];
+    let (stop, stopped) = watch::channel(false);
+    let add = |client: &Client| {
+        let (visits, stopped) = (client.sharded_counter("visits", SHARDS), stopped.clone());
+        tokio::spawn(async move {
+            let mut added = 0;
+            while !*stopped.borrow() {
+                visits.add(1).await.expect("it is carried out, if not at once");
+                added += 1;
+            }
+            added
+        })
+    };
+    let adding: Vec<_> = clients.iter().chain(&clients).map(add).collect();
+    let reading = {
+        let (visits, stopped) = (clients[0].sharded_counter("visits", SHARDS), stopped.clone());
+        tokio::spawn(async move {
+            let mut sums = vec![0];
+            while !*stopped.borrow() {
+                sums.push(visits.get().await.expect("it is read, if not at once"));
+            }
+            sums
+        })
+    };
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let leader = cluster.leader(1).await;
+    cluster.halt(leader).await;
+    // Long enough for those that wait to notice.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cluster.start(leader).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stop.send_replace(true);
+    let mut added = 0;
+    for adding in adding {
+        added += adding.await.unwrap();
+    }
+    let sums = reading.await.unwrap();
+    assert!(sums.is_sorted(), "what only grows was seen to shrink: {sums:?}");
+    assert!(added > 100 && sums.len() > 10, "{added} additions and {} sums are no load", sums.len());
+    for client in &clients {
+        assert_eq!(client.sharded_counter("visits", SHARDS).get().await.unwrap(), added);
+    }
+    // All parts were added to.
+    for shard in 0..SHARDS {
+        let name = format!("{{{shard}:visits}}");
+        assert!(clients[0].counter(&name).get().await.unwrap() > 0, "nothing was added to {name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_fails_no_call() {
     let mut cluster = Cluster::made(3, 4).await;
     let client = cluster.client(1).await;

@@ -19,11 +19,22 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<OsString>,
 }
 
+/// A lock that has to be held for something to be written.
+#[derive(Debug, Default, Args)]
+pub(crate) struct FenceArgs {
+    /// Write only if this lock is held under --token then; otherwise nothing is written, exit code 8
+    #[arg(long, value_name = "LOCK")]
+    pub(crate) under: Option<OsString>,
+    /// The fencing token of the lock's grant [default: DOGSLED_LOCK_TOKEN, which `dogsled lock` sets]
+    #[arg(long, value_name = "TOKEN", requires = "under")]
+    pub(crate) token: Option<u64>,
+}
+
 /// A command that runs under a lock, and how to wait for that.
 #[derive(Debug, Args)]
 #[command(
     after_help = "The command finds the lock's name and the fencing token of its grant in DOGSLED_LOCK and \
-                        DOGSLED_LOCK_TOKEN."
+                        DOGSLED_LOCK_TOKEN. What it writes with `--under NAME` is written only while it holds the lock."
 )]
 pub(crate) struct UnderLock {
     /// Give up after so long if the lock is held; exit code 8 [default: wait for ever]
@@ -92,6 +103,26 @@ pub(crate) enum ElectionCommand {
     Leader {
         /// The election
         name: OsString,
+    },
+    /// Say another word as the leader; exit code 8 if that is another by now
+    Proclaim {
+        /// The election
+        name: OsString,
+        /// What to say
+        value: OsString,
+        /// The token of the leadership, or of the election's lock [default: DOGSLED_LOCK_TOKEN, which
+        /// `dogsled election campaign` sets]
+        #[arg(long, value_name = "TOKEN")]
+        token: Option<u64>,
+    },
+    /// Lead no more, so that the next candidate does; exit code 8 if another leads by now
+    Resign {
+        /// The election
+        name: OsString,
+        /// The token of the leadership, or of the election's lock [default: DOGSLED_LOCK_TOKEN, which
+        /// `dogsled election campaign` sets]
+        #[arg(long, value_name = "TOKEN")]
+        token: Option<u64>,
     },
     /// Say who leads, and each change, until it is interrupted
     ///

@@ -5,18 +5,24 @@
 
 use std::time::Duration;
 
+use dogsled::{Fence, IVec};
 use dogsled_storage::lock::READ_WRITE;
 use serde_json::{Value, json};
 
 use crate::cli::args::{CounterCommand, Global, LockCommand};
 use crate::cli::bytes;
-use crate::cli::exit::{Failure, Result};
+use crate::cli::database::Database;
+use crate::cli::exit::{Code, Failure, Result};
+use crate::cli::operations::{Found, Operation, Said, Unmet, carry_out};
 use crate::cli::output::Output;
 use crate::cli::store::name_argument;
 
 pub(crate) fn counter(global: &Global, out: &mut Output, command: &CounterCommand) -> Result<()> {
-    let (CounterCommand::Get { name } | CounterCommand::Add { name, .. } | CounterCommand::Reset { name }) =
-        command;
+    let (CounterCommand::Get { name }
+    | CounterCommand::Add { name, .. }
+    | CounterCommand::Set { name, .. }
+    | CounterCommand::SetIf { name, .. }
+    | CounterCommand::Reset { name, .. }) = command;
     let name = name_argument("counter name", name)?;
     let field = |value: i64| json!({ "counter": bytes::to_json(&name), "value": value });
     match command {
@@ -24,37 +30,104 @@ pub(crate) fn counter(global: &Global, out: &mut Output, command: &CounterComman
             let value = global.existing_database()?.counter(&name)?;
             out.summary(value, field(value))
         }
-        CounterCommand::Add { amount, min, max, .. } => {
+        CounterCommand::Add { amount, min, max, fence, .. } => {
             let bounds = min.unwrap_or(i64::MIN)..=max.unwrap_or(i64::MAX);
             if bounds.is_empty() {
                 return Err(Failure::usage("--min is above --max"));
             }
+            let fence = fence.fence()?;
             let database = global.database()?;
-            match database.counter_add(&name, *amount, bounds)? {
+            let added = match &fence {
+                None => database.counter_add(&name, *amount, bounds)?.map_err(|refused| refused.current),
+                Some(fence) => {
+                    let counter = IVec::from(name.as_slice());
+                    count_under(&database, fence, Operation::AddWithin { counter, by: *amount, bounds })?
+                }
+            };
+            match added {
                 Ok(value) => {
                     database.flush()?;
                     out.summary(value, field(value))
                 }
-                Err(refused) => Err(Failure::refused(format!(
-                    "counter {:?} stands at {}, and adding {amount} would leave its bounds",
+                Err(current) => Err(Failure::refused(format!(
+                    "counter {:?} stands at {current}, and adding {amount} would leave its bounds",
                     bytes::display_short(&name),
-                    refused.current
                 ))
-                .detail("value", refused.current)),
+                .detail("value", current)),
             }
         }
-        CounterCommand::Reset { .. } => {
+        CounterCommand::Set { value, fence, .. } => {
+            let fence = fence.fence()?;
+            let database = global.database()?;
+            let previous = match &fence {
+                None => database.counter_set(&name, *value)?,
+                Some(fence) => set_under(&database, fence, &name, *value)?,
+            };
+            database.flush()?;
+            let counter = bytes::to_json(&name);
+            out.summary(previous, json!({ "counter": counter, "previous": previous, "value": value }))
+        }
+        CounterCommand::SetIf { expected, value, fence, .. } => {
+            let fence = fence.fence()?;
+            let database = global.database()?;
+            let set = match &fence {
+                None => database.counter_set_if(&name, *expected, *value)?,
+                Some(fence) => {
+                    let counter = IVec::from(name.as_slice());
+                    let set = Operation::SetIf { counter, is: *expected, to: *value };
+                    count_under(&database, fence, set)?.map(drop)
+                }
+            };
+            database.flush()?;
+            match set {
+                Ok(()) if out.json => out.document(&field(*value)),
+                Ok(()) => Ok(()),
+                Err(current) => Err(Failure::refused(format!(
+                    "counter {:?} stands at {current}, not at {expected}",
+                    bytes::display_short(&name),
+                ))
+                .detail("value", current)),
+            }
+        }
+        CounterCommand::Reset { fence, .. } => {
+            let fence = fence.fence()?;
             let database = global.existing_database()?;
-            let previous = database.counter_reset(&name)?;
+            let previous = match &fence {
+                None => database.counter_reset(&name)?,
+                Some(fence) => set_under(&database, fence, &name, 0)?,
+            };
             database.flush()?;
             out.summary(previous, json!({ "counter": bytes::to_json(&name), "previous": previous }))
         }
     }
 }
 
+/// What it stood at before.
+fn set_under(database: &Database, fence: &Fence, name: &[u8], value: i64) -> Result<i64> {
+    let set = Operation::Set { counter: IVec::from(name), to: value };
+    Ok(count_under(database, fence, set)?.expect("setting has no condition"))
+}
+
+/// What an operation on a counter says under a lock, or at what the counter stands that it is not carried out.
+fn count_under(database: &Database, fence: &Fence, operation: Operation) -> Result<Result<i64, i64>> {
+    match carry_out(database, Some(fence), &[operation])? {
+        Ok(Some(said)) => match said.as_slice() {
+            [Said::Count(value)] => Ok(Ok(*value)),
+            _ => unreachable!("one operation on a counter was carried out"),
+        },
+        Ok(None) => Err(Failure::new(
+            Code::OutcomeUnknown,
+            "the counter was changed, but what it stands at was not heard",
+        )),
+        Err(Unmet { found: Found::Count(current), .. }) => Ok(Err(current)),
+        Err(Unmet { found: Found::Value(_), .. }) => unreachable!("no key was checked"),
+    }
+}
+
 pub(crate) fn lock(global: &Global, out: &mut Output, command: &LockCommand) -> Result<()> {
     let (LockCommand::Holder { name }
     | LockCommand::Acquire { name, .. }
+    | LockCommand::Renew { name, .. }
     | LockCommand::Release { name, .. }) = command;
     let name = name_argument("lock name", name)?;
     let shown = bytes::display_short(&name);
@@ -79,11 +152,11 @@ pub(crate) fn lock(global: &Global, out: &mut Output, command: &LockCommand) -> 
             }
             Ok(())
         }
-        LockCommand::Acquire { owner, lease, .. } => {
+        LockCommand::Acquire { owner, lease, wait, .. } => {
             let owner = name_argument("owner", owner)?;
             let database = global.database()?;
-            let lease = Duration::from_secs(*lease);
-            let Some((token, expires_ms)) = database.lock_acquire(&name, &owner, lease)? else {
+            let (lease, wait) = (Duration::from_secs(*lease), Duration::from_secs(*wait));
+            let Some((token, expires_ms)) = database.lock_acquire(&name, &owner, lease, wait)? else {
                 return Err(refused(&name, &database.lock_holders(&name)?));
             };
             database.flush()?;
@@ -92,28 +165,26 @@ pub(crate) fn lock(global: &Global, out: &mut Output, command: &LockCommand) -> 
                 json!({ "lock": bytes::to_json(&name), "token": token.0, "expires_ms": expires_ms }),
             )
         }
+        LockCommand::Renew { owner, token, lease, .. } => {
+            let owner = name_argument("owner", owner)?;
+            let database = global.existing_database()?;
+            let renewed = database.lock_renew(&name, &owner, *token, Duration::from_secs(*lease))?;
+            let Some(expires_ms) = renewed else {
+                return Err(not_held(&name, &owner, *token, &database.lock_holders(&name)?));
+            };
+            database.flush()?;
+            if out.json {
+                let lock = bytes::to_json(&name);
+                out.document(&json!({ "lock": lock, "token": token, "expires_ms": expires_ms }))
+            } else {
+                Ok(())
+            }
+        }
         LockCommand::Release { owner, token, .. } => {
             let owner = name_argument("owner", owner)?;
             let database = global.existing_database()?;
-            let released = database.lock_release(&name, &owner, *token)?;
-            if !released {
-                let mut failure = Failure::refused(format!(
-                    "lock {shown:?} is not held by {:?} with token {token}: its lease ended, or it was released",
-                    bytes::display_short(&owner)
-                ));
-                // A typing error is seen at once.
-                let found = database.lock_holders(&name)?;
-                let others = found.holders.iter().take(3);
-                let others: Vec<String> = others
-                    .map(|permit| {
-                        format!("{:?} with token {}", bytes::display_short(&permit.owner), permit.token)
-                    })
-                    .collect();
-                if !others.is_empty() {
-                    let more = if found.holders.len() > others.len() { " and others" } else { "" };
-                    failure = failure.adding(format!("it is held by {}{more}", others.join(", ")));
-                }
-                return Err(failure);
+            if !database.lock_release(&name, &owner, *token)? {
+                return Err(not_held(&name, &owner, *token, &database.lock_holders(&name)?));
             }
             database.flush()?;
             if out.json {
@@ -123,6 +194,24 @@ pub(crate) fn lock(global: &Global, out: &mut Output, command: &LockCommand) -> 
             }
         }
     }
+}
+
+/// Of a lock that was to be renewed or released; with who does hold it, so that a typing error is seen at once.
+fn not_held(name: &[u8], owner: &[u8], token: u64, found: &dogsled::LockHolders) -> Failure {
+    let failure = Failure::refused(format!(
+        "lock {:?} is not held by {:?} with token {token}: its lease ended, or it was released",
+        bytes::display_short(name),
+        bytes::display_short(owner)
+    ));
+    let others = found.holders.iter().take(3);
+    let others: Vec<String> = others
+        .map(|permit| format!("{:?} with token {}", bytes::display_short(&permit.owner), permit.token))
+        .collect();
+    if others.is_empty() {
+        return failure;
+    }
+    let more = if found.holders.len() > others.len() { " and others" } else { "" };
+    failure.adding(format!("it is held by {}{more}", others.join(", ")))
 }
 
 /// What of a lock that several can hold one of them has.

@@ -11,6 +11,7 @@ use super::running::{Ended, check, cluster, exit, run_under};
 use crate::cli::args::{ElectionCommand, Global, RunArgs};
 use crate::cli::bytes;
 use crate::cli::exit::{Failure, Result};
+use crate::cli::operations::given_token;
 use crate::cli::output::Output;
 use crate::cli::store::name_argument;
 
@@ -22,8 +23,7 @@ pub(crate) fn election(global: &Global, out: &mut Output, command: &ElectionComm
         ElectionCommand::Campaign { name, value, wait, run } => campaign(global, name, value, *wait, run),
         ElectionCommand::Leader { name } => {
             let name = name_argument("election name", name)?;
-            let remote = cluster(global, "leaders are")?;
-            let leader = remote.wait(remote.client().election(&name).leader())?;
+            let leader = global.existing_database()?.leader(&name)?;
             let leader = leader.ok_or_else(|| {
                 Failure::not_found(format!("nobody leads election {:?}", bytes::display_short(&name)))
             })?;
@@ -31,6 +31,32 @@ pub(crate) fn election(global: &Global, out: &mut Output, command: &ElectionComm
                 format_args!("{}\ttoken {}", bytes::display(&leader.value), leader.token),
                 fields(&name, Some(&leader)),
             )
+        }
+        ElectionCommand::Proclaim { name, value, token } => {
+            let (name, value) = (name_argument("election name", name)?, name_argument("value", value)?);
+            let token = given_token(*token, &name)?;
+            let database = global.existing_database()?;
+            database.proclaim(&name, token, &value)?;
+            database.flush()?;
+            if out.json {
+                let leader = Leader { token, value: value.into() };
+                out.document(&fields(&name, Some(&leader)))
+            } else {
+                Ok(())
+            }
+        }
+        ElectionCommand::Resign { name, token } => {
+            let name = name_argument("election name", name)?;
+            let token = given_token(*token, &name)?;
+            let database = global.existing_database()?;
+            if !database.resign(&name, token)? {
+                return Err(Failure::refused(format!(
+                    "election {:?} is not led under token {token} any more",
+                    bytes::display_short(&name)
+                )));
+            }
+            database.flush()?;
+            if out.json { out.document(&fields(&name, None)) } else { Ok(()) }
         }
         ElectionCommand::Observe { name, limit } => observe(global, out, name, *limit),
     }

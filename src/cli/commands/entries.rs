@@ -5,11 +5,14 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use dogsled::{Fence, IVec};
 use serde_json::json;
 
-use crate::cli::args::{Global, RangeArgs, ReadArgs};
+use crate::cli::args::{FenceArgs, Global, RangeArgs, ReadArgs};
 use crate::cli::bytes::{self, ByteFormat};
+use crate::cli::database::{Database, Keyspace};
 use crate::cli::exit::{Failure, Result};
+use crate::cli::operations::{Found, Operation, Said, Unmet, carry_out};
 use crate::cli::output::{self, Output};
 use crate::cli::output_file::OutputFile;
 use crate::cli::progress::Progress;
@@ -45,7 +48,9 @@ pub(crate) fn put(
     key: &OsStr,
     value: &OsStr,
     ttl: Option<u64>,
+    fence: &FenceArgs,
 ) -> Result<()> {
+    let fence = fence.fence()?;
     let both_read_input = key == "-" && value == "-";
     if both_read_input && global.key_form() == ByteFormat::File && global.value_form() == ByteFormat::File {
         return Err(Failure::usage("key and value cannot both be standard input"));
@@ -54,9 +59,11 @@ pub(crate) fn put(
     let value = global.value_argument(value)?;
     let database = global.database()?;
     let tree = global.tree_for_writing(&database)?;
-    let replaced = match ttl {
-        Some(seconds) => tree.insert_with_ttl(&key, value, Duration::from_secs(seconds))?.is_some(),
-        None => tree.insert(&key, value)?.is_some(),
+    let ttl = ttl.map(Duration::from_secs);
+    let replaced = match (&fence, ttl) {
+        (Some(fence), ttl) => put_under(&database, fence, tree, &key, value, ttl)?,
+        (None, Some(ttl)) => Some(tree.insert_with_ttl(&key, value, ttl)?.is_some()),
+        (None, None) => Some(tree.insert(&key, value)?.is_some()),
     };
     database.flush()?;
     // People want silence from a write that worked.
@@ -67,15 +74,116 @@ pub(crate) fn put(
     }
 }
 
-pub(crate) fn del(global: &Global, out: &mut Output, keys: &[OsString]) -> Result<()> {
+/// `put --next`.
+pub(crate) fn put_next(global: &Global, out: &mut Output, prefix: &OsStr, value: &OsStr) -> Result<()> {
+    let prefix = global.key_argument(prefix)?;
+    let value = global.value_argument(value)?;
+    let database = global.database()?;
+    let key = global.tree_for_writing(&database)?.insert_next(&prefix, value)?;
+    database.flush()?;
+    out.entry(&key, None)
+}
+
+pub(crate) fn cas(
+    global: &Global,
+    out: &mut Output,
+    key: &OsStr,
+    (old, new): (Option<&OsStr>, Option<&OsStr>),
+    fence: &FenceArgs,
+) -> Result<()> {
+    let fence = fence.fence()?;
+    let key = global.key_argument(key)?;
+    let value = |value: Option<&OsStr>| value.map(|value| global.value_argument(value)).transpose();
+    let (old, new) = (value(old)?, value(new)?);
+    let database = global.database()?;
+    let tree = global.tree_for_writing(&database)?;
+    let swapped = match &fence {
+        None => tree.compare_and_swap(&key, old.as_deref(), new.as_deref())?,
+        Some(fence) => {
+            let key = IVec::from(key.as_slice());
+            let check = Operation::Check { tree: tree.clone(), key: key.clone(), is: old.map(IVec::from) };
+            let write = match new {
+                Some(value) => Operation::Put { tree, key, value: value.into(), ttl: None },
+                None => Operation::Remove { tree, key },
+            };
+            match carry_out(&database, Some(fence), &[check, write])? {
+                Ok(_) => Ok(()),
+                Err(Unmet { found: Found::Value(found), .. }) => Err(found),
+                Err(Unmet { found: Found::Count(_), .. }) => unreachable!("no counter was looked at"),
+            }
+        }
+    };
+    database.flush()?;
+    match swapped {
+        Ok(()) if out.json => out.document(&json!({ "key": bytes::to_json(&key), "swapped": true })),
+        Ok(()) => Ok(()),
+        Err(found) => {
+            let shown = match &found {
+                Some(value) => format!("the value is {:?}", bytes::display_short(value)),
+                None => "there is no value".to_owned(),
+            };
+            let current = found.map_or(serde_json::Value::Null, |value| bytes::to_json(&value));
+            Err(Failure::refused(format!("key {}: {shown}, nothing was done", bytes::display_short(&key)))
+                .detail("current", current))
+        }
+    }
+}
+
+/// Whether there was a value; `None` if that was not heard.
+fn put_under(
+    database: &Database,
+    fence: &Fence,
+    tree: Keyspace,
+    key: &[u8],
+    value: Vec<u8>,
+    ttl: Option<Duration>,
+) -> Result<Option<bool>> {
+    let get = Operation::Get { tree: tree.clone(), key: key.into() };
+    let put = Operation::Put { tree, key: key.into(), value: value.into(), ttl };
+    let said = unconditional(carry_out(database, Some(fence), &[get, put])?);
+    Ok(said.map(|said| matches!(said.as_slice(), [Said::Value(Some(_))])))
+}
+
+/// The keys that were not there, all of which are removed together; none if that was not heard.
+fn remove_under(
+    database: &Database,
+    fence: &Fence,
+    tree: &Keyspace,
+    keys: &[Vec<u8>],
+) -> Result<Vec<String>> {
+    let of_key = |key: &Vec<u8>| {
+        let key = IVec::from(key.as_slice());
+        [
+            Operation::Get { tree: tree.clone(), key: key.clone() },
+            Operation::Remove { tree: tree.clone(), key },
+        ]
+    };
+    let operations: Vec<Operation> = keys.iter().flat_map(of_key).collect();
+    let said = unconditional(carry_out(database, Some(fence), &operations)?).unwrap_or_default();
+    let missing = keys.iter().zip(said).filter(|(_, said)| matches!(said, Said::Value(None)));
+    Ok(missing.map(|(key, _)| bytes::display_short(key)).collect())
+}
+
+/// Of operations among which there is no condition.
+fn unconditional(said: Result<Option<Vec<Said>>, Unmet>) -> Option<Vec<Said>> {
+    said.expect("nothing was to be met")
+}
+
+pub(crate) fn del(global: &Global, out: &mut Output, keys: &[OsString], fence: &FenceArgs) -> Result<()> {
+    let fence = fence.fence()?;
     let keys = keys.iter().map(|key| global.key_argument(key)).collect::<Result<Vec<_>>>()?;
     let database = global.existing_database()?;
     global.existing_tree(&database)?;
     let tree = global.tree_for_writing(&database)?;
     let mut missing = Vec::new();
-    for key in &keys {
-        if tree.remove(key)?.is_none() {
-            missing.push(bytes::display_short(key));
+    match &fence {
+        Some(fence) => missing = remove_under(&database, fence, &tree, &keys)?,
+        None => {
+            for key in &keys {
+                if tree.remove(key)?.is_none() {
+                    missing.push(bytes::display_short(key));
+                }
+            }
         }
     }
     database.flush()?;

@@ -60,9 +60,10 @@ pub(crate) fn load(global: &Global, out: &mut Output, args: &LoadArgs) -> Result
     let mut sink = if args.dry_run {
         Sink::nothing()
     } else {
+        let fence = args.fence.fence()?;
         let database = global.database()?;
         let tree = global.tree_for_writing(&database)?;
-        Sink::into_tree(database, tree)
+        Sink::into_tree(database, tree).under(fence)
     };
     let mut skipped = 0;
     for parsed in records {

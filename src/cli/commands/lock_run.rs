@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The command is told the lock and the token of its grant in the environment, `DOGSLED_LOCK` and
-//! `DOGSLED_LOCK_TOKEN`, to hand on with what it does: see fencing in the documentation of the library.
+//! `DOGSLED_LOCK_TOKEN`, to hand on with what it does: `put --under NAME` and its kin write only while that is held.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -18,6 +18,7 @@ use super::running::{Ended, check, cluster, exit, run_under};
 use crate::cli::args::{Global, LockRun, NamedLockRun, SemaphoreArgs, UnderLock};
 use crate::cli::bytes;
 use crate::cli::exit::{Failure, Result};
+use crate::cli::operations::{LOCK_VARIABLE, TOKEN_VARIABLE};
 use crate::cli::store::name_argument;
 
 /// `dogsled lock NAME -- command`.
@@ -83,10 +84,7 @@ fn under(
 
 /// What a command that runs under a lock finds in its environment.
 pub(super) fn environment(name: &[u8], guard: &LockGuard) -> [(&'static str, OsString); 2] {
-    [
-        ("DOGSLED_LOCK", OsStr::from_bytes(name).to_owned()),
-        ("DOGSLED_LOCK_TOKEN", guard.token().to_string().into()),
-    ]
+    [(LOCK_VARIABLE, OsStr::from_bytes(name).to_owned()), (TOKEN_VARIABLE, guard.token().to_string().into())]
 }
 
 fn held(name: &[u8]) -> Failure {

@@ -126,13 +126,13 @@ fn run_in_session(global: &Global, run: &RunArgs) -> Result<()> {
     exit(remote, ended, || format!("session {id}"))
 }
 
-/// `put --session`.
+/// `put --session`, and with `--next`.
 pub(crate) fn put(
     global: &Global,
     out: &mut Output,
-    key: &OsStr,
-    value: &OsStr,
+    (key, value): (&OsStr, &OsStr),
     session: &str,
+    next: bool,
 ) -> Result<()> {
     let id = number(session)?;
     let key = global.key_argument(key)?;
@@ -140,6 +140,11 @@ pub(crate) fn put(
     let remote = cluster(global, "sessions are")?;
     let tree = remote.client().tree(global.tree_name()?.as_deref().unwrap_or(DEFAULT_TREE_NAME));
     let session = resume(&remote, id)?;
+    if next {
+        let key = remote.wait(session.insert_next(&tree, &key, value))?;
+        session.keep();
+        return out.entry(&key, None);
+    }
     let replaced = remote.wait(session.insert(&tree, &key, value))?.is_some();
     session.keep();
     if out.json {

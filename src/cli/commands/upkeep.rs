@@ -166,6 +166,12 @@ fn to_json(report: &impl Serialize) -> Value {
 }
 
 pub(crate) fn stats(global: &Global, out: &mut Output, directory: Option<&PathBuf>) -> Result<()> {
+    if directory.is_none() && global.wants_cluster()? {
+        return Err(Failure::usage(
+            "these are figures of a database directory (--dir); those of a cluster are in `dogsled status`, and at \
+             /metrics of each node",
+        ));
+    }
     let db = global.open_existing(directory)?;
     let stats = db.stats()?;
     if out.json {
