@@ -8,11 +8,9 @@
 //!   larger token of the same lock had been granted. (Of a plain lock the token is the position of its
 //!   grant.)
 //! - **A lease is a lease.** Nobody else is granted the lock before the lease has passed, by time and not by
-//!   anybody's clock, unless it was given back.
-//! - **A key lives as long as it was given.** One with a time to live is read until that has passed.
-//!
-//! The last two are judged while no node has been started meanwhile: a leader that has never followed another in its
-//! life has nothing but its wall clock to bridge the time for which it was down.
+//!   anybody's clock, unless it was given back. This is judged while no node has been started meanwhile: a leader that
+//!   has never followed another in its life has nothing but its wall clock to bridge the time for which it was down.
+//! - **A lease is no more than a lease.** Nobody is refused because of a grant whose lease has ended, by the log's time.
 //!
 //! Seeds 0 and 2 of the first hundred catch two faults if they are built in: a fenced write that is carried
 //! out without its token being compared, and stamps that follow a leader's wall clock wherever it jumps.
@@ -22,19 +20,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dogsled_replication::ring::group_of;
-use dogsled_replication::{ClientReply, ClientRequest, ClusterError, Consistency, NodeId};
-use dogsled_storage::codec::{
-    decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
-};
 use dogsled_storage::lock::{FencingToken, LockCommand, LockReply};
-use dogsled_storage::{
-    Answer, Command, ExpiryCommand, Fence, GroupCommand, GroupRead, GroupReadReply, GroupReply, IVec,
-    Operation, Refusal, Reply, TreeId, When,
-};
+use dogsled_storage::{Answer, Command, Fence, GroupReply, IVec, Operation, Refusal, Reply, TreeId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
+use crate::caller::Caller;
 use crate::random::Random;
 use crate::trace::event;
 use crate::workload::Shared;
@@ -66,7 +58,7 @@ struct Inner {
     /// Token and position of fenced writes that have taken place.
     writes: BTreeMap<&'static str, Vec<(u64, u64)>>,
     refused: u64,
-    early: Vec<String>,
+    wrong: Vec<String>,
 }
 
 /// See the [module](self); clones are the same.
@@ -81,10 +73,20 @@ impl Held {
         (grants, inner.writes.values().map(Vec::len).sum(), inner.refused)
     }
 
+    /// Somebody was refused, at that time of the log, because of a grant whose lease ends then.
+    fn refused(&self, tag: &str, time_ms: u64, token: FencingToken, expires_ms: u64) {
+        if expires_ms <= time_ms {
+            let what = format!(
+                "lock {tag}: at {time_ms} it is held under token {token}, whose lease ended at {expires_ms}"
+            );
+            self.0.lock().wrong.push(what);
+        }
+    }
+
     /// What must not be, in words.
     pub fn judge(&self) -> Vec<String> {
         let inner = self.0.lock();
-        let mut violations = inner.early.clone();
+        let mut violations = inner.wrong.clone();
         for (tag, grants) in &inner.grants {
             for (token, position) in inner.writes.get(tag).into_iter().flatten() {
                 let later = grants.iter().find(|grant| grant.token > *token && grant.token <= *position);
@@ -125,82 +127,46 @@ impl Held {
 /// See the [module](self).
 pub struct Holder {
     number: u64,
-    shared: Arc<Shared>,
-    random: Random,
-    favourite: NodeId,
+    caller: Caller,
     written: u64,
 }
 
 impl Holder {
     /// A holder.
     pub fn new(number: u64, seed: u64, shared: Arc<Shared>) -> Holder {
-        let mut random = Random::new(seed, 30_000 + number);
-        let favourite = *random.pick(&shared.nodes.lock());
-        Holder { number, shared, random, favourite, written: 0 }
+        let random = Random::new(seed, 30_000 + number);
+        // Numbers beyond those of clients and watchers.
+        Holder { number, caller: Caller::new(500 + number, random, shared), written: 0 }
     }
 
     /// Works until it is told to stop.
     pub async fn run(mut self, stop: watch::Receiver<bool>) {
         while !*stop.borrow() {
-            if self.random.chance(250) {
-                self.key_with_a_time().await;
-            } else {
-                self.section().await;
-            }
-            self.dawdle(0, 300).await;
-        }
-    }
-
-    async fn dawdle(&mut self, from: u64, to: u64) {
-        sleep(Duration::from_millis(self.random.between(from, to))).await;
-    }
-
-    async fn ask(&mut self, request: &ClientRequest) -> Option<ClientReply> {
-        let deadline = Duration::from_millis(2_500);
-        // Numbers beyond those of clients and watchers.
-        let number = 500 + self.number;
-        let answer = self.shared.network.ask(number, self.favourite, request.encode(), deadline).await;
-        let reply = answer.ok().and_then(|bytes| ClientReply::decode(bytes).ok());
-        match reply {
-            Some(ClientReply::Error(ClusterError::NotLeader { leader: Some(leader), .. })) => {
-                self.favourite = leader;
-                None
-            }
-            Some(ClientReply::Error(_)) | None => {
-                self.favourite = *self.random.pick(&self.shared.nodes.lock());
-                None
-            }
-            reply => reply,
+            self.section().await;
+            self.caller.dawdle(0, 300).await;
         }
     }
 
     async fn submit(&mut self, tag: &str, operation: Operation) -> Option<GroupReply> {
-        let trees = vec![GUARDED.into()];
-        let command = GroupCommand { session: None, time_ms: 0, trees, operation };
-        let request = ClientRequest::Submit {
-            group: group_of(format!("{{{tag}}}").as_bytes(), self.shared.partitions),
-            deadline: Duration::from_secs(2),
-            command: encode_group_command(&command).ok()?.into(),
-        };
-        match self.ask(&request).await? {
-            ClientReply::Applied(reply) => decode_group_reply(&reply).ok(),
-            _ => None,
-        }
+        let group = group_of(format!("{{{tag}}}").as_bytes(), self.caller.shared.partitions);
+        self.caller.once(group, &[GUARDED], operation).await
     }
 
     /// Takes a lock if it can, and does some things under it.
     async fn section(&mut self) {
-        let tag = *self.random.pick(&TAGS);
+        let tag = *self.caller.random.pick(&TAGS);
         let (name, owner) = (IVec::from(format!("{{{tag}}}")), IVec::from(format!("holder {}", self.number)));
-        let lease_ms = *self.random.pick(&[300, 1_000, 3_000]);
+        let lease_ms = *self.caller.random.pick(&[300, 1_000, 3_000]);
         let lease = Duration::from_millis(lease_ms);
-        let (asked, starts) = (Instant::now(), self.shared.starts());
+        let (asked, starts) = (Instant::now(), self.caller.shared.starts());
         let take = LockCommand::TryAcquire { name: name.clone(), owner: owner.clone(), lease_ms };
-        let reply = self.submit(tag, Operation::Command(Command::Lock(take))).await;
-        let Some(Ok(Answer::Reply(Reply::Lock(LockReply::Acquired { token, .. })))) =
-            reply.map(|reply| reply.result)
-        else {
-            return;
+        let Some(reply) = self.submit(tag, Operation::Command(Command::Lock(take))).await else { return };
+        let token = match reply.result {
+            Ok(Answer::Reply(Reply::Lock(LockReply::Acquired { token, .. }))) => token,
+            Ok(Answer::Reply(Reply::Lock(LockReply::Held { token, expires_ms, .. }))) => {
+                return self.caller.shared.held.refused(tag, reply.time_ms, token, expires_ms);
+            }
+            other => return self.wrong(format!("lock {tag}: who asked for it was answered by {other:?}")),
         };
         let grant = Grant {
             token: token.0,
@@ -209,15 +175,19 @@ impl Holder {
             heard: Instant::now(),
             lease,
             released: None,
-            starts: (starts, self.shared.starts()),
+            starts: (starts, self.caller.shared.starts()),
         };
-        event!(self.shared.trace, "holder {} has {tag} under token {token} for {lease:?}", self.number);
-        self.shared.held.0.lock().grants.entry(tag).or_default().push(grant);
-        for _ in 0..self.random.between(1, 5) {
+        event!(
+            self.caller.shared.trace,
+            "holder {} has {tag} under token {token} for {lease:?}",
+            self.number
+        );
+        self.caller.shared.held.0.lock().grants.entry(tag).or_default().push(grant);
+        for _ in 0..self.caller.random.between(1, 5) {
             // Once in a while for longer than the lease.
-            self.dawdle(0, lease_ms / 2).await;
-            if self.random.chance(200) {
-                self.dawdle(lease_ms, lease_ms * 2).await;
+            self.caller.dawdle(0, lease_ms / 2).await;
+            if self.caller.random.chance(200) {
+                self.caller.dawdle(lease_ms, lease_ms * 2).await;
             }
             self.written += 1;
             let value = IVec::from(format!("{token}.{}", self.written));
@@ -225,62 +195,29 @@ impl Holder {
             let command = Command::Insert { tree: TreeId(0), key, value };
             let fences = vec![Fence { lock: name.clone(), token }];
             let Some(reply) = self.submit(tag, Operation::Fenced { fences, command }).await else { continue };
-            let mut inner = self.shared.held.0.lock();
+            let mut inner = self.caller.shared.held.0.lock();
             match reply.result {
                 Ok(_) => inner.writes.entry(tag).or_default().push((token.0, reply.position)),
                 Err(Refusal::LockNotHeld { .. }) => inner.refused += 1,
-                Err(other) => inner.early.push(format!("a fenced write was refused: {other}")),
+                Err(other) => inner.wrong.push(format!("a fenced write was refused: {other}")),
             }
         }
-        if self.random.chance(600) {
+        if self.caller.random.chance(600) {
             self.released(tag, token);
             let release = LockCommand::Release { name, owner, token };
             self.submit(tag, Operation::Command(Command::Lock(release))).await;
         }
     }
 
+    fn wrong(&self, what: String) {
+        event!(self.caller.shared.trace, "holder {}: VIOLATION: {what}", self.number);
+        self.caller.shared.held.0.lock().wrong.push(what);
+    }
+
     fn released(&self, tag: &'static str, token: FencingToken) {
-        let mut inner = self.shared.held.0.lock();
+        let mut inner = self.caller.shared.held.0.lock();
         let grants = inner.grants.entry(tag).or_default();
         let grant = grants.iter_mut().find(|grant| grant.token == token.0 && grant.holder == self.number);
         grant.expect("it was noted when it was granted").released = Some(Instant::now());
-    }
-
-    /// Sets a key of its own that expires, and looks whether it is there.
-    async fn key_with_a_time(&mut self) {
-        let tag = format!("holder {}", self.number);
-        let key = IVec::from(format!("{{{tag}}}"));
-        let after = *self.random.pick(&[200, 1_000, 4_000]);
-        let (asked, starts) = (Instant::now(), self.shared.starts());
-        let value = IVec::from("v");
-        let insert =
-            ExpiryCommand::Insert { tree: TreeId(0), key: key.clone(), value, when: When::After(after) };
-        let done = self.submit(&tag, Operation::Command(Command::Expiry(insert))).await;
-        if !matches!(done, Some(GroupReply { result: Ok(_), .. })) {
-            return;
-        }
-        let length = Duration::from_millis(after);
-        let ends = asked + length - length / PACE;
-        while Instant::now() < ends {
-            self.dawdle(0, after).await;
-            let get = GroupRead::Get { tree: GUARDED.into(), key: key.clone() };
-            let Ok(read) = encode_group_read(&get) else { return };
-            let request = ClientRequest::Read {
-                group: group_of(&key, self.shared.partitions),
-                deadline: Duration::ZERO,
-                consistency: Consistency::Linearizable,
-                read: read.into(),
-            };
-            let Some(ClientReply::Read { reply, .. }) = self.ask(&request).await else { continue };
-            let Ok(GroupReadReply::Value(found)) = decode_group_read_reply(&reply) else { continue };
-            let now = Instant::now();
-            if found.is_none() && now < ends && starts == self.shared.starts() {
-                let what =
-                    format!("{tag}: a key with {length:?} to live was gone {:?} too early", ends - now);
-                event!(self.shared.trace, "VIOLATION: {what}");
-                self.shared.held.0.lock().early.push(what);
-                return;
-            }
-        }
     }
 }

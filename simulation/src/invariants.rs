@@ -15,12 +15,14 @@
 //!   is not behind what its checkpoint had made durable. Unless the group has moved away meanwhile.
 //! - **No empty voters.** Whoever is newly given a vote has what was committed when he was given it: with
 //!   him counts a replica, not the promise of one.
+//! - **Nothing outlives its owner**: see [`leases`](crate::leases).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use dogsled_replication::{EntryIdentity, GroupStatus, Node, NodeId, Role};
 
 use crate::cluster::Cluster;
+use crate::leases::Leases;
 
 /// Term and leader of an entry.
 type Under = (u64, u64);
@@ -55,6 +57,7 @@ struct NodeRecord {
 pub struct Watchdog {
     groups: BTreeMap<u32, GroupRecord>,
     nodes: BTreeMap<(NodeId, u32), NodeRecord>,
+    leases: Leases,
 }
 
 impl Watchdog {
@@ -72,7 +75,8 @@ impl Watchdog {
                 self.look_at(cluster, machine.id, machine.starts, &running.node)?;
             }
         }
-        self.one_leader(cluster)
+        self.one_leader(cluster)?;
+        self.leases.look(cluster)
     }
 
     fn look_at(&mut self, cluster: &Cluster, id: NodeId, starts: u64, node: &Node) -> Result<(), String> {

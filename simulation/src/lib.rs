@@ -12,11 +12,14 @@
 //!   ├─ workload ── clients, who write down what they asked for and heard: history
 //!   │    └─ transactions  over partitions, and who leaves them half done
 //!   ├─ watchers ── clients who follow keys, and whether they were told all
+//!   ├─ holders ─── clients who take locks, and whether these excluded each other
+//!   ├─ owners ──── clients who own what ends by itself, and whether it did, in time and not before
 //!   ├─ faults ──── what is done to the cluster, and when
 //!   │    ├─ figure8    a schedule that chance does not find
 //!   │    └─ members    who joins, who leaves, who has lost a disk
 //!   ├─ lost ────── a life in which a quorum is lost for ever, and recovered
 //!   ├─ invariants  what must be so at every moment (Raft's promises, replicas that agree)
+//!   │    └─ leases   and that nothing outlives its owner
 //!   └─ linearizability, of every key, pair of keys and counter
 //! trace ────── all that happens, hashed: the same seed is the same life
 //! ```
@@ -54,6 +57,7 @@
 //! simulated one waits in a task for a simulated time, so races between threads have to be looked for
 //! elsewhere.
 
+pub mod caller;
 pub mod clock;
 pub mod cluster;
 pub mod faults;
@@ -61,10 +65,12 @@ pub mod figure8;
 pub mod history;
 pub mod holders;
 pub mod invariants;
+pub mod leases;
 pub mod linearizability;
 mod lost;
 pub mod members;
 pub mod network;
+pub mod owners;
 pub mod random;
 pub mod run;
 // The checker of the storage engine's own tests; it is written once.

@@ -97,6 +97,9 @@ pub struct SimulatedNetwork {
 /// Silent answers kept; beyond it, the oldest are told.
 const SILENT: usize = 10_000;
 
+/// So many lost in a thousand are next to nothing.
+const FEW: u64 = 20;
+
 fn lost(why: &str) -> Answer {
     Err(TransportError::Lost(why.to_owned()))
 }
@@ -156,6 +159,16 @@ impl SimulatedNetwork {
     /// heartbeats and older entries are not.
     pub fn starve(&self, group: Option<u32>) {
         self.state.lock().starved = group;
+    }
+
+    /// Whether all ways are open and equally quick, next to nothing is lost, and the group is not starved.
+    pub fn is_good_for(&self, group: u32) -> bool {
+        let state = self.state.lock();
+        let Quality { requests_lost, replies_lost, .. } = state.quality;
+        state.cuts.is_empty()
+            && state.slow.is_empty()
+            && requests_lost.max(replies_lost) <= FEW
+            && state.starved != Some(group)
     }
 
     /// All ways are open and equally quick.

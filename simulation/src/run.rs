@@ -20,13 +20,16 @@ use dogsled_replication::runtime::seed_random_numbers;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::caller::LogTimes;
 use crate::cluster::{Cluster, Setup};
 use crate::faults::{self, Faults};
 use crate::history::{Heard, History, Kind, Operation, Outcome};
 use crate::holders::{Held, Holder};
 use crate::invariants::Watchdog;
+use crate::leases::{BOUND, Leases};
 use crate::linearizability::{Verdict, check};
 use crate::network::SimulatedNetwork;
+use crate::owners::{LONGEST, Owned, Owner};
 use crate::random::Random;
 use crate::trace::{Trace, event};
 use crate::watchers::{Watched, Watcher};
@@ -187,6 +190,8 @@ async fn live(options: &Options) -> Report {
         history: History::default(),
         watched: Watched::default(),
         held: Held::default(),
+        owned: Owned::default(),
+        log: LogTimes::default(),
         starts: Arc::clone(&cluster.starts),
         trace: trace.clone(),
         nodes: cluster.ids().into(),
@@ -205,6 +210,8 @@ async fn live(options: &Options) -> Report {
     let undecided = judge(&shared.history, &mut violations);
     violations.extend(shared.watched.judge());
     violations.extend(shared.held.judge());
+    violations.extend(shared.owned.judge(&shared.log));
+    violations.extend(shared.log.judge());
     for violation in &violations {
         event!(trace, "VIOLATION: {violation}");
     }
@@ -266,6 +273,13 @@ async fn go(
             (stop, tokio::spawn(Holder::new(number, seed, Arc::clone(shared)).run(stopped)))
         })
         .collect();
+    let owners = if options.only.is_empty() { Random::new(seed, 8).between(0, 3) } else { 0 };
+    let owners: Vec<_> = (1..=owners)
+        .map(|number| {
+            let (stop, stopped) = watch::channel(false);
+            (stop, tokio::spawn(Owner::new(number, seed, Arc::clone(shared)).run(stopped)))
+        })
+        .collect();
     let mut watchdog = Watchdog::default();
     let end = Instant::now() + options.duration;
     let mut faulty = Ok(());
@@ -285,7 +299,7 @@ async fn go(
         faulty = end_faults(&mut faults, cluster, shared, &mut watchdog).await;
     }
     stop.send_replace(true);
-    holders.iter().for_each(|(stop, _)| {
+    holders.iter().chain(&owners).for_each(|(stop, _)| {
         stop.send_replace(true);
     });
     faulty?;
@@ -295,9 +309,10 @@ async fn go(
         // One that panicked is counted among the panics.
         let _ = client.await;
     }
-    for (_, holder) in holders {
-        let _ = holder.await;
+    for (_, task) in holders.into_iter().chain(owners) {
+        let _ = task.await;
     }
+    nothing_is_left(cluster, &mut watchdog).await?;
     agree(cluster, &mut watchdog).await?;
     // Whatever was told is heard by now.
     tokio::time::sleep(QUIET).await;
@@ -307,9 +322,6 @@ async fn go(
     }
     // Everything once more, by every node, after everything else.
     let mut reader = Client::new(99, seed, Arc::clone(shared), false);
-    if options.transactions {
-        no_lock_is_left(cluster).await?;
-    }
     for id in cluster.ids() {
         let end = Instant::now() + PATIENCE;
         // Leadership may be on its way to another node, to share the work.
@@ -335,31 +347,22 @@ async fn go(
     Ok(())
 }
 
-/// No transaction's lock outlives its owner: some time after the last lease nothing is prepared any more,
-/// in any replica.
-async fn no_lock_is_left(cluster: &Cluster) -> Result<(), String> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let mut left = Vec::new();
-        for (id, node) in cluster.nodes() {
-            for group in 1..=cluster.setup.partitions {
-                let prepared = node.replica(group).map_or(0, |replica| replica.transaction_counts().0);
-                if prepared > 0 {
-                    left.push((id, group, prepared));
-                }
-            }
-        }
-        if left.is_empty() {
-            event!(cluster.trace, "no lock is left");
-            return Ok(());
-        }
+/// Nothing outlives its owner: some time after the last of them has walked away, nothing that ends by itself is there
+/// any more, in any replica.
+async fn nothing_is_left(cluster: &Cluster, watchdog: &mut Watchdog) -> Result<(), String> {
+    // Leadership may still move, and gives every session its whole lease again.
+    let end = Instant::now() + LONGEST * 3 + BOUND;
+    while let Err(left) = Leases::nothing_is_left(cluster) {
+        watchdog.look(cluster)?;
         if Instant::now() > end {
             return Err(format!(
-                "parts of transactions are prepared for ever (node, group, how many): {left:?}"
+                "although all is well and nobody owns anything any more, this is left: {left}"
             ));
         }
         tokio::time::sleep(STEP).await;
     }
+    event!(cluster.trace, "nothing is left of what ends by itself");
+    Ok(())
 }
 
 /// Ends all faults, and waits until whoever was about to join or leave has.

@@ -28,9 +28,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::caller::LogTimes;
 use crate::history::{Action, Heard, History, Kind, Outcome, Value};
 use crate::holders::Held;
 use crate::network::SimulatedNetwork;
+use crate::owners::Owned;
 use crate::random::Random;
 use crate::trace::{Trace, event};
 use crate::watchers::Watched;
@@ -63,6 +65,10 @@ pub struct Shared {
     pub watched: Watched,
     /// What those were told who hold locks.
     pub held: Held,
+    /// What those were told who own keys that end by themselves.
+    pub owned: Owned,
+    /// What time the logs had where.
+    pub log: LogTimes,
     /// How often nodes were started.
     pub starts: Arc<AtomicU64>,
     /// What happens.
@@ -348,19 +354,22 @@ impl Client {
         for _ in 0..TRIES {
             match self.ask(self.favourite, request).await {
                 Asked::Reply(ClientReply::Applied(reply)) => match decode_group_reply(&reply) {
-                    Ok(reply) => match reply.result {
-                        Ok(Answer::Reply(answer)) => return (self.heard(answer), reply.position),
-                        Err(Refusal::SessionUnknown(_)) => {
-                            if let Some(sessions) = &mut self.sessions {
-                                sessions.remove(&group);
+                    Ok(reply) => {
+                        self.shared.log.note(group, &reply);
+                        match reply.result {
+                            Ok(Answer::Reply(answer)) => return (self.heard(answer), reply.position),
+                            Err(Refusal::SessionUnknown(_)) => {
+                                if let Some(sessions) = &mut self.sessions {
+                                    sessions.remove(&group);
+                                }
+                                return or_unknown(maybe);
                             }
-                            return or_unknown(maybe);
+                            other => {
+                                self.violation(format!("a command was answered by {other:?}"));
+                                return (Outcome::Unknown, 0);
+                            }
                         }
-                        other => {
-                            self.violation(format!("a command was answered by {other:?}"));
-                            return (Outcome::Unknown, 0);
-                        }
-                    },
+                    }
                     Err(error) => {
                         self.violation(format!("a reply cannot be read: {error}"));
                         return (Outcome::Unknown, 0);

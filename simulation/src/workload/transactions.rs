@@ -8,7 +8,7 @@
 //! - the lists tell in which order all of them happened, and who saw what; a cycle is what no serial order
 //!   explains (lost updates, write skew, phantoms), and so is one that only real time closes (a stale read);
 //! - whoever looked at all accounts saw the same total;
-//! - no lock outlives its owner: see `run`.
+//! - no lock outlives its owner: see [`leases`](crate::leases).
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -595,7 +595,10 @@ impl Client {
         for _ in 0..TRIES {
             match self.ask(self.favourite, &request).await {
                 Asked::Reply(ClientReply::Applied(reply)) => match decode_group_reply(&reply) {
-                    Ok(reply) => return Sent::Reply(reply),
+                    Ok(reply) => {
+                        self.shared.log.note(group, &reply);
+                        return Sent::Reply(reply);
+                    }
                     Err(error) => {
                         self.violation(format!("a reply cannot be read: {error}"));
                         return Sent::Unknown;
