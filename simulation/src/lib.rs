@@ -12,7 +12,8 @@
 //!   ├─ workload ── clients, who write down what they asked for and heard: history
 //!   │    └─ transactions  over partitions, and who leaves them half done
 //!   ├─ watchers ── clients who follow keys, and whether they were told all
-//!   ├─ holders ─── clients who take locks, and whether these excluded each other
+//!   ├─ holders ─── clients who take locks and wait for them
+//!   │    └─ locks    whether these excluded each other, and who came first was first
 //!   ├─ owners ──── clients who own what ends by itself, and whether it did, in time and not before
 //!   ├─ faults ──── what is done to the cluster, and when
 //!   │    ├─ figure8    a schedule that chance does not find
@@ -67,6 +68,7 @@ pub mod holders;
 pub mod invariants;
 pub mod leases;
 pub mod linearizability;
+pub mod locks;
 mod lost;
 pub mod members;
 pub mod network;

@@ -96,7 +96,7 @@ fn main() -> ExitCode {
         if arguments.verbose {
             println!(
                 "seed {seed}: trace {:016x}, {} events, operations {:?}, {}, {:?}",
-                report.trace.0, report.trace.1, report.operations, report.faults, report.transactions
+                report.trace.0, report.trace.1, report.operations, report.faults, report.counts
             );
         }
         if !report.violations.is_empty() {

@@ -24,10 +24,11 @@ use crate::caller::LogTimes;
 use crate::cluster::{Cluster, Setup};
 use crate::faults::{self, Faults};
 use crate::history::{Heard, History, Kind, Operation, Outcome};
-use crate::holders::{Held, Holder};
+use crate::holders::{Holder, all_are_free};
 use crate::invariants::Watchdog;
 use crate::leases::{BOUND, Leases};
 use crate::linearizability::{Verdict, check};
+use crate::locks::Held;
 use crate::network::SimulatedNetwork;
 use crate::owners::{LONGEST, Owned, Owner};
 use crate::random::Random;
@@ -92,8 +93,9 @@ pub struct Report {
     pub operations: (usize, usize, usize),
     /// What was done to the cluster.
     pub faults: String,
-    /// How transactions over partitions ended, if there were any.
-    pub transactions: BTreeMap<&'static str, u64>,
+    /// How transactions over partitions ended, if there were any, and what came of locks, sessions and keys: how
+    /// often.
+    pub counts: BTreeMap<&'static str, u64>,
 }
 
 thread_local! {
@@ -224,8 +226,11 @@ async fn live(options: &Options) -> Report {
     for id in cluster.ids() {
         cluster.network.detach(id);
     }
-    let (operations, transactions) = (shared.history.counts(), shared.ledger.counts());
-    Report { seed, violations, undecided, trace, operations, faults, transactions }
+    let operations = shared.history.counts();
+    let mut counts = shared.ledger.counts();
+    counts.extend(shared.held.counts());
+    counts.extend(shared.owned.counts());
+    Report { seed, violations, undecided, trace, operations, faults, counts }
 }
 
 async fn go(
@@ -266,7 +271,7 @@ async fn go(
         })
         .collect();
     // As with watchers.
-    let holders = if options.only.is_empty() { Random::new(seed, 7).between(0, 4) } else { 0 };
+    let holders = if options.only.is_empty() { Random::new(seed, 7).between(0, 6) } else { 0 };
     let holders: Vec<_> = (1..=holders)
         .map(|number| {
             let (stop, stopped) = watch::channel(false);
@@ -313,6 +318,7 @@ async fn go(
         let _ = task.await;
     }
     nothing_is_left(cluster, &mut watchdog).await?;
+    all_are_free(seed, shared).await?;
     agree(cluster, &mut watchdog).await?;
     // Whatever was told is heard by now.
     tokio::time::sleep(QUIET).await;

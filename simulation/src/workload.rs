@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use crate::caller::LogTimes;
 use crate::history::{Action, Heard, History, Kind, Outcome, Value};
-use crate::holders::Held;
+use crate::locks::Held;
 use crate::network::SimulatedNetwork;
 use crate::owners::Owned;
 use crate::random::Random;

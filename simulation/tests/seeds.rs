@@ -98,7 +98,7 @@ fn partitions_move_while_machines_die_and_networks_are_cut() {
 fn transactions_over_partitions_are_strictly_serializable_through_faults() {
     let mut counts = std::collections::BTreeMap::new();
     for seed in 0..20 {
-        for (what, count) in judge(&Options::with_transactions(seed)).transactions {
+        for (what, count) in judge(&Options::with_transactions(seed)).counts {
             *counts.entry(what).or_insert(0) += count;
         }
     }
