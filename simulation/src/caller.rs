@@ -14,7 +14,7 @@ use dogsled_replication::{ClientReply, ClientRequest, ClusterError, Consistency,
 use dogsled_storage::codec::{
     decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
 };
-use dogsled_storage::{GroupCommand, GroupRead, GroupReadReply, GroupReply, IVec, Operation};
+use dogsled_storage::{GroupCommand, GroupRead, GroupReadReply, GroupReply, IVec, Operation, SessionTag};
 use parking_lot::Mutex;
 
 use crate::random::Random;
@@ -104,8 +104,18 @@ impl Caller {
 
     /// Has something done once; `None` if that is not heard of, whether it was done or not.
     pub async fn once(&mut self, group: u32, trees: &[&str], operation: Operation) -> Option<GroupReply> {
+        self.under(None, group, trees, operation).await
+    }
+
+    async fn under(
+        &mut self,
+        session: Option<SessionTag>,
+        group: u32,
+        trees: &[&str],
+        operation: Operation,
+    ) -> Option<GroupReply> {
         let trees = trees.iter().map(|tree| IVec::from(*tree)).collect();
-        let command = GroupCommand { session: None, time_ms: 0, trees, operation };
+        let command = GroupCommand { session, time_ms: 0, trees, operation };
         let request = ClientRequest::Submit {
             group,
             deadline: Duration::from_secs(2),
@@ -127,6 +137,24 @@ impl Caller {
     ) -> Option<GroupReply> {
         for _ in 0..tries {
             if let Some(reply) = self.once(group, trees, operation.clone()).await {
+                return Some(reply);
+            }
+            self.dawdle(5, 150).await;
+        }
+        None
+    }
+
+    /// Has something done once, as that command of a session, until that is heard of or it was asked for so often.
+    pub async fn numbered(
+        &mut self,
+        tries: u64,
+        group: u32,
+        trees: &[&str],
+        tag: SessionTag,
+        operation: &Operation,
+    ) -> Option<GroupReply> {
+        for _ in 0..tries {
+            if let Some(reply) = self.under(Some(tag), group, trees, operation.clone()).await {
                 return Some(reply);
             }
             self.dawdle(5, 150).await;

@@ -15,6 +15,9 @@ use parking_lot::Mutex;
 /// A value that is written; each is written by one operation only. 0 is no value.
 pub type Value = u64;
 
+/// Those of bounded additions.
+pub const BOUNDS: std::ops::RangeInclusive<i64> = 0..=12;
+
 /// What was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
@@ -28,8 +31,10 @@ pub enum Action {
     Swap(Value, Value),
     /// Read.
     Get,
-    /// Add to a counter; the answer tells the sum.
+    /// Add to a counter; the answer tells the sum. Of counters that are only ever added to together, to all of them.
     Add(i64),
+    /// Add to a counter if the sum is within [`BOUNDS`]; the answer tells the sum, or what the counter stands at.
+    AddWithin(i64),
 }
 
 /// What was heard.
@@ -41,7 +46,7 @@ pub enum Heard {
     Done,
     /// It was swapped.
     Swapped,
-    /// It was not swapped: this was there.
+    /// It was not swapped, or not added: this was there.
     Differs(Value),
 }
 

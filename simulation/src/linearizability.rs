@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::history::{Action, Heard, Kind, Operation, Outcome};
+use crate::history::{Action, BOUNDS, Heard, Kind, Operation, Outcome};
 use crate::random::Random;
 
 /// What the search found.
@@ -60,8 +60,17 @@ fn step(kind: Kind, state: u64, operation: &Operation) -> Option<u64> {
             let sum = (state as i64).wrapping_add(delta) as u64;
             (Heard::Value(sum), sum)
         }
+        Action::AddWithin(delta) => {
+            let sum = (state as i64).checked_add(delta).filter(|sum| BOUNDS.contains(sum));
+            match sum {
+                Some(sum) => (Heard::Value(sum as u64), sum as u64),
+                None => (Heard::Differs(state), state),
+            }
+        }
     };
-    debug_assert!(kind == Kind::Counter || !matches!(operation.action, Action::Add(_)));
+    debug_assert!(
+        kind == Kind::Counter || !matches!(operation.action, Action::Add(_) | Action::AddWithin(_))
+    );
     (heard.is_none() || heard == Some(answer)).then_some(after)
 }
 
@@ -90,7 +99,10 @@ pub fn check(kind: Kind, operations: &[Operation]) -> Verdict {
     let seen = seen(operations);
     let keep = |operation: &&Operation| match (operation.outcome, operation.action) {
         (Outcome::Refused, _) | (Outcome::Unknown, Action::Get) => false,
-        (Outcome::Unknown, Action::Put(value) | Action::Write(value) | Action::Swap(_, value)) => {
+        // What a counter is set to is added to before anybody sees it.
+        (Outcome::Unknown, Action::Put(value) | Action::Write(value) | Action::Swap(_, value))
+            if kind == Kind::Register =>
+        {
             // A removal by swap is seen as any removal is.
             value == 0 || seen.contains(&value)
         }
@@ -224,6 +236,7 @@ impl Search<'_> {
                 Action::Remove => (1, 0, 0),
                 Action::Swap(old, new) => (2, old, new),
                 Action::Put(value) | Action::Write(value) => (3, value, 0),
+                Action::AddWithin(delta) => (4, delta as u64, 0),
                 Action::Get => continue,
             };
             if same.insert(what, ()).is_none() {
@@ -314,6 +327,27 @@ mod tests {
         assert!(!counter(&with(31)));
     }
 
+    #[test]
+    fn a_bounded_counter_stays_within_and_is_set_only_if_it_stands_where_it_should() {
+        let at = |invoked, action, answer| heard(invoked, invoked + 1, action, answer);
+        let counter = |operations: &[Operation]| check(Kind::Counter, operations) == Verdict::Linearizable;
+        let most = *BOUNDS.end();
+        let full = at(1, Action::AddWithin(most), Heard::Value(most as u64));
+        assert!(counter(&[full.clone(), at(3, Action::AddWithin(1), Heard::Differs(most as u64))]));
+        assert!(!counter(&[full.clone(), at(3, Action::AddWithin(1), Heard::Value(most as u64 + 1))]));
+        // Refused although it would have fitted.
+        assert!(!counter(&[at(1, Action::AddWithin(1), Heard::Differs(0))]));
+        assert!(counter(&[full.clone(), at(3, Action::Swap(most as u64, 2), Heard::Swapped)]));
+        assert!(!counter(&[full.clone(), at(3, Action::Swap(5, 2), Heard::Swapped)]));
+        // Set by who never heard of it, and added to before anybody looked.
+        let lost = unknown(3, Action::Swap(most as u64, 2));
+        let get = |value| at(9, Action::Get, Heard::Value(value));
+        let then = at(5, Action::AddWithin(1), Heard::Value(3));
+        assert!(counter(&[full.clone(), lost.clone(), then.clone(), get(3)]));
+        assert!(!counter(&[full.clone(), then, get(3)]));
+        assert!(counter(&[full.clone(), lost.clone(), get(2)]) && counter(&[full, lost, get(most as u64)]));
+    }
+
     /// Every order of a few operations, tried one after the other.
     fn by_trying_all(kind: Kind, operations: &[Operation]) -> bool {
         fn go(kind: Kind, left: &[Operation], state: u64) -> bool {
@@ -344,6 +378,9 @@ mod tests {
                 let value = |random: &mut Random| random.below(4);
                 let (action, answer) = match (kind, random.below(5)) {
                     (_, 0) => (Action::Get, Heard::Value(value(&mut random))),
+                    (Kind::Counter, 1) => (Action::AddWithin(12), Heard::Differs(value(&mut random))),
+                    (Kind::Counter, 2) => (Action::AddWithin(2), Heard::Value(value(&mut random))),
+                    (Kind::Counter, 3) => (Action::Swap(value(&mut random), 3), Heard::Swapped),
                     (Kind::Counter, _) => (Action::Add(1), Heard::Value(value(&mut random))),
                     (_, 1) => (Action::Put(number + 1), Heard::Value(value(&mut random))),
                     (_, 2) => (Action::Remove, Heard::Value(value(&mut random))),

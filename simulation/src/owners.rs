@@ -12,6 +12,10 @@
 //!   has never followed another in its life has nothing but its wall clock to bridge the time for which it was
 //!   down.
 //!
+//! - **A number is given once.** Of keys that are numbered, those that come later in the log have larger numbers; each of
+//!   them is made once, however often it was asked for, and in the end there is every one that was told and none
+//!   twice.
+//!
 //! That all of it is gone in bounded time is looked after by [`leases`](crate::leases).
 
 use std::collections::BTreeMap;
@@ -22,7 +26,7 @@ use std::time::Duration;
 use dogsled_replication::ring::group_of;
 use dogsled_storage::{
     Answer, Command, ExpiryCommand, GroupRead, GroupReadReply, GroupReply, IVec, Operation, OwnedCommand,
-    Refusal, SessionId, SetIf, TreeId, When,
+    Refusal, Reply, SessionId, SessionTag, SetIf, TreeId, When,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -35,6 +39,8 @@ use crate::workload::Shared;
 
 /// The tree of keys that die with sessions. The value of each is its session.
 pub const EPHEMERAL: &str = "ephemeral";
+/// The tree of keys that are numbered.
+const NUMBERED: &str = "numbered";
 /// The tree of keys that have a time to live.
 const MORTAL: &str = "mortal";
 /// Sessions and their keys are of these, so that several owners meet in one partition.
@@ -55,8 +61,23 @@ struct Look {
     is_there: bool,
 }
 
+/// A key that was numbered.
+#[derive(Clone, Debug)]
+struct Numbered {
+    /// At which position, and with which number, if that is known.
+    made: Option<(u64, u64)>,
+    /// What it holds, as no other does.
+    value: u64,
+    /// Whether it dies with a session.
+    is_mortal: bool,
+}
+
 #[derive(Default)]
 struct Inner {
+    /// By their tags.
+    numbered: BTreeMap<&'static str, Vec<Numbered>>,
+    /// What there is of them in the end: number and value.
+    finals: BTreeMap<&'static str, Vec<(u64, u64)>>,
     /// Where sessions are known to have ended: the group and a position.
     ended: BTreeMap<SessionId, (u32, u64)>,
     /// Whose keys were shown by a read, in a group and at a position.
@@ -106,14 +127,40 @@ impl Owned {
                 _ => {}
             }
         }
+        for (tag, numbered) in &inner.numbered {
+            violations
+                .extend(judge_numbers(numbered, inner.finals.get(tag)).map(|what| format!("{tag}: {what}")));
+        }
         violations
     }
+}
+
+fn judge_numbers(numbered: &[Numbered], finals: Option<&Vec<(u64, u64)>>) -> Option<String> {
+    let mut made: Vec<(u64, u64)> = numbered.iter().filter_map(|numbered| numbered.made).collect();
+    made.sort_unstable();
+    if let Some(pair) = made.windows(2).find(|pair| pair[0].1 >= pair[1].1) {
+        let ((first, before), (second, after)) = (pair[0], pair[1]);
+        return Some(format!("number {before} was given at {first}, and {after} at {second}"));
+    }
+    let finals = finals?;
+    let mut values: Vec<u64> = finals.iter().map(|(_, value)| *value).collect();
+    values.sort_unstable();
+    if let Some(pair) = values.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Some(format!("the key that holds {} was made twice: {finals:?}", pair[0]));
+    }
+    numbered.iter().find_map(|Numbered { made, value, is_mortal }| {
+        let (_, number) = made.filter(|_| !is_mortal)?;
+        (!finals.contains(&(number, *value)))
+            .then(|| format!("number {number}, which holds {value}, is lost: {finals:?}"))
+    })
 }
 
 /// See the [module](self).
 pub struct Owner {
     caller: Caller,
     made: u64,
+    /// Numbers of commands in the session that is open.
+    sequence: u64,
 }
 
 /// A session that its owner takes for open.
@@ -146,7 +193,7 @@ impl Owner {
     pub fn new(number: u64, seed: u64, shared: Arc<Shared>) -> Owner {
         let random = Random::new(seed, 40_000 + number);
         // Numbers beyond those of all others who ask.
-        Owner { caller: Caller::new(600 + number, random, shared), made: 0 }
+        Owner { caller: Caller::new(600 + number, random, shared), made: 0, sequence: 0 }
     }
 
     /// Works until it is told to stop; what it has then it leaves as it is.
@@ -202,8 +249,9 @@ impl Owner {
                     self.caller.dawdle(lease_ms, lease_ms * 2).await;
                     true
                 }
-                8..45 => self.renew(&mut open).await,
-                45..80 => self.insert(&mut open).await,
+                8..40 => self.renew(&mut open).await,
+                40..65 => self.insert(&mut open).await,
+                65..80 => self.insert_next(&mut open).await,
                 _ => self.look(&open).await,
             };
             if !is_open {
@@ -277,6 +325,45 @@ impl Owner {
             }
             other => self.wrong(format!("a key of a session was answered by {other:?}")),
         }
+        true
+    }
+
+    /// Makes a key with the next number: as a command of the session, so that it happens once however often it is sent.
+    async fn insert_next(&mut self, open: &mut Open) -> bool {
+        self.made += 1;
+        self.sequence += 1;
+        let value = self.caller.number << 32 | self.made;
+        let is_mortal = self.caller.random.chance(300);
+        let insert = OwnedCommand::InsertNext {
+            tree: TreeId(0),
+            prefix: numbered_prefix(open.tag),
+            value: IVec::from(value.to_be_bytes()),
+            session: is_mortal.then_some(open.id),
+        };
+        let tag = SessionTag { session: open.id, slot: 0, sequence: self.sequence };
+        let operation = Operation::Command(Command::Owned(insert));
+        let reply = self.caller.numbered(12, open.group, &[NUMBERED], tag, &operation).await;
+        let made = match reply.map(|reply| (reply.position, reply.result)) {
+            None => None,
+            Some((position, Ok(Answer::Reply(Reply::Named { key })))) => {
+                let number = number_in(open.tag, &key);
+                if number.is_none() {
+                    self.wrong(format!("{} is no key with a number", String::from_utf8_lossy(&key)));
+                }
+                self.owned().count("numbered keys");
+                number.map(|number| (position, number))
+            }
+            Some((position, Err(Refusal::SessionUnknown(_)))) => {
+                self.ended(open, position, true);
+                return false;
+            }
+            Some((_, other)) => {
+                self.wrong(format!("a numbered key was answered by {other:?}"));
+                None
+            }
+        };
+        let numbered = Numbered { made, value, is_mortal };
+        self.owned().0.lock().numbered.entry(open.tag).or_default().push(numbered);
         true
     }
 
@@ -365,8 +452,43 @@ impl Owner {
     }
 }
 
+fn numbered_prefix(tag: &str) -> IVec {
+    IVec::from(format!("{{{tag}}}job "))
+}
+
+fn number_in(tag: &str, key: &[u8]) -> Option<u64> {
+    let digits = key.strip_prefix(&numbered_prefix(tag)[..]).filter(|digits| digits.len() == 20)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Writes down the numbered keys that there are in the end; whether it was answered.
+pub async fn read_numbered(caller: &mut Caller) -> bool {
+    for tag in TAGS {
+        let group = group_of(format!("{{{tag}}}").as_bytes(), caller.shared.partitions);
+        let range = GroupRead::Range {
+            tree: NUMBERED.into(),
+            low: Bound::Included(numbered_prefix(tag)),
+            high: Bound::Unbounded,
+            reverse: false,
+            limit: u32::MAX,
+            limit_bytes: u64::MAX,
+            values: true,
+        };
+        let Some((GroupReadReply::Page { entries, .. }, _)) = caller.read(group, &range).await else {
+            return false;
+        };
+        let entries = entries.iter().filter_map(|(key, found)| {
+            let value = u64::from_be_bytes(found.value[..].try_into().ok()?);
+            Some((number_in(tag, key)?, value))
+        });
+        let finals = entries.collect();
+        caller.shared.owned.0.lock().finals.insert(tag, finals);
+    }
+    true
+}
+
 fn is_changed(answer: &Answer) -> bool {
-    use dogsled_storage::{ExpiryReply, Reply};
+    use dogsled_storage::ExpiryReply;
     matches!(answer, Answer::Reply(Reply::Expiry(ExpiryReply::Changed)))
 }
 
@@ -398,6 +520,24 @@ mod tests {
         assert_eq!((judge(25, false), judge(29, true)), (0, 0));
         assert_eq!((judge(30, true), judge(50, true)), (1, 1));
         assert_eq!((judge(30, false), judge(50, false)), (0, 0));
+    }
+
+    #[test]
+    fn numbers_grow_and_are_given_once() {
+        let made =
+            |position, number| Numbered { made: Some((position, number)), value: number, is_mortal: false };
+        let judge = |numbered: &[Numbered], finals: &[(u64, u64)]| {
+            judge_numbers(numbered, Some(&finals.to_vec())).is_none()
+        };
+        let all = [made(10, 0), made(30, 2), made(20, 1)];
+        assert!(judge(&all, &[(0, 0), (1, 1), (2, 2)]));
+        assert!(judge(&all, &[(0, 0), (1, 1), (2, 2), (3, 9)]));
+        assert!(!judge(&[made(10, 1), made(20, 1)], &[(1, 1)]), "given twice");
+        assert!(!judge(&[made(10, 1), made(20, 0)], &[(0, 0), (1, 1)]), "given later, and smaller");
+        assert!(!judge(&all, &[(0, 0), (2, 2)]), "lost");
+        assert!(!judge(&all, &[(0, 0), (1, 1), (2, 2), (3, 1)]), "made twice");
+        let mortal = Numbered { is_mortal: true, ..made(40, 3) };
+        assert!(judge(&[mortal], &[]));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use dogsled_storage::codec::{
     decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
 };
 use dogsled_storage::command::Write;
-use dogsled_storage::counter::{CounterCommand, CounterReply};
+use dogsled_storage::counter::{CounterAddition, CounterCommand, CounterReply};
 use dogsled_storage::group::{
     Answer, GroupCommand, GroupRead, GroupReadReply, Operation, Refusal, SessionId, SessionTag,
 };
@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::caller::LogTimes;
-use crate::history::{Action, Heard, History, Kind, Outcome, Value};
+use crate::history::{Action, BOUNDS, Heard, History, Kind, Outcome, Value};
 use crate::locks::Held;
 use crate::network::SimulatedNetwork;
 use crate::owners::Owned;
@@ -51,8 +51,12 @@ pub struct Objects {
     pub keys: Vec<String>,
     /// Pairs of keys, by their common tag.
     pub pairs: Vec<String>,
-    /// Counters.
+    /// Counters that are only added to.
     pub counters: Vec<String>,
+    /// Counters that are kept within bounds, and set.
+    pub bounded: Vec<String>,
+    /// Pairs of counters that are only added to together, by their common tag.
+    pub twins: Vec<String>,
 }
 
 /// What a run's clients share.
@@ -187,6 +191,10 @@ impl Client {
     async fn one(&mut self) {
         let shared = Arc::clone(&self.shared);
         let objects = &shared.objects;
+        // Not drawn for where there are none: those lives stay what they were.
+        if !objects.bounded.is_empty() && self.random.chance(200) {
+            return self.count(objects).await;
+        }
         match self.random.below(100) {
             0..25 => {
                 let key = self.random.pick(&objects.keys).clone();
@@ -238,6 +246,41 @@ impl Client {
             _ => {
                 let name = self.random.pick(&objects.counters).clone();
                 self.read_counter(&name, None).await;
+            }
+        }
+    }
+
+    /// Does something with a counter that is more than one, or has bounds.
+    async fn count(&mut self, objects: &Objects) {
+        let name = self.random.pick(&objects.bounded).clone();
+        let tag = self.random.pick(&objects.twins).clone();
+        let (min, max) = BOUNDS.into_inner();
+        match self.random.below(100) {
+            0..40 => {
+                let delta = self.random.between(0, 10) as i64 - 5;
+                let add = CounterCommand::AddWithin { name: name.as_str().into(), delta, min, max };
+                self.write(&name, Kind::Counter, Action::AddWithin(delta), Command::Counter(add)).await;
+            }
+            40..55 => {
+                let expected = self.known.get(&name).copied().unwrap_or(0);
+                let value = self.random.between(min as u64, max as u64);
+                let set = CounterCommand::SetIf {
+                    name: name.as_str().into(),
+                    expected: expected as i64,
+                    value: value as i64,
+                };
+                self.write(&name, Kind::Counter, Action::Swap(expected, value), Command::Counter(set)).await;
+            }
+            55..65 => {
+                self.read_counter(&name, None).await;
+            }
+            _ => {
+                // With nothing it is a look at both.
+                let delta = self.random.between(0, 3) as i64;
+                let additions =
+                    halves(&tag).into_iter().map(|name| CounterAddition { name, delta }).collect();
+                let add = Command::CountMany { additions };
+                self.write(&tag, Kind::Counter, Action::Add(delta), add).await;
             }
         }
     }
@@ -333,11 +376,16 @@ impl Client {
         let begun = self.shared.history.invoke(self.number, object, kind, action);
         event!(self.shared.trace, "client {} {object} {action:?}", self.number);
         let (outcome, position) = self.until_known(group, &request, command.session.is_some()).await;
-        self.tell_watched(group, position, object, action, outcome);
+        if kind == Kind::Register {
+            self.tell_watched(group, position, object, action, outcome);
+        }
         event!(self.shared.trace, "client {} {object} {action:?}: {outcome:?}", self.number);
         self.shared.history.answer(&begun, outcome);
         match (outcome, action) {
-            (Outcome::Heard(Heard::Differs(value)), _) => self.known.insert(object.to_owned(), value),
+            (Outcome::Heard(Heard::Differs(value)), _)
+            | (Outcome::Heard(Heard::Value(value)), Action::AddWithin(_)) => {
+                self.known.insert(object.to_owned(), value)
+            }
             (Outcome::Heard(_), Action::Put(value) | Action::Swap(_, value)) => {
                 self.known.insert(object.to_owned(), value)
             }
@@ -418,6 +466,22 @@ impl Client {
             Reply::Swapped(Ok(())) => Heard::Swapped,
             Reply::Swapped(Err(found)) => Heard::Differs(value_of(found.as_ref())),
             Reply::Counter(CounterReply::Added { value }) => Heard::Value(value as u64),
+            Reply::Counter(CounterReply::OutOfBounds { current }) => Heard::Differs(current as u64),
+            Reply::Counter(CounterReply::Swapped(Ok(()))) => Heard::Swapped,
+            Reply::Counter(CounterReply::Swapped(Err(found))) => Heard::Differs(found as u64),
+            Reply::Counted(sums) => {
+                let sums: Vec<i64> = sums.0.iter().map(|sum| sum.delta).collect();
+                let [first, second] = sums[..] else {
+                    self.violation(format!("additions to two counters came to {sums:?}"));
+                    return Outcome::Unknown;
+                };
+                if first != second {
+                    self.violation(format!(
+                        "counters that are added to together stand at {first} and {second}"
+                    ));
+                }
+                Heard::Value(first as u64)
+            }
             other => {
                 self.violation(format!("a command came to {other:?}"));
                 return Outcome::Unknown;
@@ -520,6 +584,16 @@ impl Client {
         self.read(name, Kind::Counter, &get, node, value).await
     }
 
+    /// Reads one of two counters that are added to together.
+    async fn read_half(&mut self, tag: &str, half: &IVec, node: NodeId) -> bool {
+        let get = GroupRead::Counter { name: half.clone() };
+        let value = |_: &Client, reply: GroupReadReply| match reply {
+            GroupReadReply::Counter(value) => Some(value.unwrap_or(0) as u64),
+            _ => None,
+        };
+        self.read(tag, Kind::Counter, &get, Some(node), value).await
+    }
+
     /// Reads everything from a node; whether all was answered.
     pub async fn read_all(&mut self, node: NodeId) -> bool {
         let shared = Arc::clone(&self.shared);
@@ -530,8 +604,13 @@ impl Client {
         for tag in &shared.objects.pairs {
             all &= self.read_pair(tag, Some(node)).await;
         }
-        for name in &shared.objects.counters {
+        for name in shared.objects.counters.iter().chain(&shared.objects.bounded) {
             all &= self.read_counter(name, Some(node)).await;
+        }
+        for tag in &shared.objects.twins {
+            for half in halves(tag) {
+                all &= self.read_half(tag, &half, node).await;
+            }
         }
         all
     }
