@@ -19,6 +19,7 @@ use dogsled_storage::disk::SimulatedDisk;
 
 use crate::clock::SimulatedClock;
 use crate::network::SimulatedNetwork;
+use crate::planted::Planted;
 use crate::random::Random;
 use crate::trace::{Trace, event};
 
@@ -97,6 +98,8 @@ pub struct Cluster {
     pub trace: Trace,
     /// How often nodes were started.
     pub starts: Arc<AtomicU64>,
+    /// A bug that is planted.
+    pub planted: Option<Planted>,
 }
 
 impl Machine {
@@ -133,7 +136,7 @@ impl Cluster {
             Machine::new(NodeId(number), Random::new(seed, 1_000 + number), skew)
         };
         let machines = (1..=setup.nodes).map(|number| (NodeId(number), machine(number))).collect();
-        Cluster { machines, network, setup, trace, starts: Arc::default() }
+        Cluster { machines, network, setup, trace, starts: Arc::default(), planted: None }
     }
 
     /// All machines' numbers.
@@ -163,7 +166,10 @@ impl Cluster {
     fn config(&self, machine: &Machine, seed: u64) -> NodeConfig {
         let mut config = NodeConfig::new("node", machine.id, addresses(machine.id));
         config.timing = TIMING;
-        config.disk = Arc::new(machine.disk.clone());
+        config.disk = match self.planted {
+            Some(planted) => planted.disk(machine.disk.clone()),
+            None => Arc::new(machine.disk.clone()),
+        };
         config.clock = Arc::new(machine.clock.clone());
         config.threads = false;
         config.sync_time = self.setup.sync_time;
@@ -178,6 +184,13 @@ impl Cluster {
         config.balance_leaders = self.setup.balance_leaders;
         config.maintenance_every = self.setup.maintenance_every;
         config
+    }
+
+    /// What a planted bug has nodes do by themselves.
+    pub fn act_as_planted(&self) {
+        if let Some(planted) = self.planted {
+            planted.act(self);
+        }
     }
 
     /// Starts a machine's node.

@@ -217,7 +217,16 @@ pub(crate) async fn live(options: &Options) -> Report {
         cluster.network.detach(id);
     }
     let operations = (known.written.lock().len(), 0, *known.unknown.lock());
-    Report { seed, violations, undecided: 0, trace: digest, operations, faults, counts: BTreeMap::new() }
+    Report {
+        seed,
+        violations,
+        undecided: 0,
+        trace: digest,
+        operations,
+        faults,
+        counts: BTreeMap::new(),
+        recorded: Default::default(),
+    }
 }
 
 /// Who is lost: some group loses its quorum by it, and every group has a replica that is left. And who of them may

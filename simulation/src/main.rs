@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dogsled_simulation::faults::Kind;
+use dogsled_simulation::planted::Planted;
 use dogsled_simulation::{Options, Report, run};
 
 /// Simulates whole clusters, each from a seed, and judges them.
@@ -28,6 +29,9 @@ struct Arguments {
     /// A quorum is lost for ever and recovered, instead of everything else
     #[arg(long)]
     lost: bool,
+    /// Build in a bug, to see it caught
+    #[arg(long, value_name = "NAME")]
+    plant: Option<Planted>,
     /// Print every event
     #[arg(long)]
     trace: bool,
@@ -60,6 +64,9 @@ fn print_failure(report: &Report, arguments: &Arguments) {
     if arguments.lost {
         only.push_str(" --lost");
     }
+    if let Some(planted) = arguments.plant {
+        only.push_str(&format!(" --plant {planted:?}"));
+    }
     println!(
         "  again: cargo run --release -p dogsled-simulation -- --from {} --seeds 1{seconds}{only} --trace",
         report.seed
@@ -79,6 +86,7 @@ fn main() -> ExitCode {
             only: arguments.faults.clone(),
             transactions: arguments.transactions,
             lost: arguments.lost,
+            planted: arguments.plant,
         };
         let mut report = run(&options);
         if arguments.twice {

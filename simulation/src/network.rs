@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::planted::Planted;
 use crate::random::Random;
 use crate::trace::{Trace, event};
 
@@ -85,6 +86,8 @@ struct State {
     silent: VecDeque<oneshot::Sender<Answer>>,
     lives: u64,
     requests: u64,
+    /// What nodes take clients' requests for, if a bug is planted there.
+    planted: Option<Planted>,
 }
 
 /// See the [module](self); clones are the same network.
@@ -118,8 +121,14 @@ impl SimulatedNetwork {
             silent: VecDeque::new(),
             lives: 0,
             requests: 0,
+            planted: None,
         };
         SimulatedNetwork { state: Arc::new(Mutex::new(state)), trace }
+    }
+
+    /// From now on nodes take clients' requests for what a bug makes of them.
+    pub fn plant(&self, planted: Option<Planted>) {
+        self.state.lock().planted = planted;
     }
 
     /// What a node is to be started with.
@@ -318,6 +327,7 @@ impl SimulatedNetwork {
             let request_lost = state.random.chance(quality.requests_lost);
             let reply_lost = state.random.chance(quality.replies_lost);
             let network = self.clone();
+            let body = state.planted.map_or(body.clone(), |planted| planted.request(body));
             tokio::spawn(async move {
                 tokio::time::sleep(there).await;
                 let alive = network.state.lock().nodes.get(&to).is_some_and(|now| now.life == node.life);

@@ -31,10 +31,11 @@ use crate::linearizability::{Verdict, check};
 use crate::locks::Held;
 use crate::network::SimulatedNetwork;
 use crate::owners::{LONGEST, Owned, Owner, read_numbered};
+use crate::planted::Planted;
 use crate::random::Random;
 use crate::trace::{Trace, event};
 use crate::watchers::{Watched, Watcher};
-use crate::workload::{Client, Ledger, Objects, Shared};
+use crate::workload::{Client, Ledger, Objects, Recorded, Shared};
 
 /// After the last fault, the cluster serves again within this time.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -58,13 +59,16 @@ pub struct Options {
     pub transactions: bool,
     /// Whether a quorum is lost for ever and recovered, instead of everything else.
     pub lost: bool,
+    /// A bug that is planted, to see it caught.
+    pub planted: Option<Planted>,
 }
 
 impl Options {
     /// The usual run of a seed.
     pub fn new(seed: u64) -> Options {
         let duration = Duration::from_secs(12);
-        Options { seed, trace: false, duration, only: Vec::new(), transactions: false, lost: false }
+        let (trace, only, planted) = (false, Vec::new(), None);
+        Options { seed, trace, duration, only, transactions: false, lost: false, planted }
     }
 
     /// The run of a seed in which clients run transactions.
@@ -96,6 +100,8 @@ pub struct Report {
     /// How transactions over partitions ended, if there were any, and what came of locks, sessions and keys: how
     /// often.
     pub counts: BTreeMap<&'static str, u64>,
+    /// The transactions that happened, if there were any.
+    pub recorded: Recorded,
 }
 
 thread_local! {
@@ -198,6 +204,8 @@ async fn live(options: &Options) -> Report {
     let network = SimulatedNetwork::new(Random::new(seed, 3), trace.clone());
     event!(trace, "seed {seed}: {setup:?} skews {skews:?}");
     let mut cluster = Cluster::new(seed, setup, &skews, network.clone(), trace.clone());
+    cluster.planted = options.planted;
+    network.plant(options.planted);
     let shared = Arc::new(Shared {
         network,
         history: History::default(),
@@ -212,6 +220,7 @@ async fn live(options: &Options) -> Report {
         objects,
         violations: Default::default(),
         ledger: Ledger::default(),
+        recorded: Default::default(),
         began: Instant::now(),
     });
     let mut faults = "none".to_owned();
@@ -241,7 +250,8 @@ async fn live(options: &Options) -> Report {
     let mut counts = shared.ledger.counts();
     counts.extend(shared.held.counts());
     counts.extend(shared.owned.counts());
-    Report { seed, violations, undecided, trace, operations, faults, counts }
+    let recorded = std::mem::take(&mut *shared.recorded.lock());
+    Report { seed, violations, undecided, trace, operations, faults, counts, recorded }
 }
 
 async fn go(
@@ -309,6 +319,7 @@ async fn go(
             faulty = watchdog.look(cluster);
         }
         *shared.nodes.lock() = cluster.ids();
+        cluster.act_as_planted();
         tokio::time::sleep(STEP).await;
     }
     if faulty.is_ok() {
@@ -349,16 +360,18 @@ async fn go(
             }
             tokio::time::sleep(STEP).await;
         }
-        let mut lists = None;
-        while options.transactions && lists.is_none() {
-            lists = reader.read_lists(id).await;
+        let mut finals = None;
+        while options.transactions && finals.is_none() {
+            finals = reader.read_finals(id).await;
             if Instant::now() > end {
                 return Err(format!("node {id} does not answer reads of lists although all is well"));
             }
         }
-        if let Some((lists, total)) = lists {
-            let violations = shared.ledger.judge(&lists, total);
+        if let Some(finals) = finals {
+            let recorded = shared.ledger.recorded(finals);
+            let violations = shared.ledger.judge(&recorded);
             shared.violations.lock().extend(violations);
+            *shared.recorded.lock() = recorded;
             event!(cluster.trace, "transactions: {:?}", shared.ledger.counts());
         }
     }
@@ -371,6 +384,7 @@ async fn nothing_is_left(cluster: &Cluster, watchdog: &mut Watchdog) -> Result<(
     // Leadership may still move, and gives every session its whole lease again.
     let end = Instant::now() + LONGEST * 3 + BOUND;
     while let Err(left) = Leases::nothing_is_left(cluster) {
+        cluster.act_as_planted();
         watchdog.look(cluster)?;
         if Instant::now() > end {
             return Err(format!(

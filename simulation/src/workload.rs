@@ -37,7 +37,7 @@ use crate::random::Random;
 use crate::trace::{Trace, event};
 use crate::watchers::Watched;
 
-pub use transactions::Ledger;
+pub use transactions::{Finals, Ledger, Recorded};
 
 /// The tree that clients work in.
 pub(crate) const TREE: &str = "tree";
@@ -87,6 +87,8 @@ pub struct Shared {
     pub violations: Mutex<Vec<String>>,
     /// What transactions there were.
     pub ledger: Ledger,
+    /// All of them that happened, and what there was in the end.
+    pub recorded: Mutex<Recorded>,
     /// When the life began.
     pub began: Instant,
 }

@@ -5,8 +5,9 @@
 //! that one: they die in every place where it matters, and leave their locks to whoever meets them. What they
 //! saw is judged in the end, see [`Ledger::judge`]:
 //!
-//! - the lists tell in which order all of them happened, and who saw what; a cycle is what no serial order
-//!   explains (lost updates, write skew, phantoms), and so is one that only real time closes (a stale read);
+//! - the lists, and the [registers](crate::registers), tell in which order all of them happened, and who saw what; a
+//!   cycle is what no serial order explains (lost updates, write skew, phantoms), and so is one that only real time
+//!   closes (a stale read);
 //! - whoever looked at all accounts saw the same total;
 //! - no lock outlives its owner: see [`leases`](crate::leases).
 
@@ -31,10 +32,13 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{Asked, Client, TRIES, submit};
-use crate::serializability::{Key, Number, Transaction, check};
+use crate::registers::{self, Registers};
+use crate::serializability::{Anomaly, Key, Number, Transaction, check};
 use crate::trace::event;
 
 const LISTS: &str = "lists";
+const REGISTERS: &str = "registers";
+const REGISTER_KEYS: Key = 3;
 const BANK: &str = "bank";
 const LIST_KEYS: Key = 5;
 const ACCOUNTS: u32 = 4;
@@ -43,6 +47,10 @@ const OPENING: u64 = 100;
 
 fn list_key(key: Key) -> IVec {
     format!("list {key}").as_str().into()
+}
+
+fn register_key(key: Key) -> IVec {
+    format!("register {key}").as_str().into()
 }
 
 fn account(number: u32) -> IVec {
@@ -60,6 +68,10 @@ fn appended(bytes: Option<&IVec>, number: Number) -> IVec {
     all.into()
 }
 
+fn register(bytes: Option<&IVec>) -> Number {
+    numbers(bytes).first().copied().unwrap_or(0)
+}
+
 fn balance(bytes: Option<&IVec>) -> u64 {
     bytes.map_or(OPENING, |bytes| bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
 }
@@ -72,10 +84,43 @@ enum Ended {
     Unknown,
 }
 
+/// What there is in the end.
+#[derive(Clone, Debug, Default)]
+pub struct Finals {
+    /// The lists.
+    pub lists: BTreeMap<Key, Vec<Number>>,
+    /// The last value of each register; 0: it has none.
+    pub registers: BTreeMap<Key, Number>,
+    /// What all accounts hold together.
+    pub total: u64,
+}
+
+/// All transactions that happened, and what there was in the end.
+#[derive(Clone, Debug, Default)]
+pub struct Recorded {
+    /// In whatever order, with what they did to registers.
+    pub committed: Vec<(Transaction, Registers)>,
+    /// In the end.
+    pub finals: Finals,
+}
+
+impl Recorded {
+    /// Judges it.
+    ///
+    /// # Errors
+    /// What no serial order explains.
+    pub fn judge(&self) -> Result<(), Anomaly> {
+        let (mut committed, mut finals) = (self.committed.clone(), self.finals.lists.clone());
+        registers::add_to(&mut committed, &mut finals, &self.finals.registers)?;
+        let committed: Vec<Transaction> = committed.into_iter().map(|(transaction, _)| transaction).collect();
+        check(&committed, &finals)
+    }
+}
+
 /// What was run, and what came of it.
 #[derive(Default)]
 pub struct Ledger {
-    lists: Mutex<Vec<(Transaction, Ended)>>,
+    run: Mutex<Vec<(Transaction, Registers, Ended)>>,
     violations: Mutex<Vec<String>>,
     counts: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -90,26 +135,32 @@ impl Ledger {
         self.counts.lock().clone()
     }
 
-    /// What must not be, given the lists and the accounts at the end.
-    pub fn judge(&self, finals: &BTreeMap<Key, Vec<Number>>, total: u64) -> Vec<String> {
-        let mut violations: Vec<String> = self.violations.lock().drain(..).collect();
-        let happened: BTreeSet<Number> = finals.values().flatten().copied().collect();
-        let lists = self.lists.lock();
+    /// All that happened, given what there is in the end.
+    pub fn recorded(&self, finals: Finals) -> Recorded {
+        // Whoever writes a register appends to a list as well.
+        let happened: BTreeSet<Number> = finals.lists.values().flatten().copied().collect();
+        let run = self.run.lock();
         // What is not known has happened if it is to be seen. Its answer never came.
-        let committed = lists.iter().filter_map(|(transaction, ended)| match ended {
-            Ended::Committed => Some(transaction.clone()),
+        let committed = run.iter().filter_map(|(transaction, registers, ended)| match ended {
+            Ended::Committed => Some((transaction.clone(), registers.clone())),
             Ended::Unknown if happened.contains(&transaction.number) => {
-                Some(Transaction { answered: u64::MAX, ..transaction.clone() })
+                Some((Transaction { answered: u64::MAX, ..transaction.clone() }, registers.clone()))
             }
             _ => None,
         });
-        let committed: Vec<Transaction> = committed.collect();
-        if let Err(anomaly) = check(&committed, finals) {
+        Recorded { committed: committed.collect(), finals }
+    }
+
+    /// What must not be.
+    pub fn judge(&self, recorded: &Recorded) -> Vec<String> {
+        let mut violations: Vec<String> = self.violations.lock().drain(..).collect();
+        let finals = &recorded.finals;
+        if let Err(anomaly) = recorded.judge() {
             violations
                 .push(format!("transactions are not strictly serializable: {anomaly:?}, of {finals:?}"));
         }
-        if total != u64::from(ACCOUNTS) * OPENING {
-            violations.push(format!("the accounts hold {total} at the end"));
+        if finals.total != u64::from(ACCOUNTS) * OPENING {
+            violations.push(format!("the accounts hold {} at the end", finals.total));
         }
         violations
     }
@@ -258,7 +309,7 @@ impl Client {
         Some(all)
     }
 
-    /// Reads some lists and appends to some of them.
+    /// Reads some lists and registers, appends to some of the lists and sets some of the registers.
     async fn append(&mut self) -> Option<Ended> {
         let number = self.new_value() as Number;
         let mut transaction = Transaction { number, begun: self.now(), ..Transaction::default() };
@@ -276,6 +327,21 @@ impl Client {
                 }
             }
         }
+        let mut registers = Registers::default();
+        if self.random.chance(400) {
+            for _ in 0..self.random.between(1, 2) {
+                let key = self.random.below(u64::from(REGISTER_KEYS)) as Key;
+                if let Entry::Vacant(place) = registers.reads.entry(key) {
+                    let found = self.read_into(&mut draft, REGISTERS, register_key(key)).await?;
+                    place.insert(register(found.as_ref()));
+                    if self.random.chance(600) {
+                        draft.writes.push((REGISTERS, register_key(key), number.to_be_bytes().into()));
+                        registers.writes.insert(key);
+                    }
+                }
+            }
+            self.shared.ledger.count("with registers");
+        }
         for (key, value) in &values {
             transaction.reads.insert(*key, numbers(value.as_ref()));
             if transaction.appends.is_empty() || self.random.chance(500) {
@@ -287,11 +353,12 @@ impl Client {
         transaction.answered = self.now();
         event!(
             self.shared.trace,
-            "client {} appends {number} to {:?}: {ended:?}",
+            "client {} appends {number} to {:?} and sets {:?}: {ended:?}",
             self.number,
-            transaction.appends
+            transaction.appends,
+            registers.writes
         );
-        self.shared.ledger.lists.lock().push((transaction, ended));
+        self.shared.ledger.run.lock().push((transaction, registers, ended));
         Some(ended)
     }
 
@@ -329,7 +396,7 @@ impl Client {
         };
         transaction.answered = self.now();
         event!(self.shared.trace, "client {} swaps {number} into {key}: {ended:?}", self.number);
-        self.shared.ledger.lists.lock().push((transaction, ended));
+        self.shared.ledger.run.lock().push((transaction, Registers::default(), ended));
         Some(ended)
     }
 
@@ -464,7 +531,7 @@ impl Client {
             let what = format!("client {} has seen accounts that hold {total}", self.number);
             self.shared.ledger.violations.lock().push(what);
         }
-        self.shared.ledger.lists.lock().push((transaction, Ended::Committed));
+        self.shared.ledger.run.lock().push((transaction, Registers::default(), Ended::Committed));
     }
 
     async fn commit(&mut self, draft: &Draft, number: Number) -> Ended {
@@ -621,22 +688,29 @@ impl Client {
         if maybe { Sent::Unknown } else { Sent::Nothing }
     }
 
-    /// The lists and the sum of the accounts as of now, from one node; `None` if it does not answer.
-    pub async fn read_lists(&mut self, node: NodeId) -> Option<(BTreeMap<Key, Vec<Number>>, u64)> {
-        let mut lists = BTreeMap::new();
-        let mut total = 0;
+    /// What there is as of now, from one node; `None` if it does not answer.
+    pub async fn read_finals(&mut self, node: NodeId) -> Option<Finals> {
+        let mut finals = Finals::default();
         for key in 0..LIST_KEYS {
-            let read = GroupRead::Get { tree: LISTS.into(), key: list_key(key) };
-            let group = group_of(&list_key(key), self.shared.partitions);
-            let (GroupReadReply::Value(found), _) = self.get(&read, group, node).await? else { return None };
-            lists.insert(key, numbers(found.map(|found| found.value).as_ref()));
+            let found = self.value_at(LISTS, list_key(key), node).await?;
+            finals.lists.insert(key, numbers(found.as_ref()));
+        }
+        for key in 0..REGISTER_KEYS {
+            let found = self.value_at(REGISTERS, register_key(key), node).await?;
+            finals.registers.insert(key, register(found.as_ref()));
         }
         for number in 0..ACCOUNTS {
-            let read = GroupRead::Get { tree: BANK.into(), key: account(number) };
-            let group = group_of(&account(number), self.shared.partitions);
-            let (GroupReadReply::Value(found), _) = self.get(&read, group, node).await? else { return None };
-            total += balance(found.map(|found| found.value).as_ref());
+            finals.total += balance(self.value_at(BANK, account(number), node).await?.as_ref());
         }
-        Some((lists, total))
+        Some(finals)
+    }
+
+    async fn value_at(&mut self, tree: &str, key: IVec, node: NodeId) -> Option<Option<IVec>> {
+        let group = group_of(&key, self.shared.partitions);
+        let (reply, _) = self.get(&GroupRead::Get { tree: tree.into(), key }, group, node).await?;
+        match reply {
+            GroupReadReply::Value(found) => Some(found.map(|found| found.value)),
+            _ => None,
+        }
     }
 }
