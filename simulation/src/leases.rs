@@ -219,7 +219,7 @@ fn things(
         );
     }
     if with_transactions {
-        for part in replica.expired_transactions(u64::MAX, LIMIT) {
+        for part in replica.expired_transactions(u64::MAX, None, LIMIT) {
             let what = format!("a part of transaction {}, over at {}", part.transaction, part.expires_ms);
             add(what, now_ms >= part.expires_ms, false);
         }

@@ -177,7 +177,7 @@ impl Planted {
                 let operations = match self {
                     Planted::ExpireByWallClock => over(&replica, wall_ms),
                     Planted::ForgetAborts => {
-                        let decisions = replica.decisions_before(u64::MAX, 100).into_iter();
+                        let decisions = replica.decisions_before(u64::MAX, None, 100).into_iter();
                         let aborts = decisions.filter(|(_, decided)| !decided.committed);
                         let transactions: Vec<_> = aborts.map(|(transaction, _)| transaction).collect();
                         match transactions.is_empty() {
