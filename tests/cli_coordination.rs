@@ -39,9 +39,9 @@ fn a_counter_is_set_and_set_if_it_is_what_is_expected() {
         assert_eq!(on.ok(&["counter", "set", "stock", "-7"]), "40");
         assert_eq!(on.ok(&["counter", "set-if", "stock", "-7", "12"]), "");
         on.run(&["counter", "set-if", "stock", "-7", "13"]).fails_saying(8, &["stands at 12, not at -7"]);
-        let told = on.run(&["--json", "counter", "set-if", "stock", "-7", "13"]).fails(8);
-        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-        assert_eq!(told["value"], 12);
+        let refused = on.run(&["--json", "counter", "set-if", "stock", "-7", "13"]);
+        let told: serde_json::Value = serde_json::from_str(&refused.stderr).expect("JSON");
+        assert_eq!((refused.code, &told["value"]), (8, &12.into()));
         assert_eq!(
             on.ok(&["counter", "set-if", "untouched", "0", "1", "--json"]),
             r#"{"counter":"untouched","value":1}"#
@@ -72,9 +72,9 @@ fn a_key_is_swapped_if_it_is_what_is_expected() {
         on.ok(&["cas", "k", "--new", "1"]);
         on.run(&["cas", "k", "--new", "2"]).fails_saying(8, &["the value is \"1\"", "nothing was done"]);
         on.ok(&["cas", "k", "--old", "1", "--new", "2"]);
-        let told = on.run(&["cas", "k", "--old", "1", "--new", "3", "--json"]).fails(8);
-        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-        assert_eq!(told["current"], "2");
+        let refused = on.run(&["cas", "k", "--old", "1", "--new", "3", "--json"]);
+        let told: serde_json::Value = serde_json::from_str(&refused.stderr).expect("JSON");
+        assert_eq!((refused.code, &told["current"]), (8, &"2".into()));
         assert_eq!(
             on.ok(&["cas", "k", "--old", "2", "--new", "3", "--json"]),
             r#"{"key":"k","swapped":true}"#
@@ -102,22 +102,22 @@ fn a_key_is_swapped_if_it_is_what_is_expected() {
 #[test]
 fn the_next_number_is_put_behind_a_prefix() {
     on_both(|on| {
-        let first = on.ok(&["put", "--next", "job/", "a"]);
-        let second = on.ok(&["put", "job/", "b", "--next"]);
-        assert!(first.starts_with("job/") && first < second, "{first} and {second}");
+        let first = on.ok(&["put", "--next", "{job}/", "a"]);
+        let second = on.ok(&["put", "{job}/", "b", "--next"]);
+        assert!(first.starts_with("{job}/") && first < second, "{first} and {second}");
         on.ok(&["del", &second]);
         // A number is given once.
-        let third = on.ok(&["put", "--next", "job/", "c", "--json"]);
+        let third = on.ok(&["put", "--next", "{job}/", "c", "--json"]);
         let third: serde_json::Value = serde_json::from_str(&third).expect("JSON");
         let third = third["key"].as_str().expect("text").to_owned();
         assert!(second < third, "{second} and {third}");
         assert_eq!(on.ok(&["scan"]), format!("{first}\ta\n{third}\tc"));
-        on.run(&["put", "--next", "job/", "c", "--ttl", "5"]).fails(2);
+        on.run(&["put", "--next", "{job}/", "c", "--ttl", "5"]).fails(2);
     });
     // With a session they die with it.
     let alone = Alone::new();
     let id = alone.run(&["session", "open"]).ok();
-    let key = alone.run(&["put", "--next", "worker/", "idle", "--session", id.trim()]).ok();
+    let key = alone.run(&["put", "--next", "{worker}/", "idle", "--session", id.trim()]).ok();
     assert_eq!(alone.run(&["get", key.trim()]).ok(), "idle\n");
     alone.run(&["session", "close", id.trim()]).ok();
     alone.run(&["get", key.trim()]).fails(1);

@@ -85,7 +85,7 @@ fn at_a_terminal_what_the_command_has_started_is_stopped_with_it() {
     assert!(script.status.success());
     let file = alone.sandbox.path("grandchild");
     let shell = format!("sleep 1000 & echo $! > {}; wait", file.display());
-    let lock = alone.command(&["lock", "job", "--lease", "2", "--owner", "ann", "--", "sh", "-c", &shell]);
+    let lock = alone.command(&["lock", "job", "--lease", "2", "--", "sh", "-c", &shell]);
     let mut words = vec![lock.get_program().to_string_lossy().into_owned()];
     words.extend(lock.get_args().map(|word| format!("'{}'", word.to_string_lossy())));
     let mut terminal = std::process::Command::new("script");
@@ -101,8 +101,9 @@ fn at_a_terminal_what_the_command_has_started_is_stopped_with_it() {
     assert!(rustix::process::test_kill_process(grandchild).is_ok(), "it runs");
     // An operator takes the lock away.
     let holder = alone.run(&["lock", "holder", "job", "--json"]).ok();
-    let token = holder.split("\"token\":").nth(1).and_then(|rest| rest.split([',', '}']).next()).unwrap();
-    alone.run(&["lock", "release", "job", "--owner", "ann", "--token", token.trim()]).ok();
+    let holder: serde_json::Value = serde_json::from_str(&holder).unwrap();
+    let (owner, token) = (holder["owner"].as_str().unwrap(), holder["token"].to_string());
+    alone.run(&["lock", "release", "job", "--owner", owner, "--token", &token]).ok();
     assert_eq!(terminal.wait().unwrap().code(), Some(8));
     alone.eventually("it is gone", || {
         let state = std::fs::read_to_string(format!("/proc/{}/stat", grandchild.as_raw_nonzero()));

@@ -290,18 +290,19 @@ impl Database {
             Database::Directory(db) => {
                 let held = db.lock(name).owner(owner).resume()?;
                 let Some(guard) = held else { return Ok(None) };
-                let renewed = guard.token() == token && guard.renew(lease)?.is_ok();
+                let renewed = (guard.token() == token).then(|| guard.renew(lease));
                 let expires_ms = guard.expires_ms();
+                // Also when it could not be renewed: it is not this process's to give back.
                 guard.keep();
-                Ok(renewed.then_some(expires_ms))
+                Ok(renewed.transpose()?.is_some_and(|renewed| renewed.is_ok()).then_some(expires_ms))
             }
             Database::Cluster(remote) => {
                 let held = remote.wait(remote.client().lock(name).owner(owner).resume())?;
                 let Some(guard) = held else { return Ok(None) };
-                let renewed = guard.token() == token && remote.wait(guard.renew(lease))?.is_ok();
+                let renewed = (guard.token() == token).then(|| remote.wait(guard.renew(lease)));
                 let expires_ms = guard.expires_ms();
                 guard.keep();
-                Ok(renewed.then_some(expires_ms))
+                Ok(renewed.transpose()?.is_some_and(|renewed| renewed.is_ok()).then_some(expires_ms))
             }
         }
     }

@@ -73,8 +73,11 @@ use crate::{Error, IVec, Result, lock};
 /// The most keys that closing a session or expiring sessions removes at a time.
 pub const REMOVE_AT_ONCE: usize = 1024;
 
-/// The most sessions that are looked at for that, and the most of their keys that turn out to be locked.
+/// The most sessions that are found to be over for that, and the most of their keys that turn out to be locked.
 const LOOK_AT_ONCE: usize = 4 * REMOVE_AT_ONCE;
+/// The most sessions that are passed over for it, because not all of their lease was seen. Those that end behind so many
+/// wait until that is so.
+const PASS_AT_ONCE: usize = 64 * REMOVE_AT_ONCE;
 /// How many slots a session has: so many commands may be under way at a time.
 pub const MAX_SLOTS: usize = 1 << 16;
 
@@ -240,21 +243,20 @@ pub(crate) fn expire(view: &impl View, context: &Context, led_ms: u64) -> Result
 /// The sessions that are over by the log's time, and of which `led_ms` of the lease have been seen, in the order in which
 /// they ended; and whether these are all.
 fn over(view: &impl View, time_ms: u64, led_ms: u64) -> Result<(Vec<(SessionId, Record)>, bool)> {
-    let (mut found, mut looked_at, mut complete, mut failure) = (Vec::new(), 0, true, None);
+    let (mut found, mut passed, mut complete, mut failure) = (Vec::new(), 0, true, None);
     // The end of time is never over.
     let last = expiry_key(time_ms.min(u64::MAX - 1), SessionId(u128::MAX));
     view.scan(TreeId::SESSIONS, Bound::Included(&[EXPIRY]), Bound::Included(&last), &mut |key, _| {
-        if looked_at == LOOK_AT_ONCE {
+        if found.len() == LOOK_AT_ONCE || passed == PASS_AT_ONCE {
             complete = false;
             return false;
         }
-        looked_at += 1;
         let record = session_in_expiry(key).and_then(|session| {
             let record = read_record(view, session)?;
             Ok((session, record.ok_or_else(|| damaged("an expiry without its session"))?))
         });
         match record {
-            Ok((_, record)) if record.lease_ms > led_ms => {}
+            Ok((_, record)) if record.lease_ms > led_ms => passed += 1,
             Ok(record) => found.push(record),
             Err(error) => failure = Some(error),
         }

@@ -126,8 +126,9 @@ impl Inner {
             begun => begun,
         };
         let deadline = Instant::now() + PATIENCE;
-        // A member that lost its disk since would be taken in again, and vote as if it had promised nothing.
-        if self.has_formed().await {
+        // A member that lost its disk since would be taken in again, and vote as if it had promised nothing. All were taken
+        // in before there was a record, and what is left to do is the driver's.
+        if self.has_record().await {
             return self.wait_until_formed(deadline).await;
         }
         let named: Vec<_> = members.iter().map(|(node, addresses)| (node.0, addresses.clone())).collect();
@@ -171,14 +172,14 @@ impl Inner {
         self.wait_until_formed(deadline).await
     }
 
-    /// Whether the cluster is known here to have been formed before. If this node has a part in one that has begun, the
-    /// record is waited for: after a restart it takes a moment to be found.
-    async fn has_formed(&self) -> bool {
+    /// Whether the cluster's record is known here from before. If this node has a part in one that has begun, it is waited
+    /// for: after a restart it takes a moment to be found.
+    async fn has_record(&self) -> bool {
         let deadline = Instant::now() + PATIENCE / 4;
         loop {
             let Some(cluster) = self.cluster.get() else { return false };
-            if let Some(record) = cluster.record() {
-                return !record.forming;
+            if cluster.record().is_some() {
+                return true;
             }
             let begun = self.group(META_GROUP).is_ok_and(|group| group.log.last().is_some());
             if !begun || Instant::now() > deadline {

@@ -718,9 +718,13 @@ impl Inner {
                     group.confirmed_age()
                 }
             },
-            // A node that holds no state of the group yet has nothing to say, not even something old.
+            // A node that holds no state of the group yet has nothing to say, not even something old. Its leader has.
             Consistency::Stale if group.slot.applied() == 0 => {
-                return Err(ClusterError::Unavailable(format!("group {} has not begun here", group.id)));
+                let leader = group.leader().filter(|leader| *leader != self.config.node);
+                return Err(match leader {
+                    Some(_) => group.not_leader(leader),
+                    None => ClusterError::Unavailable(format!("group {} has not begun here", group.id)),
+                });
             }
             Consistency::Stale if group.leads() => group.out_of_touch_for(self.config.timing.undisputed()),
             Consistency::Stale => group.slot.age(),

@@ -131,8 +131,11 @@ pub(super) async fn run_under(
         return Err(Failure::usage("say what to run, behind `--`"));
     };
     let in_group = !is_in_foreground();
+    let mut before = Vec::new();
     if !in_group {
         adopt_orphans();
+        // Whoever ran here before this program did, by exec, may have left some: they are no concern of the lock's.
+        before = descendants(&[]);
     }
     let mut command = Command::new(program);
     if in_group {
@@ -153,7 +156,7 @@ pub(super) async fn run_under(
         _ = quit.recv(), if in_group => false,
     };
     let kill_after = Duration::from_secs(run.kill_after);
-    let ended = stop(&mut child, in_group, kill_after, held).await.map_err(waiting)?;
+    let ended = stop(&mut child, in_group, &before, kill_after, held).await.map_err(waiting)?;
     Ok(if is_lost { Ended::Lost } else { Ended::With(code_of(ended)) })
 }
 
@@ -161,20 +164,22 @@ pub(super) async fn run_under(
 async fn stop(
     child: &mut Child,
     in_group: bool,
+    before: &[Pid],
     kill_after: Duration,
     held: &impl Held,
 ) -> std::io::Result<ExitStatus> {
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
     // Whoever it is sent to may have ended just now; that is seen below.
-    let send = |signal: Signal| match pid {
+    let send = |signal: Signal, is_first: bool| match pid {
         Some(group) if in_group => {
             let _ = kill_process_group(group, signal);
         }
-        _ => descendants().into_iter().for_each(|pid| {
+        _ => descendants(before).into_iter().chain(pid.filter(|_| is_first)).for_each(|pid| {
             let _ = kill_process(pid, signal);
         }),
     };
-    send(Signal::TERM);
+    // Where nobody tells who has started whom, the command itself is told at least; not once it may have ended.
+    send(Signal::TERM, true);
     let too_late = async {
         held.lost().await;
         tokio::time::sleep(held.remaining()).await;
@@ -185,7 +190,7 @@ async fn stop(
         () = too_late => None,
     };
     // What the command has left behind is ended, too.
-    send(Signal::KILL);
+    send(Signal::KILL, ended.is_none());
     match ended {
         Some(ended) => ended,
         None => child.wait().await,
@@ -205,8 +210,8 @@ fn adopt_orphans() {
     let _ = rustix::process::set_child_subreaper(Some(getpid()));
 }
 
-/// All that this process has started, and all that those have, as far as the system tells.
-fn descendants() -> Vec<Pid> {
+/// All that this process has started, and all that those have, as far as the system tells, but for some and theirs.
+fn descendants(but: &[Pid]) -> Vec<Pid> {
     let mut parents = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
@@ -224,7 +229,9 @@ fn descendants() -> Vec<Pid> {
     let mut found = vec![getpid().as_raw_nonzero().get()];
     let mut at = 0;
     while let Some(&parent) = found.get(at) {
-        found.extend(parents.iter().filter(|(_, of, _)| *of == parent).map(|(pid, ..)| *pid));
+        let is_left_out = |pid: i32| but.iter().any(|but| but.as_raw_nonzero().get() == pid);
+        let started = parents.iter().filter(|(pid, of, _)| *of == parent && !is_left_out(*pid));
+        found.extend(started.map(|(pid, ..)| *pid));
         at += 1;
     }
     let is_alive = |wanted: &i32| parents.iter().any(|(pid, _, is_alive)| pid == wanted && *is_alive);

@@ -94,7 +94,7 @@ struct Fixed<'a> {
     tree: Option<&'a RawValue>,
     #[serde(borrow)]
     key: &'a RawValue,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "there")]
     value: Option<&'a RawValue>,
     #[serde(borrow)]
     hash: Option<Vec<(&'a RawValue, &'a RawValue)>>,
@@ -159,6 +159,11 @@ fn exact(field: &str, raw: &RawValue) -> Result<Vec<u8>, String> {
         Ok(bytes) => Ok(bytes.into_owned()),
         Err(found) => Err(format!("field {field:?} is {found}, not a string")),
     }
+}
+
+/// A field that is there, be it null.
+fn there<'de, D: serde::Deserializer<'de>>(field: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(field).map(Some)
 }
 
 /// The bytes of a value: anything goes, null too (its text).

@@ -61,6 +61,16 @@ struct Queued {
     database: TreeId,
 }
 
+impl Queue {
+    /// Whether a fence and what is not done under it would come together.
+    fn would_cut_a_fence(&self, step: &Step) -> bool {
+        let cuts = |step: &Step| matches!(step, Step::Whole(whole) if whole.writes());
+        let is_fenced = |step: &Step| matches!(step, Step::Data(data) if data.fence.is_some());
+        let mut queued = self.steps.iter().filter_map(|queued| queued.step.as_ref().ok());
+        (cuts(step) && queued.clone().any(is_fenced)) || (is_fenced(step) && queued.any(cuts))
+    }
+}
+
 impl Queued {
     /// Whether it is of all partitions and writes, so that what is behind it is a transaction of its own.
     fn cuts(&self) -> bool {
@@ -603,6 +613,11 @@ impl Connection {
                 let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
                 Some(format!("ERR {name} cannot be within MULTI"))
             }
+            Ok(step) if queue.would_cut_a_fence(step) => Some(
+                "ERR FLUSHDB, FLUSHALL and CONFIG SET cannot be within one MULTI with DOGSLED.FENCED: they are carried out \
+                 apart, whether the lock is held or not"
+                    .to_owned(),
+            ),
             _ if queue.steps.len() >= MOST_QUEUED => {
                 Some(format!("ERR more than {MOST_QUEUED} commands in MULTI"))
             }
@@ -822,19 +837,24 @@ impl Connection {
 
     /// Carries out what is not on keys, at its place in a transaction.
     async fn step(&mut self, queued: Queued, told: &mut usize) -> Value {
-        match queued.step {
-            Err(refused) => refused,
+        let value = match queued.step {
+            Err(refused) => return refused,
+            Ok(Step::Link(..) | Step::Slots(_) | Step::Info(_)) if *told > MOST_IN_REPLY => {
+                return Value::error(TOO_MUCH);
+            }
             Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
             Ok(Step::Slots(arguments)) => slots::cluster(&mut self.link, &arguments).await,
             Ok(Step::Info(arguments)) => describe::info(&self.link, &arguments).await,
-            Ok(Step::Whole(whole)) => self.whole(queued.database, &whole, told).await,
+            Ok(Step::Whole(whole)) => return self.whole(queued.database, &whole, told).await,
             // Of these only UNWATCH is queued, and EXEC has done as much already.
             Ok(Step::Multi(..)) => Value::OK,
             Ok(Step::Data(_)) => unreachable!("carried out together"),
             Ok(Step::Lock(_) | Step::Listen(_) | Step::Script(_)) => {
                 unreachable!("refused when it was queued")
             }
-        }
+        };
+        *told += held(&value);
+        value
     }
 
     /// Answers what is of a whole database within a transaction, if not too much was told so before.

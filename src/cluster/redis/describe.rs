@@ -173,6 +173,9 @@ pub(super) fn command(_: &mut Link, arguments: &[Bytes]) -> Value {
         [_, ..] if is("LIST") => syntax_error(),
         request @ [_, _, ..] if is("GETKEYS") => keys_of(request),
         [] if is("INFO") => Value::Array(COMMANDS.iter().map(CommandInfo::described).collect()),
+        names if names.len() > MOST_NAMES && (is("INFO") || is("DOCS")) => {
+            Value::error(format!("ERR at most {MOST_NAMES} commands are described at a time"))
+        }
         names if is("INFO") => {
             let told = names.iter().map(|name| find(name).map_or(Value::Null, CommandInfo::described));
             Value::Array(told.collect())
@@ -185,6 +188,9 @@ pub(super) fn command(_: &mut Link, arguments: &[Bytes]) -> Value {
         _ => no_subcommand("command", arguments, &["COUNT", "HELP", "LIST"]),
     }
 }
+
+/// So that what is told of them is bounded.
+const MOST_NAMES: usize = 4096;
 
 /// What is below a command, and what it does.
 type Help = &'static [(&'static str, &'static str)];

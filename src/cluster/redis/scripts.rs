@@ -125,10 +125,23 @@ impl Scripts {
     }
 
     fn find(&self, hash: &[u8]) -> Option<Script> {
-        let wanted = hash.to_ascii_lowercase();
+        let wanted = parse_hex(hash)?;
         let kept = self.0.lock();
-        kept.iter().find(|(known, _)| hex(known).as_bytes() == wanted).map(|(_, script)| *script)
+        kept.iter().find(|(known, _)| *known == wanted).map(|(_, script)| *script)
     }
+}
+
+fn parse_hex(text: &[u8]) -> Option<Hash> {
+    let mut hash = Hash::default();
+    if text.len() != 2 * hash.len() {
+        return None;
+    }
+    for (byte, digits) in hash.iter_mut().zip(text.chunks_exact(2)) {
+        let digit = |at: usize| char::from(digits[at]).to_digit(16);
+        // Of two digits.
+        *byte = (digit(0)? * 16 + digit(1)?) as u8;
+    }
+    Some(hash)
 }
 
 fn hex(hash: &Hash) -> String {

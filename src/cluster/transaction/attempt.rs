@@ -579,7 +579,7 @@ impl Transaction {
     /// the transaction writes is written under that token or not at all. So a holder that was paused for longer
     /// than its lease can do no harm.
     ///
-    /// A lease that has ended counts as held until somebody else takes the lock, or it is expired.
+    /// A lease that ends between this and the commit counts as held, unless somebody else takes the lock or it is expired.
     ///
     /// ```no_run
     /// # async fn run(client: dogsled::cluster::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -604,15 +604,17 @@ impl Transaction {
         Ok(self.tokens(IVec::from(name.as_ref())).await?.contains(&token))
     }
 
-    /// The tokens of all that hold a lock, or did and have no successor.
+    /// The tokens of all that hold a lock.
     async fn tokens(&self, name: IVec) -> Result<Vec<FencingToken>> {
         let tree = IVec::from(LOCKS_TREE_NAME);
         self.read(&tree, name.clone()).await?;
         let found = self.with(|sets| sets.trees.get(&tree)?.reads.get(&name)?.clone())?;
         let Some(stored) = found else { return Ok(Vec::new()) };
         let state = decode_state(&name, &stored).map_err(|error| Error::Incompatible(error.to_string()))?;
-        // At the beginning of time no lease has ended.
-        Ok(state.live(0).map(|permit| permit.token).collect())
+        // By what is known of the log's time, which is more by now if anything.
+        let core = self.client.core();
+        let time_ms = core.log_time_ms(core.group_of(&name, self.until).await?, self.until).await?;
+        Ok(state.live(time_ms).map(|permit| permit.token).collect())
     }
 
     /// Makes it a part of what was read that the locks are held under which this run [writes](Tree::under). A token that is
