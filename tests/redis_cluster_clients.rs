@@ -228,7 +228,7 @@ fn redis_cli_follows_moved_and_redis_benchmark_spreads_over_the_cluster() {
     // The first makes it one that knows of slots.
     let script: String =
         (0..40).map(|number| format!("SET {{{number}}}k {number}\nGET {{{number}}}k\n")).collect();
-    let script = format!("READONLY\n{script}");
+    let script = format!("READWRITE\n{script}");
     child.stdin.take().expect("piped").write_all(script.as_bytes()).expect("it reads");
     let output = child.wait_with_output().expect("it ends");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

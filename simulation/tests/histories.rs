@@ -16,7 +16,7 @@ fn recorded() -> (Recorded, u64) {
     let report = run(&Options::with_transactions(1));
     assert_eq!(report.violations, Vec::<String>::new());
     let recorded = report.recorded;
-    assert!(recorded.committed.len() > 50, "{} transactions", recorded.committed.len());
+    assert!(recorded.committed.len() > 15, "{} transactions", recorded.committed.len());
     assert_eq!(recorded.judge(), Ok(()));
     let known = recorded.committed.iter().map(|(transaction, _)| transaction.answered);
     let after = known.filter(|answered| *answered != u64::MAX).max().unwrap();
@@ -81,7 +81,7 @@ fn anomalies_in_a_recorded_history_are_found() {
 fn a_lost_update_of_a_register_in_a_recorded_history_is_found() {
     let (sound, after) = recorded();
     let written = sound.committed.iter().filter(|(_, registers)| !registers.writes.is_empty()).count();
-    assert!(written > 10, "only {written} wrote registers");
+    assert!(written > 2, "only {written} wrote registers");
     let (&key, &last) = sound.finals.registers.iter().find(|(_, last)| **last != 0).unwrap();
     let mut lost = sound;
     // Both replace the last value; the second one is there in the end.
