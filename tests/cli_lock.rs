@@ -91,6 +91,9 @@ fn at_a_terminal_what_the_command_has_started_is_stopped_with_it() {
     let mut terminal = std::process::Command::new("script");
     terminal.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]);
     terminal.envs(lock.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(directory) = lock.get_current_dir() {
+        terminal.current_dir(directory);
+    }
     terminal.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
     let mut terminal = terminal.spawn().unwrap();
     alone.eventually("the command has started something", || {

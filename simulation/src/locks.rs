@@ -266,7 +266,8 @@ mod tests {
             capacity: 1,
             delay_ms: 0,
             of_session: false,
-            heard: now,
+            // What one was sure of is over when another hears of its grant, in whichever order they are made here.
+            heard: now + Duration::from_secs(3600),
             until: now,
             starts: (0, 0),
             granted_ms: Some(token * 10),
