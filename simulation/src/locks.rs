@@ -323,7 +323,7 @@ mod tests {
         is_told(&[waited(5, 21), waited(6, 20)], "holder 21 came at 5");
         // Somebody who did not wait, while another did.
         is_told(&[waited(5, 21), grant(20, 20)], "holder 20, who came at 20");
-        is_told(&[grant(20, 20), Grant { arrival: 21, ..grant(20, 20) }], "has token 20");
+        is_told(&[waited(20, 20), waited(21, 20)], "has token 20");
     }
 
     #[test]
