@@ -3,6 +3,30 @@
 //! Decides; does not carry. What moves bytes between nodes implements [`Transport`], what comes in
 //! from it is handed to a [`Service`]. There is no socket in this crate, so the same code runs on
 //! QUIC and in a simulation.
+//!
+//! # Map
+//!
+//! A write's way, from a client to the disks of a quorum and back, and who is where on it:
+//!
+//! ```text
+//! client ─► node ─► group ─► proposals ─► openraft ─► log_store ─► the WAL ─► durability
+//!                                            │                                    │
+//!                               network ─► transport ─► the peers' node ─► …      │
+//!                                            ▼                                    ▼
+//!                                       state_machine ─► the replica (dogsled-storage)
+//! ```
+//!
+//! | of | modules |
+//! |---|---|
+//! | a node | [`Node`] serves, and looks after its groups; [`NodeConfig`], `node_file` (whose a directory is), `convert` (of an embedded database) |
+//! | a group | `group`, `proposals` (batches), `log_store` (Raft's log on the shared WAL), `state_machine` (entries applied, and the log's time), `durability` (one sync for all groups), `types` |
+//! | reads | `read_index` (linearizable without an entry), `alone` (a node that is its own majority), [`watch`] (following keys), [`pin`] (a state held for who copies it) |
+//! | peers | `network` (pipelines of openraft), `message` and `codec` (bytes), `snapshot` and `pace` (copying state, and how fast), [`transport`] (what carries it), [`memory`] (a network for tests) |
+//! | members and placement | [`meta`] (the record of the cluster), [`ring`] (whose a partition is), `reconcile` (what is to be done next), `fence` and `given_up` (who is not heard any more), `room` (full disks) |
+//! | loss of a quorum | [`recovery`] |
+//! | clients | [`client`] (what they say, as bytes), [`ClusterError`] (what they can do about it), `stamp` (the leader's time, put into a command) |
+//! | looking | [`status`], [`metrics`] |
+//! | beneath | [`runtime`] (tokio, or a simulation), `blocking` (work that takes long), [`hostile`] (arbitrary bytes, for fuzzing) |
 
 mod alone;
 mod blocking;
