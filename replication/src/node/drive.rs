@@ -92,7 +92,7 @@ impl Drive {
         lost.retain(|node| record.members.contains_key(node));
         if !lost.is_empty() {
             let change = Change::Lost { nodes: lost.into_iter().collect() };
-            node.take_step(&record, Step::Record(change)).await;
+            node.take_step(&record, &View::default(), Step::Record(change)).await;
             return BUSY;
         }
         let now = Instant::now();
@@ -112,10 +112,12 @@ impl Drive {
             true => self.leaders.decide(&record, &view),
             false => None,
         };
-        node.progress.send_replace(Some(Arc::new((Record::clone(&record), view))));
+        let seen = Arc::new((Record::clone(&record), view));
+        let view = &seen.1;
+        node.progress.send_replace(Some(Arc::clone(&seen)));
         if reached && steps.is_empty() {
             if let Some(change) = leaders {
-                node.take_step(&record, Step::Record(change)).await;
+                node.take_step(&record, view, Step::Record(change)).await;
             }
             self.next = Some(Instant::now() + IDLE);
             return LOOK;
@@ -128,7 +130,7 @@ impl Drive {
         }
         self.waited = Duration::ZERO;
         let mut under_way: FuturesUnordered<_> =
-            steps.into_iter().map(|step| node.take_step(&record, step)).collect();
+            steps.into_iter().map(|step| node.take_step(&record, view, step)).collect();
         while under_way.next().await.is_some() {}
         BUSY
     }
@@ -178,20 +180,41 @@ impl Inner {
         statuses
     }
 
-    async fn take_step(self: &Arc<Self>, record: &Record, step: Step) {
+    /// `view` has who was found to lead.
+    async fn take_step(self: &Arc<Self>, record: &Record, view: &View, step: Step) {
         tracing::debug!(?step, "a step");
         let described = format!("{step:?}");
+        let leader = |group: u32| view.groups.get(&group).map(|observed| observed.leader);
         let taken = match step {
             Step::Begin { group, members } => self.begin_group(record, group, members).await,
             Step::Change { group, based_on, change } => {
                 let request = ClientRequest::ChangeGroup { group, based_on, change };
-                self.ask_itself(request).await
+                self.ask_found(leader(group), request).await
             }
-            Step::Lead { group, to } => self.ask_itself(ClientRequest::TransferLeader { group, to }).await,
+            Step::Lead { group, to } => {
+                self.ask_found(leader(group), ClientRequest::TransferLeader { group, to }).await
+            }
             Step::Record(change) => self.change_record(record.epoch, &change).await.map(drop),
         };
         if let Err(error) = taken {
             tracing::debug!(step = described, %error, "a step was not taken");
+        }
+    }
+
+    /// Asks who was found to lead. This node's own replica may know better, or, after a loss of quorum, be of a group that
+    /// went on without it, and follow one that leads no more for ever.
+    async fn ask_found(
+        self: &Arc<Self>,
+        leader: Option<NodeId>,
+        request: ClientRequest,
+    ) -> Result<(), ClusterError> {
+        let Some(leader) = leader.filter(|leader| *leader != self.config.node) else {
+            return self.ask_itself(request).await;
+        };
+        match ClientReply::decode(self.forward(leader, request.encode(), STEP).await?) {
+            Ok(ClientReply::Error(error)) => Err(error),
+            Ok(_) => Ok(()),
+            Err(error) => Err(ClusterError::OutcomeUnknown(error.to_string())),
         }
     }
 
