@@ -50,10 +50,10 @@ struct Write {
     ttl: Option<Duration>,
 }
 
-/// What a [`Compare`] came to.
+/// What a [`Compare`] came to, and one of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compared {
-    failed: Option<(usize, Option<IVec>)>,
+    pub(crate) failed: Option<(usize, Option<IVec>)>,
 }
 
 impl Compared {

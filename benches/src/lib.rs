@@ -2,7 +2,7 @@
 //!
 //! [`data`] makes keys and values; [`contestant`] says what a database must offer and [`peers`] has one
 //! implementation per database; [`workloads`] measures; [`compare`] decides who is measured when; [`results`] is
-//! the JSON file; [`report`], [`plot`], [`readme`] and [`summary`] show it; [`targets`] judges it. The criterion benches
+//! the JSON file; [`report`], [`plot`] and [`readme`] show it; [`targets`] judges it. The criterion benches
 //! borrow [`data`] too.
 //!
 //! [`rows`] is what the measurements of clusters print and write; they need the feature `cluster`.
@@ -25,6 +25,5 @@ pub mod ring;
 pub mod rows;
 pub mod spinners;
 pub mod stats;
-pub mod summary;
 pub mod targets;
 pub mod workloads;

@@ -16,7 +16,7 @@ use dogsled_benches::child::ChildTask;
 use dogsled_benches::contestant::Contestant;
 use dogsled_benches::results::{Effort, Report};
 use dogsled_benches::rows::Table;
-use dogsled_benches::{child, compare, peers, plot, readme, report, ring, summary};
+use dogsled_benches::{child, compare, peers, plot, readme, report, ring};
 
 /// The nodes' is the one that the `dogsled` binary has. Embedded databases that are compared, some of them in C++,
 /// all have the system's.
@@ -51,10 +51,10 @@ enum Command {
     /// Place 100,000 partitions on 1,000 nodes, on paper; write ring.json and ring.svg.
     Ring(RingArgs),
     /// Print a table for the documents from a JSON file that `compare`, `cluster`, `operations`, `partitions` or `redis`
-    /// wrote, or of a directory that has all of them the small table of the README.
+    /// wrote.
     ReadmeTable {
-        /// The file, or the directory.
-        #[arg(default_value = "benches/results")]
+        /// The file.
+        #[arg(default_value = "benches/results/compare.json")]
         json: PathBuf,
     },
     #[command(hide = true)]
@@ -268,10 +268,6 @@ fn main() -> Result<()> {
             })
         }
         Command::Ring(args) => ring::run(args.nodes, args.partitions, &args.out),
-        Command::ReadmeTable { json } if json.is_dir() => {
-            print!("{}", summary::table(&json)?);
-            Ok(())
-        }
         Command::ReadmeTable { json } => {
             let text = fs::read_to_string(&json).with_context(|| format!("reading {}", json.display()))?;
             match serde_json::from_str::<Table>(&text) {

@@ -1,4 +1,4 @@
-//! The table of the README, from the JSON file: no number in it is typed by hand.
+//! The table of `docs/performance.md`, from the JSON file: no number in it is typed by hand.
 
 use std::fmt::Write as _;
 

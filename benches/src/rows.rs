@@ -1,4 +1,4 @@
-//! Rows of systems measured beside each other: what is printed, the JSON file, and the README's table.
+//! Rows of systems measured beside each other: what is printed, the JSON file, and a table for the documents.
 //!
 //! The first series of a row is dogsled's. A target compares its median with the median of another series
 //! of the same row, so that nothing is judged by a number from another run; or with a number that was promised.

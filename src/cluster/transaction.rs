@@ -88,10 +88,11 @@ pub(super) use self::looking::ReadLocks;
 
 pub use self::attempt::Transaction;
 pub use self::commit::{Outcome, Unsettled};
-pub use self::compare::{Compare, Compared};
+pub use self::compare::Compare;
 pub use self::error::{
     ConflictableTransactionError, ConflictableTransactionResult, TransactionError, TransactionResult, abort,
 };
+pub use crate::Compared;
 
 /// How often a closure runs.
 const MAX_ATTEMPTS: u32 = 100;

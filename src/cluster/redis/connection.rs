@@ -64,17 +64,22 @@ struct Queued {
 impl Queue {
     /// Whether a fence and what is not done under it would come together.
     fn would_cut_a_fence(&self, step: &Step) -> bool {
-        let cuts = |step: &Step| matches!(step, Step::Whole(whole) if whole.writes());
-        let is_fenced = |step: &Step| matches!(step, Step::Data(data) if data.fence.is_some());
-        let mut queued = self.steps.iter().filter_map(|queued| queued.step.as_ref().ok());
-        (cuts(step) && queued.clone().any(is_fenced)) || (is_fenced(step) && queued.any(cuts))
+        (cuts(step) && self.has_fence) || (is_fenced(step) && self.has_cut)
     }
 }
 
+/// Whether it is of all partitions and writes, so that what is behind it is a transaction of its own.
+fn cuts(step: &Step) -> bool {
+    matches!(step, Step::Whole(whole) if whole.writes())
+}
+
+fn is_fenced(step: &Step) -> bool {
+    matches!(step, Step::Data(data) if data.fence.is_some())
+}
+
 impl Queued {
-    /// Whether it is of all partitions and writes, so that what is behind it is a transaction of its own.
     fn cuts(&self) -> bool {
-        matches!(&self.step, Ok(Step::Whole(whole)) if whole.writes())
+        self.step.as_ref().is_ok_and(cuts)
     }
 
     fn data(&self) -> Option<&Data> {
@@ -102,6 +107,9 @@ struct Queue {
     /// Something was refused, so that nothing is to be done.
     is_spoilt: bool,
     bytes: usize,
+    /// What came so far: something under a lock, something that cuts it.
+    has_fence: bool,
+    has_cut: bool,
 }
 
 struct Connection {
@@ -630,6 +638,10 @@ impl Connection {
             queue.is_spoilt = true;
             return self.answer(Value::error(refused));
         }
+        if let Ok(step) = &planned {
+            queue.has_fence |= is_fenced(step);
+            queue.has_cut |= cuts(step);
+        }
         let database = queue.database;
         if selects
             && let Some(number) = dogsled_storage::strings::parse_integer(&request[1])
@@ -703,7 +715,14 @@ impl Connection {
             Multi::Begin if self.queue.is_some() => Value::error("ERR MULTI calls can not be nested"),
             Multi::Begin => {
                 let database = self.link.database;
-                self.queue = Some(Queue { steps: Vec::new(), database, is_spoilt: false, bytes: 0 });
+                self.queue = Some(Queue {
+                    steps: Vec::new(),
+                    database,
+                    is_spoilt: false,
+                    bytes: 0,
+                    has_fence: false,
+                    has_cut: false,
+                });
                 Value::OK
             }
             Multi::Discard => match self.queue.take() {

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::commit::{CommitError, in_one_command};
 use super::{ConflictableTransactionError, Transaction, TransactionError, TransactionResult};
-use crate::IVec;
 use crate::cluster::{Client, Error, Tree};
+use crate::{Compared, IVec};
 
 /// Conditions on keys, and what to write if all of them hold, or not; made by [`Client::compare`].
 ///
@@ -44,29 +44,6 @@ pub struct Compare {
     /// Times to live, by the number of the write.
     then_for: BTreeMap<usize, Duration>,
     otherwise_for: BTreeMap<usize, Duration>,
-}
-
-/// What a [`Compare`] came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Compared {
-    failed: Option<(usize, Option<IVec>)>,
-}
-
-impl Compared {
-    /// Whether all conditions held.
-    pub fn held(&self) -> bool {
-        self.failed.is_none()
-    }
-
-    /// The number of the first condition that did not hold, counted from 0.
-    pub fn failed(&self) -> Option<usize> {
-        self.failed.as_ref().map(|(index, _)| *index)
-    }
-
-    /// The value that the key of that condition had.
-    pub fn found(&self) -> Option<&IVec> {
-        self.failed.as_ref()?.1.as_ref()
-    }
 }
 
 impl Compare {
