@@ -282,3 +282,27 @@ fn a_script_never_deletes_what_became_another_s_meanwhile() {
     assert_eq!(counted, deleted, "of {given}");
     assert!(deleted > 0, "none of {given} was deleted");
 }
+
+#[test]
+fn what_is_under_a_lock_is_not_cut_by_what_is_not() {
+    let served = Served::new(1, 8);
+    let mut redis = served.connect(0);
+    let token = number(&mut redis, "DOGSLED.LOCK {j}lock 60000");
+    assert_eq!(redis.says("SET {j}k kept"), "+OK");
+    let fenced = format!("DOGSLED.FENCED {{j}}lock {token} SET {{j}}k changed");
+    for lines in [["FLUSHDB", &fenced], [&fenced, "FLUSHALL"]] {
+        assert_eq!(redis.says("MULTI"), "+OK");
+        assert_eq!(redis.says(lines[0]), "+QUEUED");
+        let refused = redis.says(lines[1]);
+        assert!(refused.contains("within one MULTI with DOGSLED.FENCED"), "{refused}");
+        assert_eq!(redis.says("EXEC"), "-EXECABORT Transaction discarded because of previous errors.");
+        assert_eq!(redis.says("GET {j}k"), "$4\\r\\nkept");
+    }
+    // Each by itself is well.
+    for (line, found) in [(fenced.as_str(), "$7\\r\\nchanged"), ("FLUSHDB", "$-1")] {
+        assert_eq!(redis.says("MULTI"), "+OK");
+        assert_eq!(redis.says(line), "+QUEUED");
+        assert_eq!(redis.says("EXEC"), "*1\\r\\n+OK");
+        assert_eq!(redis.says("GET {j}k"), found);
+    }
+}

@@ -17,17 +17,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use dogsled_net::resp::{ClientStream, Protocol, Request, RequestLimits, RequestReader, Value};
-use dogsled_storage::{Fence, TreeId};
 use futures_util::FutureExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::database::{Data, MOST_IN_REPLY, TOO_MUCH, UNKNOWN, Watched, failed};
+use super::database::{Data, UNKNOWN, Watched, failed};
 use super::link::Link;
+use super::multi::Queue;
 use super::pubsub::{Listen, Message, Subscriptions};
 use super::server::{LEAST_PACE, Shared};
 use super::table::{Multi, Planned, Step, find, unknown, wrong_arity};
-use super::whole::Whole;
 use super::{describe, slots};
 use crate::IVec;
 
@@ -50,67 +49,8 @@ const MOST_READ_AHEAD: usize = 64 << 10;
 const KEPT: usize = 1 << 20;
 /// About what a value of a reply takes besides its bytes.
 const PER_VALUE: usize = 64;
-/// The most commands of a transaction, and keys that are watched.
-const MOST_QUEUED: usize = 64 << 10;
+/// The most keys that are watched.
 const MOST_WATCHED: usize = 16 << 10;
-
-/// What waits for `EXEC`.
-struct Queued {
-    step: Planned,
-    /// Where, for what is of a whole database.
-    database: TreeId,
-}
-
-impl Queue {
-    /// Whether a fence and what is not done under it would come together.
-    fn would_cut_a_fence(&self, step: &Step) -> bool {
-        (cuts(step) && self.has_fence) || (is_fenced(step) && self.has_cut)
-    }
-}
-
-/// Whether it is of all partitions and writes, so that what is behind it is a transaction of its own.
-fn cuts(step: &Step) -> bool {
-    matches!(step, Step::Whole(whole) if whole.writes())
-}
-
-fn is_fenced(step: &Step) -> bool {
-    matches!(step, Step::Data(data) if data.fence.is_some())
-}
-
-impl Queued {
-    fn cuts(&self) -> bool {
-        self.step.as_ref().is_ok_and(cuts)
-    }
-
-    fn data(&self) -> Option<&Data> {
-        match &self.step {
-            Ok(Step::Data(data)) => Some(data),
-            _ => None,
-        }
-    }
-}
-
-/// What came of a part of a transaction.
-enum Carried {
-    Out,
-    /// What was watched has changed.
-    Not,
-    /// Nothing of the whole transaction was done.
-    Refused(Value),
-}
-
-/// A transaction that is being put together.
-struct Queue {
-    steps: Vec<Queued>,
-    /// Where a `SELECT` within it leads.
-    database: TreeId,
-    /// Something was refused, so that nothing is to be done.
-    is_spoilt: bool,
-    bytes: usize,
-    /// What came so far: something under a lock, something that cuts it.
-    has_fence: bool,
-    has_cut: bool,
-}
 
 struct Connection {
     link: Link,
@@ -225,17 +165,8 @@ async fn hung_up(stream: &mut ClientStream, sent: &mut BytesMut) {
     std::future::pending().await
 }
 
-/// What was answered within a transaction before `HELLO` is written as it was to be then.
-fn keep_written(values: &mut [Value], protocol: Protocol) {
-    for value in values {
-        let mut bytes = Vec::new();
-        value.encode(protocol, &mut bytes);
-        *value = Value::Encoded(bytes.into());
-    }
-}
-
 /// About how many bytes a reply takes until it is sent.
-fn held(value: &Value) -> usize {
+pub(super) fn held(value: &Value) -> usize {
     PER_VALUE
         + match value {
             Value::Array(values) => values.iter().map(held).sum(),
@@ -609,49 +540,17 @@ impl Connection {
 
     fn spoil(&mut self) {
         if let Some(queue) = &mut self.queue {
-            queue.is_spoilt = true;
+            queue.spoil();
         }
     }
 
     fn enqueue(&mut self, planned: Planned, request: &[Bytes], selects: bool) {
         let Some(queue) = &mut self.queue else { return };
-        queue.bytes += request.iter().map(|argument| argument.len() + 64).sum::<usize>();
-        let refused = match &planned {
-            Ok(Step::Lock(_) | Step::Listen(_) | Step::Script(_)) => {
-                let name = String::from_utf8_lossy(&request[0]).to_ascii_uppercase();
-                Some(format!("ERR {name} cannot be within MULTI"))
-            }
-            Ok(step) if queue.would_cut_a_fence(step) => Some(
-                "ERR FLUSHDB, FLUSHALL and CONFIG SET cannot be within one MULTI with DOGSLED.FENCED: they are carried out \
-                 apart, whether the lock is held or not"
-                    .to_owned(),
-            ),
-            _ if queue.steps.len() >= MOST_QUEUED => {
-                Some(format!("ERR more than {MOST_QUEUED} commands in MULTI"))
-            }
-            _ if queue.bytes > self.link.server.limits.request_bytes => {
-                Some("ERR the commands in MULTI are too large".to_owned())
-            }
-            _ => None,
-        };
-        if let Some(refused) = refused {
-            queue.is_spoilt = true;
-            return self.answer(Value::error(refused));
+        let limit = self.link.server.limits.request_bytes;
+        match queue.push(planned, request, selects, limit) {
+            Ok(()) => self.answer(Value::Simple("QUEUED".into())),
+            Err(refused) => self.answer(refused),
         }
-        if let Ok(step) = &planned {
-            queue.has_fence |= is_fenced(step);
-            queue.has_cut |= cuts(step);
-        }
-        let database = queue.database;
-        if selects
-            && let Some(number) = dogsled_storage::strings::parse_integer(&request[1])
-            && let Ok(number) = u32::try_from(number)
-            && number < super::DATABASES
-        {
-            queue.database = TreeId(number);
-        }
-        queue.steps.push(Queued { step: planned, database });
-        self.answer(Value::Simple("QUEUED".into()));
     }
 
     /// Has done what was put off, and sends what the first of it tells if that is much.
@@ -715,14 +614,7 @@ impl Connection {
             Multi::Begin if self.queue.is_some() => Value::error("ERR MULTI calls can not be nested"),
             Multi::Begin => {
                 let database = self.link.database;
-                self.queue = Some(Queue {
-                    steps: Vec::new(),
-                    database,
-                    is_spoilt: false,
-                    bytes: 0,
-                    has_fence: false,
-                    has_cut: false,
-                });
+                self.queue = Some(Queue::new(database));
                 Value::OK
             }
             Multi::Discard => match self.queue.take() {
@@ -742,10 +634,7 @@ impl Connection {
                 None => Value::error("ERR EXEC without MULTI"),
                 Some(queue) => {
                     let watched = mem::take(&mut self.watched);
-                    match queue.is_spoilt {
-                        true => Value::error("EXECABORT Transaction discarded because of previous errors."),
-                        false => self.execute(queue, watched).await,
-                    }
+                    queue.execute(&mut self.link, watched).await
                 }
             },
         }
@@ -768,121 +657,5 @@ impl Connection {
             }
         }
         Value::OK
-    }
-
-    /// Carries out a transaction. What is on keys is done at one moment; but what writes to all partitions
-    /// (`FLUSHDB`) cuts it: what is behind that is another moment, and whether it fails is told command by command.
-    async fn execute(&mut self, queue: Queue, mut watched: Vec<Watched>) -> Value {
-        let mut rest = queue.steps;
-        let mut values = Vec::with_capacity(rest.len());
-        let mut told = 0;
-        loop {
-            let end = rest.iter().position(Queued::cuts).unwrap_or(rest.len());
-            let later = rest.split_off(end);
-            match self.execute_part(rest, &mem::take(&mut watched), &mut values, &mut told).await {
-                Carried::Out => {}
-                Carried::Not => return Value::NullArray,
-                Carried::Refused(refused) => return refused,
-            }
-            let mut later = later.into_iter();
-            let Some(cut) = later.next() else { return Value::Array(values) };
-            values.push(self.step(cut, &mut told).await);
-            rest = later.collect();
-        }
-    }
-
-    /// Carries out what is on keys at one moment. Reads of a whole database that come before anything is written are done before
-    /// it, others behind it: within it there is no view of all partitions.
-    async fn execute_part(
-        &mut self,
-        steps: Vec<Queued>,
-        watched: &[Watched],
-        values: &mut Vec<Value>,
-        told: &mut usize,
-    ) -> Carried {
-        let operations: Vec<_> =
-            steps.iter().filter_map(Queued::data).flat_map(|data| data.operations.iter().cloned()).collect();
-        let mut fences: Vec<Fence> = Vec::new();
-        for fence in steps.iter().filter_map(|step| step.data()?.fence.as_ref()) {
-            if !fences.contains(fence) {
-                fences.push(fence.clone());
-            }
-        }
-        let is_write = |step: &Queued| step.data().is_some_and(|data| !data.is_read());
-        let first_write = steps.iter().position(is_write).unwrap_or(0);
-        let mut left = Vec::with_capacity(steps.len());
-        for (index, step) in steps.into_iter().enumerate() {
-            let value = match &step.step {
-                Ok(Step::Whole(whole)) if index < first_write => {
-                    Some(self.whole(step.database, whole, told).await)
-                }
-                _ => None,
-            };
-            left.push((step, value));
-        }
-        let mut replies = Vec::new();
-        let mut refused = None;
-        if !operations.is_empty() || !watched.is_empty() {
-            match self.link.server.database.carry_out(watched, &fences, operations).await {
-                Ok(Some(found)) => replies = found,
-                Ok(None) => return Carried::Not,
-                // Of a part that comes later some was done before.
-                Err(error) if values.is_empty() => return Carried::Refused(error),
-                Err(error) => refused = Some(error),
-            }
-        }
-        let mut replies = replies.into_iter();
-        for (step, value) in left {
-            let value = match (value, step.data(), &refused) {
-                (Some(value), ..) => value,
-                (None, Some(_), Some(refused)) => refused.clone(),
-                (None, Some(data), None) => {
-                    let own: Vec<_> = replies.by_ref().take(data.operations.len()).collect();
-                    data.reply(&self.link.server.database, &own)
-                }
-                (None, None, _) => {
-                    let before = self.link.protocol;
-                    let value = self.step(step, told).await;
-                    if self.link.protocol != before {
-                        keep_written(values, before);
-                    }
-                    value
-                }
-            };
-            values.push(value);
-        }
-        Carried::Out
-    }
-
-    /// Carries out what is not on keys, at its place in a transaction.
-    async fn step(&mut self, queued: Queued, told: &mut usize) -> Value {
-        let value = match queued.step {
-            Err(refused) => return refused,
-            Ok(Step::Link(..) | Step::Slots(_) | Step::Info(_)) if *told > MOST_IN_REPLY => {
-                return Value::error(TOO_MUCH);
-            }
-            Ok(Step::Link(link, arguments)) => link(&mut self.link, &arguments),
-            Ok(Step::Slots(arguments)) => slots::cluster(&mut self.link, &arguments).await,
-            Ok(Step::Info(arguments)) => describe::info(&self.link, &arguments).await,
-            Ok(Step::Whole(whole)) => return self.whole(queued.database, &whole, told).await,
-            // Of these only UNWATCH is queued, and EXEC has done as much already.
-            Ok(Step::Multi(..)) => Value::OK,
-            Ok(Step::Data(_)) => unreachable!("carried out together"),
-            Ok(Step::Lock(_) | Step::Listen(_) | Step::Script(_)) => {
-                unreachable!("refused when it was queued")
-            }
-        };
-        *told += held(&value);
-        value
-    }
-
-    /// Answers what is of a whole database within a transaction, if not too much was told so before.
-    async fn whole(&self, database: TreeId, whole: &Whole, told: &mut usize) -> Value {
-        if !whole.writes() && *told > MOST_IN_REPLY {
-            return Value::error(TOO_MUCH);
-        }
-        let value = self.link.server.database.whole(database.0, whole).await;
-        *told += held(&value);
-        value
     }
 }

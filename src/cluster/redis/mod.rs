@@ -73,6 +73,7 @@ mod hashes;
 mod keys;
 mod link;
 mod locks;
+mod multi;
 mod pubsub;
 mod scripts;
 mod server;
