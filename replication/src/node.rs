@@ -48,6 +48,7 @@ mod load;
 mod maintenance;
 mod members;
 mod pins;
+mod reads;
 pub(crate) mod record;
 mod recover;
 mod report;

@@ -35,16 +35,21 @@ async fn opened() -> (Cluster, u64) {
     (cluster, time_ms)
 }
 
-async fn prepare(cluster: &Cluster, transaction: u128, decide_by_ms: u64) {
+/// The command that prepares a write of another partition.
+fn preparing(transaction: u128, home: u32, decide_by_ms: u64) -> GroupCommand {
     let prepare = Operation::Prepare(Prepare {
         transaction: TransactionId(transaction),
-        home: HOME,
+        home,
         decide_by_ms,
         lease_ms: LEASE_MS,
         only_lock: false,
         part: part("theirs", "new"),
     });
-    let reply = cluster.submit(OTHER, &numbered(transaction as u64, prepare)).await;
+    numbered(transaction as u64, prepare)
+}
+
+async fn prepare(cluster: &Cluster, transaction: u128, decide_by_ms: u64) {
+    let reply = cluster.submit(OTHER, &preparing(transaction, HOME, decide_by_ms)).await;
     assert_eq!(reply.result, Ok(Answer::Vote(Vote::Yes)));
 }
 
@@ -115,31 +120,15 @@ async fn a_lock_whose_home_cannot_be_lasts_no_longer_than_its_lease() {
     let (cluster, time_ms) = opened().await;
     cluster.put(OTHER, "theirs", "old").await;
     for (transaction, home) in [(1, 9_999), (2, 0)] {
-        let prepare = Operation::Prepare(Prepare {
-            transaction: TransactionId(transaction),
-            home,
-            decide_by_ms: time_ms + 5_000,
-            lease_ms: LEASE_MS,
-            only_lock: false,
-            part: part("theirs", "new"),
-        });
-        let reply = cluster.submit(OTHER, &numbered(transaction as u64, prepare)).await;
+        let reply = cluster.submit(OTHER, &preparing(transaction, home, time_ms + 5_000)).await;
         assert_eq!(reply.result, Ok(Answer::Vote(Vote::Yes)));
         cluster.put(OTHER, "theirs", "later").await;
         assert_eq!(cluster.get(1, OTHER, "theirs").await.as_deref(), Some("later"));
     }
     // The time until which it may be decided is one that comes.
-    let prepare = Operation::Prepare(Prepare {
-        transaction: TransactionId(3),
-        home: HOME,
-        decide_by_ms: u64::MAX,
-        lease_ms: LEASE_MS,
-        only_lock: false,
-        part: part("theirs", "new"),
-    });
     let settle = Operation::Settle { transaction: TransactionId(4), decide_by_ms: u64::MAX };
     let settle = GroupCommand { session: None, ..numbered(4, settle) };
-    for command in [numbered(3, prepare), settle] {
+    for command in [preparing(3, HOME, u64::MAX), settle] {
         let reply = cluster.submit(OTHER, &command).await;
         assert!(
             matches!(&reply.result, Err(Refusal::Invalid(why)) if why.contains("too far off")),

@@ -330,6 +330,19 @@ fn entry(session: Option<SessionTag>, operation: Operation) -> Vec<u8> {
         .unwrap()
 }
 
+/// A second replica, which was sent the state of the first.
+fn installed(disk: &SimulatedDisk, source: &Replica) -> Arc<Replica> {
+    let (target, options) = replica(disk, 2);
+    drop(target);
+    let mut installer = ReplicaInstaller::begin(&options).unwrap();
+    let snapshot = source.snapshot();
+    while !installer.is_complete() {
+        installer.chunk(&snapshot.chunk(installer.position(), 1000).unwrap().bytes).unwrap();
+    }
+    installer.finish().unwrap();
+    replica(disk, 2).0
+}
+
 /// What a failover looks like when the new leader had to install a snapshot: the answer to the
 /// command was lost with the old one, and the client tries again.
 #[test]
@@ -341,15 +354,7 @@ fn a_command_retried_after_a_snapshot_was_installed_happens_once() {
     let first = source.apply(2, None, &entry(tag, add_one())).unwrap();
     assert_eq!(first.result, added(1));
 
-    let (target, options) = replica(&disk, 2);
-    drop(target);
-    let mut installer = ReplicaInstaller::begin(&options).unwrap();
-    let snapshot = source.snapshot();
-    while !installer.is_complete() {
-        installer.chunk(&snapshot.chunk(installer.position(), 1000).unwrap().bytes).unwrap();
-    }
-    installer.finish().unwrap();
-    let (target, _) = replica(&disk, 2);
+    let target = installed(&disk, &source);
     assert_eq!(target.apply(3, None, &entry(tag, add_one())).unwrap(), first);
     let counter = GroupRead::Counter { name: "visits".into() };
     assert_eq!(target.read(&counter).unwrap(), GroupReadReply::Counter(Some(1)));
@@ -379,15 +384,7 @@ fn the_longest_keys_and_fields_travel_in_snapshots() {
         position += 1;
         source.apply(position, None, &entry(None, operation)).unwrap().result.unwrap();
     }
-    let (target, options) = replica(&disk, 2);
-    drop(target);
-    let mut installer = ReplicaInstaller::begin(&options).unwrap();
-    let snapshot = source.snapshot();
-    while !installer.is_complete() {
-        installer.chunk(&snapshot.chunk(installer.position(), 1000).unwrap().bytes).unwrap();
-    }
-    installer.finish().unwrap();
-    let (target, _) = replica(&disk, 2);
+    let target = installed(&disk, &source);
     let fingerprint = |replica: &Replica| replica.snapshot().fingerprint().unwrap();
     assert_eq!(fingerprint(&target), fingerprint(&source));
 }

@@ -5,7 +5,7 @@ use dogsled_storage::group::{GroupRead, GroupReadReply};
 use tokio::time::Instant;
 
 use super::Node;
-use super::serve::{key_of, with_position};
+use super::reads::{key_of, with_position};
 use super::transactions::{is_quick, open_replica};
 use crate::metrics::Asked;
 
