@@ -51,6 +51,8 @@ use crate::types::{Entry, LeaderId, LogId, Member, Membership, Payload, TypeConf
 
 /// How long a group may take to elect its only voter, or the meta group to have a leader.
 const ELECTION: Duration = Duration::from_secs(20);
+/// Within this a survivor usually has gone on with its groups; after it, it is asked again.
+const GOES_ON: Duration = Duration::from_secs(5);
 /// Between two looks at that.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -204,12 +206,20 @@ impl Inner {
         if survivor == self.config.node {
             return self.go_on(operation, lost.to_vec(), groups).await;
         }
-        let request = ClientRequest::GoOn { operation, lost: lost.to_vec(), groups };
-        let left = until.saturating_duration_since(Instant::now());
-        match self.forward(survivor, request.encode(), left).await.map(ClientReply::decode) {
-            Ok(Ok(ClientReply::Error(error))) | Err(error) => Err(error),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(ClusterError::OutcomeUnknown(error.to_string())),
+        let request = ClientRequest::GoOn { operation, lost: lost.to_vec(), groups }.encode();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let answer = self.forward(survivor, request.clone(), left.min(GOES_ON)).await;
+            match answer.map(ClientReply::decode) {
+                // Done twice it is done once. All others are refused as long as this waits, so it does not wait for
+                // an answer that was lost.
+                Err(ClusterError::OutcomeUnknown(_)) if left > GOES_ON && !*self.stop.borrow() => {
+                    tokio::time::sleep(LOOK).await;
+                }
+                Ok(Ok(ClientReply::Error(error))) | Err(error) => return Err(error),
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => return Err(ClusterError::OutcomeUnknown(error.to_string())),
+            }
         }
     }
 
