@@ -31,7 +31,7 @@
 //! # What it was seen to catch
 //!
 //! A simulation that never fails proves little, so bugs are built in on purpose, one at a time, to see them caught.
-//! Where the shipped code has a seam they are [planted] there, and `tests/planted.rs` has each of them caught:
+//! Where the shipped code has a seam they are [planted] there, and `tests/lives/planted.rs` has each of them caught:
 //! `sim --plant DropFences --seeds 10` shows one. Where it has none they are built in by hand:
 //!
 //! - **An entry of an old term is committed by counting replicas.** In openraft's

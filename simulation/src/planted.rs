@@ -9,7 +9,7 @@
 //! | the requests that reach a node | something is dropped from a command before it is proposed: a fence, its number, a delay, a time to live, an owner, bounds; a lock has one permit more; a read asks for less |
 //! | what a node proposes by itself | leases end by the leader's wall clock; aborts are forgotten; nobody's leases are renewed; who is first in line is thrown out |
 //!
-//! `tests/planted.rs` has each of them caught. Which bugs have no such seam, and how they are built in by hand, is said
+//! `tests/lives/planted.rs` has each of them caught. Which bugs have no such seam, and how they are built in by hand, is said
 //! in the [crate's](crate) own text.
 
 use std::io;

@@ -31,7 +31,7 @@
 //!
 //! # Hostile bytes
 //!
-//! Every decoder here holds to these rules, and `commands_codec.rs` and the fuzz targets test them:
+//! Every decoder here holds to these rules, and `tests/commands/codec.rs` and the fuzz targets test them:
 //!
 //! - The length of the input is checked against a cap before anything is decoded.
 //! - Nothing is allocated because the input claims a length; only bytes that are there are copied,
