@@ -217,7 +217,7 @@ pub use self::entries::Entries;
 pub use self::error::{Error, Result};
 pub use self::lock::{Lock, LockGuard, SessionLock};
 pub use self::near_cache::NearCache;
-pub use self::node::{Node, NodeCertificates, NodeConfig, StartError};
+pub use self::node::{Node, NodeCertificates, NodeConfig, StartError, default_partitions};
 pub use self::options::ClientOptions;
 pub use self::quota::SharedQuota;
 pub use self::read_from::ReadFrom;

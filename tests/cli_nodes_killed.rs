@@ -5,18 +5,20 @@
 //! counted once, and all replicas hold the same.
 //!
 //! `DOGSLED_SEED=n` gives the order of the nodes and the times again. The soak, in which nodes die at random under
-//! mixed traffic, lasts `DOGSLED_SOAK_SECONDS`; 12 if nobody says.
+//! mixed traffic of dogsled's own clients and of Redis clients, lasts `DOGSLED_SOAK_SECONDS`; 12 if nobody says.
 #![cfg(feature = "cli")]
 
 mod cli_support;
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use cli_support::Sandbox;
 use cli_support::load::{Load, eventually, is_whole, replicas_agree};
 use cli_support::mixed::Mixed;
 use cli_support::nodes::{Served, free_address};
+use cli_support::redis_traffic::RedisTraffic;
 use dogsled::cluster::{CertificateFiles, Client, ClientOptions};
 use parking_lot::Mutex;
 use rustix::process::Signal;
@@ -63,6 +65,8 @@ struct Cluster {
     nodes: BTreeMap<u64, Served>,
     /// The first three, as each of them is told.
     members: String,
+    /// Where these serve Redis clients.
+    redis: Vec<String>,
 }
 
 impl Cluster {
@@ -72,7 +76,11 @@ impl Cluster {
         let addresses: BTreeMap<u64, String> = (1..=3).map(|node| (node, free_address())).collect();
         let members: Vec<String> =
             addresses.iter().map(|(node, address)| format!("{node}={address}")).collect();
-        let mut cluster = Cluster { sandbox, addresses, nodes: BTreeMap::new(), members: members.join(",") };
+        let redis = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        let redis: Vec<_> = redis.collect();
+        let redis = redis.iter().map(|port| port.local_addr().expect("it is bound").to_string()).collect();
+        let members = members.join(",");
+        let mut cluster = Cluster { sandbox, addresses, nodes: BTreeMap::new(), members, redis };
         for node in [2, 3, 1] {
             let served = cluster.launch(node, if node == 1 { &["--init"] } else { &[] });
             cluster.nodes.insert(node, served);
@@ -86,7 +94,8 @@ impl Cluster {
     /// Starts one of the first three.
     fn launch(&self, node: u64, more: &[&str]) -> Served {
         let data = format!("data-{node}");
-        let mut arguments = vec!["--members", &self.members];
+        let redis = &self.redis[node as usize - 1];
+        let mut arguments = vec!["--members", &self.members, "--redis", redis];
         arguments.extend(more);
         let arguments = self.arguments(node, &data, &self.addresses[&node], &arguments);
         self.sandbox.serve(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
@@ -294,6 +303,7 @@ fn mixed_traffic_goes_on_and_stays_right_while_nodes_die_at_random() {
         eventually("all three are level", || is_whole(&client, 100)).await;
         let watchers = [cluster.client("").await, cluster.client("").await];
         let mixed = Mixed::start(&client, watchers, Duration::ZERO).await;
+        let redis = RedisTraffic::start(&cluster.redis).await;
         let (until, mut rounds) = (Instant::now() + Duration::from_secs(seconds), 0);
         while rounds == 0 || Instant::now() < until {
             let node = 1 + random.below(3);
@@ -307,14 +317,18 @@ fn mixed_traffic_goes_on_and_stays_right_while_nodes_die_at_random() {
                 cluster.nodes.insert(node, cluster.launch(node, &[]));
             }
             rounds += 1;
-            let before = mixed.carried_out();
-            eventually("traffic goes on", async || mixed.carried_out() > before + 50).await;
+            let before = (mixed.carried_out(), redis.carried_out());
+            eventually("traffic goes on", async || {
+                mixed.carried_out() > before.0 + 50 && redis.carried_out() > before.1 + 50
+            })
+            .await;
             eventually("all three are level", || is_whole(&client, 1_000)).await;
         }
         let (carried_out, refused, events) = mixed.stop().await;
+        let by_redis = redis.stop().await;
         println!(
             "{rounds} times something happened; {carried_out} calls were carried out, {refused} refused, and {events} \
-             events told"
+             events told; Redis clients had {by_redis} carried out"
         );
         assert!(carried_out > 200, "only {carried_out} calls were carried out");
         client.close().await;

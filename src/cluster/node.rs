@@ -92,6 +92,23 @@ impl std::error::Error for StartError {
     }
 }
 
+/// How many partitions `dogsled serve --init` makes if nobody says: two for each processor of this machine, at least 4
+/// and at most 64.
+///
+/// Each partition agrees on its writes, logs and applies them by itself. Two for each processor keep it busy while
+/// one of them waits for its disk or its peers; of more, each has fewer writes to share the cost of a batch among, and
+/// on two processors 16 take half as many writes as 4. The number is for ever: say a greater one for a cluster that is
+/// to grow to more than a dozen members, so that each can have several.
+///
+/// ```
+/// assert!((4..=64).contains(&dogsled::cluster::default_partitions()));
+/// ```
+#[must_use]
+pub fn default_partitions() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    (2 * processors).clamp(4, 64) as u32
+}
+
 /// A node of a cluster, in this process. Clones are the same node.
 ///
 /// A new one belongs to no cluster: it waits to be taken into one, by
@@ -105,7 +122,8 @@ impl std::error::Error for StartError {
 /// use dogsled::cluster::{Node, NodeConfig};
 /// let node = Node::start(NodeConfig::new("data", 1, "127.0.0.1:4077".parse()?)).await?;
 /// if node.cluster().is_none() {
-///     node.create_cluster(16, Vec::new()).await?; // of this node alone, for the time being
+///     // Of this node alone, for the time being.
+///     node.create_cluster(dogsled::cluster::default_partitions(), Vec::new()).await?;
 /// }
 /// let client = node.client();
 /// client.tree("users").insert("ann", "admin").await?;
@@ -242,7 +260,7 @@ impl Node {
     }
 
     /// Makes a cluster of this node and others, all new and running, with so many partitions for
-    /// ever (16 are enough for a few machines), and three replicas of each as soon as there are so many
+    /// ever ([`default_partitions`] if nothing speaks for another number), and three replicas of each as soon as there are so many
     /// members. Returns when every group has begun. Can be called again if it was interrupted.
     ///
     /// # Errors

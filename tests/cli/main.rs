@@ -20,6 +20,7 @@ mod nodes_grow;
 mod nodes_recover;
 mod serve;
 mod status_page;
+mod status_page_keys;
 mod transfer;
 mod transfer_cluster;
 mod tree;

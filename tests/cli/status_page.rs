@@ -11,7 +11,7 @@ use crate::cli_support::nodes::{Served, free_address};
 use crate::cli_support::{Sandbox, run};
 use serde_json::Value;
 
-fn chromium() -> Option<PathBuf> {
+pub(crate) fn chromium() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("CHROMIUM") {
         return Some(named.into());
     }
@@ -41,13 +41,24 @@ fn browse(sandbox: &Sandbox, browser: &PathBuf, arguments: &[String], page: &str
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-struct Page {
-    sandbox: Sandbox,
-    http: String,
-    nodes: Vec<Served>,
+/// Three nodes at work, and where the last one that was started serves the page.
+pub(crate) struct Page {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) http: String,
+    /// Node 3, 2 and 1.
+    pub(crate) nodes: Vec<Served>,
+    addresses: Vec<String>,
 }
 
-fn prepare() -> Page {
+impl Page {
+    /// A command against the cluster.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let connect = ["--certs", "certs", "--connect", &self.addresses[0]];
+        self.sandbox.bare(&[&connect[..], arguments].concat())
+    }
+}
+
+pub(crate) fn prepare() -> Page {
     let sandbox = Sandbox::new();
     sandbox.certificates(&[1, 2, 3]);
     let addresses: Vec<String> = (0..3).map(|_| free_address()).collect();
@@ -63,7 +74,7 @@ fn prepare() -> Page {
         command.args(["--listen", &addresses[node - 1], "--members", &members, "--http", "127.0.0.1:0"]);
         command.args(["--cache", "16", "--zone", ["east", "west", "north"][node - 1]]);
         if node == 1 {
-            command.arg("--init");
+            command.args(["--init", "--partitions", "16"]);
         }
         let mut served = Served::start(command, &sandbox.path(&format!("log-{node}")));
         let told: Value = serde_json::from_str(&served.says("\"listening\"")).expect("JSON");
@@ -73,18 +84,16 @@ fn prepare() -> Page {
     for served in &mut nodes {
         served.says("\"serving\"");
     }
-    let ask = |arguments: &[&str]| {
-        let connect = ["--certs", "certs", "--connect", &addresses[0]];
-        run(sandbox.bare(&[&connect[..], arguments].concat()))
-    };
+    let page = Page { sandbox, http, nodes, addresses };
+    let ask = |arguments: &[&str]| run(page.command(arguments));
     for number in 0..30 {
         ask(&["-t", "dogs", "put", &format!("dog {number}"), "bark"]).ok();
     }
     ask(&["counter", "add", "visits", "3"]).ok();
     ask(&["lock", "acquire", "<b>printer</b>", "--owner", "ann & bo", "--lease", "600"]).ok();
-    get_until(&http, "/metrics.json", |answer| answer.body.contains("<b>printer</b>"));
-    get_until(&http, "/status", |answer| answer.body.matches("\"answers\":true").count() == 3);
-    Page { sandbox, http, nodes }
+    get_until(&page.http, "/metrics.json", |answer| answer.body.contains("<b>printer</b>"));
+    get_until(&page.http, "/status", |answer| answer.body.matches("\"answers\":true").count() == 3);
+    page
 }
 
 #[test]
@@ -94,7 +103,7 @@ fn a_browser_shows_the_cluster_in_light_and_in_dark() {
         eprintln!("\n*** SKIPPED: no Chromium on this machine, the status page was not looked at ***");
         return;
     };
-    let Page { sandbox, http, nodes } = prepare();
+    let Page { sandbox, http, nodes, .. } = prepare();
     let page = format!("http://{http}/");
     let shown = browse(&sandbox, &browser, &["--dump-dom".to_owned()], &page);
     let has = |part: &str| assert!(shown.contains(part), "{part:?} is not in\n{shown}");

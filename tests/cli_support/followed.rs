@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dogsled::cluster::{Client, Event, Subscriber, Tree, WatchPosition, ring};
+use dogsled::cluster::{Client, Event, Subscriber, Tree, WatchPosition, default_partitions, ring};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
@@ -21,8 +21,6 @@ const PREFIX: &str = "by ";
 const WRITERS: usize = 2;
 /// Keys that a writer writes in turn.
 const KEYS: u64 = 40;
-/// Of a cluster that `dogsled serve` makes.
-const PARTITIONS: u32 = 16;
 /// A watcher that begins again where it was does so after so many events.
 const AT_A_TIME: usize = 200;
 
@@ -70,7 +68,7 @@ impl Followed {
     ) -> Followed {
         let tree = writer.tree(TREE);
         // Every partition knows the tree before anybody follows it.
-        for number in 0..u64::from(PARTITIONS) * 8 {
+        for number in 0..u64::from(default_partitions()) * 8 {
             tree.put(format!("other {number}"), "").await.expect("all nodes are well at first");
         }
         let mut following = Vec::new();
@@ -219,7 +217,7 @@ async fn follow(tree: Tree, mut subscriber: Subscriber, told: Arc<Mutex<Told>>, 
             Event::Remove { key } => (key, None),
             other => panic!("a watcher was told {other:?}"),
         };
-        let (group, key) = (ring::group_of(&key, PARTITIONS), text(&key));
+        let (group, key) = (ring::group_of(&key, default_partitions()), text(&key));
         let mut told = told.lock();
         if let (Some(value), Some((writer, _))) = (&step, key.split_once(':')) {
             told.numbers.entry((writer.to_owned(), group)).or_default().push(number(value));

@@ -8,6 +8,7 @@ pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod mixed;
 pub(crate) mod nodes;
+pub(crate) mod redis_traffic;
 pub(crate) mod small_disk;
 
 use std::ffi::OsStr;

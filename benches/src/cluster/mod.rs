@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use dogsled::cluster::default_partitions;
 
 use crate::machine::Machine;
 use crate::rows::{Row, Table};
@@ -104,7 +105,7 @@ async fn measure(plan: &Plan) -> Result<()> {
         "three nodes each on loopback, values of 256 bytes, every acknowledged write synced on a quorum\n{}\n",
         cores.in_words()
     );
-    let mut dogsled = nodes::Cluster::start(&scratch.path().join("dogsled"), nodes::PARTITIONS).await?;
+    let mut dogsled = nodes::Cluster::start(&scratch.path().join("dogsled"), default_partitions()).await?;
     let etcd = match etcd::Cluster::start(&scratch.path().join("etcd")).await {
         Ok(cluster) => Some(cluster),
         Err(error) => {
@@ -213,9 +214,11 @@ async fn measure(plan: &Plan) -> Result<()> {
         add(alone("snapshot-p99", title, "x", moved.during.p99_us / moved.before.p99_us).no_more(2.0));
     }
     let conditions = vec![
-        "Three nodes each on loopback, they and the clients on the same cores; values of 256 bytes, every acknowledged \
-         write synced on a quorum."
-            .to_owned(),
+        format!(
+            "Three nodes each on loopback, of {} partitions, they and the clients on the same cores; values of 256 bytes, \
+             every acknowledged write synced on a quorum.",
+            default_partitions()
+        ),
         format!("{} interleaved repeats of {} s.", plan.repeats, plan.seconds),
         cores.in_words(),
     ];

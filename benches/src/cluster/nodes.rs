@@ -10,10 +10,8 @@ use std::{env, fs};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use dogsled::cluster::redis::{RedisOptions, RedisServer};
-use dogsled::cluster::{Client, ClientOptions, Node, NodeCertificates, NodeConfig, NodeId};
+use dogsled::cluster::{Client, ClientOptions, Node, NodeCertificates, NodeConfig, NodeId, default_partitions};
 
-/// Partitions of a cluster, the default of `dogsled serve`.
-pub(super) const PARTITIONS: u32 = 16;
 const READY: &str = "ready";
 
 /// A node that this process is to be. Not for people.
@@ -31,7 +29,7 @@ pub struct NodeTask {
     #[arg(long, value_delimiter = ',')]
     create: Vec<String>,
     /// How many partitions it makes.
-    #[arg(long, default_value_t = PARTITIONS)]
+    #[arg(long, default_value_t = default_partitions())]
     partitions: u32,
     /// Addresses of members of the cluster that this one is to join.
     #[arg(long, value_delimiter = ',')]

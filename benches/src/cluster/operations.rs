@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use dogsled::cluster::default_partitions;
 
 use super::cores::Cores;
 use super::load::{self, Call, Measured};
@@ -52,7 +53,7 @@ struct Systems {
 
 impl Systems {
     async fn start(dir: &Path, cores: Cores, notes: &mut Vec<String>) -> Result<Systems> {
-        let dogsled = nodes::Cluster::start(&dir.join("dogsled"), nodes::PARTITIONS).await?;
+        let dogsled = nodes::Cluster::start(&dir.join("dogsled"), default_partitions()).await?;
         let mut or_not = |name: &str, error: anyhow::Error| {
             println!("without {name}: {error:#}");
             notes.push(format!("{name} was not installed."));
@@ -148,9 +149,11 @@ pub fn operations(plan: &OperationsPlan) -> Result<()> {
     let cores = Cores::examine(scratch.path())?;
     let mut conditions = vec![
         format!(
-            "Three nodes each on loopback, {} interleaved repeats of {} s; what is acknowledged is synced on a quorum \
-             (Redis: one server, appendfsync always).",
-            plan.repeats, plan.seconds
+            "Three nodes each on loopback, of {} partitions, {} interleaved repeats of {} s; what is acknowledged is synced \
+             on a quorum (Redis: one server, appendfsync always).",
+            default_partitions(),
+            plan.repeats,
+            plan.seconds
         ),
         cores.in_words(),
     ];

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
+use dogsled::cluster::default_partitions;
 
 use super::cores::Cores;
 use super::load::{self, Store, Work};
@@ -33,7 +34,7 @@ pub struct PartitionsPlan {
     pub keep: bool,
 }
 
-const COUNTS: [u32; 4] = [1, 16, 64, 256];
+const COUNTS: [u32; 5] = [1, 4, 16, 64, 256];
 const CLIENTS: [usize; 2] = [64, 256];
 
 /// Runs `plan`, printing as it goes.
@@ -66,7 +67,7 @@ async fn measure(plan: &PartitionsPlan) -> Result<()> {
     for repeat in 0..plan.repeats {
         let dir = scratch.path().join(format!("repeat-{repeat}"));
         if wanted("join") {
-            let cluster = nodes::Cluster::start(&dir.join("join"), nodes::PARTITIONS).await?;
+            let cluster = nodes::Cluster::start(&dir.join("join"), default_partitions()).await?;
             joins.push(disturb::snapshot(&cluster, plan.mebibytes).await?);
         }
         if wanted("partitions") {
@@ -103,7 +104,7 @@ async fn measure(plan: &PartitionsPlan) -> Result<()> {
             };
             let row = |id: &str, title: &str, unit: &str, number: &dyn Fn(&load::Measured) -> f64| {
                 // What the target speaks of comes first.
-                [16, 1, 64, 256].into_iter().fold(Row::new(id, title, unit), |row, count| {
+                [16, 1, 4, 64, 256].into_iter().fold(Row::new(id, title, unit), |row, count| {
                     let name = if count == 16 { "16 partitions".to_owned() } else { count.to_string() };
                     row.with(&name, of(count, number))
                 })

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use dogsled::cluster::default_partitions;
 
 use super::cores::Cores;
 use super::{etcd, nodes, redis};
@@ -77,8 +78,10 @@ async fn measure(plan: &RedisClientsPlan) -> Result<()> {
     let conditions = vec![
         format!(
             "redis-benchmark with {CLIENTS} connections, {KEYS} keys and values of {VALUE} bytes, {} interleaved repeats of \
-             about {} s, beside Redis with appendfsync always; nodes of 16 partitions on loopback.",
-            plan.repeats, plan.seconds
+             about {} s, beside Redis with appendfsync always; nodes of {} partitions on loopback.",
+            plan.repeats,
+            plan.seconds,
+            default_partitions()
         ),
         cores.in_words(),
     ];
@@ -96,7 +99,7 @@ async fn measure(plan: &RedisClientsPlan) -> Result<()> {
         let port = etcd::free_port()?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let dir = scratch.path().join(format!("nodes-{count}"));
-        let cluster = nodes::Cluster::start_with(&dir, nodes::PARTITIONS, count, Some(address))?;
+        let cluster = nodes::Cluster::start_with(&dir, default_partitions(), count, Some(address))?;
         drop(cluster.client().await?);
         // Every key is there, so that each GET finds one.
         for port in [port, beside.port()] {

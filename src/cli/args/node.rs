@@ -61,7 +61,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "DOGSLED_JOIN", value_name = "HOST:PORT,…", value_delimiter = ',')]
     pub(crate) join: Vec<String>,
 
-    /// How many partitions a new cluster has, for ever [default: 16]
+    /// How many partitions a new cluster has, for ever [default: two for each processor of this machine, 4 to 64]
     #[arg(long, env = "DOGSLED_PARTITIONS", value_name = "COUNT")]
     pub(crate) partitions: Option<u32>,
 

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dogsled::cluster::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT, NodeId};
+use dogsled::cluster::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT, NodeId, default_partitions};
 use serde::Deserialize;
 
 use crate::cli::args::{Global, LogFormat, Preset, RedisMoved, ServeArgs};
@@ -18,7 +18,6 @@ const HTTP_ABOVE: u16 = 80;
 const REDIS_ABOVE: u16 = 1000;
 /// Where its data lies if it is not told.
 pub(crate) const DEFAULT_DATA: &str = "dogsled-data";
-const DEFAULT_PARTITIONS: u32 = 16;
 /// What nodes accept of one another.
 const MAX_PARTITIONS: u32 = 4096;
 const DEFAULT_CACHE_MIB: u64 = 256;
@@ -248,7 +247,7 @@ impl Settings {
                  the node"
             )));
         }
-        let partitions = args.partitions.or(file.partitions).unwrap_or(DEFAULT_PARTITIONS);
+        let partitions = args.partitions.or(file.partitions).unwrap_or_else(default_partitions);
         if !(1..=MAX_PARTITIONS).contains(&partitions) {
             return Err(Failure::usage(format!(
                 "--partitions {partitions} is not within 1 and {}",
@@ -469,7 +468,7 @@ mod tests {
         assert_eq!(settings.listen.to_string(), DEFAULT_ADDRESS);
         assert_eq!(settings.http, Port::IfFree("127.0.0.1:7480".parse().unwrap()));
         assert_eq!(settings.beginning, Beginning::Alone);
-        assert_eq!((settings.partitions, settings.certs), (16, None));
+        assert_eq!((settings.partitions, settings.certs), (default_partitions(), None));
         assert_eq!(settings.data, Path::new("dogsled-data"));
     }
 

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use dogsled::cluster::transaction::TransactionError;
-use dogsled::cluster::{Client, Tree, ring};
+use dogsled::cluster::{Client, Tree, default_partitions, ring};
 use etcd_client::{KvClient, Txn, TxnOp};
 use parking_lot::Mutex;
 
 use super::{Contestant, OperationsPlan, Systems, take_turns};
 use crate::cluster::load::{Call, call};
-use crate::cluster::nodes::PARTITIONS;
 use crate::data::Rng;
 use crate::rows::Row;
 
@@ -30,10 +29,10 @@ fn of_one_partition(rng: &mut Rng) -> Vec<String> {
 
 /// Keys of as many partitions.
 fn of_many_partitions(rng: &mut Rng) -> Vec<String> {
-    let (mut keys, mut groups) = (Vec::new(), Vec::new());
+    let (mut keys, mut groups, partitions) = (Vec::new(), Vec::new(), default_partitions());
     while keys.len() < AT_ONCE as usize {
         let key = any(rng);
-        let group = ring::group_of(key.as_bytes(), PARTITIONS);
+        let group = ring::group_of(key.as_bytes(), partitions);
         if !groups.contains(&group) {
             groups.push(group);
             keys.push(key);
