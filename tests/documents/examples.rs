@@ -1,5 +1,5 @@
 //! Every program in `examples/` runs to its end (each checks itself with assertions), and the
-//! commands in README.md do what they should.
+//! commands in docs/binary.md do what they should.
 //!
 //! `cargo test` builds them beside the test binaries. Run alone with `--test documents` this
 //! suite finds what was built last.
@@ -38,10 +38,10 @@ fn every_example_runs() {
 }
 
 #[test]
-fn the_readme_s_tour_of_the_binary_works() {
-    let readme = include_str!("../../README.md");
-    let start = readme.find("export DOGSLED_DIR=").expect("the tour begins with it");
-    let tour = &readme[start..];
+fn the_tour_of_the_binary_works() {
+    let page = include_str!("../../docs/binary.md");
+    let start = page.find("export DOGSLED_DIR=").expect("the tour begins with it");
+    let tour = &page[start..];
     let tour = &tour[..tour.find("```").expect("the block ends")];
     let place = tempfile::tempdir().expect("a temporary directory");
     let script = tour.replace("/tmp/", &format!("{}/", place.path().display()));
