@@ -323,6 +323,7 @@ impl Record {
                     return Err("a member has an id, which is not 0, and an address".to_owned());
                 }
                 check_member(*weight, zone)?;
+                check_addresses(addresses)?;
                 match next.members.get_mut(node) {
                     Some(member) if member.state == MemberState::Leaving => {
                         return Err(format!("node {node} is being taken out"));
@@ -338,6 +339,7 @@ impl Record {
                         next.members.insert(*node, member);
                     }
                 }
+                check_members(&next)?;
             }
             // Whoever has not heard of it asks again.
             Change::Remove { node } if self.removed.contains(node) => {}
@@ -598,6 +600,37 @@ fn check_replicas(replicas: u32) -> Result<(), String> {
     match (1..=MAX_REPLICAS).contains(&replicas) {
         true => Ok(()),
         false => Err(format!("a partition has 1 to {MAX_REPLICAS} replicas, not {replicas}")),
+    }
+}
+
+/// The most addresses of a member, and the most bytes of one.
+const MAX_ADDRESSES: usize = 16;
+const MAX_ADDRESS_LENGTH: usize = 256;
+/// The membership of the meta group names all members with their addresses, in an entry that whoever applies it notes
+/// with its state: [`MAX_NOTE_LENGTH`](dogsled_storage::MAX_NOTE_LENGTH) and no more, less what else is noted.
+const MAX_MEMBERS_BYTES: usize = 48 << 10;
+
+/// Refuses what cannot be where a member is reached.
+pub(crate) fn check_addresses(addresses: &[String]) -> Result<(), String> {
+    if addresses.len() > MAX_ADDRESSES {
+        return Err(format!("{} addresses of one member are more than {MAX_ADDRESSES}", addresses.len()));
+    }
+    match addresses.iter().find(|address| address.len() > MAX_ADDRESS_LENGTH) {
+        Some(long) => Err(format!("an address of {} bytes is longer than {MAX_ADDRESS_LENGTH}", long.len())),
+        None => Ok(()),
+    }
+}
+
+/// Refuses more members, with their addresses, than a membership can name.
+fn check_members(record: &Record) -> Result<(), String> {
+    let of_one = |member: &MemberRecord| 32 + member.addresses.iter().map(|one| 8 + one.len()).sum::<usize>();
+    let bytes: usize = record.members.values().map(of_one).sum();
+    match bytes > MAX_MEMBERS_BYTES {
+        true => {
+            Err("the addresses of all members together would be too long: a cluster has no room for more"
+                .to_owned())
+        }
+        false => Ok(()),
     }
 }
 

@@ -104,6 +104,11 @@ impl SnapshotData {
             let attempt = slot.blocking.run({
                 let slot = Arc::clone(&slot);
                 move || {
+                    // Before what is in its place: a log that ends, after a power cut, with what was to be cut off would
+                    // be behind the state, and of another history.
+                    if let Err(error) = slot.wal.sync() {
+                        return (installer, Err(error));
+                    }
                     let finished = installer.finish();
                     let opened =
                         finished.and_then(|_| Replica::open(slot.options.clone(), Arc::clone(&slot.wal)));
@@ -150,6 +155,11 @@ impl Snapshots {
     /// What is there of a snapshot that is being received for a group is not needed any more.
     pub(crate) fn forget(&self, group: u32) {
         drop(self.receiving.lock().remove(&group));
+    }
+
+    /// As [`Snapshots::forget`], of all groups that are not among these.
+    pub(crate) fn forget_all_but(&self, is_among: impl Fn(u32) -> bool) {
+        self.receiving.lock().retain(|group, _| is_among(*group));
     }
 
     /// Sends a snapshot to a follower, and returns when it has installed it.

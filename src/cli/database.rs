@@ -467,8 +467,8 @@ impl Keyspace {
         }
     }
 
-    /// Has keys that are there expire at times in milliseconds since 1970; it is `now_ms`.
-    pub(crate) fn expire_at(&self, keys: &[(Vec<u8>, u64)], now_ms: u64) -> Result<()> {
+    /// Has keys that are there expire at times in milliseconds since 1970.
+    pub(crate) fn expire_at(&self, keys: &[(Vec<u8>, u64)]) -> Result<()> {
         match self {
             Keyspace::Directory(tree) => {
                 for (key, at_ms) in keys {
@@ -477,11 +477,9 @@ impl Keyspace {
             }
             Keyspace::Cluster(remote, tree) => {
                 for keys in keys.chunks(TOGETHER) {
+                    // By the log's time: this machine's clock may be another.
                     let each = keys.iter().map(|(key, at_ms)| async move {
-                        match at_ms.saturating_sub(now_ms) {
-                            0 => tree.remove(key).await.map(drop),
-                            left => tree.expire(key, Duration::from_millis(left)).await.map(drop),
-                        }
+                        tree.expire_at(key, UNIX_EPOCH + Duration::from_millis(*at_ms)).await.map(drop)
                     });
                     remote.wait(futures_util::future::try_join_all(each))?;
                 }

@@ -199,7 +199,7 @@ impl Sink {
             }
             if !expires.is_empty() {
                 let expires: Vec<(Vec<u8>, u64)> = expires.into_iter().collect();
-                target.current.1.expire_at(&expires, target.database.now_ms())?;
+                target.current.1.expire_at(&expires)?;
             }
             if !actions.is_empty() {
                 target.database.operate(&target.current.1.name(), &actions)?;

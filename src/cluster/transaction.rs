@@ -65,13 +65,15 @@
 //! result counts for nothing. Also what it [aborts](abort) for counts only if all it has read was so at one
 //! moment; otherwise it runs again. But a closure should not panic, or loop, because of what it sees.
 //!
-//! Locks are not taken or given back within it. What it writes through a tree [under a lock](super::Tree::under) is
-//! written while that is held, with all the rest, or none of it is; [`Transaction::holds_lock`] asks.
+//! [Locks](Transaction::lock) may be taken, renewed and given back with the rest, but not waited for. What it writes
+//! through a tree [under a lock](super::Tree::under) is written while that is held, with all the rest, or none of it is;
+//! [`Transaction::holds_lock`] asks. Sessions' keys and numbered keys are written outside of transactions.
 
 mod attempt;
 mod commit;
 mod compare;
 mod error;
+mod locks;
 mod looking;
 mod sets;
 
@@ -92,6 +94,7 @@ pub use self::compare::Compare;
 pub use self::error::{
     ConflictableTransactionError, ConflictableTransactionResult, TransactionError, TransactionResult, abort,
 };
+pub use self::locks::TransactionLock;
 pub use crate::Compared;
 
 /// How often a closure runs.

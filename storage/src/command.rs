@@ -342,6 +342,11 @@ impl Command {
                 for operation in expiries.iter().flat_map(ExpiryCommand::operations) {
                     total += check_operation(&operation)?;
                 }
+                for expiry in expiries {
+                    if let ExpiryCommand::Lock { .. } | ExpiryCommand::Held { .. } = expiry {
+                        check_name("lock", expiry.key())?;
+                    }
+                }
                 let with_ttl = expiries.iter().map(|expiry| (expiry.key(), expiry.value()));
                 let entries = writes.iter().map(|write| (&write.key, write.value.as_ref()));
                 check_total(total + check_entries(entries.chain(with_ttl))?)

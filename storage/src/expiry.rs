@@ -50,7 +50,7 @@
 //! transaction is committed, by the time of the log there. Where it was prepared before, that is the time at which it was
 //! prepared: what it was valid at, and no later than the commit. So a time to live that is counted from the commit does not
 //! grow when a participant hears of it late. Operations on strings and hashes are in that list as well
-//! ([`ExpiryCommand::Strings`]).
+//! ([`ExpiryCommand::Strings`]), and what is done to locks ([`ExpiryCommand::Lock`], [`ExpiryCommand::Held`]).
 //!
 //! The database's own trees have no times to live. Of [`TreeId::HASHES`] there are entries in the index that have no record: marks
 //! of [hashes](crate::hashes) whose fields are to be removed.
@@ -67,6 +67,7 @@ use crate::command::{Command, Reply, TreeId, Write};
 use crate::evaluate::{self, Context, Effect, Effects, Outcome, Versioned, View};
 use crate::hashes::sweep::{self, Sweep};
 use crate::hashes::{HashId, decode_owner, head};
+use crate::lock::{FencingToken, LockCommand};
 use crate::strings::notices::Notices;
 use crate::strings::{self, StringAction, StringsOperation};
 use crate::{Error, IVec, Result, lock};
@@ -77,6 +78,9 @@ pub(crate) use self::live::LiveView;
 pub const MOST_DUE: u32 = 1024;
 /// With so many changes one run ends, however many hashes are due.
 const MOST_EFFECTS: usize = 16 << 10;
+
+/// The last time at which anything expires: the one after it says, of all keys together, that none does.
+pub(crate) const LATEST_MS: u64 = u64::MAX - 1;
 
 const OVER_BEFORE_IT_BEGINS: &str = "a key with a time to live of 0 ms would end before it begins";
 
@@ -175,6 +179,25 @@ pub enum ExpiryCommand {
         /// What is done.
         actions: Listed<StringAction>,
     },
+    /// Takes, renews or gives back a lock: [`LockCommand::TryAcquire`], [`LockCommand::Renew`] or
+    /// [`LockCommand::Release`]. Only as a part of a [transaction](Command::Transact), which is a conflict if it comes to
+    /// anything else than that.
+    Lock {
+        /// That of locks.
+        tree: TreeId,
+        /// What is done.
+        command: LockCommand,
+    },
+    /// Does nothing, and is a conflict unless a lock is held under this token. Only as a part of a
+    /// [transaction](Command::Transact).
+    Held {
+        /// That of locks.
+        tree: TreeId,
+        /// The lock's name.
+        key: IVec,
+        /// The token of a grant.
+        token: FencingToken,
+    },
 }
 
 /// What the caller of an [`ExpiryCommand`] is told.
@@ -199,7 +222,9 @@ impl ExpiryCommand {
             | ExpiryCommand::Set { key, .. }
             | ExpiryCommand::Clear { key, .. }
             | ExpiryCommand::Get { key, .. }
-            | ExpiryCommand::Strings { key, .. } => key,
+            | ExpiryCommand::Strings { key, .. }
+            | ExpiryCommand::Held { key, .. } => key,
+            ExpiryCommand::Lock { command, .. } => command.name(),
         }
     }
 
@@ -211,7 +236,9 @@ impl ExpiryCommand {
             | ExpiryCommand::Set { tree, .. }
             | ExpiryCommand::Clear { tree, .. }
             | ExpiryCommand::Get { tree, .. }
-            | ExpiryCommand::Strings { tree, .. } => *tree,
+            | ExpiryCommand::Strings { tree, .. }
+            | ExpiryCommand::Lock { tree, .. }
+            | ExpiryCommand::Held { tree, .. } => *tree,
         }
     }
 
@@ -223,7 +250,9 @@ impl ExpiryCommand {
             | ExpiryCommand::Set { tree, .. }
             | ExpiryCommand::Clear { tree, .. }
             | ExpiryCommand::Get { tree, .. }
-            | ExpiryCommand::Strings { tree, .. } => tree,
+            | ExpiryCommand::Strings { tree, .. }
+            | ExpiryCommand::Lock { tree, .. }
+            | ExpiryCommand::Held { tree, .. } => tree,
         }
     }
 
@@ -436,6 +465,10 @@ pub(crate) fn extend(
     for command in expiries {
         match command {
             ExpiryCommand::Strings { .. } => operations.extend(command.operations()),
+            ExpiryCommand::Lock { command, .. } => {
+                effects.extend(lock::evaluate(view, context, command)?.effects);
+            }
+            ExpiryCommand::Held { .. } => {}
             _ => effects.extend(evaluate(view, context, command)?.effects),
         }
     }
@@ -445,6 +478,25 @@ pub(crate) fn extend(
         effects.extend(strings::effects_of_part(view, context, &operations)?);
     }
     Ok(())
+}
+
+/// Whether all locks of a list are as it wants them: those that are to be held are, and what is done to others comes to
+/// what it is for.
+///
+/// # Errors
+/// Those of the locks' operations, and of reading the view.
+pub(crate) fn locks_hold(view: &impl View, context: &Context, expiries: &[ExpiryCommand]) -> Result<bool> {
+    for command in expiries {
+        let holds = match command {
+            ExpiryCommand::Lock { command, .. } => lock::comes_to_it(view, context, command)?,
+            ExpiryCommand::Held { key, token, .. } => lock::is_held(view, context.time_ms, key, *token)?,
+            _ => true,
+        };
+        if !holds {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// As [`extend`], over a view that shows all that is there, as of the time of `context`.
@@ -476,13 +528,30 @@ pub(crate) fn check_list(view: &impl View, writes: &[Write], expiries: &[ExpiryC
     let refuse = |what: &str| Err(Error::InvalidRequest(what.to_owned()));
     let mut keys = BTreeSet::new();
     for command in expiries {
-        check_tree(view, command.tree())?;
+        match command {
+            ExpiryCommand::Lock { tree, .. } | ExpiryCommand::Held { tree, .. } => {
+                if *tree != TreeId::LOCKS {
+                    return refuse("an operation of a lock names another tree than that of locks");
+                }
+            }
+            _ => check_tree(view, command.tree())?,
+        }
         match command {
             ExpiryCommand::Insert { when: When::After(0), .. }
             | ExpiryCommand::Set { when: When::After(0), .. } => {
                 return refuse(OVER_BEFORE_IT_BEGINS);
             }
             ExpiryCommand::Insert { .. } | ExpiryCommand::Set { .. } | ExpiryCommand::Clear { .. } => {}
+            ExpiryCommand::Lock {
+                command:
+                    LockCommand::TryAcquire { .. } | LockCommand::Renew { .. } | LockCommand::Release { .. },
+                ..
+            } => {}
+            ExpiryCommand::Lock { .. } => {
+                return refuse("a transaction takes, renews or gives back a lock, and does not wait for it");
+            }
+            // Any number of tokens of a lock may be asked for.
+            ExpiryCommand::Held { .. } => continue,
             ExpiryCommand::Strings { actions, .. } => {
                 let is_of_one_key = |action: &StringAction| {
                     !matches!(
@@ -499,7 +568,9 @@ pub(crate) fn check_list(view: &impl View, writes: &[Write], expiries: &[ExpiryC
             }
         }
         if !keys.insert((command.tree(), command.key())) {
-            return refuse("two operations of one transaction are on the time to live of one key");
+            return refuse(
+                "two operations of one transaction are on one lock, or the time to live of one key",
+            );
         }
     }
     if writes.iter().any(|write| keys.contains(&(write.tree, &write.key))) {
@@ -536,6 +607,7 @@ fn ends(context: &Context, when: When, before: Option<u64>) -> Result<Ends> {
         When::At(at) => at,
         When::Keep => return Ok(before.map_or(Ends::Never, Ends::At)),
     };
+    let at = at.min(LATEST_MS);
     Ok(if at <= context.time_ms { Ends::Now } else { Ends::At(at) })
 }
 
@@ -600,7 +672,7 @@ pub(crate) fn evaluate(view: &impl View, context: &Context, command: &ExpiryComm
             Some(version) => ExpiryReply::Expires(expires(record, version)?),
             None => ExpiryReply::Absent,
         }),
-        ExpiryCommand::Strings { .. } => {
+        ExpiryCommand::Strings { .. } | ExpiryCommand::Lock { .. } | ExpiryCommand::Held { .. } => {
             let what =
                 "operations on one key are a part of a transaction, or a command of their own".to_owned();
             return Err(Error::InvalidRequest(what));

@@ -234,6 +234,10 @@ impl OperationKind {
             Command::Expiry(ExpiryCommand::Set { .. }) => OperationKind::Expire,
             Command::Expiry(ExpiryCommand::Clear { .. }) => OperationKind::Persist,
             Command::Expiry(ExpiryCommand::Get { .. }) => OperationKind::Ttl,
+            // Which are parts of transactions only.
+            Command::Expiry(ExpiryCommand::Lock { .. } | ExpiryCommand::Held { .. }) => {
+                OperationKind::Transaction
+            }
             Command::Owned(OwnedCommand::Insert { .. }) => OperationKind::SessionInsert,
             Command::Owned(OwnedCommand::InsertNext { .. }) => OperationKind::InsertNext,
             Command::Owned(OwnedCommand::SetNext { .. }) => OperationKind::SetNext,
@@ -377,6 +381,7 @@ impl<'a> Peek<'a> {
                 let expiry = [InsertWithTtl, CompareAndSwapWithTtl, Expire, Persist, Ttl];
                 return match self.number()? {
                     5 => self.strings_of_one_key(),
+                    6 | 7 => Some(Transaction),
                     other => of(&expiry, other),
                 };
             }

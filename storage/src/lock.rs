@@ -73,7 +73,9 @@
 //! [`PENDING_SEQUENCE`]: the record then says "the commit that wrote me", which every later reader
 //! resolves to the version of the record. The transaction's own view must give version 0 to
 //! what the transaction itself has written; until the commit the token reads as
-//! [`FencingToken::PENDING`].
+//! [`FencingToken::PENDING`]. A transaction of a cluster names the operation instead
+//! ([`ExpiryCommand::Lock`](crate::ExpiryCommand::Lock)): it is evaluated where the transaction is committed,
+//! and comes to what it is for, or the transaction is a conflict.
 //!
 //! # Layout
 //!
@@ -157,7 +159,7 @@ impl fmt::Display for FencingToken {
 /// grant can renew or release.
 ///
 /// New variants are added at the end: the position of a variant is part of its encoding.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum LockCommand {
     /// Takes the lock if it is free. Reply: [`LockReply::Acquired`] or [`LockReply::Held`].
     TryAcquire {
@@ -242,7 +244,7 @@ pub enum LockCommand {
 }
 
 /// What is asked of a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct LockRequest {
     /// How many permits; at least one.
     pub permits: u32,
@@ -344,6 +346,24 @@ impl Holder {
 pub fn holder(view: &impl View, time_ms: u64, name: &[u8]) -> Result<Option<Holder>> {
     let found = state::read(view, name)?;
     Ok(found.and_then(|(state, _)| state.live(time_ms).next().map(Permit::holder)))
+}
+
+/// Whether an operation comes to what it is for: the lock is taken, renewed or given back.
+///
+/// # Errors
+/// As [`evaluate`].
+pub(crate) fn comes_to_it(view: &impl View, context: &Context, command: &LockCommand) -> Result<bool> {
+    let Reply::Lock(reply) = evaluate(view, context, command)?.reply else { return Ok(false) };
+    Ok(matches!(reply, LockReply::Acquired { .. } | LockReply::Renewed { .. } | LockReply::Released))
+}
+
+/// Whether a lock is held under this token at this time of the log.
+///
+/// # Errors
+/// As [`holder`].
+pub(crate) fn is_held(view: &impl View, time_ms: u64, name: &[u8], token: FencingToken) -> Result<bool> {
+    let found = state::read(view, name)?;
+    Ok(found.is_some_and(|(state, _)| state.live(time_ms).any(|permit| permit.token == token)))
 }
 
 /// What has become of a ticket at this time of the log: [`LockReply::Waiting`],

@@ -560,12 +560,11 @@ fn prefetch_entry(
                 part.map_or((&[][..], &[][..]), |part| (&part.writes[..], &part.expiries[..]));
             prefetch_part(state, has_quotas, &[], writes, expiries)?
         }
-        _ => Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() },
+        _ => Prefetched::of(state),
     };
-    if let (Some(tag), Some(base)) = (&resolved.command.session, state.base.tree(TreeId::SESSIONS)) {
+    if let Some(tag) = &resolved.command.session {
         for key in session::keys_of(tag) {
-            let found = base.get(&key)?;
-            prefetched.found.insert((TreeId::SESSIONS, key), found);
+            prefetched.read(state, TreeId::SESSIONS, &key)?;
         }
     }
     Ok(prefetched)

@@ -95,16 +95,7 @@ impl Command {
             Command::Transact { writes, expiries, .. } => store(writes) || prolong(expiries),
             Command::Compare { then, otherwise, .. } => store(then) || store(otherwise),
             Command::Expiry(expiry) => prolong(std::slice::from_ref(expiry)),
-            Command::Lock(lock) => match lock {
-                LockCommand::TryAcquire { .. }
-                | LockCommand::Acquire { .. }
-                | LockCommand::AcquireOwned { .. } => true,
-                LockCommand::Renew { .. }
-                | LockCommand::Release { .. }
-                | LockCommand::Expire { .. }
-                | LockCommand::RenewWait { .. }
-                | LockCommand::CancelWait { .. } => false,
-            },
+            Command::Lock(lock) => takes_lock(lock),
             Command::Strings { operations, .. } => {
                 operations.iter().any(|operation| action_stores(&operation.action))
             }
@@ -119,6 +110,19 @@ impl Command {
     }
 }
 
+fn takes_lock(lock: &LockCommand) -> bool {
+    match lock {
+        LockCommand::TryAcquire { .. } | LockCommand::Acquire { .. } | LockCommand::AcquireOwned { .. } => {
+            true
+        }
+        LockCommand::Renew { .. }
+        | LockCommand::Release { .. }
+        | LockCommand::Expire { .. }
+        | LockCommand::RenewWait { .. }
+        | LockCommand::CancelWait { .. } => false,
+    }
+}
+
 fn store(writes: &[Write]) -> bool {
     writes.iter().any(|write| write.value.is_some())
 }
@@ -129,6 +133,8 @@ fn prolong(expiries: &[ExpiryCommand]) -> bool {
         // A time to live is how many give space back, and a key has only one.
         ExpiryCommand::Set { .. } | ExpiryCommand::Clear { .. } | ExpiryCommand::Get { .. } => false,
         ExpiryCommand::Strings { actions, .. } => actions.0.iter().any(action_stores),
+        ExpiryCommand::Lock { command, .. } => takes_lock(command),
+        ExpiryCommand::Held { .. } => false,
     })
 }
 

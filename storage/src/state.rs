@@ -142,8 +142,34 @@ impl State {
 /// Keys of the B-tree that were read before the commit mutex was taken.
 #[derive(Debug, Default)]
 pub(crate) struct Prefetched {
-    pub(crate) base: Option<Arc<Base>>,
-    pub(crate) found: HashMap<(TreeId, IVec), Option<Versioned>>,
+    base: Option<Arc<Base>>,
+    found: HashMap<(TreeId, IVec), Option<Versioned>>,
+    /// Of what was found.
+    bytes: usize,
+}
+
+/// With so many bytes no more is read ahead: one command may remove more than there is memory for. The rest is read where
+/// it is looked at, with the commit mutex taken, and is gone again at once.
+const MOST_PREFETCHED: usize = 64 << 20;
+
+impl Prefetched {
+    /// Nothing yet, of the B-tree of this state.
+    pub(crate) fn of(state: &State) -> Prefetched {
+        Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() }
+    }
+
+    /// Reads a key, if there is such a tree.
+    pub(crate) fn read(&mut self, state: &State, tree: TreeId, key: &IVec) -> Result<()> {
+        if self.bytes > MOST_PREFETCHED {
+            return Ok(());
+        }
+        if let Some(base) = state.base.tree(tree) {
+            let found = base.get(key)?;
+            self.bytes += key.len() + found.as_ref().map_or(0, |found| found.value.len());
+            self.found.insert((tree, key.clone()), found);
+        }
+        Ok(())
+    }
 }
 
 /// Where the keys of some trees begin and end, as far as is known.

@@ -452,6 +452,7 @@ impl Slot {
             Some(When::After(after)) => Some(time_ms.saturating_add(after)),
             Some(When::At(at)) => Some(at),
         };
+        let at = at.map(|at| at.min(crate::expiry::LATEST_MS));
         self.expires_ms = at;
         if at.is_some_and(|at| at <= time_ms) {
             self.remove();

@@ -185,15 +185,18 @@ pub struct Part {
 }
 
 impl Part {
-    /// The keys that it writes, or whose time to live it changes.
+    /// The keys that it writes, or whose time to live it changes, and the locks that it does something to.
     pub(crate) fn written(&self) -> impl Iterator<Item = (TreeId, &IVec)> {
         let writes = self.writes.iter().map(|write| (write.tree, &write.key));
-        writes.chain(self.expiries.iter().map(|expiry| (expiry.tree(), expiry.key())))
+        // Whoever asks that a lock is held has read it.
+        let expiries = self.expiries.iter().filter(|expiry| !matches!(expiry, ExpiryCommand::Held { .. }));
+        writes.chain(expiries.map(|expiry| (expiry.tree(), expiry.key())))
     }
 
     /// Whether it changes nothing.
     pub fn only_reads(&self) -> bool {
-        self.writes.is_empty() && self.expiries.is_empty()
+        let asks = |expiry: &ExpiryCommand| matches!(expiry, ExpiryCommand::Held { .. });
+        self.writes.is_empty() && self.expiries.iter().all(asks)
     }
 
     /// Whether it neither reads nor changes anything.

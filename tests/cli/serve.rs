@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::cli_support::load::Load;
 use crate::cli_support::nodes::{Served, free_address};
 use crate::cli_support::{Sandbox, run_with_input};
-use dogsled::cluster::{Client, ClientOptions};
+use dogsled::cluster::{Client, ClientOptions, default_partitions};
 use rustix::process::Signal;
 
 /// A node without an option, and a way to run commands against it.
@@ -47,7 +47,7 @@ fn a_node_without_an_option_is_a_database_that_outlives_it() {
     let alone = Alone::new();
     let mut served = alone.start();
     served.says("DEVELOPMENT CERTIFICATES in dogsled-data/dev-certs");
-    served.says("of this node alone, with 16 partitions");
+    served.says(&format!("of this node alone, with {} partitions", default_partitions()));
     let hint = served.says("serving; try: dogsled");
     assert!(hint.ends_with(&format!("--connect {} put greeting hello", alone.address)), "{hint}");
 
@@ -114,7 +114,7 @@ fn an_embedded_database_moves_into_a_node_and_back() {
 fn an_embedded_directory_moves_into_many_partitions_while_others_write() {
     let alone = Alone::new();
     let mut served = alone.start();
-    served.says("with 16 partitions");
+    served.says(&format!("with {} partitions", default_partitions()));
     let lines: String = (0..20_000).map(|number| format!("key{number:05}\tvalue {number}\n")).collect();
     alone.sandbox.fill(&lines);
     alone.sandbox.run(&["-t", "dogs", "put", "lead", "Balto", "--ttl", "5000"]).ok();
@@ -159,14 +159,15 @@ fn status_tells_of_members_and_groups() {
     let mut served = alone.start();
     served.says("serving");
     let text = alone.run(&["status"]).ok();
-    for part in ["1 member, 16 partitions", "node  address", &alone.address, "ok\n", "meta   1"] {
+    let partitions = format!("1 member, {} partitions", default_partitions());
+    for part in [&partitions[..], "node  address", &alone.address, "ok\n", "meta   1"] {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
     let status: serde_json::Value =
         serde_json::from_str(&alone.run(&["status", "--json"]).ok()).expect("one document");
-    assert_eq!(status["partitions"], dogsled::cluster::default_partitions());
-    assert_eq!(status["groups"].as_array().map(Vec::len), Some(17));
-    assert_eq!(status["members"][0]["leads"], 17);
+    assert_eq!(status["partitions"], default_partitions());
+    assert_eq!(status["groups"].as_array().map(Vec::len), Some(default_partitions() as usize + 1));
+    assert_eq!(status["members"][0]["leads"], default_partitions() + 1);
     assert_eq!(status["members"][0]["answers"], true);
     let bytes = |name: &str| status["members"][0][name].as_u64().expect(name);
     assert!(bytes("tree_bytes") > 0 && bytes("disk_free_bytes") < bytes("disk_total_bytes"), "{status}");

@@ -5,15 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dogsled::IVec;
-use dogsled::cluster::{Client, Error, ReadFrom, Role};
+use dogsled::cluster::{Client, Error, ReadFrom, Role, default_partitions};
 use dogsled_storage::COUNTERS_TREE_NAME;
 use parking_lot::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// How long anything that a test waits for may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// Groups of a cluster that `dogsled serve` makes.
-pub(crate) const GROUPS: usize = 17;
 const TREE: &str = "load";
 
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
@@ -34,7 +32,7 @@ pub(crate) async fn is_whole(client: &Client, behind: u64) -> bool {
         let near = |matched: u64| matched + behind >= group.last;
         group.followers.len() == 2 && group.followers.iter().all(|follower| near(follower.matched))
     });
-    told.len() == 3 && level.count() == GROUPS
+    told.len() == 3 && level.count() == default_partitions() as usize + 1
 }
 
 /// What the writers were told.

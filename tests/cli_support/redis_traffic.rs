@@ -254,7 +254,11 @@ async fn audit(shared: Shared) -> u64 {
                 Reply::Bulk(Some(text)) => text.parse::<i64>().expect("a number"),
                 other => panic!("an account has {other:?}"),
             };
-            assert_eq!(values.iter().map(value).sum::<i64>(), TOTAL, "an EXEC was seen half done: {values:?}");
+            assert_eq!(
+                values.iter().map(value).sum::<i64>(),
+                TOTAL,
+                "an EXEC was seen half done: {values:?}"
+            );
             done += 1;
             shared.progress();
         }
@@ -265,7 +269,8 @@ async fn audit(shared: Shared) -> u64 {
 
 /// Sets keys that nobody else writes, reads them by way of any node, and removes them again.
 async fn come_and_go(shared: Shared, worker: usize) -> u64 {
-    let (mut writes, mut reads) = (Redis::new(&shared.addresses, worker), Redis::new(&shared.addresses, worker + 1));
+    let (mut writes, mut reads) =
+        (Redis::new(&shared.addresses, worker), Redis::new(&shared.addresses, worker + 1));
     let (mut done, mut uncertain) = (0, std::collections::BTreeSet::new());
     for round in 0_u64.. {
         if !shared.goes_on().await {

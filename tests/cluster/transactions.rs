@@ -507,3 +507,109 @@ async fn what_a_transaction_writes_under_a_lock_it_writes_only_while_that_is_hel
     assert_eq!(guarded.get(second_key).await.unwrap().unwrap(), "alone");
     second.release().await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locks_are_taken_and_given_back_with_what_is_written_or_not_at_all() {
+    let cluster = Cluster::made(3, PARTITIONS).await;
+    let client = cluster.client(1).await;
+    let (tree, keys) = (&client.tree("jobs"), &keys());
+    let lease = Duration::from_secs(20);
+    // In one partition, and over all of them.
+    for (lock, keys) in [("{x}job", vec!["{x}a".to_owned()]), ("job", keys.clone())] {
+        let keys = &keys;
+        let take = async |owner: &'static str| -> TransactionResult<bool> {
+            client
+                .transaction(|tx| async move {
+                    if !tx.lock(lock).try_acquire(owner, lease).await? {
+                        return Ok(false);
+                    }
+                    keys.iter().try_for_each(|key| tx.put(tree, key, owner))?;
+                    Ok(true)
+                })
+                .await
+        };
+        assert!(take("ann").await.unwrap(), "{lock}");
+        assert!(!take("ben").await.unwrap(), "{lock}: it is held");
+        for key in keys {
+            assert_eq!(tree.get(key).await.unwrap().unwrap(), "ann");
+        }
+        let guard = client.lock(lock).owner("ann").resume().await.unwrap().expect("it is held");
+        let token = guard.token();
+        // What is under the lock is written with its end.
+        let under = &tree.under(&guard);
+        let finish = async || -> TransactionResult<bool> {
+            client
+                .transaction(|tx| async move {
+                    assert_eq!(tx.lock(lock).holder().await?.map(|holder| holder.token), Some(token));
+                    keys.iter().try_for_each(|key| tx.put(under, key, "done"))?;
+                    Ok(tx.lock(lock).release("ann", token).await?)
+                })
+                .await
+        };
+        let waits = tokio::spawn({
+            let lock = client.lock(lock).owner("cy");
+            async move { lock.acquire(lease).await.map(|guard| guard.token()) }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(finish().await.unwrap(), "{lock}");
+        let next = waits.await.unwrap().expect("it was given back");
+        assert!(next > token, "{lock}: {next:?} after {token:?}");
+        for key in keys {
+            assert_eq!(tree.get(key).await.unwrap().unwrap(), "done");
+        }
+        // It is not ann's any more: nothing is written, and nothing given back.
+        let late: TransactionResult<bool> = client
+            .transaction(|tx| async move {
+                let released = tx.lock(lock).release("ann", token).await?;
+                let renewed = tx.lock(lock).renew("ann", token, lease).await?;
+                Ok(released || renewed || tx.holds_lock(lock, token).await?)
+            })
+            .await;
+        assert!(!late.unwrap(), "{lock}");
+        let twice: TransactionResult<()> = client
+            .transaction(|tx| async move {
+                let other = tx.lock("{x}another");
+                assert!(other.try_acquire("ann", lease).await?);
+                other.try_acquire("ann", lease).await?;
+                Ok(())
+            })
+            .await;
+        assert!(matches!(twice, Err(TransactionError::Cluster(Error::Invalid(_)))), "{twice:?}");
+        assert_eq!(client.lock("{x}another").holder().await.unwrap(), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_that_take_a_lock_in_transactions_at_once_one_has_it_and_wrote() {
+    let cluster = Cluster::made(3, PARTITIONS).await;
+    let client = cluster.client(1).await;
+    for round in 0..5 {
+        let tries = (0..8).map(|number| {
+            let (client, lock) = (client.clone(), format!("contended {round}"));
+            tokio::spawn(async move {
+                let (tree, lock, owner) = (&client.tree("won"), &lock, &format!("owner {number}"));
+                let taken: TransactionResult<bool> = client
+                    .transaction(|tx| async move {
+                        let taken = tx.lock(lock).try_acquire(owner, Duration::from_secs(20)).await?;
+                        if taken {
+                            tx.put(tree, owner, lock.as_str())?;
+                            tx.counter_add(lock, 1).await?;
+                        }
+                        Ok(taken)
+                    })
+                    .await;
+                taken.unwrap()
+            })
+        });
+        let tries: Vec<_> = tries.collect();
+        let mut winners = 0;
+        for one in tries {
+            winners += u32::from(one.await.unwrap());
+        }
+        assert_eq!(winners, 1);
+        let lock = format!("contended {round}");
+        assert_eq!(client.counter(&lock).get().await.unwrap(), 1);
+        let holder = client.lock(&lock).holder().await.unwrap().expect("somebody has it");
+        assert_eq!(client.tree("won").get(&holder.owner).await.unwrap().unwrap(), lock.as_bytes());
+    }
+}

@@ -10,7 +10,9 @@ use std::{env, fs};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use dogsled::cluster::redis::{RedisOptions, RedisServer};
-use dogsled::cluster::{Client, ClientOptions, Node, NodeCertificates, NodeConfig, NodeId, default_partitions};
+use dogsled::cluster::{
+    Client, ClientOptions, Node, NodeCertificates, NodeConfig, NodeId, default_partitions,
+};
 
 const READY: &str = "ready";
 

@@ -286,6 +286,7 @@ impl Inner {
         let (wal, disk) = (Arc::clone(&self.shared_log.wal), Arc::clone(&self.config.disk));
         let directory = self.config.directory.join("groups");
         let here = cluster.groups();
+        self.snapshots.forget_all_but(|group| here.contains_key(&group));
         let finished = self.blocking.run(move || {
             let (mut closed, mut all) = (Vec::new(), true);
             for StreamId(group) in wal.streams().into_iter().filter(|stream| !here.contains_key(&stream.0)) {
@@ -343,6 +344,7 @@ impl Inner {
         }
         let (wal, blocking) = (Arc::clone(&self.shared_log.wal), self.blocking);
         let (disk, groups) = (Arc::clone(&self.config.disk), self.config.directory.join("groups"));
+        self.snapshots.forget(id);
         let registered = blocking.run(move || {
             let mut found = register(&wal, id)?;
             if found.hosting == Hosting::Dropping {
@@ -399,6 +401,8 @@ impl Inner {
         }
         let began = Instant::now();
         loop {
+            // One may just have begun when it was let go before.
+            self.snapshots.forget(id);
             let (wal, disk) = (Arc::clone(&self.shared_log.wal), Arc::clone(&self.config.disk));
             let groups = self.config.directory.join("groups");
             match blocking.run(move || finish_dropping(&wal, &*disk, &groups, id)).await {

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dogsled::cluster::{DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT, NodeId, default_partitions};
+use dogsled::cluster::{
+    DEFAULT_REPLICAS, DEFAULT_WEIGHT, MAX_REPLICAS, MAX_WEIGHT, NodeId, default_partitions,
+};
 use serde::Deserialize;
 
 use crate::cli::args::{Global, LogFormat, Preset, RedisMoved, ServeArgs};

@@ -59,8 +59,10 @@ pub(super) fn is_of_hashes(section: &Section) -> bool {
 }
 
 impl Batch {
-    fn is_full_for(&self, section: &Section, records: usize) -> bool {
-        self.records.len() >= records || self.bytes >= BATCH_BYTES || self.section != *section
+    /// Whether it is to be sent before a record of so many bytes comes to it: together with what is there already a long one
+    /// would be more than one command may carry.
+    fn is_full_for(&self, section: &Section, bytes: usize, records: usize) -> bool {
+        self.records.len() >= records || self.bytes + bytes > BATCH_BYTES || self.section != *section
     }
 
     /// Records of hashes by the hash.
@@ -148,7 +150,8 @@ fn read(chain: &Chain, after: u64, limit: usize, batches: &mpsc::Sender<Batch>) 
             if number <= after {
                 continue;
             }
-            let full = gathered.take_if(|batch| batch.is_full_for(&section, limit));
+            let bytes = record.key.len() + record.value.as_ref().map_or(0, |value| value.len());
+            let full = gathered.take_if(|batch| batch.is_full_for(&section, bytes, limit));
             send(full)?;
             let batch = gathered.get_or_insert_with(|| Batch {
                 hash: before.filter(|_| is_of_hashes(&section)),
@@ -158,7 +161,7 @@ fn read(chain: &Chain, after: u64, limit: usize, batches: &mpsc::Sender<Batch>) 
                 bytes_read: 0,
                 bytes: 0,
             });
-            batch.bytes += record.key.len() + record.value.as_ref().map_or(0, |value| value.len());
+            batch.bytes += bytes;
             batch.records.push(record);
             (batch.end, batch.bytes_read) = (number, read_before + merged.bytes_read());
         }

@@ -48,6 +48,16 @@ use crate::IVec;
 pub(super) const MANIFEST: &str = "MANIFEST";
 const MAGIC: &[u8; 8] = b"DGSLDBAK";
 const MANIFEST_MAGIC: &[u8; 8] = b"DGSLDBKM";
+
+/// Whether a file begins as one of a partition does, as far as it goes: what was cut off was begun by us, too.
+pub(super) fn is_ours_or_empty(path: &std::path::Path) -> std::io::Result<bool> {
+    let mut begin = Vec::new();
+    std::io::Read::read_to_end(
+        &mut std::io::Read::take(std::fs::File::open(path)?, MAGIC.len() as u64),
+        &mut begin,
+    )?;
+    Ok(MAGIC.starts_with(&begin))
+}
 const VERSION: u32 = 1;
 const HEADER: usize = 36;
 /// Records are gathered until a block has this many bytes.

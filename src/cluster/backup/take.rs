@@ -224,6 +224,12 @@ fn prepare(directory: &Path) -> Result<(), BackupError> {
             let shown = directory.display();
             return Err(BackupError::Refused(format!("{shown} holds {name} already: name a new directory")));
         }
+        if is_partition && !format::is_ours_or_empty(&entry.path()).map_err(io)? {
+            let shown = directory.display();
+            return Err(BackupError::Refused(format!(
+                "{shown} holds {name}, which is no backup's: name a new directory"
+            )));
+        }
         left.push(entry.path());
     }
     left.into_iter().try_for_each(std::fs::remove_file).map_err(io)

@@ -294,7 +294,8 @@ impl Connection {
     fn charge(&mut self) -> bool {
         let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes);
         let names = self.subscriptions.as_ref().map_or(0, Subscriptions::held);
-        let holds = self.reader.held() + queued + self.out.len() + names;
+        let watched: usize = self.watched.iter().map(|watched| watched.key.len() + 64).sum();
+        let holds = self.reader.held() + queued + self.out.len() + names + watched;
         let held = &self.link.server.held;
         let all = match holds >= self.charged {
             true => held.fetch_add(holds - self.charged, Ordering::Relaxed) + (holds - self.charged),
@@ -424,6 +425,11 @@ impl Connection {
                 }
             }
         }
+        // What is queued stays for long: it must not keep alive all that came with it.
+        let request = match self.queue.is_some() {
+            true => request.iter().map(|argument| Bytes::copy_from_slice(argument)).collect(),
+            false => request,
+        };
         let database = self.queue.as_ref().map_or(self.link.database, |queue| queue.database);
         let cursors = &self.link.server.database.cursors;
         let planned = command.plan(&request, database, now_ms(), cursors);

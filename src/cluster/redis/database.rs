@@ -9,7 +9,7 @@ use dogsled_net::resp::Value;
 use dogsled_replication::ring::{self, slots};
 use dogsled_storage::command::{KeyRead, MAX_COMMAND_LENGTH};
 use dogsled_storage::strings::{
-    KIND_HASH, KIND_STRING, StringsFailure, StringsOperation, StringsReplies, StringsReply,
+    KIND_HASH, KIND_STRING, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
 };
 use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId};
 use futures_util::future::{join_all, try_join_all};
@@ -372,8 +372,27 @@ impl Database {
         if known > 0 { Some(known) } else { None }
     }
 
-    /// Commands that write, each within one group: those of a group become entries, in order.
+    /// Commands that write, each within one group, are begun together, but that what removes a key or tells of something
+    /// waits for those before it: a lock that is given back, or a message that something is there, is not to be seen before
+    /// what was written first.
     async fn write(&self, run: Vec<Placed>, values: &mut Vec<Value>) {
+        let waits = |placed: &Placed| {
+            let is_last =
+                |action: &StringAction| matches!(action, StringAction::Delete | StringAction::Tell { .. });
+            placed.data.operations.iter().any(|operation| is_last(&operation.action))
+        };
+        let mut now: Vec<Placed> = Vec::with_capacity(run.len());
+        for next in run {
+            if waits(&next) && now.iter().any(|earlier| earlier.group != next.group) {
+                self.write_together(std::mem::take(&mut now), values).await;
+            }
+            now.push(next);
+        }
+        self.write_together(now, values).await;
+    }
+
+    /// Those of a group become entries, in order.
+    async fn write_together(&self, run: Vec<Placed>, values: &mut Vec<Value>) {
         let base = values.len();
         values.resize(base + run.len(), Value::Null);
         let mut by_group: BTreeMap<u32, Vec<(usize, Data)>> = BTreeMap::new();
@@ -384,7 +403,7 @@ impl Database {
         for (group, commands) in by_group {
             match entry(&commands) {
                 (count, Some(operations)) if count == commands.len() => {
-                    pending.push((commands, self.gatherer.push(&self.client, group, operations)));
+                    pending.push((group, self.gatherer.push(&self.client, group, operations), commands));
                 }
                 _ => others.push(self.write_in(group, commands)),
             }
@@ -392,9 +411,28 @@ impl Database {
         for (index, value) in join_all(others).await.into_iter().flatten() {
             values[index] = value;
         }
-        for (commands, outcome) in pending {
-            self.tell(&commands, outcome.outcome().await, |index, value| values[index] = value);
+        for (group, outcome, commands) in pending {
+            let outcome = outcome.outcome().await;
+            if commands.len() > 1 && matches!(outcome, Err(Error::Invalid(_))) {
+                for (index, value) in self.write_each(group, &commands).await {
+                    values[index] = value;
+                }
+                continue;
+            }
+            self.tell(&commands, outcome, |index, value| values[index] = value);
         }
+    }
+
+    /// Commands that were refused together, which has done nothing: what one of them is refused for is nothing to the
+    /// others.
+    async fn write_each(&self, group: u32, commands: &[(usize, Data)]) -> Vec<(usize, Value)> {
+        let mut replies = Vec::with_capacity(commands.len());
+        for command in commands {
+            let alone = self.submit(group, Vec::new(), &[], command.1.operations.clone()).await;
+            let alone = alone.map(Option::unwrap_or_default);
+            self.tell(std::slice::from_ref(command), alone, |index, value| replies.push((index, value)));
+        }
+        replies
     }
 
     /// As [`Database::write`], for one group, an entry after the other.
@@ -414,13 +452,7 @@ impl Database {
             };
             // Together they may tell too much; what was refused was not done.
             if now.len() > 1 && matches!(outcome, Err(Error::Invalid(_))) {
-                for command in now {
-                    let alone = self.submit(group, Vec::new(), &[], command.1.operations.clone()).await;
-                    let alone = alone.map(Option::unwrap_or_default);
-                    self.tell(std::slice::from_ref(command), alone, |index, value| {
-                        replies.push((index, value))
-                    });
-                }
+                replies.extend(self.write_each(group, now).await);
                 continue;
             }
             self.tell(now, outcome, |index, value| replies.push((index, value)));

@@ -8,6 +8,7 @@ use dogsled_storage::strings::{KIND_HASH, StringAction, is_number};
 
 use super::database::{Data, Pairs, Shape};
 use super::table::{Asked, Planned, Step, integer, is_word, syntax_error, wrong_arity};
+use super::whole;
 use crate::IVec;
 
 /// The most fields that one `HSCAN` looks at.
@@ -128,7 +129,7 @@ fn scan_from(asked: &Asked<'_>, cursor: u64) -> Planned {
                 return Err(syntax_error());
             }
         } else if is_word(option, "MATCH") {
-            pattern = Some(argument.clone());
+            pattern = Some(whole::checked_pattern(argument)?);
         } else {
             return Err(syntax_error());
         }

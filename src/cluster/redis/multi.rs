@@ -125,6 +125,12 @@ impl Queue {
             self.is_spoilt = true;
             return Err(Value::error(refused));
         }
+        // Nothing of it will be carried out, and nothing of it is kept.
+        if self.is_spoilt {
+            self.bytes = 0;
+            self.steps = Vec::new();
+            return Ok(());
+        }
         if let Ok(step) = &planned {
             self.has_fence |= is_fenced(step);
             self.has_cut |= cuts(step);

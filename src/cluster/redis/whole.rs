@@ -15,7 +15,7 @@ use dogsled_storage::strings::{StringAction, StringsOperation, parse_integer};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 
-use super::database::{Database, bulk, failed};
+use super::database::{Database, MOST_IN_REPLY, bulk, failed, too_much};
 use super::glob;
 use super::table::{Asked, Planned, Step, integer, is_word, syntax_error};
 use super::tree_name;
@@ -65,8 +65,18 @@ pub(super) enum Wanted {
     Nothing,
 }
 
+/// The longest pattern of a scan: what comparing takes is the product of its length and that of a key.
+const MOST_PATTERN: usize = 1024;
+
+pub(super) fn checked_pattern(pattern: &Bytes) -> Result<Bytes, Value> {
+    match pattern.len() > MOST_PATTERN {
+        true => Err(Value::error(format!("ERR a pattern is longer than {MOST_PATTERN} bytes"))),
+        false => Ok(pattern.clone()),
+    }
+}
+
 pub(super) fn keys(asked: &Asked<'_>) -> Planned {
-    Ok(Step::Whole(Whole::Keys(asked.arguments[1].clone())))
+    Ok(Step::Whole(Whole::Keys(checked_pattern(&asked.arguments[1])?)))
 }
 
 pub(super) fn size(_: &Asked<'_>) -> Planned {
@@ -127,7 +137,7 @@ pub(super) fn scan(asked: &Asked<'_>) -> Planned {
                 return Err(syntax_error());
             }
         } else if is_word(option, "MATCH") {
-            pattern = Some(argument.clone());
+            pattern = Some(checked_pattern(argument)?);
         } else if is_word(option, "TYPE") {
             kind = match () {
                 () if is_word(argument, "string") => Wanted::Strings,
@@ -262,7 +272,9 @@ impl Database {
         for name in self.client.tree_names().await? {
             let number = name.strip_prefix(b"redis:").and_then(parse_integer);
             let number = if &name[..] == b"redis" { Some(0) } else { number.filter(|number| *number > 0) };
-            if let Some(number) = number.and_then(|number| u32::try_from(number).ok()) {
+            let number = number.and_then(|number| u32::try_from(number).ok());
+            // Of a greater number it is somebody's tree, and no database.
+            if let Some(number) = number.filter(|number| *number < super::DATABASES) {
                 self.clear(number).await?;
             }
         }
@@ -273,12 +285,18 @@ impl Database {
 async fn keys_of(tree: &Tree, pattern: &[u8]) -> Result<Value, Error> {
     let prefix = glob::prefix(pattern);
     let mut entries: Entries = tree.scan_prefix(prefix).keys_only();
-    let mut keys = Vec::new();
+    let (mut keys, mut bytes) = (Vec::new(), 0);
     while let Some(entry) = entries.next().await {
         let (key, _) = entry?;
         if glob::matches(pattern, &key) {
+            bytes += key.len() + size_of::<Value>();
+            if bytes > MOST_IN_REPLY {
+                return Err(too_much());
+            }
             keys.push(bulk(key));
         }
+        // Others are to be served meanwhile, however long this takes.
+        tokio::task::consume_budget().await;
     }
     Ok(Value::Array(keys))
 }

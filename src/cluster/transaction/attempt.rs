@@ -9,11 +9,8 @@ use std::time::Duration;
 use dogsled_replication::ReadAnswer;
 use dogsled_storage::command::RangeFingerprint;
 use dogsled_storage::counter::decode_value;
-use dogsled_storage::lock::{FencingToken, decode_state};
 use dogsled_storage::strings::StringAction;
-use dogsled_storage::{
-    COUNTERS_TREE_NAME, Fence, GroupRead, GroupReadReply, LOCKS_TREE_NAME, TreeId, Versioned,
-};
+use dogsled_storage::{COUNTERS_TREE_NAME, GroupRead, GroupReadReply, TreeId, Versioned};
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -36,8 +33,8 @@ const READ_AT_ONCE: usize = 256;
 /// closure has ended, it is over: a clone that was kept reads and writes nothing any more.
 #[derive(Clone)]
 pub struct Transaction {
-    client: Client,
-    until: Instant,
+    pub(super) client: Client,
+    pub(super) until: Instant,
     /// `None` when it is over.
     state: Arc<Mutex<Option<Sets>>>,
 }
@@ -80,7 +77,7 @@ impl Transaction {
         self.state.lock().take().unwrap_or_default()
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Sets) -> T) -> Result<T> {
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut Sets) -> T) -> Result<T> {
         self.state.lock().as_mut().map(work).ok_or_else(over)
     }
 
@@ -110,7 +107,7 @@ impl Transaction {
         })
     }
 
-    async fn read(&self, tree: &IVec, key: IVec) -> Result<Option<IVec>> {
+    pub(super) async fn read(&self, tree: &IVec, key: IVec) -> Result<Option<IVec>> {
         if let Some(known) = self.with(|sets| sets.named(tree).known(tree, &key))? {
             return Ok(known);
         }
@@ -571,63 +568,6 @@ fn some_time(ttl: Duration) -> Result<u64> {
             Err(Error::Invalid("a key with a time to live of nothing would end before it begins".to_owned()))
         }
         ttl_ms => Ok(ttl_ms),
-    }
-}
-
-impl Transaction {
-    /// Whether a lock is held under this token. That nobody else takes it is a part of what was read: what
-    /// the transaction writes is written under that token or not at all. So a holder that was paused for longer
-    /// than its lease can do no harm.
-    ///
-    /// A lease that ends between this and the commit counts as held, unless somebody else takes the lock or it is expired.
-    ///
-    /// ```no_run
-    /// # async fn run(client: dogsled::cluster::Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// use dogsled::cluster::transaction::abort;
-    /// let guard = client.lock("nightly job").acquire(std::time::Duration::from_secs(10)).await?;
-    /// let (state, token) = (&client.tree("state"), guard.token());
-    /// client
-    ///     .transaction(|tx| async move {
-    ///         if !tx.holds_lock("nightly job", token).await? {
-    ///             return abort("the lock is lost");
-    ///         }
-    ///         tx.put(state, "step", "2")?;
-    ///         Ok(())
-    ///     })
-    ///     .await?;
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Transaction::get`].
-    pub async fn holds_lock(&self, name: impl AsRef<[u8]>, token: FencingToken) -> Result<bool> {
-        Ok(self.tokens(IVec::from(name.as_ref())).await?.contains(&token))
-    }
-
-    /// The tokens of all that hold a lock.
-    async fn tokens(&self, name: IVec) -> Result<Vec<FencingToken>> {
-        let tree = IVec::from(LOCKS_TREE_NAME);
-        self.read(&tree, name.clone()).await?;
-        let found = self.with(|sets| sets.trees.get(&tree)?.reads.get(&name)?.clone())?;
-        let Some(stored) = found else { return Ok(Vec::new()) };
-        let state = decode_state(&name, &stored).map_err(|error| Error::Incompatible(error.to_string()))?;
-        // By what is known of the log's time, which is more by now if anything.
-        let core = self.client.core();
-        let time_ms = core.log_time_ms(core.group_of(&name, self.until).await?, self.until).await?;
-        Ok(state.live(time_ms).map(|permit| permit.token).collect())
-    }
-
-    /// Makes it a part of what was read that the locks are held under which this run [writes](Tree::under). A token that is
-    /// not that of a holder never is again, so what is refused here is refused for good.
-    pub(super) async fn read_fences(&self) -> Result<()> {
-        let fences = self.with(|sets| sets.fences().to_vec())?;
-        for Fence { lock, token } in fences {
-            let tokens = self.tokens(lock.clone()).await?;
-            if !tokens.contains(&token) {
-                return Err(Error::LockNotHeld { lock, token, current: tokens.into_iter().max() });
-            }
-        }
-        Ok(())
     }
 }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use dogsled_replication::ring::TreeHash;
 use dogsled_storage::codec::Listed;
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
+use dogsled_storage::lock::{FencingToken, LockCommand};
 use dogsled_storage::strings::StringAction;
 use dogsled_storage::transaction::coordinator::Share;
-use dogsled_storage::{ExpiryCommand, Fence, SetIf, TreeId, Versioned, When, Write};
+use dogsled_storage::{ExpiryCommand, Fence, LOCKS_TREE_NAME, SetIf, TreeId, Versioned, When, Write};
 
 use crate::IVec;
 
@@ -31,6 +32,10 @@ pub(super) struct Sets {
     shown: Option<u64>,
     /// Locks under which something is to be written.
     fences: Vec<Fence>,
+    /// Locks that were found to be held, by which the closure may have decided what to write.
+    held: Vec<Fence>,
+    /// What is to be done to locks.
+    pub(super) locks: BTreeMap<IVec, LockCommand>,
 }
 
 /// The first keys of a range.
@@ -140,6 +145,14 @@ impl Sets {
         &self.fences
     }
 
+    /// Notes that a lock is held, and is to be when all this takes effect.
+    pub(super) fn note_held(&mut self, lock: &IVec, token: FencingToken) {
+        let fence = Fence { lock: lock.clone(), token };
+        if !self.held.contains(&fence) {
+            self.held.push(fence);
+        }
+    }
+
     /// Notes that a tree was named so, also if nothing comes of it: whoever is refused for it asks whether it has
     /// another name.
     pub(super) fn named(&mut self, tree: &IVec) -> &Sets {
@@ -166,7 +179,7 @@ impl Sets {
         let only_reads = |access: &Access| {
             access.writes.is_empty() && access.times.is_empty() && access.actions.is_empty()
         };
-        self.trees.values().all(only_reads)
+        self.locks.is_empty() && self.trees.values().all(only_reads)
     }
 
     /// Whether all that was read came in one answer, or is what was of one moment when it was shown.
@@ -267,6 +280,19 @@ impl Sets {
                 let (share, tree) = shares.of(group_in(name, key), name);
                 let (key, actions) = (key.clone(), Listed(actions.clone()));
                 share.part.expiries.push(ExpiryCommand::Strings { tree, key, actions });
+            }
+        }
+        let name = IVec::from(LOCKS_TREE_NAME);
+        for (lock, command) in &self.locks {
+            let (share, tree) = shares.of(group_in(&name, lock), &name);
+            share.part.expiries.push(ExpiryCommand::Lock { tree, command: command.clone() });
+        }
+        // One that is given back in this very transaction is held until then, which is checked by that.
+        for Fence { lock, token } in self.fences.iter().chain(&self.held) {
+            let (share, tree) = shares.of(group_in(&name, lock), &name);
+            let held = ExpiryCommand::Held { tree, key: lock.clone(), token: *token };
+            if !share.part.expiries.contains(&held) {
+                share.part.expiries.push(held);
             }
         }
         shares.0

@@ -51,13 +51,8 @@ pub(crate) fn touches_locks(effects: &[Effect]) -> bool {
 /// Reads from the B-tree what a command will look at, without the commit mutex. Where trees have quotas, that is also
 /// what it overwrites.
 pub(crate) fn prefetch(state: &Arc<State>, has_quotas: bool, command: &Command) -> Result<Prefetched> {
-    let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
-    let mut read = |tree: TreeId, key: &IVec| -> Result<()> {
-        if let Some(base) = state.base.tree(tree) {
-            prefetched.found.insert((tree, key.clone()), base.get(key)?);
-        }
-        Ok(())
-    };
+    let mut prefetched = Prefetched::of(state);
+    let mut read = |tree: TreeId, key: &IVec| prefetched.read(state, tree, key);
     match command {
         Command::Insert { tree, key, .. }
         | Command::Remove { tree, key }
@@ -119,22 +114,16 @@ pub(crate) fn prefetch_part(
     writes: &[Write],
     expiries: &[ExpiryCommand],
 ) -> Result<Prefetched> {
-    let mut prefetched = Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() };
+    let mut prefetched = Prefetched::of(state);
     let looked_at = writes.iter().filter(|write| write.value.is_none() || has_quotas);
     let removed = looked_at.map(|write| (write.tree, &write.key));
     for (tree, key) in reads.iter().map(|read| (read.tree, &read.key)).chain(removed) {
-        if let Some(base) = state.base.tree(tree) {
-            prefetched.found.insert((tree, key.clone()), base.get(key)?);
-        }
+        prefetched.read(state, tree, key)?;
     }
     for expiry in expiries {
         let (tree, key) = (expiry.tree(), expiry.key());
-        for (tree, key) in [(tree, key.clone()), (TreeId::EXPIRY, record_key(tree, key))] {
-            if let Some(base) = state.base.tree(tree) {
-                let found = base.get(&key)?;
-                prefetched.found.insert((tree, key), found);
-            }
-        }
+        prefetched.read(state, tree, key)?;
+        prefetched.read(state, TreeId::EXPIRY, &record_key(tree, key))?;
     }
     Ok(prefetched)
 }

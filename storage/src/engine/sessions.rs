@@ -5,8 +5,6 @@
 //! whole lease pass on the monotonic clock since the database was opened. So sessions that were left by a process
 //! that has died get their full lease again, as those of a cluster do from a new leader.
 
-use std::sync::Arc;
-
 use super::execute::Write;
 use super::{Durability, Engine, Shared};
 use crate::evaluate::{Context, Effect};
@@ -127,9 +125,7 @@ impl Shared {
                     Ok((effects, answer))
                 },
                 // What is looked at is known only by looking.
-                prefetch: &|state| {
-                    Ok(Prefetched { base: Some(Arc::clone(&state.base)), ..Prefetched::default() })
-                },
+                prefetch: &|state| Ok(Prefetched::of(state)),
                 says_it_is_so: &|answer| answer.is_ok(),
                 // As the renewal of a lock.
                 is_urgent: true,

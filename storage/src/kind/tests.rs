@@ -58,6 +58,8 @@ fn expiries() -> Vec<ExpiryCommand> {
         ExpiryCommand::Get { tree, key: key() },
         ExpiryCommand::Strings { tree, key: key(), actions: Listed(vec![StringAction::Delete]) },
         ExpiryCommand::Strings { tree, key: key(), actions: Listed(actions()) },
+        ExpiryCommand::Lock { tree, command: LockCommand::Expire { name: key() } },
+        ExpiryCommand::Held { tree, key: key(), token: FencingToken(300) },
     ]
 }
 

@@ -122,6 +122,17 @@ impl LockState {
         self.holders.iter().filter(move |permit| !permit.has_ended(time_ms))
     }
 
+    /// Whether a plain lock can be taken at this time of the log: nobody holds it, nobody waits for it, and no delay that
+    /// followed the end of a lease is running.
+    pub fn is_free(&self, time_ms: u64) -> bool {
+        let delayed_until = |permit: &Permit| match permit.delay_ms {
+            0 => 0,
+            delay_ms => permit.expires_ms.saturating_add(delay_ms),
+        };
+        let delayed = self.holders.iter().map(delayed_until).max().unwrap_or(0).max(self.free_at_ms);
+        self.live(time_ms).next().is_none() && self.waiting == 0 && time_ms >= delayed
+    }
+
     pub(super) fn encode(&self) -> IVec {
         if let [only] = &self.holders[..]
             && self.capacity == 1

@@ -18,6 +18,13 @@ use crate::{Error, IVec, Result};
 /// After so long it is looked at whether a hash that was suspected can still be reached: no transaction takes as long.
 const SUSPECTED_FOR_MS: u64 = 60_000;
 
+/// How many bytes one list copies to other keys, at most. What it carries says nothing about how much that is, and all of
+/// it goes to the disk at once.
+const MOST_COPIED: i64 = 64 << 20;
+/// How many bytes are written anew for what one list appends or overwrites, at most: by that it is bounded how long
+/// whoever applies it is busy with it alone.
+const MOST_REWRITTEN: i64 = 1 << 30;
+
 /// A key that operations have looked at.
 struct Looked {
     slot: Slot,
@@ -142,6 +149,7 @@ fn carry_out<V: View>(
         && notices.is_none();
     let mut keys: BTreeMap<Place, Looked> = BTreeMap::new();
     let mut carried = Carried::new(context.sequence);
+    let (mut copied, mut rewritten) = (0, 0);
     let mut replies = Vec::with_capacity(operations.len());
     for operation in operations {
         if let StringAction::Suspect { .. } = operation.action {
@@ -180,7 +188,20 @@ fn carry_out<V: View>(
         let is_judged = is_limited(&mut growth, operation.tree)? || is_limited(&mut growth, other_tree)?;
         let before = is_judged.then(slots);
         let other_slot = other.as_ref().map(|other| &mut keys.get_mut(other).expect("looked at").slot);
-        let mut reply = apply(&operation.action, context.time_ms, &mut carried, &mut slot, other_slot);
+        let size = || {
+            let value = slot.value.as_ref().map_or(0, |value| value.len() as i64);
+            value + slot.hash.as_ref().map_or(0, fields_known)
+        };
+        match &operation.action {
+            StringAction::Transfer { copy: true, .. } => copied += size(),
+            StringAction::Append { .. } | StringAction::Overwrite { .. } => rewritten += size(),
+            _ => {}
+        }
+        // Some bytes of a command must not come to more than there is room, or time, for where it is applied.
+        let mut reply = match copied > MOST_COPIED || rewritten > MOST_REWRITTEN {
+            true => StringsReply::Failed(StringsFailure::TooMuch),
+            false => apply(&operation.action, context.time_ms, &mut carried, &mut slot, other_slot),
+        };
         if let (Some(growth), Some((before, other_before))) = (&mut growth, before) {
             let mut changed = vec![(&place, &before, &slot)];
             if let (Some(other), Some(before)) = (&other, &other_before) {

@@ -26,8 +26,8 @@ fn answer(effects: Effects, answer: Answer) -> Result<Done> {
     Ok((effects, Ok(answer)))
 }
 
-fn is_part_current(view: &impl View, part: &Part) -> Result<bool> {
-    let mut current = true;
+fn is_part_current(view: &impl View, context: &Context, part: &Part) -> Result<bool> {
+    let mut current = expiry::locks_hold(view, context, &part.expiries)?;
     for read in &part.reads {
         current = current && is_current(view, read)?;
     }
@@ -47,9 +47,9 @@ fn examine(
     let guarded = Guarded::new(view, transactions);
     // Keys that have expired are not read by anybody.
     let current = if view.earliest_due()? <= context.time_ms {
-        is_part_current(&LiveView::new(&guarded, context.time_ms), part)?
+        is_part_current(&LiveView::new(&guarded, context.time_ms), context, part)?
     } else {
-        is_part_current(&guarded, part)?
+        is_part_current(&guarded, context, part)?
     };
     if !current {
         return Ok(Err(No::Conflict));
@@ -61,9 +61,10 @@ fn examine(
 }
 
 /// The answer to a part that could not be applied, whatever is there.
-fn refuse_expiries(view: &impl View, part: &Part) -> Result<Option<Done>> {
-    match expiry::check_list(view, &part.writes, &part.expiries) {
-        Ok(()) => Ok(None),
+fn refuse_expiries(view: &impl View, context: &Context, part: &Part) -> Result<Option<Done>> {
+    let checked = expiry::check_list(view, &part.writes, &part.expiries);
+    match checked.and_then(|()| expiry::locks_hold(view, context, &part.expiries)) {
+        Ok(_) => Ok(None),
         Err(error) => Ok(Some((Effects::new(), Err(Refusal::of(error)?)))),
     }
 }
@@ -94,7 +95,7 @@ pub(crate) fn prepare(
     if transactions.is_prepared(*transaction) {
         return answer(Effects::new(), Answer::Vote(Vote::Yes));
     }
-    if let Some(refused) = refuse_expiries(view, part)? {
+    if let Some(refused) = refuse_expiries(view, context, part)? {
         return Ok(refused);
     }
     if *only_lock {
@@ -166,7 +167,7 @@ pub(crate) fn commit(
     if context.time_ms >= *decide_by_ms {
         return decided(Decision::Aborted(Reason::TooLate));
     }
-    if let Some(refused) = refuse_expiries(view, part)? {
+    if let Some(refused) = refuse_expiries(view, context, part)? {
         return Ok(refused);
     }
     match examine(view, transactions, context, part)? {

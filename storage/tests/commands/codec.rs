@@ -146,6 +146,17 @@ fn commands_have_the_bytes_they_always_had() {
             b"\x01\x0e\x05\x10\x01k\x02\x07\x0c\x02",
         ),
         (
+            Command::Expiry(ExpiryCommand::Lock {
+                tree,
+                command: LockCommand::Release { name: "l".into(), owner: "o".into(), token: FencingToken(4) },
+            }),
+            b"\x01\x0e\x06\x10\x02\x01l\x01o\x04",
+        ),
+        (
+            Command::Expiry(ExpiryCommand::Held { tree, key: "l".into(), token: FencingToken(4) }),
+            b"\x01\x0e\x07\x10\x01l\x04",
+        ),
+        (
             Command::Owned(OwnedCommand::Insert {
                 tree,
                 key: "k".into(),

@@ -397,12 +397,14 @@ impl Random {
                     1 => When::At(self.number()),
                     _ => When::Keep,
                 };
-                Command::Expiry(match self.below(6) {
+                Command::Expiry(match self.below(8) {
                     0 => ExpiryCommand::Insert { tree, key, value, when },
                     1 => ExpiryCommand::Swap { tree, key, old: self.option(Random::bytes), new: value, when },
                     2 => ExpiryCommand::Set { tree, key, when, only: SetIf::Later },
                     3 => ExpiryCommand::Clear { tree, key },
                     4 => ExpiryCommand::Get { tree, key },
+                    5 => ExpiryCommand::Lock { tree, command: LockCommand::Release { name, owner, token } },
+                    6 => ExpiryCommand::Held { tree, key, token },
                     _ => {
                         let actions = (0..self.below(4)).map(|_| self.strings_operation().action);
                         ExpiryCommand::Strings { tree, key, actions: Listed(actions.collect()) }

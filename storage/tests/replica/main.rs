@@ -10,4 +10,5 @@ mod model;
 mod pins;
 mod session_locks;
 mod sessions;
+mod transaction_locks;
 mod transactions;

@@ -295,7 +295,9 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
             | ExpiryCommand::Set { tree, .. }
             | ExpiryCommand::Clear { tree, .. }
             | ExpiryCommand::Get { tree, .. }
-            | ExpiryCommand::Strings { tree, .. },
+            | ExpiryCommand::Strings { tree, .. }
+            | ExpiryCommand::Lock { tree, .. }
+            | ExpiryCommand::Held { tree, .. },
         ) => each(tree),
         Command::Owned(
             OwnedCommand::Insert { tree, .. }
@@ -317,7 +319,9 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
                 | ExpiryCommand::Set { tree, .. }
                 | ExpiryCommand::Clear { tree, .. }
                 | ExpiryCommand::Get { tree, .. }
-                | ExpiryCommand::Strings { tree, .. } => each(tree),
+                | ExpiryCommand::Strings { tree, .. }
+                | ExpiryCommand::Lock { tree, .. }
+                | ExpiryCommand::Held { tree, .. } => each(tree),
             });
         }
         _ => {}
