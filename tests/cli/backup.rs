@@ -381,3 +381,39 @@ fn writes_go_on_after_a_backup_was_killed_amid_it_and_bad_input_is_told() {
     let arguments = ["--connect", &nobody, "--certs", "certs", "--timeout", "1", "backup", "unheard"];
     sandbox.run_bare(&arguments).fails(9);
 }
+
+#[test]
+fn a_long_value_behind_short_ones_comes_back_too() {
+    let sandbox = Sandbox::new();
+    sandbox.certificates(&[1, 2]);
+    let (one, address) = node(&sandbox, 1, &["--partitions", "1", "--redis", "off"]);
+    let runtime = runtime();
+    let client = runtime.block_on(connect(&sandbox, &address));
+    // Together they are more than one command may carry.
+    let lengths = [("a", 1_500 << 10), ("b", 15 << 20), ("c", 10), ("d", 15 << 20)];
+    runtime.block_on(async {
+        for (key, length) in lengths {
+            client.tree("long").put(key, vec![b'v'; length]).await.expect("written");
+        }
+    });
+    dogsled(&sandbox, &address, &["backup", "b"]).ok();
+    assert_eq!(one.terminate(), 0);
+
+    let (two, other) = node(&sandbox, 2, &["--partitions", "1", "--redis", "off"]);
+    dogsled(&sandbox, &other, &["restore", "b"]).ok();
+    let client = runtime.block_on(connect(&sandbox, &other));
+    runtime.block_on(async {
+        for (key, length) in lengths {
+            let found = client.tree("long").get(key).await.expect("read").expect("it is there");
+            assert_eq!(found.len(), length, "{key}");
+        }
+    });
+
+    // What is not a backup's is not taken for the rest of one that was not finished.
+    std::fs::create_dir(sandbox.path("other")).expect("made");
+    std::fs::write(sandbox.path("other").join("partition-00001"), "somebody's own").expect("written");
+    dogsled(&sandbox, &other, &["backup", "other"]).fails_saying(8, &["partition-00001", "no backup's"]);
+    let kept = std::fs::read_to_string(sandbox.path("other").join("partition-00001"));
+    assert_eq!(kept.expect("it is there"), "somebody's own");
+    assert_eq!(two.terminate(), 0);
+}

@@ -9,8 +9,9 @@
 //! - A command on one key, and a transaction of keys of one partition (`{tag}`), is one entry of the partition's
 //!   log. What spans partitions is a [transaction](super::transaction): serializable, or not at all.
 //! - Commands of one connection are begun in order and answered in order. Each sees all that came before it.
-//!   What comes as a pipeline is carried out together where that changes nothing: writes that follow each other become one
-//!   entry per partition, reads one request.
+//!   What comes as a pipeline is carried out together where that changes nothing for whoever sent it: writes that follow
+//!   each other become one entry per partition, reads one request. Others may see one of them before one of another
+//!   partition that was sent earlier; but what removes a key or tells of something waits for those before it.
 //! - Whatever a client sends or does not read, what it makes the node hold is bounded; see [`RedisOptions`].
 //!
 //! # The same data

@@ -393,3 +393,28 @@ fn what_would_be_answered_with_more_than_can_be_kept_is_refused_and_does_nothing
     assert_eq!(state.execute(5, &transact).unwrap(), Reply::Done);
     assert_eq!(run(&mut state, 6, vec![on("k", StringAction::Exists)]), [StringsReply::Integer(0)]);
 }
+
+#[test]
+fn what_a_list_copies_or_writes_anew_is_bounded_by_what_that_makes() {
+    let mut state = ModelState::new();
+    let mebibyte = vec![b'v'; 1 << 20];
+    let long = StringAction::Set { value: mebibyte.into(), only: SetOnly::Always, when: None, get: false };
+    run(&mut state, 1, vec![on("long", long)]);
+    let copy = |number: u32| {
+        let key = format!("copy {number}").as_str().into();
+        on("long", StringAction::Transfer { tree: TREE, key, copy: true, replace: true })
+    };
+    let replies = run(&mut state, 2, (0..80).map(copy).collect());
+    assert_eq!(replies.iter().filter(|reply| **reply == StringsReply::Integer(1)).count(), 64);
+    assert_eq!(replies[64], StringsReply::Failed(StringsFailure::TooMuch));
+    assert!(state.get(TREE, b"copy 63").unwrap().is_some());
+    assert!(state.get(TREE, b"copy 64").unwrap().is_none());
+
+    let append = || on("long", StringAction::Append { value: "x".into() });
+    let replies = run(&mut state, 3, (0..1_100).map(|_| append()).collect());
+    let done = replies.iter().filter(|reply| matches!(reply, StringsReply::Integer(_))).count();
+    assert!((1_000..1_100).contains(&done), "{done}");
+    assert_eq!(replies.last(), Some(&StringsReply::Failed(StringsFailure::TooMuch)));
+    // The next list has as much again.
+    assert!(matches!(run(&mut state, 4, vec![append()])[..], [StringsReply::Integer(_)]));
+}

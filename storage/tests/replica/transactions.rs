@@ -775,3 +775,29 @@ fn a_key_is_told_with_the_position_that_the_answer_is_of() {
     group.command(Command::Remove { tree: TREE, key: "a".into() }).unwrap();
     assert_eq!(as_of(&group, "a"), (None, position + 1));
 }
+
+/// `u64::MAX` says of all keys together that none expires.
+#[test]
+fn a_time_to_live_without_end_is_counted_once_and_the_group_can_be_sent() {
+    let disk = SimulatedDisk::new(3);
+    let wal = open_wal(&disk).unwrap();
+    let replica = Replica::open(options(&disk, 1), Arc::clone(&wal)).unwrap();
+    let mut group = Group { replica, time_ms: 1_000, sequence: 0 };
+    let strings = |action| {
+        let operations = vec![StringsOperation { tree: TREE, key: "k".into(), action }];
+        Command::Strings { watched: Vec::new(), operations }
+    };
+    for when in [When::After(u64::MAX), When::At(u64::MAX)] {
+        group.command(Command::Expiry(insert("k", "v", when))).unwrap();
+        let (only, only_some) = (SetIf::Always, false);
+        group.command(strings(StringAction::Expire { when, only, only_some })).unwrap();
+        group.command(strings(StringAction::Expire { when: When::After(60_000), only, only_some })).unwrap();
+        group.command(Command::Expiry(set("k", when))).unwrap();
+    }
+    let target = options(&disk, 2);
+    let mut installer = ReplicaInstaller::begin(&target).unwrap();
+    send(&group.replica.snapshot(), &mut installer, 100).unwrap();
+    installer.finish().unwrap();
+    let other = Replica::open(target, wal).unwrap();
+    assert_eq!(other.snapshot().fingerprint().unwrap(), group.replica.snapshot().fingerprint().unwrap());
+}
