@@ -76,9 +76,12 @@ impl Cluster {
         let addresses: BTreeMap<u64, String> = (1..=3).map(|node| (node, free_address())).collect();
         let members: Vec<String> =
             addresses.iter().map(|(node, address)| format!("{node}={address}")).collect();
-        let redis = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-        let redis: Vec<_> = redis.collect();
-        let redis = redis.iter().map(|port| port.local_addr().expect("it is bound").to_string()).collect();
+        // All at once, so that each is another.
+        let redis: Vec<String> = {
+            let ports: Vec<_> =
+                (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+            ports.iter().map(|port| port.local_addr().expect("it is bound").to_string()).collect()
+        };
         let members = members.join(",");
         let mut cluster = Cluster { sandbox, addresses, nodes: BTreeMap::new(), members, redis };
         for node in [2, 3, 1] {

@@ -78,7 +78,7 @@ impl Browser {
     }
 
     fn text(&mut self, id: &str) -> String {
-        self.sees(&format!("document.getElementById({id:?}).textContent"))
+        self.sees(&format!("document.getElementById({id:?})?.textContent ?? ''"))
     }
 
     /// Waits until the text of an element is as it should be.
