@@ -65,11 +65,21 @@ impl Served {
         (0..self.servers.len()).map(terms).collect()
     }
 
+    /// The leaders, when every node leads some partition: it takes a moment until leadership is spread.
+    fn each_leads_some(&self) -> BTreeMap<u32, NodeId> {
+        let mut leaders = self.leaders();
+        eventually("each leads some partition", || {
+            leaders = self.leaders();
+            (1..=self.servers.len() as u64).all(|node| leaders.values().any(|leader| leader.0 == node))
+        });
+        leaders
+    }
+
     /// Carries out `check` in a term of all of them: once more if another leader came meanwhile, as one may at any time, and it failed.
     fn while_they_lead(&self, check: impl Fn(&BTreeMap<u32, NodeId>)) {
         for left in (0..5).rev() {
             assert_eq!(self.connect(0).ask("FLUSHALL"), "+OK\\r\\n");
-            let (leaders, terms) = (self.leaders(), self.terms());
+            let (leaders, terms) = (self.each_leads_some(), self.terms());
             match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&leaders))) {
                 Ok(()) => return,
                 Err(failed) if left == 0 || terms == self.terms() => std::panic::resume_unwind(failed),
@@ -392,7 +402,7 @@ fn what_goes_to_the_leaders_is_never_passed_on(served: &Served, leaders: &BTreeM
 #[test]
 fn one_is_never_sent_to_a_node_that_is_gone() {
     let mut served = Served::with(3, PARTITIONS, |options| options.redirects = Redirects::Always);
-    let leaders = served.leaders();
+    let leaders = served.each_leads_some();
     let key = key_of(&leaders, NodeId(3));
     let mut connection = served.connect(0);
     let moved = format!("-MOVED {} 127.0.0.1:{}", slot_of(key.as_bytes()), served.port(NodeId(3)));
