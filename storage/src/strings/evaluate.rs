@@ -47,7 +47,7 @@ pub(crate) fn evaluate(
     operations: &[StringsOperation],
 ) -> Result<Outcome> {
     let growth = Growth::new(view)?;
-    let outcome = evaluate_judged(view, context, watched, operations, growth)?;
+    let outcome = evaluate_judged(view, context, watched, operations, growth, true)?;
     if let Reply::Strings(StringsReplies(replies)) = &outcome.reply
         && replies.iter().map(StringsReply::bytes).sum::<usize>() > MAX_TOLD
     {
@@ -67,7 +67,8 @@ pub(crate) fn effects_of_part(
     context: &Context,
     operations: &[StringsOperation],
 ) -> Result<Effects> {
-    Ok(evaluate_judged(view, context, &[], operations, None)?.effects)
+    // It was told what they come to, and after the vote nothing of it may be left out.
+    Ok(evaluate_judged(view, context, &[], operations, None, false)?.effects)
 }
 
 fn evaluate_judged<V: View>(
@@ -76,6 +77,7 @@ fn evaluate_judged<V: View>(
     watched: &[KeyRead],
     operations: &[StringsOperation],
     growth: Option<Growth<'_, V>>,
+    is_bounded: bool,
 ) -> Result<Outcome> {
     for read in watched {
         if !evaluate::is_current(view, read)? {
@@ -86,7 +88,7 @@ fn evaluate_judged<V: View>(
         return clear(view, context, operations);
     }
     let mut notices = Notices::of(view)?;
-    let (replies, keys) = carry_out(view, context, operations, notices.as_mut(), growth)?;
+    let (replies, keys) = carry_out(view, context, operations, notices.as_mut(), growth, is_bounded)?;
     let may_expire = view.earliest_due()? != u64::MAX;
     let mut effects = Effects::new();
     changes_of_hashes(view, context, &keys, &mut effects)?;
@@ -140,6 +142,7 @@ fn carry_out<V: View>(
     operations: &[StringsOperation],
     mut notices: Option<&mut Notices<'_, V>>,
     mut growth: Option<Growth<'_, V>>,
+    is_bounded: bool,
 ) -> Result<(Vec<StringsReply>, BTreeMap<Place, Looked>)> {
     // Where nothing has a time to live no record need be looked for.
     let may_expire = view.earliest_due()? != u64::MAX;
@@ -192,13 +195,21 @@ fn carry_out<V: View>(
             let value = slot.value.as_ref().map_or(0, |value| value.len() as i64);
             value + slot.hash.as_ref().map_or(0, fields_known)
         };
-        match &operation.action {
-            StringAction::Transfer { copy: true, .. } => copied += size(),
-            StringAction::Append { .. } | StringAction::Overwrite { .. } => rewritten += size(),
-            _ => {}
-        }
-        // Some bytes of a command must not come to more than there is room, or time, for where it is applied.
-        let mut reply = match copied > MOST_COPIED || rewritten > MOST_REWRITTEN {
+        // Some bytes of a command must not come to more than there is room, or time, for where it is applied. Only what does
+        // that is refused.
+        let is_too_much = match &operation.action {
+            _ if !is_bounded => false,
+            StringAction::Transfer { copy: true, .. } => {
+                copied += size();
+                copied > MOST_COPIED
+            }
+            StringAction::Append { .. } | StringAction::Overwrite { .. } => {
+                rewritten += size();
+                rewritten > MOST_REWRITTEN
+            }
+            _ => false,
+        };
+        let mut reply = match is_too_much {
             true => StringsReply::Failed(StringsFailure::TooMuch),
             false => apply(&operation.action, context.time_ms, &mut carried, &mut slot, other_slot),
         };

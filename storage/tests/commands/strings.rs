@@ -404,7 +404,9 @@ fn what_a_list_copies_or_writes_anew_is_bounded_by_what_that_makes() {
         let key = format!("copy {number}").as_str().into();
         on("long", StringAction::Transfer { tree: TREE, key, copy: true, replace: true })
     };
-    let replies = run(&mut state, 2, (0..80).map(copy).collect());
+    let others = [on("other", set("v", SetOnly::Always, None)), on("other", StringAction::Get)];
+    let mut replies = run(&mut state, 2, (0..80).map(copy).chain(others).collect());
+    assert_eq!(replies.split_off(80)[1], value("v"), "what copies nothing is no business of that");
     assert_eq!(replies.iter().filter(|reply| **reply == StringsReply::Integer(1)).count(), 64);
     assert_eq!(replies[64], StringsReply::Failed(StringsFailure::TooMuch));
     assert!(state.get(TREE, b"copy 63").unwrap().is_some());
