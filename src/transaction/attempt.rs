@@ -399,6 +399,10 @@ impl View for AttemptView<'_> {
         unreachable!("no command of a transaction makes trees")
     }
 
+    fn tree_names_weight(&self) -> usize {
+        unreachable!("no command of a transaction makes trees")
+    }
+
     fn next_id(&self) -> u64 {
         unreachable!("no command of a transaction reserves numbers")
     }

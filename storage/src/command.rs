@@ -25,6 +25,14 @@ pub const MAX_COMMAND_LENGTH: usize = 1 << 30;
 /// The longest name of a tree, counter or lock in bytes.
 pub const MAX_NAME_LENGTH: usize = 4 << 10;
 
+/// What a tree counts beside its name, in bytes, against [`MAX_TREES_WEIGHT`].
+pub const TREE_WEIGHT: usize = 64;
+
+/// The most that the trees of a group may come to, each of them the length of its name and [`TREE_WEIGHT`]: a hundred
+/// thousand trees with names of 20 bytes. All names of a group stand in the first chunk of its snapshot and in one
+/// answer to whoever asks for them, and both have to fit into a message. [Seals](crate::seal) may come to as much again.
+pub const MAX_TREES_WEIGHT: usize = 8 << 20;
+
 /// The number of a tree, never reused within a database.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode)]
 pub struct TreeId(pub u32);

@@ -70,6 +70,8 @@ pub trait View {
     fn has_tree(&self, tree: TreeId) -> bool;
     /// The number that the next tree gets.
     fn next_tree_id(&self) -> TreeId;
+    /// What the names of all trees come to, [`TREE_WEIGHT`](crate::command::TREE_WEIGHT) bytes more for each.
+    fn tree_names_weight(&self) -> usize;
     /// The first number that was never reserved by [`Command::ReserveIds`].
     fn next_id(&self) -> u64;
     /// The entry after (or before) a key.

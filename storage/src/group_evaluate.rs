@@ -9,7 +9,7 @@ use std::ops::Bound;
 
 use smallvec::SmallVec;
 
-use crate::command::{Command, MAX_NAME_LENGTH, TreeId};
+use crate::command::{Command, MAX_NAME_LENGTH, MAX_TREES_WEIGHT, TREE_WEIGHT, TreeId};
 use crate::evaluate::{self, Context, Effect, Effects, Entry, Versioned, View};
 use crate::fence;
 use crate::group::{Answer, GroupCommand, GroupReply, MAX_GROUP_TREES, Operation, Refusal};
@@ -294,6 +294,37 @@ fn in_reply(context: &Context, (effects, result): Done) -> (Effects, GroupReply)
 }
 
 fn carry_out(view: &impl View, context: &Context, resolved: &Resolved) -> Result<Done> {
+    let (effects, result) = carry_out_whole(view, context, resolved)?;
+    match too_many_trees(view, &effects) {
+        Some(refusal) => Ok((Effects::new(), Err(refusal))),
+        None => Ok((effects, result)),
+    }
+}
+
+/// The refusal of effects that would make more trees than a group can have; see [`MAX_TREES_WEIGHT`].
+fn too_many_trees(view: &impl View, effects: &Effects) -> Option<Refusal> {
+    let made = effects.iter().filter_map(|effect| match effect {
+        Effect::CreateTree { name, .. } => Some(name),
+        _ => None,
+    });
+    let mut made = made.peekable();
+    made.peek()?;
+    let mut weight = view.tree_names_weight();
+    for name in made {
+        let limit = if sealed_by(name).is_some() { 2 * MAX_TREES_WEIGHT } else { MAX_TREES_WEIGHT };
+        weight += name.len() + TREE_WEIGHT;
+        if weight > limit {
+            let what = format!(
+                "the names of the group's trees come to {weight} bytes, {TREE_WEIGHT} more counted for each, over the \
+                 limit of {limit}: drop trees that are not needed"
+            );
+            return Some(Refusal::Invalid(what));
+        }
+    }
+    None
+}
+
+fn carry_out_whole(view: &impl View, context: &Context, resolved: &Resolved) -> Result<Done> {
     if let Some(refusal) = &resolved.refusal {
         return Ok((Effects::new(), Err(refusal.clone())));
     }
@@ -478,6 +509,10 @@ impl<V: View> View for WithMissing<'_, V> {
 
     fn next_tree_id(&self) -> TreeId {
         self.view.next_tree_id()
+    }
+
+    fn tree_names_weight(&self) -> usize {
+        self.view.tree_names_weight()
     }
 
     fn next_id(&self) -> u64 {

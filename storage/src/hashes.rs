@@ -254,7 +254,8 @@ pub enum HashAction {
     Page {
         /// `None`: from the first on.
         after: Option<IVec>,
-        /// About how many; of a hash that has no more than [`SMALL`], all.
+        /// About how many; of a hash that has no more than [`SMALL`], all. Fewer if they are long: no more are
+        /// told than the one with which they come to more than a mebibyte.
         limit: u32,
     },
     /// Adds to the integer that a field is as decimal text. Reply: [`StringsReply::Integer`], the sum.
@@ -272,6 +273,9 @@ pub enum HashAction {
         delta: IVec,
     },
 }
+
+/// What a page comes to at most, in bytes, its last field not counted: a page has to fit into one message.
+pub(crate) const PAGE_BYTES: usize = 1 << 20;
 
 /// A hash of no more fields is told as a whole, and removed at once.
 pub const SMALL: u64 = 128;

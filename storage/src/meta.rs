@@ -21,6 +21,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::command::TREE_WEIGHT;
 use crate::{Error, IVec, Result, TreeId};
 
 /// redb's table of the checkpoint record.
@@ -102,6 +103,11 @@ impl Catalog {
         // A record that another machine has sent may name the last number there is; it is refused
         // for having no next one.
         self.next = self.next.max(TreeId(id.0.saturating_add(1)));
+    }
+
+    /// See [`View::tree_names_weight`](crate::evaluate::View::tree_names_weight).
+    pub(crate) fn weight(&self) -> usize {
+        self.names.keys().map(|name| name.len() + TREE_WEIGHT).sum()
     }
 
     pub(crate) fn remove(&mut self, id: TreeId) {

@@ -22,7 +22,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use crate::command::{Command, Reply, TreeId};
+use crate::command::{Command, Reply, TREE_WEIGHT, TreeId};
 use crate::evaluate::{Context, Effect, Entry, Versioned, View, evaluate};
 use crate::group::{GroupCommand, GroupReply};
 use crate::group_evaluate::evaluate_group;
@@ -265,6 +265,10 @@ impl View for ModelState {
 
     fn next_tree_id(&self) -> TreeId {
         self.next_tree_id
+    }
+
+    fn tree_names_weight(&self) -> usize {
+        self.names.keys().map(|name| name.len() + TREE_WEIGHT).sum()
     }
 
     fn next_id(&self) -> u64 {

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use crate::bulk::BulkBuilder;
 use crate::codec::MAX_ENCODED_GROUP_COMMAND_LENGTH;
-use crate::command::{MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_OWN_KEY_LENGTH};
+use crate::command::{MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_OWN_KEY_LENGTH, MAX_TREES_WEIGHT};
 use crate::directory::{Directory, read_manifest, tree_path};
 use crate::disk::Disk;
 use crate::evaluate::Versioned;
@@ -383,6 +383,9 @@ fn check_record(record: &Checkpoint) -> Result<(), String> {
     }
     if catalog.names.keys().any(|name| name.len() > MAX_NAME_LENGTH) {
         return fail("has a name over the limit");
+    }
+    if catalog.weight() > 2 * MAX_TREES_WEIGHT {
+        return fail("has more trees than a group can have; drop those that are not needed");
     }
     Ok(())
 }

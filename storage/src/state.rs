@@ -358,6 +358,10 @@ impl View for LatestView<'_> {
         self.state.catalog.next
     }
 
+    fn tree_names_weight(&self) -> usize {
+        self.state.catalog.weight()
+    }
+
     fn next_id(&self) -> u64 {
         self.next_id
     }

@@ -147,6 +147,10 @@ impl<V: View> View for LiveView<'_, V> {
         self.view.next_tree_id()
     }
 
+    fn tree_names_weight(&self) -> usize {
+        self.view.tree_names_weight()
+    }
+
     fn next_id(&self) -> u64 {
         self.view.next_id()
     }

@@ -318,7 +318,7 @@ fn learn(view: &impl View, operation: &StringsOperation, slot: &mut Slot) -> Res
         StringAction::Transfer { copy: true, .. } => Needs::Whole,
         _ => return Ok(()),
     };
-    let (after, limit) = match needs {
+    let (after, limit, most_bytes) = match needs {
         Needs::Head => return Ok(()),
         Needs::Fields(fields) => {
             for field in fields {
@@ -329,8 +329,11 @@ fn learn(view: &impl View, operation: &StringsOperation, slot: &mut Slot) -> Res
             }
             return Ok(());
         }
-        Needs::Page(after, limit) if hash.count > SMALL => (after, limit.max(1) as usize),
-        Needs::Page(..) | Needs::Whole => (None, usize::MAX),
+        Needs::Page(after, limit) => {
+            let limit = if hash.count > SMALL { limit.max(1) as usize } else { usize::MAX };
+            (after, limit, hashes::PAGE_BYTES)
+        }
+        Needs::Whole => (None, usize::MAX, hashes::MAX_HASH_REPLY_BYTES),
     };
     hash.page_end = None;
     if hash.is_whole {
@@ -340,7 +343,7 @@ fn learn(view: &impl View, operation: &StringsOperation, slot: &mut Slot) -> Res
     let (mut count, mut last, mut more) = (0, None, false);
     let mut bytes = 0;
     view.scan_values(TreeId::HASHES, as_ref(&low), as_ref(&high), &mut |key, found| {
-        if count >= limit || bytes > hashes::MAX_HASH_REPLY_BYTES {
+        if count >= limit || bytes > most_bytes {
             more = true;
             return false;
         }

@@ -373,3 +373,28 @@ fn copies_of_what_a_key_holds_take_no_fields_with_them_when_they_end() {
     run(&mut state, 22, vec![on("h", StringAction::Delete)]);
     assert_eq!(settle(&mut state, 30), 0);
 }
+
+/// However few the fields are: whoever asks by way of a node without a replica gets each page in one message.
+#[test]
+fn pages_of_long_fields_are_short_and_together_tell_all() {
+    let mut state = ModelState::new();
+    let names: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
+    for name in &names {
+        let pairs = Listed(vec![(name.as_str().into(), vec![7; 300 << 10].into())]);
+        run(&mut state, 1, vec![hash("h", HashAction::Set { pairs })]);
+    }
+    let (mut told, mut after, mut pages) = (Vec::new(), None, 0);
+    loop {
+        let page = run(&mut state, 2, vec![hash("h", HashAction::Page { after, limit: 10 })]);
+        let [StringsReply::Pairs { pairs, more }] = &page[..] else { panic!("{page:?}") };
+        let bytes: usize = pairs.0.iter().map(|(field, value)| field.len() + value.len()).sum();
+        assert!(bytes < 2 << 20, "{bytes}");
+        told.extend(pairs.0.iter().map(|(field, _)| String::from_utf8(field.to_vec()).unwrap()));
+        (after, pages) = (more.clone(), pages + 1);
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(told, names);
+    assert_eq!(pages, 5);
+}

@@ -12,3 +12,4 @@ mod session_locks;
 mod sessions;
 mod transaction_locks;
 mod transactions;
+mod trees;
