@@ -7,7 +7,7 @@
 //! |---|---|
 //! | the disk below a node | says that the WAL is synced, and has not |
 //! | the requests that reach a node | something is dropped from a command before it is proposed: a fence, its number, a delay, a time to live, an owner, bounds; a lock has one permit more; a read asks for less |
-//! | what a node proposes by itself | leases end by the leader's wall clock; aborts are forgotten; nobody's leases are renewed; who is first in line is thrown out |
+//! | what a node proposes by itself | leases end by the leader's wall clock; aborts that nobody records; everybody's leases are renewed; who is first in line is thrown out |
 //!
 //! `tests/lives/planted.rs` has each of them caught. Which bugs have no such seam, and how they are built in by hand, is said
 //! in the [crate's](crate) own text.
@@ -24,8 +24,8 @@ use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::{Disk, DiskFile, DiskLock, DiskMap, OpenMode, SimulatedDisk, Space};
 use dogsled_storage::lock::LockCommand;
 use dogsled_storage::{
-    Clock as _, Command, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, Operation, OwnedCommand,
-    Replica, TreeId, Write,
+    Clock as _, Command, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, LockedBy, Operation,
+    OwnedCommand, Replica, TreeId, Write,
 };
 
 use crate::cluster::Cluster;
@@ -55,7 +55,8 @@ pub enum Planted {
     StaleReads,
     /// A leader ends leases, and keys with a time to live, when its wall clock says so.
     ExpireByWallClock,
-    /// Home forgets an abort that it has answered with.
+    /// Home forgets an abort as soon as it has answered with it. (No command makes it do so; so participants are told,
+    /// early, what it would have answered, and home is not asked.)
     ForgetAborts,
     /// Sessions and locks are renewed though nobody asks for it.
     RenewForever,
@@ -176,15 +177,7 @@ impl Planted {
                 let wall_ms = cluster.machines[&id].clock.now_ms();
                 let operations = match self {
                     Planted::ExpireByWallClock => over(&replica, wall_ms),
-                    Planted::ForgetAborts => {
-                        let decisions = replica.decisions_before(u64::MAX, None, 100).into_iter();
-                        let aborts = decisions.filter(|(_, decided)| !decided.committed);
-                        let transactions: Vec<_> = aborts.map(|(transaction, _)| transaction).collect();
-                        match transactions.is_empty() {
-                            true => Vec::new(),
-                            false => vec![plain(Operation::Forget { transactions })],
-                        }
-                    }
+                    Planted::ForgetAborts => forgotten_aborts(&replica, cluster),
                     Planted::RenewForever => renewals(&replica),
                     Planted::ThrowOutTheFirst => {
                         let queues = replica.locks(100, 100).map_or(Vec::new(), |(queues, _)| queues);
@@ -234,6 +227,21 @@ fn over(replica: &Replica, wall_ms: u64) -> Vec<GroupCommand> {
         operations.push(GroupCommand { trees: vec![name.clone()], ..plain(operation) });
     }
     operations
+}
+
+/// Resolves what is prepared as aborted, unless home has decided already.
+fn forgotten_aborts(replica: &Replica, cluster: &Cluster) -> Vec<GroupCommand> {
+    let is_undecided = |lock: &LockedBy| {
+        let mut homes = cluster
+            .nodes()
+            .filter_map(|(id, node)| node.replica(lock.home).filter(|_| node.leader(lock.home) == Some(id)));
+        homes.next().is_some_and(|home| {
+            let decisions = home.decisions_before(u64::MAX, None, usize::MAX);
+            decisions.iter().all(|(transaction, _)| *transaction != lock.transaction)
+        })
+    };
+    let prepared = replica.expired_transactions(u64::MAX, None, 100).into_iter().filter(is_undecided);
+    prepared.map(|lock| plain(Operation::Resolve { transaction: lock.transaction, commit: false })).collect()
 }
 
 /// Renews all that there is.

@@ -5,9 +5,13 @@ use dogsled_simulation::{Options, run};
 
 /// Lives through seeds with the bug until one of them is found out; it has to be for one of these reasons.
 fn is_caught(planted: Planted, seeds: &[u64], reasons: &[&str]) {
+    is_caught_among(planted, seeds.iter().map(|&seed| Options::new(seed)), reasons);
+}
+
+fn is_caught_among(planted: Planted, lives: impl IntoIterator<Item = Options>, reasons: &[&str]) {
     let mut all = Vec::new();
-    for &seed in seeds {
-        let sound = Options::new(seed);
+    for sound in lives {
+        let seed = sound.seed;
         let violations = run(&Options { planted: Some(planted), ..sound.clone() }).violations;
         let is_right = |violation: &String| reasons.iter().any(|reason| violation.contains(reason));
         if violations.iter().any(is_right) {
@@ -55,4 +59,41 @@ fn an_addition_to_some_counters_only_is_caught() {
 #[test]
 fn bounds_that_are_not_kept_are_caught() {
     is_caught(Planted::DropBounds, &[0, 1], &["is not linearizable"]);
+}
+
+#[test]
+fn a_lease_that_ends_by_the_wall_clock_of_a_leader_is_caught() {
+    is_caught(Planted::ExpireByWallClock, &[2, 9], &["left of its lease", "had ended without release"]);
+}
+
+#[test]
+fn an_abort_that_home_forgets_is_caught() {
+    let lives = [2, 1].map(|seed| Options { transactions: true, ..Options::new(seed) });
+    is_caught_among(Planted::ForgetAborts, lives, &["the accounts hold", "seen accounts that hold"]);
+}
+
+#[test]
+fn a_read_of_what_is_over_is_caught() {
+    is_caught(Planted::StaleReads, &[0, 2], &["is not linearizable"]);
+}
+
+#[test]
+fn a_lock_that_is_given_on_at_once_after_an_unclean_end_is_caught() {
+    is_caught(Planted::DropDelays, &[0, 5], &["and asked for a delay of"]);
+}
+
+#[test]
+fn what_outlives_whoever_owned_it_is_caught() {
+    is_caught(Planted::RenewForever, &[3, 1], &["nobody owns anything any more, this is left"]);
+}
+
+#[test]
+fn a_waiter_who_is_thrown_out_of_the_line_is_caught() {
+    is_caught(Planted::ThrowOutTheFirst, &[0, 2], &["is gone from the line"]);
+}
+
+#[test]
+fn what_is_acknowledged_before_it_is_synced_is_caught() {
+    // The disk has lost more than a power cut takes of what was synced, and the node says so before anything else can.
+    is_caught(Planted::AcknowledgeBeforeSync, &[0, 1], &["does not start again: damaged data"]);
 }
