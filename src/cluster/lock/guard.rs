@@ -341,13 +341,14 @@ impl LockGuard {
     /// Gives the lock back; whoever waits next has it then.
     ///
     /// # Errors
-    /// Outer: those of [writing](crate::cluster#writes); then the lock is free when its lease ends, if not before.
-    /// Inner: [`NotHeld`], if the lease had ended before.
+    /// Outer: those of [writing](crate::cluster#writes); then it goes on being given back in the background, as after
+    /// a drop, and is free when its lease ends, if not before. Inner: [`NotHeld`], if the lease had ended before.
     pub async fn release(mut self) -> Result<std::result::Result<(), NotHeld>> {
         self.stop_renewing();
         let released = self.lock.release(self.token).await;
-        // Not before: a caller that gives up waiting drops the guard, which tries again.
-        self.is_released = true;
+        // Only if it was heard to be: a caller that gives up waiting drops the guard, and so does a failure here. That
+        // tries again: what lives with a session would otherwise be held for as long as the session is kept alive.
+        self.is_released = released.is_ok();
         released
     }
 
