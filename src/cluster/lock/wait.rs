@@ -13,7 +13,8 @@
 //! and if it says that the ticket has the lock, then it does or did. How much of the lease is left must not be taken
 //! from a node that may be cut off and know an old time only. So it is counted from the last
 //! [time of the log](LogTime) that this client was told, which is less than the grant's by less than the wait.
-//! Any other answer is asked for again, of the group.
+//! Any other answer is asked for again, of the group. Even what the group says is left is not believed beyond that
+//! count: the time beside such an answer is of the clock of whoever gave it, which may have been set back.
 
 use std::time::Duration;
 
@@ -49,6 +50,11 @@ impl LogTime {
     fn until(self, ms: u64, now: Instant) -> Duration {
         let passed = now.saturating_duration_since(self.asked);
         Duration::from_millis(ms.saturating_sub(self.ms)).saturating_sub(passed + passed / MARGIN)
+    }
+
+    /// As [`LogTime::until`], or less, if whoever was asked `now` says that the log has this time by then.
+    fn until_by(self, told_ms: u64, ms: u64, now: Instant) -> Duration {
+        Duration::from_millis(ms.saturating_sub(told_ms)).min(self.until(ms, now))
     }
 }
 
@@ -102,7 +108,7 @@ impl Place<'_> {
         let waited = match answer.reply {
             GroupReadReply::Ticket { reply: LockReply::Waiting { .. }, .. } => return Ok(None),
             GroupReadReply::Ticket { reply: LockReply::Acquired { token, expires_ms }, now_ms } => {
-                let left = Duration::from_millis(expires_ms.saturating_sub(now_ms));
+                let left = self.known.until_by(now_ms, expires_ms, asked);
                 Waited::Granted { token, expires_ms, left, asked }
             }
             GroupReadReply::Ticket { reply: LockReply::NotHeld, .. } => Waited::Gone,
@@ -255,5 +261,17 @@ mod tests {
         // Granted eight seconds later, for ten: those eight are gone, and what the log may have been quicker.
         assert_eq!(left(8, 68_000), Duration::from_millis(10_000 - 250));
         assert_eq!(left(68, 68_000), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_no_lease_longer() {
+        let asked = Instant::now();
+        let known = LogTime { ms: 50_000, asked };
+        let left = |told_ms| known.until_by(told_ms, 68_000, asked + Duration::from_secs(8));
+        assert_eq!(left(60_000), Duration::from_secs(8));
+        // An hour back, and a little.
+        for told_ms in [0, 57_000] {
+            assert_eq!(left(told_ms), Duration::from_millis(10_000 - 250), "told {told_ms}");
+        }
     }
 }
