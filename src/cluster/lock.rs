@@ -257,7 +257,8 @@ impl Lock {
 
     /// Gives back a grant of this [owner](Lock::owner) by its token, without its guard: what is left of a
     /// process that has died. The others who hold the lock hold it as before. A guard of it that there still is
-    /// finds out when it renews.
+    /// finds out when it renews, or, if the grant lives with a [session](Lock::of_session), within a third of the session's
+    /// lease.
     ///
     /// # Errors
     /// Outer: those of [writing](super#writes). Inner: [`NotHeld`], if this owner does not hold the lock under that

@@ -408,6 +408,11 @@ impl Session {
         Ok(group)
     }
 
+    /// How long it lives without renewal.
+    pub(super) fn lease(&self) -> Duration {
+        self.0.lease
+    }
+
     /// Until when it lives in a partition for certain, if it is not renewed, and its lease; `None`: it may have
     /// ended.
     pub(super) fn valid_until(&self, group: u32) -> Option<(Instant, Duration)> {

@@ -99,6 +99,43 @@ async fn what_lives_with_one_session_is_not_taken_up_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_of_a_session_is_told_lost_when_somebody_gives_it_back_and_kept_while_nobody_does() {
+    let cluster = Cluster::made(1, 1).await;
+    let (client, operator) = (cluster.client(1).await, cluster.client(1).await);
+    let session = client.session(SHORT);
+    let lock = client.lock("shard").owner("worker").of_session(&session);
+    let guard = lock.try_acquire().await.unwrap().unwrap();
+    // It was asked for several times by then.
+    let lost = tokio::time::timeout(SHORT * 2, guard.lost()).await;
+    assert!(lost.is_err() && guard.is_valid(), "nobody has taken it");
+    operator.lock("shard").owner("worker").release_grant(guard.token()).await.unwrap().unwrap();
+    tokio::time::timeout(SHORT, guard.lost()).await.expect("it hears of it within a third of the lease");
+    assert!(!guard.is_valid() && guard.remaining().is_zero());
+    // The session lives on, and so does what else it has; one that was taken up hears of it as well.
+    assert!(!session.is_lost());
+    lock.try_acquire().await.unwrap().unwrap().keep();
+    let resumed = lock.resume().await.unwrap().unwrap();
+    assert!(resumed.is_valid());
+    operator.lock("shard").owner("worker").release_grant(resumed.token()).await.unwrap().unwrap();
+    tokio::time::timeout(SHORT, resumed.lost()).await.expect("it hears of it as well");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_nobody_could_be_told_is_given_back_is_given_back_later() {
+    let mut cluster = Cluster::made(1, 1).await;
+    let client = cluster.client(1).await;
+    let session = client.session(LONG);
+    let hasty = client.with_deadline(Duration::from_millis(500));
+    let guard = hasty.lock("shard").of_session(&session).try_acquire().await.unwrap().unwrap();
+    cluster.halt(1).await;
+    assert!(guard.release().await.is_err());
+    cluster.start(1).await;
+    // Long before the session's lease is over, and the session is kept alive.
+    let next = client.lock("shard").acquire_timeout(LONG, LONG / 2).await.unwrap();
+    assert!(next.is_some_and(|next| next.is_valid()) && !session.is_lost());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_nobody_hears_of_is_told_lost_when_its_lease_is_over_and_not_later() {
     let mut cluster = Cluster::made(1, 1).await;
     let client = cluster.client(1).await;

@@ -24,8 +24,9 @@ const WARNING: u32 = 6;
 /// A lock that is held, until its lease ends or this is dropped.
 ///
 /// The lease is renewed in the background, unless the lock was asked for
-/// [otherwise](Lock::without_renewal) or [resumed](Lock::resume), or lives with a
-/// [session](Lock::of_session), whose lease it is then.
+/// [otherwise](Lock::without_renewal) or [resumed](Lock::resume). If it lives with a
+/// [session](Lock::of_session), the lease is the session's, which renews it; the cluster is asked as often, every third
+/// of it, whether the lock is held still: an operator may have [taken it back](Lock::release_grant).
 ///
 /// Dropping releases in the background, without telling whether the lock was still held;
 /// [`LockGuard::release`] waits, and tells.
@@ -70,8 +71,14 @@ struct Lease {
 }
 
 impl Lease {
+    /// The length by which renewals go: the session's, if it lives with one, whatever was asked for.
+    fn pace(&self, length: Duration) -> Duration {
+        self.session.as_ref().map_or(length, |(session, _)| session.lease())
+    }
+
     /// A renewal is on its way: it may hold from now on, whether its answer is heard or not.
     fn asked(&self, asked: Instant, length: Duration) {
+        let length = self.pace(length);
         let mut valid_until = self.valid_until.lock();
         if let Some(shorter) = asked.checked_add(length - length / MARGIN) {
             *valid_until = Some(valid_until.map_or(shorter, |until| until.min(shorter)));
@@ -88,6 +95,7 @@ impl Lease {
     }
 
     fn renewed(&self, asked: Instant, length: Duration, expires_ms: u64) {
+        let length = self.pace(length);
         self.expires_ms.store(expires_ms, Ordering::Relaxed);
         *self.length.lock() = length;
         *self.valid_until.lock() = asked.checked_add(length - length / MARGIN);
@@ -125,10 +133,13 @@ impl Lease {
     fn valid_until(&self) -> Option<Instant> {
         match &self.session {
             None => *self.valid_until.lock(),
-            Some((session, group)) => Some(match session.valid_until(*group) {
-                Some((until, lease)) => until.checked_sub(lease / MARGIN).unwrap_or(until),
-                None => Instant::now(),
-            }),
+            // The session may live on without the lock.
+            Some((session, group)) => {
+                Some(match session.valid_until(*group).filter(|_| !*self.lost.borrow()) {
+                    Some((until, lease)) => until.checked_sub(lease / MARGIN).unwrap_or(until),
+                    None => Instant::now(),
+                })
+            }
         }
     }
 
@@ -201,7 +212,9 @@ impl Lock {
         length: Duration,
         first_renewal: Option<Duration>,
     ) -> LockGuard {
-        let first_renewal = first_renewal.filter(|_| self.renews);
+        // It costs nothing of a lease to ask for one that is not its own, also of what was resumed.
+        let of_session = self.session.as_ref().map(|session| session.lease() / 3);
+        let first_renewal = of_session.or(first_renewal).filter(|_| self.renews);
         let lease = Arc::new(Lease {
             renew_at: Mutex::new(
                 first_renewal.and_then(|first| third(Instant::now(), first.saturating_mul(3))),
@@ -225,31 +238,39 @@ impl Lock {
     }
 }
 
-/// Renews a lease until it is lost.
+/// Renews a lease until it is lost. For what lives with a session this changes nothing in the cluster, but tells when
+/// the lock is not held any more.
 async fn renew_while_held(lock: Lock, token: FencingToken, lease: Arc<Lease>) {
     while lease.until_due().await {
-        let (now, length) = (Instant::now(), *lease.length.lock());
+        let (now, length) = (Instant::now(), lease.pace(*lease.length.lock()));
         let until = *lease.valid_until.lock();
         // Of a grant that was heard of late nothing may be left here, and yet it may be held.
         let until = until.unwrap_or(now).max(now + (length / 3).min(Duration::from_secs(60)));
         let renewed = async {
             let _alone = lease.renewing.lock().await;
             // Whoever went before may have given it another length.
-            let (asked, length) = (Instant::now(), *lease.length.lock());
+            let (asked, length) = (Instant::now(), lease.pace(*lease.length.lock()));
             let renewed = lock.renew(token, length).await?;
             Ok::<_, Error>(renewed.map(|expires_ms| lease.renewed(asked, length, expires_ms)))
         };
-        match timeout_at(until, renewed).await {
+        let renewed = timeout_at(until, renewed).await;
+        // Whether a session lives, and what lives with it, is for the session to tell.
+        let may_live_on = lock.session.as_ref().is_some_and(|session| !session.is_lost());
+        match renewed {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(NotHeld))) => {
                 lease.over();
                 return;
             }
-            Ok(Err(Error::Closed)) | Err(_) => {
+            Ok(Err(Error::Closed)) => {
                 lease.lost.send_replace(true);
                 return;
             }
-            Ok(Err(_)) => {
+            Err(_) if !may_live_on => {
+                lease.lost.send_replace(true);
+                return;
+            }
+            Ok(Err(_)) | Err(_) => {
                 lease.renew_in((length / 20).clamp(Duration::from_millis(1), Duration::from_secs(1)));
             }
         }
@@ -287,7 +308,8 @@ impl LockGuard {
     /// Whether the lock is held, as far as this machine can tell. A process that is paused right after
     /// this call cannot rely on it; see [fencing](Lock#leases-and-being-paused).
     pub fn is_valid(&self) -> bool {
-        !*self.lease.lost.borrow() && self.valid_until().is_none_or(|until| Instant::now() < until)
+        let is_lost = *self.lease.lost.borrow();
+        !is_lost && self.valid_until().is_none_or(|until| Instant::now() < until)
     }
 
     /// Returns when what is done under the lock must stop: the lock is lost, or its lease is about to end

@@ -15,7 +15,8 @@ use crate::cluster::{Result, Session};
 /// waits. The end of the session in the partition is one entry of its log, and in that entry whoever waits is
 /// granted the lock. If nobody has closed the session, the [delay](Lock::delay) follows.
 ///
-/// [`LockGuard::lost`] tells when the session was not renewed and is about to end. A guard keeps the session
+/// [`LockGuard::lost`] tells when the session was not renewed and is about to end, and within a third of its lease when
+/// the lock was [given back](Lock::release_grant) by somebody else. A guard keeps the session
 /// open; [closing](Session::close) it ends the session all the same.
 #[derive(Clone, Debug)]
 pub struct SessionLock(Lock);
