@@ -375,6 +375,29 @@ async fn of_all_who_ask_for_a_value_one_computes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_computes_a_value_may_ask_for_the_same_key_of_another_tree_but_not_wait_for_itself() {
+    let cluster = Cluster::made(1, 2).await;
+    let client = cluster.client(1).await;
+    let (pages, parts) = (client.tree("pages"), client.tree("parts"));
+    for key in ["/index", "{site}/index"] {
+        let part = || async { Ok::<_, Error>("part") };
+        let page = || async {
+            let part = parts.get_or_compute(key, LEASE, LEASE, part).await?;
+            Ok::<_, Error>([&part[..], b" of a page"].concat())
+        };
+        let asked = tokio::time::timeout(LEASE / 2, pages.get_or_compute(key, LEASE, LEASE, page));
+        assert_eq!(asked.await.expect("it waits for nobody").unwrap(), "part of a page");
+    }
+    // Of the very key it is told in the end that somebody computes it.
+    let hasty = pages.with_deadline(Duration::from_millis(300));
+    let other = || async { Ok::<_, Error>("other") };
+    let itself = || async { hasty.get_or_compute("/again", LEASE, LEASE, other).await };
+    let asked = tokio::time::timeout(LEASE / 2, pages.get_or_compute("/again", LEASE, LEASE, itself));
+    let told = asked.await.expect("it waits until the deadline");
+    assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_session_owns_dies_with_it_and_numbers_are_given_once() {
     let cluster = Cluster::made(3, 2).await;
     let client = cluster.client(1).await;
