@@ -76,6 +76,11 @@ impl Db {
     /// the last checkpoint. A tree that was made before `sequence`, and dropped before this program
     /// opened the database, has lost its name; it is called by its number, as `#17`.
     ///
+    /// What is handed out survives power loss, and is synced first if it did not yet: otherwise its sequence could come to
+    /// be another commit's, and a follower would have what its database has lost. The same is asked of what a follower
+    /// begins with. A [`snapshot`](Db::snapshot), and [`Db::sequence`], tell of commits that may not survive yet: call
+    /// [`flush`](crate::Tree::flush) after it was taken, and go on from there only if that succeeds.
+    ///
     /// ```
     /// # fn main() -> dogsled::Result<()> {
     /// use dogsled::Change;

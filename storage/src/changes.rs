@@ -5,6 +5,11 @@
 //! Commits that a checkpoint has folded into the B-tree leave the WAL, except for the last
 //! [`Options::retain_changes_bytes`](crate::Options::retain_changes_bytes); who comes too late is
 //! told so.
+//!
+//! **Only what is durable is handed out.** After a power cut the sequences of commits that were lost are given to others:
+//! a copy that had one of them would take what came instead for what it has, and differ for ever without anybody's
+//! noticing. A snapshot holds what is not durable yet, as every reader sees it; so whoever copies one calls
+//! [`Engine::sync`] after taking it, and keeps the copy only if that succeeds.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -37,7 +42,8 @@ pub struct Changes {
 }
 
 impl Engine {
-    /// The commits after `sequence`.
+    /// The commits after `sequence`. Each is durable before it is handed out, which may take a sync; see the
+    /// [module](self) for what to do about the commits up to there.
     ///
     /// # Errors
     /// [`Error::Compacted`] if some of them are no longer in the WAL, [`Error::InvalidRequest`] if
@@ -80,6 +86,8 @@ impl Changes {
             return Ok(());
         }
         self.check_kept(newest)?;
+        // Before anything is read: what is handed out must not be lost, or its sequence will be another commit's.
+        self.shared.wal.sync()?;
         let wal_path = self.shared.directory.wal_path();
         let records = self.shared.wal.read(EMBEDDED_STREAM, self.next, newest + 1, BATCH_BYTES)?;
         if records.is_empty() {
@@ -107,5 +115,53 @@ impl Iterator for Changes {
             return Some(Err(error));
         }
         self.fetched.pop_front().map(Ok)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::SimulatedDisk;
+    use crate::{Command, Durability, Options, TreeId};
+
+    fn open(disk: &SimulatedDisk) -> Arc<Engine> {
+        let options = Options {
+            disk: Arc::new(disk.clone()),
+            background_threads: false,
+            flush_every_ms: None,
+            cache_capacity: 8 << 20,
+            segment_size: 32 << 10,
+            ..Options::new("db")
+        };
+        Engine::open(options).expect("a sound disk")
+    }
+
+    #[test]
+    fn what_was_handed_out_is_there_after_a_power_cut() {
+        for seed in 0..20 {
+            let disk = SimulatedDisk::new(seed);
+            let engine = open(&disk);
+            let insert = |key: &str| {
+                let command =
+                    Command::Insert { tree: TreeId::DEFAULT, key: key.into(), value: "value".into() };
+                engine.execute(command, Durability::Buffered).expect("a sound disk");
+            };
+            insert("one");
+            insert("two");
+            let mut changes = engine.changes_since(0).expect("all is kept");
+            let handed_out: Vec<_> = changes.by_ref().collect::<Result<_>>().expect("a sound disk");
+            // Asked again after more was written, it hands out that as well.
+            insert("three");
+            let more: Vec<_> = changes.collect::<Result<_>>().expect("a sound disk");
+            assert_eq!(more.len(), 1);
+            insert("not handed out");
+            let disk = disk.power_cut(seed);
+            drop(engine);
+
+            let engine = open(&disk);
+            let found = engine.changes_since(0).expect("all is kept").collect::<Result<Vec<_>>>();
+            let found = found.expect("a sound disk");
+            assert!(found.starts_with(&[handed_out, more].concat()), "seed {seed}: {found:?}");
+        }
     }
 }
