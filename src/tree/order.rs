@@ -4,7 +4,7 @@ use std::ops::{Bound, RangeBounds};
 
 use dogsled_storage::{Command, Reply};
 
-use crate::{IVec, Iter, Result, Tree};
+use crate::{Error, IVec, Iter, Result, Tree};
 
 /// Reading in key order.
 impl Tree {
@@ -202,12 +202,16 @@ impl Tree {
     /// assert_eq!(tree.len(), 1);
     /// # Ok(()) }
     /// ```
+    ///
+    /// # Panics
+    /// If such a look at the B-tree meets damage or an I/O error: a tree that cannot be read must not seem to have no
+    /// keys, or an application fills it with what it begins with.
     pub fn len(&self) -> usize {
-        // Being dropped is the only way in which this fails.
-        self.database.engine.len(self.id).unwrap_or(0) as usize
+        let length = self.database.engine.len(self.id);
+        self.unless_dropped(length.map_err(|error| self.explain(error))).unwrap_or(0) as usize
     }
 
-    /// Whether there are no keys.
+    /// Whether there are no keys; so if the tree was dropped.
     ///
     /// ```
     /// # fn main() -> dogsled::Result<()> {
@@ -215,8 +219,21 @@ impl Tree {
     /// assert!(tree.is_empty());
     /// # Ok(()) }
     /// ```
+    ///
+    /// # Panics
+    /// If damage or an I/O error is met while looking for the first key; [`Tree::first`] returns it instead.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        // One key tells, without the count that a batch may have left to the first who asks.
+        self.unless_dropped(self.first()).flatten().is_none()
+    }
+
+    /// For what sled's signatures have no error for; `None`: the tree was dropped.
+    fn unless_dropped<T>(&self, read: Result<T>) -> Option<T> {
+        match read {
+            Ok(read) => Some(read),
+            Err(Error::CollectionNotFound(_)) => None,
+            Err(error) => panic!("reading the tree \"{}\" failed: {error}", self.name().escape_ascii()),
+        }
     }
 }
 
@@ -250,4 +267,76 @@ pub(crate) fn prefix_bounds(prefix: &[u8]) -> (Bound<IVec>, Bound<IVec>) {
         None => Bound::Unbounded,
     };
     (Bound::Included(IVec::from(prefix)), high)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::path::Path;
+
+    use crate::{Config, Db};
+
+    const KEYS: u32 = 2_000;
+    const PAGE: usize = 4096;
+
+    fn open(path: &Path) -> crate::Result<Db> {
+        Config::new().path(path).open()
+    }
+
+    #[test]
+    fn a_tree_that_cannot_be_read_does_not_seem_empty() {
+        let sound = tempfile::tempdir().expect("a directory");
+        let db = open(sound.path()).expect("a new database");
+        for number in 0..KEYS {
+            db.insert(number.to_be_bytes(), vec![7; 50]).expect("a sound disk");
+        }
+        db.checkpoint().expect("a sound disk");
+        drop(db);
+        let tree = std::fs::read(sound.path().join("tree.redb")).expect("it is there");
+        let is_used =
+            |page: &usize| tree[page * PAGE..][..PAGE].iter().filter(|byte| **byte != 0).count() > 100;
+        let (mut of_first, mut of_length) = (0, 0);
+        for page in (1..tree.len() / PAGE).filter(is_used) {
+            let mut damaged = tree.clone();
+            damaged[page * PAGE..][..PAGE].fill(0x5a);
+            let copy = tempfile::tempdir().expect("a directory");
+            std::fs::create_dir(copy.path().join("wal")).expect("a new directory");
+            for name in ["MANIFEST", "LOCK"] {
+                std::fs::copy(sound.path().join(name), copy.path().join(name)).expect("it is there");
+            }
+            for segment in std::fs::read_dir(sound.path().join("wal")).expect("it is there") {
+                let segment = segment.expect("it is there");
+                std::fs::copy(segment.path(), copy.path().join("wal").join(segment.file_name()))
+                    .expect("it is there");
+            }
+            std::fs::write(copy.path().join("tree.redb"), damaged).expect("a new file");
+            // What is damaged may be noticed at once.
+            let Ok(db) = open(copy.path()) else { continue };
+            match catch_unwind(AssertUnwindSafe(|| db.is_empty())) {
+                Ok(is_empty) => assert!(!is_empty, "page {page}"),
+                Err(_) => of_first += 1,
+            }
+            // Nobody has looked whether they are new.
+            for number in (0..KEYS).step_by(10) {
+                db.put(number.to_be_bytes(), "8").expect("the log takes it");
+            }
+            match catch_unwind(AssertUnwindSafe(|| db.len())) {
+                Ok(length) => assert_eq!(length, KEYS as usize, "page {page}"),
+                Err(_) => of_length += 1,
+            }
+        }
+        assert!(of_first > 0, "no damage was met where the first key is");
+        assert!(of_length > 0, "no damage was met where keys are counted");
+    }
+
+    #[test]
+    fn a_tree_that_was_dropped_has_no_keys() {
+        let db = Config::new().temporary(true).open().expect("a new database");
+        let tree = db.open_tree("tree").expect("a sound disk");
+        tree.insert("a", "1").expect("a sound disk");
+        assert!(!tree.is_empty());
+        assert!(db.drop_tree("tree").expect("a sound disk"));
+        assert!(tree.is_empty());
+        assert_eq!(tree.len(), 0);
+    }
 }

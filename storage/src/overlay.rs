@@ -160,6 +160,8 @@ struct TreeOverlay {
     /// The layers below hold no key of the tree: what this overlay does not know is not there.
     alone: bool,
     uncounted: Vec<Uncounted>,
+    /// Somebody is looking up what was uncounted.
+    is_counting: bool,
     entries: SortedMap<Version>,
 }
 
@@ -324,6 +326,7 @@ impl Overlay {
                         lengths: Lengths(vec![(0, 0)]),
                         alone: is_empty_below(*tree),
                         uncounted: Vec::new(),
+                        is_counting: false,
                         entries: SortedMap::new(),
                     }
                 });
@@ -388,17 +391,15 @@ impl Overlay {
         self.trees.read().get(&tree).map_or(Length::More(0), |tree| tree.length_at(sequence))
     }
 
-    /// The number of keys of a tree as of the newest commit; `None` if some are uncounted.
+    /// The number of keys of a tree as of the newest commit; `None` if some of its own are uncounted.
     pub(crate) fn latest_length(&self, tree: TreeId) -> Option<Length> {
         if self.is_empty() {
             return Some(Length::More(0));
         }
         let trees = self.trees.read();
-        // Under the lock: no commit comes between this and what follows.
-        if self.uncounted.load(Ordering::Relaxed) > 0 {
-            return None;
-        }
-        Some(trees.get(&tree).map_or(Length::More(0), |tree| tree.length_at(u64::MAX)))
+        let Some(tree) = trees.get(&tree) else { return Some(Length::More(0)) };
+        let is_counted = tree.uncounted.is_empty() && !tree.is_counting;
+        is_counted.then(|| tree.length_at(u64::MAX))
     }
 
     /// Looks up all uncounted keys of commits that a reader registered before this call can see.
@@ -418,6 +419,7 @@ impl Overlay {
         for (id, tree) in &mut *self.trees.write() {
             if !tree.uncounted.is_empty() {
                 taken.push((*id, std::mem::take(&mut tree.uncounted)));
+                tree.is_counting = true;
             }
         }
         let mut fresh: Vec<(TreeId, Vec<u64>)> = Vec::new();
@@ -436,7 +438,9 @@ impl Overlay {
         let mut trees = self.trees.write();
         if let Err(error) = looked_up {
             for (id, keys) in taken {
-                trees.get_mut(&id).expect("no tree leaves an overlay").uncounted.extend(keys);
+                let tree = trees.get_mut(&id).expect("no tree leaves an overlay");
+                tree.uncounted.extend(keys);
+                tree.is_counting = false;
             }
             return Err(error);
         }
@@ -447,6 +451,7 @@ impl Overlay {
             for from in new {
                 tree.lengths.count(from, until, &bounds);
             }
+            tree.is_counting = false;
         }
         let counted: usize = taken.iter().map(|(_, keys)| keys.len()).sum();
         self.uncounted.fetch_sub(counted, Ordering::Release);
@@ -539,6 +544,7 @@ impl Overlay {
         let uncounted: usize = trees.values().map(|tree| tree.uncounted.len()).sum();
         assert_eq!(uncounted, self.uncounted.load(Ordering::Relaxed), "uncounted keys");
         for (id, tree) in &*trees {
+            assert!(!tree.is_counting, "nobody is counting the keys of {id:?}");
             for (key, version) in tree.entries.iter() {
                 let mut newer = sequence + 1;
                 let mut next = Some(version);

@@ -161,7 +161,8 @@ impl Snapshot {
         })
     }
 
-    /// The trees, sorted by name; the database's own ones only if they hold something, and never those of
+    /// The trees, sorted by name; the database's own ones only if they hold something, or cannot be read, which is for
+    /// whoever reads them to meet; and never those of
     /// times to live, of waiters, of numbers, of hashes, of quotas and of sessions.
     pub fn trees(&self) -> Vec<(IVec, TreeId)> {
         let state = &self.registration.state;
@@ -176,8 +177,7 @@ impl Snapshot {
             ];
             inner.contains(&id)
         };
-        let shown =
-            |id: TreeId| !id.is_system() || (!is_inner(id) && self.len(id).is_ok_and(|length| length > 0));
+        let shown = |id: TreeId| !id.is_system() || (!is_inner(id) && !matches!(self.len(id), Ok(0)));
         let names = &state.catalog.names;
         names.iter().filter(|(_, id)| shown(**id)).map(|(name, id)| (name.clone(), *id)).collect()
     }
