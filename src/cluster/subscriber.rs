@@ -12,12 +12,13 @@
 //! twice. Replicas keep their newest changes for that ([`dogsled_replication::watch`]). If two of them have
 //! kept too little, the subscriber is told that something is missing, and up to where ([`Event::Lost`]).
 //!
-//! The queue is bounded. While it is full, nothing more is read from the nodes for this subscriber, which keep a
+//! The queue is bounded, by the number of events and by their bytes: see `queue`. While it is full, nothing more is read from the nodes for this subscriber, which keep a
 //! bounded number of events for each stream, and say that they have lost some when there are more.
 //!
 //! Subscribers of a client that follow the same keys share the streams: see `follower`.
 
 pub(super) mod follower;
+mod queue;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,15 +31,14 @@ use bytes::Bytes;
 use dogsled_replication::ring::TreeHash;
 use dogsled_replication::watch::Told;
 use futures_util::Stream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use self::follower::{Followed, Follower, Home, Listener};
+use self::queue::{Item, Queue, Waiting};
 use super::{Client, Error, Result};
 use crate::IVec;
 
-/// Events that wait to be taken.
-const QUEUE: usize = 4096;
 /// A partition, as far as keys are concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Part {
@@ -143,7 +143,7 @@ impl WatchPosition {
 ///
 /// It ends, after an error, when the client is closed. Dropping it ends it on the nodes.
 pub struct Subscriber {
-    events: mpsc::Receiver<Item>,
+    events: Waiting,
     position: WatchPosition,
     /// Partitions whose stream is broken.
     broken: Arc<AtomicUsize>,
@@ -160,12 +160,6 @@ impl Drop for Homes {
     }
 }
 
-/// What has been told of a group, and the event that was, if it is not merely that nothing happened.
-enum Item {
-    Told(u32, Told, Option<Event>),
-    Failed(Error),
-}
-
 impl Subscriber {
     /// Returns when every partition that may have such keys tells what happens, after `from` in those that
     /// it has, or `only` in one partition. The tree is given by the name under which partitions keep it.
@@ -180,7 +174,7 @@ impl Subscriber {
         let partitions = client.core().partitions(until).await?;
         // If this ends early, the queue is dropped before the homes are told.
         let mut homes = Homes(Vec::new());
-        let (sender, mut events) = mpsc::channel(QUEUE);
+        let (queue, mut events) = Queue::new();
         let mut begun = Vec::new();
         // What has a whole tag, or all that is hashed, is of one partition, whatever follows.
         let hash = TreeHash::of_stored(&tree).0;
@@ -195,7 +189,7 @@ impl Subscriber {
             let home = Arc::<Home>::default();
             homes.0.push(Arc::clone(&home));
             let listener = Listener {
-                events: sender.clone(),
+                events: queue.clone(),
                 after: None,
                 begun: Some(tell),
                 broken: Arc::clone(&broken),
@@ -207,7 +201,7 @@ impl Subscriber {
             let part = Part { group, partitions, hash };
             Follower::spawn(client.clone(), followed, part, from.parts.get(&group).copied(), listener);
         }
-        drop(sender);
+        drop(queue);
         let mut position = WatchPosition::default();
         for (group, told) in begun {
             match timeout_at(until, told).await {
@@ -238,7 +232,7 @@ impl Subscriber {
     /// The next event if one is there already.
     pub fn try_next(&mut self) -> Option<Result<Event>> {
         loop {
-            let item = self.events.try_recv().ok()?;
+            let item = self.events.try_recv()?;
             if let Some(event) = self.deliver(item) {
                 return Some(event);
             }
@@ -284,8 +278,8 @@ impl Subscriber {
     }
 }
 
-fn first_error(events: &mut mpsc::Receiver<Item>) -> Error {
-    while let Ok(item) = events.try_recv() {
+fn first_error(events: &mut Waiting) -> Error {
+    while let Some(item) = events.try_recv() {
         if let Item::Failed(error) = item {
             return error;
         }

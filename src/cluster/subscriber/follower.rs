@@ -14,8 +14,8 @@
 //!
 //! # A listener that is slow
 //!
-//! What is told to many is never waited for: the slow one would hold up the others. Whose queue is full gets a
-//! follower of its own, that goes on where it was and waits, and goes over again when the queue is half empty. A
+//! What is told to many is never waited for: the slow one would hold up the others. Whose [queue](super::queue) is full
+//! gets a follower of its own, that goes on where it was and waits, and goes over again when the queue is half empty. A
 //! listener that is alone is simply waited for.
 
 use std::collections::HashMap;
@@ -30,9 +30,10 @@ use dogsled_replication::{ClientReply, ClientRequest, ClusterError};
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
-use super::{Event, Item, Part, QUEUE};
+use super::queue::{Item, Queue};
+use super::{Event, Part};
 use crate::IVec;
 use crate::cluster::{Client, Error};
 
@@ -79,7 +80,7 @@ impl Home {
         self.0.lock().notify_one();
     }
 
-    fn move_to(&self, place: &Place, events: &mpsc::Sender<Item>) {
+    fn move_to(&self, place: &Place, events: &Queue) {
         *self.0.lock() = Arc::clone(&place.left);
         // If it has left before, it told the other place.
         if events.is_closed() {
@@ -90,7 +91,7 @@ impl Home {
 
 /// Somebody who is told.
 pub(super) struct Listener {
-    pub(super) events: mpsc::Sender<Item>,
+    pub(super) events: Queue,
     /// What it was told before, by another follower.
     pub(super) after: Option<Told>,
     /// Told once, when it has begun, and after what.
@@ -315,7 +316,7 @@ impl Follower {
         let mut shared = self.client.core().watches.0.lock();
         let mut state = self.place.state.lock();
         let Some(told) = state.told else { return false };
-        if state.listeners.iter().any(|listener| listener.events.capacity() < QUEUE / 2) {
+        if state.listeners.iter().any(|listener| !listener.events.is_half_empty()) {
             return false;
         }
         match shared.entry(self.followed.clone()) {
@@ -423,23 +424,23 @@ impl Follower {
         let Some((events, item)) = alone else { return Ok(()) };
         self.do_not_share(&events, before);
         // Whoever has joined meanwhile is told, and the one that is slow is followed for by another.
-        if self.place.state.lock().listeners.iter().all(|listener| !listener.events.same_channel(&events)) {
+        if self.place.state.lock().listeners.iter().all(|listener| !listener.events.is_same(&events)) {
             return Ok(());
         }
         match self.while_wanted(events.send(item)).await {
-            Some(Ok(())) => Ok(()),
+            Some(true) => Ok(()),
             _ => Err(End::Unwanted),
         }
     }
 
     /// Before one that is slow is waited for: nobody can join any more; or it is not waited for, since
     /// somebody has joined.
-    fn do_not_share(&mut self, events: &mpsc::Sender<Item>, before: Option<Told>) {
+    fn do_not_share(&mut self, events: &Queue, before: Option<Told>) {
         let slow = {
             let mut shared = self.client.core().watches.0.lock();
             let mut state = self.place.state.lock();
             if state.listeners.len() > 1 {
-                let at = state.listeners.iter().position(|listener| listener.events.same_channel(events));
+                let at = state.listeners.iter().position(|listener| listener.events.is_same(events));
                 at.map(|at| state.listeners.swap_remove(at))
             } else {
                 if std::mem::take(&mut self.is_shared) {
@@ -512,7 +513,7 @@ mod tests {
         let mut readers = Vec::new();
         let mut listeners = Vec::new();
         for _ in 0..2 + random(4) {
-            let (events_to, told) = mpsc::channel(QUEUE);
+            let (events_to, told) = Queue::new();
             let listener = Listener {
                 events: events_to,
                 after: None,
@@ -547,7 +548,7 @@ mod tests {
                     _ => None,
                 });
             let mut heard = Vec::new();
-            while let Ok(Item::Told(_, _, event)) = told.try_recv() {
+            while let Some(Item::Told(_, _, event)) = told.try_recv() {
                 match event {
                     Some(Event::Insert { key, .. }) => heard.push(key),
                     Some(other) => panic!("{other:?}"),
