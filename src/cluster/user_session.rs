@@ -88,8 +88,12 @@ impl Inner {
         let open = Operation::OpenSession { session: self.id, lease_ms: milliseconds(self.lease) };
         match self.client.core().operate(group, open, until).await?.result {
             Ok(Answer::Session { .. }) => {
-                self.open.lock().insert(group, asked + self.lease);
-                Ok(())
+                if !self.is_open(group, asked) {
+                    // Whoever ended it meanwhile did not know of this partition. Nothing was done here under it, and
+                    // now nothing will be.
+                    close_in(self.client.core(), self.id, vec![group], until).await?;
+                }
+                self.check()
             }
             Err(Refusal::SessionUnknown(_)) => {
                 self.lost.send_replace(true);
@@ -98,6 +102,17 @@ impl Inner {
             Err(refusal) => Err(Error::Invalid(refusal.to_string())),
             Ok(other) => Err(unexpected(&other)),
         }
+    }
+
+    /// Notes that it is open in a partition since it was asked for, unless it has ended: whether it is noted.
+    fn is_open(&self, group: u32, asked: Instant) -> bool {
+        let mut open = self.open.lock();
+        // Under the lock: whoever ends it after this closes it here as well.
+        let lives = !*self.lost.borrow();
+        if lives {
+            open.insert(group, asked + self.lease);
+        }
+        lives
     }
 
     /// Until when it is certain that no partition has ended it; `None` if it is open in none.
@@ -117,8 +132,9 @@ impl Inner {
     }
 
     fn end(&self) -> Vec<u32> {
+        let mut open = self.open.lock();
         self.lost.send_replace(true);
-        std::mem::take(&mut *self.open.lock()).into_keys().collect()
+        std::mem::take(&mut *open).into_keys().collect()
     }
 }
 

@@ -152,6 +152,32 @@ async fn a_session_that_nobody_hears_of_is_told_lost_when_its_lease_is_over_and_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_closed_while_it_opens_elsewhere_leaves_nothing_behind() {
+    let cluster = Cluster::made(1, 16).await;
+    let client = cluster.client(1).await;
+    let tree = client.tree("workers");
+    let mut refused = 0;
+    for round in 0..20_u32 {
+        let session = client.session(LONG);
+        let inserting = (0..32).map(|number| {
+            let (session, tree) = (session.clone(), tree.clone());
+            tokio::spawn(async move { session.insert(&tree, format!("{number}"), "1").await })
+        });
+        let inserting: Vec<_> = inserting.collect();
+        // Later in each round.
+        tokio::time::sleep(Duration::from_micros(500) * round).await;
+        session.close().await.unwrap();
+        for inserted in inserting {
+            refused += u32::from(inserted.await.unwrap().is_err());
+        }
+        assert_eq!(tree.len().await.unwrap(), 0, "round {round}");
+        let left = client.sessions().await.unwrap();
+        assert!(left.iter().all(|left| left.id != session.id()), "round {round}: {left:?}");
+    }
+    assert!(refused > 0, "no insert met the end of its session");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_dropped_ends_before_its_client_is_closed() {
     let cluster = Cluster::made(1, 1).await;
     let client = cluster.client(1).await;
