@@ -81,7 +81,8 @@ impl Directory {
                 io::Error::new(io::ErrorKind::AlreadyExists, "there is a database already"),
             ));
         }
-        if exists(&*disk, path)? {
+        let had_place = exists(&*disk, path)?;
+        if had_place {
             refuse_foreign(&*disk, path)?;
         } else {
             disk.create_directories(path)
@@ -112,6 +113,9 @@ impl Directory {
             }
             return Ok(directory);
         }
+        if had_place {
+            sync_name(&*disk, path)?;
+        }
         begin_creation(&*disk, path)?;
         Ok(Directory { path: path.to_owned(), database_id: new_id(), existed: false, disk, _lock: lock })
     }
@@ -140,6 +144,22 @@ impl Directory {
         }
         write_manifest(&*self.disk, &self.path, self.database_id)?;
         remove(&*self.disk, &self.path.join(CREATING))
+    }
+}
+
+/// Makes the name of a directory durable that was there before a database is made in it: whoever made it may not have
+/// done so, and without the name all that will be acknowledged in it is lost with the power.
+fn sync_name(disk: &dyn Disk, directory: &Path) -> Result<()> {
+    let parent = match directory.parent() {
+        // The root has no name.
+        None => return Ok(()),
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+    };
+    match disk.sync_directory(parent) {
+        // Whoever may not open it has not made the directory, but was given it.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        synced => synced.map_err(|error| Error::io(format!("syncing {}", parent.display()), error)),
     }
 }
 
@@ -405,4 +425,33 @@ fn refuse_foreign(disk: &dyn Disk, path: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{Operation, SimulatedDisk};
+
+    #[test]
+    fn a_database_that_is_made_in_a_directory_that_was_there_has_its_name_synced_once() {
+        let synced = |place_is_there: bool| {
+            let disk = SimulatedDisk::new(1);
+            let path = Path::new("data/db");
+            if place_is_there {
+                disk.create_directories(path).expect("a sound disk");
+            }
+            let open = || Directory::open(Arc::new(disk.clone()), path, false, || 7).expect("a sound disk");
+            let directory = open();
+            directory.finish_creation().expect("a sound disk");
+            drop(directory);
+            let made = disk.count(Operation::SyncDirectory);
+            // Not once more when it is opened again: there is a database, so its name was durable before.
+            disk.set_content(&tree_path(path), Vec::new());
+            drop(open());
+            assert_eq!(disk.count(Operation::SyncDirectory), made);
+            made
+        };
+        // Making the directory has made its name durable.
+        assert_eq!(synced(true), synced(false) + 1);
+    }
 }
