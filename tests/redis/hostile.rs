@@ -15,7 +15,7 @@ fn serves(served: &Served) {
 fn garbage_is_answered_and_the_connection_closed() {
     let served = Served::new(1, 1);
     for (bytes, answer) in [
-        (&b"*1\r\n$536870913\r\n"[..], "-ERR Protocol error: invalid bulk length\\r\\n"),
+        (&b"*1\r\n$17825793\r\n"[..], "-ERR Protocol error: invalid bulk length\\r\\n"),
         (b"*1048577\r\n", "-ERR Protocol error: invalid multibulk length\\r\\n"),
         (b"*1\r\nGET\r\n", "-ERR Protocol error: expected '$', got 'G'\\r\\n"),
         (b"GET \"a\r\n", "-ERR Protocol error: unbalanced quotes in request\\r\\n"),
@@ -58,7 +58,7 @@ fn inline_commands_and_half_frames_are_served_when_they_have_come() {
     assert_eq!(redis.reply(), b"+OK\r\n");
     assert_eq!(redis.reply(), b"$2\r\ncA\r\n");
     let mut half = served.connect(0);
-    half.send(b"*2\r\n$3\r\nGET\r\n$536870912\r\nabc");
+    half.send(b"*2\r\n$3\r\nGET\r\n$17825792\r\nabc");
     serves(&served);
     drop(half);
     serves(&served);
@@ -71,9 +71,9 @@ fn what_all_together_hold_is_bounded() {
     let mut refused = 0;
     for _ in 0..4 {
         let mut redis = served.connect(0);
-        redis.send(b"*2\r\n$3\r\nGET\r\n$100000000\r\n");
+        redis.send(b"*2\r\n$3\r\nGET\r\n$2000000\r\n");
         // It may be refused amid this.
-        let _ = redis.stream.write_all(&vec![b'x'; 3 << 20]);
+        let _ = redis.stream.write_all(&vec![b'x'; 3 << 19]);
         redis.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         let mut answer = [0; 20];
         match redis.stream.read(&mut answer) {
@@ -88,7 +88,7 @@ fn what_all_together_hold_is_bounded() {
     drop(greedy);
     eventually("there is room again", || {
         let mut redis = served.connect(0);
-        let set = request(&[b"SET".to_vec(), b"k".to_vec(), vec![b'x'; 2 << 20]]);
+        let set = request(&[b"SET".to_vec(), b"k".to_vec(), vec![b'x'; 1 << 20]]);
         let _ = redis.stream.write_all(&set);
         redis.rest_of_line() == "+OK\\r\\n"
     });

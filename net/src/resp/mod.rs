@@ -8,7 +8,7 @@
 //!
 //! # Promises
 //!
-//! - No byte of a request makes room for more than what has arrived: a header that announces 512 MiB costs
+//! - No byte of a request makes room for more than what has arrived: a header that announces 16 MiB costs
 //!   what it takes to remember a number. What is over a limit is refused when the header is read.
 //! - Bytes are looked at once, in whatever pieces they arrive: a request of a million bytes that comes one by one is not
 //!   parsed a million times.

@@ -38,14 +38,16 @@ pub struct RequestLimits {
 /// What may be asked for by a client of which nothing else is said.
 const MOST_OF_ANYBODY: RequestLimits = RequestLimits {
     arguments: 1 << 20,
-    argument_bytes: 512 << 20,
+    argument_bytes: 17 << 20,
     line_bytes: 64 << 10,
-    request_bytes: 1 << 30,
+    request_bytes: 256 << 20,
     is_stranger: false,
 };
 
 impl Default for RequestLimits {
-    /// Redis's own, but for the bytes and arguments of a whole command, which it does not limit.
+    /// Redis's own, but for the bytes of an argument, which are a little more than those of any value that can be stored,
+    /// so that one that is just too long is still told so; and for the bytes and arguments of a whole command, which Redis
+    /// does not limit.
     fn default() -> RequestLimits {
         MOST_OF_ANYBODY
     }
@@ -491,7 +493,7 @@ mod tests {
     #[test]
     fn an_announcement_makes_no_room() {
         let mut reader = RequestReader::new(RequestLimits::default());
-        reader.buffer().extend_from_slice(b"*1048576\r\n$536870912\r\nabc");
+        reader.buffer().extend_from_slice(b"*1048576\r\n$17825792\r\nabc");
         assert_eq!(reader.next_request(), Ok(None));
         assert!(reader.arguments.capacity() <= 8);
         assert!(reader.buffer.capacity() < 1024, "{}", reader.buffer.capacity());

@@ -44,7 +44,7 @@ pub struct RedisOptions {
     pub announce: Option<String>,
     /// Which clients are sent to the node that leads a key's partition.
     pub redirects: Redirects,
-    /// What one command may be.
+    /// What one command, or one `MULTI`, may be; however that is, it has at most half of `max_held_bytes`.
     pub limits: RequestLimits,
     /// The most bytes that all connections together hold of commands that have not all come, or wait for `EXEC`, and
     /// of replies that are not read.
@@ -187,7 +187,11 @@ impl RedisServer {
             tls,
             password: options.password,
             max_connections: options.max_connections,
-            limits: options.limits,
+            limits: RequestLimits {
+                // No single client is to keep all others from being served.
+                request_bytes: options.limits.request_bytes.min(options.max_held_bytes / 2),
+                ..options.limits
+            },
             max_held_bytes: options.max_held_bytes,
             patience: options.patience,
             request_time: options.request_time,
