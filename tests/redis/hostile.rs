@@ -92,6 +92,56 @@ fn what_all_together_hold_is_bounded() {
         let _ = redis.stream.write_all(&set);
         redis.rest_of_line() == "+OK\\r\\n"
     });
+    // However little the others hold, no one has more than half.
+    let mut redis = served.connect(0);
+    redis.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$2097152\r\n");
+    assert_eq!(redis.rest(), "-ERR Protocol error: too big request\\r\\n");
+}
+
+#[test]
+fn what_was_held_for_a_client_that_is_idle_now_is_there_for_others() {
+    let served = Served::with(1, 1, |options| options.max_held_bytes = 8 << 20);
+    let value = vec![b'x'; 3 << 20];
+    let set = request(&[b"SET".to_vec(), b"k".to_vec(), value.clone()]);
+    let reply = [b"$3145728\r\n", &value[..], b"\r\n"].concat();
+    // Together more than twice as much as may be held; none of them is closed.
+    let idle: Vec<Connection> = (0..6)
+        .map(|number| {
+            let mut redis = served.connect(0);
+            redis.send(&set);
+            assert_eq!(redis.reply(), b"+OK\r\n", "connection {number}");
+            redis.send(&request(&words("GET k")));
+            assert!(redis.reply() == reply, "connection {number}");
+            redis
+        })
+        .collect();
+    let mut redis = served.connect(0);
+    eventually("nothing is held", || {
+        let told = redis.ask("INFO memory");
+        let held = told.split("\\r\\n").find_map(|line| line.strip_prefix("dogsled_held_for_clients:"));
+        held.unwrap().parse::<usize>().unwrap() < 1 << 20
+    });
+    for mut redis in idle {
+        assert_eq!(redis.says("PING"), "+PONG");
+    }
+}
+
+/// As redis-py's `pipeline.execute()` does: more than all sockets hold is sent before the first reply is read.
+#[test]
+fn a_pipeline_is_sent_whole_before_a_reply_is_read() {
+    let served = Served::new(1, 4);
+    let mut redis = served.connect(0);
+    redis.stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
+    let (key, value) = ("k".repeat(200), "x".repeat(100));
+    assert_eq!(redis.says(&format!("SET {key} {value}")), "+OK");
+    let get = request(&words(&format!("GET {key}")));
+    let count = (40 << 20) / get.len();
+    redis.send(&get.repeat(count));
+    let reply = format!("$100\r\n{value}\r\n").into_bytes();
+    let mut told = vec![0; reply.len() * count];
+    redis.stream.read_exact(&mut told).unwrap();
+    assert!(told.chunks(reply.len()).all(|found| found == reply));
+    assert_eq!(redis.says("PING"), "+PONG");
 }
 
 #[test]

@@ -30,4 +30,4 @@ pub mod stream;
 
 pub use reply::{Protocol, Value};
 pub use request::{ProtocolError, Request, RequestLimits, RequestReader};
-pub use stream::{ClientStream, ClientTls};
+pub use stream::{ClientStream, ClientTls, Moved};

@@ -123,6 +123,8 @@ const PER_ARGUMENT: usize = 64;
 pub struct RequestReader {
     limits: RequestLimits,
     buffer: BytesMut,
+    /// The most bytes that were in the buffer since room was made for it.
+    most: usize,
     /// Of the buffer, bytes in which no end of a line was found.
     searched: usize,
     state: State,
@@ -163,6 +165,15 @@ impl RequestReader {
         self.buffer.len() + self.argument_bytes + self.arguments.len() * PER_ARGUMENT
     }
 
+    /// Gives back the room of a buffer in which more than so many bytes were, and twice as many as there are now. Otherwise
+    /// a client would keep that for as long as it says no more.
+    pub fn give_back(&mut self, kept: usize) {
+        if self.most > kept && self.buffer.len() <= self.most / 2 {
+            self.buffer = BytesMut::from(&self.buffer[..]);
+            self.most = self.buffer.len();
+        }
+    }
+
     /// Whether a part of a command has come.
     pub fn is_amid_request(&self) -> bool {
         !self.buffer.is_empty() || !matches!(self.state, State::Between)
@@ -173,6 +184,7 @@ impl RequestReader {
     /// # Errors
     /// [`ProtocolError`], from then on.
     pub fn next_request(&mut self) -> Result<Option<Request>, ProtocolError> {
+        self.most = self.most.max(self.buffer.len());
         let next = self.advance();
         if let Err(error) = next {
             self.state = State::Failed(error);
@@ -498,6 +510,21 @@ mod tests {
         assert!(reader.arguments.capacity() <= 8);
         assert!(reader.buffer.capacity() < 1024, "{}", reader.buffer.capacity());
         assert_eq!(reader.held(), 3);
+    }
+
+    #[test]
+    fn the_room_of_what_was_large_is_given_back() {
+        let mut reader = RequestReader::new(RequestLimits::default());
+        let argument = vec![b'x'; 1 << 20];
+        for rest in [&b""[..], b"*1\r\n$4\r\nPI"] {
+            let request = [b"*1\r\n$1048576\r\n", &argument[..], b"\r\n", rest].concat();
+            reader.buffer().extend_from_slice(&request);
+            assert_eq!(reader.next_request(), Ok(Some(vec![Bytes::copy_from_slice(&argument)])));
+            reader.give_back(1 << 10);
+            assert!(reader.buffer.capacity() < 1 << 10, "{}", reader.buffer.capacity());
+        }
+        reader.buffer().extend_from_slice(b"NG\r\n");
+        assert_eq!(reader.next_request(), Ok(Some(vec![Bytes::from_static(b"PING")])));
     }
 
     /// Bytes by chance, mostly such as requests are made of: the same in pieces as in one.

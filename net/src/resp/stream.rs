@@ -3,15 +3,18 @@
 //! TLS 1.3 with the certificate of the node, which the client checks by the cluster's authority (`ca.crt`). Clients are asked for
 //! no certificate: they say a password, as all of Redis's clients can.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::{BufMut, BytesMut};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -24,6 +27,8 @@ use crate::tls::tcp_server_config;
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// What is waited for is so small at first, as whoever says nothing is to be kept no buffer.
 const FIRST_PIECE: usize = 256;
+/// How much is read at once while something is written.
+const PIECE: usize = 4 << 10;
 
 /// Puts connections within TLS.
 pub struct ClientTls {
@@ -91,6 +96,41 @@ pub enum ClientStream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// What a connection has done: see [`ClientStream::write_or_read`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// So many bytes were written.
+    Written(usize),
+    /// All that was written is on its way.
+    Flushed,
+    /// So many bytes have come; 0: there will be no more.
+    Read(usize),
+}
+
+fn poll_write(
+    stream: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+    context: &mut Context<'_>,
+) -> Poll<io::Result<Moved>> {
+    match bytes.is_empty() {
+        true => Pin::new(stream).poll_flush(context).map_ok(|()| Moved::Flushed),
+        false => Pin::new(stream).poll_write(context, bytes).map_ok(Moved::Written),
+    }
+}
+
+/// By way of a small buffer, so that what is waited for costs nothing.
+fn poll_read(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<Moved>> {
+    let mut piece = [0; PIECE];
+    let mut piece = ReadBuf::new(&mut piece);
+    ready!(Pin::new(stream).poll_read(context, &mut piece))?;
+    buffer.put_slice(piece.filled());
+    Poll::Ready(Ok(Moved::Read(piece.filled().len())))
+}
+
 impl ClientStream {
     /// What is below.
     pub fn tcp(&self) -> &TcpStream {
@@ -145,26 +185,30 @@ impl ClientStream {
         }
     }
 
-    /// Writes a part; how much.
+    /// Writes a part of the bytes, or, if there are none, has what was written sent; or reads into a buffer, if there is one,
+    /// what comes before that can be done. Nothing is lost when the future is dropped.
     ///
     /// # Errors
     /// Those of the connection.
-    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            ClientStream::Plain(stream) => stream.write(bytes).await,
-            ClientStream::Tls(stream) => stream.write(bytes).await,
-        }
-    }
-
-    /// Returns when all that was written is on its way.
-    ///
-    /// # Errors
-    /// Those of the connection.
-    pub async fn flush(&mut self) -> io::Result<()> {
-        match self {
-            ClientStream::Plain(_) => Ok(()),
-            ClientStream::Tls(stream) => stream.flush().await,
-        }
+    pub async fn write_or_read(
+        &mut self,
+        bytes: &[u8],
+        mut buffer: Option<&mut BytesMut>,
+    ) -> io::Result<Moved> {
+        poll_fn(|context| {
+            let written = match self {
+                ClientStream::Plain(stream) => poll_write(stream, bytes, context),
+                ClientStream::Tls(stream) => poll_write(stream, bytes, context),
+            };
+            match (written, &mut buffer) {
+                (Poll::Pending, Some(buffer)) => match self {
+                    ClientStream::Plain(stream) => poll_read(stream, buffer, context),
+                    ClientStream::Tls(stream) => poll_read(stream, buffer, context),
+                },
+                (written, _) => written,
+            }
+        })
+        .await
     }
 
     /// Says that nothing more comes.

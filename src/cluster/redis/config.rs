@@ -32,8 +32,6 @@ const NOTIFY: &str = "notify-keyspace-events";
 const PARAMETERS: &[(&str, &str)] = &[
     ("appendfsync", "always"),
     ("appendonly", "yes"),
-    // As `pubsub` has it; of others by what all connections hold.
-    ("client-output-buffer-limit", "normal 0 0 0 slave 0 0 0 pubsub 33554432 8388608 60"),
     ("databases", "16"),
     ("maxmemory", "0"),
     ("maxmemory-policy", "noeviction"),
@@ -42,16 +40,20 @@ const PARAMETERS: &[(&str, &str)] = &[
 ];
 
 /// What [`Parameters`] tells.
-const OF_THE_NODE: [&str; 4] = ["bind", "maxclients", "port", "proto-max-bulk-len"];
+const OF_THE_NODE: [&str; 5] =
+    ["bind", "client-output-buffer-limit", "maxclients", "port", "proto-max-bulk-len"];
 
 /// What is told of one node: its own address and limits.
 pub(super) struct Parameters([(&'static str, String); OF_THE_NODE.len()]);
 
 impl Parameters {
-    /// Of one that listens here, for so many connections.
-    pub(super) fn new(address: SocketAddr, max_connections: usize) -> Parameters {
+    /// Of one that listens here, for so many connections, which hold so many bytes together.
+    pub(super) fn new(address: SocketAddr, max_connections: usize, max_held_bytes: usize) -> Parameters {
+        // Replies may be as much as all connections hold together; messages are as `pubsub` has it.
+        let replies = format!("normal {max_held_bytes} 0 0 slave 0 0 0 pubsub 33554432 8388608 60");
         let values = [
             address.ip().to_string(),
+            replies,
             max_connections.to_string(),
             address.port().to_string(),
             MAX_STRING_LENGTH.to_string(),

@@ -5,18 +5,19 @@
 //!                                               ─► all else: one after the other
 //! ```
 //!
-//! Nothing is read while requests are carried out or replies are written. So what a connection holds is bounded: by what has
-//! come of the next request, and by the replies to what was read at once. A client that does not read its replies is
-//! not read from either, and closed when that has lasted.
+//! Nothing is read while requests are carried out. While replies are written, what comes is read up to a bound: many clients
+//! send all of a pipeline before they read the first reply, and would wait for this side while it waits for them. So
+//! what a connection holds is bounded: by what is read ahead, and by the replies to what was carried out at once. A client that
+//! does not read its replies is not read from beyond that, and closed when that has lasted.
 
 use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use dogsled_net::resp::{ClientStream, Protocol, Request, RequestLimits, RequestReader, Value};
+use dogsled_net::resp::{ClientStream, Moved, Protocol, Request, RequestLimits, RequestReader, Value};
 use futures_util::FutureExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -27,7 +28,7 @@ use super::multi::Queue;
 use super::pubsub::{Listen, Message, Subscriptions};
 use super::server::{LEAST_PACE, Shared};
 use super::table::{Multi, Planned, Step, find, unknown, wrong_arity};
-use super::{describe, slots};
+use super::{describe, now_ms, slots};
 use crate::IVec;
 
 /// How many requests, and about how many bytes of them, are carried out together: few at first, more while the
@@ -45,6 +46,8 @@ const SEND: usize = 64 << 10;
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How much is read of a client that waits for a lock.
 const MOST_READ_AHEAD: usize = 64 << 10;
+/// How much is kept of what a client sends while it does not read its replies.
+const MOST_SENT_AHEAD: usize = 64 << 20;
 /// A buffer that was larger is given back.
 const KEPT: usize = 1 << 20;
 /// About what a value of a reply takes besides its bytes.
@@ -174,15 +177,17 @@ pub(super) fn held(value: &Value) -> usize {
         }
 }
 
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+/// A time that the clock cannot express is far away all the same.
+fn after(patience: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(patience).unwrap_or_else(|| now + Duration::from_secs(365 * 86_400))
 }
 
 impl Connection {
     async fn run(&mut self, mut stream: ClientStream) -> std::io::Result<()> {
         let mut closing = self.link.server.closing.clone();
         loop {
+            self.reader.give_back(KEPT);
             let (mut count, mut bytes, mut wrong) = (0, 0, None);
             while count < self.batch && bytes < BATCH_BYTES && !self.link.is_ending {
                 match self.reader.next_request() {
@@ -225,6 +230,7 @@ impl Connection {
             if count > 0 {
                 continue;
             }
+            self.recount();
             let until = self.waits_until();
             let late = async {
                 match until {
@@ -306,6 +312,15 @@ impl Connection {
         all <= self.link.server.max_held_bytes || holds <= READ
     }
 
+    /// Takes back what was counted and is held no more: one that is silent from now on must not keep others from being
+    /// served.
+    fn recount(&mut self) {
+        if self.charged > READ {
+            // It can only have become less.
+            let _ = self.charge();
+        }
+    }
+
     async fn send(&mut self, stream: &mut ClientStream) -> std::io::Result<()> {
         // Nothing can be said to one whose replies are in the way: it would have to read them first.
         if self.out.len() > SEND && !self.charge() {
@@ -319,30 +334,49 @@ impl Connection {
         if self.out.capacity() > KEPT {
             self.out = Vec::new();
         }
+        self.recount();
         Ok(())
     }
 
-    async fn send_rest(&self, written: usize, stream: &mut ClientStream) -> std::io::Result<()> {
+    /// Writes what could not be written at once, and reads meanwhile what the client sends, as long as there is room for it.
+    async fn send_rest(&mut self, mut written: usize, stream: &mut ClientStream) -> std::io::Result<()> {
         let patience = self.link.server.patience;
-        let written = async {
-            let mut rest = &self.out[written..];
-            while !rest.is_empty() {
-                match tokio::time::timeout(patience, stream.write(rest)).await?? {
-                    0 => return Err(std::io::ErrorKind::WriteZero.into()),
-                    written => rest = &rest[written..],
+        // One that sends a large pipeline is not taken for one that does not read, if it is not slower than may be.
+        let enough = (patience.as_secs() as usize).saturating_mul(LEAST_PACE).max(READ);
+        let (mut until, mut read, mut has_ended) = (after(patience), 0, false);
+        loop {
+            // Of strangers no more is kept than of what they send otherwise.
+            let may_send = !has_ended && self.link.is_authenticated;
+            let may_read = may_send && self.reader.held() < MOST_SENT_AHEAD && self.charge();
+            let Connection { reader, subscriptions, out, .. } = self;
+            let buffer = may_read.then(|| reader.buffer());
+            let too_slow = async {
+                match subscriptions {
+                    Some(subscriptions) => subscriptions.too_slow().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let moved = tokio::select! {
+                moved = stream.write_or_read(&out[written..], buffer) => moved?,
+                () = too_slow => return Err(self.too_slow()),
+                () = tokio::time::sleep_until(until) => return Err(std::io::ErrorKind::TimedOut.into()),
+            };
+            match moved {
+                Moved::Written(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Moved::Flushed => return Ok(()),
+                Moved::Written(more) => {
+                    written += more;
+                    (until, read) = (after(patience), 0);
+                }
+                // What it has sent before is still to be answered.
+                Moved::Read(0) => has_ended = true,
+                Moved::Read(more) => {
+                    read += more;
+                    if read >= enough {
+                        (until, read) = (after(patience), 0);
+                    }
                 }
             }
-            tokio::time::timeout(patience, stream.flush()).await?
-        };
-        let too_slow = async {
-            match &self.subscriptions {
-                Some(subscriptions) => subscriptions.too_slow().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            written = written => written,
-            () = too_slow => Err(self.too_slow()),
         }
     }
 

@@ -84,6 +84,8 @@ mod table;
 mod transaction;
 mod whole;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 pub use dogsled_net::resp::RequestLimits;
 use dogsled_storage::strings::notices::EVENTS_TREE;
 
@@ -102,6 +104,12 @@ const CHANNELS: u32 = u32::MAX;
 
 /// The tree of what is told of keys.
 const EVENTS: u32 = u32::MAX - 1;
+
+/// About the time it is.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// The tree of a database.
 fn tree_name(database: u32) -> crate::IVec {

@@ -49,7 +49,8 @@ pub struct RedisOptions {
     /// The most bytes that all connections together hold of commands that have not all come, or wait for `EXEC`, and
     /// of replies that are not read.
     pub max_held_bytes: usize,
-    /// How long a client may read nothing of what it is sent.
+    /// How long a client may read nothing of what it is sent, if it does not send at least [`LEAST_PACE`] in a second
+    /// meanwhile.
     pub patience: Duration,
     /// How long a command that has begun to come may take until it is there; one that brings more than
     /// [`LEAST_PACE`] in a second may take longer. Also how long a client may take to say the password. A client that
@@ -57,7 +58,7 @@ pub struct RedisOptions {
     pub request_time: Duration,
 }
 
-/// Bytes in a second of a command that comes slowly, and is waited for all the same.
+/// Bytes in a second of what comes slowly, and is waited for all the same.
 pub const LEAST_PACE: usize = 16 << 10;
 
 impl RedisOptions {
@@ -181,6 +182,7 @@ impl RedisServer {
             Reach::Here { node, .. } => Some(node.clone()),
             Reach::Network(_) => None,
         };
+        let parameters = Parameters::new(address, options.max_connections, options.max_held_bytes);
         let (close, closing) = watch::channel(false);
         let shared = Arc::new(Shared {
             address,
@@ -196,7 +198,7 @@ impl RedisServer {
             patience: options.patience,
             request_time: options.request_time,
             begun: Instant::now(),
-            database: Database::new(client, Parameters::new(address, options.max_connections)),
+            database: Database::new(client, parameters),
             topology,
             connected: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
