@@ -66,6 +66,11 @@ fn subscriptions_are_answered_as_by_redis() {
             "-ERR Can't execute 'get': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in \
              this context",
         ),
+        (
+            "CLIENT id",
+            "-ERR Can't execute 'client|id': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed \
+             in this context",
+        ),
         ("UNSUBSCRIBE none", "*3\\r\\n$11\\r\\nunsubscribe\\r\\n$4\\r\\nnone\\r\\n:2"),
     ] {
         assert_eq!(redis.says(line), expected, "{line}");

@@ -453,9 +453,10 @@ fn what_changes_a_redis_cluster_names_what_does_that_here_and_off_is_off() {
     drop(connection);
     let off = Served::with(1, PARTITIONS, |options| options.redirects = Redirects::Off);
     let mut connection = off.connect(0);
-    for asked in ["CLUSTER SLOTS", "READONLY", "CLUSTER MYID"] {
+    for asked in ["CLUSTER SLOTS", "READONLY", "CLUSTER MYID", "CLUSTER FORGET x"] {
         assert_eq!(connection.says(asked), "-ERR This instance has cluster support disabled");
     }
+    assert_eq!(connection.says("CLUSTER NONSENSE"), "-ERR unknown subcommand 'NONSENSE'. Try CLUSTER HELP.");
     assert!(connection.ask("INFO").contains("cluster_enabled:0"));
     assert!(connection.ask("HELLO").contains("standalone"));
     // An announced address is told as it is.

@@ -19,9 +19,9 @@ use futures_util::future::join_all;
 use super::database::{Database, group_of_key, plain};
 use super::describe::{CONFIG_HELP, help};
 use super::link::Link;
-use super::table::{Asked, Planned, Step, is_word};
+use super::table::{Asked, Planned, Step, is_word, syntax_error};
 use super::whole::Whole;
-use super::{EVENTS, glob, link};
+use super::{EVENTS, glob};
 use crate::IVec;
 use crate::cluster::Error;
 
@@ -86,7 +86,8 @@ pub(super) fn config(asked: &Asked<'_>) -> Planned {
         [] if is_word(&arguments[0], "HELP") => {
             Ok(Step::Link(|_, _| help("CONFIG", CONFIG_HELP), asked.arguments.to_vec()))
         }
-        _ => Err(link::no_subcommand("config", asked.arguments, &["GET", "HELP", "SET"])),
+        // Of SET, a name without a value.
+        _ => Err(syntax_error()),
     }
 }
 

@@ -430,7 +430,7 @@ impl Connection {
             self.answer(unknown(&request));
             return None;
         };
-        if let Err(refused) = command.check_arity(request.len()) {
+        if let Err(refused) = command.check(&request) {
             self.spoil();
             self.answer(refused);
             return None;
@@ -452,7 +452,8 @@ impl Connection {
                     self.answer(wrong_arity("ping"));
                     return None;
                 }
-                name => {
+                _ => {
+                    let name = command.full_name(&request);
                     let only = "only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context";
                     self.answer(Value::error(format!("ERR Can't execute '{name}': {only}")));
                     return None;

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use dogsled_net::resp::Value;
 use dogsled_storage::strings::parse_integer;
 
-use super::link::{Link, no_subcommand};
-use super::table::{Asked, COMMANDS, CommandInfo, Planned, Step, find, is_word, syntax_error, wrong_arity};
+use super::link::Link;
+use super::subcommands::Subcommand;
+use super::table::{Asked, COMMANDS, CommandInfo, Planned, Step, find, is_word, syntax_error};
 use super::{REDIS_VERSION, glob, tree_name};
 
 /// How long the numbers of keys are waited for.
@@ -81,20 +82,8 @@ impl CommandInfo {
     }
 
     fn described(&self) -> Value {
-        let (first, last, step) = self.keys;
-        let categories = self.categories().into_iter().map(|name| Value::Simple(format!("@{name}").into()));
-        Value::Array(vec![
-            Value::text(self.name),
-            Value::Integer(self.arity),
-            words(self.flags),
-            Value::Integer(first),
-            Value::Integer(last),
-            Value::Integer(step),
-            Value::Set(categories.collect()),
-            Value::Array(Vec::new()),
-            Value::Array(Vec::new()),
-            Value::Array(Vec::new()),
-        ])
+        let below = self.below().map(Subcommand::described).collect();
+        described(self.name, self.arity, self.flags, self.keys, &self.categories(), below)
     }
 
     fn documented(&self) -> (Value, Value) {
@@ -123,6 +112,36 @@ impl CommandInfo {
     }
 }
 
+impl Subcommand {
+    fn described(&self) -> Value {
+        described(&self.full_name(), self.arity, self.flags, (0, 0, 0), &self.categories(), Vec::new())
+    }
+}
+
+/// What `COMMAND INFO` says of one.
+fn described(
+    name: &str,
+    arity: i64,
+    flags: &str,
+    (first, last, step): (i64, i64, i64),
+    categories: &[&str],
+    below: Vec<Value>,
+) -> Value {
+    let categories = categories.iter().map(|name| Value::Simple(format!("@{name}").into()));
+    Value::Array(vec![
+        Value::text(name),
+        Value::Integer(arity),
+        words(flags),
+        Value::Integer(first),
+        Value::Integer(last),
+        Value::Integer(step),
+        Value::Set(categories.collect()),
+        Value::Array(Vec::new()),
+        Value::Array(Vec::new()),
+        Value::Array(below),
+    ])
+}
+
 fn names<'a>(commands: impl Iterator<Item = &'a CommandInfo>) -> Value {
     Value::Array(commands.map(|command| Value::text(command.name)).collect())
 }
@@ -133,7 +152,7 @@ fn keys_of(arguments: &[Bytes]) -> Value {
         if command.keys.0 == 0 && !command.has("movablekeys") {
             return Err("ERR The command has no key arguments");
         }
-        let arity = command.check_arity(arguments.len());
+        let arity = command.check(arguments);
         arity.map_err(|_| "ERR Invalid number of arguments specified for command")?;
         Ok(command.keys_of(arguments))
     };
@@ -177,15 +196,15 @@ pub(super) fn command(_: &mut Link, arguments: &[Bytes]) -> Value {
             Value::error(format!("ERR at most {MOST_NAMES} commands are described at a time"))
         }
         names if is("INFO") => {
-            let told = names.iter().map(|name| find(name).map_or(Value::Null, CommandInfo::described));
-            Value::Array(told.collect())
+            let below = |name: &Bytes| Subcommand::find(name).map(Subcommand::described);
+            let told = |name: &Bytes| find(name).map(CommandInfo::described).or_else(|| below(name));
+            Value::Array(names.iter().map(|name| told(name).unwrap_or(Value::Null)).collect())
         }
         [] if is("DOCS") => Value::Map(COMMANDS.iter().map(CommandInfo::documented).collect()),
         names if is("DOCS") => {
             Value::Map(names.iter().filter_map(|name| find(name)).map(CommandInfo::documented).collect())
         }
-        _ if is("GETKEYS") => wrong_arity("command|getkeys"),
-        _ => no_subcommand("command", arguments, &["COUNT", "HELP", "LIST"]),
+        _ => syntax_error(),
     }
 }
 
@@ -216,6 +235,11 @@ pub(super) const CLIENT_HELP: Help = &[
 pub(super) const CONFIG_HELP: Help = &[
     ("GET <pattern>", "Return parameters matching the glob-like <pattern> and their values."),
     ("SET notify-keyspace-events <letters>", "Set which events are told of keys, for the whole cluster."),
+];
+pub(super) const SCRIPT_HELP: Help = &[
+    ("EXISTS <sha1> [<sha1> ...]", "Return information about which scripts this node knows by their hashes."),
+    ("FLUSH [ASYNC|SYNC]", "Forget the hashes of scripts at this node."),
+    ("LOAD <script>", "Have this node know a script by its hash, without executing it."),
 ];
 pub(super) const PUBSUB_HELP: Help = &[
     ("CHANNELS [<pattern>]", "Return the active channels of this node matching a <pattern> (default: '*')."),

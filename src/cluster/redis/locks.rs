@@ -96,7 +96,7 @@ pub(super) fn fenced(asked: &Asked<'_>) -> Planned {
     let (lock, token) = (name_of(&asked.arguments[1]), token_of(&asked.arguments[2])?);
     let inner = &asked.arguments[3..];
     let command = find(&inner[0]).ok_or_else(|| unknown(inner))?;
-    command.check_arity(inner.len())?;
+    command.check(inner)?;
     let other = || {
         let name = command.name.to_ascii_uppercase();
         Value::error(format!("ERR DOGSLED.FENCED is for commands on keys, which {name} is not"))

@@ -80,6 +80,7 @@ mod scripts;
 mod server;
 mod slots;
 mod strings;
+mod subcommands;
 mod table;
 mod transaction;
 mod whole;

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::database::{Database, failed, plain};
-use super::link::no_subcommand;
+use super::describe::{SCRIPT_HELP, help};
 use super::table::{Asked, Planned, Step, integer, is_word};
 use crate::IVec;
 use crate::cluster::Error;
@@ -214,7 +214,8 @@ pub(super) fn script(link: &mut super::link::Link, arguments: &[Bytes]) -> Value
             scripts.0.lock().clear();
             Value::OK
         }
-        _ => no_subcommand("script", arguments, &["LOAD", "EXISTS", "FLUSH"]),
+        [] if is("HELP") => help("SCRIPT", SCRIPT_HELP),
+        _ => Value::error("ERR SCRIPT FLUSH only support SYNC|ASYNC option"),
     }
 }
 

@@ -46,8 +46,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::database::{Data, Database};
-use super::link::{Link, no_subcommand};
-use super::table::{Asked, Planned, Step, is_word};
+use super::link::Link;
+use super::table::{Asked, Planned, Step, is_word, syntax_error};
 use crate::cluster::Client;
 use crate::cluster::core::Reach;
 
@@ -474,10 +474,10 @@ const SUBCOMMANDS: [&str; 7] = ["SLOTS", "SHARDS", "NODES", "INFO", "MYID", "KEY
 pub(super) async fn cluster(link: &mut Link, arguments: &[Bytes]) -> Value {
     let topology = Arc::clone(&link.server.topology);
     let is = |word: &str| is_word(&arguments[1], word);
+    let Some(node) = &topology.node else { return disabled() };
     if let Some((name, instead)) = CHANGES.iter().find(|(name, _)| is(name)) {
         return Value::error(format!("ERR CLUSTER {name} is not how this cluster is changed: {instead}"));
     }
-    let Some(node) = &topology.node else { return disabled() };
     match &arguments[2..] {
         [] if is("HELP") => {
             let lines = SUBCOMMANDS.iter().map(|name| Value::Simple(format!("CLUSTER {name}").into()));
@@ -498,7 +498,7 @@ pub(super) async fn cluster(link: &mut Link, arguments: &[Bytes]) -> Value {
                 () => topology.nodes(node),
             }
         }
-        _ => no_subcommand("cluster", arguments, &SUBCOMMANDS),
+        _ => syntax_error(),
     }
 }
 

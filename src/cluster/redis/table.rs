@@ -313,13 +313,6 @@ impl CommandInfo {
         matches!(self.name, "auth" | "hello" | "quit" | "reset")
     }
 
-    /// Whether so many arguments are right.
-    pub(super) fn check_arity(&self, count: usize) -> Result<(), Value> {
-        let count = count as i64;
-        let is_right = if self.arity < 0 { count >= -self.arity } else { count == self.arity };
-        if is_right { Ok(()) } else { Err(wrong_arity(self.name)) }
-    }
-
     /// Understands a request for it that has the right number of arguments.
     pub(super) fn plan(
         &self,
