@@ -59,6 +59,7 @@ use dogsled_storage::TreeId;
 use dogsled_storage::strings::notices::Notice;
 use dogsled_storage::strings::{StringAction, StringsOperation};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -188,7 +189,32 @@ pub(super) struct Hub {
     /// Messages that connections were to be told.
     messages: AtomicU64,
     /// What follows each [`Feed`] for them.
-    followers: [tokio::sync::Mutex<Option<JoinHandle<()>>>; 2],
+    followers: [tokio::sync::Mutex<Option<Follower>>; 2],
+}
+
+/// What follows a [`Feed`].
+struct Follower {
+    task: JoinHandle<()>,
+    /// Whether it does at the moment, and does not only try to again.
+    follows: watch::Receiver<bool>,
+}
+
+/// Waits until the cluster is followed; whether it is, or nobody follows any more.
+///
+/// # Errors
+/// It is not by then.
+async fn is_followed(mut follows: watch::Receiver<bool>, until: Instant) -> Result<bool, Error> {
+    // What a task said last says nothing when it has ended.
+    if follows.has_changed().is_err() {
+        return Ok(false);
+    }
+    match tokio::time::timeout_at(until, follows.wait_for(|follows| *follows)).await {
+        Ok(followed) => Ok(followed.is_ok()),
+        Err(_) => {
+            let why = "not every partition tells of messages at the moment";
+            Err(Error::Unavailable(why.to_owned()))
+        }
+    }
 }
 
 /// What a [`Hub`] counts.
@@ -288,34 +314,49 @@ impl Hub {
         }
     }
 
-    /// Returns when that of the cluster is followed.
+    /// Returns when that of the cluster is followed. Whoever is told so before would miss messages.
     async fn follow(self: &Arc<Hub>, client: &Client, feed: Feed) -> Result<(), Error> {
-        let mut follower = self.followers[feed as usize].lock().await;
-        if follower.as_ref().is_some_and(|task| !task.is_finished()) {
-            return Ok(());
+        let until = client.until();
+        loop {
+            let mut follower = self.followers[feed as usize].lock().await;
+            let Some(follows) = follower.as_ref().map(|follower| follower.follows.clone()) else {
+                let subscriber = begin(client, feed).await?;
+                let (tell, follows) = watch::channel(true);
+                let task = deliver(Arc::downgrade(self), client.clone(), feed, subscriber, tell);
+                *follower = Some(Follower { task: tokio::spawn(task), follows });
+                return Ok(());
+            };
+            if is_followed(follows, until).await? {
+                return Ok(());
+            }
+            // It has ended.
+            *follower = None;
         }
-        let subscriber = watch(client, feed).await?;
-        *follower = Some(tokio::spawn(deliver(Arc::downgrade(self), client.clone(), feed, subscriber)));
-        Ok(())
     }
 }
 
 impl Drop for Hub {
     fn drop(&mut self) {
         for follower in &mut self.followers {
-            if let Some(task) = follower.get_mut().take() {
-                task.abort();
+            if let Some(follower) = follower.get_mut().take() {
+                follower.task.abort();
             }
         }
     }
 }
 
-async fn watch(client: &Client, feed: Feed) -> Result<Subscriber, Error> {
+async fn begin(client: &Client, feed: Feed) -> Result<Subscriber, Error> {
     client.tree(tree_name(feed.tree())).watch_prefix("").await
 }
 
-/// Delivers what comes, until nobody is subscribed to it.
-async fn deliver(weak: Weak<Hub>, client: Client, feed: Feed, mut subscriber: Subscriber) {
+/// Delivers what comes, until nobody is subscribed to it, and tells whether anything could.
+async fn deliver(
+    weak: Weak<Hub>,
+    client: Client,
+    feed: Feed,
+    mut subscriber: Subscriber,
+    follows: watch::Sender<bool>,
+) {
     let mut looked = Instant::now();
     loop {
         let event = tokio::time::timeout(IDLE, subscriber.next()).await;
@@ -333,14 +374,16 @@ async fn deliver(weak: Weak<Hub>, client: Client, feed: Feed, mut subscriber: Su
             Ok(Some(Err(error))) => {
                 tracing::warn!(%error, "messages to subscribed Redis clients may be lost");
                 drop(hub);
+                follows.send_replace(false);
                 loop {
                     tokio::time::sleep(PAUSE).await;
-                    match watch(&client, feed).await {
+                    match begin(&client, feed).await {
                         Ok(anew) => break subscriber = anew,
                         Err(Error::Closed) => return,
                         Err(_) => {}
                     }
                 }
+                follows.send_replace(true);
             }
             // Nothing was published for a while.
             Err(_) => {}
@@ -517,6 +560,22 @@ impl Drop for Subscriptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_subscription_waits_until_the_cluster_is_followed_again() {
+        let soon = || Instant::now() + Duration::from_millis(50);
+        let (tell, follows) = watch::channel(true);
+        assert!(is_followed(follows.clone(), soon()).await.unwrap());
+        tell.send_replace(false);
+        let refused = is_followed(follows.clone(), soon()).await;
+        assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+        let later = Instant::now() + Duration::from_secs(60);
+        let waits = tokio::spawn(is_followed(follows.clone(), later));
+        tell.send_replace(true);
+        assert!(waits.await.unwrap().unwrap());
+        drop(tell);
+        assert!(!is_followed(follows, later).await.unwrap(), "nobody follows");
+    }
 
     #[test]
     fn what_is_told_of_keys_is_followed_for_those_who_may_be_told() {
