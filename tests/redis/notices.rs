@@ -84,6 +84,10 @@ DEL {t}m
 EXEC
 SET {t}gone v PX 30
 expires
+SET {t}past v EXAT 1
+expires
+SET {t}h2 v PXAT 1
+expires
 HSET {t}gone2 f v
 PEXPIRE {t}gone2 30
 expires

@@ -228,9 +228,17 @@ impl<'a, V: View> Notices<'a, V> {
                     (true, SetOnly::AsRequired) => false,
                 };
                 if is_set {
-                    one(STRING, "set");
+                    // Also if it is gone at once.
+                    if !before.was_there {
+                        self.tell(NEW, tree, key, "new");
+                    }
+                    self.tell(STRING, tree, key, "set");
                     if matches!(when, Some(When::After(_) | When::At(_))) {
                         self.tell(GENERIC, tree, key, "expire");
+                    }
+                    // Its time was over before it was set.
+                    if !is_there {
+                        self.expired(tree, key);
                     }
                 }
             }
