@@ -8,10 +8,11 @@ use bytes::Bytes;
 use dogsled_net::resp::Value;
 use dogsled_replication::ring::{self, slots};
 use dogsled_storage::command::{KeyRead, MAX_COMMAND_LENGTH};
+use dogsled_storage::hashes::HashAction;
 use dogsled_storage::strings::{
     KIND_HASH, KIND_STRING, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
 };
-use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId};
+use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId, When};
 use futures_util::future::{join_all, try_join_all};
 
 use super::config::Parameters;
@@ -20,7 +21,7 @@ use super::pubsub::Hub;
 use super::scripts::Scripts;
 use super::tree_name;
 use super::whole::Cursors;
-use super::{glob, transaction};
+use super::{glob, now_ms, transaction};
 use crate::IVec;
 use crate::cluster::core::unexpected;
 use crate::cluster::{Client, Error, ReadFrom};
@@ -372,14 +373,13 @@ impl Database {
         if known > 0 { Some(known) } else { None }
     }
 
-    /// Commands that write, each within one group, are begun together, but that what removes a key or tells of something
-    /// waits for those before it: a lock that is given back, or a message that something is there, is not to be seen before
+    /// Commands that write, each within one group, are begun together, but that what removes a key or a field, or tells of
+    /// something, waits for those before it: a lock that is given back, or a message that something is there, is not to be seen before
     /// what was written first.
     async fn write(&self, run: Vec<Placed>, values: &mut Vec<Value>) {
+        let now_ms = now_ms();
         let waits = |placed: &Placed| {
-            let is_last =
-                |action: &StringAction| matches!(action, StringAction::Delete | StringAction::Tell { .. });
-            placed.data.operations.iter().any(|operation| is_last(&operation.action))
+            placed.data.operations.iter().any(|operation| removes_or_tells(&operation.action, now_ms))
         };
         let mut now: Vec<Placed> = Vec::with_capacity(run.len());
         for next in run {
@@ -710,6 +710,26 @@ pub(super) async fn submit(
         Reply::Strings(StringsReplies(replies)) => Ok(Some(replies)),
         Reply::Conflict => Ok(None),
         other => Err(unexpected(&other)),
+    }
+}
+
+/// Whether it may remove a key or a field, or tells of something.
+fn removes_or_tells(action: &StringAction, now_ms: u64) -> bool {
+    let is_over = |when: &When| match when {
+        When::After(after) => *after == 0,
+        When::At(at) => *at <= now_ms,
+        When::Keep => false,
+    };
+    match action {
+        StringAction::Delete
+        | StringAction::Take
+        | StringAction::Tell { .. }
+        | StringAction::Transfer { copy: false, .. }
+        | StringAction::Hash(HashAction::Delete { .. }) => true,
+        StringAction::Set { when: Some(when), .. }
+        | StringAction::GetAndExpire { when: Some(when) }
+        | StringAction::Expire { when, .. } => is_over(when),
+        _ => false,
     }
 }
 

@@ -11,7 +11,7 @@
 //! - Commands of one connection are begun in order and answered in order. Each sees all that came before it.
 //!   What comes as a pipeline is carried out together where that changes nothing for whoever sent it: writes that follow
 //!   each other become one entry per partition, reads one request. Others may see one of them before one of another
-//!   partition that was sent earlier; but what removes a key or tells of something waits for those before it.
+//!   partition that was sent earlier; but what removes a key or a field, or tells of something, waits for those before it.
 //! - Whatever a client sends or does not read, what it makes the node hold is bounded; see [`RedisOptions`].
 //!
 //! # The same data
