@@ -315,7 +315,8 @@ async fn random(tree: &Tree) -> Result<Option<IVec>, Error> {
         bytes[..length].copy_from_slice(&rest[..length]);
         u64::from_be_bytes(bytes)
     };
-    let (low, high) = (number(&first), number(&last));
+    // They were read one after the other: by the second time what was first may be gone.
+    let (low, high) = (number(&first).min(number(&last)), number(&first).max(number(&last)));
     let span = u128::from(high - low) + 1;
     let between = low + ((u128::from(random_u64()) * span) >> 64) as u64;
     let place = IVec::from([&first[..common], &between.to_be_bytes()].concat());
