@@ -407,7 +407,9 @@ impl Connection {
         let database = &server.database;
         let subscriptions =
             self.subscriptions.get_or_insert_with(|| Subscriptions::new(Arc::clone(&database.hub), id));
-        match subscriptions.change(&database.client, asked).await {
+        let changed = subscriptions.change(&database.client, asked).await;
+        self.link.subscribed = subscriptions.counts();
+        match changed {
             Ok(replies) => replies.into_iter().for_each(|reply| self.answer(reply)),
             Err(error) => self.answer(failed(&error)),
         }

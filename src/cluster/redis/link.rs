@@ -32,6 +32,8 @@ pub(super) struct Link {
     pub(super) redirected: Redirected,
     /// What only reads is answered by this node's replica, which may be old.
     pub(super) reads_here: bool,
+    /// To how many channels and patterns it is subscribed.
+    pub(super) subscribed: (usize, usize),
     name: Bytes,
     library: (Bytes, Bytes),
     pub(super) server: Arc<Shared>,
@@ -51,6 +53,7 @@ impl Link {
             is_reset: false,
             redirected: Redirected::default(),
             reads_here: false,
+            subscribed: (0, 0),
             name: Bytes::new(),
             library: (Bytes::new(), Bytes::new()),
             server,
@@ -87,16 +90,20 @@ impl Link {
         Ok(())
     }
 
-    /// What `CLIENT INFO` says.
-    fn info(&self) -> String {
+    /// What `CLIENT INFO` and `CLIENT LIST` say, in Redis's order, of the connection that asks: so it is not idle, and in no
+    /// transaction but one that is being carried out.
+    fn info(&self, subcommand: &str) -> String {
         let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (channels, patterns) = self.subscribed;
         format!(
-            "id={} addr={} laddr={} name={} age={} db={} resp={} lib-name={} lib-ver={} user=default\n",
+            "id={} addr={} laddr={} fd=0 name={} age={} idle=0 flags={} db={} sub={channels} psub={patterns} ssub=0 \
+             multi=-1 cmd=client|{subcommand} user=default resp={} lib-name={} lib-ver={}\n",
             self.id,
             self.peer,
             self.local,
             text(&self.name),
             self.begun.elapsed().as_secs(),
+            if channels + patterns > 0 { "P" } else { "N" },
             self.database.0,
             if self.protocol == Protocol::Resp3 { 3 } else { 2 },
             text(&self.library.0),
@@ -134,6 +141,7 @@ pub(super) fn reset(link: &mut Link, _: &[Bytes]) -> Value {
     link.name = Bytes::new();
     link.redirected = Redirected::default();
     link.reads_here = false;
+    link.subscribed = (0, 0);
     link.is_reset = true;
     Value::Simple("RESET".into())
 }
@@ -250,7 +258,8 @@ pub(super) fn client(link: &mut Link, arguments: &[Bytes]) -> Value {
             *place = Bytes::copy_from_slice(value);
             Value::OK
         }
-        [] if is("INFO") || is("LIST") => Value::Verbatim(link.info()),
+        [] if is("INFO") => Value::Verbatim(link.info("info")),
+        [] if is("LIST") => Value::Verbatim(link.info("list")),
         // Nothing of a connection is evicted here, and no read makes a key younger.
         [on] if is("NO-EVICT") || is("NO-TOUCH") => match is_word(on, "ON") || is_word(on, "OFF") {
             true => Value::OK,

@@ -218,7 +218,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("incr", 2, FAST, ONE, "1.0.0", "string", plan(strings::increment), Full, "Increments the integer value of a key by one."),
     row("incrby", 3, FAST, ONE, "1.0.0", "string", plan(strings::increment_by), Full, "Increments the integer value of a key by a number."),
     row("incrbyfloat", 3, FAST, ONE, "2.6.0", "string", plan(strings::increment_by_float), Partial("decimal, exactly, to 17 places: without the rounding of a `long double`; no hexadecimal numbers"), "Increments the floating point value of a key by a number."),
-    row("info", -1, "loading stale", NONE, "1.0.0", "server", plan(describe::plan_info), Partial("server, clients, memory (of the whole process, as the system counts it), stats, replication, cluster, keyspace (keys only)"), "Returns information and statistics about the server."),
+    row("info", -1, "loading stale", NONE, "1.0.0", "server", plan(describe::plan_info), Partial("server, clients, memory (of the whole process, as the system counts it), stats, replication, cluster, keyspace (how many keys; of their times to live always 0)"), "Returns information and statistics about the server."),
     row("keys", 2, "readonly", NONE, "1.0.0", "generic", plan(whole::keys), Partial(WHOLE_IN_MULTI), "Returns all key names that match a pattern."),
     row("mget", -2, READ, ALL, "1.0.0", "string", plan(strings::get_many), MANY, "Returns the string values of one or more keys."),
     row("mset", -3, WRITE, PAIRS, "1.0.1", "string", plan(strings::set_many), Full, "Sets the string values of one or more keys."),

@@ -425,6 +425,11 @@ impl Subscriptions {
         self.channels.is_empty() && self.patterns.is_empty()
     }
 
+    /// How many channels and patterns there are.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.channels.len(), self.patterns.len())
+    }
+
     /// About how many bytes its names take.
     pub(super) fn held(&self) -> usize {
         self.held
