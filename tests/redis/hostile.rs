@@ -126,6 +126,41 @@ fn what_was_held_for_a_client_that_is_idle_now_is_there_for_others() {
     }
 }
 
+#[test]
+fn a_large_reply_is_counted_while_it_is_collected_and_sent_in_pieces() {
+    let served = Served::with(1, 2, |options| options.max_held_bytes = 16 << 20);
+    let mut redis = served.connect(0);
+    // Names of 4 MiB together, and a hash of 6 MiB.
+    for number in 0..70 {
+        let name = format!("{number:02}{}", "n".repeat(60_000));
+        assert_eq!(redis.says(&format!("SET {name} x")), "+OK");
+    }
+    let value = "v".repeat(2 << 20);
+    for field in ["a", "b", "c"] {
+        assert_eq!(redis.says(&format!("HSET hash {field} {value}")), ":1");
+    }
+    let fields: String =
+        ["a", "b", "c"].map(|field| format!("$1\r\n{field}\r\n$2097152\r\n{value}\r\n")).concat();
+    redis.send(&request(&words("HGETALL hash")));
+    assert!(redis.reply() == format!("*6\r\n{fields}").as_bytes());
+    redis.send(b"MULTI\r\nHGETALL hash\r\nPING\r\nEXEC\r\n");
+    (0..3).for_each(|_| drop(redis.reply()));
+    assert!(redis.reply() == format!("*2\r\n*6\r\n{fields}+PONG\r\n").as_bytes());
+    assert!(redis.ask("KEYS *").starts_with("*71\\r\\n"));
+    // Somebody else holds most of what may be held.
+    let mut greedy = served.connect(0);
+    greedy.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n");
+    let part = [b"$8000000\r\n", &[b'x'; 7_900_000][..]].concat();
+    greedy.send(&part);
+    let mut other = served.connect(0);
+    other.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n");
+    other.send(&part[..7_000_000]);
+    eventually("there is no room", || redis.ask("KEYS *").starts_with("-ERR the reply would be larger than"));
+    assert_eq!(redis.says("DBSIZE"), ":71");
+    drop((greedy, other));
+    eventually("there is room again", || redis.ask("KEYS *").starts_with("*71\\r\\n"));
+}
+
 /// As redis-py's `pipeline.execute()` does: more than all sockets hold is sent before the first reply is read.
 #[test]
 fn a_pipeline_is_sent_whole_before_a_reply_is_read() {

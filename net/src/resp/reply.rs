@@ -82,6 +82,27 @@ impl Value {
         }
     }
 
+    /// Appends the beginning of its bytes: what comes behind it are those of the values that are returned. So what is large
+    /// need not be there twice.
+    pub fn begin(self, protocol: Protocol, out: &mut Vec<u8>) -> Vec<Value> {
+        let is_new = protocol == Protocol::Resp3;
+        let (kind, count, values) = match self {
+            Value::Array(values) => (b'*', values.len(), values),
+            Value::Set(values) => (if is_new { b'~' } else { b'*' }, values.len(), values),
+            Value::Push(values) => (if is_new { b'>' } else { b'*' }, values.len(), values),
+            Value::Map(pairs) => {
+                let (kind, count) = if is_new { (b'%', pairs.len()) } else { (b'*', pairs.len() * 2) };
+                (kind, count, pairs.into_iter().flat_map(|(key, value)| [key, value]).collect())
+            }
+            other => {
+                other.encode(protocol, out);
+                return Vec::new();
+            }
+        };
+        head(out, kind, count as i64);
+        values
+    }
+
     /// Appends its bytes.
     pub fn encode(&self, protocol: Protocol, out: &mut Vec<u8>) {
         let is_new = protocol == Protocol::Resp3;
@@ -181,6 +202,10 @@ mod tests {
                 value.encode(protocol, &mut bytes);
                 let bytes = String::from_utf8(bytes).unwrap();
                 assert_eq!(bytes, format!("before{expected}"), "{value:?} as {protocol:?}");
+                let mut bytes = Vec::new();
+                let within = value.clone().begin(protocol, &mut bytes);
+                within.iter().for_each(|value| value.encode(protocol, &mut bytes));
+                assert_eq!(bytes, expected.as_bytes(), "{value:?} as {protocol:?}, begun");
             }
         }
     }

@@ -40,6 +40,8 @@ const LARGE: usize = 4 << 20;
 const BATCH_BYTES: usize = 4 << 20;
 /// How much is read at once.
 const READ: usize = 16 << 10;
+/// Replies that are larger are sent in pieces of about so many bytes.
+const PIECE: usize = 1 << 20;
 /// Replies are sent when they are so many bytes, or nothing more is there to be answered.
 const SEND: usize = 64 << 10;
 /// How long it may take to end.
@@ -64,9 +66,13 @@ struct Connection {
     subscriptions: Option<Subscriptions>,
     /// Replies in the order of the requests; `None`: is being found out.
     replies: Vec<(Protocol, Option<Value>)>,
+    /// About the bytes of those that are there.
+    waiting: usize,
     /// What is to be carried out together, and where its replies go.
     data: Vec<(usize, Data)>,
     out: Vec<u8>,
+    /// How many bytes were sent.
+    sent: usize,
     /// How many requests are carried out together next.
     batch: usize,
     /// What was added to what all connections hold.
@@ -91,8 +97,10 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
         watched: Vec::new(),
         subscriptions: None,
         replies: Vec::new(),
+        waiting: 0,
         data: Vec::new(),
         out: Vec::new(),
+        sent: 0,
         batch: FIRST_BATCH,
         charged: 0,
         since: Instant::now(),
@@ -125,7 +133,7 @@ async fn end(mut stream: ClientStream) -> std::io::Result<()> {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.link.server.connected.fetch_sub(1, Ordering::Relaxed);
-        self.link.server.held.fetch_sub(self.charged, Ordering::Relaxed);
+        self.link.server.held.change(self.charged, 0);
     }
 }
 
@@ -170,11 +178,20 @@ async fn hung_up(stream: &mut ClientStream, sent: &mut BytesMut) {
 
 /// About how many bytes a reply takes until it is sent.
 pub(super) fn held(value: &Value) -> usize {
-    PER_VALUE
+    held_alone(value)
         + match value {
-            Value::Array(values) => values.iter().map(held).sum(),
-            other => other.weight(),
+            Value::Array(values) | Value::Set(values) | Value::Push(values) => values.iter().map(held).sum(),
+            Value::Map(pairs) => pairs.iter().map(|(key, value)| held(key) + held(value)).sum(),
+            _ => 0,
         }
+}
+
+/// Without the values that it consists of.
+fn held_alone(value: &Value) -> usize {
+    match value {
+        Value::Array(_) | Value::Set(_) | Value::Push(_) | Value::Map(_) => PER_VALUE,
+        other => PER_VALUE + other.weight(),
+    }
 }
 
 /// A time that the clock cannot express is far away all the same.
@@ -210,9 +227,9 @@ impl Connection {
                 // What has come of the next command began to come now.
                 self.partial_since = None;
             }
-            let before = self.out.len();
+            let before = self.sent + self.out.len();
             self.finish(&mut stream).await?;
-            match self.out.len().saturating_sub(before) {
+            match self.sent + self.out.len() - before {
                 large if large > LARGE => self.batch = (self.batch / 4).max(1),
                 small if small < SEND => self.batch = (self.batch * 2).min(BATCH),
                 _ => {}
@@ -301,15 +318,11 @@ impl Connection {
         let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes);
         let names = self.subscriptions.as_ref().map_or(0, Subscriptions::held);
         let watched: usize = self.watched.iter().map(|watched| watched.key.len() + 64).sum();
-        let holds = self.reader.held() + queued + self.out.len() + names + watched;
-        let held = &self.link.server.held;
-        let all = match holds >= self.charged {
-            true => held.fetch_add(holds - self.charged, Ordering::Relaxed) + (holds - self.charged),
-            false => held.fetch_sub(self.charged - holds, Ordering::Relaxed) - (self.charged - holds),
-        };
+        let holds = self.reader.held() + queued + self.waiting + self.out.len() + names + watched;
+        let has_room = self.link.server.held.change(self.charged, holds);
         self.charged = holds;
         // One that holds next to nothing is not to suffer for the others.
-        all <= self.link.server.max_held_bytes || holds <= READ
+        has_room || holds <= READ
     }
 
     /// Takes back what was counted and is held no more: one that is silent from now on must not keep others from being
@@ -330,6 +343,7 @@ impl Connection {
         if written < self.out.len() {
             Box::pin(self.send_rest(written, stream)).await?;
         }
+        self.sent += self.out.len();
         self.out.clear();
         if self.out.capacity() > KEPT {
             self.out = Vec::new();
@@ -416,7 +430,14 @@ impl Connection {
     }
 
     fn answer(&mut self, value: Value) {
+        self.waiting += held(&value);
         self.replies.push((self.link.protocol, Some(value)));
+    }
+
+    /// Puts the reply to what was put off where it belongs.
+    fn answer_at(&mut self, place: usize, value: Value) {
+        self.waiting += held(&value);
+        self.replies[place].1 = Some(value);
     }
 
     /// Takes a request. What it does may be done later, together with those after it; or it is a step that has to be
@@ -578,6 +599,11 @@ impl Connection {
                 }
             }
         }
+        // What is carried out one after the other is not to be collected until all of it is.
+        if self.waiting > LARGE {
+            self.finish(stream).await?;
+            self.send(stream).await?;
+        }
         Ok(())
     }
 
@@ -602,9 +628,12 @@ impl Connection {
             return Ok(());
         }
         if let Some(values) = self.link.server.database.read_at_once(&self.data) {
-            for ((place, _), value) in self.data.drain(..).zip(values) {
-                self.replies[place].1 = Some(value);
+            let mut data = mem::take(&mut self.data);
+            for ((place, _), value) in data.drain(..).zip(values) {
+                self.answer_at(place, value);
             }
+            // With its room.
+            self.data = data;
             return Ok(());
         }
         Box::pin(self.carry_out_later(stream)).await
@@ -615,7 +644,7 @@ impl Connection {
         loop {
             let (values, left) = self.link.server.database.run(data).await;
             for (place, value) in places.drain(..values.len()).zip(values) {
-                self.replies[place].1 = Some(value);
+                self.answer_at(place, value);
             }
             if left.is_empty() {
                 return Ok(());
@@ -623,7 +652,7 @@ impl Connection {
             data = left;
             let first = places[0];
             places.iter_mut().for_each(|place| *place -= first);
-            self.encode(first);
+            self.encode(first, stream).await?;
             self.send(stream).await?;
         }
     }
@@ -632,24 +661,61 @@ impl Connection {
     ///
     /// What a node that stops cannot tell the outcome of is not answered: the connection ends, as it does when a node
     /// dies, and clients know what to do then.
-    fn encode(&mut self, count: usize) {
+    async fn encode(&mut self, count: usize, stream: &mut ClientStream) -> std::io::Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
         let server = Arc::clone(&self.link.server);
         let stops = *server.closing.borrow() || server.database.client.core().is_closed();
-        for (protocol, value) in self.replies.drain(..count) {
+        let mut replies = mem::take(&mut self.replies);
+        self.replies = replies.split_off(count);
+        for (protocol, value) in replies.drain(..) {
             let value = value.expect("everything that was begun is carried out");
             self.is_broken_off |= stops && matches!(&value, Value::Error(text) if text.starts_with(UNKNOWN));
-            if !self.is_broken_off {
+            let bytes = held(&value);
+            if self.is_broken_off {
+                self.waiting -= bytes;
+            } else if bytes > PIECE {
+                Box::pin(self.send_in_pieces(value, protocol, stream)).await?;
+            } else {
+                self.waiting -= bytes;
                 value.encode(protocol, &mut self.out);
             }
         }
+        // With its room.
+        if self.replies.is_empty() {
+            self.replies = replies;
+        }
         self.link.is_ending |= self.is_broken_off;
+        Ok(())
+    }
+
+    /// Writes a large reply bit by bit, and sends it so, but for the last bit: its bytes are not to be there twice.
+    async fn send_in_pieces(
+        &mut self,
+        value: Value,
+        protocol: Protocol,
+        stream: &mut ClientStream,
+    ) -> std::io::Result<()> {
+        let mut within = vec![vec![value].into_iter()];
+        while let Some(values) = within.last_mut() {
+            let Some(value) = values.next() else {
+                within.pop();
+                continue;
+            };
+            self.waiting -= held_alone(&value);
+            within.push(value.begin(protocol, &mut self.out).into_iter());
+            if self.out.len() > PIECE {
+                self.send(stream).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Has done what was put off, and writes all replies.
     async fn finish(&mut self, stream: &mut ClientStream) -> std::io::Result<()> {
         self.carry_out(stream).await?;
-        self.encode(self.replies.len());
-        Ok(())
+        self.encode(self.replies.len(), stream).await
     }
 
     async fn multi(&mut self, multi: Multi, arguments: &[Bytes]) -> Value {

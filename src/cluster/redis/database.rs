@@ -17,6 +17,7 @@ use futures_util::future::{join_all, try_join_all};
 
 use super::config::Parameters;
 use super::gather::{Gatherer, may_share};
+use super::held::{Collected, Held};
 use super::pubsub::Hub;
 use super::scripts::Scripts;
 use super::tree_name;
@@ -34,7 +35,8 @@ pub(super) const ENTRY_BYTES: usize = 4 << 20;
 const MOST_AT_ONCE: usize = 32 << 20;
 /// How many bytes one reply may tell, about.
 pub(super) const MOST_IN_REPLY: usize = 512 << 20;
-pub(super) const TOO_MUCH: &str = "ERR the reply would be larger than 512 MiB; ask for less";
+pub(super) const TOO_MUCH: &str =
+    "ERR the reply would be larger than 512 MiB, or than there is room for now; ask for less";
 
 /// A command on keys: what is done, and how the replies to that become one. Trees are
 /// numbers of databases.
@@ -252,7 +254,7 @@ fn time(at_ms: Option<Option<u64>>, now_ms: u64, is_absolute: bool, in_seconds: 
 /// The first word of an error that says so.
 pub(super) const UNKNOWN: &str = "UNKNOWN";
 
-/// That a reply would be larger than [`MOST_IN_REPLY`].
+/// That a reply would be larger than [`MOST_IN_REPLY`], or than what all clients hold leaves room for.
 pub(super) fn too_much() -> Error {
     Error::Invalid(TOO_MUCH[4..].to_owned())
 }
@@ -286,6 +288,7 @@ pub(super) struct Database {
     pub(super) parameters: Parameters,
     pub(super) scripts: Scripts,
     gatherer: Gatherer,
+    pub(super) held: Arc<Held>,
     pub(super) hub: Arc<Hub>,
 }
 
@@ -297,9 +300,9 @@ struct Placed {
 }
 
 impl Database {
-    pub(super) fn new(client: Client, parameters: Parameters) -> Database {
-        let (cursors, gatherer) = (Cursors::default(), Gatherer::default());
-        Database { client, cursors, parameters, scripts: Scripts::default(), gatherer, hub: Arc::default() }
+    pub(super) fn new(client: Client, parameters: Parameters, held: Arc<Held>) -> Database {
+        let (cursors, gatherer, scripts) = (Cursors::default(), Gatherer::default(), Scripts::default());
+        Database { client, cursors, parameters, scripts, gatherer, held, hub: Arc::default() }
     }
 
     /// Carries out commands that follow each other; each sees those before it. Not all of them, if what the first of them
@@ -577,12 +580,12 @@ impl Database {
         for (index, operation) in operations.iter().enumerate() {
             by_group.entry(group_of_key(&operation.key, partitions)).or_default().push(index);
         }
-        let left = AtomicUsize::new(most);
-        let left = &left;
+        let (left, collected) = (AtomicUsize::new(most), self.held.collect());
+        let (left, collected) = (&left, &collected);
         let parts = by_group.into_iter().map(|(group, indices)| async move {
             let asked: Vec<StringsOperation> =
                 indices.iter().map(|index| operations[*index].clone()).collect();
-            Ok::<_, Error>((indices, self.look_in(group, from, asked, left).await?))
+            Ok::<_, Error>((indices, self.look_in(group, from, asked, left, collected).await?))
         });
         let mut replies = vec![None; operations.len()];
         for (indices, found) in try_join_all(parts).await? {
@@ -613,6 +616,7 @@ impl Database {
         from: ReadFrom,
         operations: Vec<StringsOperation>,
         left: &AtomicUsize,
+        collected: &Collected,
     ) -> Result<Vec<StringsReply>, Error> {
         let (core, until) = (self.client.core(), self.client.until());
         // From the end, so that the next is the last.
@@ -631,6 +635,9 @@ impl Database {
                         let bytes: usize = found.iter().map(StringsReply::bytes).sum();
                         let less = |left: usize| Some(left.saturating_sub(bytes));
                         let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+                        if !collected.add(bytes) {
+                            return Err(too_much());
+                        }
                         replies.extend(found);
                     }
                     other => return Err(unexpected(&other)),

@@ -290,9 +290,7 @@ pub(super) async fn info(link: &Link, arguments: &[Bytes]) -> Value {
         let connected = server.connected.load(Ordering::Relaxed);
         format!("# Clients\r\nconnected_clients:{connected}\r\nmaxclients:{}\r\n", server.max_connections)
     });
-    tell("memory", &|| {
-        memory() + &format!("dogsled_held_for_clients:{}\r\n", server.held.load(Ordering::Relaxed))
-    });
+    tell("memory", &|| memory() + &format!("dogsled_held_for_clients:{}\r\n", server.held.bytes()));
     tell("stats", &|| {
         format!(
             "# Stats\r\ntotal_connections_received:{}\r\ntotal_commands_processed:{}\r\nrejected_connections:{}\r\n\

@@ -21,7 +21,7 @@ impl Figures for Shared {
             "Bytes held for Redis clients: of commands and replies under way, and of messages not taken yet.",
         );
         let hub = self.database.hub.figures();
-        held.add(vec![("what", "traffic".into())], self.held.load(Ordering::Relaxed) as u64);
+        held.add(vec![("what", "traffic".into())], self.held.bytes() as u64);
         held.add(vec![("what", "messages".into())], hub.waiting_bytes);
         let mut subscriptions = Family::gauge(
             "dogsled_redis_subscriptions",

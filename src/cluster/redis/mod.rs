@@ -71,6 +71,7 @@ mod figures;
 mod gather;
 mod glob;
 mod hashes;
+mod held;
 mod keys;
 mod link;
 mod locks;

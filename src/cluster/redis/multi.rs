@@ -16,11 +16,14 @@ use dogsled_storage::{Fence, TreeId};
 
 use super::connection::held;
 use super::database::{Data, MOST_IN_REPLY, TOO_MUCH, Watched};
+use super::held::Collected;
 use super::link::Link;
 use super::table::{Planned, Step};
 use super::whole::Whole;
 use super::{describe, slots};
 
+/// Replies that are no larger take no room that would have to be looked for.
+const SMALL: usize = 4 << 10;
 /// The most commands of a transaction.
 const MOST_QUEUED: usize = 64 << 10;
 
@@ -155,18 +158,18 @@ impl Queue {
         }
         let mut rest = self.steps;
         let mut values = Vec::with_capacity(rest.len());
-        let mut told = 0;
+        let told = link.server.held.collect();
         loop {
             let end = rest.iter().position(Queued::cuts).unwrap_or(rest.len());
             let later = rest.split_off(end);
-            match execute_part(link, rest, &mem::take(&mut watched), &mut values, &mut told).await {
+            match execute_part(link, rest, &mem::take(&mut watched), &mut values, &told).await {
                 Carried::Out => {}
                 Carried::Not => return Value::NullArray,
                 Carried::Refused(refused) => return refused,
             }
             let mut later = later.into_iter();
             let Some(cut) = later.next() else { return Value::Array(values) };
-            values.push(answer_step(link, cut, &mut told).await);
+            values.push(answer_step(link, cut, &told).await);
             rest = later.collect();
         }
     }
@@ -179,7 +182,7 @@ async fn execute_part(
     steps: Vec<Queued>,
     watched: &[Watched],
     values: &mut Vec<Value>,
-    told: &mut usize,
+    told: &Collected,
 ) -> Carried {
     let operations: Vec<_> =
         steps.iter().filter_map(Queued::data).flat_map(|data| data.operations.iter().cloned()).collect();
@@ -219,7 +222,10 @@ async fn execute_part(
             (None, Some(_), Some(refused)) => refused.clone(),
             (None, Some(data), None) => {
                 let own: Vec<_> = replies.by_ref().take(data.operations.len()).collect();
-                data.reply(&link.server.database, &own)
+                let value = data.reply(&link.server.database, &own);
+                // It has been done.
+                let _ = told.add(held(&value));
+                value
             }
             (None, None, _) => {
                 let before = link.protocol;
@@ -236,10 +242,10 @@ async fn execute_part(
 }
 
 /// Carries out what is not on keys, at its place in a transaction.
-async fn answer_step(link: &mut Link, queued: Queued, told: &mut usize) -> Value {
+async fn answer_step(link: &mut Link, queued: Queued, told: &Collected) -> Value {
     let value = match queued.step {
         Err(refused) => return refused,
-        Ok(Step::Link(..) | Step::Slots(_) | Step::Info(_)) if *told > MOST_IN_REPLY => {
+        Ok(Step::Link(..) | Step::Slots(_) | Step::Info(_)) if told.bytes() > MOST_IN_REPLY => {
             return Value::error(TOO_MUCH);
         }
         Ok(Step::Link(answer, arguments)) => answer(link, &arguments),
@@ -253,18 +259,26 @@ async fn answer_step(link: &mut Link, queued: Queued, told: &mut usize) -> Value
             unreachable!("refused when it was queued")
         }
     };
-    *told += held(&value);
-    value
+    bounded(value, told)
+}
+
+/// A reply within a transaction, if there is room for it beside what was told before. A small one always has: it may say
+/// that something was done.
+fn bounded(value: Value, told: &Collected) -> Value {
+    let bytes = held(&value);
+    match told.add(bytes) || bytes <= SMALL {
+        true => value,
+        false => Value::error(TOO_MUCH),
+    }
 }
 
 /// Answers what is of a whole database within a transaction, if not too much was told so before.
-async fn answer_whole(link: &Link, database: TreeId, whole: &Whole, told: &mut usize) -> Value {
-    if !whole.writes() && *told > MOST_IN_REPLY {
+async fn answer_whole(link: &Link, database: TreeId, whole: &Whole, told: &Collected) -> Value {
+    if !whole.writes() && told.bytes() > MOST_IN_REPLY {
         return Value::error(TOO_MUCH);
     }
     let value = link.server.database.whole(database.0, whole).await;
-    *told += held(&value);
-    value
+    bounded(value, told)
 }
 
 /// What was answered within a transaction before `HELLO` is written as it was to be then.

@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::config::Parameters;
 use super::connection;
 use super::database::Database;
+use super::held::Held;
 use super::slots::{Redirects, Topology};
 use crate::cluster::Client;
 use crate::cluster::core::Reach;
@@ -98,14 +99,13 @@ pub(super) struct Shared {
     pub(super) password: Option<String>,
     pub(super) max_connections: usize,
     pub(super) limits: RequestLimits,
-    pub(super) max_held_bytes: usize,
     pub(super) patience: Duration,
     pub(super) request_time: Duration,
     pub(super) begun: Instant,
     pub(super) database: Database,
     pub(super) topology: Arc<Topology>,
     pub(super) connected: AtomicUsize,
-    pub(super) held: AtomicUsize,
+    pub(super) held: Arc<Held>,
     /// How many commands have come, and how many connections were refused.
     pub(super) commands: AtomicU64,
     pub(super) rejected: AtomicU64,
@@ -183,6 +183,7 @@ impl RedisServer {
             Reach::Network(_) => None,
         };
         let parameters = Parameters::new(address, options.max_connections, options.max_held_bytes);
+        let held = Held::new(options.max_held_bytes);
         let (close, closing) = watch::channel(false);
         let shared = Arc::new(Shared {
             address,
@@ -194,14 +195,13 @@ impl RedisServer {
                 request_bytes: options.limits.request_bytes.min(options.max_held_bytes / 2),
                 ..options.limits
             },
-            max_held_bytes: options.max_held_bytes,
             patience: options.patience,
             request_time: options.request_time,
             begun: Instant::now(),
-            database: Database::new(client, parameters),
+            database: Database::new(client, parameters, Arc::clone(&held)),
             topology,
             connected: AtomicUsize::new(0),
-            held: AtomicUsize::new(0),
+            held,
             commands: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
             closing,

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::database::{Database, MOST_IN_REPLY, bulk, failed, too_much};
 use super::glob;
+use super::held::Collected;
 use super::table::{Asked, Planned, Step, integer, is_word, syntax_error};
 use super::tree_name;
 use crate::IVec;
@@ -187,7 +188,7 @@ impl Database {
     pub(super) async fn whole(&self, database: u32, asked: &Whole) -> Value {
         let tree = self.client.tree(tree_name(database));
         let answer = match asked {
-            Whole::Keys(pattern) => keys_of(&tree, pattern).await,
+            Whole::Keys(pattern) => keys_of(&tree, pattern, &self.held.collect()).await,
             Whole::Size => tree.len().await.map(|size| Value::Integer(size as i64)),
             Whole::RandomKey => random(&tree).await.map(|key| key.map_or(Value::Null, bulk)),
             Whole::Parameters(patterns) => self.parameters_of_all(patterns).await,
@@ -282,15 +283,15 @@ impl Database {
     }
 }
 
-async fn keys_of(tree: &Tree, pattern: &[u8]) -> Result<Value, Error> {
+async fn keys_of(tree: &Tree, pattern: &[u8], collected: &Collected) -> Result<Value, Error> {
     let prefix = glob::prefix(pattern);
     let mut entries: Entries = tree.scan_prefix(prefix).keys_only();
-    let (mut keys, mut bytes) = (Vec::new(), 0);
+    let mut keys = Vec::new();
     while let Some(entry) = entries.next().await {
         let (key, _) = entry?;
         if glob::matches(pattern, &key) {
-            bytes += key.len() + size_of::<Value>();
-            if bytes > MOST_IN_REPLY {
+            let has_room = collected.add(key.len() + size_of::<Value>());
+            if !has_room || collected.bytes() > MOST_IN_REPLY {
                 return Err(too_much());
             }
             keys.push(bulk(key));
