@@ -383,7 +383,9 @@ impl Driver<'_> {
         while let Some((header, body)) = self.reader.next_frame().map_err(wire_error)? {
             let result = match header.kind {
                 FrameKind::Reply => Ok(body),
-                FrameKind::Failed => Err(TransportError::Lost(String::from_utf8_lossy(&body).into_owned())),
+                FrameKind::Failed => {
+                    Err(TransportError::ReplyTooLarge(String::from_utf8_lossy(&body).into_owned()))
+                }
                 _ => return Err("the other side sent a frame that is no reply".to_owned()),
             };
             match self.in_flight.remove(header.id) {

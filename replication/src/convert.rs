@@ -74,7 +74,8 @@ pub(crate) fn convert(config: &NodeConfig, cluster: u128) -> Result<()> {
     }
     let engine = Engine::open(Options {
         cache_capacity: CACHE_BYTES,
-        background_threads: config.threads,
+        // Nothing else may commit: the last position is that of the state that is taken over.
+        background_threads: false,
         disk: Arc::clone(disk),
         ..Options::new(directory)
     })?;

@@ -151,6 +151,12 @@ impl Group {
 
     async fn start(&self) -> Result<(), String> {
         self.alone.forget();
+        // What openraft finds here it takes for durable, and says so to the leader that sends it again. In a process that
+        // has closed the group, or lost its replica, the last entries may be on their way to the disk still, or nobody may
+        // have waited for them.
+        let wal = Arc::clone(&self.slot.wal);
+        let synced = self.slot.blocking.run(move || wal.sync()).await.map_err(|error| error.to_string())?;
+        synced.map_err(|error| error.to_string())?;
         let machine = Machine::new(Arc::clone(&self.slot)).map_err(|error| error.to_string())?;
         // Before it has what it has to have it does not ask for votes either. Openraft elects whoever is the only voter of
         // the newest membership that it has, at once: one that gets its log again may come past such a membership.

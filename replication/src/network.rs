@@ -157,7 +157,9 @@ impl Connection {
             TransportError::TimedOut => {
                 RPCError::Timeout(Timeout { action, id: self.network.node.0, target: self.to.0, timeout })
             }
-            TransportError::Lost(_) => RPCError::Network(NetworkError::new(&error)),
+            TransportError::Lost(_) | TransportError::ReplyTooLarge(_) => {
+                RPCError::Network(NetworkError::new(&error))
+            }
             TransportError::Unreachable(_) | TransportError::TooLarge { .. } => {
                 RPCError::Unreachable(Unreachable::new(&error))
             }

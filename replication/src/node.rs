@@ -518,6 +518,9 @@ pub(crate) fn open_directory(config: &NodeConfig) -> Result<Opened> {
         segment_size: config.wal_segment_bytes,
         threads: config.threads,
         seed: config.seed,
+        // Whoever belongs to a cluster has voted, and said what it has: without its WAL it would vote again, and otherwise.
+        // The WAL may be a file system of its own, and not be mounted.
+        must_exist: file.cluster != 0,
         ..WalOptions::new(directory.join("wal"), file.database_id)
     };
     let wal = Arc::new(Wal::open(Arc::clone(disk), options)?);

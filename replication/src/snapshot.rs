@@ -135,6 +135,8 @@ struct Transfer {
     /// `None` once it was handed over. Whoever writes the next piece holds it; it is fair, so pieces
     /// are written in the order of arrival.
     installer: tokio::sync::Mutex<Option<ReplicaInstaller>>,
+    /// When a piece of it came last.
+    used: Mutex<Instant>,
 }
 
 /// A node's snapshots, in both directions; see the [module](self).
@@ -162,6 +164,30 @@ impl Snapshots {
         self.receiving.lock().retain(|group, _| is_among(*group));
     }
 
+    /// Gives up transfers of which nothing has come for a while, though the group has come as far by other means: what is
+    /// there of a snapshot takes as much of the disk as a replica. One that only comes slowly goes on.
+    pub(crate) async fn give_up_stale(&self, applied: impl Fn(u32) -> u64) {
+        let mut stale = Vec::new();
+        self.receiving.lock().retain(|group, transfer| {
+            let is_stale =
+                transfer.used.lock().elapsed() > KEEP + DEADLINE && applied(*group) >= transfer.name.position;
+            if is_stale {
+                stale.push(Arc::clone(transfer));
+            }
+            !is_stale
+        });
+        for transfer in stale {
+            // Unless a piece is being written, after all; then the next one begins anew, and makes room for that.
+            let Some(installer) = transfer.installer.try_lock().ok().and_then(|mut guard| guard.take())
+            else {
+                continue;
+            };
+            tracing::info!(position = transfer.name.position, "a snapshot that stopped coming was given up");
+            // What cannot be removed is when the next one begins, or the replica is opened.
+            let _ = self.blocking.run(move || installer.abandon()).await;
+        }
+    }
+
     /// Sends a snapshot to a follower, and returns when it has installed it.
     pub(crate) async fn send(
         &self,
@@ -177,7 +203,6 @@ impl Snapshots {
         let applied = snapshot.applied();
         let name = SnapshotName { vote, position: applied.position, note: applied.note.clone().into() };
         tracing::info!(group = network.group, to = to.0, position = name.position, "sending a snapshot");
-        let _sending = network.slot.send_held();
         tokio::select! {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
@@ -198,6 +223,8 @@ impl Snapshots {
         };
         let answer = |reply| take_answer(network, to, reply);
         let mut wanted = take_place(answer(ask(Kind::SnapshotBegin).await)?)?;
+        // From here on: one who does not answer keeps nothing here.
+        let _sending = network.slot.send_held();
         let mut refusals = 0;
         // What the follower should want after each piece on its way, and its answer to come.
         let mut under_way: VecDeque<(ChunkPosition, BoxFuture<'static, _>)> = VecDeque::new();
@@ -290,12 +317,14 @@ impl Snapshots {
         let installer = self.blocking.run(move || ReplicaInstaller::begin(&options)).await;
         let installer = installer.map_err(failed)?.map_err(failed)?;
         let place = place_answer(installer.position());
-        let transfer = Transfer { name, installer: tokio::sync::Mutex::new(Some(installer)) };
+        let installer = tokio::sync::Mutex::new(Some(installer));
+        let transfer = Transfer { name, installer, used: Mutex::new(Instant::now()) };
         self.receiving.lock().insert(group.id, Arc::new(transfer));
         Ok(place)
     }
 
     async fn piece(&self, transfer: Arc<Transfer>, bytes: Bytes) -> Result<Bytes, PeerError> {
+        *transfer.used.lock() = Instant::now();
         let mut guard = transfer.installer.lock().await;
         let Some(mut installer) = guard.take() else {
             return Err(PeerError::NoGroup("this snapshot has failed, or is complete".to_owned()));

@@ -325,11 +325,13 @@ impl ReplicaSlot {
     fn hold(&self) -> io::Result<ReplicaSnapshot> {
         let replica = self.open_replica()?;
         let mut held = self.held.lock();
-        let snapshot = match held.take() {
-            Some((snapshot, used)) if self.is_wanted(used) => snapshot,
-            _ => replica.snapshot(),
+        // That it is asked for does not make it wanted for longer: it is, again and again, for a follower that does not
+        // answer, and would keep the log from here on for as long as that.
+        let (snapshot, used) = match held.take() {
+            Some((snapshot, used)) if self.is_wanted(used) => (snapshot, used),
+            _ => (replica.snapshot(), Instant::now()),
         };
-        *held = Some((snapshot.clone(), Instant::now()));
+        *held = Some((snapshot.clone(), used));
         Ok(snapshot)
     }
 
@@ -563,7 +565,11 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointLooker {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use dogsled_storage::disk::{Disk, SimulatedDisk};
+    use dogsled_storage::wal::WalOptions;
+
     use super::*;
+    use crate::metrics::NodeMetrics;
 
     #[derive(Debug, Default)]
     struct Hand(AtomicU64);
@@ -587,6 +593,38 @@ mod tests {
         hand.0.store(5, Ordering::Relaxed);
         tokio::time::advance(Duration::from_millis(10)).await;
         assert_eq!(clock.stamp(3), 10_001_510);
+    }
+
+    /// Openraft asks for a snapshot again and again for a follower that it does not reach.
+    #[tokio::test(start_paused = true)]
+    async fn a_state_that_nobody_is_sent_is_not_held_for_long_however_often_it_is_asked_for() {
+        let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
+        let wal = WalOptions { threads: false, ..WalOptions::new("wal", 42) };
+        let wal = Arc::new(Wal::open(Arc::clone(&disk), wal).unwrap());
+        let options =
+            ReplicaOptions { background_threads: false, disk, ..ReplicaOptions::new("groups/1", 42) };
+        let clock: Arc<dyn Clock> = Arc::new(Hand::default());
+        let slot = ReplicaSlot::open(options, wal, Blocking::Inline, clock, NodeMetrics::default().group(1));
+        let slot = Arc::new(slot.unwrap());
+        let position = |slot: &ReplicaSlot| slot.hold().unwrap().applied().position;
+        assert_eq!(position(&slot), 0);
+        slot.open_replica().unwrap().skip(1, Some(b"note")).unwrap();
+        for _ in 0..29 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert_eq!(position(&slot), 0);
+        }
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(slot.held_position(), None);
+        assert_eq!(position(&slot), 1);
+        // While it is sent it stays, and for a while after that.
+        let sending = slot.send_held();
+        tokio::time::advance(KEEP * 3).await;
+        assert_eq!(slot.held_position(), Some(1));
+        drop(sending);
+        tokio::time::advance(KEEP / 2).await;
+        assert_eq!(slot.held_position(), Some(1));
+        tokio::time::advance(KEEP).await;
+        assert_eq!(slot.held_position(), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -41,6 +41,8 @@ pub enum TransportError {
     Lost(String),
     /// The deadline passed; it may have arrived, its outcome is unknown.
     TimedOut,
+    /// It arrived, and was done; but the answer is too long to be sent.
+    ReplyTooLarge(String),
     /// The body is over the transport's limit in bytes; nothing was sent.
     TooLarge {
         /// Bytes of the body.
@@ -55,6 +57,7 @@ impl std::fmt::Display for TransportError {
         match self {
             TransportError::Unreachable(why) => write!(f, "unreachable: {why}"),
             TransportError::Lost(why) => write!(f, "the connection was lost: {why}"),
+            TransportError::ReplyTooLarge(why) => f.write_str(why),
             TransportError::TimedOut => f.write_str("no answer before the deadline"),
             TransportError::TooLarge { length, limit } => {
                 write!(f, "a message of {length} bytes is over the limit of {limit}")

@@ -316,6 +316,17 @@ impl ReplicaInstaller {
         Ok(())
     }
 
+    /// Gives it up, and removes what has come.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. What is left then goes when the next one begins, or the replica is opened.
+    pub fn abandon(self) -> Result<()> {
+        let ReplicaInstaller { disk, directory, stage, .. } = self;
+        // Which holds the lock.
+        drop(stage);
+        remove_stale(&*disk, &directory)
+    }
+
     /// Puts the snapshot in place of what the replica was. The replica must be closed, and dropped,
     /// with all its snapshots; open it again afterwards.
     ///

@@ -156,7 +156,7 @@ impl ReplicaSnapshot {
     /// commit, where `note` came: for whoever makes a node of it.
     pub fn of_embedded(engine: &Engine, note: Vec<u8>) -> ReplicaSnapshot {
         let committer = engine.shared.commit.lock();
-        let mut snapshot = ReplicaSnapshot::new(engine.snapshot(), &committer);
+        let mut snapshot = ReplicaSnapshot::new(engine.snapshot_between(&committer), &committer);
         drop(committer);
         snapshot.applied = Applied { position: snapshot.applied.position + 1, note };
         snapshot.record.applied = snapshot.applied.position;

@@ -7,7 +7,7 @@ use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::lock::LockCommand;
 use dogsled_storage::replica::Replica;
-use dogsled_storage::{Clock, Command, Durability, TreeId, Write};
+use dogsled_storage::{Clock, Command, Durability, ExpiryCommand, TreeId, When, Write};
 
 use super::*;
 use crate::log_store::{LogOptions, LogStore};
@@ -55,6 +55,12 @@ fn fill(engine: &Engine) {
         if round == 1 {
             engine.checkpoint().unwrap();
         }
+    }
+    // One that is over already, and not removed, and one that stays.
+    for (key, after_ms) in [("brief", 1), ("long", 1 << 40)] {
+        let (tree, when) = (users, When::After(after_ms));
+        let insert = ExpiryCommand::Insert { tree, key: key.into(), value: "v".into(), when };
+        run(Command::Expiry(insert));
     }
     run(Command::Remove { tree: users, key: 3u64.to_be_bytes()[..].into() });
     engine.sync().unwrap();

@@ -82,6 +82,8 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
                 group.log.shrink();
             }
         }
+        let applied = |group| groups.get(&group).map_or(0, |group| group.slot.applied());
+        node.snapshots.give_up_stale(applied).await;
         let mut moves = 0;
         for group in groups.values() {
             node.checkpoint_without_threads(group);

@@ -74,6 +74,11 @@ fn on_its_own(
     async move { task.await.unwrap_or_else(|_| lost("the node is stopping".to_owned())) }.boxed()
 }
 
+/// Whether an encoded request only reads.
+fn is_read(body: &Bytes) -> bool {
+    matches!(ClientRequest::decode(body.clone()), Ok(ClientRequest::Read { .. }))
+}
+
 /// The refusal of one who does not lead, or has no replica, if that is what the reply is.
 fn not_leader(reply: &Bytes) -> Option<ClusterError> {
     // Kind 5 is an error: nothing else is worth decoding.
@@ -271,11 +276,11 @@ impl Inner {
             {
                 return Err(refusal);
             }
+            let goes_on = request.is_administrative() || is_internal(&request);
             let serve = Arc::clone(self).serve(request, body, true);
-            return Ok(begun(async move {
-                let reply = serve.await;
-                encode_forwarded(&reply)
-            }));
+            let serve = async move { encode_forwarded(&serve.await) };
+            // What is done in several steps goes on if whoever asks is gone: a group could stay closed half-way.
+            return Ok(if goes_on { on_its_own(serve, failed) } else { begun(serve) });
         }
         if header.kind == Kind::Host {
             let host = take_host(take).map_err(malformed)?;
@@ -526,6 +531,9 @@ impl Inner {
                 }
                 Err(failed) => Err(ClusterError::OutcomeUnknown(failed.to_string())),
             },
+            Err(TransportError::ReplyTooLarge(why)) if is_read(&body) => {
+                Err(ClusterError::Invalid(format!("{why}; ask for less at a time")))
+            }
             Err(error @ (TransportError::Unreachable(_) | TransportError::TooLarge { .. })) => {
                 Err(ClusterError::Unavailable(format!("node {to}, which leads: {error}")))
             }

@@ -480,6 +480,27 @@ async fn a_directory_of_another_node_or_cluster_is_refused() {
     assert_eq!(cluster.get(1, 1, "a").await, None);
 }
 
+/// The WAL may be a file system of its own, which is not mounted. A node that began a new one would vote again in terms in
+/// which it has voted, and would not have what it has said that it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_does_not_start_without_the_log_that_it_had() {
+    let mut cluster = Cluster::made(1, 1, |_| {}).await;
+    cluster.put(1, "a", "1").await;
+    let config = cluster.config(1);
+    cluster.stop(1).await;
+    let (wal, aside) = (config.directory.join("wal"), config.directory.join("aside"));
+    std::fs::rename(&wal, &aside).unwrap();
+    // The second time there is a directory, and nothing in it.
+    for _ in 0..2 {
+        let refused = Node::start(config.clone(), cluster.network.transport(NodeId(1))).await.err().unwrap();
+        assert!(refused.to_string().contains("wal"), "{refused}");
+    }
+    std::fs::remove_dir_all(&wal).unwrap();
+    std::fs::rename(&aside, &wal).unwrap();
+    cluster.start(1).await;
+    assert_eq!(cluster.get(1, 1, "a").await.as_deref(), Some("1"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_that_goes_to_who_has_it_changes_nothing() {
     let mut cluster = Cluster::made(1, 1, |_| {}).await;

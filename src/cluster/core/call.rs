@@ -248,6 +248,11 @@ impl Core {
                         TransportError::TooLarge { .. } => {
                             return Err(give_up(perhaps, Error::Invalid(error.to_string()), &why));
                         }
+                        // It would be as long the next time.
+                        TransportError::ReplyTooLarge(why) => {
+                            let error = Error::Invalid(format!("{why}; ask for less at a time"));
+                            return Err(give_up(perhaps || repeat == Repeat::Numbered, error, &why));
+                        }
                         TransportError::Unreachable(_) => self.suspect(node),
                         TransportError::Lost(_) | TransportError::TimedOut => {
                             perhaps |= repeat == Repeat::Numbered;
