@@ -130,7 +130,7 @@ impl Session {
         self.0.id
     }
 
-    fn check(&self, tree: &Tree) -> Result<()> {
+    pub(crate) fn check(&self, tree: &Tree) -> Result<()> {
         if !Arc::ptr_eq(&self.0.database, &tree.database) {
             return Err(Error::Unsupported("a session owns keys of its own database only".to_owned()));
         }

@@ -67,7 +67,7 @@
 //!
 //! [Locks](Transaction::lock) may be taken, renewed and given back with the rest, but not waited for. What it writes
 //! through a tree [under a lock](super::Tree::under) is written while that is held, with all the rest, or none of it is;
-//! [`Transaction::holds_lock`] asks. Sessions' keys and numbered keys are written outside of transactions.
+//! [`Transaction::holds_lock`] asks.
 
 mod attempt;
 mod commit;
@@ -75,6 +75,7 @@ mod compare;
 mod error;
 mod locks;
 mod looking;
+mod owned;
 mod sets;
 
 use std::future::Future;

@@ -494,17 +494,7 @@ impl Tree {
         value: IVec,
         session: Option<&Session>,
     ) -> Result<IVec> {
-        // Only what has a whole tag, or all that is hashed, has it whatever follows.
-        let is_of_one = || TreeHash::of_stored(&self.stored_name()).0.part_of_prefix(prefix).is_some();
-        if !is_of_one() {
-            self.is_hashed_by_now(&self.stored_name()).await;
-        }
-        if !is_of_one() {
-            return Err(Error::Invalid(format!(
-                "the prefix \"{}\" has no {{tag}}, and its numbers are given by one partition",
-                prefix.escape_ascii()
-            )));
-        }
+        self.check_numbers(prefix).await?;
         let prefix = IVec::from(prefix);
         let tree = TreeId(0);
         let next = |session| OwnedCommand::InsertNext { tree, prefix: prefix.clone(), value, session };
@@ -516,5 +506,21 @@ impl Tree {
             Reply::Named { key } => Ok(key),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Refuses a prefix whose keys are of several partitions: only one can give them numbers.
+    pub(super) async fn check_numbers(&self, prefix: &[u8]) -> Result<()> {
+        // Only what has a whole tag, or all that is hashed, has it whatever follows.
+        let is_of_one = || TreeHash::of_stored(&self.stored_name()).0.part_of_prefix(prefix).is_some();
+        if !is_of_one() {
+            self.is_hashed_by_now(&self.stored_name()).await;
+        }
+        if !is_of_one() {
+            return Err(Error::Invalid(format!(
+                "the prefix \"{}\" has no {{tag}}, and its numbers are given by one partition",
+                prefix.escape_ascii()
+            )));
+        }
+        Ok(())
     }
 }

@@ -18,7 +18,9 @@ use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::evaluate::{self, Context, Effect, Entry, Versioned, View};
 use dogsled_storage::expiry::{self, ExpiryCommand};
 use dogsled_storage::lock::PENDING_SEQUENCE;
-use dogsled_storage::{Command, Error as StorageError, Reply, Result as StorageResult, TreeId, Write};
+use dogsled_storage::{
+    Command, Error as StorageError, OwnedCommand, Reply, Result as StorageResult, TreeId, Write, owned,
+};
 use dogsled_storage::{Durability, Fence, Snapshot};
 
 use super::UnabortableTransactionResult;
@@ -42,6 +44,8 @@ pub(super) struct State {
     ranges: Vec<RangeTrack>,
     /// Locks that must be held for the commit.
     fences: Vec<Fence>,
+    /// Keys that a session owns by this transaction, and where that is written down.
+    owned: BTreeMap<(TreeId, IVec), IVec>,
 }
 
 struct TreeAccess {
@@ -110,16 +114,26 @@ impl Attempt {
     /// A plain write: the key has no time to live any more.
     pub(super) fn write(self: &Rc<Self>, tree: TreeId, key: IVec, value: Option<IVec>) -> StorageResult<()> {
         self.check_running()?;
-        // One that was there before is about another version. One of this transaction's own is not.
+        self.make_plain(tree, &key)?;
+        self.keep(tree, key, value);
+        Ok(())
+    }
+
+    /// What is written down of a key's time to live, or of its session, is about one version of it, so that of what was
+    /// there before says nothing of the one to come. That of this transaction's own would.
+    pub(super) fn make_plain(self: &Rc<Self>, tree: TreeId, key: &IVec) -> StorageResult<()> {
+        let listed = self.state.borrow_mut().owned.remove(&(tree, key.clone()));
+        if let Some(listed) = listed {
+            self.keep(TreeId::SESSIONS, listed, None);
+        }
         let has_own = self
             .state
             .borrow()
             .writes(TreeId::EXPIRY)
-            .is_some_and(|writes| matches!(writes.get(&expiry::record_key(tree, &key)), Some(Some(_))));
+            .is_some_and(|writes| matches!(writes.get(&expiry::record_key(tree, key)), Some(Some(_))));
         if has_own {
             self.apply(&Command::Expiry(ExpiryCommand::Clear { tree, key: key.clone() }))?;
         }
-        self.keep(tree, key, value);
         Ok(())
     }
 
@@ -188,6 +202,26 @@ impl Attempt {
         self.must_be_synced.set(true);
     }
 
+    /// Sets a key that dies with a session, or has a number, or both, within this transaction.
+    pub(super) fn write_owned(self: &Rc<Self>, command: OwnedCommand) -> UnabortableTransactionResult<Reply> {
+        let (tree, session) = match &command {
+            OwnedCommand::Insert { tree, key, session, .. } => {
+                self.make_plain(*tree, key).map_err(Error::from)?;
+                (*tree, Some(*session))
+            }
+            OwnedCommand::InsertNext { tree, session, .. } => (*tree, *session),
+            OwnedCommand::SetNext { .. } => unreachable!("only what is restored sets numbers"),
+        };
+        let key = command.prefix().clone();
+        let reply = self.evaluate(&Command::Owned(command))?;
+        if let Some(session) = session {
+            let key = if let Reply::Named { key } = &reply { key.clone() } else { key };
+            let listed = owned::owned_key(session, tree, &key);
+            self.state.borrow_mut().owned.insert((tree, key), listed);
+        }
+        Ok(reply)
+    }
+
     /// Evaluates the command of a counter, a lock or a time to live within this transaction.
     pub(super) fn evaluate(self: &Rc<Self>, command: &Command) -> UnabortableTransactionResult<Reply> {
         let reply = self.check_running().and_then(|()| {
@@ -206,7 +240,7 @@ impl Attempt {
             match effect {
                 Effect::Put { tree, key, value, .. } => self.keep(tree, key, Some(value)),
                 Effect::Remove { tree, key } => self.keep(tree, key, None),
-                other => unreachable!("a counter, a lock or a time to live came to {other:?}"),
+                other => unreachable!("a command within a transaction came to {other:?}"),
             }
         }
         Ok(outcome.reply)
@@ -222,7 +256,7 @@ impl Attempt {
 
     /// Ends the attempt and applies its writes, if all that it read is still so.
     pub(super) fn commit(&self, durability: Option<Durability>) -> Result<Committed, StorageError> {
-        let State { trees, ranges, fences } = self.end();
+        let State { trees, ranges, fences, .. } = self.end();
         let engine = &self.database.engine;
         let durability = match durability {
             _ if self.must_be_synced.get() => Durability::Synced,

@@ -7,13 +7,13 @@ use std::time::Duration;
 use dogsled_storage::counter::{CounterCommand, CounterReply};
 use dogsled_storage::expiry::{ExpiryCommand, ExpiryReply, SetIf, When};
 use dogsled_storage::lock::{FencingToken, LockCommand, LockReply};
-use dogsled_storage::{Command, Reply};
+use dogsled_storage::{Command, OwnedCommand, Reply, SessionId};
 
 use super::attempt::Attempt;
 use super::{TransactionalTree, UnabortableTransactionResult};
 use crate::counter::{OutOfBounds, overflow};
 use crate::lock::milliseconds;
-use crate::{Error, IVec, Ttl};
+use crate::{Error, IVec, Session, Ttl};
 
 /// An atomic counter as a part of a transaction; see [`Counter`](crate::Counter).
 ///
@@ -305,6 +305,9 @@ impl Attempt {
 /// ```
 impl TransactionalTree {
     fn expiry(&self, command: ExpiryCommand) -> UnabortableTransactionResult<Reply> {
+        if let ExpiryCommand::Insert { tree, key, .. } | ExpiryCommand::Set { tree, key, .. } = &command {
+            self.make_plain(*tree, key)?;
+        }
         self.evaluate_on_tree(&Command::Expiry(command))
     }
 
@@ -365,5 +368,90 @@ impl TransactionalTree {
                 other => unreachable!("a time to live was answered with {other:?}"),
             };
         Ok(crate::ttl::left(at_ms, self.began_ms()))
+    }
+}
+
+/// Keys of [sessions](crate::Session), and numbered keys.
+///
+/// ```
+/// # fn main() -> dogsled::transaction::TransactionResult<()> {
+/// # let db = dogsled::Config::new().temporary(true).open()?;
+/// use std::time::Duration;
+/// let session = db.session(Duration::from_secs(30))?;
+/// let job = db.transaction(|db| {
+///     db.insert_with_session(&session, "worker 7", "here")?;
+///     Ok(db.insert_next("job:", "resize 7")?)
+/// })?;
+/// assert_eq!(job, "job:00000000000000000000");
+/// session.close()?;
+/// assert_eq!(db.get("worker 7")?, None);
+/// assert_eq!(db.get(&job)?.unwrap(), "resize 7");
+/// # Ok(()) }
+/// ```
+impl TransactionalTree {
+    /// Sets a key that dies with a session; the value before. A plain write of the key makes it one like any other.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the session has ended or is of another database, and those of reading.
+    pub fn insert_with_session<K, V>(
+        &self,
+        session: &Session,
+        key: K,
+        value: V,
+    ) -> UnabortableTransactionResult<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let (tree, key, value) = (self.id(), IVec::from(key.as_ref()), value.into());
+        let insert = OwnedCommand::Insert { tree, key, value, session: self.check_session(session)? };
+        match self.owned(insert)? {
+            Reply::Previous(previous) => Ok(previous),
+            other => unreachable!("an insert was answered with {other:?}"),
+        }
+    }
+
+    /// Sets a new key: the prefix and its next number, as [`Tree::insert_next`](crate::Tree::insert_next) does; the key.
+    /// Two transactions that give numbers of one prefix conflict.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn insert_next<P, V>(&self, prefix: P, value: V) -> UnabortableTransactionResult<IVec>
+    where
+        P: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        self.next_key(prefix.as_ref(), value.into(), None)
+    }
+
+    /// As [`TransactionalTree::insert_next`], of a key that dies with a session.
+    ///
+    /// # Errors
+    /// As [`TransactionalTree::insert_with_session`].
+    pub fn insert_next_with_session<P, V>(
+        &self,
+        session: &Session,
+        prefix: P,
+        value: V,
+    ) -> UnabortableTransactionResult<IVec>
+    where
+        P: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let session = self.check_session(session)?;
+        self.next_key(prefix.as_ref(), value.into(), Some(session))
+    }
+
+    fn next_key(
+        &self,
+        prefix: &[u8],
+        value: IVec,
+        session: Option<SessionId>,
+    ) -> UnabortableTransactionResult<IVec> {
+        let (tree, prefix) = (self.id(), IVec::from(prefix));
+        match self.owned(OwnedCommand::InsertNext { tree, prefix, value, session })? {
+            Reply::Named { key } => Ok(key),
+            other => unreachable!("a numbered insert was answered with {other:?}"),
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::{Bound, RangeBounds};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use dogsled_storage::{Command, Error as StorageError, Reply, TreeId};
+use dogsled_storage::{Command, Error as StorageError, OwnedCommand, Reply, SessionId, TreeId};
 
 use super::attempt::Attempt;
 use super::iter::MergedIter;
@@ -14,7 +14,7 @@ use super::{
     UnabortableTransactionResult,
 };
 use crate::tree::{CompareAndSwapError, owned_bounds, prefix_bounds};
-use crate::{Batch, Error, IVec, Result, Tree};
+use crate::{Batch, Error, IVec, Result, Session, Tree};
 
 /// A tree as seen by one run of a transaction: the state at its beginning, and its own writes.
 ///
@@ -45,6 +45,23 @@ impl TransactionalTree {
     pub(super) fn evaluate_on_tree(&self, command: &Command) -> UnabortableTransactionResult<Reply> {
         self.tree.check_writable().map_err(UnabortableTransactionError::Storage)?;
         self.attempt.evaluate(command)
+    }
+
+    /// Sets a key of this tree that dies with a session, or has a number.
+    pub(super) fn owned(&self, command: OwnedCommand) -> UnabortableTransactionResult<Reply> {
+        self.tree.check_writable().map_err(UnabortableTransactionError::Storage)?;
+        self.attempt.write_owned(command)
+    }
+
+    /// The id of a session that can own keys of this tree.
+    pub(super) fn check_session(&self, session: &Session) -> UnabortableTransactionResult<SessionId> {
+        session.check(&self.tree).map_err(UnabortableTransactionError::Storage)?;
+        Ok(session.id())
+    }
+
+    /// Takes from a key what this transaction has said of its session.
+    pub(super) fn make_plain(&self, tree: TreeId, key: &IVec) -> UnabortableTransactionResult<()> {
+        self.check(self.attempt.make_plain(tree, key))
     }
 
     /// The time at which the run began.

@@ -299,7 +299,7 @@ pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &C
             }
             let mut effects = effects_of_writes(view, writes)?;
             expiry::check_list(view, writes, expiries)?;
-            if !expiry::locks_hold(view, context, expiries)? {
+            if !expiry::demands_hold(view, context, expiries)? {
                 return Ok(Outcome::reply(Reply::Conflict));
             }
             expiry::extend(view, context, writes, expiries, &mut effects)?;

@@ -50,7 +50,9 @@
 //! transaction is committed, by the time of the log there. Where it was prepared before, that is the time at which it was
 //! prepared: what it was valid at, and no later than the commit. So a time to live that is counted from the commit does not
 //! grow when a participant hears of it late. Operations on strings and hashes are in that list as well
-//! ([`ExpiryCommand::Strings`]), and what is done to locks ([`ExpiryCommand::Lock`], [`ExpiryCommand::Held`]).
+//! ([`ExpiryCommand::Strings`]), what is done to locks ([`ExpiryCommand::Lock`], [`ExpiryCommand::Held`]), and keys of
+//! sessions and with numbers ([`ExpiryCommand::Owned`]). A time to live that was read is in it, too, to be the same still
+//! ([`ExpiryCommand::Lives`]): a change of it alone leaves the key's version as it is.
 //!
 //! The database's own trees have no times to live. Of [`TreeId::HASHES`] there are entries in the index that have no record: marks
 //! of [hashes](crate::hashes) whose fields are to be removed.
@@ -65,9 +67,11 @@ use bincode::{Decode, Encode};
 use crate::codec::Listed;
 use crate::command::{Command, Reply, TreeId, Write};
 use crate::evaluate::{self, Context, Effect, Effects, Outcome, Versioned, View};
+use crate::group::SessionId;
 use crate::hashes::sweep::{self, Sweep};
 use crate::hashes::{HashId, decode_owner, head};
 use crate::lock::{FencingToken, LockCommand};
+use crate::owned::{self, OwnedPart};
 use crate::strings::notices::Notices;
 use crate::strings::{self, StringAction, StringsOperation};
 use crate::{Error, IVec, Result, lock};
@@ -198,6 +202,30 @@ pub enum ExpiryCommand {
         /// The token of a grant.
         token: FencingToken,
     },
+    /// Does nothing, and is a conflict unless the key is there and expires then. Only as a part of a
+    /// [transaction](Command::Transact), which has read the key as well.
+    Lives {
+        /// Where.
+        tree: TreeId,
+        /// Which key.
+        key: IVec,
+        /// When it expires; `None`: never.
+        at_ms: Option<u64>,
+    },
+    /// Sets a key that dies with a session, or is numbered, or both; see [`crate::owned`]. Only as a part of a
+    /// [transaction](Command::Transact), which is a conflict if somebody has had the number by then.
+    Owned {
+        /// Where.
+        tree: TreeId,
+        /// Which key; of one that is numbered, the prefix and the number in twenty digits.
+        key: IVec,
+        /// Its new value.
+        value: IVec,
+        /// Whose it is.
+        session: Option<SessionId>,
+        /// Whether the key ends with a number that its prefix has not given yet.
+        is_numbered: bool,
+    },
 }
 
 /// What the caller of an [`ExpiryCommand`] is told.
@@ -223,7 +251,9 @@ impl ExpiryCommand {
             | ExpiryCommand::Clear { key, .. }
             | ExpiryCommand::Get { key, .. }
             | ExpiryCommand::Strings { key, .. }
-            | ExpiryCommand::Held { key, .. } => key,
+            | ExpiryCommand::Held { key, .. }
+            | ExpiryCommand::Lives { key, .. }
+            | ExpiryCommand::Owned { key, .. } => key,
             ExpiryCommand::Lock { command, .. } => command.name(),
         }
     }
@@ -238,12 +268,14 @@ impl ExpiryCommand {
             | ExpiryCommand::Get { tree, .. }
             | ExpiryCommand::Strings { tree, .. }
             | ExpiryCommand::Lock { tree, .. }
-            | ExpiryCommand::Held { tree, .. } => *tree,
+            | ExpiryCommand::Held { tree, .. }
+            | ExpiryCommand::Lives { tree, .. }
+            | ExpiryCommand::Owned { tree, .. } => *tree,
         }
     }
 
     /// The tree, to be replaced.
-    pub(crate) fn tree_mut(&mut self) -> &mut TreeId {
+    pub fn tree_mut(&mut self) -> &mut TreeId {
         match self {
             ExpiryCommand::Insert { tree, .. }
             | ExpiryCommand::Swap { tree, .. }
@@ -252,8 +284,15 @@ impl ExpiryCommand {
             | ExpiryCommand::Get { tree, .. }
             | ExpiryCommand::Strings { tree, .. }
             | ExpiryCommand::Lock { tree, .. }
-            | ExpiryCommand::Held { tree, .. } => tree,
+            | ExpiryCommand::Held { tree, .. }
+            | ExpiryCommand::Lives { tree, .. }
+            | ExpiryCommand::Owned { tree, .. } => tree,
         }
+    }
+
+    /// Whether it only demands something of what is there.
+    pub(crate) fn only_asks(&self) -> bool {
+        matches!(self, ExpiryCommand::Held { .. } | ExpiryCommand::Lives { .. })
     }
 
     /// What [`ExpiryCommand::Strings`] does to its key.
@@ -274,7 +313,9 @@ impl ExpiryCommand {
     /// The value to be set, if one is.
     pub fn value(&self) -> Option<&IVec> {
         match self {
-            ExpiryCommand::Insert { value, .. } | ExpiryCommand::Swap { new: value, .. } => Some(value),
+            ExpiryCommand::Insert { value, .. }
+            | ExpiryCommand::Swap { new: value, .. }
+            | ExpiryCommand::Owned { value, .. } => Some(value),
             _ => None,
         }
     }
@@ -461,17 +502,27 @@ pub(crate) fn extend(
     effects: &mut Effects,
 ) -> Result<()> {
     check_list(view, writes, expiries)?;
-    let mut operations = Vec::new();
+    let (mut operations, mut owned) = (Vec::new(), Vec::new());
     for command in expiries {
         match command {
             ExpiryCommand::Strings { .. } => operations.extend(command.operations()),
+            ExpiryCommand::Owned { tree, key, value, session, is_numbered } => {
+                owned.push(OwnedPart {
+                    tree: *tree,
+                    key,
+                    value,
+                    session: *session,
+                    is_numbered: *is_numbered,
+                });
+            }
             ExpiryCommand::Lock { command, .. } => {
                 effects.extend(lock::evaluate(view, context, command)?.effects);
             }
-            ExpiryCommand::Held { .. } => {}
+            ExpiryCommand::Held { .. } | ExpiryCommand::Lives { .. } => {}
             _ => effects.extend(evaluate(view, context, command)?.effects),
         }
     }
+    owned::effects_of_parts(view, &owned, effects)?;
     if !operations.is_empty() {
         // All in one list: the hashes that it makes get different ids. A quota is not for one of them, which would be left
         // out while all else is done: it is for all of the list, and after the vote for nothing any more.
@@ -480,16 +531,28 @@ pub(crate) fn extend(
     Ok(())
 }
 
-/// Whether all locks of a list are as it wants them: those that are to be held are, and what is done to others comes to
-/// what it is for.
+/// Whether all is as a list wants it: locks that are to be held are, and what is done to others comes to what it is for;
+/// keys have the time to live that was read; numbers are still to be had.
 ///
 /// # Errors
-/// Those of the locks' operations, and of reading the view.
-pub(crate) fn locks_hold(view: &impl View, context: &Context, expiries: &[ExpiryCommand]) -> Result<bool> {
+/// Those of the locks' operations; [`Error::InvalidRequest`] if a session that is to own a key is not open; those of
+/// reading the view.
+pub(crate) fn demands_hold(view: &impl View, context: &Context, expiries: &[ExpiryCommand]) -> Result<bool> {
     for command in expiries {
         let holds = match command {
             ExpiryCommand::Lock { command, .. } => lock::comes_to_it(view, context, command)?,
             ExpiryCommand::Held { key, token, .. } => lock::is_held(view, context.time_ms, key, *token)?,
+            ExpiryCommand::Lives { tree, key, at_ms } => match view.version(*tree, key)? {
+                Some(version) => {
+                    let record = view.get(TreeId::EXPIRY, &record_key(*tree, key))?;
+                    expires(record.as_ref(), version)? == *at_ms
+                }
+                None => false,
+            },
+            ExpiryCommand::Owned { tree, key, session, is_numbered, .. } => {
+                session.map_or(Ok(()), |session| owned::check_open(view, session))?;
+                !is_numbered || owned::is_to_be_had(view, *tree, key)?
+            }
             _ => true,
         };
         if !holds {
@@ -550,8 +613,14 @@ pub(crate) fn check_list(view: &impl View, writes: &[Write], expiries: &[ExpiryC
             ExpiryCommand::Lock { .. } => {
                 return refuse("a transaction takes, renews or gives back a lock, and does not wait for it");
             }
-            // Any number of tokens of a lock may be asked for.
-            ExpiryCommand::Held { .. } => continue,
+            // Any number of tokens of a lock may be asked for, and what was read may be written.
+            ExpiryCommand::Held { .. } | ExpiryCommand::Lives { .. } => continue,
+            ExpiryCommand::Owned { key, is_numbered: true, .. } if owned::number_of(key).is_none() => {
+                return refuse(
+                    "a numbered key does not end with a number of twenty digits that has a next one",
+                );
+            }
+            ExpiryCommand::Owned { .. } => {}
             ExpiryCommand::Strings { actions, .. } => {
                 let is_of_one_key = |action: &StringAction| {
                     !matches!(
@@ -672,7 +741,11 @@ pub(crate) fn evaluate(view: &impl View, context: &Context, command: &ExpiryComm
             Some(version) => ExpiryReply::Expires(expires(record, version)?),
             None => ExpiryReply::Absent,
         }),
-        ExpiryCommand::Strings { .. } | ExpiryCommand::Lock { .. } | ExpiryCommand::Held { .. } => {
+        ExpiryCommand::Strings { .. }
+        | ExpiryCommand::Lock { .. }
+        | ExpiryCommand::Held { .. }
+        | ExpiryCommand::Lives { .. }
+        | ExpiryCommand::Owned { .. } => {
             let what =
                 "operations on one key are a part of a transaction, or a command of their own".to_owned();
             return Err(Error::InvalidRequest(what));

@@ -406,6 +406,13 @@ pub enum GroupRead {
     },
     /// The trees that have quotas. Reply: [`GroupReadReply::Quotas`].
     Quotas,
+    /// The number that the next key of a prefix gets. Reply: [`GroupReadReply::NextNumber`].
+    NextNumber {
+        /// Where.
+        tree: IVec,
+        /// What the keys begin with.
+        prefix: IVec,
+    },
 }
 
 /// The answer to a [`GroupRead`].
@@ -478,4 +485,6 @@ pub enum GroupReadReply {
     },
     /// In the order of the trees' numbers.
     Quotas(Vec<TreeQuota>),
+    /// A number that no key of the prefix has had.
+    NextNumber(u64),
 }

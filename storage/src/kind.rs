@@ -133,6 +133,7 @@ kinds! {
         LockHolders = "lock_holders",
         SessionList = "session_list",
         QuotaList = "quota_list",
+        NextNumber = "next_number",
     }
 }
 
@@ -235,9 +236,12 @@ impl OperationKind {
             Command::Expiry(ExpiryCommand::Clear { .. }) => OperationKind::Persist,
             Command::Expiry(ExpiryCommand::Get { .. }) => OperationKind::Ttl,
             // Which are parts of transactions only.
-            Command::Expiry(ExpiryCommand::Lock { .. } | ExpiryCommand::Held { .. }) => {
-                OperationKind::Transaction
-            }
+            Command::Expiry(
+                ExpiryCommand::Lock { .. }
+                | ExpiryCommand::Held { .. }
+                | ExpiryCommand::Lives { .. }
+                | ExpiryCommand::Owned { .. },
+            ) => OperationKind::Transaction,
             Command::Owned(OwnedCommand::Insert { .. }) => OperationKind::SessionInsert,
             Command::Owned(OwnedCommand::InsertNext { .. }) => OperationKind::InsertNext,
             Command::Owned(OwnedCommand::SetNext { .. }) => OperationKind::SetNext,
@@ -381,7 +385,7 @@ impl<'a> Peek<'a> {
                 let expiry = [InsertWithTtl, CompareAndSwapWithTtl, Expire, Persist, Ttl];
                 return match self.number()? {
                     5 => self.strings_of_one_key(),
-                    6 | 7 => Some(Transaction),
+                    6..=9 => Some(Transaction),
                     other => of(&expiry, other),
                 };
             }
@@ -415,6 +419,7 @@ impl ReadKind {
             GroupRead::LockHolders { .. } => ReadKind::LockHolders,
             GroupRead::Sessions { .. } => ReadKind::SessionList,
             GroupRead::Quotas => ReadKind::QuotaList,
+            GroupRead::NextNumber { .. } => ReadKind::NextNumber,
         }
     }
 }

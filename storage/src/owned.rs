@@ -21,7 +21,7 @@
 //! | sessions | 4, session (16), tree (4), key | the version that the session owns (8); 0: the one written with this record |
 //! | sequences | tree (4), prefix | the number that comes next (8) |
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
 use bincode::{Decode, Encode};
@@ -109,7 +109,7 @@ pub(crate) fn damaged(what: &str) -> Error {
 }
 
 /// The key under which a session's key is listed.
-pub(crate) fn owned_key(session: SessionId, tree: TreeId, key: &[u8]) -> IVec {
+pub fn owned_key(session: SessionId, tree: TreeId, key: &[u8]) -> IVec {
     let mut bytes = Vec::with_capacity(21 + key.len());
     bytes.push(OWNED);
     bytes.extend_from_slice(&session.0.to_be_bytes());
@@ -174,12 +174,19 @@ pub(crate) fn remove_owned(view: &impl View, listed: IVec, effects: &mut Effects
     Ok(true)
 }
 
-fn own(view: &impl View, session: SessionId, tree: TreeId, key: &[u8], effects: &mut Effects) -> Result<()> {
-    if !session::is_live(view, session)? {
-        return Err(Error::InvalidRequest(format!(
-            "session {session}, which is to own a key, is not open here"
-        )));
+/// Refuses a session that is to own a key and has ended.
+pub(crate) fn check_open(view: &impl View, session: SessionId) -> Result<()> {
+    match session::is_live(view, session)? {
+        true => Ok(()),
+        false => {
+            let what = format!("session {session}, which is to own a key, is not open here");
+            Err(Error::InvalidRequest(what))
+        }
     }
+}
+
+/// What lists the key with the session that is to own it, in the same commit.
+fn own(view: &impl View, session: SessionId, tree: TreeId, key: &[u8], effects: &mut Effects) -> Result<()> {
     let listed = owned_key(session, tree, key);
     let fresh = Some(view.version(TreeId::SESSIONS, &listed)?.is_none());
     let value = IVec::from(0u64.to_be_bytes());
@@ -187,7 +194,8 @@ fn own(view: &impl View, session: SessionId, tree: TreeId, key: &[u8], effects: 
     Ok(())
 }
 
-fn numbered(prefix: &[u8], number: u64) -> IVec {
+/// The key that a prefix and a number make.
+pub fn numbered_key(prefix: &[u8], number: u64) -> IVec {
     IVec::from([prefix, format!("{number:0DIGITS$}").as_bytes()].concat())
 }
 
@@ -203,10 +211,100 @@ fn unused(view: &impl View, tree: TreeId, prefix: &[u8]) -> Result<u64> {
     });
     // Of those that were not the last, for something else comes behind them, none is overwritten either.
     let mut next = number.map_or(0, |number| number.saturating_add(1));
-    while next < u64::MAX && view.version(tree, &numbered(prefix, next))?.is_some() {
+    while next < u64::MAX && view.version(tree, &numbered_key(prefix, next))?.is_some() {
         next += 1;
     }
     Ok(next)
+}
+
+/// Refuses a prefix that leaves no room for a number.
+pub(crate) fn check_prefix(prefix: &[u8]) -> Result<()> {
+    let limit = MAX_KEY_LENGTH - DIGITS;
+    if prefix.len() > limit {
+        let what = format!("a prefix of {} bytes is over the limit of {limit}", prefix.len());
+        return Err(Error::InvalidRequest(what));
+    }
+    Ok(())
+}
+
+fn sequence_key(tree: TreeId, prefix: &[u8]) -> IVec {
+    IVec::from([&tree.0.to_be_bytes()[..], prefix].concat())
+}
+
+/// The number that the next key of a prefix gets, and whether one is written down.
+pub(crate) fn next_number(view: &impl View, tree: TreeId, prefix: &[u8]) -> Result<(u64, bool)> {
+    match view.get(TreeId::SEQUENCES, &sequence_key(tree, prefix))? {
+        Some(stored) => {
+            let next = stored.value[..].try_into().map_err(|_| {
+                Error::corrupt("the tree of sequences", None, "a number that is not of 8 bytes")
+            })?;
+            Ok((u64::from_be_bytes(next), true))
+        }
+        None => Ok((unused(view, tree, prefix)?, false)),
+    }
+}
+
+fn put_next(tree: TreeId, prefix: &[u8], next: u64, is_stored: bool) -> Effect {
+    let (key, value) = (sequence_key(tree, prefix), IVec::from(next.to_be_bytes()));
+    Effect::Put { tree: TreeId::SEQUENCES, key, value, fresh: Some(!is_stored) }
+}
+
+/// The prefix and the number of a numbered key; `None` if it is none, or has the last number there is.
+pub fn number_of(key: &[u8]) -> Option<(&[u8], u64)> {
+    let (prefix, digits) = key.split_at_checked(key.len().checked_sub(DIGITS)?)?;
+    let number =
+        std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
+    let number = number.parse().ok().filter(|number| *number < u64::MAX)?;
+    Some((prefix, number))
+}
+
+/// Whether nobody has had the number of this key.
+pub(crate) fn is_to_be_had(view: &impl View, tree: TreeId, key: &[u8]) -> Result<bool> {
+    let Some((prefix, number)) = number_of(key) else { return Ok(false) };
+    Ok(number >= next_number(view, tree, prefix)?.0)
+}
+
+/// A key of a session or with a number that a transaction sets.
+pub(crate) struct OwnedPart<'a> {
+    pub(crate) tree: TreeId,
+    pub(crate) key: &'a IVec,
+    pub(crate) value: &'a IVec,
+    pub(crate) session: Option<SessionId>,
+    pub(crate) is_numbered: bool,
+}
+
+/// What such keys come to, of which it was [found](crate::expiry::demands_hold) that they can be set. If that was some time
+/// ago, the session of one may have ended since: then the key was there before, and has died with it.
+pub(crate) fn effects_of_parts(
+    view: &impl View,
+    parts: &[OwnedPart<'_>],
+    effects: &mut Effects,
+) -> Result<()> {
+    let mut numbers = BTreeMap::new();
+    for OwnedPart { tree, key, .. } in parts.iter().filter(|part| part.is_numbered) {
+        let (prefix, number) = number_of(key).expect("it was looked at before");
+        let after = numbers.entry((*tree, prefix)).or_insert(0);
+        *after = number.saturating_add(1).max(*after);
+    }
+    for ((tree, prefix), after) in numbers {
+        let (next, is_stored) = next_number(view, tree, prefix)?;
+        effects.push(put_next(tree, prefix, after.max(next), is_stored));
+    }
+    for OwnedPart { tree, key, value, session, .. } in parts {
+        let is_there = view.version(*tree, key)?.is_some();
+        if let Some(session) = *session {
+            if !session::is_live(view, session)? {
+                if is_there {
+                    effects.push(Effect::Remove { tree: *tree, key: (*key).clone() });
+                }
+                continue;
+            }
+            own(view, session, *tree, key, effects)?;
+        }
+        let (key, value) = ((*key).clone(), (*value).clone());
+        effects.push(Effect::Put { tree: *tree, key, value, fresh: Some(!is_there) });
+    }
+    Ok(())
 }
 
 /// Evaluates an operation on a session's or a numbered key.
@@ -216,6 +314,7 @@ pub(crate) fn evaluate(view: &impl View, command: &OwnedCommand) -> Result<Outco
         OwnedCommand::Insert { tree, key, value, session } => {
             require_tree(view, *tree)?;
             let previous = view.get(*tree, key)?;
+            check_open(view, *session)?;
             own(view, *session, *tree, key, &mut effects)?;
             let fresh = Some(previous.is_none());
             effects.push(Effect::Put { tree: *tree, key: key.clone(), value: value.clone(), fresh });
@@ -226,7 +325,7 @@ pub(crate) fn evaluate(view: &impl View, command: &OwnedCommand) -> Result<Outco
             if prefix.len() > MAX_KEY_LENGTH - DIGITS || next.len() != 8 {
                 return Err(Error::InvalidRequest("no prefix or no number of 8 bytes".to_owned()));
             }
-            let counted = IVec::from([&tree.0.to_be_bytes()[..], &prefix[..]].concat());
+            let counted = sequence_key(*tree, prefix);
             let stored = view.get(TreeId::SEQUENCES, &counted)?;
             // Big-endian numbers are ordered as their bytes are.
             if stored.as_ref().is_none_or(|stored| stored.value < *next) {
@@ -242,26 +341,15 @@ pub(crate) fn evaluate(view: &impl View, command: &OwnedCommand) -> Result<Outco
         }
         OwnedCommand::InsertNext { tree, prefix, value, session } => {
             require_tree(view, *tree)?;
-            if prefix.len() > MAX_KEY_LENGTH - DIGITS {
-                let limit = MAX_KEY_LENGTH - DIGITS;
-                let what = format!("a prefix of {} bytes is over the limit of {limit}", prefix.len());
-                return Err(Error::InvalidRequest(what));
-            }
-            let counted = IVec::from([&tree.0.to_be_bytes()[..], &prefix[..]].concat());
-            let stored = view.get(TreeId::SEQUENCES, &counted)?;
-            let next = match &stored {
-                Some(stored) => u64::from_be_bytes(stored.value[..].try_into().map_err(|_| {
-                    Error::corrupt("the tree of sequences", None, "a number that is not of 8 bytes")
-                })?),
-                None => unused(view, *tree, prefix)?,
-            };
-            let key = numbered(prefix, next);
+            check_prefix(prefix)?;
+            let (next, is_stored) = next_number(view, *tree, prefix)?;
+            let key = numbered_key(prefix, next);
             let after = next.checked_add(1).ok_or_else(|| {
                 Error::InvalidRequest("all 64 bits of numbers of this prefix are used up".to_owned())
             })?;
-            let (put, fresh) = (IVec::from(after.to_be_bytes()), Some(stored.is_none()));
-            effects.push(Effect::Put { tree: TreeId::SEQUENCES, key: counted, value: put, fresh });
+            effects.push(put_next(*tree, prefix, after, is_stored));
             if let Some(session) = session {
+                check_open(view, *session)?;
                 own(view, *session, *tree, &key, &mut effects)?;
             }
             // Somebody may have written it as a plain key.

@@ -11,6 +11,7 @@ use crate::engine::Committer;
 use crate::evaluate::{Context, Entry};
 use crate::expiry::LiveView;
 use crate::group::{GroupRead, GroupReadReply, MAX_PAGE_BYTES, MAX_READ_KEYS};
+use crate::owned::{self, check_prefix};
 use crate::replica::Replica;
 use crate::seal::seal_of;
 use crate::snapshot::Snapshot;
@@ -94,6 +95,7 @@ impl Replica {
             | GroupRead::Strings { .. }
             | GroupRead::Sessions { .. }
             | GroupRead::Quotas
+            | GroupRead::NextNumber { .. }
             | GroupRead::EarliestSessionExpiry => self.read_from(&self.moment(), read)?,
         })
     }
@@ -176,6 +178,14 @@ impl Replica {
                     entry.and_then(|(key, found)| quota::status_of(&key, &found.value))
                 };
                 GroupReadReply::Quotas(stored.map(status).collect::<Result<_>>()?)
+            }
+            GroupRead::NextNumber { tree, prefix } => {
+                check_prefix(prefix)?;
+                let next = match find(snapshot.state(), tree)? {
+                    Some(id) => owned::next_number(&view(snapshot, &Ends::default()), id, prefix)?.0,
+                    None => 0,
+                };
+                GroupReadReply::NextNumber(next)
             }
             GroupRead::Sessions { after, limit } => {
                 let now_ms = moment.time_ms;

@@ -246,8 +246,10 @@ impl Replica {
                 against_read(tree, &operation.key)
             }),
             GroupRead::Counter { name } => transactions.against_read(TreeId::COUNTERS, name),
+            // Also by a transaction that only wants the lock to be held. If its lease were told to be over, that the
+            // transaction has come before this would be seen after it.
             GroupRead::LockHolder { name } | GroupRead::LockHolders { name } => {
-                transactions.against_read(TreeId::LOCKS, name)
+                transactions.against_write(TreeId::LOCKS, name)
             }
             GroupRead::Validate { trees, reads, ranges, .. } => {
                 let tree_id = |index: TreeId| trees.get(index.0 as usize).and_then(tree_id);
@@ -258,12 +260,13 @@ impl Replica {
                 };
                 reads.iter().find_map(key).or_else(|| ranges.iter().find_map(range))
             }
-            // Of a range, it depends on what the page shows. No transaction writes to the trees of locks.
+            // Of a range, it depends on what the page shows. A transaction does not wait in line for a lock.
             GroupRead::Range { .. }
             | GroupRead::Ticket { .. }
             | GroupRead::Trees
             | GroupRead::Sessions { .. }
             | GroupRead::Quotas
+            | GroupRead::NextNumber { .. }
             | GroupRead::EarliestSessionExpiry
             | GroupRead::Transactions => None,
         }
@@ -361,8 +364,20 @@ fn validate(
         (Some(since), Some(tree)) => committer.removals.none_after(since, tree),
         (Some(since), None) => committer.removals.none_dropped_after(since),
     };
+    // What is over, and not removed yet, is hidden, and has left no trace.
+    let beneath = since.filter(|_| snapshot.hides()).map(|since| (snapshot.with_expired(), since));
+    let came_and_ended = |tree: TreeId, key: &IVec, version: u64| -> Result<bool> {
+        let is_new = beneath.as_ref().is_some_and(|(_, since)| version > *since);
+        Ok(is_new && snapshot.get(tree, key)?.is_none())
+    };
     for read in reads {
         let tree = tree_id(read.tree)?;
+        if let (0, Some((beneath, _)), Some(tree)) = (read.version, &beneath, tree)
+            && let Some(found) = beneath.get(tree, &read.key)?
+            && came_and_ended(tree, &read.key, found.version)?
+        {
+            return Ok(false);
+        }
         let version = match tree {
             Some(tree) => snapshot.get(tree, &read.key)?.map_or(0, |found| found.version),
             None => 0,
@@ -386,6 +401,15 @@ fn validate(
         }
         if count != range.count || fingerprint.finish() != range.fingerprint || !steady(tree) {
             return Ok(false);
+        }
+        if let (Some((beneath, _)), Some(tree)) = (&beneath, tree) {
+            let (low, high) = bounds(range);
+            for entry in beneath.range(tree, low.map(IVec::from), high.map(IVec::from)) {
+                let (key, found) = entry?;
+                if came_and_ended(tree, &key, found.version)? {
+                    return Ok(false);
+                }
+            }
         }
     }
     Ok(true)

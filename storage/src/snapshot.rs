@@ -66,6 +66,11 @@ impl Snapshot {
         Snapshot { registration: Arc::clone(&self.registration), hide_ms: None }
     }
 
+    /// Whether there may be keys that have expired, are not removed yet, and are not shown.
+    pub(crate) fn hides(&self) -> bool {
+        self.hide_ms.is_some()
+    }
+
     /// The last commit that it sees.
     pub fn sequence(&self) -> u64 {
         self.registration.sequence

@@ -129,12 +129,12 @@ fn store(writes: &[Write]) -> bool {
 
 fn prolong(expiries: &[ExpiryCommand]) -> bool {
     expiries.iter().any(|expiry| match expiry {
-        ExpiryCommand::Insert { .. } | ExpiryCommand::Swap { .. } => true,
+        ExpiryCommand::Insert { .. } | ExpiryCommand::Swap { .. } | ExpiryCommand::Owned { .. } => true,
         // A time to live is how many give space back, and a key has only one.
         ExpiryCommand::Set { .. } | ExpiryCommand::Clear { .. } | ExpiryCommand::Get { .. } => false,
         ExpiryCommand::Strings { actions, .. } => actions.0.iter().any(action_stores),
         ExpiryCommand::Lock { command, .. } => takes_lock(command),
-        ExpiryCommand::Held { .. } => false,
+        ExpiryCommand::Held { .. } | ExpiryCommand::Lives { .. } => false,
     })
 }
 

@@ -262,8 +262,11 @@ impl StringsReply {
 /// It is no setting: replicas that carry out the same entry have to agree.
 pub const MAX_STRING_LENGTH: usize = (16 << 20) - (512 << 10);
 
-/// The most bytes of values that operations which are carried out together are answered with.
+/// The most bytes of values that an operation is answered with.
 pub const MAX_TOLD: usize = MAX_VALUE_LENGTH;
+
+/// The most bytes of values that operations which are carried out together are answered with: what fits into a message.
+pub const MAX_TOLD_TOGETHER: usize = 16 << 20;
 
 /// Why an operation cannot be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]

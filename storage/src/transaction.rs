@@ -140,7 +140,7 @@ use bincode::{Decode, Encode};
 
 use crate::IVec;
 use crate::command::{KeyRead, RangeFingerprint, RangeRead, TreeId, Write};
-use crate::expiry::ExpiryCommand;
+use crate::expiry::{ExpiryCommand, record_key};
 
 pub(crate) use evaluate::{commit, forget, prepare, resolve, settle};
 pub(crate) use guard::Guarded;
@@ -188,15 +188,23 @@ impl Part {
     /// The keys that it writes, or whose time to live it changes, and the locks that it does something to.
     pub(crate) fn written(&self) -> impl Iterator<Item = (TreeId, &IVec)> {
         let writes = self.writes.iter().map(|write| (write.tree, &write.key));
-        // Whoever asks that a lock is held has read it.
-        let expiries = self.expiries.iter().filter(|expiry| !matches!(expiry, ExpiryCommand::Held { .. }));
+        // Whoever asks that a lock is held has read it; and so it is with a time to live.
+        let expiries = self.expiries.iter().filter(|expiry| !expiry.only_asks());
         writes.chain(expiries.map(|expiry| (expiry.tree(), expiry.key())))
+    }
+
+    /// What it has read, and locks against being written: keys, and the records of times to live.
+    pub(crate) fn read(&self) -> impl Iterator<Item = (TreeId, IVec)> {
+        let keys = self.reads.iter().map(|read| (read.tree, read.key.clone()));
+        keys.chain(self.expiries.iter().filter_map(|expiry| match expiry {
+            ExpiryCommand::Lives { tree, key, .. } => Some((TreeId::EXPIRY, record_key(*tree, key))),
+            _ => None,
+        }))
     }
 
     /// Whether it changes nothing.
     pub fn only_reads(&self) -> bool {
-        let asks = |expiry: &ExpiryCommand| matches!(expiry, ExpiryCommand::Held { .. });
-        self.writes.is_empty() && self.expiries.iter().all(asks)
+        self.writes.is_empty() && self.expiries.iter().all(ExpiryCommand::only_asks)
     }
 
     /// Whether it neither reads nor changes anything.

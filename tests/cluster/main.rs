@@ -14,5 +14,6 @@ mod reads;
 mod services;
 mod support;
 mod transactions;
+mod transactions_owned;
 mod watching;
 mod watching_together;

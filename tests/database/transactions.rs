@@ -561,3 +561,52 @@ fn times_to_live_are_part_of_a_transaction() {
     std::thread::sleep(Duration::from_millis(60));
     assert_eq!(db.get("short").unwrap(), None);
 }
+
+#[test]
+fn keys_of_sessions_and_numbers_come_to_be_with_all_the_rest_or_not_at_all() {
+    let db = open();
+    let session = db.session(Duration::from_secs(60)).unwrap();
+    let other = open().session(Duration::from_secs(60)).unwrap();
+    let begun = |fails: bool| -> TransactionResult<(IVec, IVec), &'static str> {
+        db.transaction(|tree| {
+            assert_eq!(tree.insert_with_session(&session, "worker", "here")?, None);
+            let first = tree.insert_next("job:", "one")?;
+            let second = tree.insert_next_with_session(&session, "job:", "two")?;
+            assert_eq!(tree.get(&second)?.unwrap(), "two");
+            // What is written plainly, or gets a time to live, dies with no session.
+            for key in ["plain", "brief", "owned"] {
+                tree.insert_with_session(&session, key, "owned")?;
+            }
+            tree.insert("plain", "plain")?;
+            tree.insert_with_ttl("brief", "brief", Duration::from_secs(60))?;
+            tree.insert_with_ttl("owned", "brief", Duration::from_secs(60))?;
+            tree.insert_with_session(&session, "owned", "owned")?;
+            assert_eq!(tree.ttl("owned")?, Ttl::Forever);
+            if fails {
+                return abort("never mind");
+            }
+            Ok((first, second))
+        })
+    };
+    assert!(matches!(begun(true), Err(TransactionError::Abort("never mind"))));
+    assert_eq!(db.get("worker").unwrap(), None);
+    let (first, second) = begun(false).unwrap();
+    assert_eq!(
+        (&first[..], &second[..]),
+        (&b"job:00000000000000000000"[..], &b"job:00000000000000000001"[..])
+    );
+    assert_eq!(db.insert_next("job:", "three").unwrap(), "job:00000000000000000002");
+    let foreign: TransactionResult<Option<IVec>> =
+        db.transaction(|tree| Ok(tree.insert_with_session(&other, "a", "b")?));
+    assert!(matches!(foreign, Err(TransactionError::Storage(Error::Unsupported(_)))), "{foreign:?}");
+    session.close().unwrap();
+    for key in [&b"worker"[..], b"owned", &second] {
+        assert_eq!(db.get(key).unwrap(), None, "{} has outlived its session", key.escape_ascii());
+    }
+    for key in [&b"plain"[..], b"brief", &first] {
+        assert!(db.get(key).unwrap().is_some(), "{}", key.escape_ascii());
+    }
+    let closed: TransactionResult<Option<IVec>> =
+        db.transaction(|tree| Ok(tree.insert_with_session(&session, "a", "b")?));
+    assert!(matches!(closed, Err(TransactionError::Storage(Error::Unsupported(_)))), "{closed:?}");
+}

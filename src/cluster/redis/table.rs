@@ -418,7 +418,8 @@ in it. `CLUSTER SLOTS` tells such a connection of replicas, so that `RedisCluste
 **Limits that Redis has not, or has larger.** Keys and fields: 64 KiB. Values: 16,252,928 bytes, as `CONFIG GET proto-max-bulk-len`
 tells: so many fit one command of a partition, which has 16 MiB, with their key. What would be longer is refused as Redis refuses it, and so is
 `MSET`, `HSET` or `EXEC` that brings more than 16 MiB for one partition. An argument of more than 17 MiB is a protocol error, and the connection is
-closed. A command, or all of a `MULTI`: 256 MiB together. A command: 1,048,576 arguments. `MULTI`: 65,536 commands. A
+closed. What `EXEC` answers with: 16 MiB of one partition, else it is refused and nothing is done. A command, or all of a `MULTI`: 256 MiB
+together. A command: 1,048,576 arguments. `MULTI`: 65,536 commands. A
 pipeline may be sent as a whole before its replies are read; of what is not answered yet, 64 MiB are taken, the rest when replies are read. `WATCH`: 16,384 keys. What one `MULTI` copies with `COPY`: 64 MiB; what its `APPEND` and `SETRANGE` write anew: 1 GiB.
 Patterns of `KEYS`, `SCAN` and `HSCAN`: 1 KiB. Channels: 4 KiB; patterns of `PSUBSCRIBE`: 256 bytes, 16 KiB together; a connection: 16,384
 subscriptions, whose names have 1 MiB together. `SCAN` and `HSCAN` look at 10,000 keys at a time, whatever `COUNT` says.

@@ -20,7 +20,8 @@ use crate::cluster::core::unexpected;
 use crate::cluster::{Client, Error, ReadFrom, Result, Tree};
 use crate::lock::milliseconds;
 use crate::tree::{owned_bounds, prefix_bounds};
-use crate::{Batch, IVec, OutOfBounds};
+use crate::ttl::left;
+use crate::{Batch, IVec, OutOfBounds, Ttl};
 
 /// The most entries of a page of a range.
 const PAGE_ENTRIES: u32 = 4096;
@@ -498,7 +499,8 @@ impl Transaction {
 /// # Ok(()) }
 /// ```
 ///
-/// How long a key has to live is not read within a transaction: [`Tree::ttl`] tells, outside of it.
+/// A key that [dies with a session](Transaction::insert_with_session), or [has a number](Transaction::insert_next), by this
+/// very transaction has no time to live.
 impl Transaction {
     /// Sets a key that expires after so long, without looking at what was there.
     ///
@@ -510,7 +512,10 @@ impl Transaction {
         V: Into<IVec>,
     {
         let (key, value, ttl_ms) = (IVec::from(key.as_ref()), value.into(), some_time(ttl)?);
-        self.with(|sets| access(sets, tree).write_for(key, value, ttl_ms))
+        self.with(|sets| {
+            let access = access(sets, tree);
+            check_free(access, &key).map(|()| access.write_for(key, value, ttl_ms))
+        })?
     }
 
     /// Sets a key that expires after so long; the value before, which is read for that.
@@ -542,9 +547,40 @@ impl Transaction {
         let is_there = self.contains_key(tree, key.as_ref()).await?;
         if is_there {
             let key = IVec::from(key.as_ref());
-            self.with(|sets| access(sets, tree).live_for(key, Time::After(ttl_ms)))?;
+            self.with(|sets| {
+                let access = access(sets, tree);
+                check_free(access, &key).map(|()| access.live_for(key, Time::After(ttl_ms)))
+            })??;
         }
         Ok(is_there)
+    }
+
+    /// How long a key has to live, which counts as read: somebody who changes that, and not the key, is noticed as well.
+    /// A transaction that asks this is committed by an entry of its own, though it writes nothing.
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub async fn ttl<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<Ttl> {
+        let (stored, key) = (tree.stored_name(), IVec::from(key.as_ref()));
+        if let Some(own) = self.with(|sets| sets.access(&stored).own_ttl(&key))? {
+            return Ok(own);
+        }
+        if self.read(&stored, key.clone()).await?.is_none() {
+            return Ok(Ttl::NoKey);
+        }
+        let core = self.client.core();
+        let group = core.group_in(&stored, &key, self.until).await?;
+        let read = GroupRead::Expires { tree: stored.clone(), key: key.clone() };
+        let answer = core.read(group, &read, ReadFrom::Leader, self.until).await?;
+        let GroupReadReply::Expires { at_ms, now_ms } = answer.reply else { return Err(unexpected(&answer)) };
+        self.with(|sets| {
+            sets.note_position(group, answer.position);
+            let access = sets.access(&stored);
+            // It is gone by now, which is found out when this is committed.
+            let Some(at_ms) = at_ms else { return Ttl::NoKey };
+            let at_ms = access.note_lives(&key, at_ms);
+            if access.persists(&key) { Ttl::Forever } else { left(Some(at_ms), now_ms) }
+        })
     }
 
     /// Takes the time to live from a key, if it is there and has one, so that it stays. Nothing is read for that.
@@ -558,8 +594,18 @@ impl Transaction {
 }
 
 /// What is to be written in a tree, under its locks.
-fn access<'a>(sets: &'a mut Sets, tree: &Tree) -> &'a mut Access {
+pub(super) fn access<'a>(sets: &'a mut Sets, tree: &Tree) -> &'a mut Access {
     sets.writing(&tree.stored_name(), tree.fences())
+}
+
+fn check_free(access: &Access, key: &IVec) -> Result<()> {
+    match access.is_owned(key) {
+        false => Ok(()),
+        true => Err(Error::Invalid(format!(
+            "the transaction gives the key \"{}\" a session or a number, and so no time to live",
+            key.escape_ascii()
+        ))),
+    }
 }
 
 fn some_time(ttl: Duration) -> Result<u64> {

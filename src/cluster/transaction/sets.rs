@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dogsled_replication::ring::TreeHash;
 use dogsled_storage::codec::Listed;
@@ -10,9 +11,11 @@ use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::lock::{FencingToken, LockCommand};
 use dogsled_storage::strings::StringAction;
 use dogsled_storage::transaction::coordinator::Share;
-use dogsled_storage::{ExpiryCommand, Fence, LOCKS_TREE_NAME, SetIf, TreeId, Versioned, When, Write};
+use dogsled_storage::{
+    ExpiryCommand, Fence, LOCKS_TREE_NAME, SessionId, SetIf, TreeId, Versioned, When, Write,
+};
 
-use crate::IVec;
+use crate::{IVec, Ttl};
 
 /// What was read and is to be written.
 #[derive(Default)]
@@ -78,6 +81,21 @@ pub(super) struct Access {
     times: BTreeMap<IVec, Time>,
     /// Of keys that were read and are written in no other way: what is done to them.
     pub(super) actions: BTreeMap<IVec, Vec<StringAction>>,
+    /// When keys that were read expire, of which that was asked.
+    lives: BTreeMap<IVec, Option<u64>>,
+    /// Of keys that are written: those that die with a session, or have a number.
+    owned: BTreeMap<IVec, Owned>,
+    /// The number that comes next, of prefixes of which it was asked.
+    next: BTreeMap<IVec, u64>,
+}
+
+/// What there is to a key that is written, beside its value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Owned {
+    /// With which it dies.
+    pub(super) session: Option<SessionId>,
+    /// Whether its prefix is to give it the number that it ends with.
+    pub(super) is_numbered: bool,
 }
 
 /// A time to live.
@@ -93,7 +111,55 @@ impl Access {
     /// A write without a time to live: the key has none any more.
     pub(super) fn write(&mut self, key: IVec, value: Option<IVec>) {
         self.times.remove(&key);
+        match self.owned.get_mut(&key) {
+            // The number is its own all the same.
+            Some(owned) if owned.is_numbered && value.is_some() => owned.session = None,
+            _ => drop(self.owned.remove(&key)),
+        }
         self.writes.insert(key, value);
+    }
+
+    pub(super) fn write_owned(&mut self, key: IVec, value: IVec, owned: Owned) {
+        // A key that has a number of this transaction's keeps it.
+        let is_numbered = owned.is_numbered || self.owned.get(&key).is_some_and(|before| before.is_numbered);
+        self.times.remove(&key);
+        self.owned.insert(key.clone(), Owned { is_numbered, ..owned });
+        self.writes.insert(key, Some(value));
+    }
+
+    /// Whether a key dies with a session, or has a number, by this transaction.
+    pub(super) fn is_owned(&self, key: &IVec) -> bool {
+        self.owned.contains_key(key)
+    }
+
+    /// How long a key has to live, as far as this transaction says so.
+    pub(super) fn own_ttl(&self, key: &IVec) -> Option<Ttl> {
+        match (self.times.get(key), self.writes.get(key)) {
+            (Some(Time::After(ms)), _) => Some(Ttl::In(Duration::from_millis(*ms))),
+            (_, Some(None)) => Some(Ttl::NoKey),
+            (_, Some(Some(_))) => Some(Ttl::Forever),
+            // Of a key that is not written it depends on whether it is there.
+            (_, None) => None,
+        }
+    }
+
+    /// Whether a key that is there is to have no time to live any more.
+    pub(super) fn persists(&self, key: &IVec) -> bool {
+        self.times.get(key) == Some(&Time::Forever)
+    }
+
+    /// Notes when a key expires; what was noted first.
+    pub(super) fn note_lives(&mut self, key: &IVec, at_ms: Option<u64>) -> Option<u64> {
+        *self.lives.entry(key.clone()).or_insert(at_ms)
+    }
+
+    /// The number that a prefix gives next, if it is known.
+    pub(super) fn next_number(&mut self, prefix: &IVec) -> Option<&mut u64> {
+        self.next.get_mut(prefix)
+    }
+
+    pub(super) fn note_next_number(&mut self, prefix: &IVec, number: u64) {
+        self.next.entry(prefix.clone()).or_insert(number);
     }
 
     pub(super) fn write_for(&mut self, key: IVec, value: IVec, ttl_ms: u64) {
@@ -177,7 +243,9 @@ impl Sets {
     /// Whether nothing is to be written.
     pub(super) fn only_reads(&self) -> bool {
         let only_reads = |access: &Access| {
-            access.writes.is_empty() && access.times.is_empty() && access.actions.is_empty()
+            let writes = access.writes.is_empty() && access.times.is_empty() && access.actions.is_empty();
+            // A time to live can only be looked at again where something is committed: no version tells of it.
+            writes && access.lives.is_empty()
         };
         self.locks.is_empty() && self.trees.values().all(only_reads)
     }
@@ -260,6 +328,13 @@ impl Sets {
             for (key, value) in &access.writes {
                 let (share, tree) = shares.of(group_in(name, key), name);
                 let (key, value) = (key.clone(), value.clone());
+                if let (Some(Owned { session, is_numbered }), Some(value)) =
+                    (access.owned.get(&key).copied(), &value)
+                {
+                    let value = value.clone();
+                    share.part.expiries.push(ExpiryCommand::Owned { tree, key, value, session, is_numbered });
+                    continue;
+                }
                 match (access.times.get(&key), value) {
                     (Some(Time::After(ms)), Some(value)) => {
                         let when = When::After(*ms);
@@ -275,6 +350,10 @@ impl Sets {
                     Time::After(ms) => ExpiryCommand::Set { tree, key, when: When::After(*ms), only },
                     Time::Forever => ExpiryCommand::Clear { tree, key },
                 });
+            }
+            for (key, at_ms) in &access.lives {
+                let (share, tree) = shares.of(group_in(name, key), name);
+                share.part.expiries.push(ExpiryCommand::Lives { tree, key: key.clone(), at_ms: *at_ms });
             }
             for (key, actions) in &access.actions {
                 let (share, tree) = shares.of(group_in(name, key), name);

@@ -158,6 +158,7 @@ pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
             13 => GroupRead::LockHolders { name: body.next()? },
             14 => GroupRead::Sessions { after: body.next()?, limit: body.next()? },
             15 => GroupRead::Quotas,
+            16 => GroupRead::NextNumber { tree: body.next()?, prefix: body.next()? },
             other => return Err(unknown("read", other)),
         })
     })
@@ -218,6 +219,7 @@ pub fn decode_group_read_reply(bytes: &[u8]) -> Result<GroupReadReply> {
                 led_ms: body.next()?,
             },
             15 => GroupReadReply::Quotas(body.list()?),
+            16 => GroupReadReply::NextNumber(body.next()?),
             other => return Err(unknown("answer", other)),
         })
     })

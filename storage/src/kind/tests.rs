@@ -60,6 +60,8 @@ fn expiries() -> Vec<ExpiryCommand> {
         ExpiryCommand::Strings { tree, key: key(), actions: Listed(actions()) },
         ExpiryCommand::Lock { tree, command: LockCommand::Expire { name: key() } },
         ExpiryCommand::Held { tree, key: key(), token: FencingToken(300) },
+        ExpiryCommand::Lives { tree, key: key(), at_ms: Some(300) },
+        ExpiryCommand::Owned { tree, key: key(), value: value(), session: None, is_numbered: true },
     ]
 }
 

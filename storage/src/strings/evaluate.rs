@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::MAX_TOLD;
 use super::notices::{Before, Notices};
 use super::{
     Carried, Slot, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply, apply,
 };
+use super::{MAX_TOLD, MAX_TOLD_TOGETHER};
 use crate::command::{KeyRead, Reply, TreeId};
 use crate::evaluate::{self, Context, Effect, Effects, Outcome, Versioned, View};
 use crate::expiry::{self, Ends};
@@ -48,14 +48,16 @@ pub(crate) fn evaluate(
 ) -> Result<Outcome> {
     let growth = Growth::new(view)?;
     let outcome = evaluate_judged(view, context, watched, operations, growth, true)?;
-    if let Reply::Strings(StringsReplies(replies)) = &outcome.reply
-        && replies.iter().map(StringsReply::bytes).sum::<usize>() > MAX_TOLD
-    {
+    if let Reply::Strings(StringsReplies(replies)) = &outcome.reply {
         // Before anybody tries to write them down; until here they share what is kept. Of a part nothing is told, and once
-        // it is prepared it must not be refused any more.
-        return Err(Error::InvalidRequest(format!(
-            "what is asked for takes more than {MAX_TOLD} bytes; ask for less at a time"
-        )));
+        // it is prepared it must not be refused any more. What several come to could not be told by another node: it would
+        // be done, and nobody would have what it has taken.
+        let most = if operations.len() > 1 { MAX_TOLD_TOGETHER } else { MAX_TOLD };
+        if replies.iter().map(StringsReply::bytes).sum::<usize>() > most {
+            return Err(Error::InvalidRequest(format!(
+                "what is asked for takes more than {most} bytes; ask for less at a time"
+            )));
+        }
     }
     Ok(outcome)
 }

@@ -27,7 +27,7 @@ fn answer(effects: Effects, answer: Answer) -> Result<Done> {
 }
 
 fn is_part_current(view: &impl View, context: &Context, part: &Part) -> Result<bool> {
-    let mut current = expiry::locks_hold(view, context, &part.expiries)?;
+    let mut current = expiry::demands_hold(view, context, &part.expiries)?;
     for read in &part.reads {
         current = current && is_current(view, read)?;
     }
@@ -63,7 +63,7 @@ fn examine(
 /// The answer to a part that could not be applied, whatever is there.
 fn refuse_expiries(view: &impl View, context: &Context, part: &Part) -> Result<Option<Done>> {
     let checked = expiry::check_list(view, &part.writes, &part.expiries);
-    match checked.and_then(|()| expiry::locks_hold(view, context, &part.expiries)) {
+    match checked.and_then(|()| expiry::demands_hold(view, context, &part.expiries)) {
         Ok(_) => Ok(None),
         Err(error) => Ok(Some((Effects::new(), Err(Refusal::of(error)?)))),
     }

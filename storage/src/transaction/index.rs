@@ -310,10 +310,10 @@ impl Transactions {
                 "{transaction} locks {key:?}, which {before:?} has locked"
             );
         }
-        for read in &part.reads {
-            let locks = self.trees.entry(read.tree).or_default();
-            if locks.writes.get(&read.key) != Some(&transaction) {
-                let readers = locks.reads.entry(read.key.clone()).or_default();
+        for (tree, key) in part.read() {
+            let locks = self.trees.entry(tree).or_default();
+            if locks.writes.get(&key) != Some(&transaction) {
+                let readers = locks.reads.entry(key).or_default();
                 if !readers.contains(&transaction) {
                     readers.push(transaction);
                 }
@@ -334,19 +334,19 @@ impl Transactions {
     fn release(&mut self, transaction: TransactionId) {
         let Some(prepared) = self.prepared.remove(&transaction) else { return };
         self.everything.remove(&transaction);
-        let Part { reads, ranges, .. } = &prepared.part;
+        let ranges = &prepared.part.ranges;
         for (tree, key) in prepared.part.written() {
             if let Some(locks) = self.trees.get_mut(&tree) {
                 locks.writes.remove(key);
             }
         }
-        for read in reads {
-            if let Some(locks) = self.trees.get_mut(&read.tree)
-                && let Some(readers) = locks.reads.get_mut(&read.key)
+        for (tree, key) in prepared.part.read() {
+            if let Some(locks) = self.trees.get_mut(&tree)
+                && let Some(readers) = locks.reads.get_mut(&key)
             {
                 readers.retain(|reader| *reader != transaction);
                 if readers.is_empty() {
-                    locks.reads.remove(&read.key);
+                    locks.reads.remove(&key);
                 }
             }
         }

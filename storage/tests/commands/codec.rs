@@ -157,6 +157,20 @@ fn commands_have_the_bytes_they_always_had() {
             b"\x01\x0e\x07\x10\x01l\x04",
         ),
         (
+            Command::Expiry(ExpiryCommand::Lives { tree, key: "k".into(), at_ms: Some(9) }),
+            b"\x01\x0e\x08\x10\x01k\x01\x09",
+        ),
+        (
+            Command::Expiry(ExpiryCommand::Owned {
+                tree,
+                key: "k".into(),
+                value: "v".into(),
+                session: Some(SessionId(3)),
+                is_numbered: true,
+            }),
+            b"\x01\x0e\x09\x10\x01k\x01v\x01\x03\x01",
+        ),
+        (
             Command::Owned(OwnedCommand::Insert {
                 tree,
                 key: "k".into(),

@@ -12,7 +12,7 @@ use dogsled_storage::lock::{self, FencingToken, LockCommand, LockReply, LockRequ
 use dogsled_storage::model::ModelState;
 use dogsled_storage::strings::{SetOnly, StringAction, StringsOperation};
 use dogsled_storage::{
-    Command, Context, Effect, Error, ExpiryCommand, IVec, Reply, SetIf, TreeId, When, Write,
+    Command, Context, Effect, Error, ExpiryCommand, IVec, Reply, SessionId, SetIf, TreeId, When, Write,
 };
 
 /// A state with the log it came from. Every command and every effect goes through its encoding.
@@ -397,7 +397,7 @@ impl Random {
                     1 => When::At(self.number()),
                     _ => When::Keep,
                 };
-                Command::Expiry(match self.below(8) {
+                Command::Expiry(match self.below(10) {
                     0 => ExpiryCommand::Insert { tree, key, value, when },
                     1 => ExpiryCommand::Swap { tree, key, old: self.option(Random::bytes), new: value, when },
                     2 => ExpiryCommand::Set { tree, key, when, only: SetIf::Later },
@@ -405,6 +405,11 @@ impl Random {
                     4 => ExpiryCommand::Get { tree, key },
                     5 => ExpiryCommand::Lock { tree, command: LockCommand::Release { name, owner, token } },
                     6 => ExpiryCommand::Held { tree, key, token },
+                    7 => ExpiryCommand::Lives { tree, key, at_ms: self.option(Random::number) },
+                    8 => {
+                        let session = self.option(|random| SessionId(random.number().into()));
+                        ExpiryCommand::Owned { tree, key, value, session, is_numbered: self.below(2) == 0 }
+                    }
                     _ => {
                         let actions = (0..self.below(4)).map(|_| self.strings_operation().action);
                         ExpiryCommand::Strings { tree, key, actions: Listed(actions.collect()) }

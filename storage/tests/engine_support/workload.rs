@@ -329,7 +329,15 @@ impl Workload {
                 1 => When::At(1_000 + self.random.below(3_000)),
                 _ => When::After(self.random.below(20) * 20),
             };
-            match self.random.below(5) {
+            match self.random.below(8) {
+                5 => ExpiryCommand::Lives { tree, key, at_ms: None },
+                6 | 7 => {
+                    let (is_numbered, value) = (self.random.one_in(2), self.value());
+                    let mut number = || format!("{:020}", self.random.below(30));
+                    let key =
+                        if is_numbered { [&b"n"[..], number().as_bytes()].concat().into() } else { key };
+                    ExpiryCommand::Owned { tree, key, value, session: None, is_numbered }
+                }
                 0 => ExpiryCommand::Clear { tree, key },
                 1 | 2 => ExpiryCommand::Set { tree, key, when, only: SetIf::Always },
                 _ => ExpiryCommand::Insert { tree, key, value: self.value(), when },

@@ -11,5 +11,6 @@ mod pins;
 mod session_locks;
 mod sessions;
 mod transaction_locks;
+mod transaction_owned;
 mod transactions;
 mod trees;

@@ -1,56 +1,22 @@
 //! Locks in transactions: what is done to them happens with all the rest or not at all, judged by the time of the log
 //! where it is committed.
 
-use std::sync::Arc;
-
-use dogsled_storage::codec::encode_group_command;
-use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::lock::{FencingToken, LockCommand, LockReply, LockRequest};
-use dogsled_storage::transaction::Prepare;
 use dogsled_storage::{
-    Answer, Command, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, Operation, Part, Refusal,
-    Replica, Reply, SessionId, SessionTag, TransactionId, TreeId, Vote, Write,
+    Command, ExpiryCommand, GroupRead, GroupReadReply, Part, Refusal, Reply, TreeId, Vote, Write,
 };
 
-use crate::replicas::{open_wal, options};
+use crate::replicas::group::Group;
 
 const TREE: TreeId = TreeId(0);
 /// Behind the tree of values in what commands here name.
 const LOCKS: TreeId = TreeId(1);
 
-struct Group {
-    replica: Arc<Replica>,
-    time_ms: u64,
-    sequence: u64,
+fn new() -> Group {
+    Group::new(&["t", "__dogsled__locks"])
 }
 
 impl Group {
-    fn new() -> Group {
-        let disk = SimulatedDisk::new(1);
-        let replica = Replica::open(options(&disk, 1), open_wal(&disk).unwrap()).unwrap();
-        let mut group = Group { replica, time_ms: 1_000, sequence: 0 };
-        group.apply(None, Operation::OpenSession { session: SessionId(1), lease_ms: 1 << 40 }).unwrap();
-        group
-    }
-
-    fn position(&self) -> u64 {
-        self.replica.applied().position
-    }
-
-    fn apply(&mut self, session: Option<SessionTag>, operation: Operation) -> Result<Answer, Refusal> {
-        let trees = vec!["t".into(), "__dogsled__locks".into()];
-        let command = GroupCommand { session, time_ms: self.time_ms, trees, operation };
-        let position = self.position() + 1;
-        self.replica.apply(position, None, &encode_group_command(&command).unwrap()).unwrap().result
-    }
-
-    fn command(&mut self, command: Command) -> Result<Reply, Refusal> {
-        match self.apply(None, Operation::Command(command))? {
-            Answer::Reply(reply) => Ok(reply),
-            other => panic!("{other:?}"),
-        }
-    }
-
     fn lock(&mut self, command: LockCommand) -> Result<LockReply, Refusal> {
         match self.command(Command::Lock(command))? {
             Reply::Lock(reply) => Ok(reply),
@@ -70,26 +36,9 @@ impl Group {
         self.command(Command::Transact { reads: vec![], ranges: vec![], writes: written(), expiries })
     }
 
-    fn prepare(&mut self, transaction: u128, expiries: Vec<ExpiryCommand>) -> Result<Vote, Refusal> {
-        self.sequence += 1;
-        let session = SessionTag { session: SessionId(1), slot: 0, sequence: self.sequence };
-        let prepare = Prepare {
-            transaction: TransactionId(transaction),
-            home: 2,
-            decide_by_ms: 9_000,
-            lease_ms: 10_000,
-            only_lock: false,
-            part: Part { writes: written(), expiries, ..Part::default() },
-        };
-        match self.apply(Some(session), Operation::Prepare(prepare))? {
-            Answer::Vote(vote) => Ok(vote),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn resolve(&mut self, transaction: u128, commit: bool) {
-        let resolve = Operation::Resolve { transaction: TransactionId(transaction), commit };
-        assert_eq!(self.apply(None, resolve), Ok(Answer::Done));
+    /// The same as a part of a transaction.
+    fn prepare_locks(&mut self, transaction: u128, expiries: Vec<ExpiryCommand>) -> Result<Vote, Refusal> {
+        self.prepare(transaction, Part { writes: written(), expiries, ..Part::default() })
     }
 
     /// Who holds a lock, under which token.
@@ -103,10 +52,7 @@ impl Group {
     }
 
     fn is_written(&self) -> bool {
-        match self.replica.read(&GroupRead::Get { tree: "t".into(), key: "key".into() }).unwrap() {
-            GroupReadReply::Value(found) => found.is_some(),
-            other => panic!("{other:?}"),
-        }
+        self.found("key").is_some()
     }
 }
 
@@ -132,7 +78,7 @@ fn held(name: &str, token: FencingToken) -> ExpiryCommand {
 
 #[test]
 fn a_lock_is_taken_and_given_back_with_all_that_is_written_or_nothing_is() {
-    let mut group = Group::new();
+    let mut group = new();
     assert_eq!(group.transact(vec![does(acquire("l", "ann", 500))]), Ok(Reply::Done));
     let token = FencingToken(group.position());
     assert_eq!(group.holder("l"), Some(("ann".to_owned(), token)), "the token is the position of the commit");
@@ -153,30 +99,30 @@ fn a_lock_is_taken_and_given_back_with_all_that_is_written_or_nothing_is() {
 
 #[test]
 fn a_lease_that_has_ended_where_the_transaction_is_committed_counts_for_nothing() {
-    let mut group = Group::new();
+    let mut group = new();
     let token = group.acquire("l", "ann");
     let renew = LockCommand::Renew { name: "l".into(), owner: "ann".into(), token, lease_ms: 800 };
     group.time_ms = 1_499;
     assert_eq!(group.transact(vec![held("l", token)]), Ok(Reply::Done));
     assert_eq!(group.transact(vec![does(renew.clone())]), Ok(Reply::Done));
     group.time_ms = 2_298;
-    assert_eq!(group.prepare(1, vec![held("l", token)]), Ok(Vote::Yes));
+    assert_eq!(group.prepare_locks(1, vec![held("l", token)]), Ok(Vote::Yes));
     group.resolve(1, false);
     group.time_ms = 2_299;
     for last in [held("l", token), does(renew), does(release("l", "ann", token))] {
         assert_eq!(group.transact(vec![last.clone()]), Ok(Reply::Conflict), "{last:?}");
-        assert_eq!(group.prepare(2, vec![last.clone()]), Ok(Vote::Conflict), "{last:?}");
+        assert_eq!(group.prepare_locks(2, vec![last.clone()]), Ok(Vote::Conflict), "{last:?}");
     }
     assert_eq!(group.transact(vec![does(acquire("l", "ben", 500))]), Ok(Reply::Done));
 }
 
 #[test]
 fn a_lock_that_is_to_be_taken_is_nobody_elses_until_that_is_decided() {
-    let mut group = Group::new();
-    assert_eq!(group.prepare(1, vec![does(acquire("l", "ann", 500))]), Ok(Vote::Yes));
+    let mut group = new();
+    assert_eq!(group.prepare_locks(1, vec![does(acquire("l", "ann", 500))]), Ok(Vote::Yes));
     assert!(group.holder("l").is_none(), "not yet");
     assert!(matches!(group.lock(acquire("l", "ben", 500)), Err(Refusal::Locked(_))));
-    assert!(matches!(group.prepare(2, vec![does(acquire("l", "ben", 500))]), Ok(Vote::Locked(_))));
+    assert!(matches!(group.prepare_locks(2, vec![does(acquire("l", "ben", 500))]), Ok(Vote::Locked(_))));
     assert!(matches!(group.transact(vec![does(acquire("l", "ben", 500))]), Err(Refusal::Locked(_))));
     // Another lock is nobody's business.
     group.acquire("m", "ben");
@@ -185,20 +131,20 @@ fn a_lock_that_is_to_be_taken_is_nobody_elses_until_that_is_decided() {
     assert_eq!(group.holder("l"), Some(("ann".to_owned(), token)), "later than any grant before");
 
     // What comes to nothing leaves it as it was.
-    assert_eq!(group.prepare(3, vec![does(release("l", "ann", token))]), Ok(Vote::Yes));
+    assert_eq!(group.prepare_locks(3, vec![does(release("l", "ann", token))]), Ok(Vote::Yes));
     group.resolve(3, false);
     assert_eq!(group.holder("l"), Some(("ann".to_owned(), token)));
 }
 
 #[test]
 fn whoever_waits_gets_the_lock_with_the_commit_that_gives_it_back() {
-    let mut group = Group::new();
+    let mut group = new();
     let token = group.acquire("l", "ann");
     let request = LockRequest { permits: 1, capacity: 1, lease_ms: 500, delay_ms: 0 };
     let wait = LockCommand::Acquire { name: "l".into(), owner: "ben".into(), request, wait_ms: 5_000 };
     assert!(matches!(group.lock(wait), Ok(LockReply::Waiting { .. })));
     assert_eq!(group.transact(vec![does(acquire("l", "cy", 500))]), Ok(Reply::Conflict), "ben was first");
-    assert_eq!(group.prepare(1, vec![does(release("l", "ann", token))]), Ok(Vote::Yes));
+    assert_eq!(group.prepare_locks(1, vec![does(release("l", "ann", token))]), Ok(Vote::Yes));
     assert_eq!(group.holder("l").unwrap().0, "ann");
     group.resolve(1, true);
     let (holder, next) = group.holder("l").unwrap();
@@ -208,7 +154,7 @@ fn whoever_waits_gets_the_lock_with_the_commit_that_gives_it_back() {
 
 #[test]
 fn what_no_transaction_can_do_to_a_lock_is_refused_before_anything_is_promised() {
-    let mut group = Group::new();
+    let mut group = new();
     let token = group.acquire("shared", "ann");
     group.lock(release("shared", "ann", token)).unwrap();
     let request = LockRequest { permits: 1, capacity: 3, lease_ms: 500, delay_ms: 0 };
@@ -224,7 +170,7 @@ fn what_no_transaction_can_do_to_a_lock_is_refused_before_anything_is_promised()
         ("twice", vec![does(acquire("l", "ann", 500)), does(acquire("l", "ann", 500))]),
     ] {
         assert!(matches!(group.transact(expiries.clone()), Err(Refusal::Invalid(_))), "{what}");
-        assert!(matches!(group.prepare(1, expiries), Err(Refusal::Invalid(_))), "{what}");
+        assert!(matches!(group.prepare_locks(1, expiries), Err(Refusal::Invalid(_))), "{what}");
     }
     assert!(!group.is_written());
     // By itself it is no command.

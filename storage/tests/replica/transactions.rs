@@ -4,87 +4,41 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use dogsled_storage::codec::encode_group_command;
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::compare::{Comparison, Condition};
 use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::lock::{LockCommand, LockRequest};
 use dogsled_storage::strings::{StringAction, StringsOperation};
-use dogsled_storage::transaction::{Commit, Prepare, Reason};
+use dogsled_storage::transaction::{Commit, Reason};
 use dogsled_storage::{
-    Answer, Command, Decision, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, IVec, Operation,
-    OwnedCommand, Part, Refusal, Replica, ReplicaInstaller, Reply, SessionId, SessionTag, SetIf, Settled,
-    TransactionId, TreeId, Vote, When, Write,
+    Answer, Command, Decision, ExpiryCommand, GroupRead, GroupReadReply, IVec, Operation, OwnedCommand, Part,
+    Refusal, Replica, ReplicaInstaller, Reply, SessionId, SessionTag, SetIf, Settled, TransactionId, TreeId,
+    Vote, When, Write,
 };
 
+use crate::replicas::group::Group;
 use crate::replicas::{open_wal, options, send};
 
 const TREE: TreeId = TreeId(0);
+const TREES: [&str; 2] = ["t", "__dogsled__counters"];
 
-/// One replica, and the numbers of one session.
-struct Group {
-    replica: Arc<Replica>,
-    time_ms: u64,
-    sequence: u64,
+/// One replica, whose prepared parts have short leases.
+fn new() -> Group {
+    Group { lease_ms: 100, ..Group::new(&TREES) }
+}
+
+fn of(replica: Arc<Replica>) -> Group {
+    Group { lease_ms: 100, ..Group::of(replica, &TREES) }
 }
 
 impl Group {
-    fn new() -> Group {
-        let disk = SimulatedDisk::new(1);
-        let replica = Replica::open(options(&disk, 1), open_wal(&disk).unwrap()).unwrap();
-        let mut group = Group { replica, time_ms: 1_000, sequence: 0 };
-        group.plain(Operation::OpenSession { session: SessionId(1), lease_ms: 1 << 40 }).unwrap();
-        group
-    }
-
-    fn apply(&mut self, session: Option<SessionTag>, operation: Operation) -> Result<Answer, Refusal> {
-        let trees = vec!["t".into(), "__dogsled__counters".into()];
-        let command = GroupCommand { session, time_ms: self.time_ms, trees, operation };
-        let position = self.replica.applied().position + 1;
-        self.replica.apply(position, None, &encode_group_command(&command).unwrap()).unwrap().result
-    }
-
-    fn plain(&mut self, operation: Operation) -> Result<Answer, Refusal> {
-        self.apply(None, operation)
-    }
-
-    fn command(&mut self, command: Command) -> Result<Answer, Refusal> {
-        self.plain(Operation::Command(command))
-    }
-
-    fn numbered(&mut self, operation: Operation) -> Result<Answer, Refusal> {
-        self.sequence += 1;
-        let tag = SessionTag { session: SessionId(1), slot: 0, sequence: self.sequence };
-        self.apply(Some(tag), operation)
-    }
-
-    fn put(&mut self, key: &str, value: &str) -> Result<Answer, Refusal> {
+    fn put(&mut self, key: &str, value: &str) -> Result<Reply, Refusal> {
         self.command(Command::Put { tree: TREE, key: key.into(), value: value.into() })
     }
 
-    fn prepare(&mut self, transaction: u128, part: Part) -> Vote {
-        match self.prepare_or_lock(transaction, part, false) {
-            Ok(Answer::Vote(vote)) => vote,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn prepare_or_lock(&mut self, transaction: u128, part: Part, only_lock: bool) -> Result<Answer, Refusal> {
-        self.numbered(Operation::Prepare(Prepare {
-            transaction: TransactionId(transaction),
-            home: 2,
-            decide_by_ms: 9_000,
-            lease_ms: 100,
-            only_lock,
-            part,
-        }))
-    }
-
-    fn resolve(&mut self, transaction: u128, commit: bool) {
-        let transaction = TransactionId(transaction);
-        let resolved = self.plain(Operation::Resolve { transaction, commit });
-        assert_eq!(resolved, Ok(Answer::Done));
+    fn vote(&mut self, transaction: u128, part: Part) -> Vote {
+        self.prepare(transaction, part).unwrap()
     }
 
     fn read(&self, read: &GroupRead) -> Option<GroupReadReply> {
@@ -100,13 +54,6 @@ impl Group {
     fn get(&self, key: &str) -> Option<Option<IVec>> {
         match self.read(&GroupRead::Get { tree: "t".into(), key: key.into() })? {
             GroupReadReply::Value(found) => Some(found.map(|found| found.value)),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn version(&self, key: &str) -> u64 {
-        match self.replica.read(&GroupRead::Get { tree: "t".into(), key: key.into() }).unwrap() {
-            GroupReadReply::Value(found) => found.map_or(0, |found| found.version),
             other => panic!("{other:?}"),
         }
     }
@@ -147,7 +94,7 @@ fn is_locked<T>(result: &Result<T, Refusal>) -> bool {
 
 #[test]
 fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else() {
-    let mut group = Group::new();
+    let mut group = new();
     for key in ["a", "b", "c", "m1", "z"] {
         group.put(key, "old").unwrap();
     }
@@ -157,7 +104,7 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
         writes: vec![write("b", Some("new")), write("c", None)],
         expiries: vec![],
     };
-    assert_eq!(group.prepare(1, part), Vote::Yes);
+    assert_eq!(group.vote(1, part), Vote::Yes);
 
     // Reads of what is written wait; of what was read they do not.
     assert_eq!(group.get("a").unwrap().unwrap(), "old");
@@ -230,7 +177,7 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
         let refused = group.command(command.clone());
         assert!(is_locked(&refused), "{command:?}: {refused:?}");
     }
-    let swapped = Ok(Answer::Reply(Reply::Swapped(Err(Some("old".into())))));
+    let swapped = Ok(Reply::Swapped(Err(Some("old".into()))));
     assert_eq!(group.command(swap("a")), swapped, "it only reads");
     group.put("z", "1").unwrap();
     group.put("n", "1").unwrap();
@@ -240,7 +187,7 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
         writes: vec![write("z", Some("2"))],
         expiries: vec![],
     };
-    assert_eq!(group.command(transact), Ok(Answer::Reply(Reply::Done)));
+    assert_eq!(group.command(transact), Ok(Reply::Done));
     let counter = Command::Counter(CounterCommand::Add { name: "b".into(), delta: 1 });
     assert!(group.command(counter).is_ok(), "another tree");
 
@@ -251,13 +198,13 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
     };
     let writes = |key: &str| Part { writes: vec![write(key, Some("2"))], ..Part::default() };
     let part = reads(&group, "a");
-    assert_eq!(group.prepare(2, part), Vote::Yes);
+    assert_eq!(group.vote(2, part), Vote::Yes);
     group.resolve(2, false);
     for part in [reads(&group, "b"), writes("a"), writes("b"), writes("m5")] {
-        assert!(matches!(group.prepare(3, part), Vote::Locked(lock) if lock.transaction == TransactionId(1)));
+        assert!(matches!(group.vote(3, part), Vote::Locked(lock) if lock.transaction == TransactionId(1)));
     }
     let late = Part { reads: vec![KeyRead { tree, key: "z".into(), version: 1 }], ..Part::default() };
-    assert_eq!(group.prepare(3, late), Vote::Conflict);
+    assert_eq!(group.vote(3, late), Vote::Conflict);
 
     group.resolve(1, true);
     assert_eq!(group.get("b").unwrap().unwrap(), "new");
@@ -273,9 +220,9 @@ fn a_prepared_part_keeps_off_all_that_would_not_be_serializable_and_nothing_else
 
 #[test]
 fn a_command_that_met_a_lock_is_carried_out_under_its_number_when_that_is_gone() {
-    let mut group = Group::new();
+    let mut group = new();
     let part = Part { writes: vec![write("a", Some("1"))], ..Part::default() };
-    assert_eq!(group.prepare(1, part), Vote::Yes);
+    assert_eq!(group.vote(1, part), Vote::Yes);
     let tag = SessionTag { session: SessionId(1), slot: 7, sequence: 0 };
     let insert = Operation::Command(Command::Insert { tree: TREE, key: "a".into(), value: "2".into() });
     assert!(is_locked(&group.apply(Some(tag), insert.clone())));
@@ -287,7 +234,7 @@ fn a_command_that_met_a_lock_is_carried_out_under_its_number_when_that_is_gone()
 
 #[test]
 fn home_decides_once() {
-    let mut group = Group::new();
+    let mut group = new();
     group.put("a", "0").unwrap();
     let commit = |transaction: u128, version: u64, decide_by_ms: u64| {
         Operation::Commit(Commit {
@@ -337,7 +284,7 @@ fn home_decides_once() {
 
 #[test]
 fn what_was_absent_is_valid_only_if_nothing_came_and_went() {
-    let mut group = Group::new();
+    let mut group = new();
     group.put("a", "1").unwrap();
     let since = group.replica.applied().position;
     let validate = |group: &Group, key: &str, since| {
@@ -358,13 +305,13 @@ fn what_was_absent_is_valid_only_if_nothing_came_and_went() {
     let since = group.replica.applied().position;
     assert!(validate(&group, "none", Some(since)));
     let part = Part { writes: vec![write("x", None)], ..Part::default() };
-    assert_eq!(group.prepare(1, part), Vote::Yes);
+    assert_eq!(group.vote(1, part), Vote::Yes);
     assert!(!validate(&group, "none", None), "perhaps it is committed already");
 }
 
 #[test]
 fn who_only_locks_is_given_what_is_there_and_keeps_writers_off_and_nobody_else() {
-    let mut group = Group::new();
+    let mut group = new();
     group.put("a", "1").unwrap();
     group.put("m1", "1").unwrap();
     // What was seen before does not matter.
@@ -383,7 +330,7 @@ fn who_only_locks_is_given_what_is_there_and_keeps_writers_off_and_nobody_else()
         ..Part::default()
     };
     let yes = Ok(Answer::Vote(Vote::Yes));
-    assert_eq!(group.prepare(1, part()), Vote::Conflict);
+    assert_eq!(group.vote(1, part()), Vote::Conflict);
     let writes = Part { writes: vec![write("a", None)], ..Part::default() };
     assert!(matches!(group.prepare_or_lock(2, writes, true), Err(Refusal::Invalid(_))));
     assert_eq!(group.prepare_or_lock(3, part(), true), yes);
@@ -393,7 +340,7 @@ fn who_only_locks_is_given_what_is_there_and_keeps_writers_off_and_nobody_else()
     for key in ["a", "absent", "m2"] {
         assert!(is_locked(&group.put(key, "2")), "{key}");
         let part = Part { writes: vec![write(key, None)], ..Part::default() };
-        assert!(matches!(group.prepare(5, part), Vote::Locked(_)), "{key}");
+        assert!(matches!(group.vote(5, part), Vote::Locked(_)), "{key}");
     }
     group.put("free", "2").unwrap();
 
@@ -422,12 +369,12 @@ fn who_only_locks_is_given_what_is_there_and_keeps_writers_off_and_nobody_else()
     // One that was there before writes, and nobody after it.
     for key in ["a", "absent", "m5"] {
         let part_of_writer = || Part { writes: vec![write(key, Some("3"))], ..Part::default() };
-        assert_eq!(group.prepare(6, part_of_writer()), Vote::Yes);
+        assert_eq!(group.vote(6, part_of_writer()), Vote::Yes);
         assert_eq!(group.prepare_or_lock(7, part(), true), yes, "{key}");
         assert!(group.get(key).is_none() && !look(&group, 7), "{key}");
         group.resolve(6, true);
         assert_eq!(group.get(key).unwrap().unwrap(), "3");
-        assert!(matches!(group.prepare(8, part_of_writer()), Vote::Locked(_)), "{key}");
+        assert!(matches!(group.vote(8, part_of_writer()), Vote::Locked(_)), "{key}");
         assert!(look(&group, 7), "{key}");
         group.resolve(7, false);
     }
@@ -446,7 +393,7 @@ impl Group {
 
 #[test]
 fn times_to_live_of_a_part_count_from_when_it_was_prepared_however_late_it_is_resolved() {
-    let mut group = Group::new();
+    let mut group = new();
     let put_for = |group: &mut Group, key: &str, ms| {
         group.command(Command::Expiry(insert(key, "old", When::After(ms)))).unwrap();
     };
@@ -469,10 +416,10 @@ fn times_to_live_of_a_part_count_from_when_it_was_prepared_however_late_it_is_re
             ExpiryCommand::Clear { tree: TREE, key: "stays".into() },
         ],
     };
-    assert_eq!(group.prepare(1, part()), Vote::Yes);
+    assert_eq!(group.vote(1, part()), Vote::Yes);
     // By now, of what was there, some would have expired; and it is not purged meanwhile.
     group.time_ms = 1_100;
-    let nothing = Ok(Answer::Reply(Reply::Settled { keys: 0, locks: 0, more: false }));
+    let nothing = Ok(Reply::Settled { keys: 0, locks: 0, more: false });
     assert_eq!(group.command(Command::SettleDue { limit: 100 }), nothing);
     assert!(is_locked(&group.command(Command::Expiry(insert("extended", "x", When::Keep)))));
     group.resolve(1, true);
@@ -508,14 +455,14 @@ fn times_to_live_of_a_part_count_from_when_it_was_prepared_however_late_it_is_re
     assert_eq!(group.numbered(commit), Ok(Answer::Decided(Decision::Committed)));
     assert_eq!(group.expires("fresh"), Some(Some(1_450)));
     let part = Part { expiries: vec![set("stays", When::After(1))], ..Part::default() };
-    assert_eq!(group.prepare(3, part), Vote::Yes);
+    assert_eq!(group.vote(3, part), Vote::Yes);
     group.resolve(3, false);
     assert_eq!(group.expires("stays"), Some(None));
 }
 
 #[test]
 fn a_part_that_could_not_be_applied_is_refused_before_anything_is_promised() {
-    let mut group = Group::new();
+    let mut group = new();
     group.put("k", "v").unwrap();
     let at = When::After(5);
     let of_counters = ExpiryCommand::Set { tree: TreeId(1), key: "c".into(), when: at, only: SetIf::Always };
@@ -551,14 +498,14 @@ fn what_is_prepared_survives_checkpoints_and_travels_in_snapshots() {
     let disk = SimulatedDisk::new(2);
     let wal = open_wal(&disk).unwrap();
     let replica = Replica::open(options(&disk, 1), Arc::clone(&wal)).unwrap();
-    let mut group = Group { replica, time_ms: 1_000, sequence: 0 };
+    let mut group = of(replica);
     group.plain(Operation::OpenSession { session: SessionId(1), lease_ms: 1 << 40 }).unwrap();
     let part = Part { writes: vec![write("a", Some("1")), write("gone", None)], ..Part::default() };
-    assert_eq!(group.prepare(1, part), Vote::Yes);
+    assert_eq!(group.vote(1, part), Vote::Yes);
     let settle = Operation::Settle { transaction: TransactionId(5), decide_by_ms: 2_000 };
     group.plain(settle).unwrap();
     group.replica.checkpoint().unwrap();
-    let Group { replica, time_ms, sequence } = group;
+    let Group { replica, .. } = group;
 
     let target = options(&disk, 2);
     let mut installer = ReplicaInstaller::begin(&target).unwrap();
@@ -567,7 +514,7 @@ fn what_is_prepared_survives_checkpoints_and_travels_in_snapshots() {
     drop(replica);
     for of in [options(&disk, 1), target] {
         let replica = Replica::open(of, Arc::clone(&wal)).unwrap();
-        let mut group = Group { replica, time_ms, sequence };
+        let mut group = self::of(replica);
         assert_eq!(group.replica.transaction_counts(), (1, 1));
         assert_eq!(group.replica.expired_transactions(1_099, None, 9), []);
         let expired = group.replica.expired_transactions(1_100, None, 9);
@@ -583,7 +530,7 @@ fn what_is_prepared_survives_checkpoints_and_travels_in_snapshots() {
 /// Who read the key when it was there comes before whoever sees its end, and may write something that is not to be seen yet.
 #[test]
 fn the_end_of_a_key_is_not_seen_before_who_read_it_earlier_has_decided() {
-    let mut group = Group::new();
+    let mut group = new();
     for key in ["k", "m"] {
         group.command(Command::Expiry(insert(key, "1", When::At(1_500)))).unwrap();
     }
@@ -633,9 +580,9 @@ fn the_end_of_a_key_is_not_seen_before_who_read_it_earlier_has_decided() {
         is_refused
     };
     let part = Part { reads: vec![of_key.clone()], ..Part::default() };
-    assert_eq!(group.prepare(1, part), Vote::Yes);
+    assert_eq!(group.vote(1, part), Vote::Yes);
     let part = Part { ranges: vec![group.range("l", "n")], ..Part::default() };
-    assert_eq!(group.prepare(2, part), Vote::Yes);
+    assert_eq!(group.vote(2, part), Vote::Yes);
     assert!(!hidden(&mut group, "other"));
     assert_eq!(group.get("k"), Some(Some("1".into())), "its time is not over");
 
@@ -646,12 +593,12 @@ fn the_end_of_a_key_is_not_seen_before_who_read_it_earlier_has_decided() {
     assert!(page(&group, "l", "lz").is_some() && page(&group, "a", "z").is_none());
     // Another transaction that has seen its end, too.
     let part = Part { reads: vec![absent("k")], ..Part::default() };
-    assert!(matches!(group.prepare(3, part.clone()), Vote::Locked(lock) if lock.transaction.0 == 1));
+    assert!(matches!(group.vote(3, part.clone()), Vote::Locked(lock) if lock.transaction.0 == 1));
     group.resolve(1, true);
     assert!(!hidden(&mut group, "k") && hidden(&mut group, "m"));
     assert_eq!(group.get("k"), Some(None));
     // Who comes now has seen its end, and keeps nobody off.
-    assert_eq!(group.prepare(4, part), Vote::Yes);
+    assert_eq!(group.vote(4, part), Vote::Yes);
     assert!(!hidden(&mut group, "k"));
     group.resolve(2, false);
     assert!(!hidden(&mut group, "m"));
@@ -659,16 +606,16 @@ fn the_end_of_a_key_is_not_seen_before_who_read_it_earlier_has_decided() {
 
 #[test]
 fn one_locked_key_does_not_stop_the_expiry_of_the_others() {
-    let mut group = Group::new();
+    let mut group = new();
     for key in ["a", "b"] {
         let when = When::After(500);
         let insert = ExpiryCommand::Insert { tree: TREE, key: key.into(), value: "1".into(), when };
         group.command(Command::Expiry(insert)).unwrap();
     }
     let part = Part { writes: vec![write("a", Some("2"))], ..Part::default() };
-    assert_eq!(group.prepare(1, part), Vote::Yes);
+    assert_eq!(group.vote(1, part), Vote::Yes);
     group.time_ms = 2_000;
-    let settled = |keys| Ok(Answer::Reply(Reply::Settled { keys, locks: 0, more: false }));
+    let settled = |keys| Ok(Reply::Settled { keys, locks: 0, more: false });
     assert_eq!(group.command(Command::SettleDue { limit: 100 }), settled(1));
     assert_eq!(group.command(Command::SettleDue { limit: 100 }), settled(0));
     assert_eq!(
@@ -683,7 +630,7 @@ fn one_locked_key_does_not_stop_the_expiry_of_the_others() {
 
 #[test]
 fn one_locked_key_does_not_stop_the_end_of_sessions() {
-    let mut group = Group::new();
+    let mut group = new();
     for session in [2, 3].map(SessionId) {
         group.plain(Operation::OpenSession { session, lease_ms: 500 }).unwrap();
         for key in ["x", "y"] {
@@ -699,7 +646,7 @@ fn one_locked_key_does_not_stop_the_end_of_sessions() {
     group.command(Command::Lock(acquire)).unwrap();
     // A range in which the first session has a key was read by a transaction that is prepared.
     let part = Part { ranges: vec![group.range("x2", "x3")], ..Part::default() };
-    assert_eq!(group.prepare(1, part), Vote::Yes);
+    assert_eq!(group.vote(1, part), Vote::Yes);
     group.time_ms = 5_000;
     let expire = || Operation::ExpireSessions { led_ms: 10_000 };
     let expired = |sessions| Ok(Answer::SessionsExpired { sessions, more: false });
@@ -719,7 +666,7 @@ fn one_locked_key_does_not_stop_the_end_of_sessions() {
 /// Neither many sessions with a locked key nor one with many: what is locked is asked for again in a while, not at once.
 #[test]
 fn much_that_is_locked_neither_stops_the_end_of_other_sessions_nor_is_come_back_for_at_once() {
-    let mut group = Group::new();
+    let mut group = new();
     let open = |group: &mut Group, session| {
         group.plain(Operation::OpenSession { session, lease_ms: 500 }).unwrap();
     };
@@ -739,7 +686,7 @@ fn much_that_is_locked_neither_stops_the_end_of_other_sessions_nor_is_come_back_
     open(&mut group, last);
     own(&mut group, last, "y".to_owned());
     let part = Part { ranges: vec![group.range("x", "y")], ..Part::default() };
-    assert_eq!(group.prepare(1, part), Vote::Yes);
+    assert_eq!(group.vote(1, part), Vote::Yes);
     group.time_ms = 5_000;
     let expire = || Operation::ExpireSessions { led_ms: 10_000 };
     let (mut ended, mut rounds) = (0, 0);
@@ -763,7 +710,7 @@ fn much_that_is_locked_neither_stops_the_end_of_other_sessions_nor_is_come_back_
 
 #[test]
 fn a_key_is_told_with_the_position_that_the_answer_is_of() {
-    let mut group = Group::new();
+    let mut group = new();
     let as_of = |group: &Group, key: &str| group.replica.get_as_of(&"t".into(), &key.into()).unwrap();
     let nothing = as_of(&group, "a");
     assert_eq!(nothing, (None, group.replica.applied().position));
@@ -782,7 +729,7 @@ fn a_time_to_live_without_end_is_counted_once_and_the_group_can_be_sent() {
     let disk = SimulatedDisk::new(3);
     let wal = open_wal(&disk).unwrap();
     let replica = Replica::open(options(&disk, 1), Arc::clone(&wal)).unwrap();
-    let mut group = Group { replica, time_ms: 1_000, sequence: 0 };
+    let mut group = self::of(replica);
     let strings = |action| {
         let operations = vec![StringsOperation { tree: TREE, key: "k".into(), action }];
         Command::Strings { watched: Vec::new(), operations }

@@ -5,6 +5,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
+pub mod group;
+
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,9 +18,9 @@ use dogsled_storage::model::ModelState;
 use dogsled_storage::transaction::{Commit, Prepare};
 use dogsled_storage::wal::{Wal, WalOptions};
 use dogsled_storage::{
-    Answer, ChunkPosition, Command, ExpiryCommand, GroupCommand, GroupReply, IVec, Operation, OwnedCommand,
-    Part, Refusal, Replica, ReplicaInstaller, ReplicaOptions, ReplicaSnapshot, Reply, SessionId, SessionTag,
-    Snapshot, TransactionId, TreeId, View, Write,
+    Answer, ChunkPosition, Command, GroupCommand, GroupReply, IVec, Operation, OwnedCommand, Part, Refusal,
+    Replica, ReplicaInstaller, ReplicaOptions, ReplicaSnapshot, Reply, SessionId, SessionTag, Snapshot,
+    TransactionId, TreeId, View, Write,
 };
 
 use crate::support::workload::{Shape, Workload};
@@ -289,16 +291,7 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
         | Command::CompareAndSwap { tree, .. }
         | Command::Pop { tree, .. }
         | Command::ClearTree { tree } => each(tree),
-        Command::Expiry(
-            ExpiryCommand::Insert { tree, .. }
-            | ExpiryCommand::Swap { tree, .. }
-            | ExpiryCommand::Set { tree, .. }
-            | ExpiryCommand::Clear { tree, .. }
-            | ExpiryCommand::Get { tree, .. }
-            | ExpiryCommand::Strings { tree, .. }
-            | ExpiryCommand::Lock { tree, .. }
-            | ExpiryCommand::Held { tree, .. },
-        ) => each(tree),
+        Command::Expiry(expiry) => each(expiry.tree_mut()),
         Command::Owned(
             OwnedCommand::Insert { tree, .. }
             | OwnedCommand::InsertNext { tree, .. }
@@ -313,16 +306,7 @@ pub fn name_trees(command: &mut Command, state: &ModelState) -> Vec<IVec> {
             reads.iter_mut().for_each(|read| each(&mut read.tree));
             ranges.iter_mut().for_each(|range| each(&mut range.tree));
             writes.iter_mut().for_each(|write| each(&mut write.tree));
-            expiries.iter_mut().for_each(|expiry| match expiry {
-                ExpiryCommand::Insert { tree, .. }
-                | ExpiryCommand::Swap { tree, .. }
-                | ExpiryCommand::Set { tree, .. }
-                | ExpiryCommand::Clear { tree, .. }
-                | ExpiryCommand::Get { tree, .. }
-                | ExpiryCommand::Strings { tree, .. }
-                | ExpiryCommand::Lock { tree, .. }
-                | ExpiryCommand::Held { tree, .. } => each(tree),
-            });
+            expiries.iter_mut().for_each(|expiry| each(expiry.tree_mut()));
         }
         _ => {}
     }
