@@ -3,15 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dogsled_storage::command::MAX_NAME_LENGTH;
+
 use crate::{Error, IVec, Lock, Result, Tree};
+
+/// The lock under which the value of a key is computed, of its tree alone, unless its name would be too long: then the trees
+/// share it.
+fn lock_name(tree: &[u8], key: &[u8]) -> IVec {
+    let name = [&b"compute:"[..], tree, b"\0", key].concat();
+    IVec::from(if name.len() > MAX_NAME_LENGTH { key } else { &name[..] })
+}
 
 /// Computing what is not there.
 impl Tree {
     /// The value of a key; if there is none, `compute` makes it, and it is kept for so long.
     ///
-    /// Of all who ask for one key at a time one computes, and the others wait for it and get what it made: the
-    /// key's name is a lock meanwhile, with that lease, renewed while `compute` runs. If it fails, the next one
-    /// computes. What was computed is written under the lock's fence.
+    /// Of all who ask for one key at a time one computes, and the others wait for it and get what it made: there is a lock
+    /// for the key in this tree meanwhile, with that lease, renewed while `compute` runs. If it fails, the next one
+    /// computes. What was computed is written under the lock's fence. `compute` may ask for other keys, and for the same key
+    /// of other trees; whoever asks for the very key that it is computing waits for itself.
     ///
     /// ```
     /// # fn main() -> dogsled::Result<()> {
@@ -43,7 +53,8 @@ impl Tree {
         if let Some(found) = self.get(key)? {
             return Ok(found);
         }
-        let guard = Lock::new(IVec::from(key), 1, 1, Arc::clone(&self.database)).acquire(lease)?;
+        let lock = lock_name(&self.name(), key);
+        let guard = Lock::new(lock, 1, 1, Arc::clone(&self.database)).acquire(lease)?;
         if let Some(found) = self.get(key)? {
             return Ok(found);
         }

@@ -327,3 +327,14 @@ fn what_is_compared_is_written_one_way_or_the_other_and_under_the_locks_of_what_
     assert!(!holds(fenced("another")));
     assert_eq!(log.get("late").unwrap(), Some("another".into()));
 }
+
+#[test]
+fn what_computes_a_value_may_ask_for_the_same_key_of_another_tree() {
+    let db = dogsled::Config::new().temporary(true).open().unwrap();
+    let (pages, parts) = (db.open_tree("pages").unwrap(), db.open_tree("parts").unwrap());
+    let long = Duration::from_secs(60);
+    let page = pages.get_or_compute("/index", long, long, || {
+        parts.get_or_compute("/index", long, long, || Ok::<_, dogsled::Error>("<p>"))
+    });
+    assert_eq!(page.unwrap(), "<p>");
+}
