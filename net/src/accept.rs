@@ -6,6 +6,8 @@
 //! service never sees requests of both at a time, nor an older one's after a newer one's.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +80,7 @@ pub(crate) async fn accept_loop(shared: Arc<Shared>, service: Arc<dyn Service>) 
     let Some(endpoint) = shared.endpoint() else { return };
     let handshakes = Arc::new(Semaphore::new(shared.options.max_handshakes));
     let clients = Arc::new(Semaphore::new(shared.options.max_client_connections));
+    let by_address = ByAddress::default();
     let mut tasks = JoinSet::new();
     loop {
         let incoming = tokio::select! {
@@ -85,7 +88,13 @@ pub(crate) async fn accept_loop(shared: Arc<Shared>, service: Arc<dyn Service>) 
             Some(_) = tasks.join_next() => continue,
         };
         let Some(incoming) = incoming else { break };
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+        let max = shared.options.max_handshakes;
+        let address = incoming.remote_address().ip();
+        // When half of them are made, who has many of these gets no more: one stranger is not to keep all others out.
+        let is_crowded = handshakes.available_permits() < max / 2;
+        let is_one_of_many = is_crowded && Handshake::of(&by_address, address) >= (max / 4).max(1);
+        let permit = (!is_one_of_many).then(|| handshakes.clone().try_acquire_owned().ok()).flatten();
+        let Some(permit) = permit else {
             // A flood: not even a refusal, which would be traffic to an address that may be forged.
             shared.counters.flooded();
             incoming.ignore();
@@ -97,11 +106,46 @@ pub(crate) async fn accept_loop(shared: Arc<Shared>, service: Arc<dyn Service>) 
             let _ = incoming.retry();
             continue;
         }
-        tasks.spawn(connection(shared.clone(), service.clone(), clients.clone(), incoming, permit));
+        let handshake = Handshake::new(permit, &by_address, address);
+        tasks.spawn(connection(shared.clone(), service.clone(), clients.clone(), incoming, handshake));
     }
     drop(endpoint);
     // The connections are closed: what is left completes requests, or is dropped by the owner.
     while tasks.join_next().await.is_some() {}
+}
+
+/// How many connections are being made from each address.
+type ByAddress = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// A connection that is being made, and counts as that until this is dropped.
+struct Handshake {
+    _permit: OwnedSemaphorePermit,
+    by_address: ByAddress,
+    address: IpAddr,
+}
+
+impl Handshake {
+    fn new(permit: OwnedSemaphorePermit, by_address: &ByAddress, address: IpAddr) -> Handshake {
+        *by_address.lock().entry(address).or_insert(0) += 1;
+        Handshake { _permit: permit, by_address: Arc::clone(by_address), address }
+    }
+
+    /// How many there are from an address.
+    fn of(by_address: &ByAddress, address: IpAddr) -> usize {
+        by_address.lock().get(&address).copied().unwrap_or(0)
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let mut by_address = self.by_address.lock();
+        if let Entry::Occupied(mut count) = by_address.entry(self.address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
 }
 
 async fn connection(
@@ -109,7 +153,7 @@ async fn connection(
     service: Arc<dyn Service>,
     clients: Arc<Semaphore>,
     incoming: Incoming,
-    handshake: OwnedSemaphorePermit,
+    handshake: Handshake,
 ) {
     let address = incoming.remote_address();
     let limit = shared.options.connect_timeout;
@@ -220,12 +264,7 @@ async fn refuse_first_stream(shared: &Shared, connection: &Connection, refusal: 
     }
 }
 
-async fn peer(
-    shared: Arc<Shared>,
-    service: Arc<dyn Service>,
-    connection: Connection,
-    handshake: OwnedSemaphorePermit,
-) {
+async fn peer(shared: Arc<Shared>, service: Arc<dyn Service>, connection: Connection, handshake: Handshake) {
     let address = connection.remote_address();
     let certified = remote_names(&connection).nodes;
     let mut first: Option<(Hello, Arc<OwnedMutexGuard<()>>)> = None;
@@ -452,7 +491,7 @@ async fn client(
     shared: Arc<Shared>,
     service: Arc<dyn Service>,
     connection: Connection,
-    handshake: OwnedSemaphorePermit,
+    handshake: Handshake,
 ) {
     let address = connection.remote_address();
     let names = remote_names(&connection);
@@ -529,7 +568,7 @@ async fn client(
                 Ok(stream) => {
                     let closing = shared.closing.subscribe();
                     tasks.spawn(client_stream::serve(
-                        service.clone(), identity.clone(), stream, closing, options.max_client_body, max_reply,
+                        service.clone(), identity.clone(), stream, closing, options.reply_patience, max_reply,
                     ));
                 }
                 Err(_) => break,

@@ -7,6 +7,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dogsled_replication::{ClientIdentity, Service, TransportError};
@@ -20,6 +21,9 @@ use crate::wire::{FrameKind, FrameReader, FrameWriter};
 
 /// Items are gathered up to so many bytes before they are written.
 const BATCH_BYTES: usize = 64 << 10;
+/// The longest request for a stream: it names what is to be followed, and brings nothing. A connection may have many
+/// that have begun to come.
+const MAX_OPENING: usize = 256 << 10;
 /// Items that are gathered at a time.
 const BATCH_ITEMS: usize = 256;
 
@@ -30,26 +34,14 @@ pub(crate) async fn serve(
     client: ClientIdentity,
     (send, mut receive): (SendStream, RecvStream),
     mut closing: watch::Receiver<bool>,
-    max_request: usize,
+    patience: Duration,
     max_item: usize,
 ) -> Result<(), String> {
-    let mut reader = FrameReader::new(max_request);
-    let body = loop {
-        match reader.next_frame().map_err(|error| error.to_string())? {
-            Some((header, body)) if header.kind == FrameKind::Open => break body,
-            Some(_) => return Err("a stream begins with a frame that does not open one".to_owned()),
-            None => match poll_fn(|context| match poll_pieces(context, &mut receive, &mut reader) {
-                Ok(None) => Poll::Pending,
-                Ok(Some(more)) => Poll::Ready(more),
-                Err(_) => Poll::Ready(false),
-            })
-            .await
-            {
-                true => {}
-                // Given up before it began.
-                false => return Ok(()),
-            },
-        }
+    let body = match tokio::time::timeout(patience, opening(&mut receive)).await {
+        Ok(Ok(Some(body))) => body,
+        Ok(Err(why)) => return Err(why),
+        // Given up before it began, or not begun in time.
+        Ok(Ok(None)) | Err(_) => return Ok(()),
     };
     let mut items = service.client_stream(&client, body);
     let mut writer = FrameWriter::default();
@@ -79,6 +71,26 @@ pub(crate) async fn serve(
     })
     .await;
     Ok(())
+}
+
+/// The request that a stream begins with; `None`: the client has given it up.
+async fn opening(receive: &mut RecvStream) -> Result<Option<Bytes>, String> {
+    let mut reader = FrameReader::new(MAX_OPENING);
+    loop {
+        match reader.next_frame().map_err(|error| error.to_string())? {
+            Some((header, body)) if header.kind == FrameKind::Open => return Ok(Some(body)),
+            Some(_) => return Err("a stream begins with a frame that does not open one".to_owned()),
+            None => {}
+        }
+        let more = poll_fn(|context| match poll_pieces(context, receive, &mut reader) {
+            Ok(None) => Poll::Pending,
+            Ok(Some(more)) => Poll::Ready(more),
+            Err(_) => Poll::Ready(false),
+        });
+        if !more.await {
+            return Ok(None);
+        }
+    }
 }
 
 /// Moves items that are ready into the writer while it has room; whether the stream has ended.

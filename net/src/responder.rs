@@ -32,6 +32,8 @@ use crate::wire::{FrameKind, FrameReader, FrameWriter};
 const REPLY_BYTES: usize = 1 << 20;
 /// Requests that are handed over, and replies that are gathered, before others get a turn.
 const BURST: usize = 256;
+/// Bytes in a second of a request that comes slowly, and is waited for all the same.
+const LEAST_PACE: u64 = 16 << 10;
 /// How long requests whose connection has failed may go on.
 const COMPLETION: Duration = Duration::from_secs(60);
 
@@ -46,14 +48,15 @@ pub(crate) struct Limits {
     pub(crate) max_concurrent: usize,
     /// Their bytes (one request is always let through).
     pub(crate) max_concurrent_bytes: usize,
-    /// How long replies may wait without the other side taking a byte of them.
+    /// How long replies may wait without the other side taking a byte of them; and how long a request that has begun to
+    /// come may take, beside what its bytes take at the least pace.
     pub(crate) patience: Duration,
 }
 
 /// Why a stream of requests came to a bad end.
 pub(crate) struct Broken {
     pub(crate) why: String,
-    /// It was ended here, because its replies were not taken.
+    /// It was ended here, because its replies were not taken, or the rest of a request did not come.
     pub(crate) stalled: bool,
 }
 
@@ -91,6 +94,10 @@ struct Responder<H> {
     untaken_since: Option<Instant>,
     /// Rings when that is too long, or earlier.
     patience: Pin<Box<Sleep>>,
+    /// Since when a part of a request is here, and the rest is waited for.
+    partial_since: Option<Instant>,
+    /// Rings when that is too long, or earlier.
+    rest: Pin<Box<Sleep>>,
 }
 
 /// Answers the requests of one stream until the other side ends it (`Ok`) or it fails.
@@ -113,6 +120,8 @@ pub(crate) async fn respond<G>(
         closed,
         untaken_since: None,
         patience: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        partial_since: None,
+        rest: Box::pin(tokio::time::sleep(Duration::ZERO)),
     };
     let mut turn = Turn::default();
     let read = poll_fn(|context| {
@@ -166,6 +175,7 @@ impl<H: FnMut(Bytes) -> BoxFuture<'static, Bytes>> Responder<H> {
             while budget > 0 && self.has_room() {
                 match self.reader.next_frame() {
                     Ok(Some((header, body))) if header.kind == FrameKind::Request => {
+                        self.partial_since = None;
                         self.begin(context, header.id, body);
                         budget -= 1;
                     }
@@ -192,7 +202,10 @@ impl<H: FnMut(Bytes) -> BoxFuture<'static, Bytes>> Responder<H> {
                 if !self.has_room() && self.closed.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Err("the connection was closed".to_owned().into()));
                 }
-                return Poll::Pending;
+                return match self.wait_for_rest(context) {
+                    Ok(()) => Poll::Pending,
+                    Err(broken) => Poll::Ready(Err(broken)),
+                };
             }
             if budget == 0 {
                 context.waker().wake_by_ref();
@@ -278,6 +291,26 @@ impl<H: FnMut(Bytes) -> BoxFuture<'static, Bytes>> Responder<H> {
             self.patience.as_mut().reset(until);
         }
         Ok(wrote)
+    }
+
+    /// Waits for the rest of a request, but not for ever: what is here of it takes memory.
+    fn wait_for_rest(&mut self, context: &mut Context<'_>) -> Result<(), Broken> {
+        if self.reader.is_between_frames() || !self.has_room() {
+            self.partial_since = None;
+            return Ok(());
+        }
+        let held = self.reader.held();
+        let patience = self.limits.patience + Duration::from_secs(held as u64 / LEAST_PACE);
+        let until = *self.partial_since.get_or_insert_with(Instant::now) + patience;
+        // As in `write`.
+        while self.rest.as_mut().poll(context).is_ready() {
+            if Instant::now() >= until {
+                let why = format!("of a request {held} bytes came in {patience:?}, and not the rest");
+                return Err(Broken { why, stalled: true });
+            }
+            self.rest.as_mut().reset(until);
+        }
+        Ok(())
     }
 
     fn reply(&mut self, id: u64, reply: Bytes) {

@@ -136,6 +136,15 @@ impl FrameReader {
         self.pieces.is_empty() && matches!(self.partial, Partial::Header { filled: 0, .. })
     }
 
+    /// How many bytes there are of what is not complete.
+    pub fn held(&self) -> usize {
+        let partial = match &self.partial {
+            Partial::Header { filled, .. } => *filled,
+            Partial::Body { body, .. } => body.len(),
+        };
+        partial + self.pieces.iter().map(Bytes::len).sum::<usize>()
+    }
+
     /// The next frame that is complete. After an error the stream is of no further use.
     pub fn next_frame(&mut self) -> Result<Option<(FrameHeader, Bytes)>, WireError> {
         loop {

@@ -69,9 +69,9 @@ async fn bodies_of_any_size_up_to_the_limit_pass_and_larger_ones_are_refused_uns
     let seen = two.service.seen.lock().len();
     let too_large = TransportError::TooLarge { length: limit + 1, limit };
     assert_eq!(one.ask(2, vec![0; limit + 1]).await, Err(too_large));
-    // A reply over the limit is an unknown outcome to whoever asked, and harms no other.
+    // A reply over the limit is told as what it is to whoever asked, and harms no other.
     let reply = one.ask(2, format!("size {}", limit + 1)).await;
-    assert!(matches!(&reply, Err(TransportError::Lost(why)) if why.contains("limit")), "{reply:?}");
+    assert!(matches!(&reply, Err(TransportError::ReplyTooLarge(why)) if why.contains("limit")), "{reply:?}");
     assert_eq!(one.ask(2, "on").await, Ok("on".into()));
     assert_eq!(two.service.seen.lock().len(), seen + 2);
 }

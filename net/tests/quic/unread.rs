@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::common::*;
 use bytes::Bytes;
 use dogsled_net::wire::{
-    CLIENT_ALPN, ClientHello, FrameKind, FrameReader, FrameWriter, Verdict, encode_client_hello,
+    CLIENT_ALPN, ClientHello, FrameHeader, FrameKind, FrameReader, FrameWriter, Verdict, encode_client_hello,
+    encode_header,
 };
 use dogsled_net::{ClientConnection, EndpointConfig, NetOptions};
 use quinn::{Connection, RecvStream, SendStream};
@@ -89,6 +90,34 @@ async fn a_client_that_never_reads_holds_a_bounded_amount_of_memory_until_it_is_
         is_served(&node).await;
     }
     assert!(log.text().contains("a client is cut off"), "{}", log.text());
+}
+
+#[tokio::test]
+async fn what_begins_and_does_not_go_on_is_given_up() {
+    let node = patient_for(SECOND);
+    let begin = |kind, length| encode_header(&FrameHeader { length, kind, id: 0 });
+    let mut half = Raw::greeted(&node).await;
+    half.ask(0, ["on".to_owned()]).await;
+    half.send.write_all(&begin(FrameKind::Request, 1 << 20)).await.expect("written");
+    half.send.write_all(&[7; 1000]).await.expect("written");
+    let why = half.connection.closed().await.to_string();
+    assert!(why.contains("bytes came in 1s, and not the rest"), "{why}");
+
+    // A stream of results that is never asked for whole is given up by itself.
+    let mut half = Raw::greeted(&node).await;
+    let (mut send, mut receive) = half.connection.open_bi().await.expect("a stream");
+    send.write_all(&begin(FrameKind::Open, 1000)).await.expect("written");
+    let ended = tokio::time::timeout(10 * SECOND, receive.read_to_end(10)).await.expect("it ends");
+    assert!(ended.is_ok_and(|bytes| bytes.is_empty()));
+    half.ask(0, ["on".to_owned()]).await;
+    let reply = half.receive.read_chunk(100, true).await.expect("served").expect("a reply");
+    assert!(reply.bytes.ends_with(b"on"));
+    // One that would be as long as a request may be is none.
+    let (mut send, _receive) = half.connection.open_bi().await.expect("a stream");
+    send.write_all(&begin(FrameKind::Open, 1 << 20)).await.expect("written");
+    let why = half.connection.closed().await.to_string();
+    assert!(why.contains("limit"), "{why}");
+    is_served(&node).await;
 }
 
 #[tokio::test]
