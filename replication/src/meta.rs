@@ -260,8 +260,9 @@ impl Record {
         Ok(())
     }
 
-    /// Voters of group 0 stay as long as they can. An odd number of them, beyond two: one more would
-    /// not survive one failure more.
+    /// Voters of group 0 stay as long as they can, but no zone keeps more of them than its share while another has a member to
+    /// take their place: with a majority in one zone, the cluster could not be changed without that zone. An odd number
+    /// of them, beyond two: one more would not survive one failure more.
     fn place_meta(&mut self) {
         let eligible: Vec<NodeId> = self.eligible().map(|(node, _)| *node).collect();
         let wanted = match eligible.len().min(META_VOTERS) {
@@ -272,12 +273,26 @@ impl Record {
         let mut voters: Vec<NodeId> =
             self.meta_voters.iter().filter(|voter| eligible.contains(voter)).copied().collect();
         voters.truncate(wanted);
+        let among = |voters: &[NodeId], of: &str| voters.iter().filter(|voter| zone(voter) == of).count();
+        // The one whose zone has the fewest; of those the first.
+        let next = |voters: &[NodeId]| {
+            let free = eligible.iter().filter(|node| !voters.contains(node));
+            free.min_by_key(|node| (among(voters, zone(node)), **node)).copied()
+        };
         while voters.len() < wanted {
-            let used: BTreeSet<&str> = voters.iter().map(zone).collect();
-            let free = || eligible.iter().filter(|node| !voters.contains(node));
-            let next = free().find(|node| !used.contains(zone(node))).or_else(|| free().next());
             // There are at least as many as are wanted.
-            voters.extend(next);
+            voters.extend(next(&voters));
+        }
+        let most = |voters: &[NodeId]| {
+            let largest = voters.iter().max_by_key(|voter| (among(voters, zone(voter)), **voter));
+            largest.map(|voter| (*voter, among(voters, zone(voter))))
+        };
+        // Each exchange makes the largest zone's part smaller, and no other one as large as that was.
+        while let (Some((last, many)), Some(other)) = (most(&voters), next(&voters))
+            && among(&voters, zone(&other)) + 1 < many
+        {
+            voters.retain(|voter| *voter != last);
+            voters.push(other);
         }
         self.meta_voters = voters;
     }

@@ -139,7 +139,12 @@ pub(crate) fn next_steps(record: &Record, view: &View) -> Vec<Step> {
     let mut steps = Vec::new();
     meta_steps(record, view, &mut steps);
     member_steps(record, view, &mut steps);
-    let mut copying = (1..=record.partitions()).filter(|group| is_copying(record, view, *group)).count();
+    // One that waits for a member that does not answer copies nothing, and keeps no other from it.
+    let copies = |group: &u32| {
+        let is_there = |node: &NodeId| view.hosts.contains_key(node);
+        learners_to_be_voters(record, view, *group).any(is_there)
+    };
+    let mut copying = (1..=record.partitions()).filter(copies).count();
     for group in 1..=record.partitions() {
         let Some(observed) = view.groups.get(&group) else { continue };
         if !observed.settled {
@@ -184,8 +189,18 @@ pub(crate) fn is_reached(record: &Record, view: &View) -> bool {
 
 /// Whether some replica that is wanted does not vote yet.
 fn is_copying(record: &Record, view: &View, group: u32) -> bool {
-    let Some(observed) = view.groups.get(&group) else { return false };
-    record.replicas_of(group).iter().any(|node| observed.learners.contains(node))
+    learners_to_be_voters(record, view, group).next().is_some()
+}
+
+/// The replicas that are wanted and do not vote yet.
+fn learners_to_be_voters<'a>(
+    record: &'a Record,
+    view: &'a View,
+    group: u32,
+) -> impl Iterator<Item = &'a NodeId> {
+    let learners = view.groups.get(&group).map(|observed| &observed.learners);
+    let is_learner = move |node: &&NodeId| learners.is_some_and(|learners| learners.contains(*node));
+    record.replicas_of(group).iter().filter(is_learner)
 }
 
 /// Groups begin with the replicas that they were first to have, whoever gives them: two beginnings

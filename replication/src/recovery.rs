@@ -56,7 +56,9 @@
 //! # What may be lost, beside writes
 //!
 //! Positions are counted on from the survivor's last entry, so versions of keys and fencing tokens that
-//! were given out by lost entries may be given out again. Parts of transactions over several partitions may
+//! were given out by lost entries may be given out again. A watcher that goes on from a lost position misses, without
+//! being told, what comes before the survivor is as far again, and a near cache may have a lost value for as long: start
+//! those anew. Parts of transactions over several partitions may
 //! be lost while others are not. Sessions that only lost entries knew are unknown.
 //!
 //! # Not here

@@ -224,7 +224,7 @@ impl Snapshots {
         let answer = |reply| take_answer(network, to, reply);
         let mut wanted = take_place(answer(ask(Kind::SnapshotBegin).await)?)?;
         // From here on: one who does not answer keeps nothing here.
-        let _sending = network.slot.send_held();
+        let _sending = network.slot.send_held(&snapshot);
         let mut refusals = 0;
         // What the follower should want after each piece on its way, and its answer to come.
         let mut under_way: VecDeque<(ChunkPosition, BoxFuture<'static, _>)> = VecDeque::new();

@@ -335,9 +335,16 @@ impl ReplicaSlot {
         Ok(snapshot)
     }
 
-    /// The held state is being sent, however long that takes, until what is returned is dropped.
-    pub(crate) fn send_held(self: &Arc<Self>) -> Sending {
+    /// A state that was held is being sent, and held, however long that takes, until what is returned is dropped.
+    pub(crate) fn send_held(self: &Arc<Self>, snapshot: &ReplicaSnapshot) -> Sending {
+        let mut held = self.held.lock();
         self.sending.fetch_add(1, Ordering::SeqCst);
+        // It may have been let go just now, while the follower was asked.
+        let position = |snapshot: &ReplicaSnapshot| snapshot.applied().position;
+        if held.as_ref().is_none_or(|(held, _)| position(held) > position(snapshot)) {
+            *held = Some((snapshot.clone(), Instant::now()));
+        }
+        drop(held);
         Sending(Arc::clone(self))
     }
 
@@ -617,7 +624,7 @@ mod tests {
         assert_eq!(slot.held_position(), None);
         assert_eq!(position(&slot), 1);
         // While it is sent it stays, and for a while after that.
-        let sending = slot.send_held();
+        let sending = slot.send_held(&slot.hold().unwrap());
         tokio::time::advance(KEEP * 3).await;
         assert_eq!(slot.held_position(), Some(1));
         drop(sending);

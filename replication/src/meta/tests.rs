@@ -137,6 +137,37 @@ fn voters_of_the_meta_group_are_an_odd_number_and_stay() {
 }
 
 #[test]
+fn no_zone_has_a_majority_of_the_meta_groups_voters_if_another_can_have_one_of_them() {
+    let of_zones = |zones: &[&str]| -> BTreeMap<_, _> {
+        let node = |(index, zone): (usize, &&str)| (NodeId(index as u64 + 1), member(100, zone));
+        zones.iter().enumerate().map(node).collect()
+    };
+    let most = |record: &Record| {
+        let zones = record.meta_voters.iter().map(|voter| &record.members[voter].zone);
+        let mut count = BTreeMap::new();
+        zones.for_each(|zone| *count.entry(zone).or_insert(0) += 1);
+        count.into_values().max().unwrap()
+    };
+    let nine = Record::new(4, 3, of_zones(&["a", "a", "a", "b", "b", "b", "c", "c", "c"])).unwrap();
+    assert_eq!((nine.meta_voters.len(), most(&nine)), (5, 2));
+    // One zone came first; the others take over what is too much of it, and no more.
+    let mut grown = Record::new(4, 3, of_zones(&["a", "a", "a"])).unwrap();
+    grown = grown.changed(&Change::Formed).unwrap().unwrap();
+    for (node, zone) in [(4, "b"), (5, "c"), (6, "b")] {
+        let before = grown.meta_voters.clone();
+        let (addresses, zone) = (vec![format!("host:{node}")], zone.to_owned());
+        let add = Change::Add { node: NodeId(node), addresses, weight: 100, zone };
+        let joining = grown.changed(&add).unwrap().unwrap();
+        grown = joining.changed(&Change::Follows { node: NodeId(node) }).unwrap().unwrap();
+        let stayed = grown.meta_voters.iter().filter(|voter| before.contains(voter)).count();
+        assert!(stayed + 1 >= before.len(), "{before:?} became {:?}", grown.meta_voters);
+    }
+    assert_eq!((grown.meta_voters.len(), most(&grown)), (5, 2));
+    let two = Record::new(4, 3, of_zones(&["a", "a", "a", "a", "b"])).unwrap();
+    assert_eq!((two.meta_voters.len(), most(&two)), (5, 4), "there is nobody else");
+}
+
+#[test]
 fn what_is_hashed_of_a_tree_is_chosen_once() {
     let record = record(3);
     let slash = TreeHash::Before { delimiter: b'/', occurrence: 1 };

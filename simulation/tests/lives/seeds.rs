@@ -105,7 +105,7 @@ fn transactions_over_partitions_are_strictly_serializable_through_faults() {
     println!("{counts:?}");
     // That there was enough of everything.
     for (what, least) in [
-        ("committed", 500),
+        ("committed", 300),
         ("aborted", 100),
         ("unknown", 3),
         ("audits", 30),
