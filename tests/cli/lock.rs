@@ -96,19 +96,52 @@ fn at_a_terminal_what_the_command_has_started_is_stopped_with_it() {
     alone.eventually("the command has started something", || {
         std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'))
     });
-    let grandchild: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
-    let grandchild = Pid::from_raw(grandchild).unwrap();
+    let grandchild = started(&file);
     assert!(rustix::process::test_kill_process(grandchild).is_ok(), "it runs");
-    // An operator takes the lock away.
-    let holder = alone.run(&["lock", "holder", "job", "--json"]).ok();
-    let holder: serde_json::Value = serde_json::from_str(&holder).unwrap();
-    let (owner, token) = (holder["owner"].as_str().unwrap(), holder["token"].to_string());
-    alone.run(&["lock", "release", "job", "--owner", owner, "--token", &token]).ok();
+    alone.take_away("job");
     assert_eq!(terminal.wait().unwrap().code(), Some(8));
-    alone.eventually("it is gone", || {
-        let state = std::fs::read_to_string(format!("/proc/{}/stat", grandchild.as_raw_nonzero()));
-        state.map_or(true, |state| state.rsplit_once(')').is_some_and(|(_, behind)| behind.starts_with(" Z")))
+    alone.eventually("it is gone", || has_ended(grandchild));
+}
+
+#[test]
+fn what_has_left_the_group_of_the_command_is_stopped_with_it() {
+    let alone = Alone::new();
+    let file = alone.sandbox.path("grandchild");
+    // It does not listen to SIGTERM either, and what it starts is found when it has ended.
+    let left = "trap '' TERM; sleep 1000 & echo $! > \"$1\"; wait";
+    let shell = format!("setsid sh -c '{}' - {} & wait", left.replace('\'', "'\\''"), file.display());
+    let mut lock =
+        alone.command(&["lock", "job", "--lease", "2", "--kill-after", "1", "--", "sh", "-c", &shell]);
+    let mut lock = lock.spawn().unwrap();
+    alone.eventually("the command has started something", || {
+        std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'))
     });
+    let grandchild = started(&file);
+    assert!(rustix::process::test_kill_process(grandchild).is_ok(), "it runs");
+    alone.take_away("job");
+    assert_eq!(lock.wait().unwrap().code(), Some(8));
+    alone.eventually("it is gone", || has_ended(grandchild));
+}
+
+/// The process whose number is in a file.
+fn started(file: &std::path::Path) -> Pid {
+    let number: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+    Pid::from_raw(number).unwrap()
+}
+
+fn has_ended(process: Pid) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
+    state.map_or(true, |state| state.rsplit_once(')').is_some_and(|(_, behind)| behind.starts_with(" Z")))
+}
+
+impl Alone {
+    /// An operator takes a lock away from whoever holds it.
+    fn take_away(&self, lock: &str) {
+        let holder = self.run(&["lock", "holder", lock, "--json"]).ok();
+        let holder: serde_json::Value = serde_json::from_str(&holder).unwrap();
+        let (owner, token) = (holder["owner"].as_str().unwrap(), holder["token"].to_string());
+        self.run(&["lock", "release", lock, "--owner", owner, "--token", &token]).ok();
+    }
 }
 
 /// Writes of all kinds under a lock, each of which says what is to come of it.

@@ -12,7 +12,8 @@
 //! **In the foreground of a terminal** the command stays in the group of this process, because a group in the background may
 //! not read from the terminal. Its keys go to both: Ctrl-Z stops both, and what Ctrl-C and Ctrl-\\ mean is for the command
 //! to say, which this process follows. What the command has started is found by its ancestry (Linux).
-//! **Elsewhere** it is a process group of its own. A terminal that is closed ends the command as SIGTERM does.
+//! **Elsewhere** it is a process group of its own, and what has left that (as `timeout` and `setsid` do) is found by its
+//! ancestry as well. A terminal that is closed ends the command as SIGTERM does.
 //!
 //! Nothing stops the command if this process itself is killed: then only a lock's delay and its token keep it from what is
 //! another's.
@@ -24,7 +25,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dogsled::cluster::{LockGuard, Session};
-use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, getpgid, getpgrp, getpid, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,6 +33,10 @@ use crate::cli::args::{Global, RunArgs};
 use crate::cli::database::Database;
 use crate::cli::exit::{Failure, Result};
 use crate::cli::remote::Remote;
+
+/// How often it is looked whether something has been started meanwhile by what was killed, and how long after each time.
+const KILLS: u32 = 50;
+const KILL_AGAIN: Duration = Duration::from_millis(10);
 
 /// What a command runs under.
 pub(super) trait Held {
@@ -131,12 +136,9 @@ pub(super) async fn run_under(
         return Err(Failure::usage("say what to run, behind `--`"));
     };
     let in_group = !is_in_foreground();
-    let mut before = Vec::new();
-    if !in_group {
-        adopt_orphans();
-        // Whoever ran here before this program did, by exec, may have left some: they are no concern of the lock's.
-        before = descendants(&[]);
-    }
+    adopt_orphans();
+    // Whoever ran here before this program did, by exec, may have left some: they are no concern of the lock's.
+    let before = descendants(&[]);
     let mut command = Command::new(program);
     if in_group {
         command.process_group(0);
@@ -169,14 +171,18 @@ async fn stop(
     held: &impl Held,
 ) -> std::io::Result<ExitStatus> {
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+    let group = pid.filter(|_| in_group);
     // Whoever it is sent to may have ended just now; that is seen below.
-    let send = |signal: Signal, is_first: bool| match pid {
-        Some(group) if in_group => {
+    let send = |signal: Signal, is_first: bool| {
+        if let Some(group) = group {
             let _ = kill_process_group(group, signal);
         }
-        _ => descendants(before).into_iter().chain(pid.filter(|_| is_first)).for_each(|pid| {
+        // Who has left the group for one of his own has not been told yet.
+        let is_told = |pid: &Pid| group.is_some() && getpgid(Some(*pid)).ok() == group;
+        let others = descendants(before).into_iter().filter(|pid| !is_told(pid));
+        others.chain(pid.filter(|_| is_first && !in_group)).for_each(|pid| {
             let _ = kill_process(pid, signal);
-        }),
+        });
     };
     // Where nobody tells who has started whom, the command itself is told at least; not once it may have ended.
     send(Signal::TERM, true);
@@ -189,8 +195,18 @@ async fn stop(
         () = tokio::time::sleep(kill_after) => None,
         () = too_late => None,
     };
-    // What the command has left behind is ended, too.
+    // What the command has left behind is ended, too; and what that was starting just then.
     send(Signal::KILL, ended.is_none());
+    for _ in 0..KILLS {
+        let left = descendants(before);
+        if left.is_empty() {
+            break;
+        }
+        left.into_iter().for_each(|pid| {
+            let _ = kill_process(pid, Signal::KILL);
+        });
+        tokio::time::sleep(KILL_AGAIN).await;
+    }
     match ended {
         Some(ended) => ended,
         None => child.wait().await,

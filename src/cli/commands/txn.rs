@@ -10,7 +10,7 @@
 //! | `{"op":"check","key":…,"is":…}` | goes on only if that is its value; null: if it has none | |
 //! | `{"op":"add","counter":…,"by":1}` | adds to a counter | the sum |
 //!
-//! Each may have a `"tree"`. Strings stand for their UTF-8 bytes, `{"base64":"…"}` and `{"hex":"…"}` for any.
+//! Each but `add` may have a `"tree"`. Strings stand for their UTF-8 bytes, `{"base64":"…"}` and `{"hex":"…"}` for any.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, stdin};
