@@ -197,6 +197,7 @@ mod subscriber;
 pub mod transaction;
 mod tree;
 mod ttl;
+mod until;
 mod user_session;
 mod versions;
 

@@ -282,6 +282,13 @@ impl Lock {
         }
     }
 
+    /// The log's time at which the lease of a grant ends, if it holds; nothing is renewed.
+    pub(super) async fn still_held(&self, token: FencingToken) -> Result<std::result::Result<u64, NotHeld>> {
+        let holders = self.holders().await?.holders;
+        let grant = holders.iter().find(|permit| permit.token == token);
+        Ok(grant.map(|permit| permit.expires_ms).ok_or(NotHeld))
+    }
+
     pub(super) async fn release(&self, token: FencingToken) -> Result<std::result::Result<(), NotHeld>> {
         let (name, owner) = (self.name.clone(), self.owner.clone());
         match self.execute(LockCommand::Release { name, owner, token }).await?.0 {

@@ -60,7 +60,7 @@ impl ShardedCounter {
         i64::try_from(sum).map_err(|_| Error::Invalid(format!("the sum {sum} does not fit 64 bits")))
     }
 
-    /// Sets every part to 0, one after the other, and forgets them; what they stood at together.
+    /// Sets every part to 0, in no order, and forgets them; what they stood at together.
     ///
     /// # Errors
     /// Those of [writing](super#writes), if nothing was done. [`Error::OutcomeUnknown`] if some parts are 0 and others

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::core::{Core, unexpected};
 use super::ring::TreeHash;
 use super::session::random_u64;
+use super::until::{Until, look};
 use super::{Client, Error, ReadFrom, Result, Tree};
 use crate::lock::milliseconds;
 use crate::{IVec, SessionStatus};
@@ -53,7 +54,7 @@ struct Inner {
     id: SessionId,
     lease: Duration,
     /// The partitions in which it is open, and until when that is certain.
-    open: Mutex<BTreeMap<u32, Instant>>,
+    open: Mutex<BTreeMap<u32, Until>>,
     opening: tokio::sync::Mutex<()>,
     /// Whether another process has opened it: it cannot be told whether it has ended where it is not open.
     is_resumed: bool,
@@ -110,14 +111,14 @@ impl Inner {
         // Under the lock: whoever ends it after this closes it here as well.
         let lives = !*self.lost.borrow();
         if lives {
-            open.insert(group, asked + self.lease);
+            open.insert(group, Until::new(asked + self.lease));
         }
         lives
     }
 
     /// Until when it is certain that no partition has ended it; `None` if it is open in none.
     fn certain_until(&self) -> Option<Instant> {
-        self.open.lock().values().min().copied()
+        self.open.lock().values().map(|until| until.instant()).min()
     }
 
     /// Returns when that is over.
@@ -125,7 +126,7 @@ impl Inner {
         loop {
             match self.certain_until() {
                 Some(until) if until <= Instant::now() => return,
-                Some(until) => sleep_until(until).await,
+                Some(until) => sleep_until(look(until)).await,
                 None => std::future::pending().await,
             }
         }
@@ -181,8 +182,10 @@ impl Client {
         let Some(lease) = renewed.iter().map(|(.., lease)| (*lease).min(LONGEST)).min() else {
             return Ok(None);
         };
-        let open =
-            renewed.into_iter().map(|(group, asked, lease)| (group, asked + lease.min(LONGEST))).collect();
+        let open = renewed
+            .into_iter()
+            .map(|(group, asked, lease)| (group, Until::new(asked + lease.min(LONGEST))))
+            .collect();
         Ok(Some(Session::of(self.clone(), id, lease, Some(open))))
     }
 }
@@ -303,7 +306,7 @@ async fn renew(inner: Weak<Inner>, lease: Duration) {
                 let renewed = inner.client.core().operate(group, renew, asked + lease / 3).await;
                 match renewed.map(|reply| reply.result) {
                     Ok(Ok(_)) => {
-                        inner.open.lock().insert(group, asked + lease);
+                        inner.open.lock().insert(group, Until::new(asked + lease));
                     }
                     Ok(Err(_)) => {
                         inner.lost.send_replace(true);
@@ -330,12 +333,7 @@ impl Session {
     }
 
     /// Takes up what another process has opened; where that is, and until when.
-    fn of(
-        client: Client,
-        id: SessionId,
-        lease: Duration,
-        resumed: Option<BTreeMap<u32, Instant>>,
-    ) -> Session {
+    fn of(client: Client, id: SessionId, lease: Duration, resumed: Option<BTreeMap<u32, Until>>) -> Session {
         let runtime = client.runtime().clone();
         let inner = Arc::new(Inner {
             client,
@@ -432,7 +430,7 @@ impl Session {
     /// Until when it lives in a partition for certain, if it is not renewed, and its lease; `None`: it may have
     /// ended.
     pub(super) fn valid_until(&self, group: u32) -> Option<(Instant, Duration)> {
-        let until = self.0.open.lock().get(&group).copied()?;
+        let until = self.0.open.lock().get(&group)?.instant();
         (!*self.0.lost.borrow()).then_some((until, self.0.lease))
     }
 

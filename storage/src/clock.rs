@@ -125,6 +125,11 @@ impl Source for Machine {
     }
 }
 
+/// How long this machine has been suspended since it was started. [`Instant`](std::time::Instant) does not count that.
+pub fn suspended() -> std::time::Duration {
+    std::time::Duration::from_millis(Machine.suspended_ms())
+}
+
 /// It is corrected when so much has passed: a correction of a millisecond is one part in as many.
 const CORRECTED_EVERY_MS: u64 = 64;
 

@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Lock;
+use crate::cluster::until::{Until, look};
 use crate::cluster::{Error, Result, Session, ring};
 use crate::{FencingToken, IVec, NotHeld};
 
@@ -57,7 +58,7 @@ pub struct LockGuard {
 struct Lease {
     expires_ms: AtomicU64,
     /// By this machine's clock; `None`: for ever.
-    valid_until: Mutex<Option<Instant>>,
+    valid_until: Mutex<Option<Until>>,
     length: Mutex<Duration>,
     /// When it is to be renewed next in the background; `None`: never.
     renew_at: Mutex<Option<Instant>>,
@@ -81,7 +82,8 @@ impl Lease {
         let length = self.pace(length);
         let mut valid_until = self.valid_until.lock();
         if let Some(shorter) = asked.checked_add(length - length / MARGIN) {
-            *valid_until = Some(valid_until.map_or(shorter, |until| until.min(shorter)));
+            let until = valid_until.map_or(shorter, |until| until.instant().min(shorter));
+            *valid_until = Some(Until::new(until));
         }
         drop(valid_until);
         // The warning comes as early as the shorter one wants it.
@@ -98,14 +100,14 @@ impl Lease {
         let length = self.pace(length);
         self.expires_ms.store(expires_ms, Ordering::Relaxed);
         *self.length.lock() = length;
-        *self.valid_until.lock() = asked.checked_add(length - length / MARGIN);
+        *self.valid_until.lock() = asked.checked_add(length - length / MARGIN).map(Until::new);
         *self.renew_at.lock() = third(asked, length);
         self.lost.send_modify(|_| {});
     }
 
     /// It is another's, or nobody's: nothing is left of it.
     fn over(&self) {
-        *self.valid_until.lock() = Some(Instant::now());
+        *self.valid_until.lock() = Some(Until::new(Instant::now()));
         self.lost.send_replace(true);
     }
 
@@ -132,7 +134,7 @@ impl Lease {
     /// When the lock may be lost, with the margin; `None`: never.
     fn valid_until(&self) -> Option<Instant> {
         match &self.session {
-            None => *self.valid_until.lock(),
+            None => self.valid_until.lock().map(Until::instant),
             // The session may live on without the lock.
             Some((session, group)) => {
                 Some(match session.valid_until(*group).filter(|_| !*self.lost.borrow()) {
@@ -220,7 +222,7 @@ impl Lock {
                 first_renewal.and_then(|first| third(Instant::now(), first.saturating_mul(3))),
             ),
             expires_ms: AtomicU64::new(expires_ms),
-            valid_until: Mutex::new(asked.checked_add(left.saturating_sub(length / MARGIN))),
+            valid_until: Mutex::new(asked.checked_add(left.saturating_sub(length / MARGIN)).map(Until::new)),
             length: Mutex::new(length),
             renewing: tokio::sync::Mutex::new(()),
             lost: watch::Sender::new(false),
@@ -238,19 +240,22 @@ impl Lock {
     }
 }
 
-/// Renews a lease until it is lost. For what lives with a session this changes nothing in the cluster, but tells when
-/// the lock is not held any more.
+/// Renews a lease until it is lost. Of what lives with a session it only asks whether it is held still.
 async fn renew_while_held(lock: Lock, token: FencingToken, lease: Arc<Lease>) {
     while lease.until_due().await {
         let (now, length) = (Instant::now(), lease.pace(*lease.length.lock()));
-        let until = *lease.valid_until.lock();
+        let until = lease.valid_until.lock().map(Until::instant);
         // Of a grant that was heard of late nothing may be left here, and yet it may be held.
         let until = until.unwrap_or(now).max(now + (length / 3).min(Duration::from_secs(60)));
         let renewed = async {
             let _alone = lease.renewing.lock().await;
             // Whoever went before may have given it another length.
             let (asked, length) = (Instant::now(), lease.pace(*lease.length.lock()));
-            let renewed = lock.renew(token, length).await?;
+            let renewed = match lock.session {
+                None => lock.renew(token, length).await?,
+                // Its session renews it, in an entry for all that the session has. This is only a look.
+                Some(_) => lock.still_held(token).await?,
+            };
             Ok::<_, Error>(renewed.map(|expires_ms| lease.renewed(asked, length, expires_ms)))
         };
         let renewed = timeout_at(until, renewed).await;
@@ -300,7 +305,8 @@ impl LockGuard {
     }
 
     /// When the lock may be lost, by this machine's clock, unless it is renewed before; `None`: never. It is
-    /// counted from before the lease was asked for, with a margin for clocks that differ in pace.
+    /// counted from before the lease was asked for, with a margin for clocks that differ in pace; what the machine was
+    /// suspended meanwhile is taken off.
     pub fn valid_until(&self) -> Option<Instant> {
         self.lease.valid_until()
     }
@@ -327,7 +333,7 @@ impl LockGuard {
             tokio::select! {
                 // It cannot be closed: this has the sender.
                 _ = lost.changed() => {}
-                () = until(warn_at) => {}
+                () = until(warn_at.map(look)) => {}
                 () = self.lease.session_lost() => return,
             }
         }
