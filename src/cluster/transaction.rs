@@ -137,7 +137,7 @@ impl Client {
                 Ok(value) => transaction.read_fences().await.map(|()| value).map_err(Into::into),
                 refused => refused,
             };
-            let sets = transaction.end();
+            let mut sets = transaction.end();
             match result {
                 Ok(value) => match commit(self, &sets, attempts, until).await {
                     Ok(Committed::Yes) => return Ok(value),
@@ -148,7 +148,20 @@ impl Client {
                     }
                 },
                 Err(ConflictableTransactionError::Abort(reason)) => {
-                    match was_one_moment(self, &sets, until).await {
+                    let was_so = match sets.has_lives() {
+                        // Only where something is committed times to live are looked at again.
+                        true => {
+                            sets.forget_writes();
+                            match commit(self, &sets, attempts, until).await {
+                                Ok(committed) => Ok(matches!(committed, Committed::Yes)),
+                                Err(CommitError::Cluster(error)) => Err(error),
+                                // Nothing is written: it may run again.
+                                Err(CommitError::Unknown(..)) => Ok(false),
+                            }
+                        }
+                        false => was_one_moment(self, &sets, until).await,
+                    };
+                    match was_so {
                         Ok(true) => return Err(TransactionError::Abort(reason)),
                         Ok(false) => {}
                         Err(error) => again_if_renamed(self, &sets, error, until).await?,

@@ -421,6 +421,16 @@ impl View for AttemptView<'_> {
         Ok(())
     }
 
+    fn next_to(&self, tree: TreeId, key: &[u8], before: bool) -> StorageResult<Option<Entry>> {
+        let key = IVec::from(key);
+        let (low, high) = match before {
+            true => (Bound::Unbounded, Bound::Excluded(key)),
+            false => (Bound::Excluded(key), Bound::Unbounded),
+        };
+        // From its end: what lies beyond is not looked at, and so is no part of what was read.
+        super::iter::MergedIter::new(Rc::clone(self.0), tree, low, high).advance(before).transpose()
+    }
+
     fn tree_id(&self, name: &[u8]) -> Option<TreeId> {
         self.0.snapshot.tree_id(name)
     }

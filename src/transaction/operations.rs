@@ -305,7 +305,7 @@ impl Attempt {
 /// ```
 impl TransactionalTree {
     fn expiry(&self, command: ExpiryCommand) -> UnabortableTransactionResult<Reply> {
-        if let ExpiryCommand::Insert { tree, key, .. } | ExpiryCommand::Set { tree, key, .. } = &command {
+        if let ExpiryCommand::Insert { tree, key, .. } = &command {
             self.make_plain(*tree, key)?;
         }
         self.evaluate_on_tree(&Command::Expiry(command))

@@ -238,6 +238,23 @@ impl StringsReply {
         }
     }
 
+    /// About how many bytes it takes to tell it, and no fewer.
+    pub fn encoded_bytes(&self) -> usize {
+        // The kind, a number, and what says how long each value is.
+        const KIND: usize = 24;
+        const LENGTH: usize = 10;
+        let values = match self {
+            StringsReply::Values(values) => values.0.len(),
+            StringsReply::Pairs { pairs, .. } => 2 * pairs.0.len() + 1,
+            _ => 1,
+        };
+        let more = match self {
+            StringsReply::Pairs { more: Some(more), .. } => more.len(),
+            _ => 0,
+        };
+        KIND + LENGTH * values + self.bytes() + more
+    }
+
     /// About how many bytes it tells.
     pub fn bytes(&self) -> usize {
         let of = |value: &Option<IVec>| value.as_ref().map_or(0, |value| value.len());

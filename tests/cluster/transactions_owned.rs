@@ -68,6 +68,14 @@ async fn keys_of_sessions_and_numbers_come_to_be_with_all_the_rest_or_not_at_all
     for (number, key) in left.iter().enumerate() {
         assert_eq!(jobs.get(key).await.unwrap().unwrap(), "one", "{number}");
     }
+    // A number that is given is used: its key is not removed again.
+    let removed: TransactionResult<()> = client
+        .transaction(|tx| async move {
+            let key = tx.insert_next(jobs, "{jobs}:", "one").await?;
+            Ok(tx.delete(jobs, key)?)
+        })
+        .await;
+    assert!(matches!(removed, Err(TransactionError::Cluster(Error::Invalid(_)))), "{removed:?}");
     let refused: TransactionResult<Option<IVec>> = client
         .transaction(|tx| async move { Ok(tx.insert_with_session(workers, session, "a", "b").await?) })
         .await;
@@ -144,6 +152,21 @@ async fn a_time_to_live_that_a_transaction_has_read_is_so_when_it_is_committed()
         assert_eq!(runs.load(Ordering::Relaxed), 2, "{writes:?}");
         tree.expire("{x}k", LEASE).await.unwrap();
     }
+    // What a run gives up for was so as well: the first has seen half of a change.
+    tree.persist("{x}k").await.unwrap();
+    runs.store(0, Ordering::Relaxed);
+    let refused: TransactionResult<(), Ttl> = client
+        .transaction(|tx| async move {
+            let ttl = tx.ttl(tree, "{x}k").await?;
+            if runs.fetch_add(1, Ordering::Relaxed) == 0 {
+                assert!(tree.expire("{x}k", LEASE).await?);
+            }
+            tx.get(tree, other).await?;
+            dogsled::cluster::transaction::abort(ttl)
+        })
+        .await;
+    assert!(matches!(refused, Err(TransactionError::Abort(Ttl::In(_)))), "{refused:?}");
+    assert_eq!(runs.load(Ordering::Relaxed), 2);
     // What it writes itself it sees.
     let own: TransactionResult<()> = client
         .transaction(|tx| async move {

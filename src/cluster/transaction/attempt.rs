@@ -203,9 +203,13 @@ impl Transaction {
     /// Removes a key without looking at what was there.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the transaction is over.
+    /// [`Error::Invalid`] if the transaction is over, and for a key that this transaction has given a number.
     pub fn delete<K: AsRef<[u8]>>(&self, tree: &Tree, key: K) -> Result<()> {
-        self.with(|sets| access(sets, tree).write(IVec::from(key.as_ref()), None))
+        let key = IVec::from(key.as_ref());
+        self.with(|sets| {
+            let access = access(sets, tree);
+            check_kept(access, &key).map(|()| access.write(key, None))
+        })?
     }
 
     /// Sets a key; the value before, which is read for that. [`Transaction::put`] does not.
@@ -251,14 +255,17 @@ impl Transaction {
     /// Writes all of a batch, without looking at what was there.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the transaction is over.
+    /// As [`Transaction::delete`].
     pub fn apply_batch(&self, tree: &Tree, batch: Batch) -> Result<()> {
         self.with(|sets| {
-            let access = access(sets, tree);
-            for write in batch.into_writes(TreeId(0)) {
+            let (access, writes) = (access(sets, tree), batch.into_writes(TreeId(0)));
+            let mut removed = writes.iter().filter(|write| write.value.is_none());
+            removed.try_for_each(|write| check_kept(access, &write.key))?;
+            for write in writes {
                 access.write(write.key, write.value);
             }
-        })
+            Ok(())
+        })?
     }
 
     /// All keys of a range, and their values, in the order of the keys. That nobody else adds one
@@ -556,7 +563,8 @@ impl Transaction {
     }
 
     /// How long a key has to live, which counts as read: somebody who changes that, and not the key, is noticed as well.
-    /// A transaction that asks this is committed by an entry of its own, though it writes nothing.
+    /// A transaction that asks this is committed by an entry of its own, though it writes nothing; and so beside writers who
+    /// never rest it may have to give up, as one that writes.
     ///
     /// # Errors
     /// As [`Transaction::get`].
@@ -596,6 +604,17 @@ impl Transaction {
 /// What is to be written in a tree, under its locks.
 pub(super) fn access<'a>(sets: &'a mut Sets, tree: &Tree) -> &'a mut Access {
     sets.writing(&tree.stored_name(), tree.fences())
+}
+
+/// A number that was given and is not kept would be given again.
+fn check_kept(access: &Access, key: &IVec) -> Result<()> {
+    match access.is_numbered(key) {
+        false => Ok(()),
+        true => Err(Error::Invalid(format!(
+            "the transaction has given the key \"{}\" its number, and does not remove it",
+            key.escape_ascii()
+        ))),
+    }
 }
 
 fn check_free(access: &Access, key: &IVec) -> Result<()> {

@@ -132,6 +132,10 @@ impl Access {
         self.owned.contains_key(key)
     }
 
+    pub(super) fn is_numbered(&self, key: &IVec) -> bool {
+        self.owned.get(key).is_some_and(|owned| owned.is_numbered)
+    }
+
     /// How long a key has to live, as far as this transaction says so.
     pub(super) fn own_ttl(&self, key: &IVec) -> Option<Ttl> {
         match (self.times.get(key), self.writes.get(key)) {
@@ -238,6 +242,22 @@ impl Sets {
         self.requests += 1;
         // Also of what came in one answer.
         self.shown = None;
+    }
+
+    /// Whether times to live were read, of which no version tells.
+    pub(super) fn has_lives(&self) -> bool {
+        self.trees.values().any(|access| !access.lives.is_empty())
+    }
+
+    /// Nothing is to be written any more, for the closure has given up.
+    pub(super) fn forget_writes(&mut self) {
+        for access in self.trees.values_mut() {
+            let Access { writes, times, actions, owned, .. } = access;
+            (*writes, *times, *actions, *owned) = Default::default();
+        }
+        self.locks.clear();
+        self.fences.clear();
+        self.held.clear();
     }
 
     /// Whether nothing is to be written.

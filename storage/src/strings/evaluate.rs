@@ -53,7 +53,7 @@ pub(crate) fn evaluate(
         // it is prepared it must not be refused any more. What several come to could not be told by another node: it would
         // be done, and nobody would have what it has taken.
         let most = if operations.len() > 1 { MAX_TOLD_TOGETHER } else { MAX_TOLD };
-        if replies.iter().map(StringsReply::bytes).sum::<usize>() > most {
+        if replies.iter().map(StringsReply::encoded_bytes).sum::<usize>() > most {
             return Err(Error::InvalidRequest(format!(
                 "what is asked for takes more than {most} bytes; ask for less at a time"
             )));
