@@ -42,8 +42,9 @@ pub struct Changes {
 }
 
 impl Engine {
-    /// The commits after `sequence`. Each is durable before it is handed out, which may take a sync; see the
-    /// [module](self) for what to do about the commits up to there.
+    /// The commits after `sequence`. Each is durable before it is handed out, which may take a sync. What a copy begins
+    /// with may not be: whoever copies a snapshot calls [`Engine::sync`] after taking it, and goes on from there only if
+    /// that succeeds.
     ///
     /// # Errors
     /// [`Error::Compacted`] if some of them are no longer in the WAL, [`Error::InvalidRequest`] if
