@@ -84,7 +84,7 @@ async fn keys_of_sessions_and_numbers_come_to_be_with_all_the_rest_or_not_at_all
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_that_take_numbers_of_one_prefix_at_once_get_each_its_own() {
-    const EACH: u32 = 10;
+    const EACH: u32 = 5;
     let cluster = Cluster::made(3, PARTITIONS).await;
     let client = cluster.client(1).await;
     let takes = (0..6).map(|taker| {
