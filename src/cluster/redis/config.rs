@@ -16,8 +16,9 @@ use dogsled_storage::strings::notices::Wanted;
 use dogsled_storage::strings::{MAX_STRING_LENGTH, SetOnly, StringAction, StringsOperation, StringsReply};
 use futures_util::future::join_all;
 
-use super::database::{Database, group_of_key, plain};
+use super::database::{Database, plain};
 use super::describe::{CONFIG_HELP, help};
+use super::entry::group_of_key;
 use super::link::Link;
 use super::table::{Asked, Planned, Step, is_word, syntax_error};
 use super::whole::Whole;

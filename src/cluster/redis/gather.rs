@@ -22,7 +22,8 @@ use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::database::{ENTRY_BYTES, ENTRY_OPERATIONS, submit};
+use super::database::submit;
+use super::entry::{ENTRY_BYTES, ENTRY_OPERATIONS};
 use crate::cluster::{Client, Error};
 
 /// The longest that a command waits for those before it.

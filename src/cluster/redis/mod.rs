@@ -67,6 +67,7 @@ mod config;
 mod connection;
 mod database;
 mod describe;
+mod entry;
 mod figures;
 mod gather;
 mod glob;
