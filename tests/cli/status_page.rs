@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::cli_support::http::get_until;
+use crate::cli_support::http::{get, get_until};
 use crate::cli_support::nodes::{Served, free_address};
 use crate::cli_support::{Sandbox, run};
 use serde_json::Value;
@@ -89,7 +89,14 @@ pub(crate) fn prepare() -> Page {
     for number in 0..30 {
         ask(&["-t", "dogs", "put", &format!("dog {number}"), "bark"]).ok();
     }
-    ask(&["counter", "add", "visits", "3"]).ok();
+    // A node's page has the commands of the partitions that it leads: this counts on until one is among them.
+    for number in 0..200 {
+        ask(&["counter", "add", &format!("visits {number}"), "3"]).ok();
+        if get(&page.http, "/metrics.json").body.contains("counter_add_within") {
+            break;
+        }
+        assert!(number < 199, "node 1 leads no partition, or does not tell of its commands");
+    }
     ask(&["lock", "acquire", "<b>printer</b>", "--owner", "ann & bo", "--lease", "600"]).ok();
     get_until(&page.http, "/metrics.json", |answer| answer.body.contains("<b>printer</b>"));
     get_until(&page.http, "/status", |answer| answer.body.matches("\"answers\":true").count() == 3);
