@@ -56,9 +56,8 @@
 //! # What may be lost, beside writes
 //!
 //! Positions are counted on from the survivor's last entry, so versions of keys and fencing tokens that
-//! were given out by lost entries may be given out again. A watcher that goes on from a lost position misses, without
-//! being told, what comes before the survivor is as far again, and a near cache may have a lost value for as long: start
-//! those anew. Parts of transactions over several partitions may
+//! were given out by lost entries may be given out again. Watchers are told that something is missing, and near caches
+//! forget what they have: see [`crate::watch`]. Parts of transactions over several partitions may
 //! be lost while others are not. Sessions that only lost entries knew are unknown.
 //!
 //! # Not here
@@ -83,9 +82,15 @@ use crate::status::{
     GroupStatus, MembershipId, NodeStatus, Role, put_duration, put_ids, take_duration, take_ids,
 };
 use crate::transport::NodeId;
+use crate::types::LeaderId;
 
 /// How far beyond all known terms the survivor goes on; see the [module](self).
 pub(crate) const TERM_LEAP: u64 = 1 << 32;
+
+/// How many recoveries lie before what a leader appends.
+pub(crate) fn history_of(leader: Option<&LeaderId>) -> u64 {
+    leader.map_or(0, |leader| leader.term / TERM_LEAP)
+}
 
 /// What is, or would be, done; see the [module](self).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -44,6 +44,7 @@ use crate::codec::{Malformed, Put, Take};
 use crate::durability::to_io;
 use crate::metrics::GroupMetrics;
 use crate::pin::Pins;
+use crate::recovery::history_of;
 use crate::runtime::watch;
 use crate::snapshot::{KEEP, SnapshotData};
 use crate::types::{
@@ -245,6 +246,8 @@ pub(crate) struct ReplicaSlot {
     applied: watch::Sender<u64>,
     freshness: Mutex<Freshness>,
     generation: AtomicU64,
+    /// How many recoveries the entries that were applied have behind them; see [`crate::watch`].
+    history: AtomicU64,
     /// Transfers of the held state that are under way.
     sending: AtomicU64,
     /// States that are held for clients.
@@ -286,7 +289,10 @@ impl ReplicaSlot {
         let replica = Replica::open(options.clone(), Arc::clone(&wal))?;
         let clock = GroupClock::new(clock);
         clock.observe(replica.time_ms());
-        let applied = watch::Sender::new(replica.applied().position);
+        let last = replica.applied();
+        let applied = watch::Sender::new(last.position);
+        // What it cannot be read from is refused when the group is started.
+        let leader = decode_applied(&last).ok().and_then(|(last, _)| last).map(|last| last.leader_id);
         Ok(ReplicaSlot {
             options,
             wal,
@@ -298,6 +304,7 @@ impl ReplicaSlot {
             applied,
             freshness: Mutex::default(),
             generation: AtomicU64::new(0),
+            history: AtomicU64::new(history_of(leader.as_ref())),
             sending: AtomicU64::new(0),
             pins: Pins::default(),
         })
@@ -394,6 +401,16 @@ impl ReplicaSlot {
         self.generation.load(Ordering::SeqCst)
     }
 
+    /// How many recoveries the entries that were applied have behind them. It grows before the first entry of a new
+    /// history is applied.
+    pub(crate) fn history(&self) -> u64 {
+        self.history.load(Ordering::SeqCst)
+    }
+
+    fn set_history(&self, leader: Option<&LeaderId>) {
+        self.history.store(history_of(leader), Ordering::SeqCst);
+    }
+
     /// Puts another replica into the place of the one that was taken out: of a later state, or the same one opened
     /// again at its last checkpoint.
     pub(crate) fn replace(&self, replica: Arc<Replica>) {
@@ -455,7 +472,9 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn new(slot: Arc<ReplicaSlot>) -> io::Result<Machine> {
         let (last, membership) = decode_applied(&slot.open_replica()?.applied())?;
-        Ok(Machine { slot, leader: last.map(|last| last.leader_id), membership })
+        let leader = last.map(|last| last.leader_id);
+        slot.set_history(leader.as_ref());
+        Ok(Machine { slot, leader, membership })
     }
 }
 
@@ -491,6 +510,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 note = Some(encode_note(&leader_id, &self.membership));
             } else if self.leader != Some(leader_id) {
                 note = Some(encode_note(&leader_id, &self.membership));
+            }
+            if self.leader != Some(leader_id) {
+                self.slot.set_history(Some(&leader_id));
             }
             self.leader = Some(leader_id);
             let reply = match &entry.payload {
@@ -538,6 +560,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
         snapshot.install(&self.slot).await?;
         self.leader = meta.last_log_id.map(|last| last.leader_id);
+        self.slot.set_history(self.leader.as_ref());
         self.membership = meta.last_membership.clone();
         Ok(())
     }

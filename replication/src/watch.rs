@@ -15,12 +15,21 @@
 //! ([`WatchEvent::Compacted`]), and the stream ends. A watcher of keys to which nothing happens moves on by
 //! [`WatchEvent::Progress`], about once a second.
 //!
+//! # After a recovery
+//!
+//! What a group goes on with after a [recovery](crate::recovery) has positions that may have been told before, of what
+//! is lost. So the upper 16 bits of each position that a watch tells say how many recoveries lie behind it (none, and
+//! they are zero, where there was never one), its *history*. A replica ends its watches when its history becomes
+//! another, and what is asked for by a position of an earlier history is not kept
+//! ([`WatchEvent::Compacted`]), also where it happened before the histories parted: watchers read again, and those
+//! that keep what they have read forget it.
+//!
 //! A node that is cut off from the group's leader would be silent, and its client could not tell that from
 //! nothing happening. So a watch ends when the node has heard of nobody for a while, and the client goes
 //! elsewhere.
 //!
 //! ```text
-//! message    version u8 (1), 6, events u32, each:
+//! message    version u8 (1), 6, events u32, each (positions: 48 bits of the log, 16 bits of history):
 //!    0 began    position u64
 //!    1 put      position u64, key: length u32, bytes; value: length u32, bytes
 //!    2 removed  position u64, key
@@ -55,6 +64,30 @@ const OUT_OF_TOUCH: Duration = Duration::from_secs(5);
 /// How often that is looked at while nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// The lower bits of a position that a watch tells: of the group's log.
+const LOG_BITS: u32 = 48;
+
+/// The position in the group's log that a watch tells of by this: without its [history](self#after-a-recovery).
+///
+/// ```
+/// use dogsled_replication::watch::position_in_log;
+/// assert_eq!(position_in_log(7), 7);
+/// ```
+pub fn position_in_log(told: u64) -> u64 {
+    told & ((1 << LOG_BITS) - 1)
+}
+
+/// How many recoveries a position that a watch tells has behind it, up to 65,535: see
+/// [the module](self#after-a-recovery).
+///
+/// ```
+/// use dogsled_replication::watch::history;
+/// assert_eq!(history(7), 0);
+/// ```
+pub fn history(told: u64) -> u64 {
+    told >> LOG_BITS
+}
+
 /// How far a watch has told, to the event.
 ///
 /// ```
@@ -68,7 +101,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Told {
-    /// Everything up to this position of the group's log,
+    /// Everything up to this position of the group's log, with its [history](self#after-a-recovery),
     pub position: u64,
     /// and so many events of the entry behind it.
     pub events: u32,
@@ -108,7 +141,7 @@ impl Told {
     }
 }
 
-/// Something that a watch tells.
+/// Something that a watch tells. Positions are of the group's log, with their [history](self#after-a-recovery).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WatchEvent {
     /// The watch tells everything after this position.
@@ -232,6 +265,19 @@ impl WatchEvent {
         }
     }
 
+    /// Of this history.
+    fn in_history(mut self, history: u64) -> WatchEvent {
+        let (WatchEvent::Began { position }
+        | WatchEvent::Put { position, .. }
+        | WatchEvent::Removed { position, .. }
+        | WatchEvent::Cleared { position }
+        | WatchEvent::Lost { position }
+        | WatchEvent::Progress { position }
+        | WatchEvent::Compacted { position }) = &mut self;
+        *position = position_in_log(*position) | history << LOG_BITS;
+        self
+    }
+
     fn length(&self) -> usize {
         match self {
             WatchEvent::Put { key, value, .. } => 17 + key.len() + value.len(),
@@ -246,7 +292,9 @@ struct Watch {
     tree: Bytes,
     prefix: Bytes,
     began: Option<Instant>,
-    /// `None`: nothing yet, and it begins with what comes.
+    /// Of which the client was told; `None`: nothing yet.
+    history: Option<u64>,
+    /// Without its history. `None`: nothing yet, and it begins with what comes.
     told: Option<Told>,
     subscription: Option<Subscription>,
     /// Events of the entry behind `told` that come again and were told.
@@ -263,9 +311,13 @@ pub(crate) fn watch(
     told: Option<Told>,
 ) -> BoxStream<'static, Bytes> {
     let (began, subscription) = (None, None);
-    let watch = Watch { group, tree, prefix, began, told, subscription, skip: 0, is_over: false };
+    let history = told.map(|told| history(told.position));
+    let told = told.map(|told| Told { position: position_in_log(told.position), ..told });
+    let watch = Watch { group, tree, prefix, began, history, told, subscription, skip: 0, is_over: false };
     stream::unfold(watch, |mut watch| async move {
         let events = watch.next().await?;
+        let history = watch.history.unwrap_or_default();
+        let events: Vec<WatchEvent> = events.into_iter().map(|event| event.in_history(history)).collect();
         Some((WatchEvent::encode(&events), watch))
     })
     .boxed()
@@ -284,6 +336,11 @@ impl Watch {
             // One that has just begun may wait for a leader to be elected.
             let is_old = self.began.is_some_and(|began| began.elapsed() > OUT_OF_TOUCH);
             if is_old && !self.group.is_in_touch(OUT_OF_TOUCH) {
+                return None;
+            }
+            // The client begins anew, and is told then that something is missing: also of what was told just now and was
+            // of the next history already.
+            if self.began.is_some() && self.history != Some(self.current_history()) {
                 return None;
             }
             let Some(subscription) = &self.subscription else {
@@ -366,10 +423,30 @@ impl Watch {
         }
     }
 
+    /// As many of its bits as are told.
+    fn current_history(&self) -> u64 {
+        self.group.slot.history().min(u64::MAX >> LOG_BITS)
+    }
+
     /// Begins to hear of the tree if it is there; what the client is to be told of it.
     fn subscribe(&mut self) -> Option<WatchEvent> {
-        let replica = self.group.slot.replica()?;
         let is_first = self.began.is_none();
+        // Before the replica is looked at: what that has then is of this history or of a later one.
+        let history = self.current_history();
+        let replica = self.group.slot.replica()?;
+        match self.history {
+            Some(told) if is_first && told < history => {
+                self.is_over = true;
+                self.history = Some(history);
+                return Some(WatchEvent::Compacted { position: replica.applied().position });
+            }
+            // The client knows more than this replica does: others go on.
+            Some(told) if told > history => {
+                self.is_over = true;
+                return None;
+            }
+            _ => self.history = Some(history),
+        }
         let watch = |after| replica.engine().watch_after(&self.tree, &self.prefix, DEFAULT_CAPACITY, after);
         let (began, lost) = match watch(self.told.map(|told| told.position)) {
             Ok(began) => (began, false),

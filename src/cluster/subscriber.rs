@@ -29,7 +29,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use dogsled_replication::ring::TreeHash;
-use dogsled_replication::watch::Told;
+use dogsled_replication::watch::{self, Told, position_in_log};
 use futures_util::Stream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -101,7 +101,7 @@ impl WatchPosition {
     }
 
     /// Bytes to be kept: version 1, then for each partition in little-endian its number (u32), the position
-    /// (u64) up to which all was told, and how many events of the entry behind that (u32).
+    /// (u64; its upper 16 bits say how many recoveries with a loss of data lie behind it) up to which all was told, and how many events of the entry behind that (u32).
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![1];
         for (group, told) in &self.parts {
@@ -246,13 +246,18 @@ impl Subscriber {
             let at = match &item {
                 Item::Told(_, _, Some(Event::Lost { position, .. })) => *position,
                 // It is of the entry behind what was told as a whole.
-                Item::Told(_, told, _) => told.position + 1,
+                Item::Told(_, told, _) => position_in_log(told.position) + 1,
                 Item::Failed(_) => 0,
             };
             if let Some(event) = self.deliver(item) {
                 return Some(event.map(|event| (at, event)));
             }
         }
+    }
+
+    /// How many recoveries what was told has behind it, in the partition where there were most.
+    pub(super) fn history(&self) -> u64 {
+        self.position.parts.values().map(|told| watch::history(told.position)).max().unwrap_or_default()
     }
 
     /// How many partitions nobody tells of at the moment.

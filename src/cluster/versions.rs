@@ -114,7 +114,9 @@ impl Tree {
     }
 
     /// Follows one key, beginning with the first write after this version: that of a value that was read, or what
-    /// a write has returned; 0: with the value that it has now.
+    /// a write has returned; 0: with the value that it has now. After a
+    /// [recovery with a loss of data](super::Client::recover) versions are no longer what they were: the value that is
+    /// there is told once more.
     ///
     /// # Errors
     /// [`Error::Unavailable`](super::Error::Unavailable) if the partition was not reached before the deadline.
@@ -131,7 +133,9 @@ impl Tree {
             Subscriber::begin(client.clone(), stored, watched.clone(), &from, Some(group), until).await
         });
         let changes = changes.await?;
-        Ok(KeyWatcher { tree: self.clone(), key, version, changes, must_look: version == 0 })
+        let history = changes.history();
+        let (tree, must_look) = (self.clone(), version == 0);
+        Ok(KeyWatcher { tree, key, version, history, is_cut: false, changes, must_look })
     }
 }
 
@@ -155,6 +159,10 @@ pub struct KeyWatcher {
     key: IVec,
     /// The last that was told.
     version: u64,
+    /// How many recoveries lie behind that.
+    history: u64,
+    /// Another one does: what was told may be lost, and its version may be another value's now.
+    is_cut: bool,
     changes: Subscriber,
     /// What was before is not told by anybody.
     must_look: bool,
@@ -181,6 +189,8 @@ impl KeyWatcher {
                 Ok((at, Event::Clear { .. })) => (at, None),
                 Ok((_, Event::Lost { .. })) => {
                     self.must_look = true;
+                    let history = self.changes.history();
+                    self.is_cut |= std::mem::replace(&mut self.history, history) != history;
                     continue;
                 }
                 Ok(_) => continue,
@@ -198,6 +208,9 @@ impl KeyWatcher {
         let (found, position) = self.tree.read_versioned(self.key.clone()).await?;
         self.must_look = false;
         let is_after_gap = self.version > 0;
+        if std::mem::take(&mut self.is_cut) {
+            self.version = 0;
+        }
         let change = match found {
             Some(found) if found.version > self.version => {
                 KeyChange { value: Some(found.value), version: found.version, is_after_gap }

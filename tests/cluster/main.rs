@@ -11,6 +11,7 @@ mod membership;
 mod operations;
 mod quotas;
 mod reads;
+mod recovered;
 mod services;
 mod support;
 mod transactions;

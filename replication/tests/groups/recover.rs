@@ -5,9 +5,14 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::common::{Cluster, addresses, get, insert};
+use bytes::Bytes;
+use dogsled_replication::watch::{Told, WatchEvent, history, position_in_log};
 use dogsled_replication::{
-    ClientReply, ClientRequest, ClusterError, Consistency, Node, NodeConfig, NodeId, Recovery,
+    ClientIdentity, ClientReply, ClientRequest, ClusterError, Consistency, Node, NodeConfig, NodeId,
+    Recovery, Service,
 };
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 
 const PARTITIONS: u32 = 6;
 
@@ -105,6 +110,70 @@ async fn the_last_of_three_goes_on_and_new_members_join_it() {
     fill(&cluster, "after", 1..=PARTITIONS).await;
     for name in ["before", "alone", "after"] {
         check(&cluster, 4, name, 1..=PARTITIONS).await;
+    }
+}
+
+fn watch(node: &Node, told: Option<Told>) -> BoxStream<'static, Bytes> {
+    let request = ClientRequest::Watch { group: 1, tree: "tree".into(), prefix: "".into(), told };
+    node.client_stream(&ClientIdentity::default(), request.encode())
+}
+
+async fn next(stream: &mut BoxStream<'static, Bytes>) -> Vec<WatchEvent> {
+    let message = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
+    WatchEvent::decode(message.expect("a message in time").expect("no end")).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_that_was_told_of_what_is_lost_is_not_taken_for_another_one() {
+    let mut cluster = Cluster::made(3, 1, quick).await;
+    fill(&cluster, "before", [1]).await;
+    check(&cluster, 1, "before", [1]).await;
+    cluster.network.isolate(NodeId(1));
+    let one = cluster.nodes.remove(&1).unwrap();
+    fill(&cluster, "only 2 and 3", [1]).await;
+    let mut stream = watch(&cluster.nodes[&2], None);
+    let [WatchEvent::Began { position: told }] = next(&mut stream).await[..] else { panic!("no beginning") };
+    assert_eq!((history(told), position_in_log(told)), (0, told));
+    cluster.nodes.insert(1, one);
+    cluster.kill(2).await;
+    cluster.kill(3).await;
+    cluster.network.heal();
+    let mut ends = watch(&cluster.nodes[&1], None);
+    next(&mut ends).await;
+    recovers(&cluster.nodes[&1], &[2, 3]).await;
+    let ended = async { while ends.next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("an end");
+
+    // Past what was told, by entries that are others.
+    for number in 0..50 {
+        cluster.put(1, &format!("after {number}"), "v").await;
+    }
+    for restarted in [false, true] {
+        let position = loop {
+            let mut late = watch(&cluster.nodes[&1], Some(Told::all_to(told)));
+            match next(&mut late).await[..] {
+                [WatchEvent::Compacted { position }] => {
+                    assert!(late.next().await.is_none());
+                    break position;
+                }
+                // One that was started just now has not come to the new history yet; then it ends there.
+                [WatchEvent::Began { .. }] if restarted => {
+                    let ended = async { while late.next().await.is_some() {} };
+                    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("an end");
+                }
+                ref other => panic!("taken for new: {other:?}"),
+            }
+        };
+        assert!(history(position) == 1 && position_in_log(position) > told, "{position:x}");
+        let mut goes_on = watch(&cluster.nodes[&1], Some(Told::all_to(position)));
+        assert_eq!(next(&mut goes_on).await, [WatchEvent::Began { position }]);
+        // Of a history that this node does not know: it says nothing, so that another one is asked.
+        let mut unknown = watch(&cluster.nodes[&1], Some(Told::all_to(position + (1 << 48))));
+        assert!(unknown.next().await.is_none());
+        if !restarted {
+            cluster.kill(1).await;
+            cluster.start(1).await;
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use dogsled_replication::watch::{Told, WatchEvent};
+use dogsled_replication::watch::{Told, WatchEvent, position_in_log};
 use dogsled_replication::{ClientReply, ClientRequest, ClusterError};
 use futures_util::StreamExt;
 use parking_lot::Mutex;
@@ -358,7 +358,7 @@ impl Follower {
                         let _ = begun.send(before);
                     }
                 }
-                lost.then_some(Event::Lost { part, position })
+                lost.then_some(Event::Lost { part, position: position_in_log(position) })
             }
             WatchEvent::Compacted { .. } => {
                 self.compacted += 1;
@@ -378,7 +378,7 @@ impl Follower {
             }
             WatchEvent::Lost { position } => {
                 told = Some(Told::all_to(position));
-                Some(Event::Lost { part, position })
+                Some(Event::Lost { part, position: position_in_log(position) })
             }
             WatchEvent::Progress { position } => {
                 told.get_or_insert_default().all(position);
