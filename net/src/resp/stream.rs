@@ -16,6 +16,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::coop::unconstrained;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -150,9 +151,10 @@ impl ClientStream {
             ClientStream::Plain(stream) => loop {
                 stream.readable().await?;
                 buffer.reserve(room);
-                match stream.try_read_buf(buffer) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                    read => return read,
+                // Not `try_read_buf`: that would have to be told by the system that nothing more is there, for each request.
+                // Nor within the task's budget: without that it would be tried for ever.
+                if let Some(read) = unconstrained(stream.read_buf(buffer)).now_or_never() {
+                    return read;
                 }
             },
             ClientStream::Tls(stream) => {

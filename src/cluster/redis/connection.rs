@@ -202,7 +202,9 @@ fn after(patience: Duration) -> Instant {
 
 impl Connection {
     async fn run(&mut self, mut stream: ClientStream) -> std::io::Result<()> {
+        // Made once: each would have to be entered in the list of those who wait, and struck off it, for each request.
         let mut closing = self.link.server.closing.clone();
+        let mut is_closing = std::pin::pin!(closing.wait_for(|closing| *closing));
         loop {
             self.reader.give_back(KEPT);
             let (mut count, mut bytes, mut wrong) = (0, 0, None);
@@ -239,6 +241,11 @@ impl Connection {
             }
             let is_ending = self.link.is_ending || wrong.is_some();
             if is_ending || count == 0 || self.out.len() >= SEND {
+                if count == 0 && !self.out.is_empty() && self.is_one_of_many() {
+                    // After those that have something to do, too: who serves many clients from one thread, as a proxy or
+                    // a benchmark, is then woken once for all of their replies, not for each of them.
+                    tokio::task::yield_now().await;
+                }
                 self.send(&mut stream).await?;
             }
             if is_ending {
@@ -269,7 +276,7 @@ impl Connection {
                     tokio::select! {
                         read = stream.read(reader.buffer(), READ) => Come::Read(read?),
                         message = next_message(subscriptions) => Come::Message(message),
-                        _ = closing.wait_for(|closing| *closing) => Come::Read(0),
+                        _ = &mut is_closing => Come::Read(0),
                         () = late => Come::Late,
                     }
                 }
@@ -298,6 +305,10 @@ impl Connection {
                 return end(stream).await;
             }
         }
+    }
+
+    fn is_one_of_many(&self) -> bool {
+        self.link.server.connected.load(Ordering::Relaxed) > 1
     }
 
     /// When the connection is given up, unless more comes: of one that has sent a part of a command, or not yet said
