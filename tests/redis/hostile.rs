@@ -316,3 +316,19 @@ fn replies_are_told_bit_by_bit_and_what_fills_memory_is_refused() {
     assert!(refused.starts_with("-ERR "), "{refused}");
     serves(&served);
 }
+
+#[test]
+fn a_pipeline_of_short_requests_with_long_replies_is_answered_in_parts() {
+    let served = Served::new(1, 1);
+    let mut client = served.connect(0);
+    let info = |names: usize| format!("COMMAND INFO{}", " cluster".repeat(names));
+    // Of these replies, of about 3 MiB in memory, there are never as many as there are requests.
+    let pipeline = [request(&words(&info(128))), request(&words("PING"))].concat().repeat(8);
+    client.send(&pipeline);
+    for _ in 0..8 {
+        assert!(client.reply().starts_with(b"*128\r\n*10\r\n$7\r\ncluster\r\n"));
+        assert_eq!(client.reply(), b"+PONG\r\n");
+    }
+    assert_eq!(client.says(&info(1025)), "-ERR at most 1024 commands are described at a time");
+    serves(&served);
+}

@@ -208,7 +208,8 @@ impl Connection {
         loop {
             self.reader.give_back(KEPT);
             let (mut count, mut bytes, mut wrong) = (0, 0, None);
-            while count < self.batch && bytes < BATCH_BYTES && !self.link.is_ending {
+            // A short request may have a long reply at once, as `COMMAND INFO` has.
+            while count < self.batch && bytes < BATCH_BYTES && self.waiting <= LARGE && !self.link.is_ending {
                 match self.reader.next_request() {
                     Ok(Some(request)) => {
                         bytes += request.iter().map(|argument| argument.len()).sum::<usize>();

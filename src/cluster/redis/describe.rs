@@ -209,7 +209,7 @@ pub(super) fn command(_: &mut Link, arguments: &[Bytes]) -> Value {
 }
 
 /// So that what is told of them is bounded.
-const MOST_NAMES: usize = 4096;
+const MOST_NAMES: usize = 1024;
 
 /// What is below a command, and what it does.
 type Help = &'static [(&'static str, &'static str)];
