@@ -6,6 +6,7 @@ mod cluster;
 
 mod beside;
 mod commands;
+mod documents;
 mod hostile;
 mod large;
 mod locks;

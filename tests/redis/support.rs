@@ -132,7 +132,7 @@ pub fn request(words: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// How long the first reply in these bytes is; `None`: it has not all come.
-fn reply_length(bytes: &[u8]) -> Option<usize> {
+pub fn reply_length(bytes: &[u8]) -> Option<usize> {
     let end = bytes.windows(2).position(|pair| pair == b"\r\n")?;
     let number = || -> i64 { std::str::from_utf8(&bytes[1..end]).unwrap().parse().unwrap() };
     let mut length = end + 2;

@@ -7,8 +7,10 @@ use bytes::Bytes;
 use dogsled_net::resp::Value;
 use dogsled_storage::strings::parse_integer;
 
+use super::arguments::arguments_of;
 use super::link::Link;
 use super::subcommands::Subcommand;
+use super::syntax::{self, Argument, constant};
 use super::table::{Asked, COMMANDS, CommandInfo, Planned, Step, find, is_word, syntax_error};
 use super::{REDIS_VERSION, glob, tree_name};
 
@@ -87,14 +89,9 @@ impl CommandInfo {
     }
 
     fn documented(&self) -> (Value, Value) {
-        let pair = |key: &str, value: &str| (Value::text(key), Value::text(value));
-        let about = vec![
-            pair("summary", self.summary),
-            pair("since", self.since),
-            pair("group", self.group),
-            pair("complexity", self.complexity()),
-        ];
-        (Value::text(self.name), Value::Map(about))
+        let about = [self.summary, self.since, self.group, self.complexity()];
+        let below = self.below().map(Subcommand::documented).collect();
+        (constant(self.name), documented(about, &arguments_of(self.name), below))
     }
 
     /// The keys of a request for it.
@@ -115,6 +112,32 @@ impl CommandInfo {
 impl Subcommand {
     fn described(&self) -> Value {
         described(&self.full_name(), self.arity, self.flags, (0, 0, 0), &self.categories(), Vec::new())
+    }
+
+    /// As [`CommandInfo::complexity`].
+    fn complexity(&self) -> &'static str {
+        match (self.command, self.name) {
+            ("cluster", "info" | "nodes" | "shards" | "slots") => "O(N) where N is the number of partitions.",
+            ("cluster", "keyslot") => "O(N) where N is the length of the key.",
+            ("command", "docs" | "info" | "list") => "O(N) where N is the number of commands that are told.",
+            ("command", "getkeys") => "O(N) where N is the number of arguments of the command.",
+            ("config", "get") => "O(N) where N is the number of patterns.",
+            ("config", "set") => "O(N) where N is the number of partitions.",
+            ("pubsub", "channels") => "O(N) where N is the number of channels with subscribers at this node.",
+            ("pubsub", "numsub") => "O(N) where N is the number of channels that are named.",
+            ("script", "exists") => "O(N) where N is the number of scripts that are named.",
+            ("script", "flush") => "O(N) where N is the number of scripts that are known.",
+            ("script", "load") => "O(N) where N is the length of the script.",
+            _ => "O(1)",
+        }
+    }
+
+    fn documented(&self) -> (Value, Value) {
+        let name = self.full_name();
+        let group = find(self.command.as_bytes()).map_or("", |command| command.group);
+        let about = [self.summary, self.since, group, self.complexity()];
+        let told = documented(about, &arguments_of(&name), Vec::new());
+        (Value::text(name), told)
     }
 }
 
@@ -140,6 +163,20 @@ fn described(
         Value::Array(Vec::new()),
         Value::Array(below),
     ])
+}
+
+/// What `COMMAND DOCS` says of one: the summary, since when it is there, the group, what it costs, and the rest.
+fn documented(about: [&'static str; 4], arguments: &[Argument], below: Vec<(Value, Value)>) -> Value {
+    let names = ["summary", "since", "group", "complexity"];
+    let about = names.into_iter().zip(about);
+    let mut told: Vec<_> = about.map(|(name, text)| (constant(name), constant(text))).collect();
+    if !arguments.is_empty() {
+        told.push((constant("arguments"), syntax::documented(arguments)));
+    }
+    if !below.is_empty() {
+        told.push((constant("subcommands"), Value::Map(below)));
+    }
+    Value::Map(told)
 }
 
 fn names<'a>(commands: impl Iterator<Item = &'a CommandInfo>) -> Value {
@@ -202,7 +239,9 @@ pub(super) fn command(_: &mut Link, arguments: &[Bytes]) -> Value {
         }
         [] if is("DOCS") => Value::Map(COMMANDS.iter().map(CommandInfo::documented).collect()),
         names if is("DOCS") => {
-            Value::Map(names.iter().filter_map(|name| find(name)).map(CommandInfo::documented).collect())
+            let below = |name: &Bytes| Subcommand::find(name).map(Subcommand::documented);
+            let told = |name: &Bytes| find(name).map(CommandInfo::documented).or_else(|| below(name));
+            Value::Map(names.iter().filter_map(told).collect())
         }
         _ => syntax_error(),
     }

@@ -63,6 +63,7 @@
 //! `CLUSTERDOWN`; a key is read for up to a tenth of a second after its time to live is over, if nobody writes
 //! to its partition, while for writes it is gone at once.
 
+mod arguments;
 mod config;
 mod connection;
 mod database;
@@ -83,6 +84,7 @@ mod server;
 mod slots;
 mod strings;
 mod subcommands;
+mod syntax;
 mod table;
 mod transaction;
 mod whole;

@@ -18,10 +18,19 @@ pub(super) struct Subcommand {
     pub(super) arity: i64,
     /// Separated by spaces, as `COMMAND INFO` has them.
     pub(super) flags: &'static str,
+    pub(super) since: &'static str,
+    pub(super) summary: &'static str,
 }
 
-const fn row(command: &'static str, name: &'static str, arity: i64, flags: &'static str) -> Subcommand {
-    Subcommand { command, name, arity, flags }
+const fn row(
+    command: &'static str,
+    name: &'static str,
+    arity: i64,
+    flags: &'static str,
+    since: &'static str,
+    summary: &'static str,
+) -> Subcommand {
+    Subcommand { command, name, arity, flags, since, summary }
 }
 
 const HELP: &str = "loading stale";
@@ -31,56 +40,59 @@ const LOOK: &str = "stale";
 const CHANGE: &str = "admin stale no_async_loading";
 const LISTEN: &str = "pubsub loading stale";
 
+const HELP_TEXT: &str = "Returns helpful text about the subcommands.";
+const REFUSED: &str = "Is refused: the error says what changes this cluster instead.";
+
 /// By command, and by name.
 #[rustfmt::skip]
 const SUBCOMMANDS: &[Subcommand] = &[
-    row("client", "getname", 2, TALK),
-    row("client", "help", 2, HELP),
-    row("client", "id", 2, TALK),
-    row("client", "info", 2, TALK),
-    row("client", "list", -2, RULE),
-    row("client", "no-evict", 3, RULE),
-    row("client", "no-touch", 3, TALK),
-    row("client", "setinfo", 4, TALK),
-    row("client", "setname", 3, TALK),
-    row("cluster", "addslots", -3, CHANGE),
-    row("cluster", "addslotsrange", -4, CHANGE),
-    row("cluster", "bumpepoch", 2, CHANGE),
-    row("cluster", "delslots", -3, CHANGE),
-    row("cluster", "delslotsrange", -4, CHANGE),
-    row("cluster", "failover", -2, CHANGE),
-    row("cluster", "flushslots", 2, CHANGE),
-    row("cluster", "forget", 3, CHANGE),
-    row("cluster", "help", 2, HELP),
-    row("cluster", "info", 2, LOOK),
-    row("cluster", "keyslot", 3, LOOK),
-    row("cluster", "meet", -4, CHANGE),
-    row("cluster", "myid", 2, LOOK),
-    row("cluster", "nodes", 2, LOOK),
-    row("cluster", "replicate", 3, CHANGE),
-    row("cluster", "reset", -2, "admin noscript stale"),
-    row("cluster", "saveconfig", 2, CHANGE),
-    row("cluster", "set-config-epoch", 3, CHANGE),
-    row("cluster", "setslot", -4, CHANGE),
-    row("cluster", "shards", 2, LOOK),
-    row("cluster", "slots", 2, LOOK),
-    row("command", "count", 2, HELP),
-    row("command", "docs", -2, HELP),
-    row("command", "getkeys", -4, HELP),
-    row("command", "help", 2, HELP),
-    row("command", "info", -2, HELP),
-    row("command", "list", -2, HELP),
-    row("config", "get", -3, RULE),
-    row("config", "help", 2, HELP),
-    row("config", "set", -4, RULE),
-    row("pubsub", "channels", -2, LISTEN),
-    row("pubsub", "help", 2, HELP),
-    row("pubsub", "numpat", 2, LISTEN),
-    row("pubsub", "numsub", -2, LISTEN),
-    row("script", "exists", -3, "noscript"),
-    row("script", "flush", -2, "noscript"),
-    row("script", "help", 2, HELP),
-    row("script", "load", 3, "noscript stale"),
+    row("client", "getname", 2, TALK, "2.6.9", "Returns the name of the connection."),
+    row("client", "help", 2, HELP, "5.0.0", HELP_TEXT),
+    row("client", "id", 2, TALK, "5.0.0", "Returns the number of the connection."),
+    row("client", "info", 2, TALK, "6.2.0", "Returns information about the connection."),
+    row("client", "list", -2, RULE, "2.4.0", "Returns information about the connection that asks, and no other."),
+    row("client", "no-evict", 3, RULE, "7.0.0", "Is accepted; no connection is evicted."),
+    row("client", "no-touch", 3, TALK, "7.2.0", "Is accepted; no read makes a key younger."),
+    row("client", "setinfo", 4, TALK, "7.2.0", "Sets the name or version of the client's library."),
+    row("client", "setname", 3, TALK, "2.6.9", "Sets the name of the connection."),
+    row("cluster", "addslots", -3, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "addslotsrange", -4, CHANGE, "7.0.0", REFUSED),
+    row("cluster", "bumpepoch", 2, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "delslots", -3, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "delslotsrange", -4, CHANGE, "7.0.0", REFUSED),
+    row("cluster", "failover", -2, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "flushslots", 2, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "forget", 3, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "help", 2, HELP, "5.0.0", HELP_TEXT),
+    row("cluster", "info", 2, LOOK, "3.0.0", "Returns the state of the cluster."),
+    row("cluster", "keyslot", 3, LOOK, "3.0.0", "Returns the hash slot of a key."),
+    row("cluster", "meet", -4, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "myid", 2, LOOK, "3.0.0", "Returns the name of the node."),
+    row("cluster", "nodes", 2, LOOK, "3.0.0", "Returns the nodes and the slots that they lead, as lines of text."),
+    row("cluster", "replicate", 3, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "reset", -2, "admin noscript stale", "3.0.0", REFUSED),
+    row("cluster", "saveconfig", 2, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "set-config-epoch", 3, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "setslot", -4, CHANGE, "3.0.0", REFUSED),
+    row("cluster", "shards", 2, LOOK, "7.0.0", "Returns the nodes and the slots that they lead."),
+    row("cluster", "slots", 2, LOOK, "3.0.0", "Returns the slots and the nodes that lead them."),
+    row("command", "count", 2, HELP, "2.8.13", "Returns the number of commands."),
+    row("command", "docs", -2, HELP, "7.0.0", "Returns what commands do and which arguments they take."),
+    row("command", "getkeys", -4, HELP, "2.8.13", "Returns the keys of a command with its arguments."),
+    row("command", "help", 2, HELP, "5.0.0", HELP_TEXT),
+    row("command", "info", -2, HELP, "2.8.13", "Returns the properties of commands."),
+    row("command", "list", -2, HELP, "7.0.0", "Returns the names of commands."),
+    row("config", "get", -3, RULE, "2.0.0", "Returns parameters whose names match patterns, and their values."),
+    row("config", "help", 2, HELP, "5.0.0", HELP_TEXT),
+    row("config", "set", -4, RULE, "2.0.0", "Sets which events are told of keys, for the whole cluster."),
+    row("pubsub", "channels", -2, LISTEN, "2.8.0", "Returns the channels of this node that somebody is subscribed to."),
+    row("pubsub", "help", 2, HELP, "6.2.0", HELP_TEXT),
+    row("pubsub", "numpat", 2, LISTEN, "2.8.0", "Returns how many patterns are subscribed to at this node."),
+    row("pubsub", "numsub", -2, LISTEN, "2.8.0", "Returns how many are subscribed to channels at this node."),
+    row("script", "exists", -3, "noscript", "2.6.0", "Determines which scripts this node knows by their hashes."),
+    row("script", "flush", -2, "noscript", "2.6.0", "Forgets the hashes of scripts at this node."),
+    row("script", "help", 2, HELP, "5.0.0", HELP_TEXT),
+    row("script", "load", 3, "noscript stale", "2.6.0", "Has this node know a script by its hash, without executing it."),
 ];
 
 impl Subcommand {

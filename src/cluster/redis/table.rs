@@ -173,7 +173,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("auth", -2, FREE, NONE, "1.0.0", "connection", link(link::auth), Partial("the user `default` only"), "Authenticates the connection."),
     row("client", -2, "", NONE, "2.4.0", "connection", link(link::client), Partial("ID, GETNAME, SETNAME, SETINFO, INFO, LIST (of the own connection), NO-EVICT, NO-TOUCH"), "Commands on client connections."),
     row("cluster", -2, "", NONE, "3.0.0", "cluster", plan(slots::plan), Partial("SLOTS, SHARDS, NODES, INFO, MYID, KEYSLOT; replicas in SLOTS for a connection that has said READONLY; what changes a cluster names the command of `dogsled` that does"), "Commands on where keys are."),
-    row("command", -1, "loading stale", NONE, "2.8.13", "server", link(describe::command), Partial("COUNT, DOCS (without arguments), GETKEYS, INFO (without key specifications), LIST"), "Returns detailed information about commands."),
+    row("command", -1, "loading stale", NONE, "2.8.13", "server", link(describe::command), Partial("COUNT, DOCS (without history), GETKEYS, INFO (without key specifications), LIST"), "Returns detailed information about commands."),
     row("config", -2, "", NONE, "2.0.0", "server", plan(config::config), Partial("GET, of a few parameters; SET, of `notify-keyspace-events`, which is of the whole cluster; within MULTI that is as FLUSHDB"), "Commands on the server's configuration."),
     row("copy", -3, WRITE, TWO, "6.2.0", "generic", plan(keys::copy), CARRIED, "Copies the value of a key to a new key."),
     row("dbsize", 1, READ, NONE, "1.0.0", "server", plan(whole::size), Partial(WHOLE_IN_MULTI), "Returns the number of keys in the database."),
