@@ -330,6 +330,13 @@ impl Config {
             (None, true) => temporary_path(),
             (None, false) => PathBuf::from(DEFAULT_PATH),
         };
+        // What is deleted at the end is what was opened, wherever the process works by then.
+        let directory = std::path::absolute(&directory).map_err(|error| {
+            Error::Io(std::io::Error::new(
+                error.kind(),
+                format!("finding out where {} is: {error}", directory.display()),
+            ))
+        })?;
         let mut options = Options {
             cache_capacity: self.cache_capacity,
             durability: self.durability,

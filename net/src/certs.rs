@@ -177,6 +177,16 @@ impl CertificateFiles {
         }
     }
 
+    /// The same files whatever directory the process works in later. What the system cannot tell stays as it is.
+    pub(crate) fn absolute(&self) -> CertificateFiles {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        CertificateFiles {
+            ca: absolute(&self.ca),
+            certificate: absolute(&self.certificate),
+            key: absolute(&self.key),
+        }
+    }
+
     /// Changes whenever one of the files does. Cheap; `None` for a file that cannot be looked at.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
         [&self.ca, &self.certificate, &self.key].map(|path| {

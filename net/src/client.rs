@@ -62,7 +62,7 @@ impl ClientEndpoint {
     /// taken the place of the certificates is used from then on, if it can be and names the same cluster.
     pub fn open(source: &CertificateSource, options: NetOptions) -> Result<ClientEndpoint, TransportError> {
         let unusable = |error: CertificateError| TransportError::Unreachable(error.to_string());
-        let (certificates, files) = match source {
+        let (certificates, files) = match &source.absolute() {
             CertificateSource::Memory(certificates) => {
                 certificates.check().map_err(unusable)?;
                 (certificates.clone(), None)

@@ -43,6 +43,16 @@ pub enum CertificateSource {
     Memory(Certificates),
 }
 
+impl CertificateSource {
+    /// The same files whatever directory the process works in later.
+    pub(crate) fn absolute(&self) -> CertificateSource {
+        match self {
+            CertificateSource::Files(files) => CertificateSource::Files(files.absolute()),
+            CertificateSource::Memory(_) => self.clone(),
+        }
+    }
+}
+
 /// Who this node is, and where it listens.
 #[derive(Clone, Debug)]
 pub struct EndpointConfig {
@@ -184,6 +194,7 @@ impl Endpoint {
     /// the certificate is not one that others would accept from this node.
     pub fn open(config: EndpointConfig) -> Result<Arc<Endpoint>, OpenError> {
         let EndpointConfig { node, cluster, listen, certificates: source, options } = config;
+        let source = source.absolute();
         let certificates = load(&source, node)?;
         let peer_client = client_config(&certificates, PEER_ALPN, &options)?;
         let server = server_config(&certificates, &options)?;

@@ -258,10 +258,14 @@ impl Node {
     ///
     /// # Errors
     /// The directory is in use, is another node's or another cluster's, is damaged; the disk.
-    pub async fn start(config: NodeConfig, transport: Arc<dyn Transport>) -> Result<Node> {
+    pub async fn start(mut config: NodeConfig, transport: Arc<dyn Transport>) -> Result<Node> {
         if config.node.0 == 0 {
             return Err(Error::InvalidRequest("0 is no node id".to_owned()));
         }
+        // Wherever the process works later.
+        config.directory = config.disk.absolute(&config.directory).map_err(|error| {
+            Error::io(format!("finding out where {} is", config.directory.display()), error)
+        })?;
         let blocking = if config.threads { Blocking::Threads } else { Blocking::Inline };
         let open = {
             let config = config.clone();

@@ -11,7 +11,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub mod real;
@@ -25,6 +25,10 @@ pub const BLOCK_SIZE: usize = 4096;
 
 /// A directory tree in which files can be made, renamed, removed and synced.
 pub trait Disk: Debug + Send + Sync + 'static {
+    /// `path` as it is to be kept by what stays open: the same place whatever directory the process works in later.
+    fn absolute(&self, path: &Path) -> io::Result<PathBuf> {
+        Ok(path.to_owned())
+    }
     /// Opens `path`, as `mode` says.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>>;
     /// Creates `path` and its parents; no error if it exists. Names are durable on return.

@@ -99,10 +99,14 @@ impl Engine {
         let budget = CacheBudget::new(capacity - redb_cache - overlay_limit);
 
         let id = options.database_id;
-        let directory =
-            Directory::open(Arc::clone(&options.disk), &options.directory, options.create_new, || {
-                id.unwrap_or_else(random_id)
-            })?;
+        // Segments and checkpoints are made for as long as it is open, wherever the process works by then: where another
+        // database may be, whose segments have the same names.
+        let path = options.disk.absolute(&options.directory).map_err(|error| {
+            Error::io(format!("finding out where {} is", options.directory.display()), error)
+        })?;
+        let directory = Directory::open(Arc::clone(&options.disk), &path, options.create_new, || {
+            id.unwrap_or_else(random_id)
+        })?;
         if !is_replica {
             directory.refuse_node()?;
         }

@@ -98,3 +98,66 @@ fn a_waker_that_panics_does_not_end_flushing() {
         woken.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 }
+
+/// Set for the process that works in several directories.
+const ELSEWHERE: &str = "DOGSLED_TEST_ELSEWHERE";
+
+#[test]
+fn a_database_with_a_relative_path_stays_where_it_was_opened() {
+    if let Some(place) = std::env::var_os(ELSEWHERE) {
+        return work_in_two_directories(std::path::Path::new(&place));
+    }
+    // The directory that a process works in is that of all of its threads, other tests among them.
+    let place = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "regressions::a_database_with_a_relative_path_stays_where_it_was_opened",
+            "--exact",
+            "--nocapture",
+        ])
+        .env(ELSEWHERE, place.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for name in ["one", "two"] {
+        let path = place.path().join(name).join("db");
+        let db = dogsled::open(&path).unwrap();
+        assert!(db.verify().unwrap().is_sound());
+        assert_eq!(db.len(), 400, "{name}");
+        assert!(db.iter().all(|entry| entry.unwrap().1.starts_with(name.as_bytes())), "{name}");
+    }
+    assert!(!place.path().join("one/passing").exists(), "it was temporary");
+    assert!(place.path().join("two/passing/mine").exists());
+}
+
+fn work_in_two_directories(place: &std::path::Path) {
+    let open = || Config::new().path("db").segment_size(1 << 20).flush_every_ms(None).open().unwrap();
+    let work_in = |name: &str| {
+        let directory = place.join(name);
+        std::fs::create_dir_all(&directory).unwrap();
+        std::env::set_current_dir(directory).unwrap();
+    };
+    work_in("one");
+    let one = open();
+    let passing = Config::new().path("passing").temporary(true).open().unwrap();
+    work_in("two");
+    let two = open();
+    std::fs::create_dir("passing").unwrap();
+    std::fs::write("passing/mine", "kept").unwrap();
+    drop(passing);
+    // Several segments of each, made, filled and used again.
+    let mut random = 1_u64;
+    for number in 0..400_u32 {
+        for (name, db) in [("one", &one), ("two", &two)] {
+            let mut value = name.as_bytes().to_vec();
+            value.extend((0..8_000).map(|_| {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (random >> 56) as u8
+            }));
+            db.insert(number.to_be_bytes(), [value, vec![b'.'; 30_000]].concat()).unwrap();
+            if number % 10 == 0 {
+                db.flush().unwrap();
+            }
+        }
+    }
+}

@@ -57,6 +57,7 @@ impl ClientTls {
     /// # Errors
     /// What is wrong with it.
     pub fn new(source: CertificateSource) -> Result<ClientTls, CertificateError> {
+        let source = source.absolute();
         let acceptor = ArcSwap::new(load(&source)?);
         Ok(ClientTls { source, acceptor, looked: Mutex::new(Instant::now()) })
     }
