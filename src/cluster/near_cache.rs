@@ -224,6 +224,8 @@ impl State {
         for (key, reading) in &mut self.reading {
             if is_meant(key) {
                 reading.doubted = self.clock;
+                // It may be what was lost.
+                reading.told = (0, None);
             }
         }
     }

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::core::{Core, unexpected};
 use super::ring::TreeHash;
 use super::session::random_u64;
-use super::until::{Until, look};
+use super::until::{Asked, Until, look};
 use super::{Client, Error, ReadFrom, Result, Tree};
 use crate::lock::milliseconds;
 use crate::{IVec, SessionStatus};
@@ -85,7 +85,7 @@ impl Inner {
         if self.open.lock().contains_key(&group) {
             return Ok(());
         }
-        let asked = Instant::now();
+        let asked = Asked::now();
         let open = Operation::OpenSession { session: self.id, lease_ms: milliseconds(self.lease) };
         match self.client.core().operate(group, open, until).await?.result {
             Ok(Answer::Session { .. }) => {
@@ -106,12 +106,12 @@ impl Inner {
     }
 
     /// Notes that it is open in a partition since it was asked for, unless it has ended: whether it is noted.
-    fn is_open(&self, group: u32, asked: Instant) -> bool {
+    fn is_open(&self, group: u32, asked: Asked) -> bool {
         let mut open = self.open.lock();
         // Under the lock: whoever ends it after this closes it here as well.
         let lives = !*self.lost.borrow();
         if lives {
-            open.insert(group, Until::new(asked + self.lease));
+            open.insert(group, asked.until(self.lease));
         }
         lives
     }
@@ -165,7 +165,7 @@ impl Client {
         let until = self.until();
         let core = self.core();
         let renewals = groups(core, until).await?.map(|group| async move {
-            let asked = Instant::now();
+            let asked = Asked::now();
             let reply = core.operate(group, Operation::RenewSession { session: id }, until).await?;
             match reply.result {
                 Ok(Answer::Session { expires_ms }) => {
@@ -184,7 +184,7 @@ impl Client {
         };
         let open = renewed
             .into_iter()
-            .map(|(group, asked, lease)| (group, Until::new(asked + lease.min(LONGEST))))
+            .map(|(group, asked, lease)| (group, asked.until(lease.min(LONGEST))))
             .collect();
         Ok(Some(Session::of(self.clone(), id, lease, Some(open))))
     }
@@ -301,12 +301,12 @@ async fn renew(inner: Weak<Inner>, lease: Duration) {
         let renewals = groups.into_iter().map(|group| {
             let inner = &inner;
             async move {
-                let asked = Instant::now();
+                let asked = Asked::now();
                 let renew = Operation::RenewSession { session: inner.id };
-                let renewed = inner.client.core().operate(group, renew, asked + lease / 3).await;
+                let renewed = inner.client.core().operate(group, renew, asked.instant() + lease / 3).await;
                 match renewed.map(|reply| reply.result) {
                     Ok(Ok(_)) => {
-                        inner.open.lock().insert(group, Until::new(asked + lease));
+                        inner.open.lock().insert(group, asked.until(lease));
                     }
                     Ok(Err(_)) => {
                         inner.lost.send_replace(true);

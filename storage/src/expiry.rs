@@ -424,8 +424,30 @@ pub(crate) fn due_keys(
     limit: usize,
 ) -> Result<(Vec<IVec>, bool)> {
     let Some((first, _)) = view.end(tree, false)? else { return Ok((Vec::new(), false)) };
+    due_keys_from(view, tree, &first, time_ms, limit)
+}
+
+/// As [`due_keys`], of those that have become due after some time.
+pub(crate) fn due_keys_after(
+    view: &impl View,
+    tree: TreeId,
+    after_ms: u64,
+    time_ms: u64,
+    limit: usize,
+) -> Result<(Vec<IVec>, bool)> {
+    let Some(first_ms) = after_ms.checked_add(1) else { return Ok((Vec::new(), false)) };
+    due_keys_from(view, tree, &due_key(first_ms, TreeId(0), b""), time_ms, limit)
+}
+
+fn due_keys_from(
+    view: &impl View,
+    tree: TreeId,
+    first: &IVec,
+    time_ms: u64,
+    limit: usize,
+) -> Result<(Vec<IVec>, bool)> {
     let (mut found, mut more) = (Vec::new(), false);
-    view.scan(tree, Bound::Included(&first), Bound::Unbounded, &mut |key, _| {
+    view.scan(tree, Bound::Included(first), Bound::Unbounded, &mut |key, _| {
         if due_time(key).is_none_or(|due_ms| due_ms > time_ms) {
             return false;
         }

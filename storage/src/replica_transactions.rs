@@ -24,6 +24,9 @@ use crate::{Engine, IVec, Result, TreeId, expiry};
 /// With so many keys that are being written in its range, a page is not looked at.
 const MAX_KEYS_BESIDE: usize = 4096;
 
+/// Keys that have ended, and who keeps that from being seen.
+type Ended = Vec<(TreeId, IVec, LockedBy)>;
+
 /// How many transactions are prepared; see the [module](self).
 #[derive(Debug, Default)]
 pub(crate) struct PreparedCount {
@@ -34,8 +37,9 @@ pub(crate) struct PreparedCount {
 impl PreparedCount {
     /// Before an entry is to be seen that changes what is prepared.
     pub(crate) fn begin(&self) {
-        self.begun.fetch_add(1, Ordering::SeqCst);
+        // In this order: whoever finds that nothing is prepared has seen a number that is an earlier one.
         self.count.fetch_max(1, Ordering::SeqCst);
+        self.begun.fetch_add(1, Ordering::SeqCst);
     }
 
     /// After it is to be seen.
@@ -103,8 +107,10 @@ impl Replica {
         {
             let locked = || {
                 let committer = self.engine().shared.commit.lock();
-                let ended = self.ended_beside(&committer)?;
-                Ok::<_, crate::Error>(self.lock_against(&committer, None, &ended, read))
+                Ok::<_, crate::Error>(match self.ended_beside(&committer)? {
+                    Ok(ended) => self.lock_against(&committer, None, &ended, read),
+                    Err(lock) => Some(lock),
+                })
             };
             if let Some(lock) = locked()? {
                 return Ok(Settled::Locked(lock));
@@ -127,7 +133,10 @@ impl Replica {
             let written = |tree| committer.transactions.written_in(tree, bounds.0, bounds.1, MAX_KEYS_BESIDE);
             let mut locked = tree.map_or(Vec::new(), written);
             let is_full = locked.len() == MAX_KEYS_BESIDE;
-            let ended = self.ended_beside(&committer)?;
+            let ended = match self.ended_beside(&committer)? {
+                Ok(ended) => ended,
+                Err(lock) => return Ok(Settled::Locked(lock)),
+            };
             drop(committer);
             if let Some((_, lock)) = locked.last().filter(|_| is_full) {
                 return Ok(Settled::Locked(*lock));
@@ -139,7 +148,10 @@ impl Replica {
             locked.extend(ended.map(|(_, key, lock)| (key, lock)));
             return self.page_beside(&moment, read, *reverse, &locked);
         }
-        let ended = self.ended_beside(&committer)?;
+        let ended = match self.ended_beside(&committer)? {
+            Ok(ended) => ended,
+            Err(lock) => return Ok(Settled::Locked(lock)),
+        };
         if let Some(lock) = self.lock_against(&committer, Some(snapshot), &ended, read) {
             return Ok(Settled::Locked(lock));
         }
@@ -182,21 +194,25 @@ impl Replica {
     }
 
     /// Keys whose time is over as of the newest commit, and that a prepared transaction has read when it was not: as long
-    /// as these are locked nobody removes them. See [`Transactions::against_end`].
-    fn ended_beside(&self, committer: &Committer) -> Result<Vec<(TreeId, IVec, LockedBy)>> {
+    /// as these are locked nobody removes them. See [`Transactions::against_end`]. An error: there are too many to be looked
+    /// at while everybody waits; then it is as if this transaction had read what is asked for.
+    fn ended_beside(&self, committer: &Committer) -> Result<std::result::Result<Ended, LockedBy>> {
         let (transactions, time_ms) = (&committer.transactions, committer.time_ms);
         if !transactions.has_readers() || self.engine().shared.due.keys() > time_ms {
-            return Ok(Vec::new());
+            return Ok(Ok(Vec::new()));
         }
+        let Some((after_ms, first)) = transactions.ends_are_kept_after() else { return Ok(Ok(Vec::new())) };
         let (snapshot, ends) = (self.engine().snapshot(), Ends::default());
-        let due = expiry::due_keys(&view(&snapshot, &ends), TreeId::EXPIRY, time_ms, usize::MAX)?.0;
+        let view = view(&snapshot, &ends);
+        let due = expiry::due_keys_after(&view, TreeId::EXPIRY, after_ms, time_ms, MAX_KEYS_BESIDE)?;
+        let (due, false) = due else { return Ok(Err(first)) };
         let ended = due.into_iter().filter_map(|due| {
             let (ends_ms, tree) = (expiry::due_time(&due)?, due.get(9..13)?.first_chunk()?);
             let (tree, key) = (TreeId(u32::from_be_bytes(*tree)), due.subslice(13, due.len() - 13));
             let lock = transactions.against_end(tree, &key, ends_ms)?;
             Some((tree, key, lock))
         });
-        Ok(ended.collect())
+        Ok(Ok(ended.collect()))
     }
 
     /// What keeps a read from being answered, as of the newest commit.

@@ -228,13 +228,11 @@ pub enum StringsReply {
 }
 
 impl StringsReply {
-    /// Puts a later time of the log into an answer that tells it.
+    /// Puts a later time of the log into an answer that tells it. A key whose time is over by that is still there, with
+    /// nothing left, until an entry says so: whoever reads it next finds it.
     pub(crate) fn set_time(&mut self, time_ms: u64) {
-        if let StringsReply::Expires { at_ms, now_ms } = self {
+        if let StringsReply::Expires { now_ms, .. } = self {
             *now_ms = time_ms.max(*now_ms);
-            if matches!(at_ms, Some(Some(at_ms)) if *at_ms <= *now_ms) {
-                *at_ms = None;
-            }
         }
     }
 

@@ -322,7 +322,7 @@ pub(crate) struct Prepared {
     pub(crate) home: u32,
     pub(crate) decide_by_ms: u64,
     pub(crate) expires_ms: u64,
-    /// The log's time when it was.
+    /// The log's time when it was; `u64::MAX` of one that only locks.
     pub(crate) prepared_ms: u64,
     pub(crate) part: Part,
 }

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Lock;
-use crate::cluster::until::{Until, look};
+use crate::cluster::until::{Asked, Until, look};
 use crate::cluster::{Error, Result, Session, ring};
 use crate::{FencingToken, IVec, NotHeld};
 
@@ -78,12 +78,14 @@ impl Lease {
     }
 
     /// A renewal is on its way: it may hold from now on, whether its answer is heard or not.
-    fn asked(&self, asked: Instant, length: Duration) {
+    fn asked(&self, asked: Asked, length: Duration) {
         let length = self.pace(length);
         let mut valid_until = self.valid_until.lock();
         if let Some(shorter) = asked.checked_add(length - length / MARGIN) {
-            let until = valid_until.map_or(shorter, |until| until.instant().min(shorter));
-            *valid_until = Some(Until::new(until));
+            let is_shorter = valid_until.is_none_or(|until| shorter.instant() < until.instant());
+            if is_shorter {
+                *valid_until = Some(shorter);
+            }
         }
         drop(valid_until);
         // The warning comes as early as the shorter one wants it.
@@ -91,17 +93,17 @@ impl Lease {
         *known = known.min(length);
         drop(known);
         let mut renew_at = self.renew_at.lock();
-        *renew_at = renew_at.into_iter().chain(third(asked, length)).min();
+        *renew_at = renew_at.into_iter().chain(third(asked.instant(), length)).min();
         drop(renew_at);
         self.lost.send_modify(|_| {});
     }
 
-    fn renewed(&self, asked: Instant, length: Duration, expires_ms: u64) {
+    fn renewed(&self, asked: Asked, length: Duration, expires_ms: u64) {
         let length = self.pace(length);
         self.expires_ms.store(expires_ms, Ordering::Relaxed);
         *self.length.lock() = length;
-        *self.valid_until.lock() = asked.checked_add(length - length / MARGIN).map(Until::new);
-        *self.renew_at.lock() = third(asked, length);
+        *self.valid_until.lock() = asked.checked_add(length - length / MARGIN);
+        *self.renew_at.lock() = third(asked.instant(), length);
         self.lost.send_modify(|_| {});
     }
 
@@ -180,7 +182,7 @@ impl Lock {
         &self,
         token: FencingToken,
         expires_ms: u64,
-        asked: Instant,
+        asked: Asked,
         length: Duration,
     ) -> LockGuard {
         self.new_guard(token, expires_ms, asked, length, length, Some(length / 3))
@@ -191,7 +193,7 @@ impl Lock {
         &self,
         token: FencingToken,
         expires_ms: u64,
-        asked: Instant,
+        asked: Asked,
         left: Duration,
         length: Duration,
     ) -> LockGuard {
@@ -202,14 +204,14 @@ impl Lock {
     }
 
     pub(super) fn resumed_guard(&self, token: FencingToken, expires_ms: u64) -> LockGuard {
-        self.new_guard(token, expires_ms, Instant::now(), Duration::ZERO, Duration::ZERO, None)
+        self.new_guard(token, expires_ms, Asked::now(), Duration::ZERO, Duration::ZERO, None)
     }
 
     fn new_guard(
         &self,
         token: FencingToken,
         expires_ms: u64,
-        asked: Instant,
+        asked: Asked,
         left: Duration,
         length: Duration,
         first_renewal: Option<Duration>,
@@ -222,7 +224,7 @@ impl Lock {
                 first_renewal.and_then(|first| third(Instant::now(), first.saturating_mul(3))),
             ),
             expires_ms: AtomicU64::new(expires_ms),
-            valid_until: Mutex::new(asked.checked_add(left.saturating_sub(length / MARGIN)).map(Until::new)),
+            valid_until: Mutex::new(asked.checked_add(left.saturating_sub(length / MARGIN))),
             length: Mutex::new(length),
             renewing: tokio::sync::Mutex::new(()),
             lost: watch::Sender::new(false),
@@ -250,7 +252,7 @@ async fn renew_while_held(lock: Lock, token: FencingToken, lease: Arc<Lease>) {
         let renewed = async {
             let _alone = lease.renewing.lock().await;
             // Whoever went before may have given it another length.
-            let (asked, length) = (Instant::now(), lease.pace(*lease.length.lock()));
+            let (asked, length) = (Asked::now(), lease.pace(*lease.length.lock()));
             let renewed = match lock.session {
                 None => lock.renew(token, length).await?,
                 // Its session renews it, in an entry for all that the session has. This is only a look.
@@ -352,7 +354,7 @@ impl LockGuard {
     /// Outer: those of [writing](crate::cluster#writes). Inner: [`NotHeld`]; what is done under the lock must stop.
     pub async fn renew(&self, lease: Duration) -> Result<std::result::Result<(), NotHeld>> {
         let _alone = self.lease.renewing.lock().await;
-        let asked = Instant::now();
+        let asked = Asked::now();
         self.lease.asked(asked, lease);
         match self.lock.renew(self.token, lease).await? {
             Ok(expires_ms) => {

@@ -19,6 +19,7 @@ use super::Lock;
 use super::wait::{LogTime, WAIT_LEASE};
 use crate::cluster::core::{Failed, unexpected};
 use crate::cluster::session::Numbered;
+use crate::cluster::until::Asked;
 use crate::cluster::{Error, Result};
 
 /// An answer on its way to whoever asked. Dropped unread, it is undone.
@@ -43,7 +44,7 @@ impl Lock {
         let (sender, receiver) = oneshot::channel();
         let lock = self.clone();
         // The lease is counted from before it can have begun: what is left of it is never overstated.
-        let asked = Instant::now();
+        let asked = Asked::now();
         let finishing = self.client.core().finishing.begin();
         self.client.runtime().spawn(async move {
             let _finishing = finishing;

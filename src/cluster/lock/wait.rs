@@ -31,6 +31,7 @@ use super::Lock;
 use super::guard::MARGIN;
 use crate::FencingToken;
 use crate::cluster::core::unexpected;
+use crate::cluster::until::Asked;
 use crate::cluster::{Error, ReadFrom, Result};
 use crate::lock::milliseconds;
 
@@ -42,18 +43,18 @@ pub(super) const WAIT_LEASE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy)]
 pub(super) struct LogTime {
     pub(super) ms: u64,
-    pub(super) asked: Instant,
+    pub(super) asked: Asked,
 }
 
 impl LogTime {
     /// How long it is at least, from `now`, until the log has a time; too little rather than too much.
-    fn until(self, ms: u64, now: Instant) -> Duration {
-        let passed = now.saturating_duration_since(self.asked);
+    fn until(self, ms: u64, now: Asked) -> Duration {
+        let passed = now.since(self.asked);
         Duration::from_millis(ms.saturating_sub(self.ms)).saturating_sub(passed + passed / MARGIN)
     }
 
     /// As [`LogTime::until`], or less, if whoever was asked `now` says that the log has this time by then.
-    fn until_by(self, told_ms: u64, ms: u64, now: Instant) -> Duration {
+    fn until_by(self, told_ms: u64, ms: u64, now: Asked) -> Duration {
         Duration::from_millis(ms.saturating_sub(told_ms)).min(self.until(ms, now))
     }
 }
@@ -65,7 +66,7 @@ pub(super) enum Waited {
         expires_ms: u64,
         /// Of the lease, when it was asked.
         left: Duration,
-        asked: Instant,
+        asked: Asked,
     },
     TimeUp,
     /// The ticket is over.
@@ -95,7 +96,7 @@ impl Place<'_> {
             return None;
         };
         self.is_over = true;
-        let now = Instant::now();
+        let now = Asked::now();
         Some(Waited::Granted { token, expires_ms, left: self.known.until(expires_ms, now), asked: now })
     }
 
@@ -103,7 +104,7 @@ impl Place<'_> {
     async fn look(&mut self, group: u32) -> Result<Option<Waited>> {
         let core = self.lock.client.core();
         let read = GroupRead::Ticket { name: self.lock.name.clone(), ticket: self.ticket };
-        let asked = Instant::now();
+        let asked = Asked::now();
         let answer = core.read(group, &read, ReadFrom::Leader, self.lock.client.until()).await?;
         let waited = match answer.reply {
             GroupReadReply::Ticket { reply: LockReply::Waiting { .. }, .. } => return Ok(None),
@@ -234,7 +235,7 @@ impl Lock {
             return;
         }
         let (name, ticket, wait_ms) = (self.name.clone(), place.ticket, milliseconds(WAIT_LEASE));
-        let asked = Instant::now();
+        let asked = Asked::now();
         let renewed = self.execute(LockCommand::RenewWait { name, ticket, wait_ms }).await;
         if let Ok((_, ms)) = renewed {
             place.known = LogTime { ms, asked };
@@ -252,9 +253,9 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_lease_is_counted_from_before_the_wait_and_never_too_much() {
-        let asked = Instant::now();
+        let asked = Asked::now();
         let known = LogTime { ms: 50_000, asked };
-        let left = |seconds, ms| known.until(ms, asked + Duration::from_secs(seconds));
+        let left = |seconds, ms| known.until(ms, asked.later(Duration::from_secs(seconds), Duration::ZERO));
         assert_eq!(left(0, 60_000), Duration::from_secs(10));
         assert_eq!(left(0, 50_000), Duration::ZERO);
         assert_eq!(left(0, 0), Duration::ZERO);
@@ -265,9 +266,11 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_set_back_makes_no_lease_longer() {
-        let asked = Instant::now();
+        let asked = Asked::now();
         let known = LogTime { ms: 50_000, asked };
-        let left = |told_ms| known.until_by(told_ms, 68_000, asked + Duration::from_secs(8));
+        let left = |told_ms| {
+            known.until_by(told_ms, 68_000, asked.later(Duration::from_secs(3), Duration::from_secs(5)))
+        };
         assert_eq!(left(60_000), Duration::from_secs(8));
         // An hour back, and a little.
         for told_ms in [0, 57_000] {

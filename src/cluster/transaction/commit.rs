@@ -101,6 +101,7 @@ impl Unsettled {
                         Refusal::Invalid(_)
                         | Refusal::TooLarge(_)
                         | Refusal::TreeNotFound(_)
+                        | Refusal::TreeSealed(_)
                         | Refusal::LockNotHeld { .. }
                         | Refusal::QuotaExceeded(_),
                     ) => Outcome::Aborted,

@@ -125,3 +125,12 @@ fn writing_behind_the_end_puts_zeros_between() {
     assert_eq!(add("x"), StringsReply::Failed(StringsFailure::TooLong));
     assert_eq!(slot.value, Some(longest));
 }
+
+#[test]
+fn a_later_time_leaves_a_key_where_it_is_until_an_entry_removes_it() {
+    let mut reply = StringsReply::Expires { at_ms: Some(Some(1_500)), now_ms: 1_000 };
+    for (time_ms, now_ms) in [(1_400, 1_400), (1_200, 1_400), (1_600, 1_600)] {
+        reply.set_time(time_ms);
+        assert_eq!(reply, StringsReply::Expires { at_ms: Some(Some(1_500)), now_ms });
+    }
+}

@@ -60,6 +60,15 @@ fn examine(
     Ok(locked.map_or(Ok(()), |lock| Err(No::Locked(lock))))
 }
 
+/// What is asked for and cannot be done is an answer, as it is of any other command. Nobody could go on behind an entry
+/// that fails on every replica.
+fn refused(done: Result<Done>) -> Result<Done> {
+    match done {
+        Err(error) => Ok((Effects::new(), Err(Refusal::of(error)?))),
+        done => done,
+    }
+}
+
 /// The answer to a part that could not be applied, whatever is there.
 fn refuse_expiries(view: &impl View, context: &Context, part: &Part) -> Result<Option<Done>> {
     let checked = expiry::check_list(view, &part.writes, &part.expiries);
@@ -79,6 +88,16 @@ fn effects_of_part(view: &impl View, context: &Context, part: &Part) -> Result<E
 /// [`Operation::Prepare`](crate::Operation::Prepare). `trees` are effects that make the trees that are
 /// missing: a lock names its tree by number, so the tree is there as long as the lock.
 pub(crate) fn prepare(
+    view: &impl View,
+    transactions: &Transactions,
+    context: &Context,
+    trees: Effects,
+    prepare: &Prepare,
+) -> Result<Done> {
+    refused(vote(view, transactions, context, trees, prepare))
+}
+
+fn vote(
     view: &impl View,
     transactions: &Transactions,
     context: &Context,
@@ -120,7 +139,9 @@ pub(crate) fn prepare(
         home: *home,
         decide_by_ms: *decide_by_ms,
         expires_ms: context.time_ms.saturating_add(*lease_ms),
-        prepared_ms: context.time_ms,
+        // Who only locks reads afterwards, and decides nothing that others could see before that: no end is kept from
+        // being seen by him, least of all from being seen by himself.
+        prepared_ms: if *only_lock { u64::MAX } else { context.time_ms },
         part: if *only_lock && part.is_empty() { Part::of_everything() } else { part.clone() },
     };
     let mut effects = trees;
@@ -156,6 +177,10 @@ pub(crate) fn commit(
     context: &Context,
     commit: &Commit,
 ) -> Result<Done> {
+    refused(decide(view, transactions, context, commit))
+}
+
+fn decide(view: &impl View, transactions: &Transactions, context: &Context, commit: &Commit) -> Result<Done> {
     let Commit { transaction, decide_by_ms, participants, part } = commit;
     let decided = |decision| answer(Effects::new(), Answer::Decided(decision));
     if *decide_by_ms > context.time_ms.saturating_add(MAX_LEASE_MS) {
@@ -220,7 +245,7 @@ pub(crate) fn resolve(
     let mut effects = Effects::new();
     if commit {
         // What has expired since was locked, and is as it was.
-        let then = Context { time_ms: prepared.prepared_ms, ..*context };
+        let then = Context { time_ms: prepared.prepared_ms.min(context.time_ms), ..*context };
         effects = effects_of_part(view, &then, &prepared.part)?;
     }
     effects.push(Effect::Remove { tree: TreeId::TRANSACTIONS, key: key(PREPARED, transaction) });

@@ -204,6 +204,15 @@ impl Transactions {
         first.map(|reader| self.locked_by(*reader))
     }
 
+    /// Keys that have ended by this time or before it are [kept](Transactions::against_end) by nobody; and by whom the next
+    /// ones may be. `None`: by nobody either.
+    pub(crate) fn ends_are_kept_after(&self) -> Option<(u64, LockedBy)> {
+        let prepared =
+            self.prepared.iter().map(|(transaction, prepared)| (prepared.prepared_ms, *transaction));
+        let (first_ms, first) = prepared.min()?;
+        (first_ms < u64::MAX).then(|| (first_ms, self.locked_by(first)))
+    }
+
     /// Whether anything is locked only for having been read.
     pub(crate) fn has_readers(&self) -> bool {
         self.trees.values().any(|locks| !locks.reads.is_empty() || !locks.ranges.is_empty())

@@ -39,9 +39,9 @@ impl Removals {
         }
     }
 
-    /// Whether nothing was removed from a tree behind that position.
+    /// Whether nothing was removed from a tree behind that position, nor from one that may have had its name then.
     pub(crate) fn none_after(&self, position: u64, tree: TreeId) -> bool {
-        position >= self.opened_at && self.last.get(&tree).is_none_or(|last| *last <= position)
+        self.none_dropped_after(position) && self.last.get(&tree).is_none_or(|last| *last <= position)
     }
 
     /// As [`Removals::none_after`], of a tree that is not there: no tree may have been dropped.

@@ -2,9 +2,11 @@
 //! or not at all, and what came between is noticed.
 
 use dogsled_storage::command::KeyRead;
+use dogsled_storage::lock::LockCommand;
+use dogsled_storage::transaction::Commit;
 use dogsled_storage::{
     Answer, Command, ExpiryCommand, GroupRead, GroupReadReply, Operation, OwnedCommand, Part, Refusal, Reply,
-    SessionId, SetIf, TreeId, Vote, When,
+    SessionId, SetIf, TransactionId, TreeId, Vote, When,
 };
 
 use crate::replicas::group::Group;
@@ -188,4 +190,31 @@ fn a_time_to_live_that_was_read_is_the_same_when_the_transaction_is_committed() 
     group.command(Command::Expiry(ExpiryCommand::Clear { tree: TREE, key: "k".into() })).unwrap();
     assert_eq!(transact(&mut group, None), Ok(Reply::Done));
     assert_eq!(transact(&mut group, Some(7_000)), Ok(Reply::Conflict));
+}
+
+/// Found out at the second look only, when what has ended is hidden, it once stopped every replica for good.
+#[test]
+fn a_part_that_cannot_be_applied_is_refused_whenever_that_shows() {
+    let mut group = Group::new(&["t", "__dogsled__locks"]);
+    // It has a number, and nobody has noted that it was given: until it has ended the number is not to be had.
+    let (key, value) = (numbered(0).as_str().into(), "ends".into());
+    let insert = ExpiryCommand::Insert { tree: TREE, key, value, when: When::After(500) };
+    group.command(Command::Expiry(insert)).unwrap();
+    group.time_ms = 2_000;
+    let no_lease = || {
+        let command = LockCommand::TryAcquire { name: "l".into(), owner: "o".into(), lease_ms: 0 };
+        vec![owned(&numbered(0), None, true), ExpiryCommand::Lock { tree: TreeId(1), command }]
+    };
+    let not_open = || vec![owned(&numbered(0), None, true), owned("a", Some(OWNER), false)];
+    for expiries in [no_lease(), not_open()] {
+        let prepared = group.prepare(1, part(expiries.clone()));
+        assert!(matches!(prepared, Err(Refusal::Invalid(_))), "{prepared:?}");
+        let (transaction, decide_by_ms) = (TransactionId(2), 9_000);
+        let commit = Commit { transaction, decide_by_ms, participants: vec![], part: part(expiries.clone()) };
+        let committed = group.numbered(Operation::Commit(commit));
+        assert!(matches!(committed, Err(Refusal::Invalid(_))), "{committed:?}");
+        let transacted = group.transact_owned(expiries);
+        assert!(matches!(transacted, Err(Refusal::Invalid(_))), "{transacted:?}");
+    }
+    assert_eq!(group.replica.transaction_counts(), (0, 0));
 }

@@ -748,3 +748,87 @@ fn a_time_to_live_without_end_is_counted_once_and_the_group_can_be_sent() {
     let other = Replica::open(target, wal).unwrap();
     assert_eq!(other.snapshot().fingerprint().unwrap(), group.replica.snapshot().fingerprint().unwrap());
 }
+
+impl Group {
+    /// A key that ends after so long.
+    fn put_for(&mut self, key: &str, ms: u64) {
+        let insert =
+            ExpiryCommand::Insert { tree: TREE, key: key.into(), value: "1".into(), when: When::After(ms) };
+        self.command(Command::Expiry(insert)).unwrap();
+    }
+}
+
+/// It reads afterwards, and would wait for its own locks.
+#[test]
+fn who_only_locks_keeps_nobody_from_seeing_an_end() {
+    let mut group = new();
+    group.put_for("k", 500);
+    let read = KeyRead { tree: TREE, key: "k".into(), version: group.version("k") };
+    let part = || Part { reads: vec![read.clone()], ranges: vec![group.range("j", "m")], ..Part::default() };
+    let (first, second) = (part(), part());
+    for (transaction, part) in [(1, first), (2, second)] {
+        assert_eq!(group.prepare_or_lock(transaction, part, true), Ok(Answer::Vote(Vote::Yes)));
+    }
+    group.time_ms = 1_600;
+    group.put("tick", "1").unwrap();
+    assert_eq!(group.get("k"), Some(None));
+    let page = GroupRead::Range {
+        tree: "t".into(),
+        low: Bound::Unbounded,
+        high: Bound::Unbounded,
+        reverse: false,
+        limit: 10,
+        limit_bytes: 1 << 20,
+        values: true,
+    };
+    let Some(GroupReadReply::Page { entries, .. }) = group.read(&page) else { panic!("it waits") };
+    assert_eq!(entries.len(), 1);
+    let writes = group.command(Command::Put { tree: TREE, key: "k".into(), value: "2".into() });
+    assert!(is_locked(&writes), "{writes:?}");
+}
+
+#[test]
+fn many_keys_that_end_at_once_do_not_make_each_read_look_at_all_of_them() {
+    let mut group = new();
+    for number in 0..5_000 {
+        group.put_for(&format!("old {number}"), 100);
+    }
+    group.time_ms = 1_200;
+    group.put("a", "1").unwrap();
+    let read = KeyRead { tree: TREE, key: "a".into(), version: group.version("a") };
+    let part = Part { reads: vec![read], ..Part::default() };
+    assert_eq!(group.vote(1, part), Vote::Yes);
+    assert_eq!(group.get("a"), Some(Some("1".into())), "they had ended before");
+    assert_eq!(group.get("old 7"), Some(None));
+    for number in 0..5_000 {
+        group.put_for(&format!("new {number}"), 10);
+    }
+    group.time_ms = 1_250;
+    group.put("tick", "1").unwrap();
+    // Too many to look whether one of them was read: that is not said before it is known.
+    assert_eq!(group.get("new 7"), None);
+    group.resolve(1, true);
+    assert_eq!((group.get("a"), group.get("new 7")), (Some(Some("1".into())), Some(None)));
+}
+
+#[test]
+fn a_tree_that_was_dropped_and_made_again_is_not_the_one_that_was_read() {
+    let mut group = new();
+    group.put("a", "1").unwrap();
+    let since = group.replica.applied().position;
+    let validate = |group: &Group| {
+        let read = GroupRead::Validate {
+            trees: vec!["t".into()],
+            reads: vec![KeyRead { tree: TREE, key: "none".into(), version: 0 }],
+            ranges: Vec::new(),
+            since: Some(since),
+            under: None,
+        };
+        group.read(&read) == Some(GroupReadReply::Valid(true))
+    };
+    assert!(validate(&group));
+    group.put("none", "came").unwrap();
+    group.command(Command::DropTree { name: "t".into() }).unwrap();
+    group.put("a", "2").unwrap();
+    assert!(!validate(&group), "it came, and went with its tree");
+}
