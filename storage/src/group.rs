@@ -25,7 +25,7 @@ use crate::fence::Fence;
 use crate::lock::{FencingToken, Holder, LockReply, Permit};
 use crate::open_sessions::OpenSession;
 use crate::quota::{QuotaExceeded, TreeQuota};
-use crate::strings::{StringsOperation, StringsReplies};
+use crate::strings::{StringsOperation, StringsReplies, StringsReply};
 use crate::transaction::{Commit, Decision, LockedBy, Prepare, TransactionId, Vote};
 use crate::{Error, IVec, Result};
 
@@ -139,6 +139,19 @@ pub enum Operation {
 }
 
 impl GroupReadReply {
+    /// Whether [`set_time`](GroupReadReply::set_time) may change anything.
+    pub fn tells_time(&self) -> bool {
+        match self {
+            GroupReadReply::Ticket { .. }
+            | GroupReadReply::Expires { .. }
+            | GroupReadReply::Sessions { .. }
+            | GroupReadReply::LockHolder(_)
+            | GroupReadReply::LockHolders { .. } => true,
+            GroupReadReply::Strings(replies) => replies.0.iter().any(StringsReply::tells_time),
+            _ => false,
+        }
+    }
+
     /// Puts a later time of the log into an answer that tells it: that of an entry which would be made
     /// now. In a group in which nobody writes the log's time stands still.
     pub fn set_time(&mut self, time_ms: u64) {

@@ -228,6 +228,10 @@ pub enum StringsReply {
 }
 
 impl StringsReply {
+    pub(crate) fn tells_time(&self) -> bool {
+        matches!(self, StringsReply::Expires { .. })
+    }
+
     /// Puts a later time of the log into an answer that tells it. A key whose time is over by that is still there, with
     /// nothing left, until an entry says so: whoever reads it next finds it.
     pub(crate) fn set_time(&mut self, time_ms: u64) {

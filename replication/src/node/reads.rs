@@ -48,8 +48,12 @@ pub(super) fn with_position(
             }
         }
     }
-    answer.set_time(group.slot.clock.now());
-    if let (GroupReadReply::Sessions { .. }, Some(term)) = (&answer, group.term_led()) {
+    if answer.tells_time() {
+        answer.set_time(group.slot.clock.now());
+    }
+    if let GroupReadReply::Sessions { .. } = &answer
+        && let Some(term) = group.term_led()
+    {
         answer.set_led(group.slot.clock.led(term).as_millis() as u64);
     }
     Ok((answer, position))
