@@ -96,7 +96,8 @@ pub trait DiskFile: Debug + Send + Sync {
     fn length(&self) -> io::Result<u64>;
     /// Sets the length; new bytes are zero.
     fn set_length(&self, length: u64) -> io::Result<()>;
-    /// The whole file for reading. It must not be shortened while the map lives.
+    /// The whole file for reading. It must not be shortened while the map lives. Touching what the
+    /// disk cannot read may end the process: read it with [`DiskFile::read_at`] before.
     fn map(&self) -> io::Result<DiskMap>;
 }
 

@@ -23,15 +23,12 @@ use crate::{Error, Result};
 
 /// Refuses a database whose WAL is gone: opening would make a new one and hide the loss.
 pub(crate) fn require_wal(disk: &dyn Disk, wal: &Path) -> Result<()> {
-    let files = match disk.list(wal) {
-        Ok(_) => crate::wal::files(disk, wal)?,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Vec::new(),
+    let is_there = match disk.list(wal) {
+        Ok(_) => crate::wal::has_segments(disk, wal)?,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => false,
         Err(error) => return Err(Error::io(format!("listing {}", wal.display()), error)),
     };
-    match files.iter().any(|(path, _)| path.extension().is_some_and(|end| end == "wal")) {
-        true => Ok(()),
-        false => Err(crate::wal::no_log(wal)),
-    }
+    if is_there { Ok(()) } else { Err(crate::wal::no_log(wal)) }
 }
 
 /// Refuses a WAL that does not reach from the B-tree to where a checkpoint that has begun would end.

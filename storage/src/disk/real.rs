@@ -9,8 +9,11 @@
 //!
 //! The kernel keeps the page cache coherent with direct writes by dropping the pages that they
 //! touch, mapped ones included, before and after the write (`kiocb_invalidate_pages`). Reading a
-//! block while it is being written is still a race; the WAL never does: it maps only what is
-//! written for good, and reads the segment being appended to with [`DiskFile::read_at`].
+//! block while it is being written is still a race; the WAL never does: it reads what is written
+//! for good.
+//!
+//! A page of a map that the disk cannot read is no error but a signal that ends the process. Whoever
+//! maps reads first with [`DiskFile::read_at`], and does not keep the map.
 
 // `memmap2` cannot know that nobody shortens or changes the file behind the map; see the one
 // `unsafe` block below for why that holds here.
@@ -260,9 +263,9 @@ impl DiskFile for RealFile {
             return Ok(DiskMap::new(Vec::new()));
         }
         // SAFETY: the bytes must not change or go away while the map lives. The directory is
-        // locked against other processes of ours, segments are never shortened, and a segment is
-        // handed out for reuse only when nobody holds it (`Segment`'s reference count); bytes
-        // mapped from the segment being appended to are those before the append position.
+        // locked against other processes of ours and segments are never shortened. Only opening and
+        // verifying map them: before anything is written to them, or, where a database in use is
+        // verified, taking what was read for bytes that checksums have to prove.
         let map = unsafe { memmap2::Mmap::map(&self.file)? };
         // Maps are read from front to back, by recovery above all, and cold: direct writes leave
         // nothing in the page cache. It is a hint; an error changes nothing.

@@ -21,6 +21,7 @@ mod surviving;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -142,6 +143,18 @@ impl SimulatedDisk {
         state.bytes[offset as usize] ^= 1 << bit;
     }
 
+    /// Lets reading the blocks that a range of a file touches fail with `EIO`, until they are written
+    /// anew; what they hold is still there for [`SimulatedDisk::content`].
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn make_unreadable(&self, path: &Path, range: Range<u64>) {
+        let mut inner = self.0.lock();
+        let file = *inner.names.get(path).expect("a file to be unreadable");
+        let state = inner.files.get_mut(&file).expect("a named file exists");
+        state.unreadable.extend(range.start / BLOCK..range.end.div_ceil(BLOCK));
+    }
+
     /// The files' paths, sorted.
     pub fn files(&self) -> Vec<PathBuf> {
         self.0.lock().names.keys().cloned().collect()
@@ -178,7 +191,10 @@ impl SimulatedDisk {
         let files = inner
             .files
             .iter()
-            .map(|(number, file)| (*number, FileState::durable(file.bytes.clone())))
+            .map(|(number, file)| {
+                let unreadable = file.unreadable.clone();
+                (*number, FileState { unreadable, ..FileState::durable(file.bytes.clone()) })
+            })
             .collect();
         let (names, directories) = (inner.names.clone(), inner.directories.clone());
         SimulatedDisk::from_parts(inner.random.0, files, names, directories, inner.next_file)
@@ -450,7 +466,11 @@ impl DiskFile for SimulatedFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let mut inner = self.disk.0.lock();
         inner.enter_whole(Operation::Read)?;
-        let bytes = &inner.files[&self.file].bytes;
+        let state = &inner.files[&self.file];
+        if !state.is_readable(offset..offset.saturating_add(buffer.len() as u64)) {
+            return Err(input_output_error());
+        }
+        let bytes = &state.bytes;
         let range = usize::try_from(offset).ok().and_then(|start| bytes.get(start..)?.get(..buffer.len()));
         match range {
             Some(found) => {
@@ -503,7 +523,10 @@ impl DiskFile for SimulatedFile {
     fn map(&self) -> io::Result<DiskMap> {
         let mut inner = self.disk.0.lock();
         inner.enter_whole(Operation::Map)?;
-        Ok(DiskMap::new(inner.files[&self.file].bytes.clone()))
+        let state = &inner.files[&self.file];
+        // As whoever touches such a page of a real map.
+        assert!(state.is_readable(0..state.bytes.len() as u64), "SIGBUS: a page of the map cannot be read");
+        Ok(DiskMap::new(state.bytes.clone()))
     }
 }
 

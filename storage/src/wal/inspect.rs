@@ -7,7 +7,7 @@ use crate::error::{Corruption, Error, Result};
 
 use super::StreamId;
 use super::format::{FIRST_FRAME, FLAG_CLOSED, FLAG_OPENING, Kind, Records};
-use super::recovery::{Found, check_seal, examine, names, read_all};
+use super::recovery::{Found, Unreadable, check_seal, examine, names, read_all};
 
 /// What a [record](Event::Record) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl Summary {
 }
 
 /// Reads all segments in `directory` and calls `f` with what is in them, sound or not. Changes
-/// nothing, and goes on behind damage: to save what is sound, take the
+/// nothing, and goes on behind damage, to which belongs what the disk cannot read: to save what is sound, take the
 /// [records](Event::Record) that are not discarded and leave out, per stream, what no longer
 /// follows what is there.
 ///
@@ -127,7 +127,7 @@ pub fn inspect(
     for number in names(disk, directory)?.segments {
         found.push(examine(disk, directory, number, None, true)?);
     }
-    let mut inspection = Inspection { f, summary: Summary::default(), next_group: None };
+    let mut inspection = Inspection { f, summary: Summary::default(), next_group: None, told: 0 };
     for (at, segment) in found.iter().enumerate() {
         // Where a segment ends is said in the next one.
         inspection.segment(segment, found.get(at + 1))?;
@@ -157,6 +157,8 @@ struct Inspection<'a> {
     summary: Summary,
     /// The group that the next frame should have; `None` before the first.
     next_group: Option<u64>,
+    /// What cannot be read of the segment was told up to this offset.
+    told: u64,
 }
 
 impl Inspection<'_> {
@@ -171,11 +173,28 @@ impl Inspection<'_> {
         self.damage(Corruption { file, offset: Some(offset), what })
     }
 
+    /// Tells of the blocks before `end` that the disk cannot read, unless that was done; whether there
+    /// were any.
+    fn unreadable(&mut self, segment: &Found, end: u64) -> Result<bool> {
+        let told = self.told;
+        self.told = told.max(end);
+        let mut any = false;
+        for one in segment.unreadable.iter().filter(|one| (told..end).contains(&one.place.start)) {
+            any = true;
+            let length = one.place.end - one.place.start;
+            let what = format!("{length} bytes from here on cannot be read: {}", one.error);
+            self.damage_at(segment, one.place.start, &what)?;
+        }
+        Ok(any)
+    }
+
     fn segment(&mut self, segment: &Found, next: Option<&Found>) -> Result<()> {
+        self.told = 0;
         let opened_next = next.and_then(|next| next.opening.as_ref());
         let mut frames = segment.headers_from(FIRST_FRAME).peekable();
         if frames.peek().is_none() && opened_next.is_none() {
-            // Prepared, never used.
+            // Prepared, never used, as far as can be read.
+            self.unreadable(segment, segment.length)?;
             return Ok(());
         }
         drop(frames);
@@ -188,7 +207,9 @@ impl Inspection<'_> {
             size: segment.length,
             database_id: header.map(|header| header.database_id),
         })?;
-        if let Err(what) = segment.header {
+        if let Err(what) = segment.header
+            && !self.unreadable(segment, FIRST_FRAME)?
+        {
             self.damage_at(segment, 0, what)?;
         }
         match &segment.opening {
@@ -200,7 +221,9 @@ impl Inspection<'_> {
                 }
             }
             None if segment.header.is_ok() => {
-                self.damage_at(segment, FIRST_FRAME, "the opening frame is damaged")?;
+                if !self.unreadable(segment, FIRST_FRAME + BLOCK_SIZE as u64)? {
+                    self.damage_at(segment, FIRST_FRAME, "the opening frame is damaged")?;
+                }
             }
             None => {}
         }
@@ -208,7 +231,9 @@ impl Inspection<'_> {
         let end = opened_next
             .filter(|(_, opening)| opening.previous_segment == segment.number)
             .map(|(_, opening)| opening.previous_end);
-        self.frames(segment, end.unwrap_or(size).min(size), end.is_some())
+        self.frames(segment, end.unwrap_or(size).min(size), end.is_some())?;
+        self.unreadable(segment, segment.length)?;
+        Ok(())
     }
 
     /// Notes a jump in the numbers of the groups.
@@ -253,7 +278,12 @@ impl Inspection<'_> {
                 .headers_from(position + BLOCK_SIZE as u64)
                 .find(|(offset, _)| *offset < end && segment.frame(*offset).is_some())
                 .map(|(offset, _)| offset);
-            if sealed || later.any(|(_, header)| claims(header.durable)) {
+            let reached = resume.unwrap_or(end);
+            let is_unreadable = |one: &Unreadable| one.place.start < reached && one.place.end > position;
+            if segment.unreadable.iter().any(is_unreadable) {
+                // Not a write that was cut short: such a one can be read.
+                self.unreadable(segment, reached)?;
+            } else if sealed || later.any(|(_, header)| claims(header.durable)) {
                 self.damage_at(segment, position, "a frame is damaged")?;
             } else if segment.frame_header(position).is_some() || resume.is_some() {
                 (self.f)(Event::TornTail { file: &segment.path, offset: position })?;

@@ -167,7 +167,7 @@ use crate::error::{Error, Result};
 
 pub(crate) use format::FORMAT_VERSION;
 pub use inspect::{Event, RecordKind, Summary, inspect};
-pub(crate) use recovery::{files, no_log};
+pub(crate) use recovery::{files, has_segments, no_log};
 
 #[doc(hidden)]
 pub use format::fuzz_frame;
@@ -429,7 +429,7 @@ impl Wal {
     }
 
     /// Calls `f` with the entries of a stream in order, from `from` on or from the first that
-    /// is there. The bytes lie in the mapped segment: no copy, no allocation per entry.
+    /// is there. The bytes lie in the group that they were written with: no allocation per entry.
     pub fn replay(
         &self,
         stream: StreamId,

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use super::StreamId;
 use super::buffer::Buffer;
 use super::format::{FRAME_HEADER_SIZE, FrameHeader, Kind, Records};
-use super::segment::{Bytes, Segment};
+use super::segment::Segment;
 use super::streams::Run;
 use super::writer::{Frame, Shared, State};
 
@@ -21,7 +21,7 @@ const MAX_READ: usize = 1 << 30;
 enum Place {
     Pending,
     InFlight(Arc<RwLock<Buffer>>),
-    Written { segment: Arc<Segment>, frame: Frame, being_appended_to: bool },
+    Written { segment: Arc<Segment>, frame: Frame },
 }
 
 impl State {
@@ -32,11 +32,7 @@ impl State {
             Some((group, buffer)) if *group == run.group => Place::InFlight(Arc::clone(buffer)),
             _ => {
                 let frame = self.frames[(run.group - self.first_frame) as usize];
-                Place::Written {
-                    segment: Arc::clone(&self.segments[&frame.segment]),
-                    frame,
-                    being_appended_to: frame.segment == self.active.number,
-                }
+                Place::Written { segment: Arc::clone(&self.segments[&frame.segment]), frame }
             }
         };
         Some((run, place))
@@ -45,11 +41,11 @@ impl State {
 
 /// Reads a frame and checks both its checksums: what rotted since it was written is reported,
 /// never returned.
-fn read_frame(segment: &Segment, frame: Frame, being_appended_to: bool) -> Result<Bytes> {
+fn read_frame(segment: &Segment, frame: Frame) -> Result<Vec<u8>> {
     let offset = frame.offset();
     let length = FRAME_HEADER_SIZE + frame.payload_length as usize;
     let bytes = segment
-        .bytes(offset, length, being_appended_to)
+        .bytes(offset, length)
         .map_err(|error| Error::io(format!("reading {} at {offset}", segment.path.display()), error))?;
     let sound = FrameHeader::decode(&bytes)
         .is_some_and(|header| header.epoch == segment.epoch && header.payload(&bytes).is_some());
@@ -146,9 +142,9 @@ impl Shared {
                     drop(state);
                     entries_of(buffer.read().payload(), stream, run, next, collect)?
                 }
-                Place::Written { segment, frame, being_appended_to } => {
+                Place::Written { segment, frame } => {
                     drop(state);
-                    let bytes = read_frame(&segment, frame, being_appended_to)?;
+                    let bytes = read_frame(&segment, frame)?;
                     entries_of(&bytes[FRAME_HEADER_SIZE..], stream, run, next, collect)?
                 }
             };
@@ -182,12 +178,12 @@ impl Shared {
                     },
                 }
             };
-            let Place::Written { segment, frame, being_appended_to } = place else {
+            let Place::Written { segment, frame } = place else {
                 // The callback may take its time: not with a buffer of the writer in hand.
                 self.write_out_to(run.group)?;
                 continue;
             };
-            let bytes = read_frame(&segment, frame, being_appended_to)?;
+            let bytes = read_frame(&segment, frame)?;
             let each = |index: u64, entry: &[u8]| f(index, entry).map(|()| true);
             next = entries_of(&bytes[FRAME_HEADER_SIZE..], stream, run, next, each)?.0;
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +22,16 @@ use super::writer::{Frame, Pen, State, first_size, write_opening};
 /// Bytes written again at once when opening.
 const REWRITTEN_AT_ONCE: usize = 1 << 20;
 
+/// Bytes read at once to find out whether the disk can.
+const READ_AT_ONCE: usize = 1 << 20;
+
+/// Blocks next to each other that the disk cannot read.
+pub(super) struct Unreadable {
+    /// In bytes.
+    pub(super) place: Range<u64>,
+    pub(super) error: io::Error,
+}
+
 /// A segment file as found.
 pub(super) struct Found {
     pub(super) number: u64,
@@ -28,6 +39,8 @@ pub(super) struct Found {
     pub(super) length: u64,
     /// The whole file, or the beginning of one that seems to be unused.
     pub(super) map: DiskMap,
+    /// What is zero in `map` because it cannot be read, in order.
+    pub(super) unreadable: Vec<Unreadable>,
     pub(super) header: Result<SegmentHeader, &'static str>,
     /// The opening frame, if it is sound.
     pub(super) opening: Option<(FrameHeader, Opening)>,
@@ -76,23 +89,64 @@ impl Found {
 /// lies within it (an opening of this length states more than 100,000 streams).
 const LOOK_INTO_UNUSED: u64 = 4 << 20;
 
-fn read(disk: &dyn Disk, path: &Path, number: u64, thorough: bool) -> io::Result<(u64, DiskMap)> {
+/// The length of a segment's file and its bytes, with zeros for what cannot be read.
+fn read(
+    disk: &dyn Disk,
+    path: &Path,
+    number: u64,
+    thorough: bool,
+) -> io::Result<(u64, DiskMap, Vec<Unreadable>)> {
     let file = disk.open(path, OpenMode::Read)?;
     let length = file.length()?;
+    let mut looked_at = length;
     if !thorough && length > LOOK_INTO_UNUSED {
         let mut first = [0; FRAME_HEADER_SIZE];
-        file.read_at(FIRST_FRAME, &mut first)?;
-        if FrameHeader::decode(&first).is_none_or(|header| header.segment != number) {
-            let mut bytes = vec![0; LOOK_INTO_UNUSED as usize];
-            file.read_at(0, &mut bytes)?;
-            return Ok((length, DiskMap::new(bytes)));
+        // If this cannot be read, reading the rest says where.
+        let read = file.read_at(FIRST_FRAME, &mut first);
+        if read.is_ok() && FrameHeader::decode(&first).is_none_or(|header| header.segment != number) {
+            looked_at = LOOK_INTO_UNUSED;
         }
     }
-    Ok((length, file.map()?))
+    // A page of a map that cannot be read ends the process with a signal when it is touched. So all is read once by a
+    // call that returns an error; that brings the pages into memory, where the map finds them.
+    let unreadable = find_unreadable(&*file, looked_at);
+    if looked_at == length && unreadable.is_empty() {
+        return Ok((length, file.map()?, unreadable));
+    }
+    let mut bytes = vec![0; looked_at as usize];
+    let mut from = 0;
+    for place in unreadable.iter().map(|one| one.place.clone()).chain([looked_at..looked_at]) {
+        file.read_at(from, &mut bytes[from as usize..place.start as usize])?;
+        from = place.end;
+    }
+    Ok((length, DiskMap::new(bytes), unreadable))
+}
+
+/// Reads a file up to `end` and finds out which blocks of it cannot be read.
+fn find_unreadable(file: &dyn DiskFile, end: u64) -> Vec<Unreadable> {
+    let mut unreadable: Vec<Unreadable> = Vec::new();
+    let mut buffer = vec![0; READ_AT_ONCE.min(end as usize)];
+    for from in (0..end).step_by(READ_AT_ONCE) {
+        let part = from..end.min(from + READ_AT_ONCE as u64);
+        let length = (part.end - part.start) as usize;
+        if file.read_at(from, &mut buffer[..length]).is_ok() {
+            continue;
+        }
+        for start in part.clone().step_by(BLOCK_SIZE) {
+            let place = start..part.end.min(start + BLOCK_SIZE as u64);
+            let length = (place.end - place.start) as usize;
+            match (file.read_at(start, &mut buffer[..length]), unreadable.last_mut()) {
+                (Ok(()), _) => {}
+                (Err(_), Some(last)) if last.place.end == start => last.place.end = place.end,
+                (Err(error), _) => unreadable.push(Unreadable { place, error }),
+            }
+        }
+    }
+    unreadable
 }
 
 /// Reads a segment's header and opening. Refuses what is not ours to touch. `thorough` to have all
-/// of it even if it seems unused.
+/// of it even if it seems unused or some of it cannot be read.
 pub(super) fn examine(
     disk: &dyn Disk,
     directory: &Path,
@@ -101,8 +155,12 @@ pub(super) fn examine(
     thorough: bool,
 ) -> Result<Found> {
     let path = segment_path(directory, number);
-    let (length, map) = read(disk, &path, number, thorough)
+    let (length, map, mut unreadable) = read(disk, &path, number, thorough)
         .map_err(|error| Error::io(format!("reading {}", path.display()), error))?;
+    if !thorough && !unreadable.is_empty() {
+        let Unreadable { place, error } = unreadable.swap_remove(0);
+        return Err(Error::io(format!("reading {} at {}", path.display(), place.start), error));
+    }
     let foreign = |what: String| Err(Error::NotADatabase { path: path.clone(), what });
     let header = match SegmentHeader::decode(&map) {
         HeaderFound::OtherVersion(version) => {
@@ -127,7 +185,7 @@ pub(super) fn examine(
         HeaderFound::Sound(header) => Ok(header),
         HeaderFound::Damaged(what) => Err(what),
     };
-    let mut found = Found { number, path, length, map, header, opening: None };
+    let mut found = Found { number, path, length, map, unreadable, header, opening: None };
     if found.header.is_ok()
         && let Some((header, payload)) = found.frame(FIRST_FRAME)
         && header.flags & FLAG_OPENING != 0
@@ -160,6 +218,11 @@ pub(super) fn names(disk: &dyn Disk, directory: &Path) -> Result<Names> {
     }
     names.segments.sort_unstable();
     Ok(names)
+}
+
+/// Whether there are segments in a directory, by their names.
+pub(crate) fn has_segments(disk: &dyn Disk, directory: &Path) -> Result<bool> {
+    Ok(!names(disk, directory)?.segments.is_empty())
 }
 
 /// The files in a directory that bear names of ours, and whether they can be. A segment has our magic;
@@ -231,10 +294,7 @@ pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recov
             .disk
             .open(&one.path, mode)
             .map_err(|error| Error::io(format!("opening {}", one.path.display()), error))?;
-        let segment = Segment::new(header, one.path.clone(), file);
-        let valid = if one.number == last.number { cursor.position } else { header.size };
-        segment.keep_map(valid, one.map.clone());
-        segments.insert(one.number, Arc::new(segment));
+        segments.insert(one.number, Arc::new(Segment::new(header, one.path.clone(), file)));
     }
     let active = Arc::clone(&segments[&last.number]);
     // What was read may still be in the page cache only (the process was killed, the machine was

@@ -1,14 +1,13 @@
 //! Segment files: making them ahead of use, opening them, using them again.
 
 use std::io;
-use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::disk::{BLOCK_SIZE, Disk, DiskFile, DiskMap, OpenMode};
+use crate::disk::{BLOCK_SIZE, Disk, DiskFile, OpenMode};
 use crate::error::{Error, Result};
 
 use super::buffer::Buffer;
@@ -49,8 +48,6 @@ pub(super) struct Segment {
     pub(super) file: Arc<dyn DiskFile>,
     /// Groups in it whose durability somebody waited for.
     awaited: AtomicU32,
-    /// A map and how much of it holds frames that will not change.
-    map: Mutex<Option<(u64, DiskMap)>>,
 }
 
 impl Segment {
@@ -62,7 +59,6 @@ impl Segment {
             path,
             file,
             awaited: AtomicU32::new(0),
-            map: Mutex::new(None),
         }
     }
 
@@ -97,48 +93,13 @@ impl Segment {
         self.awaited.load(Ordering::Relaxed) >= HOT_GROUPS
     }
 
-    /// Keeps a map whose first `valid` bytes will not change.
-    pub(super) fn keep_map(&self, valid: u64, map: DiskMap) {
-        *self.map.lock() = Some((valid, map));
-    }
-
-    /// Bytes that were written for good. Those of the segment being appended to are read rather
-    /// than mapped, unless recovery mapped them: nobody needs to reason about a page that is
-    /// faulted in while its neighbour is written past the cache.
-    pub(super) fn bytes(&self, offset: u64, length: usize, being_appended_to: bool) -> io::Result<Bytes> {
-        let end = offset + length as u64;
-        let mut kept = self.map.lock();
-        if !being_appended_to && kept.as_ref().is_none_or(|(valid, _)| *valid < end) {
-            *kept = Some((self.size, self.file.map()?));
-        }
-        match &*kept {
-            Some((valid, map)) if *valid >= end && map.len() as u64 >= end => {
-                Ok(Bytes::Mapped(map.clone(), offset as usize..end as usize))
-            }
-            _ => {
-                drop(kept);
-                let mut bytes = vec![0; length];
-                self.file.read_at(offset, &mut bytes)?;
-                Ok(Bytes::Read(bytes))
-            }
-        }
-    }
-}
-
-/// Part of a segment.
-pub(super) enum Bytes {
-    Mapped(DiskMap, Range<usize>),
-    Read(Vec<u8>),
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map, range) => &map[range.clone()],
-            Bytes::Read(bytes) => bytes,
-        }
+    /// Bytes that were written for good. Read, not mapped: a map would be quicker by a copy, but a
+    /// page of it that the disk cannot read ends the process, and nobody needs to reason about one
+    /// that is faulted in while its neighbour is written past the cache.
+    pub(super) fn bytes(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.file.read_at(offset, &mut bytes)?;
+        Ok(bytes)
     }
 }
 
@@ -262,7 +223,7 @@ impl Files {
 
     /// Takes a segment out of use: what it held is no longer needed. Keeps it as a spare, unless
     /// there are enough, its size is unusual, or somebody still reads it (a removed file stays
-    /// as it was for those who map it; one written anew would change under them).
+    /// as it was for those who have it open; one written anew would change under them).
     pub(super) fn retire(&self, path: &Path, size: u64, number: u64, reuse: Reuse) -> Result<()> {
         let failed = |error| Error::io(format!("recycling {}", path.display()), error);
         let most = match reuse {

@@ -11,3 +11,4 @@ mod tree_file_crash;
 mod tree_file_damage;
 mod tree_file_round_trip;
 mod verify_agrees_with_open;
+mod wal_unreadable;

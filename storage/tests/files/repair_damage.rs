@@ -14,7 +14,7 @@ use dogsled_storage::{
 const TARGET: &str = "repaired";
 
 /// A closed database with checkpointed keys and commits behind the checkpoint.
-fn closed_database() -> (SimulatedDisk, History) {
+pub(crate) fn closed_database() -> (SimulatedDisk, History) {
     let disk = SimulatedDisk::new(1);
     let (engine, history) = build(&disk, 5, 150, &[40, 80, 110]);
     engine.close().unwrap();
@@ -22,7 +22,7 @@ fn closed_database() -> (SimulatedDisk, History) {
     (disk.duplicate(), history)
 }
 
-fn segments(disk: &SimulatedDisk) -> Vec<PathBuf> {
+pub(crate) fn segments(disk: &SimulatedDisk) -> Vec<PathBuf> {
     files(disk).into_iter().filter(|path| path.extension().is_some_and(|end| end == "wal")).collect()
 }
 
@@ -36,7 +36,7 @@ fn run_repair(
 }
 
 /// Repairs and holds the result against the history. The report.
-fn check_repair(disk: &SimulatedDisk, history: &History, what: &str) -> RepairReport {
+pub(crate) fn check_repair(disk: &SimulatedDisk, history: &History, what: &str) -> RepairReport {
     let before: Vec<(PathBuf, Option<Vec<u8>>)> =
         files(disk).into_iter().map(|path| (path.clone(), disk.content(&path))).collect();
     let report =

@@ -145,6 +145,10 @@ impl History {
     /// the changes that did not make it.
     fn check_prefix(&mut self, wal: &Wal, least: usize, context: &str) {
         let found = Content::of(wal).unwrap_or_else(|error| panic!("{context}: {error}"));
+        self.check_found(found, least, context);
+    }
+
+    fn check_found(&mut self, found: Content, least: usize, context: &str) {
         let mut content = self.content(least);
         let mut length = least;
         // The longest that fits: changes that make no difference do not matter.
@@ -267,7 +271,7 @@ fn sessions(disk: &SimulatedDisk, history: &mut History, seed: u64, count: u64) 
     let mut random = Random(seed);
     for session in 0..count {
         let wal = open(disk, seed * 100 + session)?;
-        history.check_prefix(&wal, history.durable, "between sessions");
+        history.check_found(Content::of(&wal)?, history.durable, "between sessions");
         work(&wal, history, &mut random, 60)?;
         wal.close()?;
         history.durable = history.changes.len();

@@ -2,6 +2,7 @@
 //! since the last sync.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::{BLOCK, BLOCK_SIZE, Random, SimulatedDisk};
@@ -48,6 +49,8 @@ pub(super) struct FileState {
     /// Blocks written since the last sync, with their older contents, durable one first. An
     /// absent content is all zero.
     pub(super) dirty: BTreeMap<u64, Dirty>,
+    /// Blocks that cannot be read until they are written as a whole.
+    pub(super) unreadable: BTreeSet<u64>,
     pub(super) open: u64,
 }
 
@@ -107,7 +110,11 @@ impl SimulatedDisk {
         for number in linked {
             let file = &inner.files[&number];
             let torn_block = inner.last_write.filter(|(last, _)| *last == number).map(|(_, block)| block);
-            files.insert(number, FileState::durable(file.surviving(&mut random, survive, torn_block)));
+            let bytes = file.surviving(&mut random, survive, torn_block);
+            files.insert(
+                number,
+                FileState { unreadable: file.unreadable.clone(), ..FileState::durable(bytes) },
+            );
         }
         SimulatedDisk::from_parts(random.next(), files, names, inner.directories.clone(), inner.next_file)
     }
@@ -116,6 +123,11 @@ impl SimulatedDisk {
 impl FileState {
     pub(super) fn durable(bytes: Vec<u8>) -> FileState {
         FileState { durable_length: bytes.len() as u64, bytes, ..FileState::default() }
+    }
+
+    /// Whether the disk can read all of `range`.
+    pub(super) fn is_readable(&self, range: Range<u64>) -> bool {
+        self.unreadable.range(range.start / BLOCK..range.end.div_ceil(BLOCK)).next().is_none()
     }
 
     /// Remembers the blocks of `range` as they are before they change.
@@ -149,6 +161,9 @@ impl FileState {
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
         self.touch(offset, bytes.len() as u64);
         let end = offset as usize + bytes.len();
+        // Disks put another sector in the place of one that they cannot read.
+        let whole = offset.div_ceil(BLOCK)..end as u64 / BLOCK;
+        self.unreadable.retain(|block| !whole.contains(block));
         if self.bytes.len() < end {
             self.bytes.resize(end, 0);
         }
