@@ -21,7 +21,9 @@ use bytes::Bytes;
 use dogsled_replication::{ClientRequest, Consistency, NodeId};
 use dogsled_storage::codec::{decode_group_command, encode_group_command};
 use dogsled_storage::counter::CounterCommand;
-use dogsled_storage::disk::{Disk, DiskFile, DiskLock, DiskMap, OpenMode, SimulatedDisk, Space};
+use dogsled_storage::disk::{
+    Disk, DiskDirectory, DiskFile, DiskLock, DiskMap, OpenMode, SimulatedDisk, Space,
+};
 use dogsled_storage::lock::LockCommand;
 use dogsled_storage::{
     Clock as _, Command, ExpiryCommand, GroupCommand, GroupRead, GroupReadReply, LockedBy, Operation,
@@ -298,8 +300,8 @@ impl Disk for LyingDisk {
         self.0.remove_directory(path)
     }
 
-    fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        self.0.sync_directory(path)
+    fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn DiskDirectory>> {
+        self.0.open_directory(path)
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>> {

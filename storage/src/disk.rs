@@ -43,8 +43,13 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Removes an empty directory; an error if it is not. Durable on return.
     fn remove_directory(&self, path: &Path) -> io::Result<()>;
+    /// Opens the directory `path`, for whoever changes names in it again and again and must not fail
+    /// to sync them because the process has no descriptor left just then.
+    fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn DiskDirectory>>;
     /// Makes the names in `path` durable.
-    fn sync_directory(&self, path: &Path) -> io::Result<()>;
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.open_directory(path)?.sync()
+    }
     /// Takes the exclusive lock file `path`, creating it; `None` if another process (or another
     /// handle of this one) holds it. Dropping the guard releases it before drop returns.
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>>;
@@ -59,6 +64,12 @@ pub struct Space {
     pub total: u64,
     /// What can still be written to it by this process.
     pub free: u64,
+}
+
+/// An open directory; see [`Disk::open_directory`].
+pub trait DiskDirectory: Debug + Send + Sync {
+    /// Makes the names in it durable.
+    fn sync(&self) -> io::Result<()>;
 }
 
 /// Proof of holding a directory; see [`Disk::lock`].

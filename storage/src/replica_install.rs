@@ -346,8 +346,10 @@ impl ReplicaInstaller {
             // Its name there must be durable before the rename: a disk may order each directory's
             // changes by themselves.
             disk.sync_directory(&incoming.path)?;
+            // Before the rename, after which it is in doubt which of the two is there.
+            let directory = disk.open_directory(&self.directory)?;
             disk.rename(&from, &to)?;
-            disk.sync_directory(&self.directory)
+            directory.sync()
         };
         install().map_err(|error| Error::io(format!("installing {}", to.display()), error))?;
         target.finish_creation()?;

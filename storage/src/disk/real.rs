@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{BLOCK_SIZE, Disk, DiskFile, DiskLock, DiskMap, OpenMode, Space};
+use super::{BLOCK_SIZE, Disk, DiskDirectory, DiskFile, DiskLock, DiskMap, OpenMode, Space};
 
 /// The operating system's disk; see the [module](self).
 #[derive(Clone, Copy, Debug, Default)]
@@ -135,8 +135,8 @@ impl Disk for RealDisk {
         }
     }
 
-    fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+    fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn DiskDirectory>> {
+        Ok(Arc::new(RealDirectory(File::open(path)?)))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>> {
@@ -159,6 +159,15 @@ impl Disk for RealDisk {
         let found = rustix::fs::statvfs(path)?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         Ok(Space { total: bytes(found.f_blocks), free: bytes(found.f_bavail) })
+    }
+}
+
+#[derive(Debug)]
+struct RealDirectory(File);
+
+impl DiskDirectory for RealDirectory {
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_all()
     }
 }
 

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{BLOCK_SIZE, Disk, DiskFile, DiskLock, DiskMap, OpenMode, Space};
+use super::{BLOCK_SIZE, Disk, DiskDirectory, DiskFile, DiskLock, DiskMap, OpenMode, Space};
 
 use faults::{Entered, crash_error, input_output_error};
 pub use faults::{Fault, Operation};
@@ -340,22 +340,9 @@ impl Disk for SimulatedDisk {
         if crashing { Err(crash_error()) } else { Ok(()) }
     }
 
-    fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        let mut inner = self.0.lock();
-        if inner.enter_whole(Operation::SyncDirectory)? {
-            return Err(crash_error());
-        }
-        let inner = &mut *inner;
-        let (durable, names) = (&mut inner.durable_names, &mut inner.log);
-        names.retain(|change| {
-            let synced = change.directory() == path;
-            if synced {
-                change.apply(durable);
-            }
-            !synced
-        });
-        inner.drop_unreachable();
-        Ok(())
+    fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn DiskDirectory>> {
+        self.0.lock().enter_whole(Operation::Open)?;
+        Ok(Arc::new(SimulatedDirectory { disk: self.clone(), path: path.to_owned() }))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>> {
@@ -394,6 +381,32 @@ impl std::fmt::Debug for SimulatedDisk {
             inner.calls,
             inner.crashed
         )
+    }
+}
+
+#[derive(Debug)]
+struct SimulatedDirectory {
+    disk: SimulatedDisk,
+    path: PathBuf,
+}
+
+impl DiskDirectory for SimulatedDirectory {
+    fn sync(&self) -> io::Result<()> {
+        let mut inner = self.disk.0.lock();
+        if inner.enter_whole(Operation::SyncDirectory)? {
+            return Err(crash_error());
+        }
+        let inner = &mut *inner;
+        let (durable, names) = (&mut inner.durable_names, &mut inner.log);
+        names.retain(|change| {
+            let synced = change.directory() == self.path;
+            if synced {
+                change.apply(durable);
+            }
+            !synced
+        });
+        inner.drop_unreachable();
+        Ok(())
     }
 }
 

@@ -277,7 +277,7 @@ pub(super) fn recover(disk: Arc<dyn Disk>, options: &WalOptions) -> Result<Recov
     }
     // Everything is read, and judged, before anything is changed.
     let Log { stale, used, unused, cursor, dirty } = read_all(found, directory)?;
-    let files = Files::new(disk, options);
+    let files = Files::new(disk, options)?;
     let Some(mut cursor) = cursor else {
         if options.must_exist {
             return Err(no_log(directory));

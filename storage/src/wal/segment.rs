@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::disk::{BLOCK_SIZE, Disk, DiskFile, OpenMode};
+use crate::disk::{BLOCK_SIZE, Disk, DiskDirectory, DiskFile, OpenMode};
 use crate::error::{Error, Result};
 
 use super::buffer::Buffer;
@@ -147,6 +147,9 @@ pub(super) enum PrepareError {
 pub(super) struct Files {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) directory: PathBuf,
+    /// The directory, open: the names in it are in doubt from a rename on until it is synced, and what
+    /// could fail in between without need must not.
+    open_directory: Arc<dyn DiskDirectory>,
     pub(super) database_id: u128,
     pub(super) segment_size: u64,
     spare_segments: usize,
@@ -157,20 +160,24 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn new(disk: Arc<dyn Disk>, options: &super::WalOptions) -> Files {
+    pub(super) fn new(disk: Arc<dyn Disk>, options: &super::WalOptions) -> Result<Files> {
         use std::hash::{BuildHasher, Hasher};
         // The standard library's hash keys are the one source of randomness it has.
         let entropy = || std::collections::hash_map::RandomState::new().build_hasher().finish();
-        Files {
+        let open_directory = disk
+            .open_directory(&options.directory)
+            .map_err(|error| Error::io(format!("opening {}", options.directory.display()), error))?;
+        Ok(Files {
             disk,
             directory: options.directory.clone(),
+            open_directory,
             database_id: options.database_id,
             segment_size: options.segment_size,
             spare_segments: options.spare_segments,
             spares: Mutex::new(Vec::new()),
             random: AtomicU64::new(options.seed.unwrap_or_else(entropy)),
             stop: AtomicBool::new(false),
-        }
+        })
     }
 
     /// Cuts a filling under way short.
@@ -192,8 +199,8 @@ impl Files {
     }
 
     pub(super) fn sync_directory(&self) -> Result<()> {
-        self.disk
-            .sync_directory(&self.directory)
+        self.open_directory
+            .sync()
             .map_err(|error| Error::io(format!("syncing {}", self.directory.display()), error))
     }
 

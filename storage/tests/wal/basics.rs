@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dogsled_storage::disk::{Disk, RealDisk, SimulatedDisk};
+use dogsled_storage::disk::{Disk, Fault, Operation, RealDisk, SimulatedDisk};
 use dogsled_storage::wal::{StreamId, Wal, WalOptions};
 use dogsled_storage::{Error, Result};
 
@@ -459,4 +459,25 @@ fn a_trimmed_log_has_a_short_segment_stand_ready_and_grows_again() {
     drop(wal);
     let wal = Wal::open(Arc::new(disk), options).unwrap();
     assert_eq!(wal.read(ONE, last + 1, last + 2, 100).unwrap()[0].1, b"kept");
+}
+
+#[test]
+fn a_process_out_of_descriptors_can_still_sync_the_names_it_has_changed() {
+    let disk = SimulatedDisk::new(1);
+    let wal = open(&disk).unwrap();
+    // After the two of making the next segment, which may fail and be tried again, nothing is opened.
+    disk.inject(Fault { operation: Some(Operation::Open), after: 2, from_then_on: true });
+    let mut next = 1;
+    let failed = loop {
+        match wal.append(ONE, next, &[&[7; 3000]]) {
+            Ok(_) => next += 1,
+            Err(error) => break error,
+        }
+        wal.sync().unwrap();
+    };
+    assert!(matches!(failed, Error::Io { .. }) && wal.poisoned().is_none(), "{failed}: {:?}", wal.poisoned());
+    assert_eq!(wal.stats().active_segment, 2, "the one that could be made is in use");
+    disk.clear_faults();
+    wal.append(ONE, next, &[b"goes on"]).unwrap();
+    wal.sync().unwrap();
 }

@@ -3,13 +3,13 @@
 use std::io;
 
 #[cfg(doc)]
-use super::{Disk, DiskFile};
+use super::{Disk, DiskDirectory, DiskFile};
 use super::{Inner, SimulatedDisk};
 
 /// What a caller can ask of a disk, for counting and for [`Fault`]s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
-    /// [`Disk::open`]
+    /// [`Disk::open`] of a file that is there, [`Disk::open_directory`]
     Open,
     /// [`DiskFile::read_at`]
     Read,
@@ -39,7 +39,7 @@ pub enum Operation {
     Rename,
     /// [`Disk::remove`]
     Remove,
-    /// [`Disk::sync_directory`]
+    /// [`DiskDirectory::sync`]
     SyncDirectory,
 }
 
