@@ -338,6 +338,10 @@ impl DiskFile for LyingFile {
         self.0.set_length(length)
     }
 
+    fn no_more_writes(&self) {
+        self.0.no_more_writes();
+    }
+
     fn map(&self) -> io::Result<DiskMap> {
         self.0.map()
     }

@@ -107,6 +107,9 @@ pub trait DiskFile: Debug + Send + Sync {
     fn length(&self) -> io::Result<u64>;
     /// Sets the length; new bytes are zero.
     fn set_length(&self, length: u64) -> io::Result<()>;
+    /// Says that nothing more is written to it, though it may still be synced: what is open for writing
+    /// only may be closed.
+    fn no_more_writes(&self) {}
     /// The whole file for reading. It must not be shortened while the map lives. Touching what the
     /// disk cannot read may end the process: read it with [`DiskFile::read_at`] before.
     fn map(&self) -> io::Result<DiskMap>;

@@ -3,7 +3,8 @@
 //! Positioned reads and writes only, so that one open file serves many threads. A file opened with
 //! [`OpenMode::Aligned`] has up to three descriptors: an ordinary one for reading and syncing, one
 //! with `O_DIRECT` for [`DiskFile::write_at`] and one with `O_DIRECT | O_DSYNC` for
-//! [`DiskFile::write_at_synced`], which is a durable write in a single system call. Where the file
+//! [`DiskFile::write_at_synced`], which is a durable write in a single system call. The two are closed by
+//! [`DiskFile::no_more_writes`]. Where the file
 //! system refuses `O_DIRECT` (`EINVAL`, at opening or at the first write), plain writes and
 //! `fdatasync` take its place, with the same promise.
 //!
@@ -25,6 +26,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
 
 use super::{BLOCK_SIZE, Disk, DiskDirectory, DiskFile, DiskLock, DiskMap, OpenMode, Space};
 
@@ -84,7 +87,7 @@ impl Disk for RealDisk {
             OpenMode::Aligned => Direct::open(path)?,
             _ => None,
         };
-        Ok(Arc::new(RealFile { file, direct }))
+        Ok(Arc::new(RealFile { file, direct: RwLock::new(direct) }))
     }
 
     fn create_directories(&self, path: &Path) -> io::Result<()> {
@@ -187,7 +190,8 @@ impl Drop for RealLock {
 #[derive(Debug)]
 struct RealFile {
     file: File,
-    direct: Option<Direct>,
+    /// Held for reading during a write, which takes a thousand times as long as taking it.
+    direct: RwLock<Option<Direct>>,
 }
 
 /// The descriptors that bypass the page cache.
@@ -237,7 +241,7 @@ impl DiskFile for RealFile {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if let Some(direct) = &self.direct
+        if let Some(direct) = &*self.direct.read()
             && let Some(done) = direct.write(&direct.plain, offset, bytes)
         {
             return done;
@@ -246,7 +250,7 @@ impl DiskFile for RealFile {
     }
 
     fn write_at_synced(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if let Some(direct) = &self.direct
+        if let Some(direct) = &*self.direct.read()
             && let Some(done) = direct.write(&direct.synced, offset, bytes)
         {
             return done;
@@ -265,6 +269,10 @@ impl DiskFile for RealFile {
 
     fn set_length(&self, length: u64) -> io::Result<()> {
         self.file.set_len(length)
+    }
+
+    fn no_more_writes(&self) {
+        *self.direct.write() = None;
     }
 
     fn map(&self) -> io::Result<DiskMap> {

@@ -68,13 +68,16 @@ impl Segment {
     }
 
     /// Writes the [seal](super#seals), without syncing it: the next segment's opening, which is
-    /// durable, says the same, and more.
+    /// durable, says the same, and more. It is the last that is written to the segment, whose
+    /// descriptors for writing are closed: a WAL may have thousands of segments.
     pub(super) fn write_seal(&self, group: u64, previous: u32) -> Result<()> {
         let mut block = Buffer::zeros(BLOCK_SIZE);
         seal_header(self.number, self.epoch, group, previous).seal(block.frame_mut());
         self.file
             .write_at(self.frames_end(), block.frame())
-            .map_err(|error| Error::io(format!("sealing {}", self.path.display()), error))
+            .map_err(|error| Error::io(format!("sealing {}", self.path.display()), error))?;
+        self.file.no_more_writes();
+        Ok(())
     }
 
     /// Makes the seal durable.

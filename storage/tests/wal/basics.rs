@@ -481,3 +481,30 @@ fn a_process_out_of_descriptors_can_still_sync_the_names_it_has_changed() {
     wal.append(ONE, next, &[b"goes on"]).unwrap();
     wal.sync().unwrap();
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_segment_that_is_full_keeps_one_descriptor() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().canonicalize().unwrap();
+    let options = WalOptions { directory: directory.clone(), ..options() };
+    let wal = Wal::open(Arc::new(RealDisk), options.clone()).unwrap();
+    for index in 1..=300 {
+        wal.append(ONE, index, &[&[7; 3000]]).unwrap();
+        wal.sync().unwrap();
+    }
+    let descriptors_of_segments = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        let targets = links.filter_map(|link| std::fs::read_link(link.unwrap().path()).ok());
+        targets.filter(|target| target.starts_with(&directory) && *target != directory).count()
+    };
+    let segments = wal.stats().segments;
+    assert!(segments > 10, "{segments}");
+    // Three of the active one and of one that is prepared.
+    let most = segments - 1 + 2 * 3;
+    assert!(descriptors_of_segments() <= most, "{} of {segments} segments", descriptors_of_segments());
+    drop(wal);
+    let wal = Wal::open(Arc::new(RealDisk), options).unwrap();
+    assert!(descriptors_of_segments() <= most, "{} when opened again", descriptors_of_segments());
+    assert_eq!(entries(&wal, ONE).len(), 300);
+}
