@@ -436,7 +436,7 @@ impl LockGuard {
 
     /// Has something called when what is done under the lock must stop; never, if it is given back before. The
     /// thread that renews all leases of the database calls it, so it should be short, and must not wait for a
-    /// lock.
+    /// lock. If it panics, the others are called all the same.
     pub fn when_lost(&self, then: impl FnOnce() + Send + 'static) {
         self.lease.when_lost(Box::new(then));
     }

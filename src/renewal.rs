@@ -10,6 +10,7 @@
 //! ends its lease under that mutex before it goes.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -237,7 +238,11 @@ impl Lease {
             std::mem::take(&mut state.when_lost)
         };
         self.changed.notify_all();
-        told.into_iter().for_each(|then| then());
+        for then in told {
+            // A stranger's code: others are to be told as well, and this may be the thread that renews all leases. Its
+            // panic was printed.
+            let _ = catch_unwind(AssertUnwindSafe(then));
+        }
     }
 }
 
@@ -307,7 +312,7 @@ fn run(shared: &Shared) {
             queue.put(&lease, at);
         }
         // What it was to call, if this is the last to have it, is a stranger's.
-        MutexGuard::unlocked(&mut queue, || drop(lease));
+        let _ = MutexGuard::unlocked(&mut queue, || catch_unwind(AssertUnwindSafe(|| drop(lease))));
     }
 }
 

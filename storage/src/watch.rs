@@ -9,7 +9,8 @@
 //! pushed into a bounded queue per subscription; the only thing a subscriber does under the same
 //! mutex is to take one event out. Waking is left to the [`Wakeups`] that `publish` returns, so
 //! that the engine can do it after it has released the commit mutex: a waker is a stranger's
-//! code, and may do anything, even write to this database.
+//! code, and may do anything, even write to this database, or panic: which is neither the writer's affair nor that
+//! of the subscribers to be woken after it, and ends with the waker.
 //!
 //! A commit costs what it tells, not what there is to tell: subscriptions are found by the prefixes of the key,
 //! of as many lengths as there are. Ten thousand that follow a key each cost a commit one look-up.
@@ -34,6 +35,7 @@ mod history;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
@@ -467,7 +469,8 @@ impl Queue {
         };
         self.arrived.notify_all();
         if let Some(waker) = waker {
-            waker.wake();
+            // Its panic was printed.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
     }
 }

@@ -217,6 +217,20 @@ fn a_guard_tells_in_time_that_its_lock_may_be_lost() {
 }
 
 #[test]
+fn a_callback_that_panics_leaves_those_of_other_guards_to_be_called() {
+    let db = open();
+    let lease = Duration::from_millis(300);
+    let (told, hears) = std::sync::mpsc::channel();
+    for name in ["first", "second"] {
+        let guard = db.lock(name).without_renewal().acquire(lease).unwrap();
+        let told = told.clone();
+        guard.when_lost(|| panic!("a callback of a test"));
+        guard.when_lost(move || told.send(name).unwrap());
+        assert_eq!(hears.recv_timeout(Duration::from_secs(20)), Ok(name));
+    }
+}
+
+#[test]
 fn the_directory_is_free_when_the_last_guard_is_dropped_while_leases_are_renewed() {
     let directory = tempfile::tempdir().unwrap();
     for _ in 0..30 {

@@ -111,7 +111,7 @@ impl Shared {
                     drop(committer);
                     let (ticket, wakeups) = committed.inspect_err(|_| shared.lock_waiters.notify_all())?;
                     // Subscribers and waiters run without the mutex; subscribers last, because
-                    // theirs is a stranger's code, which may panic.
+                    // theirs is a stranger's code, which may take its time.
                     if touches_locks(&effects) {
                         shared.lock_waiters.effects_applied(&effects);
                     }

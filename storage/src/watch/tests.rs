@@ -63,6 +63,36 @@ fn of_many_subscriptions_each_sees_the_keys_under_its_prefix_and_no_others() {
     assert!(state.trees.is_empty() && watchers.registry.count.load(Ordering::Relaxed) == 0);
 }
 
+struct Panics;
+
+impl std::task::Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker of a test");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_is_neither_the_writers_affair_nor_that_of_other_subscribers() {
+    let watchers = Watchers::new();
+    let (panics, flag) = (Waker::from(Arc::new(Panics)), Arc::new(Flag::default()));
+    let wakes = Waker::from(Arc::clone(&flag));
+    let subscriptions: Vec<_> = (0..4).map(|_| watchers.subscribe(TREE, b"", 10)).collect();
+    for sequence in 1..=3 {
+        for (number, subscription) in subscriptions.iter().enumerate() {
+            let waker = if number % 2 == 0 { &panics } else { &wakes };
+            while subscription.poll_next(&mut Context::from_waker(waker)).is_ready() {}
+        }
+        drop(watchers.publish(sequence, &[put("k", "v")]));
+        assert_eq!(flag.0.load(Ordering::SeqCst), 2 * sequence as usize);
+    }
+    for (number, subscription) in subscriptions.iter().enumerate() {
+        let waker = if number % 2 == 0 { &panics } else { &wakes };
+        while subscription.poll_next(&mut Context::from_waker(waker)).is_ready() {}
+    }
+    watchers.close();
+    assert_eq!(flag.0.load(Ordering::SeqCst), 8, "closing wakes them as well");
+}
+
 #[test]
 fn a_task_that_is_told_of_many_effects_is_woken_once_and_again_by_the_next_commit() {
     let watchers = Watchers::new();
