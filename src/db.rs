@@ -75,7 +75,9 @@ pub(crate) struct Database {
     pub(crate) renewer: Renewer,
     flusher: Flusher,
     pub(crate) engine: Arc<Engine>,
-    /// What the handles of a tree share, while it is open; dropped trees are not in it.
+    /// What the handles of a tree share, while it is open; dropped trees are not in it for longer than
+    /// [`Db::drop_tree`] takes. The mutex is not held while anything is written: what a write wakes is a
+    /// stranger's code, which may open trees.
     trees: Mutex<HashMap<IVec, Arc<TreeState>>>,
     /// Names of trees that were dropped since the database was opened, for [`Db::changes_since`]:
     /// the history calls them by their numbers.
@@ -142,6 +144,35 @@ impl Database {
         let known = self.trees.lock().get(&name).filter(|state| state.id == id).cloned();
         let state = known.unwrap_or_else(|| Arc::new(TreeState::new(id, name)));
         Tree::new(state, Arc::clone(self))
+    }
+
+    /// What the handles of a tree share; `None` if there is no such tree, or no longer.
+    fn state_of_tree(&self, name: &IVec, id: TreeId) -> Option<Arc<TreeState>> {
+        let mut trees = self.trees.lock();
+        // With the mutex: whoever drops the tree after this look takes away what is put there now.
+        if self.engine.tree_id(name) != Some(id) {
+            return None;
+        }
+        if let Some(state) = trees.get(name)
+            && state.id == id
+        {
+            return Some(Arc::clone(state));
+        }
+        let state = Arc::new(TreeState::new(id, name.clone()));
+        let of_dropped = trees.insert(name.clone(), Arc::clone(&state));
+        drop(trees);
+        // It may have a merge operator, a stranger's.
+        drop(of_dropped);
+        Some(state)
+    }
+
+    /// Forgets what handles of a dropped tree of this name share, unless it is that of a new one.
+    fn forget_dropped(&self, name: &IVec) {
+        let mut trees = self.trees.lock();
+        let is_of_dropped = trees.get(name).is_some_and(|state| self.engine.tree_id(name) != Some(state.id));
+        let of_dropped = if is_of_dropped { trees.remove(name) } else { None };
+        drop(trees);
+        drop(of_dropped);
     }
 
     fn remember_dropped(&self, id: TreeId, name: &IVec) {
@@ -262,18 +293,20 @@ impl Db {
     pub fn open_tree<V: AsRef<[u8]>>(&self, name: V) -> Result<Tree> {
         let name = IVec::from(name.as_ref());
         let database = self.database();
-        // Held throughout, so that no handle is made of a tree that is being dropped.
-        let mut trees = database.trees.lock();
-        let command = Command::CreateTree { name: name.clone() };
-        let id = match database.engine.tree_id(&name) {
-            Some(id) => id,
-            None => match database.execute(command, database.durability())? {
-                Reply::Tree { id, .. } => id,
-                other => unreachable!("opening a tree was answered with {other:?}"),
-            },
-        };
-        let state = trees.entry(name.clone()).or_insert_with(|| Arc::new(TreeState::new(id, name)));
-        Ok(Tree::new(Arc::clone(state), Arc::clone(database)))
+        loop {
+            let command = Command::CreateTree { name: name.clone() };
+            let id = match database.engine.tree_id(&name) {
+                Some(id) => id,
+                None => match database.execute(command, database.durability())? {
+                    Reply::Tree { id, .. } => id,
+                    other => unreachable!("opening a tree was answered with {other:?}"),
+                },
+            };
+            if let Some(state) = database.state_of_tree(&name, id) {
+                return Ok(Tree::new(state, Arc::clone(database)));
+            }
+            // It was dropped meanwhile.
+        }
     }
 
     /// Drops the tree of that name with all its keys; whether there was one. Handles that are
@@ -299,7 +332,6 @@ impl Db {
             return Err(Error::Unsupported("the default tree cannot be dropped".to_owned()));
         }
         let database = self.database();
-        let mut trees = database.trees.lock();
         if let Some(id) = database.engine.tree_id(&name) {
             // Before it is dropped, so that nobody sees that without the name.
             database.remember_dropped(id, &name);
@@ -307,7 +339,7 @@ impl Db {
         let command = Command::DropTree { name: name.clone() };
         match database.execute(command, database.durability())? {
             Reply::Dropped(existed) => {
-                trees.remove(&name);
+                database.forget_dropped(&name);
                 Ok(existed)
             }
             other => unreachable!("dropping a tree was answered with {other:?}"),

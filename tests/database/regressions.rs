@@ -8,7 +8,7 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use dogsled::transaction::{ConflictableTransactionError, TransactionError};
-use dogsled::{Config, Db, Error};
+use dogsled::{Config, Db, Error, Tree};
 use parking_lot::Mutex;
 
 fn temporary() -> Db {
@@ -160,4 +160,63 @@ fn work_in_two_directories(place: &std::path::Path) {
             }
         }
     }
+}
+
+#[test]
+fn a_waker_may_open_the_tree_whose_drop_wakes_it() {
+    struct Opens(Mutex<Option<Db>>, Mutex<Sender<Tree>>);
+    impl Wake for Opens {
+        fn wake(self: Arc<Self>) {
+            let Some(db) = self.0.lock().take() else { return };
+            self.1.lock().send(db.open_tree("t").unwrap()).unwrap();
+        }
+    }
+    let db = temporary();
+    let old = db.open_tree("t").unwrap();
+    let (sender, opened) = channel();
+    let waker = Waker::from(Arc::new(Opens(Mutex::new(Some(db.clone())), Mutex::new(sender))));
+    let mut subscriber = pin!(old.watch_prefix(""));
+    assert!(subscriber.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let dropping = std::thread::spawn({
+        let db = db.clone();
+        move || db.drop_tree("t").unwrap()
+    });
+    let new = opened.recv_timeout(Duration::from_secs(20)).expect("opening does not wait for the drop");
+    assert!(dropping.join().unwrap());
+    assert!(matches!(old.insert("k", "v"), Err(Error::CollectionNotFound(_))));
+    new.insert("k", "v").unwrap();
+    // The drop has not made it forget what the handles of the new one share.
+    new.set_merge_operator(|_: &[u8], _: Option<&[u8]>, _: &[u8]| Some(b"merged".to_vec()));
+    assert_eq!(db.open_tree("t").unwrap().merge("k", "x").unwrap().unwrap(), "merged");
+}
+
+#[test]
+fn handles_of_a_tree_share_what_they_share_whoever_drops_it_meanwhile() {
+    let db = temporary();
+    std::thread::scope(|scope| {
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let stop = &stop;
+        for _ in 0..2 {
+            let db = db.clone();
+            scope.spawn(move || {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    db.drop_tree("t").unwrap();
+                }
+            });
+        }
+        for round in 0..500u32 {
+            let tree = db.open_tree("t").unwrap();
+            tree.set_merge_operator(|_: &[u8], _: Option<&[u8]>, _: &[u8]| Some(b"merged".to_vec()));
+            match db.open_tree("t").unwrap().merge("k", round.to_be_bytes()) {
+                Ok(merged) => assert_eq!(merged.unwrap(), "merged"),
+                Err(Error::CollectionNotFound(_)) => {}
+                // Another tree of that name: nobody has set its operator.
+                Err(Error::Unsupported(_)) => assert!(tree.insert("k", "v").is_err()),
+                Err(other) => panic!("{other}"),
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let tree = db.open_tree("t").unwrap();
+    tree.insert("k", "v").unwrap();
 }
