@@ -247,9 +247,9 @@ fn nothing_of_ours(source: &Path) -> Error {
     Error::NotADatabase { path: source.to_owned(), what }
 }
 
-/// Keeps others from the source while it is read. Makes no lock file where there is none: the
-/// source is not changed.
-fn lock_source(disk: &dyn Disk, source: &Path) -> Result<Option<Box<dyn DiskLock>>> {
+/// Keeps others from the source while it is read, here and by verifying. Makes no lock file where there
+/// is none: the source is not changed.
+pub(crate) fn lock_source(disk: &dyn Disk, source: &Path) -> Result<Option<Box<dyn DiskLock>>> {
     let path = source.join("LOCK");
     let exists =
         disk.exists(&path).map_err(|error| Error::io(format!("looking for {}", path.display()), error))?;

@@ -36,6 +36,7 @@ use crate::engine::EMBEDDED_STREAM;
 use crate::evaluate::Effect;
 use crate::meta::{CHECKPOINT_ROW, Checkpoint, FOLDING_ROW, table_name};
 use crate::recovery::{check_reach, require_wal};
+use crate::repair::lock_source;
 use crate::tree_file::TreeFile;
 use crate::tree_file::pages::{LostPage, PageReader, Root, TableEntry, Visitor};
 use crate::wal::{Event, RecordKind, inspect, no_log};
@@ -263,13 +264,15 @@ impl Engine {
 /// Checks a directory that nobody has open, whether or not it can be opened. Changes nothing.
 ///
 /// # Errors
-/// [`Error::NotADatabase`] for another program's or a newer version's directory, [`Error::Io`].
-/// Damage is in the report.
+/// [`Error::InUse`] if somebody has it open, [`Error::NotADatabase`] for another program's or a newer version's
+/// directory, [`Error::Io`]. Damage is in the report.
 pub fn verify_directory(disk: &dyn Disk, directory: &Path) -> Result<VerifyReport> {
     if !is_own_directory(disk, directory)? {
         let what = "nothing in it was made by dogsled".to_owned();
         return Err(Error::NotADatabase { path: directory.to_owned(), what });
     }
+    // What another writes meanwhile would look like damage.
+    let _lock = lock_source(disk, directory)?;
     let mut report = VerifyReport::default();
     let missing =
         |file: PathBuf| Damage { file, offset: None, what: "the file is missing".to_owned(), keys: None };

