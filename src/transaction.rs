@@ -63,6 +63,18 @@
 //! # Ok(()) }
 //! ```
 //!
+//! **Long transactions beside steady writers.** sled holds writers up while a transaction runs. Here nobody waits for it,
+//! and it is the transaction that runs again: one that takes longer than it takes others to write what it has read
+//! may do so for ever, for there is no limit to how often. What helps, in this order:
+//!
+//! - compute before, and read and write in the closure only;
+//! - read little. A range that was read conflicts with whatever is written into it; one key, or a counter
+//!   ([`TransactionalTree::counter`]), with that key. What need not be of the same moment as the writes can be read from a
+//!   [snapshot](crate::Db::snapshot) before;
+//! - write blindly what was not read, with [`TransactionalTree::apply_batch`];
+//! - keep the others out: a [lock](crate::Db::lock) that all who write there take;
+//! - give up: count the runs, or look at the clock, in the closure, and [`abort`].
+//!
 //! The names, generic parameters and errors are those of sled 0.34. Beyond it: ranges, and
 //! everything else that reads in order; counters and locks; options, for the durability of a
 //! single transaction; further trees by [`TransactionalTree::tree`]. Trees of two databases

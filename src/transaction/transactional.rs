@@ -127,8 +127,8 @@ pub trait Transactional<E = ()> {
     /// What the closure is given in that run. The library's business.
     fn view_overlay(overlay: &TransactionalTrees) -> Self::View;
 
-    /// Runs a transaction, calling the closure again whenever another writer came between; see
-    /// the [module](super).
+    /// Runs a transaction, calling the closure again whenever another writer came between, however
+    /// often that is; see the [module](super).
     ///
     /// # Errors
     /// What the closure aborts with, and those of reading and writing. Nothing is changed then.

@@ -118,6 +118,9 @@ impl Tree {
 
     /// Runs a serializable transaction over this tree; see [`crate::transaction`].
     ///
+    /// The closure runs again whenever another writer has changed what it read: for ever, if it takes longer than
+    /// others take to write there. The [module](crate::transaction) says what helps.
+    ///
     /// ```
     /// # fn main() -> dogsled::transaction::TransactionResult<()> {
     /// # let tree = dogsled::Config::new().temporary(true).open()?;
