@@ -106,7 +106,8 @@ impl Snapshot {
         expiry::expires(record.as_ref(), found.version).map(Some)
     }
 
-    /// The entries of a range in key order, from both ends.
+    /// The entries of a range in key order, from both ends. Of a tree that there was not, the scan yields
+    /// [`Error::TreeNotFound`](crate::Error::TreeNotFound), once; the database's own trees are there even before they are.
     pub fn range(&self, tree: TreeId, low: Bound<IVec>, high: Bound<IVec>) -> RangeIter {
         let mut iter = RangeIter::over(
             Arc::clone(&self.registration.state),
@@ -116,6 +117,11 @@ impl Snapshot {
         );
         iter.snapshot = Some(self.clone());
         iter.hide_ms = self.hide_ms.filter(|_| expiry::can_expire(tree));
+        if !tree.is_system() && !iter.state.catalog.ids.contains_key(&tree) {
+            iter.is_missing = true;
+            // Of an empty range, too.
+            iter.middle = Some((Bound::Unbounded, Bound::Unbounded));
+        }
         iter
     }
 
@@ -216,6 +222,8 @@ pub struct RangeIter {
     snapshot: Option<Snapshot>,
     /// As that of a [`Snapshot`].
     hide_ms: Option<u64>,
+    /// There is no such tree, which is yet to be told.
+    is_missing: bool,
 }
 
 const FIRST_CHUNK: usize = 8;
@@ -284,6 +292,7 @@ impl RangeIter {
             back_limit: FIRST_CHUNK,
             snapshot: None,
             hide_ms: None,
+            is_missing: false,
         }
     }
 
@@ -300,6 +309,9 @@ impl RangeIter {
     /// Fetches the next chunk of the middle from one end.
     fn fetch(&mut self, reverse: bool) -> Result<()> {
         let Some((low, high)) = self.middle.take() else { return Ok(()) };
+        if self.is_missing {
+            self.state.require_tree(self.tree)?;
+        }
         let limit = if reverse { self.back_limit } else { self.front_limit };
         let block = match self.base() {
             Some(base) if reverse => Some(base.block_before(upper_edge(&high).as_deref())?),

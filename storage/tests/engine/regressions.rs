@@ -1,5 +1,6 @@
 //! Each of these once went wrong.
 
+use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -252,4 +253,35 @@ fn a_log_that_reads_as_never_begun_is_damage() {
     bytes[4096..].fill(0);
     disk.set_content(&path, bytes);
     assert!(matches!(open_small(&disk, &clock).map(drop), Err(Error::Corrupt(_))));
+}
+
+#[test]
+fn a_scan_of_a_tree_that_was_dropped_says_so_once() {
+    let (disk, clock) = (SimulatedDisk::new(1), TestClock::new(1_000));
+    let engine = open_small(&disk, &clock).expect("a new disk");
+    let created = engine.execute(Command::CreateTree { name: "t".into() }, Durability::Buffered);
+    let Ok(Reply::Tree { id, .. }) = created else { panic!("{created:?}") };
+    for key in ["a", "b"] {
+        let put = Command::Insert { tree: id, key: key.into(), value: "value".into() };
+        engine.execute(put, Durability::Buffered).expect("a sound disk");
+    }
+    let before = engine.snapshot();
+    engine.execute(Command::DropTree { name: "t".into() }, Durability::Buffered).expect("a sound disk");
+    fn is_error<T>(entry: Option<dogsled_storage::Result<T>>) -> bool {
+        matches!(entry, Some(Err(Error::TreeNotFound(_))))
+    }
+    let after = engine.snapshot();
+    let empty = (Bound::Excluded(IVec::from("a")), Bound::Excluded(IVec::from("a")));
+    for (low, high) in [(Bound::Unbounded, Bound::Unbounded), empty] {
+        let mut scan = after.range(id, low.clone(), high.clone());
+        assert!(is_error(scan.next()) && scan.next().is_none() && scan.next_back().is_none());
+        let mut scan = after.range(id, low, high);
+        assert!(is_error(scan.next_back()) && scan.next_back().is_none() && scan.next().is_none());
+    }
+    // Who looked before goes on to see it, checkpoint or not.
+    assert_eq!(before.range(id, Bound::Unbounded, Bound::Unbounded).count(), 2);
+    engine.checkpoint().expect("a sound disk");
+    assert!(before.range(id, Bound::Unbounded, Bound::Unbounded).all(|entry| entry.is_ok()));
+    // The database's own are there even before they are.
+    assert_eq!(after.range(TreeId::SESSIONS, Bound::Unbounded, Bound::Unbounded).count(), 0);
 }

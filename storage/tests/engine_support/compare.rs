@@ -4,7 +4,7 @@ use std::ops::Bound;
 
 use dogsled_storage::model::{ModelState, ModelTree};
 use dogsled_storage::quota::check_invariants;
-use dogsled_storage::{Engine, IVec, Snapshot, TreeId, Versioned, View};
+use dogsled_storage::{Engine, Error, IVec, Snapshot, TreeId, Versioned, View};
 
 use super::Random;
 
@@ -69,7 +69,7 @@ pub fn assert_engine_is(engine: &Engine, model: &ModelState, context: &str) {
 }
 
 /// Panics unless a random range of the snapshot, consumed from both ends in random turns, is what
-/// the model holds there.
+/// the model holds there; of a tree that is not there, an error.
 pub fn assert_random_range(
     snapshot: &Snapshot,
     model: &ModelState,
@@ -92,6 +92,12 @@ pub fn assert_random_range(
         })
         .expect("the model can be read");
     let mut iter = snapshot.range(tree, low.clone(), high.clone());
+    if !tree.is_system() && model.tree(tree).is_none() {
+        let told = if random.one_in(2) { iter.next() } else { iter.next_back() };
+        assert!(matches!(told, Some(Err(Error::TreeNotFound(_)))), "{tree:?} is not there: {told:?}");
+        assert!(iter.next().is_none() && iter.next_back().is_none(), "{tree:?}: an error ends a scan");
+        return;
+    }
     let (mut front, mut back) = (Vec::new(), Vec::new());
     let lean = 1 + random.below(7);
     // Some scans are dropped half-way.
