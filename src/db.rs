@@ -70,7 +70,7 @@ pub struct Db {
 }
 
 /// What the handles of an open database share. Fields are dropped in this order: the flusher's
-/// thread ends before the engine closes, and the directory is deleted after.
+/// thread ends before the engine closes.
 pub(crate) struct Database {
     pub(crate) renewer: Renewer,
     flusher: Flusher,
@@ -84,16 +84,32 @@ pub(crate) struct Database {
     dropped: Mutex<BTreeMap<TreeId, IVec>>,
     /// Numbers reserved and not yet given: next and end.
     ids: Mutex<(u64, u64)>,
-    _temporary: Option<TemporaryDirectory>,
 }
 
-/// Deleted on drop.
+/// Deleted on drop, which the engine sees to while it still has the lock.
 pub(crate) struct TemporaryDirectory(pub(crate) PathBuf);
+
+impl TemporaryDirectory {
+    /// The lock file goes last, and the directory only if it is empty then: from the moment that the file is gone somebody
+    /// else may make a database there.
+    fn delete(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(&self.0)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => std::fs::remove_dir_all(entry.path())?,
+                false if entry.file_name() == "LOCK" => {}
+                false => std::fs::remove_file(entry.path())?,
+            }
+        }
+        std::fs::remove_file(self.0.join("LOCK"))?;
+        std::fs::remove_dir(&self.0)
+    }
+}
 
 impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
         // A directory that cannot be deleted now is left to whoever cleans temporary files.
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = self.delete();
     }
 }
 
@@ -248,6 +264,9 @@ impl fmt::Debug for Db {
 
 impl Db {
     pub(crate) fn start(engine: Arc<Engine>, temporary: Option<TemporaryDirectory>) -> Db {
+        if let Some(temporary) = temporary {
+            engine.drop_under_lock(temporary);
+        }
         let state = Arc::new(TreeState::new(TreeId::DEFAULT, IVec::from(DEFAULT_TREE_NAME)));
         let database = Arc::new(Database {
             renewer: Renewer::default(),
@@ -256,7 +275,6 @@ impl Db {
             trees: Mutex::new(HashMap::from([(state.name.clone(), Arc::clone(&state))])),
             dropped: Mutex::new(BTreeMap::new()),
             ids: Mutex::new((0, 0)),
-            _temporary: temporary,
         });
         Db { default: Tree::new(state, database) }
     }

@@ -180,6 +180,7 @@ impl Engine {
             room: room::Room::default(),
             closed: AtomicBool::new(false),
             redb_cache,
+            dropped_under_lock: Mutex::default(),
             directory,
             options,
         });
@@ -216,6 +217,12 @@ impl Engine {
     /// Where the database is.
     pub fn directory(&self) -> &Path {
         &self.shared.directory.path
+    }
+
+    /// Drops `this` when all files are closed and the directory is still locked: what deletes the directory must not
+    /// meet files of whoever opens it next.
+    pub fn drop_under_lock(&self, this: impl Send + 'static) {
+        self.shared.dropped_under_lock.lock().push(Box::new(this));
     }
 
     /// What writes get that do not say otherwise.

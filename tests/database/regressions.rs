@@ -220,3 +220,30 @@ fn handles_of_a_tree_share_what_they_share_whoever_drops_it_meanwhile() {
     let tree = db.open_tree("t").unwrap();
     tree.insert("k", "v").unwrap();
 }
+
+#[test]
+fn a_temporary_database_takes_no_files_of_the_one_that_is_opened_next() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..40 {
+        let path = directory.path().join(format!("{round}"));
+        let temporary = Config::new().path(&path).temporary(true).open().unwrap();
+        temporary.insert("k", "temporary").unwrap();
+        let opening = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                loop {
+                    // In use, or half deleted: until neither.
+                    if let Ok(db) = dogsled::open(&path) {
+                        break db;
+                    }
+                }
+            }
+        });
+        drop(temporary);
+        let db = opening.join().unwrap();
+        assert!(db.is_empty(), "round {round}");
+        db.insert("k", "v").unwrap();
+        drop(db);
+        assert_eq!(dogsled::open(&path).unwrap().get("k").unwrap().unwrap(), "v", "round {round}");
+    }
+}

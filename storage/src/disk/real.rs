@@ -22,7 +22,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -143,18 +143,22 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>> {
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        let file = match opened {
-            // Somebody else's, who may have it open: what may only be read can be locked all the same.
-            Err(denied) if denied.kind() == io::ErrorKind::PermissionDenied => {
-                File::open(path).map_err(|_| denied)?
+        loop {
+            let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+            let file = match opened {
+                // Somebody else's, who may have it open: what may only be read can be locked all the same.
+                Err(denied) if denied.kind() == io::ErrorKind::PermissionDenied => {
+                    File::open(path).map_err(|_| denied)?
+                }
+                opened => opened?,
+            };
+            match file.try_lock() {
+                // Whoever had it may have deleted it with its directory: such a lock keeps nobody out.
+                Ok(()) if !is_named(&file, path)? => {}
+                Ok(()) => return Ok(Some(Box::new(RealLock(file)))),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
             }
-            opened => opened?,
-        };
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Box::new(RealLock(file)))),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
         }
     }
 
@@ -162,6 +166,16 @@ impl Disk for RealDisk {
         let found = rustix::fs::statvfs(path)?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         Ok(Space { total: bytes(found.f_blocks), free: bytes(found.f_bavail) })
+    }
+}
+
+/// Whether the name is that of the file, and not of another or of none.
+fn is_named(file: &File, path: &Path) -> io::Result<bool> {
+    let here = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(there) => Ok((here.dev(), here.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -344,6 +358,20 @@ mod tests {
         assert!(RealDisk.lock(&path).unwrap().is_none());
         drop(held);
         assert!(RealDisk.lock(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_file_that_was_deleted_meanwhile_is_told_from_the_one_that_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("LOCK");
+        let deleted = File::create(&path).unwrap();
+        assert!(is_named(&deleted, &path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!is_named(&deleted, &path).unwrap());
+        let held = RealDisk.lock(&path).unwrap().expect("free");
+        assert!(!is_named(&deleted, &path).unwrap());
+        assert!(RealDisk.lock(&path).unwrap().is_none());
+        drop(held);
     }
 
     #[test]

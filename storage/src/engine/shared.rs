@@ -1,6 +1,7 @@
 //! [`Shared`]: what the engine, its snapshots and its checkpoint thread have in common: how a commit
 //! is published, and how writers wait for memory.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -61,6 +62,8 @@ pub(crate) struct Shared {
     pub(super) room: Room,
     pub(super) closed: AtomicBool,
     pub(crate) redb_cache: usize,
+    /// See [`Engine::drop_under_lock`](crate::Engine::drop_under_lock).
+    pub(super) dropped_under_lock: Mutex<Vec<Box<dyn Any + Send>>>,
     /// Last: the lock on the directory is released when all else is gone.
     pub(crate) directory: Directory,
 }

@@ -285,3 +285,24 @@ fn a_scan_of_a_tree_that_was_dropped_says_so_once() {
     // The database's own are there even before they are.
     assert_eq!(after.range(TreeId::SESSIONS, Bound::Unbounded, Bound::Unbounded).count(), 0);
 }
+
+#[test]
+fn what_is_dropped_with_an_engine_is_dropped_while_the_directory_is_locked() {
+    struct Looks(SimulatedDisk, std::sync::mpsc::Sender<bool>);
+    impl Drop for Looks {
+        fn drop(&mut self) {
+            let lock = self.0.files().into_iter().find(|path| path.ends_with("LOCK")).expect("a lock file");
+            self.1.send(self.0.lock(&lock).expect("a sound disk").is_none()).expect("the test listens");
+        }
+    }
+    let (disk, clock) = (SimulatedDisk::new(1), TestClock::new(1_000));
+    let engine = open_small(&disk, &clock).expect("a new disk");
+    let (told, hears) = std::sync::mpsc::channel();
+    engine.drop_under_lock(Looks(disk.clone(), told));
+    let snapshot = engine.snapshot();
+    drop(engine);
+    assert!(hears.try_recv().is_err(), "a snapshot reads from the directory");
+    drop(snapshot);
+    assert_eq!(hears.try_recv(), Ok(true));
+    assert!(open_small(&disk, &clock).is_ok());
+}
