@@ -19,9 +19,13 @@
 //! part      u8: 0 keys, 1 numbers
 //! after     0, or 1 and a key: length u32, bytes
 //! pinned    node u64, position u64, time in ms u64, trees u32, each: name: length u32, bytes; keys u64
-//! page      more u8, entries u32, each: key: length u32, bytes; version u64; expires: 0, or 1 and ms u64;
+//! page      more u8: 0 no, 1 behind the last of the entries, 2 behind a key: length u32, bytes;
+//!           entries u32, each: key: length u32, bytes; version u64; expires: 0, or 1 and ms u64;
 //!           value: 0, or 1 and length u32, bytes
 //! ```
+//!
+//! A 2 is said only where so much was left out that a page ended amid it. Earlier builds never say it, and do not understand
+//! it: their nodes look on instead, be it for longer than anybody waits.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -76,8 +80,9 @@ pub struct PinnedRead {
 pub struct PinnedPage {
     /// In the order of the keys.
     pub entries: Vec<PinnedEntry>,
-    /// Whether there are others behind them.
-    pub more: bool,
+    /// Behind which key there may be others; `None`: there are none. Not always the last of these: what is left out is
+    /// looked at, too, and a page can be empty.
+    pub next: Option<IVec>,
 }
 
 impl PinnedState {
@@ -136,7 +141,14 @@ impl PinnedRead {
 
 impl PinnedPage {
     pub(crate) fn put(&self, bytes: &mut Vec<u8>) {
-        bytes.put_u8(u8::from(self.more));
+        match &self.next {
+            None => bytes.put_u8(0),
+            Some(next) if self.entries.last().is_some_and(|last| last.key == *next) => bytes.put_u8(1),
+            Some(next) => {
+                bytes.put_u8(2);
+                bytes.put_bytes(next);
+            }
+        }
         bytes.put_u32(self.entries.len() as u32);
         for PinnedEntry { key, version, expires_ms, value } in &self.entries {
             bytes.put_bytes(key);
@@ -153,7 +165,11 @@ impl PinnedPage {
     }
 
     pub(crate) fn take(take: &mut Take) -> Result<PinnedPage, Malformed> {
-        let more = take.flag()?;
+        let (more, told) = match take.u8()? {
+            more @ (0 | 1) => (more == 1, None),
+            2 => (false, Some(IVec::from(&take.bytes()?[..]))),
+            other => return malformed(format!("a page that goes on in the unknown way {other}")),
+        };
         let entries = (0..take.count(14)?).map(|_| {
             Ok(PinnedEntry {
                 key: IVec::from(&take.bytes()?[..]),
@@ -162,7 +178,10 @@ impl PinnedPage {
                 value: if take.flag()? { Some(IVec::from(&take.bytes()?[..])) } else { None },
             })
         });
-        Ok(PinnedPage { entries: entries.collect::<Result<_, Malformed>>()?, more })
+        let entries: Vec<PinnedEntry> = entries.collect::<Result<_, Malformed>>()?;
+        let behind_last = || entries.last().map(|last| last.key.clone());
+        let next = if more { behind_last() } else { told };
+        Ok(PinnedPage { entries, next })
     }
 }
 

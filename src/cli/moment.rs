@@ -136,7 +136,7 @@ impl Moment {
             let (mut pieces, mut is_wanted) = (Pieces::default(), false);
             while cursor.more {
                 let page = self.pages(&[cursor.request()])?.remove(0);
-                cursor.add(page);
+                cursor.add(page)?;
                 while let Some(PinnedEntry { key, expires_ms, value, .. }) = cursor.entries.pop_front() {
                     let value = value.ok_or_else(no_value)?;
                     let full = match HashPart::of(&key) {
@@ -178,24 +178,28 @@ impl Moment {
         }
     }
 
-    /// Reads the next page of those cursors that have none or little left; and puts the first keys of those that had
-    /// none to the others.
+    /// Reads the next page of those cursors that have none or little left, and more until each has something or is at
+    /// its end; and puts the first keys of those that had none to the others.
     fn refill(
         &self,
         cursors: &mut [Cursor<'_>],
         heads: &mut BinaryHeap<Reverse<(IVec, usize)>>,
     ) -> Result<()> {
         let wanting = |cursor: &Cursor<'_>| cursor.more && cursor.entries.len() <= cursor.page / 8;
-        let places: Vec<usize> = (0..cursors.len()).filter(|place| wanting(&cursors[*place])).collect();
-        for places in places.chunks(TOGETHER) {
-            let requests: Vec<_> = places.iter().map(|place| cursors[*place].request()).collect();
-            for (place, page) in places.iter().zip(self.pages(&requests)?) {
-                let cursor = &mut cursors[*place];
-                let had_none = cursor.entries.is_empty();
-                cursor.add(page);
-                let first = cursor.entries.front().filter(|_| had_none);
-                heads.extend(first.map(|first| Reverse((first.key.clone(), *place))));
+        let mut places: Vec<usize> = (0..cursors.len()).filter(|place| wanting(&cursors[*place])).collect();
+        while !places.is_empty() {
+            for places in places.chunks(TOGETHER) {
+                let requests: Vec<_> = places.iter().map(|place| cursors[*place].request()).collect();
+                for (place, page) in places.iter().zip(self.pages(&requests)?) {
+                    let cursor = &mut cursors[*place];
+                    let had_none = cursor.entries.is_empty();
+                    cursor.add(page)?;
+                    let first = cursor.entries.front().filter(|_| had_none);
+                    heads.extend(first.map(|first| Reverse((first.key.clone(), *place))));
+                }
             }
+            // A page can be empty amid a tree, and the keys of the others are in order only beside its next key.
+            places.retain(|place| cursors[*place].more && cursors[*place].entries.is_empty());
         }
         Ok(())
     }
@@ -206,10 +210,10 @@ impl Moment {
                 let page = |(_, read): &(u32, PinnedRead)| {
                     let after = read.after.as_ref().map(|after| IVec::from(&after[..]));
                     let (tree, limit_bytes) = (&read.tree[..], u64::from(read.limit_bytes));
-                    let (entries, more) = pinned
+                    let (entries, next) = pinned
                         .page(tree, read.part, after.as_ref(), read.since, limit_bytes)
                         .map_err(dogsled::Error::from)?;
-                    Ok(PinnedPage { entries, more })
+                    Ok(PinnedPage { entries, next })
                 };
                 requests.iter().map(page).collect()
             }
@@ -256,11 +260,16 @@ impl Cursor<'_> {
         (self.part.partition, read)
     }
 
-    fn add(&mut self, PinnedPage { entries, more }: PinnedPage) {
+    /// # Errors
+    /// If it would not come to an end: whoever answers goes back.
+    fn add(&mut self, PinnedPage { entries, next }: PinnedPage) -> Result<()> {
+        if next.is_some() && next <= self.after {
+            return Err(Failure::new(Code::NotADatabase, "the same keys were told again"));
+        }
         self.page = entries.len();
-        self.more = more && !entries.is_empty();
-        self.after = entries.last().map(|last| last.key.clone()).or(self.after.take());
+        (self.more, self.after) = (next.is_some(), next);
         self.entries.extend(entries);
+        Ok(())
     }
 }
 

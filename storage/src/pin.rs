@@ -54,8 +54,11 @@ use crate::snapshot::Snapshot;
 use crate::transaction::{LockedBy, TransactionId};
 use crate::{Engine, Error, IVec, Result, TreeId};
 
-/// The most entries of a page.
-const MAX_ENTRIES: usize = 16 << 10;
+/// The most that is looked at for a page, be it in the page then or not. Whoever reads waits for a page only so long, and
+/// what is left out (heads of hashes; hashes that no key holds any more) may be all that a tree has.
+const MAX_LOOKED_AT: usize = 16 << 10;
+/// What an entry counts for that is looked up elsewhere.
+const LOOKED_UP: usize = 3;
 /// What an entry counts for beside its key and value.
 const ENTRY_BYTES: u64 = 32;
 
@@ -201,8 +204,9 @@ impl Pinned {
         Ok(trees)
     }
 
-    /// A page of about `limit_bytes`, and whether there is more: what comes after the key `after`. Values only of what
-    /// was written after position `since`.
+    /// A page of about `limit_bytes`, of what comes after the key `after`; and after which key the next page begins, if
+    /// there is more. That need not be the last of the page, which can be empty. Values only of what was written after
+    /// position `since`.
     ///
     /// # Errors
     /// [`Error::InvalidRequest`] for a tree that is none of [these](Pinned::trees); damage found while reading.
@@ -213,31 +217,38 @@ impl Pinned {
         after: Option<&IVec>,
         since: u64,
         limit_bytes: u64,
-    ) -> Result<(Vec<PinnedEntry>, bool)> {
+    ) -> Result<(Vec<PinnedEntry>, Option<IVec>)> {
         let id = self.snapshot.tree_id(tree);
         let open = [TreeId::DEFAULT, TreeId::COUNTERS, TreeId::HASHES];
         let is_open = |id: &TreeId| !id.is_system() || open.contains(id);
         let Some(id) = id.filter(is_open) else {
             return Err(Error::InvalidRequest(format!("no tree \"{}\" is pinned", tree.escape_ascii())));
         };
-        let mut page = Page { entries: Vec::new(), bytes: 0, since, limit_bytes };
-        let more = match part {
+        let mut page =
+            Page { entries: Vec::new(), looked_at: 0, bytes: 0, since, limit_bytes: limit_bytes.max(1) };
+        let next = match part {
             PinnedPart::Keys if id == TreeId::HASHES => self.hashes(after, &mut page)?,
             PinnedPart::Keys => self.keys(id, after, &mut page)?,
             PinnedPart::Numbers => self.numbers(id, after, &mut page)?,
         };
-        Ok((page.entries, more))
+        Ok((page.entries, next))
     }
 
-    fn keys(&self, tree: TreeId, after: Option<&IVec>, page: &mut Page) -> Result<bool> {
+    fn keys(&self, tree: TreeId, after: Option<&IVec>, page: &mut Page) -> Result<Option<IVec>> {
         let low = |key: &IVec| Bound::Excluded(key.clone());
         let entries = self.snapshot.range(tree, after.map_or(Bound::Unbounded, low), Bound::Unbounded);
         // In the same order: the two are walked side by side.
         let (first, end) = expiry::records_after(tree, after.map(|key| &key[..]));
         let mut records = self.snapshot.range(TreeId::EXPIRY, first, end);
         let mut record = records.next().transpose()?;
+        let mut last = None;
         for entry in entries {
+            if page.is_full() {
+                return Ok(last);
+            }
             let (key, found) = entry?;
+            page.looked_at += 1;
+            last = Some(key.clone());
             let expires_ms = loop {
                 let Some((about, stored)) = &record else { break None };
                 let (_, about) = expiry::key_of_record(about)?;
@@ -247,17 +258,17 @@ impl Pinned {
                 }
                 break if about == &key[..] { expiry::expires(Some(stored), found.version)? } else { None };
             };
+            if hashes::head(&found.value).is_some() {
+                page.looked_at += LOOKED_UP;
+            }
             if self.owned.get(&(tree, key.clone())) == Some(&found.version)
                 || self.hash_held(tree, &key, &found)?.is_some()
             {
                 continue;
             }
-            if page.is_full() {
-                return Ok(true);
-            }
             page.add(key, found, expires_ms);
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// The hash that a key is: bytes that look like a head count only if the hash says that it is this key's.
@@ -268,7 +279,7 @@ impl Pinned {
         Ok(is_own.then_some(id))
     }
 
-    fn hashes(&self, after: Option<&IVec>, page: &mut Page) -> Result<bool> {
+    fn hashes(&self, after: Option<&IVec>, page: &mut Page) -> Result<Option<IVec>> {
         let refused = || Error::InvalidRequest("no key of a hash in a pinned state".to_owned());
         // Where it goes on: behind the beginning of a hash, or behind a field of it.
         let mut begun = match after {
@@ -280,12 +291,21 @@ impl Pinned {
         };
         let from = begun.as_ref().map_or(HashId::default(), |(id, _)| *id);
         let (low, high) = (Bound::Included(from.owner_key()), Bound::Excluded(IVec::from([OWNER + 1])));
+        let mut last = None;
         for entry in self.snapshot.range(TreeId::HASHES, low, high) {
+            if page.is_full() {
+                return Ok(last);
+            }
             let (key, owner) = entry?;
+            page.looked_at += 1 + LOOKED_UP;
             let damaged = || owned::damaged("a hash that does not say whose it is");
             let id = hashes::id_of_key(&key).ok_or_else(damaged)?;
             let (tree, name) = hashes::decode_owner(&owner.value).ok_or_else(damaged)?;
             let tree = TreeId(tree);
+            if begun.as_ref().is_none_or(|(begun, _)| *begun != id) {
+                // As if it had begun there: who comes back leaves it out again.
+                last = Some(hash_key(id, HEAD, &[]));
+            }
             // The tree was dropped, or something else was put there.
             let Some(stored) = self.names.get(&tree) else { continue };
             let Some(found) = self.snapshot.get(tree, name)? else { continue };
@@ -293,13 +313,10 @@ impl Pinned {
             if is_owned || self.hash_held(tree, name, &found)? != Some(id) {
                 continue;
             }
-            let last = match begun.take().filter(|(begun, _)| *begun == id) {
+            let from = match begun.take().filter(|(begun, _)| *begun == id) {
                 Some((_, HashPart::Field(field))) => Some(field),
                 Some((_, HashPart::Head)) => None,
                 None => {
-                    if page.is_full() {
-                        return Ok(true);
-                    }
                     let record = self.snapshot.get(TreeId::EXPIRY, &expiry::record_key(tree, name))?;
                     let expires_ms = expiry::expires(record.as_ref(), found.version)?;
                     let whose = [&(stored.len() as u32).to_be_bytes(), &stored[..], name].concat();
@@ -308,48 +325,57 @@ impl Pinned {
                     None
                 }
             };
-            let (low, high) = id.fields_after(last.as_ref());
+            let (low, high) = id.fields_after(from.as_ref());
             for entry in self.snapshot.range(TreeId::HASHES, low, high) {
-                let (key, found) = entry?;
                 if page.is_full() {
-                    return Ok(true);
+                    return Ok(last);
                 }
-                page.add(hash_key(id, FIELD, hashes::field_of_key(&key)), found, None);
+                let (key, found) = entry?;
+                page.looked_at += 1;
+                let key = hash_key(id, FIELD, hashes::field_of_key(&key));
+                last = Some(key.clone());
+                page.add(key, found, None);
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
-    fn numbers(&self, tree: TreeId, after: Option<&IVec>, page: &mut Page) -> Result<bool> {
+    fn numbers(&self, tree: TreeId, after: Option<&IVec>, page: &mut Page) -> Result<Option<IVec>> {
         let of_tree = tree.0.to_be_bytes();
         let low = match after {
             Some(prefix) => Bound::Excluded(IVec::from([&of_tree[..], prefix].concat())),
             None => Bound::Included(IVec::from(of_tree)),
         };
+        let mut last = None;
         for entry in self.snapshot.range(TreeId::SEQUENCES, low, Bound::Unbounded) {
             let (key, found) = entry?;
             let Some(prefix) = key.strip_prefix(&of_tree) else { break };
             if page.is_full() {
-                return Ok(true);
+                return Ok(last);
             }
+            page.looked_at += 1;
+            last = Some(IVec::from(prefix));
             page.add(IVec::from(prefix), found, None);
         }
-        Ok(false)
+        Ok(None)
     }
 }
 
 /// A page that is being filled.
 struct Page {
     entries: Vec<PinnedEntry>,
+    /// What was looked at for it, as [`MAX_LOOKED_AT`] limits it.
+    looked_at: usize,
     bytes: u64,
     since: u64,
     limit_bytes: u64,
 }
 
 impl Page {
+    /// Not before something was looked at: the next page has to begin elsewhere.
     fn is_full(&self) -> bool {
-        let over = self.bytes >= self.limit_bytes || self.entries.len() >= MAX_ENTRIES;
-        over && !self.entries.is_empty()
+        let over = self.bytes >= self.limit_bytes || self.looked_at >= MAX_LOOKED_AT;
+        over && self.looked_at > 0
     }
 
     fn add(&mut self, key: IVec, found: Versioned, expires_ms: Option<u64>) {

@@ -299,11 +299,16 @@ fn replies_keep_their_bytes() {
                     PinnedEntry { key: "k".into(), version: 3, expires_ms: Some(4), value: None },
                     PinnedEntry { key: "l".into(), version: 5, expires_ms: None, value: Some("v".into()) },
                 ],
-                more: true,
+                next: Some("l".into()),
             }),
             "010c 01 02000000 01000000 6b 0300000000000000 01 0400000000000000 00 \
              01000000 6c 0500000000000000 00 01 01000000 76",
         ),
+        (
+            ClientReply::PinnedPage(PinnedPage { entries: vec![], next: Some("m".into()) }),
+            "010c 02 01000000 6d 00000000",
+        ),
+        (ClientReply::PinnedPage(PinnedPage { entries: vec![], next: None }), "010c 00 00000000"),
         (ClientReply::Error(ClusterError::Conflict("why".to_owned())), "0105 07 03000000 776879"),
         (ClientReply::Error(ClusterError::NoSpace("why".to_owned())), "0105 08 03000000 776879"),
         (ClientReply::Error(ClusterError::OutcomeUnknown("why".to_owned())), "0105 03 03000000 776879"),

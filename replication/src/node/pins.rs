@@ -98,8 +98,8 @@ impl Inner {
         };
         let page = self.blocking.run(page).await;
         let page = page.map_err(|error| ClusterError::Unavailable(error.to_string()))?;
-        let (entries, more) = page.map_err(failed_read)?;
-        Ok(ClientReply::PinnedPage(PinnedPage { entries, more }))
+        let (entries, next) = page.map_err(failed_read)?;
+        Ok(ClientReply::PinnedPage(PinnedPage { entries, next }))
     }
 
     /// Keeps what is held here of these groups, for its lease anew, or lets it go.

@@ -348,7 +348,14 @@ impl Copy {
         let mut after: Option<IVec> = None;
         loop {
             let page = self.read(section, after.as_ref(), self.since, PAGE_BYTES)?;
-            let looked_at = page.entries.len() as u64;
+            let keys = page.entries.len() as u64;
+            // Or it would never end.
+            if let (Some(next), Some(after)) = (&page.next, &after)
+                && next <= after
+            {
+                let what = format!("group {} tells the same keys again", self.group);
+                return Err(Error::Incompatible(what).into());
+            }
             for PinnedEntry { key, version, expires_ms, mut value } in page.entries {
                 while let Some(record) = self.removed(|other, before| other == section && before < &key)? {
                     writer.record(&record)?;
@@ -373,10 +380,12 @@ impl Copy {
                 after = Some(key);
             }
             if section.1 == format::KEYS {
-                self.asks.blocking_send(Wanted::Progress(looked_at)).map_err(|_| given_up())?;
+                self.asks.blocking_send(Wanted::Progress(keys)).map_err(|_| given_up())?;
             }
-            if !page.more || looked_at == 0 {
-                return Ok(());
+            // An empty page is not the end: so much was looked at that is in another section, or nowhere.
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(()),
             }
         }
     }

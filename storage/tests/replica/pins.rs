@@ -125,16 +125,30 @@ fn one(field: &str, value: &str) -> HashAction {
 
 /// All of a part, in pages of about so many bytes.
 fn all(pinned: &Pinned, tree: &[u8], part: PinnedPart, since: u64, limit_bytes: u64) -> Vec<PinnedEntry> {
+    all_and_pages(pinned, tree, part, since, limit_bytes).0
+}
+
+/// And how many pages that were.
+fn all_and_pages(
+    pinned: &Pinned,
+    tree: &[u8],
+    part: PinnedPart,
+    since: u64,
+    limit_bytes: u64,
+) -> (Vec<PinnedEntry>, usize) {
     let mut found: Vec<PinnedEntry> = Vec::new();
+    let (mut after, mut pages) = (None, 0);
     loop {
-        let after = found.last().map(|entry| entry.key.clone());
-        let (entries, more) = pinned.page(tree, part, after.as_ref(), since, limit_bytes).unwrap();
-        assert!(!entries.is_empty() || !more, "nothing, and more of it");
+        let (entries, next) = pinned.page(tree, part, after.as_ref(), since, limit_bytes).unwrap();
+        let last = entries.last().map(|entry| &entry.key);
+        assert!(next.is_none() || (next > after && next.as_ref() >= last), "{after:?}, {last:?}, {next:?}");
         found.extend(entries);
-        if !more {
+        pages += 1;
+        if next.is_none() {
             assert!(found.is_sorted_by(|one, next| one.key < next.key), "{found:?}");
-            return found;
+            return (found, pages);
         }
+        after = next;
     }
 }
 
@@ -408,6 +422,42 @@ fn pages_of_any_size_tell_the_same_and_what_is_pinned_does_not_change() {
         let refused = later.page(HASHES_TREE_NAME, PinnedPart::Keys, Some(&after.into()), 0, 99);
         assert!(matches!(refused, Err(Error::InvalidRequest(_))), "{after:?}: {refused:?}");
     }
+}
+
+#[test]
+fn pages_end_amid_what_is_left_out() {
+    let mut group = Group::new();
+    // Many at a time: what is counted is what a page looks at.
+    for some in 0..20 {
+        let operation = |number: u32| StringsOperation {
+            tree: TREE,
+            key: format!("hash {some:02} {number:03}").into(),
+            action: StringAction::Hash(one("f", "v")),
+        };
+        let operations = (0..500).map(operation).collect();
+        group.done(Command::Strings { watched: Vec::new(), operations });
+    }
+    group.put(TREE, "last", "v");
+    let pinned = group.look();
+    let (keys, pages) = all_and_pages(&pinned, b"t", PinnedPart::Keys, 0, 1 << 20);
+    assert_eq!(texts(&keys), [("last".into(), "v".into())]);
+    assert!(pages > 1, "{pages}");
+    let (first, next) = pinned.page(b"t", PinnedPart::Keys, None, 0, 1 << 20).unwrap();
+    assert!(first.is_empty() && next.is_some(), "{first:?}, {next:?}");
+
+    // Those that no key holds any more cannot be told from those that do without a look at the key.
+    for some in 0..20 {
+        let writes = (0..500)
+            .map(|number| put(TREE, &format!("hash {some:02} {number:03}"), "by other means"))
+            .collect::<Vec<_>>();
+        writes.into_iter().for_each(|write| drop(group.done(write)));
+    }
+    group.on_hash(OTHER, "still", one("f", "v"));
+    let pinned = group.look();
+    let (parts, pages) = all_and_pages(&pinned, HASHES_TREE_NAME, PinnedPart::Keys, 0, 1 << 20);
+    assert_eq!(parts.len(), 2, "{parts:?}");
+    assert!(pages > 1, "{pages}");
+    assert_eq!(hashes(&pinned, 40).len(), 1);
 }
 
 #[test]
