@@ -40,6 +40,10 @@ use tokio::time::Instant;
 use crate::codec::{Malformed, Put, Take, malformed};
 use crate::transport::NodeId;
 
+/// The name of the tree that says how far the restore of a backup has come. While it is there, none is made: so only who
+/// may restore may write to it, an administrator.
+pub const RESTORE_TREE_NAME: &[u8] = b"__dogsled__restore";
+
 /// The longest lease of what is pinned.
 pub const MAX_LEASE: Duration = Duration::from_secs(600);
 /// The most bytes of a page, unless a single entry is larger.

@@ -264,14 +264,7 @@ impl OperationKind {
     /// ```
     pub fn peek(encoded: &[u8]) -> Option<OperationKind> {
         let mut peek = Peek(encoded);
-        if peek.byte()? != GROUP_COMMAND_VERSION {
-            return None;
-        }
-        // The session's tag has three numbers; then comes the time.
-        let numbers = if peek.byte()? == 0 { 1 } else { 4 };
-        for _ in 0..numbers {
-            peek.number()?;
-        }
+        peek.pass_head()?;
         let mut tree = None;
         for _ in 0..peek.number()? {
             let name = peek.bytes()?;
@@ -281,10 +274,69 @@ impl OperationKind {
     }
 }
 
+/// Whether this holds for the name of a tree that an encoded [`GroupCommand`] names: one of those that it is about, or one
+/// that it makes or limits; not one that it drops. It costs as little as [`OperationKind::peek`]. What cannot be decoded
+/// names none.
+///
+/// ```
+/// use dogsled_storage::codec::encode_group_command;
+/// use dogsled_storage::kind::names_tree;
+/// use dogsled_storage::{Command, GroupCommand, Operation, TreeId};
+///
+/// let operation = Operation::Command(Command::Remove { tree: TreeId(0), key: "a".into() });
+/// let command = GroupCommand { session: None, time_ms: 7, trees: vec!["t".into()], operation };
+/// let command = encode_group_command(&command)?;
+/// assert!(names_tree(&command, |name| name == b"t") && !names_tree(&command, |name| name == b"a"));
+/// # Ok::<(), dogsled_storage::Error>(())
+/// ```
+pub fn names_tree(encoded: &[u8], holds: impl FnMut(&[u8]) -> bool) -> bool {
+    Peek(encoded).names_tree(holds).unwrap_or(false)
+}
+
 /// What is left to look at.
 struct Peek<'a>(&'a [u8]);
 
 impl<'a> Peek<'a> {
+    /// What comes before the names of the trees.
+    fn pass_head(&mut self) -> Option<()> {
+        if self.byte()? != GROUP_COMMAND_VERSION {
+            return None;
+        }
+        // The session's tag has three numbers; then comes the time.
+        let numbers = if self.byte()? == 0 { 1 } else { 4 };
+        for _ in 0..numbers {
+            self.number()?;
+        }
+        Some(())
+    }
+
+    fn names_tree(&mut self, mut holds: impl FnMut(&[u8]) -> bool) -> Option<bool> {
+        self.pass_head()?;
+        for _ in 0..self.number()? {
+            if holds(self.bytes()?) {
+                return Some(true);
+            }
+        }
+        match self.number()? {
+            1 => {}
+            6 => self.pass_fences()?,
+            _ => return Some(false),
+        }
+        // Their names are not among the command's trees.
+        match self.number()? {
+            0 | 19 => Some(holds(self.bytes()?)),
+            _ => Some(false),
+        }
+    }
+
+    fn pass_fences(&mut self) -> Option<()> {
+        for _ in 0..self.number()? {
+            self.bytes()?;
+            self.number()?;
+        }
+        Some(())
+    }
+
     fn operation(&mut self) -> Option<OperationKind> {
         Some(match self.number()? {
             0 => OperationKind::Nothing,
@@ -294,10 +346,7 @@ impl<'a> Peek<'a> {
             4 => OperationKind::SessionClose,
             5 => OperationKind::SessionsExpire,
             6 => {
-                for _ in 0..self.number()? {
-                    self.bytes()?;
-                    self.number()?;
-                }
+                self.pass_fences()?;
                 return self.command();
             }
             7 => OperationKind::TransactionPrepare,

@@ -10,6 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use dogsled_storage::codec::{decode_group_read, encode_group_reply};
 use dogsled_storage::group::Operation;
+use dogsled_storage::kind::names_tree;
+use dogsled_storage::seal::sealed_by;
 use dogsled_storage::{Command, IVec};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
@@ -21,7 +23,7 @@ use tokio::time::Instant;
 use super::drive::is_internal;
 use super::members::LONG;
 use super::transactions::failed_read;
-use super::{Inner, Node};
+use super::{Cluster, Inner, Node};
 use crate::client::{ClientReply, ClientRequest};
 use crate::codec::Take;
 use crate::error::ClusterError;
@@ -32,7 +34,9 @@ use crate::message::{
 };
 use crate::meta::{self, Change};
 use crate::metrics::Asked;
-use crate::ring::META_GROUP;
+use crate::pin::RESTORE_TREE_NAME;
+use crate::ring::tree_hash::RESERVED;
+use crate::ring::{META_GROUP, TreeHash};
 use crate::transport::{ClientIdentity, Lane, NodeId, Service, TransportError};
 use crate::types::position;
 
@@ -123,6 +127,52 @@ fn writes_the_record(request: &ClientRequest) -> bool {
     })
 }
 
+impl Inner {
+    /// What is wrong with a client's command that names a tree which only the cluster makes: it would be made, and mean
+    /// something. One that seals the name of another would keep everybody off that, for ever.
+    fn refuse_own_tree(&self, client: &ClientIdentity, command: &[u8]) -> Option<ClusterError> {
+        let mut refusal = None;
+        names_tree(command, |name| {
+            // Most are nothing of this kind.
+            if name.starts_with(RESERVED) {
+                refusal = self.refuse_to_name(client, name);
+            }
+            refusal.is_some()
+        });
+        refusal
+    }
+
+    fn refuse_to_name(&self, client: &ClientIdentity, name: &[u8]) -> Option<ClusterError> {
+        let shown = name.escape_ascii();
+        if sealed_by(name).is_some() {
+            let why =
+                format!("only the cluster itself makes a tree \"{shown}\": it seals the name of another");
+            return Some(ClusterError::Invalid(why));
+        }
+        if name == RESTORE_TREE_NAME && !client.administrator {
+            return Some(ClusterError::Denied(format!(
+                "the certificate of \"{}\" is not an administrator's, and only they restore backups (\"{shown}\")",
+                client.name
+            )));
+        }
+        if !TreeHash::is_stored(name) {
+            return None;
+        }
+        let (hash, plain) = TreeHash::of_stored(name);
+        if hash.stored_name(plain) != name || hash == TreeHash::Whole {
+            return Some(ClusterError::Invalid(format!("\"{shown}\" says nothing of what is hashed")));
+        }
+        let record = self.cluster.get().and_then(Cluster::record);
+        let is_chosen =
+            |record: &Arc<meta::Record>| record.trees.get(plain).is_some_and(|chosen| chosen.hash == hash);
+        // Whoever asks may have heard of it before this node did: then he asks again.
+        (!record.as_ref().is_some_and(is_chosen)).then(|| {
+            let plain = plain.escape_ascii();
+            ClusterError::Unavailable(format!("by {hash} the tree \"{plain}\" is not hashed, or not yet"))
+        })
+    }
+}
+
 impl Service for Node {
     fn peer_request(&self, from: NodeId, lane: Lane, body: Bytes) -> BoxFuture<'static, Bytes> {
         let _ = lane;
@@ -156,6 +206,12 @@ impl Service for Node {
         }
         if is_internal(&request) || writes_the_record(&request) {
             return refused(ClusterError::Invalid("only the cluster itself asks for this".to_owned()));
+        }
+        if let ClientRequest::Submit { command, .. } = &request
+            && let Some(refusal) = self.inner.refuse_own_tree(client, command)
+        {
+            self.inner.shared_log.metrics.failed(&refusal);
+            return refused(refusal);
         }
         let is_administrative = request.is_administrative();
         let serve = Arc::clone(&self.inner).serve(request, body, false);

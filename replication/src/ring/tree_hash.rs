@@ -58,7 +58,7 @@ const STORED: &[u8] = b"__dogsled__hashed:";
 /// Bytes of a choice.
 const CHOICE: usize = 3;
 /// Names that are the database's own begin with this.
-const RESERVED: &[u8] = b"__dogsled__";
+pub(crate) const RESERVED: &[u8] = b"__dogsled__";
 /// The longest name of a tree for which a choice can be made.
 pub const MAX_HASHED_NAME_LENGTH: usize = 1 << 10;
 
@@ -224,6 +224,11 @@ impl TreeHash {
             TreeHash::Whole | TreeHash::Slot => IVec::from(name),
             other => IVec::from([STORED, &other.bytes(), name].concat()),
         }
+    }
+
+    /// Whether a name is a [stored name](TreeHash::stored_name) that is not the plain name, or looks like one.
+    pub(crate) fn is_stored(name: &[u8]) -> bool {
+        name.starts_with(STORED)
     }
 
     /// How a tree is hashed that is kept under this name, and its plain name.

@@ -8,7 +8,7 @@ use dogsled_storage::codec::encode_group_command;
 use dogsled_storage::command::KeyRead;
 use dogsled_storage::group::{Answer, GroupCommand, Operation, Refusal, SessionId, SessionTag};
 use dogsled_storage::transaction::{Commit, Decision, Prepare, Reason};
-use dogsled_storage::{Part, TransactionId, TreeId, Vote, Write};
+use dogsled_storage::{Command, Part, TransactionId, TreeId, Vote, Write};
 
 const HOME: u32 = 1;
 const OTHER: u32 = 2;
@@ -158,6 +158,41 @@ async fn no_client_locks_what_the_cluster_says_of_itself() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_client_makes_a_tree_that_only_the_cluster_makes() {
+    let (cluster, _) = opened().await;
+    let submit = async |administrator: bool, tree: &[u8], operation: Operation| {
+        let client = ClientIdentity { name: "somebody".to_owned(), administrator };
+        let command = GroupCommand { session: None, time_ms: 0, trees: vec![tree.into()], operation };
+        let command = encode_group_command(&command).unwrap().into();
+        let request = ClientRequest::Submit { group: HOME, deadline: Duration::from_secs(5), command };
+        match ClientReply::decode(cluster.any().client_request(&client, request.encode()).await).unwrap() {
+            ClientReply::Error(error) => Err(error),
+            ClientReply::Applied(_) => Ok(()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let put = || Operation::Command(Command::Put { tree: TreeId(0), key: "k".into(), value: "v".into() });
+    let seal = dogsled_storage::seal::seal_of(b"users");
+    let made = Operation::Command(Command::CreateTree { name: seal.clone() });
+    for administrator in [false, true] {
+        let invalid = |done: Result<(), ClusterError>| {
+            assert!(matches!(&done, Err(ClusterError::Invalid(_))), "{done:?}");
+        };
+        invalid(submit(administrator, &seal, put()).await);
+        invalid(submit(administrator, b"other", made.clone()).await);
+        // This says nothing of what is hashed.
+        invalid(submit(administrator, b"__dogsled__hashed:\x09\0\0users", put()).await);
+        // By its first byte, which nobody has chosen.
+        let hashed = submit(administrator, b"__dogsled__hashed:\x01\x01\0users", put()).await;
+        assert!(matches!(&hashed, Err(ClusterError::Unavailable(_))), "{hashed:?}");
+    }
+    let denied = submit(false, b"__dogsled__restore", put()).await;
+    assert!(matches!(&denied, Err(ClusterError::Denied(_))), "{denied:?}");
+    submit(true, b"__dogsled__restore", put()).await.unwrap();
+    submit(false, b"users", put()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -64,7 +64,7 @@ pub use self::restore::{RestoreOptions, RestoreReport, RestoreStage};
 pub use self::take::BackupReport;
 
 /// The tree that says how far a restore has come.
-pub(super) const MARKER_TREE: &[u8] = b"__dogsled__restore";
+pub(super) use dogsled_replication::pin::RESTORE_TREE_NAME as MARKER_TREE;
 
 /// Why a backup was not made, or not restored.
 #[derive(Clone, Debug, PartialEq, Eq)]

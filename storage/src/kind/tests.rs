@@ -268,3 +268,39 @@ fn bytes_that_are_no_command_have_no_kind() {
     // A list that is claimed to be longer than anything.
     assert_eq!(OperationKind::peek(b"\x03\0\x07\xfd\xff\xff\xff\xff\xff\xff\xff\xff"), None);
 }
+
+#[test]
+fn the_trees_that_a_command_names_are_found_in_its_bytes() {
+    let named = |trees: &[&str], operation: Operation| {
+        let trees = trees.iter().map(|tree| IVec::from(*tree)).collect();
+        let session = Some(SessionTag { session: SessionId(u128::MAX), slot: 1, sequence: 300 });
+        let command = GroupCommand { session, time_ms: 1 << 40, trees, operation };
+        let mut names = Vec::new();
+        let encoded = encode_group_command(&command).unwrap();
+        assert!(!names_tree(&encoded, |name| {
+            names.push(String::from_utf8(name.to_vec()).unwrap());
+            false
+        }));
+        for name in &names {
+            assert!(names_tree(&encoded, |other| other == name.as_bytes()), "{name}");
+        }
+        names
+    };
+    let name = || IVec::from("own");
+    let fences = vec![Fence { lock: "l".into(), token: FencingToken(1 << 33) }];
+    let made = [Command::CreateTree { name: name() }, Command::SetQuota { name: name(), limit: None }];
+    for command in made {
+        assert_eq!(named(&[], Operation::Command(command.clone())), ["own"]);
+        let fenced = Operation::Fenced { fences: fences.clone(), command };
+        assert_eq!(named(&["a", "b"], fenced), ["a", "b", "own"]);
+    }
+    let put = Command::Put { tree: TreeId(0), key: "own".into(), value: "v".into() };
+    assert_eq!(named(&["a"], Operation::Command(put)), ["a"]);
+    assert_eq!(
+        named(&[], Operation::Command(Command::DropTree { name: name() })),
+        [""; 0],
+        "that makes none"
+    );
+    assert_eq!(named(&["a"], Operation::CloseSession { session: SessionId(1) }), ["a"]);
+    assert!(!names_tree(b"nothing", |_| true) && !names_tree(&[], |_| true));
+}
