@@ -14,11 +14,7 @@ use dogsled::{
 use dogsled_storage::strings::{
     StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
 };
-use dogsled_storage::{
-    COUNTERS_TREE_NAME, Command, DEFAULT_TREE_NAME, EXPIRY_TREE_NAME, HASHES_TREE_NAME,
-    LOCK_QUEUES_TREE_NAME, LOCKS_TREE_NAME, QUOTAS_TREE_NAME, Reply, SEQUENCES_TREE_NAME, SESSIONS_TREE_NAME,
-    TRANSACTIONS_TREE_NAME,
-};
+use dogsled_storage::{Command, DEFAULT_TREE_NAME, Reply};
 
 use super::args::{Global, ReadArgs, ReadFromArg};
 use super::bytes;
@@ -121,6 +117,11 @@ impl Global {
     }
 }
 
+/// Whether a tree is the database's own, or would be: what is kept under such a name means something to it.
+pub(crate) fn is_own(name: &[u8]) -> bool {
+    name.starts_with(b"__dogsled__")
+}
+
 impl Database {
     /// The names of the trees.
     pub(crate) fn tree_names(&self) -> Result<Vec<IVec>> {
@@ -148,18 +149,7 @@ impl Database {
 
     /// The tree of that name, made if there is none; not one of the database's own.
     pub(crate) fn tree_for_writing(&self, name: &[u8]) -> Result<Keyspace> {
-        let own = [
-            COUNTERS_TREE_NAME,
-            LOCKS_TREE_NAME,
-            SESSIONS_TREE_NAME,
-            EXPIRY_TREE_NAME,
-            LOCK_QUEUES_TREE_NAME,
-            SEQUENCES_TREE_NAME,
-            HASHES_TREE_NAME,
-            QUOTAS_TREE_NAME,
-            TRANSACTIONS_TREE_NAME,
-        ];
-        if own.contains(&name) {
+        if is_own(name) {
             return Err(Failure::usage(format!(
                 "tree {:?} is the database's own; use `dogsled counter` or `dogsled lock`",
                 bytes::display_short(name)

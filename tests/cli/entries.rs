@@ -120,6 +120,9 @@ fn trees_are_apart() {
     sandbox.run(&["counter", "add", "c"]).ok();
     sandbox.run(&["put", "c", "text", "-t", "__dogsled__counters"]).fails_saying(2, &["dogsled counter"]);
     sandbox.run(&["del", "c", "-t", "__dogsled__counters"]).fails_saying(2, &["dogsled counter"]);
+    // It would keep everybody off the tree `users` of a cluster.
+    let seal = "__dogsled__sealed:users";
+    sandbox.run(&["put", "c", "text", "-t", seal]).fails_saying(2, &["the database's own"]);
 }
 
 #[test]

@@ -335,3 +335,14 @@ fn hashes_go_through_directories_in_both_formats() {
     none.run(&["load", &file]).ok();
     assert!(none.run(&["export", "--format", "jsonl"]).ok().contains(r#""hash":[["f","v"]]"#));
 }
+
+#[test]
+fn an_import_makes_no_tree_of_the_database_s_own() {
+    let sandbox = Sandbox::new();
+    for tree in ["__dogsled__sealed:users", "__dogsled__restore", "__dogsled__quotas"] {
+        let line = format!("{{\"tree\":\"{tree}\",\"key\":\"k\",\"value\":\"v\"}}\n");
+        let file = sandbox.file("own.jsonl", line);
+        sandbox.run(&["import", &file]).fails_saying(6, &[tree, "nothing was imported"]);
+    }
+    assert!(!sandbox.database().exists());
+}

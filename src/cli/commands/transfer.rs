@@ -20,14 +20,14 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use dogsled_storage::{DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
+use dogsled_storage::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
 use serde_json::json;
 
 use crate::cli::archive::hashes::{HASHES_KIND, HashReader, HashWriter};
 use crate::cli::archive::{self, Damage, Event, Reader, Writer};
 use crate::cli::args::{ExportFormat, Global};
 use crate::cli::bytes;
-use crate::cli::database::Database;
+use crate::cli::database::{Database, is_own};
 use crate::cli::exit::{Code, Failure, Result};
 use crate::cli::load::json_lines::{self, JsonLines};
 use crate::cli::load::{Change, Problem, Record};
@@ -184,12 +184,20 @@ pub(crate) fn import(
         return Err(Failure::not_found(format!("{name} has no tree {:?}", bytes::display_short(only))));
     }
 
-    let database = global.database()?;
     if trees.iter().any(|(name, _)| name == LOCKS_TREE_NAME) {
         return Err(Failure::bad_input(format!(
             "{name} holds locks, which cannot be imported; nothing was imported"
         )));
     }
+    // Counters are all that an export has of the database's own.
+    let own = trees.iter().find(|(name, _)| is_own(name) && name != COUNTERS_TREE_NAME);
+    if let Some((own, _)) = own {
+        let own = bytes::display_short(own);
+        return Err(Failure::bad_input(format!(
+            "{name} has a tree {own:?}, which would be the database's own; nothing was imported"
+        )));
+    }
+    let database = global.database()?;
     if !merge {
         refuse_filled(&database, &trees)?;
     }
