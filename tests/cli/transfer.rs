@@ -346,3 +346,19 @@ fn an_import_makes_no_tree_of_the_database_s_own() {
     }
     assert!(!sandbox.database().exists());
 }
+
+#[test]
+fn lines_that_name_no_tree_are_of_the_default_tree_when_that_is_chosen() {
+    let sandbox = Sandbox::new();
+    let lines = [
+        r#"{"key":"a","value":"1"}"#,
+        r#"{"tree":"other","key":"b","value":"2"}"#,
+        r#"{"tree":"__sled__default","key":"c","value":"3"}"#,
+        "",
+    ];
+    let file = sandbox.file("some.jsonl", lines.join("\n"));
+    let summary = sandbox.run(&["import", &file, "-t", "__sled__default"]).ok();
+    assert!(summary.starts_with("2 records of 1 tree imported"), "{summary}");
+    assert_eq!(sandbox.run(&["get", "a"]).ok(), "1\n");
+    assert_eq!(sandbox.run(&["trees"]).ok(), "__sled__default\t2\n");
+}

@@ -292,7 +292,7 @@ impl Source {
             return Ok(wanted.map(|name| (name.to_vec(), moment.keys(name))).collect());
         }
         self.read(global, only, "checking", &mut |item| {
-            let tree = item.tree().map_or(DEFAULT_TREE_NAME, Vec::as_slice);
+            let tree = item.tree();
             let added = u64::from(matches!(&item, Item::Record(record) if record.makes_key()));
             match trees.iter_mut().rev().find(|(known, _)| known == tree) {
                 Some((_, count)) => *count += added,
@@ -313,7 +313,7 @@ impl Source {
     ) -> Result<()> {
         let name = &self.name;
         let mut chosen = |item: Item| {
-            let wanted = only.is_none_or(|only| item.tree() == Some(only));
+            let wanted = only.is_none_or(|only| item.tree() == &only[..]);
             if wanted { each(item) } else { Ok(()) }
         };
         match &mut self.kind {
@@ -370,10 +370,11 @@ enum Item {
 }
 
 impl Item {
-    fn tree(&self) -> Option<&Vec<u8>> {
+    /// Which tree it is of: where none is named, the default one.
+    fn tree(&self) -> &[u8] {
         match self {
-            Item::Tree(name) => Some(name),
-            Item::Record(record) => record.tree.as_ref(),
+            Item::Tree(name) => name,
+            Item::Record(record) => record.tree.as_deref().unwrap_or(DEFAULT_TREE_NAME),
         }
     }
 }
