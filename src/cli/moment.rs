@@ -56,8 +56,8 @@ impl Database {
     pub(crate) fn moment(&self) -> Result<Moment> {
         let (held, parts): (_, Vec<Part>) = match self {
             Database::Directory(db) => {
-                let pinned = Pinned::of(db.engine()).map_err(dogsled::Error::from)?;
-                let (trees, time_ms) = (pinned.trees().map_err(dogsled::Error::from)?, pinned.time_ms());
+                let pinned = Pinned::of(db.engine());
+                let (trees, time_ms) = (pinned.trees(), pinned.time_ms());
                 let part = |(stored, keys)| Part { partition: 0, stored, keys, time_ms };
                 (Held::Directory(Box::new(pinned)), trees.into_iter().map(part).collect())
             }

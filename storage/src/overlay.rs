@@ -391,6 +391,19 @@ impl Overlay {
         self.trees.read().get(&tree).map_or(Length::More(0), |tree| tree.length_at(sequence))
     }
 
+    /// As [`Overlay::length_at`]; but what is uncounted is taken for new keys, all of it.
+    pub(crate) fn about_length_at(&self, tree: TreeId, sequence: u64) -> Length {
+        if self.is_empty() {
+            return Length::More(0);
+        }
+        let trees = self.trees.read();
+        let Some(tree) = trees.get(&tree) else { return Length::More(0) };
+        match tree.length_at(sequence) {
+            Length::More(some) => Length::More(some + tree.uncounted.len() as i64),
+            all @ Length::All(_) => all,
+        }
+    }
+
     /// The number of keys of a tree as of the newest commit; `None` if some of its own are uncounted.
     pub(crate) fn latest_length(&self, tree: TreeId) -> Option<Length> {
         if self.is_empty() {

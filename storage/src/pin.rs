@@ -16,7 +16,9 @@
 //! before T, because its other parts would be refused now: so all of it is waited for.
 //!
 //! When the last group is pinned the locks are given back, whatever follows: a pinned state does not change. So
-//! writers are kept off for a few rounds of messages, however much there is to be copied.
+//! writers are kept off for a few rounds of messages, however much there is to be copied. That is why pinning looks at
+//! nothing but what is in memory: how many keys there are is estimated, and what sessions own is looked for when the first
+//! page is read.
 //!
 //! # What is in it
 //!
@@ -42,6 +44,9 @@
 
 use std::collections::HashMap;
 use std::ops::Bound;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::evaluate::Versioned;
 use crate::expiry;
@@ -123,6 +128,11 @@ pub fn hash_owner(value: &IVec) -> Option<(IVec, IVec)> {
     Some((value.subslice(4, length), value.subslice(4 + length, name)))
 }
 
+/// Whether what is in a tree is in a pinned state.
+fn is_open(tree: TreeId) -> bool {
+    !tree.is_system() || [TreeId::DEFAULT, TreeId::COUNTERS, TreeId::HASHES].contains(&tree)
+}
+
 /// What comes behind the id of a hash.
 const HEAD: u8 = 0;
 const FIELD: u8 = 1;
@@ -136,11 +146,12 @@ fn hash_key(id: HashId, kind: u8, field: &[u8]) -> IVec {
 pub struct Pinned {
     snapshot: Snapshot,
     time_ms: u64,
-    /// Keys that die with a session, by the version that it owns.
-    owned: HashMap<(TreeId, IVec), u64>,
-    /// The stored names of trees.
-    names: HashMap<TreeId, IVec>,
+    /// Once somebody has looked.
+    owned: Arc<Mutex<Option<Arc<Owned>>>>,
 }
+
+/// Keys that die with a session, by the version that it owns.
+type Owned = HashMap<(TreeId, IVec), u64>;
 
 impl Replica {
     /// The state as of now, if this transaction has locked everything, and all that was prepared before is resolved.
@@ -156,26 +167,29 @@ impl Replica {
         if let Some(writer) = committer.transactions.any_writer() {
             return Ok(Pinning::Locked(writer));
         }
-        let (snapshot, time_ms) = (self.engine().snapshot(), committer.time_ms);
-        drop(committer);
-        Pinned::new(snapshot, time_ms).map(Pinning::Pinned)
+        Ok(Pinning::Pinned(Pinned::new(self.engine().snapshot(), committer.time_ms)))
     }
 }
 
 impl Pinned {
-    fn new(snapshot: Snapshot, time_ms: u64) -> Result<Pinned> {
-        let owned = owned::all_owned(&snapshot)?;
-        let names = snapshot.trees().into_iter().map(|(name, id)| (id, name)).collect();
-        Ok(Pinned { snapshot, time_ms, owned, names })
+    fn new(snapshot: Snapshot, time_ms: u64) -> Pinned {
+        Pinned { snapshot, time_ms, owned: Arc::default() }
     }
 
     /// The state of an embedded database as of now.
-    ///
-    /// # Errors
-    /// Damage and I/O errors met while reading.
-    pub fn of(engine: &Engine) -> Result<Pinned> {
+    pub fn of(engine: &Engine) -> Pinned {
         let snapshot = engine.snapshot();
         Pinned::new(snapshot, engine.now_ms())
+    }
+
+    fn owned(&self) -> Result<Arc<Owned>> {
+        let mut owned = self.owned.lock();
+        if let Some(known) = &*owned {
+            return Ok(Arc::clone(known));
+        }
+        let known = Arc::new(owned::all_owned(&self.snapshot)?);
+        *owned = Some(Arc::clone(&known));
+        Ok(known)
     }
 
     /// Position of the last entry that has changed something in it.
@@ -188,20 +202,20 @@ impl Pinned {
         self.time_ms
     }
 
-    /// The trees by their stored names, sorted, and about how many keys each has.
-    ///
-    /// # Errors
-    /// Damage found while counting.
-    pub fn trees(&self) -> Result<Vec<(IVec, u64)>> {
-        let left_out = [TreeId::LOCKS, TreeId::SESSIONS, TreeId::TRANSACTIONS];
-        let trees = self.snapshot.trees().into_iter();
-        let trees = trees.filter(|(name, id)| !left_out.contains(id) && sealed_by(name).is_none());
+    /// The trees by their stored names, sorted, and about how many keys each has. The database's own only if they hold
+    /// something, or cannot be read, which is for whoever reads them to meet.
+    pub fn trees(&self) -> Vec<(IVec, u64)> {
+        let holds_something =
+            |id| self.snapshot.range(id, Bound::Unbounded, Bound::Unbounded).next().is_some();
+        let is_there = |id: TreeId| !id.is_system() || holds_something(id);
+        let names = &self.snapshot.state().catalog.names;
+        let named = names.iter().filter(|(name, _)| sealed_by(name).is_none() && *name != HASHES_TREE_NAME);
+        let trees = named.map(|(name, id)| (name.clone(), *id));
         let hashes = std::iter::once((IVec::from(HASHES_TREE_NAME), TreeId::HASHES));
-        let lengths = trees.chain(hashes).map(|(name, id)| Ok((name, self.snapshot.len(id)?)));
-        let mut trees = lengths.collect::<Result<Vec<_>>>()?;
-        trees.retain(|(name, keys)| *keys > 0 || name != HASHES_TREE_NAME);
+        let trees = trees.chain(hashes).filter(|(_, id)| is_open(*id) && is_there(*id));
+        let mut trees: Vec<_> = trees.map(|(name, id)| (name, self.snapshot.about_len(id))).collect();
         trees.sort_unstable();
-        Ok(trees)
+        trees
     }
 
     /// A page of about `limit_bytes`, of what comes after the key `after`; and after which key the next page begins, if
@@ -219,9 +233,7 @@ impl Pinned {
         limit_bytes: u64,
     ) -> Result<(Vec<PinnedEntry>, Option<IVec>)> {
         let id = self.snapshot.tree_id(tree);
-        let open = [TreeId::DEFAULT, TreeId::COUNTERS, TreeId::HASHES];
-        let is_open = |id: &TreeId| !id.is_system() || open.contains(id);
-        let Some(id) = id.filter(is_open) else {
+        let Some(id) = id.filter(|id| is_open(*id)) else {
             return Err(Error::InvalidRequest(format!("no tree \"{}\" is pinned", tree.escape_ascii())));
         };
         let mut page =
@@ -235,6 +247,7 @@ impl Pinned {
     }
 
     fn keys(&self, tree: TreeId, after: Option<&IVec>, page: &mut Page) -> Result<Option<IVec>> {
+        let owned = self.owned()?;
         let low = |key: &IVec| Bound::Excluded(key.clone());
         let entries = self.snapshot.range(tree, after.map_or(Bound::Unbounded, low), Bound::Unbounded);
         // In the same order: the two are walked side by side.
@@ -261,7 +274,7 @@ impl Pinned {
             if hashes::head(&found.value).is_some() {
                 page.looked_at += LOOKED_UP;
             }
-            if self.owned.get(&(tree, key.clone())) == Some(&found.version)
+            if owned.get(&(tree, key.clone())) == Some(&found.version)
                 || self.hash_held(tree, &key, &found)?.is_some()
             {
                 continue;
@@ -280,6 +293,7 @@ impl Pinned {
     }
 
     fn hashes(&self, after: Option<&IVec>, page: &mut Page) -> Result<Option<IVec>> {
+        let owned = self.owned()?;
         let refused = || Error::InvalidRequest("no key of a hash in a pinned state".to_owned());
         // Where it goes on: behind the beginning of a hash, or behind a field of it.
         let mut begun = match after {
@@ -307,9 +321,9 @@ impl Pinned {
                 last = Some(hash_key(id, HEAD, &[]));
             }
             // The tree was dropped, or something else was put there.
-            let Some(stored) = self.names.get(&tree) else { continue };
+            let Some(stored) = self.snapshot.state().catalog.ids.get(&tree) else { continue };
             let Some(found) = self.snapshot.get(tree, name)? else { continue };
-            let is_owned = self.owned.get(&(tree, IVec::from(name))) == Some(&found.version);
+            let is_owned = owned.get(&(tree, IVec::from(name))) == Some(&found.version);
             if is_owned || self.hash_held(tree, name, &found)? != Some(id) {
                 continue;
             }

@@ -136,6 +136,12 @@ impl Snapshot {
         self.registration.state.length_at(&self.registration.readers, tree, self.registration.sequence)
     }
 
+    /// About how many keys a tree has, without looking anything up: each put that nobody has looked at yet is taken for
+    /// that of a new key.
+    pub(crate) fn about_len(&self, tree: TreeId) -> u64 {
+        self.registration.state.about_length_at(tree, self.registration.sequence)
+    }
+
     /// The keys that die with a [session](crate::owned), and their trees.
     ///
     /// # Errors

@@ -88,6 +88,18 @@ impl State {
         self.sum_lengths(tree, |overlay| overlay.latest_length(tree))
     }
 
+    /// About how many keys a tree has as of `sequence`; see [`Overlay::about_length_at`].
+    pub(crate) fn about_length_at(&self, tree: TreeId, sequence: u64) -> u64 {
+        let mut more = 0i64;
+        for overlay in std::iter::once(&self.active).chain(&self.frozen) {
+            match overlay.about_length_at(tree, sequence) {
+                Length::More(some) => more = more.saturating_add(some),
+                Length::All(all) => return all.saturating_add_signed(more),
+            }
+        }
+        self.base.length(tree).saturating_add_signed(more)
+    }
+
     /// Whether the layers below the active overlay are known to hold no key of a tree.
     pub(crate) fn is_empty_below_active(&self, tree: TreeId) -> bool {
         let of_frozen =

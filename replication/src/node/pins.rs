@@ -78,7 +78,7 @@ impl Inner {
             node: self.config.node,
             position: pinned.position(),
             time_ms: pinned.time_ms(),
-            trees: trees.map_err(failed_read)?,
+            trees,
         }))
     }
 

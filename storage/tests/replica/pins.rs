@@ -354,8 +354,7 @@ fn pages_of_any_size_tell_the_same_and_what_is_pinned_does_not_change() {
     group.done(Command::Put { tree: TREE, key: "copied".into(), value: head.value.clone() });
 
     let pinned = group.look();
-    let names: Vec<String> =
-        pinned.trees().unwrap().iter().map(|(name, _)| name.escape_ascii().to_string()).collect();
+    let names: Vec<String> = pinned.trees().iter().map(|(name, _)| name.escape_ascii().to_string()).collect();
     assert_eq!(names, ["__dogsled__counters", "__dogsled__hashes", "__sled__default", "other", "t"]);
     let whole = all(&pinned, b"t", PinnedPart::Keys, 0, 1 << 20);
     // All but the session's; the key that was a hash; the head that was copied.
@@ -422,6 +421,35 @@ fn pages_of_any_size_tell_the_same_and_what_is_pinned_does_not_change() {
         let refused = later.page(HASHES_TREE_NAME, PinnedPart::Keys, Some(&after.into()), 0, 99);
         assert!(matches!(refused, Err(Error::InvalidRequest(_))), "{after:?}: {refused:?}");
     }
+}
+
+#[test]
+fn how_many_keys_there_are_is_told_without_a_look_at_them() {
+    let mut group = Group::new();
+    let keys = |group: &mut Group| {
+        let trees = group.look().trees();
+        trees.into_iter().find(|(name, _)| name == "t").map_or(0, |(_, keys)| keys)
+    };
+    for number in 0..100 {
+        group.put(TREE, &format!("key {number:03}"), "v");
+    }
+    assert_eq!(keys(&mut group), 100);
+    group = group.reopened();
+    assert_eq!(keys(&mut group), 100);
+    // Nobody has looked yet whether these were there before.
+    for number in 0..50 {
+        group.put(TREE, &format!("key {number:03}"), "w");
+    }
+    assert_eq!(keys(&mut group), 150);
+    group.done(Command::Remove { tree: TREE, key: "key 099".into() });
+    assert!((99..=149).contains(&keys(&mut group)));
+    // Now somebody has.
+    let counted = group.replica.read(&dogsled_storage::GroupRead::Len { tree: "t".into() }).unwrap();
+    assert_eq!(counted, dogsled_storage::GroupReadReply::Length(99));
+    assert_eq!(keys(&mut group), 99);
+    group.done(Command::ClearTree { tree: TREE });
+    group.put(TREE, "only", "v");
+    assert_eq!(keys(&mut group), 1);
 }
 
 #[test]
