@@ -102,7 +102,8 @@ impl Inner {
         Ok(ClientReply::PinnedPage(PinnedPage { entries, next }))
     }
 
-    /// Keeps what is held here of these groups, for its lease anew, or lets it go.
+    /// Keeps what is held here of these groups, for its lease anew, or lets it go. If one of them is gone, the others are
+    /// kept all the same: whoever asks may have all that it needs of that one.
     pub(super) fn keep_pins(
         &self,
         groups: &[u32],
@@ -110,14 +111,16 @@ impl Inner {
         keep: bool,
     ) -> Result<ClientReply, ClusterError> {
         let cluster = self.cluster()?;
+        let mut lost = None;
         for group in groups {
-            match (cluster.group(*group), keep) {
-                (Some(here), true) => drop(here.slot.pins.get(under).ok_or_else(|| gone(*group))?),
-                (None, true) => return Err(gone(*group)),
+            let here = cluster.group(*group);
+            match (&here, keep) {
+                (Some(here), true) if here.slot.pins.get(under).is_some() => {}
+                (_, true) => lost = lost.or(Some(*group)),
                 (Some(here), false) => here.slot.pins.remove(under),
                 (None, false) => {}
             }
         }
-        Ok(ClientReply::Done)
+        lost.map_or(Ok(ClientReply::Done), |group| Err(gone(group)))
     }
 }

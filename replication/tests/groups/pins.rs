@@ -149,6 +149,14 @@ async fn what_is_pinned_is_read_through_any_node_as_long_as_it_is_wanted_and_a_w
         keep(&cluster, 2, pinned.node, 2, true).await.unwrap();
         tokio::time::sleep(LEASE / 4).await;
     }
+    // Another group that is gone takes none with it.
+    for _ in 0..10 {
+        let groups = vec![9, GROUP];
+        let keep = ClientRequest::KeepPins { node: pinned.node, under: TransactionId(2), keep: true, groups };
+        assert!(is_gone(&ask(&cluster, 2, keep).await));
+        tokio::time::sleep(LEASE / 4).await;
+    }
+    page(&cluster, 1, pinned.node, 2).await.unwrap();
     let other = NodeId(1 + pinned.node.0 % 3);
     assert!(is_gone(&page(&cluster, 1, other, 2).await), "it is held by one");
     keep(&cluster, 3, pinned.node, 2, false).await.unwrap();

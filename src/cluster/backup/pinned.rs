@@ -1,6 +1,7 @@
 //! [`PinnedCluster`]: the states of all partitions at one moment, held by their nodes while they are copied.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dogsled_replication::pin::{PinnedPage, PinnedRead, PinnedState};
@@ -8,6 +9,7 @@ use dogsled_replication::{ClientReply, ClientRequest, NodeId};
 use dogsled_storage::transaction::Prepare;
 use dogsled_storage::{Answer, Operation, Part, TransactionId, Vote};
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -28,6 +30,8 @@ pub(super) struct PinnedCluster {
     client: Client,
     pub(super) under: TransactionId,
     pub(super) states: BTreeMap<u32, PinnedState>,
+    /// What is not read to its end yet.
+    wanted: Arc<Mutex<BTreeMap<NodeId, Vec<u32>>>>,
     keeper: JoinHandle<()>,
     is_held: bool,
 }
@@ -44,12 +48,14 @@ impl PinnedCluster {
                 }
                 Err(error) => return Err(error),
                 Ok((under, states)) => {
-                    let keeper = keep(client.clone(), under, by_node(&states));
+                    let wanted = Arc::new(Mutex::new(by_node(&states)));
+                    let keeper = keep(client.clone(), under, Arc::clone(&wanted));
                     let keeper = client.runtime().spawn(keeper);
                     return Ok(PinnedCluster {
                         client: client.clone(),
                         under,
                         states,
+                        wanted,
                         keeper,
                         is_held: true,
                     });
@@ -76,6 +82,22 @@ impl PinnedCluster {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// No more is read of a group: its node need not hold it any longer.
+    pub(super) fn is_read(&self, group: u32) {
+        let node = self.states[&group].node;
+        {
+            let mut wanted = self.wanted.lock();
+            let of_node = wanted.entry(node).or_default();
+            of_node.retain(|other| *other != group);
+            if of_node.is_empty() {
+                wanted.remove(&node);
+            }
+        }
+        let (client, under) = (self.client.clone(), self.under);
+        let nodes = BTreeMap::from([(node, vec![group])]);
+        self.client.runtime().spawn(async move { tell(&client, under, false, &nodes).await });
     }
 
     /// Has it let go. Better than to drop it where there is time: whoever ends now may not be heard.
@@ -107,9 +129,10 @@ fn by_node(states: &BTreeMap<u32, PinnedState>) -> BTreeMap<NodeId, Vec<u32>> {
 }
 
 /// Those that are not read yet are wanted, too.
-async fn keep(client: Client, under: TransactionId, nodes: BTreeMap<NodeId, Vec<u32>>) {
+async fn keep(client: Client, under: TransactionId, wanted: Arc<Mutex<BTreeMap<NodeId, Vec<u32>>>>) {
     loop {
         sleep(PIN_LEASE / 4).await;
+        let nodes = wanted.lock().clone();
         tell(&client, under, true, &nodes).await;
     }
 }
