@@ -67,20 +67,21 @@ fn inline_commands_and_half_frames_are_served_when_they_have_come() {
 #[test]
 fn what_all_together_hold_is_bounded() {
     let served = Served::with(1, 1, |options| options.max_held_bytes = 4 << 20);
+    let sent: Vec<Connection> = (0..4)
+        .map(|_| {
+            let mut redis = served.connect(0);
+            redis.send(b"*2\r\n$3\r\nGET\r\n$2000000\r\n");
+            // It may be refused amid this.
+            let _ = redis.stream.write_all(&vec![b'x'; 3 << 19]);
+            redis
+        })
+        .collect();
     let mut greedy: Vec<Connection> = Vec::new();
     let mut refused = 0;
-    for _ in 0..4 {
-        let mut redis = served.connect(0);
-        redis.send(b"*2\r\n$3\r\nGET\r\n$2000000\r\n");
-        // It may be refused amid this.
-        let _ = redis.stream.write_all(&vec![b'x'; 3 << 19]);
-        redis.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        let mut answer = [0; 20];
-        match redis.stream.read(&mut answer) {
-            Ok(0) => refused += 1,
-            Ok(_) => refused += 1,
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => refused += 1,
-            Err(_) => greedy.push(redis),
+    for mut redis in sent {
+        match is_closed(&mut redis) {
+            true => refused += 1,
+            false => greedy.push(redis),
         }
     }
     assert!(refused >= 2 && greedy.len() <= 2, "{refused} refused");
@@ -96,6 +97,65 @@ fn what_all_together_hold_is_bounded() {
     let mut redis = served.connect(0);
     redis.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$2097152\r\n");
     assert_eq!(redis.rest(), "-ERR Protocol error: too big request\\r\\n");
+}
+
+/// Whether it is told something, or its end, within half a second.
+fn is_closed(redis: &mut Connection) -> bool {
+    redis.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    match redis.stream.read(&mut [0; 20]) {
+        Ok(_) => true,
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    }
+}
+
+/// What a `SET` of so many bytes sends.
+fn setting(key: &str, length: usize) -> Vec<u8> {
+    request(&[b"SET".to_vec(), key.as_bytes().to_vec(), vec![b'x'; length]])
+}
+
+#[test]
+fn those_that_hold_most_make_room_for_others() {
+    let served = Served::with(1, 1, |options| options.max_held_bytes = 8 << 20);
+    let queued = |bytes: usize| {
+        let mut redis = served.connect(0);
+        assert_eq!(redis.says("MULTI"), "+OK");
+        redis.send(&setting("k", bytes));
+        assert_eq!(redis.reply(), b"+QUEUED\r\n");
+        redis
+    };
+    let (mut large, mut less) = (queued(7 << 19), queued(3 << 20));
+    let mut half = served.connect(0);
+    half.send(&setting("half", 3 << 20)[..5 << 19]);
+    // That was more than there is; only the largest is closed for it, and whoever comes is served.
+    let mut other = served.connect(0);
+    other.send(&setting("other", 3 << 19));
+    assert_eq!(other.reply(), b"+OK\r\n");
+    let told = large.rest();
+    assert!(told.starts_with("-ERR the clients together have sent more than is kept"), "{told}");
+    assert_eq!(less.says("EXEC"), "*1\\r\\n+OK");
+    half.send(&setting("half", 3 << 20)[5 << 19..]);
+    assert_eq!(half.reply(), b"+OK\r\n");
+}
+
+#[test]
+fn one_that_has_sent_much_and_then_nothing_is_closed_however_long_it_may_take() {
+    let served = Served::with(1, 1, |options| options.request_time = Duration::from_millis(600));
+    let mut idle = served.connect(0);
+    assert_eq!(idle.says("MULTI"), "+OK");
+    assert_eq!(idle.says("SET little 1"), "+QUEUED");
+    let mut queued = served.connect(0);
+    assert_eq!(queued.says("MULTI"), "+OK");
+    queued.send(&setting("k", 4 << 20));
+    assert_eq!(queued.reply(), b"+QUEUED\r\n");
+    // It brings so much that minutes would be its own, if it went on.
+    let mut half = served.connect(0);
+    half.send(&setting("half", 8 << 20)[..6 << 20]);
+    let began = std::time::Instant::now();
+    for told in [queued.rest(), half.rest()] {
+        assert!(told.starts_with("-ERR the command, or the password, took too long to come"), "{told}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert_eq!(idle.says("EXEC"), "*1\\r\\n+OK");
 }
 
 #[test]

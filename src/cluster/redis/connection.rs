@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::database::{Data, UNKNOWN, Watched, failed};
+use super::held::{MUCH, Share};
 use super::link::Link;
 use super::multi::Queue;
 use super::pubsub::{Listen, Message, Subscriptions};
@@ -75,12 +76,14 @@ struct Connection {
     sent: usize,
     /// How many requests are carried out together next.
     batch: usize,
-    /// What was added to what all connections hold.
-    charged: usize,
+    /// Of what all connections hold.
+    share: Share,
     /// When it was made.
     since: Instant,
     /// When the command began to come of which a part is there.
     partial_since: Option<Instant>,
+    /// Since when nothing has come of one that has sent much of which nothing could be carried out yet.
+    silent_since: Option<Instant>,
     /// Nothing more is answered.
     is_broken_off: bool,
 }
@@ -102,9 +105,10 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
         out: Vec::new(),
         sent: 0,
         batch: FIRST_BATCH,
-        charged: 0,
+        share: shared.held.share(id),
         since: Instant::now(),
         partial_since: None,
+        silent_since: None,
         is_broken_off: false,
     };
     // Small replies are not to wait for more.
@@ -133,7 +137,6 @@ async fn end(mut stream: ClientStream) -> std::io::Result<()> {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.link.server.connected.fetch_sub(1, Ordering::Relaxed);
-        self.link.server.held.change(self.charged, 0);
     }
 }
 
@@ -155,6 +158,8 @@ enum Come {
     Message(Option<Message>),
     /// Nothing, for too long.
     Late,
+    /// That it has to leave: it holds most.
+    Leave,
 }
 
 /// What the connection is to be told next; `None`: it is too slow.
@@ -263,7 +268,7 @@ impl Connection {
                     None => std::future::pending().await,
                 }
             };
-            let Connection { reader, subscriptions, link, .. } = self;
+            let Connection { reader, subscriptions, link, share, .. } = self;
             // What was on its way already when it was sent elsewhere.
             let on_its_way = match link.redirected.is_being_sent() {
                 true => stream.read(reader.buffer(), READ).now_or_never(),
@@ -278,6 +283,7 @@ impl Connection {
                         read = stream.read(reader.buffer(), READ) => Come::Read(read?),
                         message = next_message(subscriptions) => Come::Message(message),
                         _ = &mut is_closing => Come::Read(0),
+                        () = share.has_to_leave() => Come::Leave,
                         () = late => Come::Late,
                     }
                 }
@@ -289,6 +295,7 @@ impl Connection {
                     self.send(&mut stream).await?;
                     continue;
                 }
+                Come::Leave => return self.leave(stream).await,
                 Come::Late => {
                     let slow = "ERR the command, or the password, took too long to come";
                     Value::error(slow).encode(self.link.protocol, &mut self.out);
@@ -299,22 +306,45 @@ impl Connection {
             if read == 0 {
                 return Ok(());
             }
+            self.silent_since = None;
             if !self.charge() {
-                let full = "ERR the clients together have sent more than is kept for them; try again later";
-                Value::error(full).encode(self.link.protocol, &mut self.out);
-                self.send(&mut stream).await?;
-                return end(stream).await;
+                return self.leave(stream).await;
             }
         }
+    }
+
+    /// Ends the connection, because all together hold too much and this one most.
+    async fn leave(&mut self, mut stream: ClientStream) -> std::io::Result<()> {
+        // At once: others wait for the room, and the client may not read what it is told.
+        self.queue = None;
+        self.reader = RequestReader::new(limits(&self.link));
+        self.count();
+        let full = "ERR the clients together have sent more than is kept for them; try again later";
+        Value::error(full).encode(self.link.protocol, &mut self.out);
+        self.send(&mut stream).await?;
+        end(stream).await
     }
 
     fn is_one_of_many(&self) -> bool {
         self.link.server.connected.load(Ordering::Relaxed) > 1
     }
 
-    /// When the connection is given up, unless more comes: of one that has sent a part of a command, or not yet said
-    /// who it is.
+    /// When the connection is given up, unless more comes: of one that has sent a part of a command, or much that waits
+    /// for `EXEC`, or has not yet said who it is.
     fn waits_until(&mut self) -> Option<Instant> {
+        let begun = self.began_until();
+        // What is little may wait for ever, and costs no look at the clock.
+        if self.reader.held() + self.queue.as_ref().map_or(0, |queue| queue.bytes) <= MUCH {
+            self.silent_since = None;
+            return begun;
+        }
+        let silent = self.silent_since.get_or_insert_with(Instant::now);
+        let silent = silent.checked_add(self.link.server.request_time);
+        begun.into_iter().chain(silent).min()
+    }
+
+    /// The same, by when that began.
+    fn began_until(&mut self) -> Option<Instant> {
         let (held, time) = (self.reader.held(), self.link.server.request_time);
         if held == 0 && !self.reader.is_amid_request() {
             self.partial_since = None;
@@ -325,24 +355,27 @@ impl Connection {
         begun.checked_add(time + Duration::from_secs((held / LEAST_PACE) as u64))
     }
 
-    /// Counts what this connection holds; whether all together hold no more than they may.
+    /// Counts what this connection holds; whether all together hold no more than they may, as soon as those have left
+    /// that hold more than this one.
     fn charge(&mut self) -> bool {
+        // One that holds next to nothing is not to suffer for the others.
+        self.count() || self.share.bytes() <= READ || self.share.make_room()
+    }
+
+    fn count(&mut self) -> bool {
         let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes);
         let names = self.subscriptions.as_ref().map_or(0, Subscriptions::held);
         let watched: usize = self.watched.iter().map(|watched| watched.key.len() + 64).sum();
         let holds = self.reader.held() + queued + self.waiting + self.out.len() + names + watched;
-        let has_room = self.link.server.held.change(self.charged, holds);
-        self.charged = holds;
-        // One that holds next to nothing is not to suffer for the others.
-        has_room || holds <= READ
+        self.share.set(holds)
     }
 
     /// Takes back what was counted and is held no more: one that is silent from now on must not keep others from being
     /// served.
     fn recount(&mut self) {
-        if self.charged > READ {
+        if self.share.bytes() > READ {
             // It can only have become less.
-            let _ = self.charge();
+            self.count();
         }
     }
 
@@ -374,7 +407,7 @@ impl Connection {
             // Of strangers no more is kept than of what they send otherwise.
             let may_send = !has_ended && self.link.is_authenticated;
             let may_read = may_send && self.reader.held() < MOST_SENT_AHEAD && self.charge();
-            let Connection { reader, subscriptions, out, .. } = self;
+            let Connection { reader, subscriptions, out, share, .. } = self;
             let buffer = may_read.then(|| reader.buffer());
             let too_slow = async {
                 match subscriptions {
@@ -385,6 +418,8 @@ impl Connection {
             let moved = tokio::select! {
                 moved = stream.write_or_read(&out[written..], buffer) => moved?,
                 () = too_slow => return Err(self.too_slow()),
+                // Nothing can be said to it: it would have to read what is in the way.
+                () = share.has_to_leave() => return Err(std::io::ErrorKind::OutOfMemory.into()),
                 () = tokio::time::sleep_until(until) => return Err(std::io::ErrorKind::TimedOut.into()),
             };
             match moved {
@@ -603,6 +638,7 @@ impl Connection {
                 let locked = tokio::select! {
                     value = server.database.lock(locking, &self.link.peer) => Some(value),
                     () = hung_up => None,
+                    () = self.share.has_to_leave() => None,
                     _ = closing.wait_for(|closing| *closing) => None,
                 };
                 match locked {

@@ -54,8 +54,9 @@ pub struct RedisOptions {
     /// meanwhile.
     pub patience: Duration,
     /// How long a command that has begun to come may take until it is there; one that brings more than
-    /// [`LEAST_PACE`] in a second may take longer. Also how long a client may take to say the password. A client that
-    /// says nothing between commands may stay.
+    /// [`LEAST_PACE`] in a second may take longer. Also how long a client may take to say the password, and how long one
+    /// may say nothing of which more than a MiB is kept, of a command or for `EXEC`. A client that says nothing between
+    /// commands may stay.
     pub request_time: Duration,
 }
 
