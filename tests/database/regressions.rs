@@ -193,9 +193,8 @@ fn a_waker_may_open_the_tree_whose_drop_wakes_it() {
 #[test]
 fn handles_of_a_tree_share_what_they_share_whoever_drops_it_meanwhile() {
     let db = temporary();
+    let stop = &std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        let stop = &stop;
         for _ in 0..2 {
             let db = db.clone();
             scope.spawn(move || {
