@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dogsled_storage::disk::{Disk, Fault, SimulatedDisk};
+use dogsled_storage::disk::{Disk, Fault, Operation, SimulatedDisk};
 use dogsled_storage::lock::{LockCommand, LockReply};
 use dogsled_storage::lock_wait::Woken;
 use dogsled_storage::{Command, Durability, Engine, Error, IVec, Reply, TreeId};
@@ -305,4 +305,137 @@ fn what_is_dropped_with_an_engine_is_dropped_while_the_directory_is_locked() {
     drop(snapshot);
     assert_eq!(hears.try_recv(), Ok(true));
     assert!(open_small(&disk, &clock).is_ok());
+}
+
+/// A closed database of many keys, the path of its B-tree, and a block of it that holds values.
+fn many_keys_on_disk(clock: &Arc<TestClock>) -> (SimulatedDisk, PathBuf, u64) {
+    let disk = SimulatedDisk::new(1);
+    let engine = open_small(&disk, clock).expect("a new disk");
+    for number in 0..2_000u32 {
+        insert(&engine, &number.to_be_bytes()[..], value_of(number)).expect("a sound disk");
+    }
+    engine.checkpoint().expect("a sound disk");
+    drop(engine);
+    let path = disk.files().into_iter().find(|path| path.ends_with("tree.redb")).expect("a B-tree");
+    let bytes = disk.content(&path).expect("it is listed");
+    let value = value_of(1_000);
+    let place = bytes.windows(value.len()).rposition(|found| *found == *value).expect("it was folded") as u64;
+    (disk.duplicate(), path, place / 4096 * 4096)
+}
+
+fn value_of(number: u32) -> IVec {
+    IVec::from(format!("value {number:05} ").repeat(60).as_str())
+}
+
+/// How many of the keys can be read; each that can has its value, and no error is about another place than `place`.
+fn readable(engine: &Engine, place: u64) -> usize {
+    let mut count = 0;
+    for number in 0..2_000u32 {
+        match engine.get(TreeId::DEFAULT, &number.to_be_bytes()) {
+            Ok(value) => {
+                assert_eq!(value, Some(value_of(number)), "{number}");
+                count += 1;
+            }
+            Err(error) => {
+                assert!(number.abs_diff(1_000) < 100, "{number}, far from the place: {error}");
+                let names = format!("at offset {place}");
+                assert!(matches!(error, Error::Io { .. }) || error.to_string().contains(&names), "{error}");
+            }
+        }
+    }
+    count
+}
+
+#[test]
+fn a_block_that_cannot_be_read_costs_its_own_keys_and_no_others() {
+    let clock = TestClock::new(1_000);
+    let (disk, path, place) = many_keys_on_disk(&clock);
+    for damaged in [false, true] {
+        let disk = disk.duplicate();
+        match damaged {
+            true => disk.flip_bit(&path, place + 2_000, 3),
+            false => disk.make_unreadable(&path, place..place + 1),
+        }
+        let engine = match open_small(&disk, &clock) {
+            Ok(engine) => engine,
+            // With debug assertions redb reads every page when it is opened, and the first that it cannot read is the
+            // end, here and after a read has failed. `--config profile.dev.package.redb.debug-assertions=false` has it
+            // do as it does for users.
+            Err(error) => {
+                let is_of_debugging = matches!(error, Error::Io { .. } | Error::Corrupt(_));
+                assert!(is_of_debugging && cfg!(debug_assertions), "{error}");
+                continue;
+            }
+        };
+        let before = engine.snapshot();
+        for round in 0..3u32 {
+            let count = readable(&engine, place);
+            assert!((1_900..2_000).contains(&count), "{count} of 2000 keys can be read");
+            // Writes and checkpoints go on, too.
+            for number in 5_000 + round * 100..5_100 + round * 100 {
+                insert(&engine, &number.to_be_bytes()[..], value_of(number))
+                    .expect("it is far from the place");
+            }
+            engine.checkpoint().expect("it is far from the place");
+        }
+        // What was there before may not be readable, but never reads as something else.
+        for number in 0..2_000u32 {
+            if let Ok(found) = before.get(TreeId::DEFAULT, &number.to_be_bytes()) {
+                assert_eq!(found.map(|found| found.value), Some(value_of(number)), "{number}");
+            }
+        }
+        let snapshot = engine.snapshot();
+        let (from, rest) = (IVec::from(&5_000u32.to_be_bytes()[..]), Bound::Unbounded);
+        assert_eq!(snapshot.range(TreeId::DEFAULT, Bound::Included(from), rest).count(), 300);
+        drop((before, snapshot));
+        engine.close().expect("nothing was lost");
+        drop(engine);
+        let engine = open_small(&disk, &clock).expect("what was written later is sound");
+        assert!((1_900..2_000).contains(&readable(&engine, place)));
+        for number in 5_000..5_300u32 {
+            let found = engine.get(TreeId::DEFAULT, &number.to_be_bytes()).expect("it is far from the place");
+            assert_eq!(found, Some(value_of(number)));
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_survives_a_read_that_fails_once() {
+    let clock = TestClock::new(1_000);
+    let (disk, ..) = many_keys_on_disk(&clock);
+    let mut met = 0;
+    for after in 0..60 {
+        let disk = disk.duplicate();
+        let engine = open_small(&disk, &clock).expect("a sound disk");
+        // Everywhere, and without a look, so that they are to be counted.
+        for number in (0..4_000u32).step_by(7) {
+            let (key, value) = (number.to_be_bytes()[..].into(), value_of(number + 1));
+            engine.put(TreeId::DEFAULT, key, value, Durability::Buffered).expect("a sound disk");
+        }
+        disk.inject(Fault { operation: Some(Operation::Read), after, from_then_on: false });
+        engine.checkpoint().unwrap_or_else(|error| panic!("a read that fails after {after}: {error}"));
+        met += usize::from(disk.pending_faults() == 0);
+        disk.clear_faults();
+        insert(&engine, "more", "value").expect("it goes on");
+        engine.checkpoint().expect("a sound disk");
+        let check = |engine: &Engine| {
+            for number in 0..4_000u32 {
+                let found = engine.get(TreeId::DEFAULT, &number.to_be_bytes()).expect("a sound disk");
+                let expected = match number % 7 {
+                    0 => Some(value_of(number + 1)),
+                    _ => (number < 2_000).then(|| value_of(number)),
+                };
+                assert_eq!(found, expected, "{number}, after {after}");
+            }
+            let keys = 2_000 + (2_000..4_000).filter(|number| number % 7 == 0).count() as u64 + 1;
+            assert_eq!(engine.len(TreeId::DEFAULT).expect("a length"), keys);
+            let verified = engine.verify().expect("it can be read");
+            assert!(verified.is_sound(), "after {after}: {:?}", verified.damage);
+        };
+        check(&engine);
+        let killed = disk.process_kill();
+        drop(engine);
+        check(&open_small(&killed, &clock).expect("a sound disk"));
+    }
+    assert!(met > 20, "{met} checkpoints met a read that failed");
 }
