@@ -35,6 +35,9 @@ use super::{BLOCK_SIZE, Disk, DiskDirectory, DiskFile, DiskLock, DiskMap, OpenMo
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
 
+/// How often a lock file is opened that seems to be another one each time.
+const LOCK_TRIES: u32 = 20;
+
 #[cfg(target_os = "linux")]
 mod flags {
     use rustix::fs::OFlags;
@@ -143,7 +146,9 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>> {
+        let mut tries = 0;
         loop {
+            tries += 1;
             let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
             let file = match opened {
                 // Somebody else's, who may have it open: what may only be read can be locked all the same.
@@ -153,8 +158,9 @@ impl Disk for RealDisk {
                 opened => opened?,
             };
             match file.try_lock() {
-                // Whoever had it may have deleted it with its directory: such a lock keeps nobody out.
-                Ok(()) if !is_named(&file, path)? => {}
+                // Whoever had it may have deleted it with its directory: such a lock keeps nobody out. But
+                // there are file systems that number files anew whenever they are asked.
+                Ok(()) if tries < LOCK_TRIES && !is_named(&file, path)? => {}
                 Ok(()) => return Ok(Some(Box::new(RealLock(file)))),
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(error),
