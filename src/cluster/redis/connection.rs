@@ -84,6 +84,8 @@ struct Connection {
     partial_since: Option<Instant>,
     /// Since when nothing has come of one that has sent much of which nothing could be carried out yet.
     silent_since: Option<Instant>,
+    /// Something has come while replies were written.
+    has_read_ahead: bool,
     /// Nothing more is answered.
     is_broken_off: bool,
 }
@@ -109,6 +111,7 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
         since: Instant::now(),
         partial_since: None,
         silent_since: None,
+        has_read_ahead: false,
         is_broken_off: false,
     };
     // Small replies are not to wait for more.
@@ -257,7 +260,8 @@ impl Connection {
             if is_ending {
                 return end(stream).await;
             }
-            if count > 0 {
+            // What was read while replies were written may be all that will ever come.
+            if count > 0 || mem::take(&mut self.has_read_ahead) {
                 continue;
             }
             self.recount();
@@ -432,6 +436,7 @@ impl Connection {
                 // What it has sent before is still to be answered.
                 Moved::Read(0) => has_ended = true,
                 Moved::Read(more) => {
+                    self.has_read_ahead = true;
                     read += more;
                     if read >= enough {
                         (until, read) = (after(patience), 0);
