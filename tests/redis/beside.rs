@@ -139,7 +139,11 @@ fn commands_are_described_as_redis_describes_them() {
         let line = format!("COMMAND INFO {below}");
         assert_eq!(described(&ours.ask(&line)), described(&theirs.ask(&line)), "{below}");
     }
-    for name in names.iter().filter(|name| !name.starts_with("dogsled.")) {
+    // Redis 7.0 does not know all of them.
+    let of_redis = |name: &&&str| {
+        !name.starts_with("dogsled.") && !["client|no-touch", "client|setinfo"].contains(*name)
+    };
+    for name in names.iter().filter(of_redis) {
         let line = format!("COMMAND INFO {name}");
         assert_eq!(described(&ours.ask(&line)), described(&theirs.ask(&line)), "{name}");
         // What is below them is answered for, and so is the group.

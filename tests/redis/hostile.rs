@@ -127,10 +127,10 @@ fn those_that_hold_most_make_room_for_others() {
     let mut half = served.connect(0);
     half.send(&setting("half", 3 << 20)[..5 << 19]);
     // That was more than there is; only the largest is closed for it, and whoever comes is served.
+    let told = large.rest();
     let mut other = served.connect(0);
     other.send(&setting("other", 3 << 19));
     assert_eq!(other.reply(), b"+OK\r\n");
-    let told = large.rest();
     assert!(told.starts_with("-ERR the clients together have sent more than is kept"), "{told}");
     assert_eq!(less.says("EXEC"), "*1\\r\\n+OK");
     half.send(&setting("half", 3 << 20)[5 << 19..]);

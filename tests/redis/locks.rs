@@ -262,7 +262,8 @@ fn a_script_never_deletes_what_became_another_s_meanwhile() {
         .map(|_| {
             std::thread::spawn(move || {
                 let mut redis = Connection::new(address);
-                (0..400).filter(|_| eval(&mut redis, RELEASE, &["lock", "mine"]) == ":1\\r\\n").count()
+                let release = |_: &u32| eval(&mut redis, RELEASE, &["lock", "mine"]) == ":1\\r\\n";
+                (0..400).filter(release).count()
             })
         })
         .collect();

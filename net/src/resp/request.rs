@@ -221,7 +221,12 @@ impl RequestReader {
                         let words = words(trim(&self.buffer[..end]));
                         self.buffer.advance(end + 1);
                         let words = words.ok_or(ProtocolError::UnbalancedQuotes)?;
-                        if words.len() > self.limits.arguments {
+                        // Of a stranger as many as a line may have.
+                        let most = match self.limits.is_stranger {
+                            true => MOST_OF_ANYBODY.arguments,
+                            false => self.limits.arguments,
+                        };
+                        if words.len() > most {
                             return Err(ProtocolError::InlineTooLong);
                         }
                         if !words.is_empty() {

@@ -67,8 +67,14 @@ impl Parameters {
     fn found(&self, patterns: &[Bytes]) -> Vec<(Value, Value)> {
         let own = self.0.iter().map(|(name, value)| (*name, value.as_str()));
         let all = PARAMETERS.iter().copied().chain(own).filter(|(name, _)| is_wanted(patterns, name));
-        all.map(|(name, value)| (Value::text(name), Value::text(value))).collect()
+        all.map(|(name, value)| (named(patterns, name), Value::text(value))).collect()
     }
+}
+
+/// A name as it was asked for, if it was asked for by name.
+fn named(patterns: &[Bytes], name: &str) -> Value {
+    let asked = patterns.iter().find(|asked| asked.eq_ignore_ascii_case(name.as_bytes()));
+    asked.map_or_else(|| Value::text(name), |asked| Value::Bulk(asked.clone()))
 }
 
 pub(super) fn config(asked: &Asked<'_>) -> Planned {
@@ -97,32 +103,32 @@ fn is_wanted(patterns: &[Bytes], name: &str) -> bool {
 }
 
 fn set(pairs: &[Bytes]) -> Planned {
-    let mut letters = None;
+    let failed = |name: &str, why: &str| {
+        let what = format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}");
+        Err(Value::error(what))
+    };
+    // All names before any value.
+    let mut wanted: Option<&Bytes> = None;
     for pair in pairs.chunks(2) {
         let name = String::from_utf8_lossy(&pair[0]).to_ascii_lowercase();
-        let failed = |why: &str| {
-            let what = format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}");
-            Err(Value::error(what))
-        };
         if name != NOTIFY {
             let known = PARAMETERS.iter().map(|(known, _)| known);
             if known.chain(&OF_THE_NODE).any(|known| *known == name) {
-                return failed("can't set immutable config");
+                return failed(&name, "can't set immutable config");
             }
             let name = String::from_utf8_lossy(&pair[0]);
             return Err(Value::error(format!(
                 "ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
             )));
         }
-        if letters.is_some() {
-            return failed("duplicate parameter");
-        }
-        letters = Wanted::parse(&pair[1]);
-        if letters.is_none() {
-            return failed("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.");
+        if wanted.replace(&pair[1]).is_some() {
+            return failed(&name, "duplicate parameter");
         }
     }
-    Ok(Step::Whole(Whole::Notify(letters.unwrap_or_default())))
+    match wanted.map_or(Some(Wanted::default()), |letters| Wanted::parse(letters)) {
+        Some(letters) => Ok(Step::Whole(Whole::Notify(letters))),
+        None => failed(NOTIFY, "Invalid event class character. Use 'Ag$lshzxeKEtmdn'."),
+    }
 }
 
 /// Of each group the first key of the form `{n}` that belongs to it, under which it keeps what events are wanted.
@@ -178,7 +184,7 @@ impl Database {
             _ => Wanted::default(),
         };
         let mut found = self.parameters.found(patterns);
-        found.push((Value::text(NOTIFY), Value::text(letters.text_of_redis())));
+        found.push((named(patterns, NOTIFY), Value::text(letters.text_of_redis())));
         Ok(Value::Map(found))
     }
 }

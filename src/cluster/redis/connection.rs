@@ -506,13 +506,11 @@ impl Connection {
             return None;
         };
         if let Err(refused) = command.check(&request) {
-            self.spoil();
-            self.answer(refused);
+            self.refuse(command.name, refused);
             return None;
         }
         if !self.link.is_authenticated && !command.is_free() {
-            self.spoil();
-            self.answer(Value::error("NOAUTH Authentication required."));
+            self.refuse(command.name, Value::error("NOAUTH Authentication required."));
             return None;
         }
         if self.only_listens() {
@@ -530,7 +528,7 @@ impl Connection {
                 _ => {
                     let name = command.full_name(&request);
                     let only = "only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context";
-                    self.answer(Value::error(format!("ERR Can't execute '{name}': {only}")));
+                    self.refuse(command.name, Value::error(format!("ERR Can't execute '{name}': {only}")));
                     return None;
                 }
             }
@@ -658,6 +656,21 @@ impl Connection {
             self.send(stream).await?;
         }
         Ok(())
+    }
+
+    /// Says why a command is not even queued. An `EXEC` that is not carried out ends what it was to carry out.
+    fn refuse(&mut self, name: &str, why: Value) {
+        let Value::Error(text) = &why else { unreachable!("an error") };
+        if name == "exec" {
+            let text = text.strip_prefix("ERR ").unwrap_or(text);
+            let aborted = Value::error(format!("EXECABORT Transaction discarded because of: {text}"));
+            self.queue = None;
+            self.watched.clear();
+            self.answer(aborted);
+        } else {
+            self.spoil();
+            self.answer(why);
+        }
     }
 
     fn spoil(&mut self) {

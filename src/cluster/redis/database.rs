@@ -178,7 +178,7 @@ impl Data {
                 Some(StringsReply::Pairs { pairs, more }) => {
                     let cursor = more.clone().map_or(0, |more| database.cursors.keep(more));
                     let is_wanted =
-                        |field: &IVec| pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, field));
+                        |field: &IVec| pattern.as_ref().is_none_or(|pattern| glob::selects(pattern, field));
                     let wanted = pairs.0.iter().filter(|(field, _)| is_wanted(field));
                     let told = wanted.flat_map(|(field, value)| [bulk(field.clone()), bulk(value.clone())]);
                     Value::Array(vec![Value::text(cursor.to_string()), Value::Array(told.collect())])

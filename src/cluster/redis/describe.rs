@@ -179,13 +179,22 @@ fn documented(about: [&'static str; 4], arguments: &[Argument], below: Vec<(Valu
     Value::Map(told)
 }
 
-fn names<'a>(commands: impl Iterator<Item = &'a CommandInfo>) -> Value {
-    Value::Array(commands.map(|command| Value::text(command.name)).collect())
+/// The names of those whose name and categories are as wanted, and of what is below each.
+fn names(is_wanted: impl Fn(&str, &[&str]) -> bool) -> Value {
+    let all = COMMANDS.iter().flat_map(|command| {
+        let own = (command.name.to_owned(), command.categories());
+        std::iter::once(own).chain(command.below().map(|below| (below.full_name(), below.categories())))
+    });
+    let wanted = all.filter(|(name, categories)| is_wanted(name, categories));
+    Value::Array(wanted.map(|(name, _)| Value::text(name)).collect())
 }
 
 fn keys_of(arguments: &[Bytes]) -> Value {
     let told = || {
         let command = find(&arguments[0]).ok_or("ERR Invalid command specified")?;
+        if arguments.len() > 1 && command.has_below() && command.find_below(arguments).is_none() {
+            return Err("ERR Invalid command specified");
+        }
         if command.keys.0 == 0 && !command.has("movablekeys") {
             return Err("ERR The command has no key arguments");
         }
@@ -208,21 +217,16 @@ pub(super) fn command(_: &mut Link, arguments: &[Bytes]) -> Value {
     match &arguments[2..] {
         [] if is("COUNT") => Value::Integer(COMMANDS.len() as i64),
         [] if is("HELP") => help("COMMAND", COMMAND_HELP),
-        [] if is("LIST") => names(COMMANDS.iter()),
+        [] if is("LIST") => names(|_, _| true),
         [by, what, of] if is("LIST") && is_word(by, "FILTERBY") => {
             let lower = of.to_ascii_lowercase();
             match () {
                 // There are no modules.
-                () if is_word(what, "MODULE") => names([].iter()),
+                () if is_word(what, "MODULE") => names(|_, _| false),
                 () if is_word(what, "ACLCAT") => {
-                    let is_in = |command: &&CommandInfo| {
-                        command.categories().iter().any(|category| category.as_bytes() == lower)
-                    };
-                    names(COMMANDS.iter().filter(is_in))
+                    names(|_, categories| categories.iter().any(|category| category.as_bytes() == lower))
                 }
-                () if is_word(what, "PATTERN") => {
-                    names(COMMANDS.iter().filter(|command| glob::matches(&lower, command.name.as_bytes())))
-                }
+                () if is_word(what, "PATTERN") => names(|name, _| glob::matches(&lower, name.as_bytes())),
                 () => syntax_error(),
             }
         }

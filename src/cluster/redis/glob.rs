@@ -4,6 +4,10 @@
 
 /// Whether a key is as a pattern says.
 pub(super) fn matches(pattern: &[u8], key: &[u8]) -> bool {
+    // Not even of `*`; but see [`selects`].
+    if key.is_empty() {
+        return pattern.is_empty();
+    }
     // Where to go on if what follows the last `*` does not fit: one byte further. To go back to an earlier one
     // is never needed, so this takes at most the product of the lengths.
     let (mut pattern_at, mut key_at) = (0, 0);
@@ -32,6 +36,11 @@ pub(super) fn matches(pattern: &[u8], key: &[u8]) -> bool {
             (None, _) => return false,
         }
     }
+}
+
+/// As [`matches`], for commands that list keys or fields: for them a `*` by itself is no pattern at all.
+pub(super) fn selects(pattern: &[u8], key: &[u8]) -> bool {
+    pattern == b"*" || matches(pattern, key)
 }
 
 /// How long the part of the pattern is that a byte fits.
@@ -66,8 +75,9 @@ fn class(pattern: &[u8], byte: u8) -> (usize, bool) {
                 at += 2;
             }
             [low, b'-', high, ..] => {
-                let (low, high) = (low.min(high), low.max(high));
-                is_in |= (low..=high).contains(&&byte);
+                // Bytes from 0x80 on come before all others: Redis compares `char`s, which on most machines have a sign.
+                let [low, high, byte] = [*low, *high, byte].map(u8::cast_signed);
+                is_in |= (low.min(high)..=low.max(high)).contains(&byte);
                 at += 3;
             }
             [plain, ..] => {

@@ -112,6 +112,13 @@ impl Link {
     }
 }
 
+impl Link {
+    /// What `CLIENT LIST` says if this connection is among those that are asked for.
+    fn listed(&self, is_asked_for: bool) -> String {
+        if is_asked_for { self.info("list") } else { String::new() }
+    }
+}
+
 /// Visible ASCII without spaces.
 fn is_plain(text: &[u8]) -> bool {
     text.iter().all(|byte| (b'!'..=b'~').contains(byte))
@@ -185,7 +192,6 @@ pub(super) fn hello(link: &mut Link, arguments: &[Bytes]) -> Value {
             None => return Value::error("ERR Protocol version is not an integer or out of range"),
         };
     }
-    let mut name = None;
     let mut options = arguments.get(2..).unwrap_or_default();
     while let [option, rest @ ..] = options {
         options = match rest {
@@ -196,7 +202,10 @@ pub(super) fn hello(link: &mut Link, arguments: &[Bytes]) -> Value {
                 rest
             }
             [wanted, rest @ ..] if is_word(option, "SETNAME") => {
-                name = Some(wanted);
+                // Whatever becomes of the options behind it, as in Redis.
+                if let Err(refused) = link.set_name(wanted) {
+                    return refused;
+                }
                 rest
             }
             _ => {
@@ -207,13 +216,10 @@ pub(super) fn hello(link: &mut Link, arguments: &[Bytes]) -> Value {
     }
     if !link.is_authenticated {
         return Value::error(
-            "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH \
+            "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH \
              <user> <pass> option can be used to authenticate the client and select the RESP protocol version at \
              the same time",
         );
-    }
-    if let Some(Err(refused)) = name.map(|name| link.set_name(name)) {
-        return refused;
     }
     link.protocol = protocol;
     let number = if protocol == Protocol::Resp3 { 3 } else { 2 };
@@ -265,7 +271,26 @@ pub(super) fn client(link: &mut Link, arguments: &[Bytes]) -> Value {
             true => Value::OK,
             false => syntax_error(),
         },
-        // Of LIST, which other connections are to be told.
+        [what, ids @ ..] if is("LIST") && is_word(what, "ID") && !ids.is_empty() => {
+            let ids: Option<Vec<i64>> = ids.iter().map(|id| parse_integer(id).filter(|id| *id > 0)).collect();
+            match ids {
+                None => Value::error("ERR Invalid client ID"),
+                Some(ids) => Value::Verbatim(link.listed(ids.contains(&(link.id as i64)))),
+            }
+        }
+        [what, kind] if is("LIST") && is_word(what, "TYPE") => {
+            let (channels, patterns) = link.subscribed;
+            let own = if channels + patterns > 0 { "pubsub" } else { "normal" };
+            let kinds = ["normal", "master", "replica", "slave", "pubsub"];
+            match kinds.into_iter().find(|known| is_word(kind, known)) {
+                None => {
+                    let kind = String::from_utf8_lossy(kind);
+                    Value::error(format!("ERR Unknown client type '{kind}'"))
+                }
+                Some(known) => Value::Verbatim(link.listed(known == own)),
+            }
+        }
+        // Of LIST, what it does not know either.
         _ => syntax_error(),
     }
 }

@@ -99,8 +99,8 @@ impl Script {
     fn arguments(self) -> usize {
         match self {
             Script::Release => 1,
-            Script::Reacquire => 2,
-            Script::Extend => 3,
+            // Without the last, the time is set.
+            Script::Reacquire | Script::Extend => 2,
         }
     }
 }
@@ -267,13 +267,14 @@ impl Database {
         }
         let action = match script {
             Script::Release => StringAction::Delete,
+            // It stays, and has no time that could be longer.
+            Script::Extend if expires.is_none() => return Ok(Some(Value::Integer(0))),
             Script::Reacquire | Script::Extend => {
                 let time = parse_integer(&asked.arguments[1]);
                 let time = time.ok_or_else(|| plain(&StringsReply::Failed(StringsFailure::NotAnInteger)))?;
-                let adds = script == Script::Extend && asked.arguments[2][..] == b"0"[..];
+                let adds = script == Script::Extend
+                    && asked.arguments.get(2).is_some_and(|adds| adds[..] == b"0"[..]);
                 let when = match (adds, expires) {
-                    // It stays, and has no time that could be longer.
-                    (_, None) if script == Script::Extend => return Ok(Some(Value::Integer(0))),
                     (true, Some(at_ms)) => at_ms.checked_add_signed(time).map(When::At),
                     _ if time <= 0 => Some(When::At(0)),
                     _ => Some(When::After(time.unsigned_abs())),

@@ -130,7 +130,7 @@ fn is_arity(arity: i64, count: usize) -> bool {
 
 impl CommandInfo {
     /// Whether others are below it. Asked for every request, so not by looking through the table.
-    fn has_below(&self) -> bool {
+    pub(super) fn has_below(&self) -> bool {
         matches!(self.name, "client" | "cluster" | "command" | "config" | "pubsub" | "script")
     }
 
@@ -139,7 +139,7 @@ impl CommandInfo {
         SUBCOMMANDS.iter().filter(|below| below.command == self.name)
     }
 
-    fn find_below(&self, request: &[Bytes]) -> Option<&'static Subcommand> {
+    pub(super) fn find_below(&self, request: &[Bytes]) -> Option<&'static Subcommand> {
         let name = request.get(1).filter(|_| self.has_below())?;
         self.below().find(|below| is_word(name, below.name))
     }

@@ -247,7 +247,7 @@ impl Database {
                 Wanted::Strings => head(&value).is_none(),
                 Wanted::Hashes => head(&value).is_some(),
             };
-            if is_of_kind && pattern.is_none_or(|pattern| glob::matches(pattern, &key)) {
+            if is_of_kind && pattern.is_none_or(|pattern| glob::selects(pattern, &key)) {
                 found.push(bulk(key));
             }
         }
@@ -289,7 +289,7 @@ async fn keys_of(tree: &Tree, pattern: &[u8], collected: &Collected) -> Result<V
     let mut keys = Vec::new();
     while let Some(entry) = entries.next().await {
         let (key, _) = entry?;
-        if glob::matches(pattern, &key) {
+        if glob::selects(pattern, &key) {
             let has_room = collected.add(key.len() + size_of::<Value>());
             if !has_room || collected.bytes() > MOST_IN_REPLY {
                 return Err(too_much());
