@@ -428,7 +428,7 @@ fn how_many_keys_there_are_is_told_without_a_look_at_them() {
     let mut group = Group::new();
     let keys = |group: &mut Group| {
         let trees = group.look().trees();
-        trees.into_iter().find(|(name, _)| name == "t").map_or(0, |(_, keys)| keys)
+        trees.into_iter().find(|(name, _)| *name == *b"t").map_or(0, |(_, keys)| keys)
     };
     for number in 0..100 {
         group.put(TREE, &format!("key {number:03}"), "v");
