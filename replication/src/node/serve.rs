@@ -13,7 +13,7 @@ use dogsled_storage::group::Operation;
 use dogsled_storage::kind::names_tree;
 use dogsled_storage::seal::sealed_by;
 use dogsled_storage::{Command, IVec};
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use openraft::async_runtime::WatchReceiver;
@@ -128,49 +128,72 @@ fn writes_the_record(request: &ClientRequest) -> bool {
 }
 
 impl Inner {
-    /// What is wrong with a client's command that names a tree which only the cluster makes: it would be made, and mean
-    /// something. One that seals the name of another would keep everybody off that, for ever.
-    fn refuse_own_tree(&self, client: &ClientIdentity, command: &[u8]) -> Option<ClusterError> {
-        let mut refusal = None;
+    /// Refuses a client's command that names a tree which only the cluster makes: it would be made, and mean something. One
+    /// that seals the name of another would keep everybody off that, for ever. If it is not refused: the stored names in it of
+    /// which nothing is known here, which have to be [looked up](Inner::check_chosen).
+    fn check_trees(&self, client: &ClientIdentity, command: &[u8]) -> Result<Vec<IVec>, ClusterError> {
+        let (mut refusal, mut unknown) = (None, Vec::new());
         names_tree(command, |name| {
             // Most are nothing of this kind.
             if name.starts_with(RESERVED) {
-                refusal = self.refuse_to_name(client, name);
+                refusal = refuse_to_name(client, name);
+                let record = || self.cluster.get().and_then(Cluster::record);
+                if refusal.is_none()
+                    && TreeHash::is_stored(name)
+                    && !record().is_some_and(|it| is_chosen(&it, name))
+                {
+                    unknown.push(IVec::from(name));
+                }
             }
             refusal.is_some()
         });
-        refusal
+        refusal.map_or(Ok(unknown), Err)
     }
 
-    fn refuse_to_name(&self, client: &ClientIdentity, name: &[u8]) -> Option<ClusterError> {
-        let shown = name.escape_ascii();
-        if sealed_by(name).is_some() {
-            let why =
-                format!("only the cluster itself makes a tree \"{shown}\": it seals the name of another");
-            return Some(ClusterError::Invalid(why));
+    /// Refuses stored names that nobody has chosen. Clients may hear of a choice before this node does.
+    async fn check_chosen(self: &Arc<Self>, names: &[IVec]) -> Result<(), ClusterError> {
+        let unavailable = |why: &dyn std::fmt::Display| {
+            ClusterError::Unavailable(format!("whether the tree is hashed so is not known: {why}"))
+        };
+        let record = match ClientReply::decode(self.served(ClientRequest::Record).await) {
+            Ok(ClientReply::Record(record)) => record,
+            Ok(ClientReply::Error(error)) => return Err(unavailable(&error)),
+            Ok(_) => return Err(unavailable(&"an answer to something else")),
+            Err(malformed) => return Err(unavailable(&malformed)),
+        };
+        match names.iter().find(|name| !is_chosen(&record, name)) {
+            None => Ok(()),
+            Some(name) => {
+                let (hash, plain) = TreeHash::of_stored(name);
+                let plain = plain.escape_ascii();
+                Err(ClusterError::Invalid(format!("the tree \"{plain}\" is not hashed by {hash}")))
+            }
         }
-        if name == RESTORE_TREE_NAME && !client.administrator {
-            return Some(ClusterError::Denied(format!(
-                "the certificate of \"{}\" is not an administrator's, and only they restore backups (\"{shown}\")",
-                client.name
-            )));
-        }
-        if !TreeHash::is_stored(name) {
-            return None;
-        }
-        let (hash, plain) = TreeHash::of_stored(name);
-        if hash.stored_name(plain) != name || hash == TreeHash::Whole {
-            return Some(ClusterError::Invalid(format!("\"{shown}\" says nothing of what is hashed")));
-        }
-        let record = self.cluster.get().and_then(Cluster::record);
-        let is_chosen =
-            |record: &Arc<meta::Record>| record.trees.get(plain).is_some_and(|chosen| chosen.hash == hash);
-        // Whoever asks may have heard of it before this node did: then he asks again.
-        (!record.as_ref().is_some_and(is_chosen)).then(|| {
-            let plain = plain.escape_ascii();
-            ClusterError::Unavailable(format!("by {hash} the tree \"{plain}\" is not hashed, or not yet"))
-        })
     }
+}
+
+/// Whether what is hashed of a tree's keys was chosen as a stored name says.
+fn is_chosen(record: &meta::Record, stored: &[u8]) -> bool {
+    let (hash, plain) = TreeHash::of_stored(stored);
+    record.trees.get(plain).is_some_and(|chosen| chosen.hash == hash)
+}
+
+fn refuse_to_name(client: &ClientIdentity, name: &[u8]) -> Option<ClusterError> {
+    let shown = name.escape_ascii();
+    if sealed_by(name).is_some() {
+        let why = format!("only the cluster itself makes a tree \"{shown}\": it seals the name of another");
+        return Some(ClusterError::Invalid(why));
+    }
+    if name == RESTORE_TREE_NAME && !client.administrator {
+        return Some(ClusterError::Denied(format!(
+            "the certificate of \"{}\" is not an administrator's, and only they restore backups (\"{shown}\")",
+            client.name
+        )));
+    }
+    let (hash, plain) = TreeHash::of_stored(name);
+    let is_no_choice = hash == TreeHash::Whole || hash.stored_name(plain) != name;
+    (TreeHash::is_stored(name) && is_no_choice)
+        .then(|| ClusterError::Invalid(format!("\"{shown}\" says nothing of what is hashed")))
 }
 
 impl Service for Node {
@@ -207,14 +230,30 @@ impl Service for Node {
         if is_internal(&request) || writes_the_record(&request) {
             return refused(ClusterError::Invalid("only the cluster itself asks for this".to_owned()));
         }
-        if let ClientRequest::Submit { command, .. } = &request
-            && let Some(refusal) = self.inner.refuse_own_tree(client, command)
-        {
-            self.inner.shared_log.metrics.failed(&refusal);
-            return refused(refusal);
-        }
+        let unknown = match &request {
+            ClientRequest::Submit { command, .. } => match self.inner.check_trees(client, command) {
+                Ok(unknown) => unknown,
+                Err(refusal) => {
+                    self.inner.shared_log.metrics.failed(&refusal);
+                    return refused(refusal);
+                }
+            },
+            _ => Vec::new(),
+        };
         let is_administrative = request.is_administrative();
         let serve = Arc::clone(&self.inner).serve(request, body, false);
+        let serve = match unknown.is_empty() {
+            true => Either::Left(serve),
+            false => {
+                let inner = Arc::clone(&self.inner);
+                Either::Right(async move {
+                    match inner.check_chosen(&unknown).await {
+                        Ok(()) => serve.await,
+                        Err(error) => ClientReply::Error(error).encode(),
+                    }
+                })
+            }
+        };
         let serve = match is_administrative {
             true => on_its_own(serve, |why| ClientReply::Error(ClusterError::OutcomeUnknown(why)).encode()),
             false => serve.boxed(),

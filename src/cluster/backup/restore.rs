@@ -76,7 +76,8 @@ const UNFINISHED: &str = "the restore of another backup was not finished here: f
 
 impl Client {
     /// Reads a backup from its directory, and those that were added to it, oldest first, to its end, and writes what
-    /// it holds into this cluster. Interrupted, it goes on when it is called again. See [`backup`](super).
+    /// it holds into this cluster. Interrupted, it goes on when it is called again. Needs an administrator's certificate. See
+    /// [`backup`](super).
     ///
     /// # Errors
     /// [`BackupError::Damaged`] before anything is written; [`BackupError::Refused`] if the cluster holds something;
