@@ -85,7 +85,7 @@ impl PinnedCluster {
     }
 
     /// No more is read of a group: its node need not hold it any longer.
-    pub(super) fn is_read(&self, group: u32) {
+    pub(super) fn done_with(&self, group: u32) {
         let node = self.states[&group].node;
         {
             let mut wanted = self.wanted.lock();

@@ -184,7 +184,7 @@ impl Client {
                 Some(()) = pages.next(), if !pages.is_empty() => {}
                 copied = copies.next() => match copied {
                     Some(Ok(sum)) => {
-                        pinned.is_read(sum.0);
+                        pinned.done_with(sum.0);
                         sums.push(sum);
                         copies.extend(waiting.next());
                     }
