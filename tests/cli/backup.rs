@@ -120,6 +120,7 @@ fn a_backup_amid_transfers_is_of_one_moment_and_comes_back_into_a_cluster_of_ano
     assert_eq!(redis.run("RENAME {0}purse-0 {0}purse-100"), "OK");
     redis.run("DEL was-a-string");
     redis.run("HSET was-a-string now hash");
+    redis.run("CONFIG SET notify-keyspace-events KA");
     dogsled(&sandbox, &address, &["backup", "last", "--since", "full-9", "--since", "more"]).ok();
     assert_eq!(redis.run("RENAME {0}purse-100 {0}purse-0"), "OK");
 
@@ -183,6 +184,10 @@ fn a_backup_amid_transfers_is_of_one_moment_and_comes_back_into_a_cluster_of_ano
     }
     assert_eq!(redis_there.run("HLEN large"), "998");
     assert_eq!(redis_there.run("TTL ends"), "-1");
+    // Of each partition that there is now, whatever there were.
+    assert_eq!(runtime.block_on(everything(&client, "redis:events")).len(), 8);
+    let events = runtime.block_on(everything(&restored, "redis:events"));
+    assert!(events.len() == 3 && events.values().all(|letters| letters == b"AK"), "{events:?}");
     assert_eq!(redis_there.run("GET once-a-hash"), "string");
     assert_eq!(redis_there.run("DBSIZE"), redis.run("DBSIZE"));
     let trees = dogsled(&sandbox, &other, &["trees"]).ok();

@@ -213,3 +213,28 @@ fn which_events_are_told_is_set_as_in_redis_and_for_all_nodes() {
     }
     assert!(escaped(&listener.reply()).contains("\\nend\\r"));
 }
+
+#[test]
+fn a_key_that_stands_before_those_that_say_which_events_are_told_goes_when_they_are_set() {
+    let served = Served::new(1, 2);
+    let client = served.client();
+    // As a restore by an earlier version left them, of a cluster of another number of partitions.
+    let strays = ["", "!", "{", "{!}", "a", "z"];
+    served.runtime.block_on(async {
+        for stray in strays {
+            client.tree("redis:events").put(stray, "").await.unwrap();
+        }
+    });
+    let mut listener = served.connect(0);
+    listener.send(b"PSUBSCRIBE __keyspace*\r\n");
+    assert!(escaped(&listener.reply()).contains("__keyspace*"));
+    let mut redis = served.connect(0);
+    assert_eq!(redis.says("CONFIG SET notify-keyspace-events KA"), "+OK");
+    for key in ["a", "b", "c", "d"] {
+        assert_eq!(redis.says(&format!("SET {key} 1")), "+OK");
+        let told = escaped(&listener.reply());
+        assert!(told.contains(&format!("__keyspace@0__:{key}")), "{told}");
+    }
+    let left = served.runtime.block_on(client.tree("redis:events").len()).unwrap();
+    assert_eq!(left, 2, "one for each partition");
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use dogsled_storage::HASHES_TREE_NAME;
 use dogsled_storage::pin::{HashPart, hash_owner};
+use dogsled_storage::strings::notices::EVENTS_TREE;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -56,6 +57,11 @@ pub(super) struct Batch {
 
 pub(super) fn is_of_hashes(section: &Section) -> bool {
     section.0 == HASHES_TREE_NAME && section.1 == format::KEYS
+}
+
+/// Whether it says which events of keys Redis clients are told: not as keys, which depend on the number of partitions.
+pub(super) fn is_of_events(section: &Section) -> bool {
+    section.0 == EVENTS_TREE
 }
 
 impl Batch {

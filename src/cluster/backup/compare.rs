@@ -13,7 +13,7 @@ use dogsled_storage::{GroupRead, GroupReadReply};
 use futures_util::future::try_join_all;
 
 use super::BackupError;
-use super::batches::{Batch, Batches, Hash, Stretch, is_of_hashes};
+use super::batches::{Batch, Batches, Hash, Stretch, is_of_events, is_of_hashes};
 use super::chain::Chain;
 use super::format::{self, Record};
 use super::restore::makes_no_sense;
@@ -57,7 +57,7 @@ impl Client {
                     count.expire |= hash.expires_ms.is_some();
                 }
                 self.compare_hashes(&stretches, &mut last).await?;
-            } else if batch.section.1 == format::KEYS {
+            } else if batch.section.1 == format::KEYS && !is_of_events(&batch.section) {
                 let count = counts.entry(batch.section.0.clone()).or_default();
                 count.keys += batch.records.len() as u64;
                 count.expire |= batch.records.iter().any(|record| record.expires_ms.is_some());

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use dogsled_replication::ring::TreeHash;
 use dogsled_storage::codec::Listed;
 use dogsled_storage::hashes::HashAction;
+use dogsled_storage::strings::notices::Wanted;
 use dogsled_storage::strings::{StringAction, StringsOperation, StringsReplies, StringsReply};
 use dogsled_storage::{
     Command, ExpiryCommand, LOCKS_TREE_NAME, OwnedCommand, Reply, SESSIONS_TREE_NAME, SetIf,
@@ -17,13 +18,13 @@ use dogsled_storage::{
 };
 use futures_util::future::try_join_all;
 
-use super::batches::{Batch, Batches, Hash, Stretch, is_of_hashes};
+use super::batches::{Batch, Batches, Hash, Stretch, is_of_events, is_of_hashes};
 use super::chain::Chain;
 use super::format::{self, Record};
 use super::{BackupError, MARKER_TREE, blocking};
 use crate::IVec;
 use crate::cluster::core::unexpected;
-use crate::cluster::{Client, Error};
+use crate::cluster::{Client, Error, redis};
 
 /// A batch is written when it has so many records.
 const BATCH_RECORDS: usize = 2048;
@@ -199,6 +200,9 @@ impl Client {
             let stretches = batch.stretches().map_err(makes_no_sense)?;
             return self.write_hashes(&stretches, merge).await;
         }
+        if is_of_events(&batch.section) {
+            return self.write_events(&batch).await;
+        }
         let (stored, part) = batch.section;
         let tree = &self.tree(TreeHash::of_stored(&stored).1);
         let mut writes = crate::Batch::default();
@@ -219,6 +223,18 @@ impl Client {
             try_join_all(each).await?;
         }
         Ok(())
+    }
+
+    /// Which events of keys are told is set as Redis clients set it: all partitions that had keys say the same.
+    async fn write_events(&self, batch: &Batch) -> Result<(), BackupError> {
+        let mut values = batch.records.iter().filter_map(|record| record.value.as_ref());
+        let Some(wanted) = values.find_map(|letters| Wanted::parse(letters)) else { return Ok(()) };
+        match self.retry(|| redis::notify(self, wanted)).await? {
+            None => Ok(()),
+            Some(refused) => Err(BackupError::Differs(format!(
+                "which events of keys are told could not be set ({refused:?})"
+            ))),
+        }
     }
 
     /// Hashes are made anew, field by field: what a key holds of one means nothing in another group.

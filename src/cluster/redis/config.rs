@@ -2,21 +2,23 @@
 //!
 //! `notify-keyspace-events` is of the whole cluster, not of a node: it is kept in every partition, where
 //! [`notices`] reads it. So it is the same at all nodes, is still there after a restart, and holds for a write from the entry on
-//! that has changed it in the write's partition. It is a key of the tree `redis:events`, and so a backup has it. In a
-//! cluster of another number of partitions those that are new have none: set it to nothing there, and then again.
+//! that has changed it in the write's partition. It is a key of the tree `redis:events` there, and which key that is depends
+//! on the number of partitions. So a backup has it, and is restored by [setting it anew](notify): of the keys of another
+//! number of partitions some would come before those that are asked for, and others would be missing.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use dogsled_net::resp::Value;
 use dogsled_replication::ring::slots;
-use dogsled_storage::TreeId;
-use dogsled_storage::strings::notices::Wanted;
+use dogsled_storage::strings::notices::{EVENTS_TREE, Wanted};
 use dogsled_storage::strings::{MAX_STRING_LENGTH, SetOnly, StringAction, StringsOperation, StringsReply};
+use dogsled_storage::{GroupRead, GroupReadReply, TreeId};
 use futures_util::future::join_all;
 
-use super::database::{Database, plain};
+use super::database::{Database, plain, submit};
 use super::describe::{CONFIG_HELP, help};
 use super::entry::group_of_key;
 use super::link::Link;
@@ -24,10 +26,14 @@ use super::table::{Asked, Planned, Step, is_word, syntax_error};
 use super::whole::Whole;
 use super::{EVENTS, glob};
 use crate::IVec;
-use crate::cluster::Error;
+use crate::cluster::core::unexpected;
+use crate::cluster::{Client, Error, ReadFrom};
 
 /// Which events are told of keys.
 const NOTIFY: &str = "notify-keyspace-events";
+
+/// So many keys at most are removed that stand beside those that say which.
+const MOST_OTHERS: u32 = 4096;
 
 /// Those that are the same at every node, by name.
 const PARAMETERS: &[(&str, &str)] = &[
@@ -150,28 +156,61 @@ fn on(key: IVec, action: StringAction) -> StringsOperation {
     StringsOperation { tree: TreeId(EVENTS), key, action }
 }
 
-impl Database {
-    /// Has these told from now on, in every partition.
-    pub(super) async fn notify(&self, wanted: Wanted) -> Result<Value, Error> {
-        let letters = wanted.text();
-        let set = switches(self.partitions().await?).into_iter().map(|(group, key)| {
-            let operation = match letters.is_empty() {
-                true => on(IVec::new(), StringAction::Clear),
-                false => {
-                    let (value, only) = (IVec::from(letters.as_str()), SetOnly::Always);
-                    on(key, StringAction::Set { value, only, when: None, get: false })
-                }
-            };
-            self.submit(group, Vec::new(), &[], vec![operation])
-        });
-        // All of them, whatever happens to one.
-        for set in join_all(set).await {
-            let replies = set?.unwrap_or_default();
-            if let Some(refused @ StringsReply::Failed(_)) = replies.first() {
-                return Ok(plain(refused));
+/// Has these told from now on, in every partition; why not, if a partition refuses.
+pub(in crate::cluster) async fn notify(
+    client: &Client,
+    wanted: Wanted,
+) -> Result<Option<StringsReply>, Error> {
+    let letters = wanted.text();
+    let switches = switches(client.core().partitions(client.until()).await?);
+    let letters = &letters;
+    let set = switches.into_iter().map(|(group, key)| async move {
+        let operations = match letters.is_empty() {
+            true => vec![on(IVec::new(), StringAction::Clear)],
+            false => {
+                // Whatever else is there may come first, and would count in place of this. It goes in the same entry, so
+                // that events are told all the while.
+                let others = keys_of_events(client, group).await?.into_iter().filter(|other| *other != key);
+                let mut operations: Vec<_> = others.map(|other| on(other, StringAction::Delete)).collect();
+                let (value, only) = (IVec::from(letters.as_str()), SetOnly::Always);
+                operations.push(on(key.clone(), StringAction::Set { value, only, when: None, get: false }));
+                operations
             }
+        };
+        submit(client, group, Vec::new(), &[], operations).await
+    });
+    // All of them, whatever happens to one.
+    for set in join_all(set).await {
+        let mut replies = set?.unwrap_or_default().into_iter();
+        if let Some(refused) = replies.find(|reply| matches!(reply, StringsReply::Failed(_))) {
+            return Ok(Some(refused));
         }
-        Ok(Value::OK)
+    }
+    Ok(None)
+}
+
+/// The first keys of the tree in a partition, of which there is one if nobody else wrote there.
+async fn keys_of_events(client: &Client, group: u32) -> Result<Vec<IVec>, Error> {
+    let read = GroupRead::Range {
+        tree: IVec::from(EVENTS_TREE),
+        low: Bound::Unbounded,
+        high: Bound::Unbounded,
+        reverse: false,
+        limit: MOST_OTHERS,
+        limit_bytes: u64::MAX,
+        values: false,
+    };
+    match client.core().read(group, &read, ReadFrom::Leader, client.until()).await?.reply {
+        GroupReadReply::Page { entries, .. } => Ok(entries.into_iter().map(|(key, _)| key).collect()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+impl Database {
+    /// See [`notify`].
+    pub(super) async fn notify(&self, wanted: Wanted) -> Result<Value, Error> {
+        let refused = notify(&self.client, wanted).await?;
+        Ok(refused.map_or(Value::OK, |refused| plain(&refused)))
     }
 
     /// Those that are asked for, [`NOTIFY`] among them.
@@ -191,7 +230,7 @@ impl Database {
 
 #[cfg(test)]
 mod tests {
-    use dogsled_storage::strings::notices::{DATABASES, EVENTS_TREE, database_name};
+    use dogsled_storage::strings::notices::{DATABASES, database_name};
 
     use super::super::tree_name;
     use super::*;

@@ -94,6 +94,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use dogsled_net::resp::RequestLimits;
 use dogsled_storage::strings::notices::EVENTS_TREE;
 
+pub(in crate::cluster) use self::config::notify;
 pub use self::server::{LEAST_PACE, RedisOptions, RedisServer};
 pub use self::slots::Redirects;
 pub use self::table::support;
