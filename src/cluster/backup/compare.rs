@@ -1,9 +1,11 @@
 //! Whether a cluster holds what a backup does, key by key: values, when they end, how many there are, the fields of
 //! hashes.
+//!
+//! What is not there any more may have ended. That is for the cluster to say, by the time that its replies tell: the clock of
+//! whoever restores may be wrong by any amount, and sound data is not to be called different for it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use dogsled_replication::ring::TreeHash;
 use dogsled_storage::codec::Listed;
@@ -23,7 +25,7 @@ use crate::cluster::{Client, Error, ReadFrom};
 
 /// Keys that are read back at a time.
 const TOGETHER: usize = 256;
-/// Clocks may be so far apart.
+/// The clocks of those that lead a partition one after the other may be so far apart.
 const SOON_MS: u64 = 1_000;
 
 /// What is to be in a tree.
@@ -83,13 +85,10 @@ impl Client {
         let tree = &self.tree(TreeHash::of_stored(stored).1);
         let keys: Vec<IVec> = batch.records.iter().map(|record| record.key.clone()).collect();
         let found = self.retry(|| tree.get_many(&keys)).await?;
-        for (Record { key, expires_ms, value, .. }, found) in batch.records.iter().zip(found) {
-            if found != *value && !(found.is_none() && is_over(*expires_ms)) {
-                return Err(differs(stored, key, "has another value"));
-            }
-        }
         let here = &self.stored_here(stored);
-        let ends = batch.records.iter().map(|Record { key, expires_ms, .. }| async move {
+        // Behind the values: what was over when those were read is over by the time that is told now.
+        let ends = batch.records.iter().zip(found).map(|(record, found)| async move {
+            let key = &record.key;
             let read = GroupRead::Expires { tree: here.clone(), key: key.clone() };
             let read = &read;
             let ask = || async {
@@ -97,7 +96,10 @@ impl Client {
                 self.core().read(group, read, ReadFrom::Leader, self.until()).await
             };
             match self.retry(ask).await?.reply {
-                GroupReadReply::Expires { at_ms, .. } => check_end(stored, key, *expires_ms, at_ms),
+                GroupReadReply::Expires { at_ms, now_ms } => {
+                    check_value(stored, record, found, now_ms)?;
+                    check_end(stored, key, record.expires_ms, at_ms, now_ms)
+                }
                 other => Err(unexpected(&other).into()),
             }
         });
@@ -129,8 +131,8 @@ impl Client {
         for Stretch { hash, begins, fields } in stretches {
             if *begins {
                 match replies.next() {
-                    Some(StringsReply::Expires { at_ms, .. }) => {
-                        check_end(&hash.stored, &hash.key, hash.expires_ms, at_ms)?;
+                    Some(StringsReply::Expires { at_ms, now_ms }) => {
+                        check_end(&hash.stored, &hash.key, hash.expires_ms, at_ms, now_ms)?;
                     }
                     other => return Err(unexpected(&other).into()),
                 }
@@ -143,7 +145,7 @@ impl Client {
                 _ => Vec::new(),
             };
             let expected = fields.iter().map(|(_, value)| Some(value));
-            if !found.iter().map(Option::as_ref).eq(expected) && !is_over(hash.expires_ms) {
+            if !found.iter().map(Option::as_ref).eq(expected) && !self.has_ended(hash).await? {
                 return Err(differs(&hash.stored, &hash.key, "is a hash with other fields"));
             }
         }
@@ -155,12 +157,23 @@ impl Client {
         let asked = whole.iter().map(|(hash, _)| (&**hash, StringAction::Hash(HashAction::Length)));
         let replies = self.ask_hashes(asked.collect()).await?;
         for ((hash, fields), reply) in whole.iter().zip(replies) {
-            if reply != StringsReply::Integer(*fields as i64) && !is_over(hash.expires_ms) {
+            if reply != StringsReply::Integer(*fields as i64) && !self.has_ended(hash).await? {
                 let what = format!("is not a hash of {fields} fields, but says {reply:?}");
                 return Err(differs(&hash.stored, &hash.key, &what));
             }
         }
         Ok(())
+    }
+
+    /// Whether a hash may have been gone when it was read before.
+    async fn has_ended(&self, hash: &Hash) -> Result<bool, Error> {
+        if hash.expires_ms.is_none() {
+            return Ok(false);
+        }
+        match self.ask_hashes(vec![(hash, StringAction::Expires)]).await?.pop() {
+            Some(StringsReply::Expires { now_ms, .. }) => Ok(is_over(hash.expires_ms, now_ms)),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// The replies to operations that read, in their order.
@@ -191,10 +204,21 @@ impl Client {
     }
 }
 
-/// Whether a key that ends then may be gone.
-fn is_over(expires_ms: Option<u64>) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    expires_ms.is_some_and(|expires_ms| expires_ms <= now + SOON_MS)
+/// Whether a key that ends then may be gone at this time of the cluster.
+fn is_over(expires_ms: Option<u64>, now_ms: u64) -> bool {
+    expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms.saturating_add(SOON_MS))
+}
+
+fn check_value(
+    stored: &IVec,
+    Record { key, expires_ms, value, .. }: &Record,
+    found: Option<IVec>,
+    now_ms: u64,
+) -> Result<(), BackupError> {
+    match found == *value || (found.is_none() && is_over(*expires_ms, now_ms)) {
+        true => Ok(()),
+        false => Err(differs(stored, key, "has another value")),
+    }
 }
 
 /// `found`: as [`GroupReadReply::Expires`] has it.
@@ -203,10 +227,11 @@ fn check_end(
     key: &IVec,
     expires_ms: Option<u64>,
     found: Option<Option<u64>>,
+    now_ms: u64,
 ) -> Result<(), BackupError> {
     match found {
         Some(at_ms) if at_ms == expires_ms => Ok(()),
-        None if is_over(expires_ms) => Ok(()),
+        None if is_over(expires_ms, now_ms) => Ok(()),
         _ => Err(differs(stored, key, "has another time to live")),
     }
 }
@@ -214,4 +239,30 @@ fn check_end(
 fn differs(stored: &IVec, key: &IVec, what: &str) -> BackupError {
     let (name, key) = (TreeHash::of_stored(stored).1.escape_ascii(), key.escape_ascii());
     BackupError::Differs(format!("key \"{key}\" of tree \"{name}\" {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gone_has_ended_by_the_time_that_the_cluster_tells() {
+        let stored = IVec::from("t");
+        // This process's clock is past both, or before both, as it likes.
+        for now_ms in [50_000, u64::MAX / 2] {
+            let record = |expires_ms| Record {
+                key: "k".into(),
+                version: 1,
+                expires_ms: Some(expires_ms),
+                value: Some("v".into()),
+            };
+            let (over, later) = (record(now_ms - 1), record(now_ms + 10 * SOON_MS));
+            check_value(&stored, &over, None, now_ms).unwrap();
+            check_end(&stored, &over.key, over.expires_ms, None, now_ms).unwrap();
+            check_value(&stored, &later, None, now_ms).unwrap_err();
+            check_end(&stored, &later.key, later.expires_ms, None, now_ms).unwrap_err();
+            check_value(&stored, &later, Some("v".into()), now_ms).unwrap();
+            check_value(&stored, &over, Some("other".into()), now_ms).unwrap_err();
+        }
+    }
 }
