@@ -1,7 +1,8 @@
 //! The files of a backup, byte by byte.
 //!
 //! A backup is a directory: a file for each partition, `partition-00001` and so on, and `MANIFEST`, which is written last,
-//! under another name, synced, and renamed. So a directory without one is a backup that was not finished.
+//! under another name, synced, and renamed. So a directory without one is a backup that was not finished. While it is made
+//! there is an empty file `LOCK` as well, which is locked.
 //!
 //! Promise: a file that was cut short, changed in any bit, had a part taken out, doubled or moved, or belongs to another
 //! backup, is refused, and the place is named.

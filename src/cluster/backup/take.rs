@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dogsled_replication::meta::Record as ClusterRecord;
 use dogsled_replication::pin::{PinnedPage, PinnedRead};
-use dogsled_storage::disk::{Disk, RealDisk};
+use dogsled_storage::disk::{Disk, DiskLock, RealDisk};
 use dogsled_storage::pin::{PinnedEntry, PinnedPart};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -27,6 +27,8 @@ use crate::cluster::{Client, Error};
 const PAGE_BYTES: u32 = 1 << 20;
 /// Partitions that are copied at a time.
 const TOGETHER: usize = 4;
+/// Locked, and empty, while a backup is made.
+const LOCK: &str = "LOCK";
 /// Records of earlier backups that are looked at in one go.
 const BATCH_RECORDS: usize = 2048;
 
@@ -74,7 +76,7 @@ impl Client {
             since => Some(self.chain_of(since, cluster, &record).await?),
         };
         let path = directory.to_owned();
-        blocking(self, move || prepare(&path)).await?;
+        let held = blocking(self, move || prepare(&path)).await?;
         let mut pinned = PinnedCluster::pin(self).await?;
         if let Some(chain) = &chain
             && chain.partitions() as usize != pinned.states.len()
@@ -84,7 +86,7 @@ impl Client {
         }
         let total = pinned.states.values().flat_map(|state| &state.trees).map(|(_, keys)| keys).sum();
         let copied =
-            self.copy(directory, &pinned, &chain, &|done: u64| progress(done.min(total), total)).await;
+            self.copy(directory, &held, &pinned, &chain, &|done: u64| progress(done.min(total), total)).await;
         pinned.let_go().await;
         let sums = copied?;
         // Not that of before: what was pinned may be in trees that came in between.
@@ -119,7 +121,12 @@ impl Client {
             partitions: sums.len() as u32,
         };
         let path = directory.to_owned();
-        blocking(self, move || manifest.write(&path)).await?;
+        let finish = move || {
+            manifest.write(&path)?;
+            held.leave();
+            Ok(())
+        };
+        blocking(self, finish).await?;
         Ok(report)
     }
 
@@ -150,6 +157,7 @@ impl Client {
     async fn copy(
         &self,
         directory: &Path,
+        held: &Arc<Held>,
         pinned: &PinnedCluster,
         chain: &Option<Arc<Chain>>,
         progress: &impl Fn(u64),
@@ -158,7 +166,10 @@ impl Client {
         let copies = pinned.states.iter().map(|(group, state)| {
             let (directory, chain, asks) = (directory.to_owned(), chain.clone(), asks.clone());
             let (group, backup, trees) = (*group, pinned.under.0, state.trees.clone());
+            let held = Arc::clone(held);
             let copy = move || {
+                // Nobody else is to write here before this has ended, be it that nobody waits for it any more.
+                let _held = held;
                 let mut copy = Copy::new(group, chain.as_deref(), asks)?;
                 let sum = copy.run(&trees, Writer::create(&directory, backup, group)?)?;
                 Ok((group, sum))
@@ -208,11 +219,49 @@ fn removed_members(record: &ClusterRecord) -> Vec<u64> {
     record.removed.iter().map(|node| node.0).collect()
 }
 
+/// A directory in which nobody else makes a backup meanwhile.
+#[derive(Debug)]
+pub(super) struct Held {
+    path: PathBuf,
+    /// `None`: the file system knows no locks.
+    _lock: Option<Box<dyn DiskLock>>,
+}
+
+impl Held {
+    /// Takes the lock file away, when there is a backup: then whoever comes finds that, be it by a lock of its own. If the
+    /// backup came to nothing the file stays, because whoever waits for it might lock what is no file any more.
+    fn leave(&self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// Makes the directory, or clears it of a backup that was not finished.
-fn prepare(directory: &Path) -> Result<(), BackupError> {
+pub(super) fn prepare(directory: &Path) -> Result<Arc<Held>, BackupError> {
     let io = |error: std::io::Error| BackupError::Io { path: directory.to_owned(), error: error.to_string() };
     // With the names of what is made: a backup whose directory a power cut takes is none.
     RealDisk.create_directories(directory).map_err(io)?;
+    // First: what is somebody else's gets no file of ours.
+    left_in(directory)?;
+    let path = directory.join(LOCK);
+    let lock = match RealDisk.lock(&path) {
+        Ok(Some(lock)) => Some(lock),
+        Ok(None) => {
+            let shown = directory.display();
+            return Err(BackupError::Refused(format!(
+                "another backup is being made in {shown}: name a new directory"
+            )));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => None,
+        Err(error) => return Err(io(error)),
+    };
+    // Again: whoever had the lock before may have finished.
+    left_in(directory)?.into_iter().try_for_each(std::fs::remove_file).map_err(io)?;
+    Ok(Arc::new(Held { path, _lock: lock }))
+}
+
+/// The files of a backup that was not finished, if there is nothing else.
+fn left_in(directory: &Path) -> Result<Vec<PathBuf>, BackupError> {
+    let io = |error: std::io::Error| BackupError::Io { path: directory.to_owned(), error: error.to_string() };
     let mut left = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(io)? {
         let entry = entry.map_err(io)?;
@@ -220,6 +269,9 @@ fn prepare(directory: &Path) -> Result<(), BackupError> {
         let name = name.to_string_lossy();
         // By their exact names: they are removed.
         let number = name.strip_prefix("partition-").unwrap_or_default();
+        if name == LOCK && entry.metadata().map_err(io)?.len() == 0 {
+            continue;
+        }
         let is_partition = number.len() >= 5 && number.bytes().all(|byte| byte.is_ascii_digit());
         if !is_partition && name != "MANIFEST.partial" {
             let shown = directory.display();
@@ -233,7 +285,7 @@ fn prepare(directory: &Path) -> Result<(), BackupError> {
         }
         left.push(entry.path());
     }
-    left.into_iter().try_for_each(std::fs::remove_file).map_err(io)
+    Ok(left)
 }
 
 /// What the backups before had in the partition, and where one is in it.

@@ -11,6 +11,7 @@ use super::format::partition_path;
 use super::format::{
     KEYS, MANIFEST, Manifest, NUMBERS, PartitionEntry, Reader, Record, Section, Sum, Writer,
 };
+use super::take::prepare;
 use crate::IVec;
 
 fn hex(bytes: &[u8]) -> String {
@@ -254,4 +255,38 @@ fn a_chain_is_what_a_map_says_after_each_of_its_backups() {
             assert!(matches!(merged(wrong), Err(BackupError::Refused(_))), "{wrong:?}");
         }
     }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn one_backup_is_made_in_a_directory_at_a_time() {
+    let refused = |directory: &Path, why: &str| match prepare(directory) {
+        Err(BackupError::Refused(what)) => assert!(what.contains(why), "{what}"),
+        other => panic!("{other:?}"),
+    };
+    let made = tempfile::tempdir().unwrap();
+    let directory = made.path().join("b");
+    let held = prepare(&directory).unwrap();
+    std::fs::write(partition_path(&directory, 1), b"DGSL").unwrap();
+    refused(&directory, "another backup is being made");
+    assert_eq!(names(&directory), ["LOCK", "partition-00001"], "what is there is somebody's");
+    // It came to nothing: another takes its place.
+    drop(held);
+    let held = prepare(&directory).unwrap();
+    assert_eq!(names(&directory), ["LOCK"]);
+    drop(held);
+    // What is somebody else's stays as it is.
+    std::fs::write(directory.join("LOCK"), b"mine").unwrap();
+    refused(&directory, "holds LOCK");
+    std::fs::remove_file(directory.join("LOCK")).unwrap();
+    std::fs::write(directory.join("letter"), b"mine").unwrap();
+    refused(&directory, "holds letter");
+    assert_eq!(names(&directory), ["letter"]);
 }
