@@ -102,7 +102,8 @@ mod tests {
     #[test]
     fn patterns_match_as_in_redis() {
         for (pattern, fits, does_not) in [
-            ("*", &["", "a", "ab"][..], &[][..]),
+            ("*", &["a", "ab"][..], &[""][..]),
+            ("**", &["a"], &[""]),
             ("h?llo", &["hello", "hallo"], &["hllo", "heello"]),
             ("h*llo", &["hllo", "heeello"], &["hell", "hllo!"]),
             ("h[ae]llo", &["hello", "hallo"], &["hillo"]),
@@ -122,6 +123,15 @@ mod tests {
             for key in does_not {
                 assert!(!matches(pattern.as_bytes(), key.as_bytes()), "{pattern:?} {key:?}");
             }
+        }
+        assert!(selects(b"*", b"") && selects(b"*", b"a") && !selects(b"**", b""));
+        for (pattern, byte, fits) in [
+            (b"[\x7f-\x80]", 0, true),
+            (b"[\x7f-\x80]", 0x81, true),
+            (b"[\xff-\x01]", 0, true),
+            (b"[\xff-\x01]", 2, false),
+        ] {
+            assert_eq!(matches(pattern, &[byte]), fits, "{pattern:?} {byte}");
         }
     }
 
