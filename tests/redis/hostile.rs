@@ -102,7 +102,7 @@ fn what_all_together_hold_is_bounded() {
 /// Whether it is told something, or its end, within half a second.
 fn is_closed(redis: &mut Connection) -> bool {
     redis.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    match redis.stream.read(&mut [0; 20]) {
+    match redis.stream.peek(&mut [0; 20]) {
         Ok(_) => true,
         Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
     }

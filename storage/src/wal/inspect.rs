@@ -220,10 +220,10 @@ impl Inspection<'_> {
                     (self.f)(Event::Opening { stream: one.stream, bounds: one.bounds, state })?;
                 }
             }
-            None if segment.header.is_ok() => {
-                if !self.unreadable(segment, FIRST_FRAME + BLOCK_SIZE as u64)? {
-                    self.damage_at(segment, FIRST_FRAME, "the opening frame is damaged")?;
-                }
+            None if segment.header.is_ok()
+                && !self.unreadable(segment, FIRST_FRAME + BLOCK_SIZE as u64)? =>
+            {
+                self.damage_at(segment, FIRST_FRAME, "the opening frame is damaged")?;
             }
             None => {}
         }

@@ -115,7 +115,8 @@ fn read(
     }
     let mut bytes = vec![0; looked_at as usize];
     let mut from = 0;
-    for place in unreadable.iter().map(|one| one.place.clone()).chain([looked_at..looked_at]) {
+    let end = std::iter::once(looked_at..looked_at);
+    for place in unreadable.iter().map(|one| one.place.clone()).chain(end) {
         file.read_at(from, &mut bytes[from as usize..place.start as usize])?;
         from = place.end;
     }
