@@ -114,9 +114,10 @@ impl Tree {
     }
 
     /// Follows one key, beginning with the first write after this version: that of a value that was read, or what
-    /// a write has returned; 0: with the value that it has now. After a
-    /// [recovery with a loss of data](super::Client::recover) versions are no longer what they were: the value that is
-    /// there is told once more.
+    /// a write has returned; 0: with the value that it has now. A
+    /// [recovery with a loss of data](super::Client::recover) gives versions anew: who follows a key then is told once
+    /// more what is there, and in a cluster that has seen one this reads what is there before it follows it, so keep a
+    /// watcher rather than make one for each change.
     ///
     /// # Errors
     /// [`Error::Unavailable`](super::Error::Unavailable) if the partition was not reached before the deadline.
@@ -133,7 +134,8 @@ impl Tree {
             Subscriber::begin(client.clone(), stored, watched.clone(), &from, Some(group), until).await
         });
         let changes = changes.await?;
-        let history = changes.history();
+        // Of a version nobody knows how many lie behind it.
+        let history = (version == 0).then(|| changes.history());
         let (tree, must_look) = (self.clone(), version == 0);
         Ok(KeyWatcher { tree, key, version, history, is_cut: false, changes, must_look })
     }
@@ -159,8 +161,8 @@ pub struct KeyWatcher {
     key: IVec,
     /// The last that was told.
     version: u64,
-    /// How many recoveries lie behind that.
-    history: u64,
+    /// How many recoveries lie behind that, if that is known.
+    history: Option<u64>,
     /// Another one does: what was told may be lost, and its version may be another value's now.
     is_cut: bool,
     changes: Subscriber,
@@ -190,7 +192,7 @@ impl KeyWatcher {
                 Ok((_, Event::Lost { .. })) => {
                     self.must_look = true;
                     let history = self.changes.history();
-                    self.is_cut |= std::mem::replace(&mut self.history, history) != history;
+                    self.is_cut |= self.history.replace(history).is_some_and(|before| before != history);
                     continue;
                 }
                 Ok(_) => continue,
@@ -212,7 +214,8 @@ impl KeyWatcher {
             self.version = 0;
         }
         let change = match found {
-            Some(found) if found.version > self.version => {
+            // A smaller one is of another history.
+            Some(found) if found.version != self.version => {
                 KeyChange { value: Some(found.value), version: found.version, is_after_gap }
             }
             // Nobody says when it was removed, if it was there.

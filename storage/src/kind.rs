@@ -293,6 +293,11 @@ pub fn names_tree(encoded: &[u8], holds: impl FnMut(&[u8]) -> bool) -> bool {
     Peek(encoded).names_tree(holds).unwrap_or(false)
 }
 
+/// Whether an encoded [`GroupCommand`] drops the tree of this name. It costs as little as [`OperationKind::peek`].
+pub fn drops_tree(encoded: &[u8], name: &[u8]) -> bool {
+    Peek(encoded).dropped_tree().is_some_and(|dropped| dropped == name)
+}
+
 /// What is left to look at.
 struct Peek<'a>(&'a [u8]);
 
@@ -317,16 +322,32 @@ impl<'a> Peek<'a> {
                 return Some(true);
             }
         }
+        // Their names are not among the command's trees.
+        match self.number_of_command()? {
+            Some(0 | 19) => Some(holds(self.bytes()?)),
+            _ => Some(false),
+        }
+    }
+
+    fn dropped_tree(&mut self) -> Option<&'a [u8]> {
+        self.pass_head()?;
+        for _ in 0..self.number()? {
+            self.bytes()?;
+        }
+        match self.number_of_command()? {
+            Some(1) => self.bytes(),
+            _ => None,
+        }
+    }
+
+    /// Behind the names of the trees; inner `None`: it is no command.
+    fn number_of_command(&mut self) -> Option<Option<u64>> {
         match self.number()? {
             1 => {}
             6 => self.pass_fences()?,
-            _ => return Some(false),
+            _ => return Some(None),
         }
-        // Their names are not among the command's trees.
-        match self.number()? {
-            0 | 19 => Some(holds(self.bytes()?)),
-            _ => Some(false),
-        }
+        self.number().map(Some)
     }
 
     fn pass_fences(&mut self) -> Option<()> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dogsled_storage::codec::{decode_group_read, encode_group_reply};
 use dogsled_storage::group::Operation;
-use dogsled_storage::kind::names_tree;
+use dogsled_storage::kind::{drops_tree, names_tree};
 use dogsled_storage::seal::sealed_by;
 use dogsled_storage::{Command, IVec};
 use futures_util::future::{BoxFuture, Either};
@@ -147,10 +147,14 @@ impl Inner {
             }
             refusal.is_some()
         });
+        if refusal.is_none() && drops_tree(command, RESTORE_TREE_NAME) {
+            refusal = refuse_to_name(client, RESTORE_TREE_NAME);
+        }
         refusal.map_or(Ok(unknown), Err)
     }
 
-    /// Refuses stored names that nobody has chosen. Clients may hear of a choice before this node does.
+    /// Refuses stored names that nobody has chosen, as far as this node can find out: clients may hear of a choice before it
+    /// does, and ask again.
     async fn check_chosen(self: &Arc<Self>, names: &[IVec]) -> Result<(), ClusterError> {
         let unavailable = |why: &dyn std::fmt::Display| {
             ClusterError::Unavailable(format!("whether the tree is hashed so is not known: {why}"))
@@ -166,7 +170,8 @@ impl Inner {
             Some(name) => {
                 let (hash, plain) = TreeHash::of_stored(name);
                 let plain = plain.escape_ascii();
-                Err(ClusterError::Invalid(format!("the tree \"{plain}\" is not hashed by {hash}")))
+                let why = format!("the tree \"{plain}\" is not hashed by {hash}, as far as this node knows");
+                Err(ClusterError::Unavailable(why))
             }
         }
     }

@@ -251,12 +251,19 @@ pub(super) fn prepare(directory: &Path) -> Result<Arc<Held>, BackupError> {
                 "another backup is being made in {shown}: name a new directory"
             )));
         }
-        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => None,
+        Err(error) if knows_no_locks(&error) => None,
         Err(error) => return Err(io(error)),
     };
     // Again: whoever had the lock before may have finished.
     left_in(directory)?.into_iter().try_for_each(std::fs::remove_file).map_err(io)?;
     Ok(Arc::new(Held { path, _lock: lock }))
+}
+
+/// Whether a file system has no locks, or a server of it nobody who keeps them.
+fn knows_no_locks(error: &std::io::Error) -> bool {
+    // ENOLCK, for which the standard library has no name.
+    let no_locks = if cfg!(target_os = "linux") { 37 } else { 77 };
+    error.kind() == std::io::ErrorKind::Unsupported || error.raw_os_error() == Some(no_locks)
 }
 
 /// The files of a backup that was not finished, if there is nothing else.
