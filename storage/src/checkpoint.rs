@@ -30,11 +30,9 @@
 //! wrong. After step 5 the replay starts behind it.
 //!
 //! # Errors
-//! An error of redb latches it: it answers nothing any more. If it was a read that failed, and no write or sync,
-//! another redb takes its place on the same file ([`Shared::renew_base`]), and the frozen overlay is folded once
-//! more from the beginning, which comes to the same. A second failure, and every other, is kept, writers that need
-//! room get it, and the WAL is poisoned so that nothing more is acknowledged. Everything acknowledged is in the WAL;
-//! reopening recovers it.
+//! An error of redb latches it: the checkpoint's failure is kept, writers that need room get it,
+//! and the WAL is poisoned so that nothing more is acknowledged. Everything acknowledged is in the
+//! WAL; reopening recovers it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -226,41 +224,11 @@ pub(crate) fn at_close(shared: &Arc<Shared>) {
 /// in between is as good as any.
 fn checkpoint(shared: &Arc<Shared>, cancelled: impl Fn() -> bool) -> Result<()> {
     let mut freezing = shared.freezing.lock();
-    let has_failed_read = || shared.state.load().base.file().has_failed_read();
-    if has_failed_read() {
-        shared.renew_base_of_checkpoint()?;
-    }
-    let folded = match fold(shared, &mut freezing, &cancelled) {
-        // One moment in which the disk did not answer is no reason to accept no more writes. All of it can be done
-        // again; if the same read fails again, that is that.
-        Err(error) if has_failed_read() => match shared.renew_base_of_checkpoint() {
-            Ok(true) => fold(shared, &mut freezing, &cancelled)?,
-            _ => return Err(error),
-        },
-        folded => folded?,
-    };
-    let Some(record) = folded else { return Ok(()) };
-    let applied = record.applied;
-    if let Some(replica) = &shared.replica {
-        replica.set_durable(Applied { position: applied, note: record.note.unwrap_or_default() });
-    }
-    drop(freezing);
-    shared.set_checkpointed(applied);
-    shared.checkpoints.fetch_add(1, Ordering::Relaxed);
-    if shared.replica.is_some() { Ok(()) } else { purge_wal(shared, applied) }
-}
-
-/// Steps 1 to 4; the record, or `None` if there is nothing to fold or it was cancelled.
-fn fold(
-    shared: &Arc<Shared>,
-    freezing: &mut Option<Checkpoint>,
-    cancelled: &impl Fn() -> bool,
-) -> Result<Option<Checkpoint>> {
     let mut record = match freezing.take() {
         Some(record) => record,
         None => match freeze(shared) {
             Some(record) => record,
-            None => return Ok(None),
+            None => return Ok(()),
         },
     };
     let frozen =
@@ -303,13 +271,21 @@ fn fold(
             if slice.keys >= slice_keys || slice.bytes >= slice_bytes {
                 writer.write(std::mem::take(&mut slice), false)?;
                 if cancelled() {
-                    return Ok(None);
+                    return Ok(());
                 }
             }
         }
     }
     writer.write(slice, true)?;
-    Ok(Some(freezing.take().expect("set above")))
+    let record = freezing.take().expect("set above");
+    let applied = record.applied;
+    if let Some(replica) = &shared.replica {
+        replica.set_durable(Applied { position: applied, note: record.note.unwrap_or_default() });
+    }
+    drop(freezing);
+    shared.set_checkpointed(applied);
+    shared.checkpoints.fetch_add(1, Ordering::Relaxed);
+    if shared.replica.is_some() { Ok(()) } else { purge_wal(shared, applied) }
 }
 
 /// Step 1; `None` if there is nothing to fold.
@@ -426,7 +402,7 @@ impl SliceWriter<'_> {
         let base = Arc::clone(&self.shared.state.load().base);
         let file = base.file().clone();
         let failed = |error: redb::Error| file.map_error("checkpointing into", error);
-        let database = Arc::clone(&self.shared.database.lock());
+        let database = &self.shared.database;
         let mut transaction = database.begin_write().map_err(|error| failed(error.into()))?;
         transaction.set_quick_repair(true);
         for id in &slice.cleared {
@@ -493,8 +469,7 @@ impl SliceWriter<'_> {
                 lengths.entry(*id).or_insert(0);
             }
         }
-        let database = Arc::clone(&self.shared.database.lock());
-        let base = Base::hold(&database, old.file(), lengths.into_iter(), caches, old.budget())?;
+        let base = Base::hold(&self.shared.database, old.file(), lengths.into_iter(), caches, old.budget())?;
         for (_, tree) in base.trees() {
             if tree.cache.budget().excess() > 0 {
                 tree.cache.evict_to_budget();

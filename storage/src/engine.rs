@@ -163,7 +163,7 @@ impl Engine {
             commit: Mutex::new(recovered.committer),
             wal,
             replica,
-            database: Mutex::new(Arc::new(database)),
+            database,
             readers: Arc::new(Readers::default()),
             watchers,
             lock_waiters: LockWaiters::new(),
@@ -266,14 +266,12 @@ impl Engine {
     /// [`Error::TreeNotFound`], and damage or I/O errors met while reading.
     #[inline]
     pub fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<IVec>> {
-        self.shared.read_again(|| {
-            if let Some(time_ms) = self.shared.hide_at() {
-                return Ok(self.shared.get_live(tree, key, time_ms)?.map(|found| found.value));
-            }
-            let state = self.shared.state.load();
-            state.require_tree(tree)?;
-            Ok(state.get_latest(tree, key)?.map(|found| found.value))
-        })
+        if let Some(time_ms) = self.shared.hide_at() {
+            return Ok(self.shared.get_live(tree, key, time_ms)?.map(|found| found.value));
+        }
+        let state = self.shared.state.load();
+        state.require_tree(tree)?;
+        Ok(state.get_latest(tree, key)?.map(|found| found.value))
     }
 
     /// The trees that have quotas, in the order of their numbers, and how much they hold; see [`crate::quota`].
@@ -334,10 +332,6 @@ impl Engine {
 
     /// A consistent state of all trees, as of the newest commit.
     pub fn snapshot(&self) -> Snapshot {
-        if self.shared.state.load().base.file().has_failed_read() {
-            // If it cannot be done, whoever reads from the snapshot is told why.
-            let _ = self.shared.renew_base();
-        }
         if self.shared.replica.is_none() {
             let never_expires = || self.shared.due.keys() == u64::MAX;
             if never_expires() {

@@ -124,14 +124,6 @@ struct Shared {
     header: Mutex<Header>,
     last_damage: Mutex<Option<Corruption>>,
     sync_failed: AtomicBool,
-    /// Of the newest redb on the file; see [`Opened`].
-    generation: AtomicU64,
-    /// That redb has met a read that failed, and reads nothing more.
-    read_failed: AtomicBool,
-    /// A write or a change of the length failed.
-    write_failed: AtomicBool,
-    /// What became of the last read that failed.
-    last_failed_read: Mutex<Option<String>>,
 }
 
 /// redb's block 0 and the slots that keep it.
@@ -160,30 +152,6 @@ impl std::error::Error for Damage {}
 /// The place of the damage that caused `error`, if damage did.
 pub fn damage_in(error: &io::Error) -> Option<&Corruption> {
     error.get_ref()?.downcast_ref::<Damage>().map(|damage| &damage.0)
-}
-
-/// The error inside an [`io::Error`] for what was not read because another read failed before it.
-#[derive(Debug)]
-struct EarlierRead(String);
-
-impl fmt::Display for EarlierRead {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "not tried, because an earlier read of the file failed ({}); what was asked for may be sound",
-            self.0
-        )
-    }
-}
-
-impl std::error::Error for EarlierRead {}
-
-/// Whether nothing is known to be wrong but that another read failed before.
-pub(crate) fn is_of_earlier_read(error: &Error) -> bool {
-    match error {
-        Error::Io { source, .. } => source.get_ref().is_some_and(|inner| inner.is::<EarlierRead>()),
-        _ => false,
-    }
 }
 
 impl TreeFile {
@@ -363,10 +331,6 @@ impl TreeFile {
             header: Mutex::new(header),
             last_damage: Mutex::new(None),
             sync_failed: AtomicBool::new(false),
-            generation: AtomicU64::new(0),
-            read_failed: AtomicBool::new(false),
-            write_failed: AtomicBool::new(false),
-            last_failed_read: Mutex::new(None),
         }))
     }
 
@@ -388,30 +352,13 @@ impl TreeFile {
         self.0.last_damage.lock().clone()
     }
 
-    /// Translates an error of redb on this file. Where redb only says that something failed before, so
-    /// does this, and what that was: it need not have to do with what was asked for.
+    /// Translates an error of redb on this file, with the place where the disk was damaged even
+    /// if redb only says that something failed before.
     pub fn map_error(&self, doing: &str, error: impl Into<redb::Error>) -> Error {
-        let error = error.into();
-        // Closed is one in whose place another has come.
-        let is_earlier = matches!(error, redb::Error::PreviousIo | redb::Error::DatabaseClosed);
-        match self.0.last_failed_read.lock().clone() {
-            Some(what) if is_earlier => {
-                let doing = format!("{doing} {}", self.path().display());
-                Error::io(doing, io::Error::other(EarlierRead(what)))
-            }
-            _ => map_redb_error(self.path(), doing, error),
+        match (error.into(), self.last_damage()) {
+            (redb::Error::PreviousIo, Some(damage)) => Error::Corrupt(damage),
+            (error, _) => map_redb_error(self.path(), doing, error),
         }
-    }
-
-    /// Whether the redb on the file reads nothing more, because one read failed.
-    pub(crate) fn has_failed_read(&self) -> bool {
-        self.0.read_failed.load(Ordering::Acquire)
-    }
-
-    /// Whether another redb can take the place of one that has met a read that failed: as long as
-    /// everything that was to be written was.
-    fn can_be_reopened(&self) -> bool {
-        !self.0.sync_failed.load(Ordering::Acquire) && !self.0.write_failed.load(Ordering::Acquire)
     }
 
     /// The length that redb sees, in bytes.
@@ -755,86 +702,5 @@ impl redb::StorageBackend for TreeFile {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.write_bytes(offset, bytes)
-    }
-}
-
-/// A [`TreeFile`] as one redb has it.
-///
-/// After a read that failed redb does nothing more, be it that all else is sound. Another one is then started on
-/// the file, in its place ([`TreeFile::reopen`]), and may overwrite what only older versions of the tree need. The
-/// redb before lives on as long as its read transactions do. It must not read what is no longer of its version,
-/// nor write; nor does it after its first failure, but a read may have been on its way.
-struct Opened {
-    file: TreeFile,
-    generation: u64,
-}
-
-impl Opened {
-    fn new(file: &TreeFile) -> Opened {
-        let generation = file.0.generation.fetch_add(1, Ordering::AcqRel) + 1;
-        file.0.read_failed.store(false, Ordering::Release);
-        Opened { file: file.clone(), generation }
-    }
-
-    fn check_is_newest(&self) -> io::Result<()> {
-        match self.file.0.generation.load(Ordering::Acquire) == self.generation {
-            true => Ok(()),
-            false => Err(io::Error::other("the file was opened anew, after a read of it failed")),
-        }
-    }
-
-    fn writing(&self, written: io::Result<()>) -> io::Result<()> {
-        if written.is_err() {
-            self.file.0.write_failed.store(true, Ordering::Release);
-        }
-        written
-    }
-}
-
-impl fmt::Debug for Opened {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}, opened {} times", self.file, self.generation)
-    }
-}
-
-impl redb::StorageBackend for Opened {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.file.length())
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let read = self.file.read_bytes(offset, out);
-        // Afterwards: nothing is overwritten before another one is there.
-        if let Err(stale) = self.check_is_newest() {
-            out.fill(0);
-            return Err(stale);
-        }
-        if let Err(error) = &read {
-            let what = match damage_in(error) {
-                Some(damage) => format!("damaged data in {damage}"),
-                None => {
-                    let place = self.file.place_of(offset).unwrap_or(offset);
-                    format!("{} bytes at offset {place}: {error}", out.len())
-                }
-            };
-            *self.file.0.last_failed_read.lock() = Some(what);
-            self.file.0.read_failed.store(true, Ordering::Release);
-        }
-        read
-    }
-
-    fn set_len(&self, length: u64) -> io::Result<()> {
-        self.check_is_newest()?;
-        self.writing(self.file.set_length(length))
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.check_is_newest()?;
-        self.file.sync_all()
-    }
-
-    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.check_is_newest()?;
-        self.writing(self.file.write_bytes(offset, bytes))
     }
 }

@@ -57,11 +57,6 @@ impl Shared {
 
     /// Evaluates, logs, publishes, and waits as long as `durability` says.
     pub(super) fn write<R>(&self, write: &Write<'_, R>, durability: Durability) -> Result<R> {
-        // A read that fails, fails before anything is changed.
-        self.read_again(|| self.write_once(write, durability))
-    }
-
-    fn write_once<R>(&self, write: &Write<'_, R>, durability: Durability) -> Result<R> {
         let shared = self;
         if shared.replica.is_some() {
             return Err(Error::InvalidRequest(

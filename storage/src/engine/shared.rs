@@ -12,7 +12,6 @@ use parking_lot::{Condvar, Mutex};
 use super::due::DueTimes;
 use super::room::Room;
 use super::{Committer, EMBEDDED_STREAM, Options};
-use crate::base::Base;
 use crate::codec::encode_effects;
 use crate::directory::Directory;
 use crate::evaluate::{Context, Effect, Versioned};
@@ -22,7 +21,6 @@ use crate::meta::{Catalog, Checkpoint};
 use crate::overlay::Readers;
 use crate::replica::ReplicaState;
 use crate::state::State;
-use crate::tree_file::is_of_earlier_read;
 use crate::wal::{Ticket, Wal};
 use crate::watch::{Wakeups, Watchers};
 use crate::{Error, Result, TreeId};
@@ -45,8 +43,7 @@ pub(crate) struct Shared {
     pub(crate) wal: Arc<Wal>,
     /// What only a replica has; `None`: an embedded database.
     pub(crate) replica: Option<ReplicaState>,
-    /// Another takes its place when a read of the file has failed; see [`Shared::renew_base`].
-    pub(crate) database: Mutex<Arc<redb::Database>>,
+    pub(crate) database: redb::Database,
     pub(crate) readers: Arc<Readers>,
     pub(crate) watchers: Watchers,
     pub(crate) lock_waiters: LockWaiters,
@@ -178,10 +175,10 @@ impl Shared {
 
     /// The newest value of a key.
     pub(crate) fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Versioned>> {
-        self.read_again(|| match self.hide_at() {
+        match self.hide_at() {
             Some(time_ms) => self.get_live(tree, key, time_ms),
             None => self.state.load().get_latest(tree, key),
-        })
+        }
     }
 
     /// When a key expires; see [`Engine::expires`](crate::Engine::expires).
@@ -214,47 +211,6 @@ impl Shared {
             Some(error) => Err(error),
             None => Ok(()),
         }
-    }
-
-    /// Reads, and once more if nothing was wrong but that an earlier read of the B-tree failed.
-    pub(crate) fn read_again<T>(&self, mut read: impl FnMut() -> Result<T>) -> Result<T> {
-        match read() {
-            // If it cannot be done, then why is what the caller should know.
-            Err(error) if is_of_earlier_read(&error) => {
-                if self.renew_base()? {
-                    read()
-                } else {
-                    Err(error)
-                }
-            }
-            result => result,
-        }
-    }
-
-    /// If a read of the B-tree has failed, makes what is sound of it readable again, unless a checkpoint is under
-    /// way, which does it then; whether it is.
-    #[cold]
-    pub(crate) fn renew_base(&self) -> Result<bool> {
-        let Some(_freezing) = self.freezing.try_lock() else { return Ok(false) };
-        // Unless somebody else has done it.
-        Ok(!self.state.load().base.file().has_failed_read() || self.renew_base_of_checkpoint()?)
-    }
-
-    /// The same, while a checkpoint is kept from being made, or within one. After a failed read redb answers
-    /// nothing any more: another one takes its place, on the same file.
-    pub(crate) fn renew_base_of_checkpoint(&self) -> Result<bool> {
-        // Bounded, should whoever has it ask for a snapshot.
-        let Some(_committer) = self.commit.try_lock_for(Duration::from_secs(1)) else { return Ok(false) };
-        let old = Arc::clone(&self.state.load().base);
-        let Some(reopened) = old.file().reopen(self.redb_cache as u64) else { return Ok(false) };
-        let database = Arc::new(reopened?);
-        let lengths = old.trees().map(|(id, tree)| (id, tree.length));
-        let caches = old.trees().map(|(id, tree)| (id, Arc::clone(&tree.cache))).collect();
-        let base = Base::hold(&database, old.file(), lengths, caches, old.budget())?;
-        *self.database.lock() = database;
-        let state = self.state.load();
-        self.state.store(Arc::new(State { base: Arc::new(base), ..State::clone(&state) }));
-        Ok(true)
     }
 
     /// Nothing is acknowledged from here on; whoever waits is told.

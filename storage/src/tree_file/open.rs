@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use redb::{Builder, Database};
 
-use super::{Opened, TreeFile, damage_in};
+use super::{TreeFile, damage_in};
 use crate::disk::{Disk, OpenMode};
 use crate::{Error, Result};
 
@@ -65,24 +65,13 @@ fn unfinished_path(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-impl TreeFile {
-    /// Starts another redb on the file in the place of one that has met a read that failed; `None` if it has
-    /// not, or if more than reads has failed. Nobody may be writing.
-    ///
-    /// What the one before has not committed is gone, as it would be if the process had been killed.
-    pub(crate) fn reopen(&self, cache_bytes: u64) -> Option<Result<Database>> {
-        let is_wanted = self.has_failed_read() && self.can_be_reopened();
-        is_wanted.then(|| start_redb(self, cache_bytes))
-    }
-}
-
 fn start_redb(file: &TreeFile, cache_bytes: u64) -> Result<Database> {
     // redb asserts what our checksums do not cover, such as that no page it has allocated lies behind
     // the end of a file that was cut. Nothing but `file`, which goes, sees what it left half done.
     let start = || {
         Builder::new()
             .set_cache_size(usize::try_from(cache_bytes).unwrap_or(usize::MAX))
-            .create_with_backend(Opened::new(file))
+            .create_with_backend(file.clone())
     };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(start)) {
         Ok(started) => started.map_err(|error| file.map_error("opening", error)),
