@@ -2,10 +2,14 @@
 //! commas, and the password or nothing.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
-use redis::aio::ConnectionManager;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::ClusterClient;
 use redis::{AsyncCommands, AsyncIter, Client, Commands, ErrorKind, RedisResult, ServerErrorKind};
+
+/// Half a second, which is what it takes by itself, is not much on a machine that does ten other things.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn address(port: &str, password: &str, more: &str) -> String {
     let user = if password.is_empty() { String::new() } else { format!(":{password}@") };
@@ -124,7 +128,7 @@ fn watching(url: &str) -> RedisResult<()> {
 
 async fn clusters(ports: &[&str], password: &str, more: &str) -> RedisResult<()> {
     let nodes: Vec<String> = ports.iter().map(|port| address(port, password, more)).collect();
-    let client = ClusterClient::new(nodes)?;
+    let client = ClusterClient::builder(nodes).response_timeout(PATIENCE).build()?;
     let mut con = client.get_async_connection().await?;
     for number in 0..100 {
         let key = format!("cluster:{{{number}}}");
@@ -149,7 +153,8 @@ async fn main() -> RedisResult<()> {
     let ports: Vec<&str> = arguments[0].split(',').collect();
     for more in ["", "?protocol=resp3"] {
         let url = address(ports[0], password, more);
-        let mut con = Client::open(url.as_str())?.get_connection_manager().await?;
+        let patient = ConnectionManagerConfig::new().set_response_timeout(Some(PATIENCE));
+        let mut con = Client::open(url.as_str())?.get_connection_manager_with_config(patient).await?;
         strings_and_expiry(&mut con).await?;
         hashes_and_scans(&mut con).await?;
         pipelines(&mut con).await?;
