@@ -101,7 +101,8 @@ impl WatchPosition {
     }
 
     /// Bytes to be kept: version 1, then for each partition in little-endian its number (u32), the position
-    /// (u64; its upper 16 bits say how many recoveries with a loss of data lie behind it) up to which all was told, and how many events of the entry behind that (u32).
+    /// (u64; its upper 16 bits say how many recoveries with a loss of data lie behind it) up to which all was
+    /// told, and how many events of the entry behind that (u32).
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![1];
         for (group, told) in &self.parts {

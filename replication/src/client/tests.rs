@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use dogsled_storage::IVec;
 
 use super::*;
-use crate::recovery::GroupRecovery;
+use crate::error::ClusterError;
+use crate::pin::{PinnedPage, PinnedState};
+use crate::recovery::{GroupRecovery, Recovery};
 use crate::ring::TreeHash;
-use crate::status::{FollowerStatus, GroupStatus, Role};
+use crate::status::{FollowerStatus, GroupStatus, NodeStatus, Role};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

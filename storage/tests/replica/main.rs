@@ -10,6 +10,7 @@ mod model;
 mod pins;
 mod session_locks;
 mod sessions;
+mod transaction_ends;
 mod transaction_locks;
 mod transaction_owned;
 mod transactions;
