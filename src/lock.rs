@@ -18,6 +18,11 @@ use crate::{Durability, Error, IVec, Result, Session};
 
 pub use self::of_session::SessionLock;
 
+/// The longest [delay](Lock::delay).
+pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+static NEXT_GUARD: AtomicU64 = AtomicU64::new(0);
+
 /// A named lock that is held for the time of a lease; made by [`Db::lock`](crate::Db::lock).
 ///
 /// A mutex is held by a thread and forgotten with its process. A lock is held by whoever its
@@ -90,10 +95,10 @@ impl Lock {
     }
 
     /// If the lease ends without release, nobody is granted the lock for so long: time for a holder that
-    /// was slow to find out.
+    /// was slow to find out. At most a day, as nothing ends a delay before its time.
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Lock {
-        self.delay = delay;
+        self.delay = delay.min(LONGEST_DELAY);
         self
     }
 
@@ -151,7 +156,8 @@ impl Lock {
                 Lease::new(&self.database, leased, (expires_ms, asked, length), renews)
             }
         };
-        let guard = LockGuard { lock: self.clone(), token, lease, is_released: false };
+        let number = NEXT_GUARD.fetch_add(1, Ordering::Relaxed);
+        let guard = LockGuard { lock: self.clone(), token, lease, number, is_released: false };
         guard.look_after()?;
         Ok(guard)
     }
@@ -247,7 +253,8 @@ impl Lock {
     }
 
     /// Takes up the lock if this owner holds it already: after a restart of the process, or if a
-    /// transaction took it. The guard does not renew the lease by itself.
+    /// transaction took it. The guard does not renew the lease by itself. A lock that lives with a session is taken up
+    /// as [one of that session](Lock::of_session) only.
     ///
     /// ```
     /// # fn main() -> dogsled::Result<()> {
@@ -264,8 +271,12 @@ impl Lock {
     /// # Errors
     /// Those of reading.
     pub fn resume(&self) -> Result<Option<LockGuard>> {
-        let holder = self.first_holder(|holder| holder.owner == self.owner)?;
+        // What lives with another session, or with none, ends when this lock's guard would not expect it.
+        let session = self.session.as_ref().map(Session::id);
         let asked = Instant::now();
+        let holders = self.holders()?.holders;
+        let holder =
+            holders.into_iter().find(|permit| permit.owner == self.owner && permit.session == session);
         let guard = holder.map(|holder| {
             let left = Duration::from_millis(holder.expires_ms.saturating_sub(self.database.engine.now_ms()));
             self.guard(holder.token, (holder.expires_ms, asked, left), false)
@@ -378,6 +389,8 @@ pub struct LockGuard {
     lock: Lock,
     token: FencingToken,
     lease: Arc<Lease>,
+    /// By which it is told from others that live with the same session.
+    number: u64,
     is_released: bool,
 }
 
@@ -438,7 +451,7 @@ impl LockGuard {
     /// thread that renews all leases of the database calls it, so it should be short, and must not wait for a
     /// lock. If it panics, the others are called all the same.
     pub fn when_lost(&self, then: impl FnOnce() + Send + 'static) {
-        self.lease.when_lost(Box::new(then));
+        self.lease.when_lost(self.number, Box::new(then));
     }
 
     fn look_after(&self) -> Result<()> {
@@ -500,10 +513,11 @@ impl LockGuard {
         self.release_now()
     }
 
-    /// The lease of a session goes on.
+    /// The lease of a session goes on, and has nothing to tell this guard any more.
     fn end_lease(&self) {
-        if self.lock.session.is_none() {
-            self.lease.end();
+        match self.lock.session {
+            None => self.lease.end(),
+            Some(_) => self.lease.forget(self.number),
         }
     }
 

@@ -57,7 +57,8 @@ struct LeaseState {
     renews: bool,
     /// Whoever holds the guard was told.
     is_lost: bool,
-    when_lost: Vec<Box<dyn FnOnce() + Send>>,
+    /// What is called then, and the number of the guard that wants it.
+    when_lost: Vec<(u64, Box<dyn FnOnce() + Send>)>,
 }
 
 impl LeaseState {
@@ -181,15 +182,24 @@ impl Lease {
         }
     }
 
-    /// Calls `then` when the lock is lost or about to be; at once if it is.
-    pub(crate) fn when_lost(&self, then: Box<dyn FnOnce() + Send>) {
+    /// Calls `then` when the lock is lost or about to be, unless the guard is [forgotten](Lease::forget) before; at once if
+    /// it is lost.
+    pub(crate) fn when_lost(&self, guard: u64, then: Box<dyn FnOnce() + Send>) {
         let mut state = self.state.lock();
         if !state.is_lost {
-            state.when_lost.push(then);
+            state.when_lost.push((guard, then));
             return;
         }
         drop(state);
         then();
+    }
+
+    /// A guard is not to be told of anything any more.
+    pub(crate) fn forget(&self, guard: u64) {
+        let is_of_it = |(whose, _): &mut (u64, _)| *whose == guard;
+        let forgotten: Vec<_> = self.state.lock().when_lost.extract_if(.., is_of_it).collect();
+        // A stranger's code, if it does something when it is dropped: not with the mutex held.
+        drop(forgotten);
     }
 
     /// Starts it anew.
@@ -238,7 +248,7 @@ impl Lease {
             std::mem::take(&mut state.when_lost)
         };
         self.changed.notify_all();
-        for then in told {
+        for (_, then) in told {
             // A stranger's code: others are to be told as well, and this may be the thread that renews all leases. Its
             // panic was printed.
             let _ = catch_unwind(AssertUnwindSafe(then));

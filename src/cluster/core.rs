@@ -697,8 +697,9 @@ fn applied(reply: ClientReply) -> Result<GroupReply> {
 
 /// Renews the sessions that are used, and closes those that are not.
 async fn upkeep(core: std::sync::Weak<Core>, lease: Duration) {
+    let mut pause = lease / 3;
     loop {
-        sleep(lease / 3).await;
+        sleep(pause).await;
         let Some(core) = core.upgrade().filter(|core| !core.is_closed()) else { return };
         let until = Instant::now() + lease / 3;
         let due = core.sessions.upkeep(lease).into_iter().map(|due| async {
@@ -706,7 +707,7 @@ async fn upkeep(core: std::sync::Weak<Core>, lease: Duration) {
                 Upkeep::Close(group, session) => core.close_session(group, session).await,
                 Upkeep::Renew(group, session) => {
                     let Ok(bytes) = encode_operation(Operation::RenewSession { session: session.id }) else {
-                        return;
+                        return true;
                     };
                     let renewed = core.call_command(group, bytes, Repeat::Harmless, until).await;
                     let reply = renewed.and_then(|answered| applied(answered.reply));
@@ -715,11 +716,14 @@ async fn upkeep(core: std::sync::Weak<Core>, lease: Duration) {
                             core.sessions.place(group).forget(&session);
                         }
                         Ok(reply) => session.heard(reply.time_ms),
-                        Err(_) => {}
+                        Err(_) => return false,
                     }
                 }
             }
+            true
         });
-        futures_util::future::join_all(due).await;
+        // What could not be renewed is tried again soon: a third later its lease might be over.
+        let is_renewed = futures_util::future::join_all(due).await.into_iter().all(|is_renewed| is_renewed);
+        pause = if is_renewed { lease / 3 } else { lease / 20 };
     }
 }

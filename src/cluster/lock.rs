@@ -19,7 +19,7 @@ use self::wait::{LogTime, WAIT_LEASE, Waited};
 use super::core::unexpected;
 use super::session::random_u64;
 use super::{Client, ReadFrom, Result, Session};
-use crate::lock::milliseconds;
+use crate::lock::{LONGEST_DELAY, milliseconds};
 use crate::{FencingToken, Holder, IVec, LockHolders, NotHeld};
 
 /// A named lock of a cluster; made by [`Client::lock`], or as one side of a read/write lock by
@@ -94,10 +94,10 @@ impl Lock {
     }
 
     /// If the lease ends without release, nobody is granted the lock for so long: time for a holder that
-    /// was paused to find out.
+    /// was paused to find out. At most a day, as nothing ends a delay before its time.
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Lock {
-        self.delay = delay;
+        self.delay = delay.min(LONGEST_DELAY);
         self
     }
 

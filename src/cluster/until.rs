@@ -8,6 +8,8 @@ use std::time::Duration;
 use dogsled_storage::clock::suspended;
 use tokio::time::Instant;
 
+/// The log's time may pass faster than this machine's by one part of 64: twice that is taken off a lease.
+pub(super) const MARGIN: u32 = 32;
 /// Two clocks are read one after the other: what is less than this is no sleep.
 const NONE: Duration = Duration::from_millis(20);
 /// Whoever waits for a moment looks so often whether it has come nearer than it was.

@@ -18,15 +18,25 @@ use dogsled_storage::{
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::core::{Core, unexpected};
 use super::ring::TreeHash;
 use super::session::random_u64;
-use super::until::{Asked, Until, look};
+use super::until::{Asked, MARGIN, Until, look};
 use super::{Client, Error, ReadFrom, Result, Tree};
 use crate::lock::milliseconds;
 use crate::{IVec, SessionStatus};
+
+/// When a lease that was asked for then may be over: a little before it is, as a partition's time may pass a little
+/// faster than this machine's.
+fn certain_until(asked: Asked, lease: Duration) -> Until {
+    asked.until(lease - lease / MARGIN)
+}
+
+/// How long to wait before a renewal that could not be done is tried again: a twentieth of the lease, within these.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest lease: what dies with a client should do so some day.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -64,8 +74,14 @@ struct Inner {
 }
 
 impl Inner {
+    /// Whether it has ended, or may have by now.
+    fn is_lost(&self) -> bool {
+        // By the clock as well: who has been asleep comes here before those that look for it.
+        *self.lost.borrow() || self.certain_until().is_some_and(|until| until <= Instant::now())
+    }
+
     fn check(&self) -> Result<()> {
-        match *self.lost.borrow() {
+        match self.is_lost() {
             true => Err(Error::Invalid("the session has ended; open another one".to_owned())),
             false => Ok(()),
         }
@@ -111,7 +127,7 @@ impl Inner {
         // Under the lock: whoever ends it after this closes it here as well.
         let lives = !*self.lost.borrow();
         if lives {
-            open.insert(group, asked.until(self.lease));
+            open.insert(group, certain_until(asked, self.lease));
         }
         lives
     }
@@ -184,7 +200,7 @@ impl Client {
         };
         let open = renewed
             .into_iter()
-            .map(|(group, asked, lease)| (group, asked.until(lease.min(LONGEST))))
+            .map(|(group, asked, lease)| (group, certain_until(asked, lease.min(LONGEST))))
             .collect();
         Ok(Some(Session::of(self.clone(), id, lease, Some(open))))
     }
@@ -271,32 +287,40 @@ impl Drop for Inner {
     }
 }
 
+/// When a session is renewed next that is certain to be open until then: when a third of its lease has passed, or, if that
+/// could not be done, soon.
+fn renewed_at(certain: Option<Instant>, lease: Duration) -> Instant {
+    let (now, third) = (Instant::now(), lease / 3);
+    match certain.and_then(|certain| certain.checked_sub(lease - lease / MARGIN - third)) {
+        Some(due) => due.max(now + (lease / 20).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)),
+        None => now + third,
+    }
+}
+
 /// Renews a session wherever it is open.
 async fn renew(inner: Weak<Inner>, lease: Duration) {
     let mut lost = match inner.upgrade() {
         Some(inner) => inner.lost.subscribe(),
         None => return,
     };
+    let mut due = renewed_at(None, lease);
     loop {
-        let Some(end) = inner.upgrade().map(|inner| inner.certain_until()) else { return };
-        // Nothing but what is done below makes it later.
-        let over = async {
-            match end {
-                Some(end) => sleep_until(end).await,
-                None => std::future::pending().await,
-            }
-        };
+        // Not held while it waits: when nobody else holds it, the session ends.
+        let Some(certain) = inner.upgrade().map(|inner| inner.certain_until()) else { return };
+        // Nothing but what is done below makes it later, but a sleep of the machine brings it nearer.
+        let next = certain.map_or(due, |certain| due.min(look(certain)));
         tokio::select! {
             _ = lost.wait_for(|lost| *lost) => return,
-            () = over => {
-                if let Some(inner) = inner.upgrade() {
-                    inner.lost.send_replace(true);
-                }
-                return;
-            }
-            () = sleep(lease / 3) => {}
+            () = sleep_until(next) => {}
         }
         let Some(inner) = inner.upgrade() else { return };
+        if inner.is_lost() {
+            inner.lost.send_replace(true);
+            return;
+        }
+        if Instant::now() < due {
+            continue;
+        }
         let groups: Vec<u32> = inner.open.lock().keys().copied().collect();
         let renewals = groups.into_iter().map(|group| {
             let inner = &inner;
@@ -306,7 +330,7 @@ async fn renew(inner: Weak<Inner>, lease: Duration) {
                 let renewed = inner.client.core().operate(group, renew, asked.instant() + lease / 3).await;
                 match renewed.map(|reply| reply.result) {
                     Ok(Ok(_)) => {
-                        inner.open.lock().insert(group, asked.until(lease));
+                        inner.open.lock().insert(group, certain_until(asked, lease));
                     }
                     Ok(Err(_)) => {
                         inner.lost.send_replace(true);
@@ -323,6 +347,7 @@ async fn renew(inner: Weak<Inner>, lease: Duration) {
             }
             _ = futures_util::future::join_all(renewals) => {}
         }
+        due = renewed_at(inner.certain_until(), lease);
     }
 }
 
@@ -427,8 +452,8 @@ impl Session {
         self.0.lease
     }
 
-    /// Until when it lives in a partition for certain, if it is not renewed, and its lease; `None`: it may have
-    /// ended.
+    /// Until when it lives in a partition for certain, if it is not renewed, with a margin, and its lease; `None`: it may
+    /// have ended.
     pub(super) fn valid_until(&self, group: u32) -> Option<(Instant, Duration)> {
         let until = self.0.open.lock().get(&group)?.instant();
         (!*self.0.lost.borrow()).then_some((until, self.0.lease))
@@ -436,7 +461,7 @@ impl Session {
 
     /// Whether it has ended, or was not heard of for so long that it may have.
     pub fn is_lost(&self) -> bool {
-        *self.0.lost.borrow()
+        self.0.is_lost()
     }
 
     /// Returns when the session has ended, or when it was not heard of for so long that it may have.
@@ -520,5 +545,26 @@ impl Tree {
             )));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_fails_is_tried_again_before_the_lease_is_over() {
+        let (lease, asked, begun) = (Duration::from_secs(60), Asked::now(), Instant::now());
+        let certain = certain_until(asked, lease).instant();
+        assert!(certain < begun + lease - lease / 64, "the log's time may be that much faster");
+        let due = renewed_at(Some(certain), lease);
+        assert_eq!(due, begun + lease / 3);
+        // It was tried for a third of the lease, in vain.
+        tokio::time::advance(lease / 3 * 2).await;
+        let again = renewed_at(Some(certain), lease);
+        assert_eq!(again, Instant::now() + LONGEST_PAUSE);
+        assert!(again + lease / 5 < certain);
+        // One partition that was renewed does not put off the others.
+        assert_eq!(renewed_at(None, lease), Instant::now() + lease / 3);
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use dogsled_storage::command::{KeyRead, RangeFingerprint, RangeRead};
 use dogsled_storage::evaluate::{self, Context, Effect, Entry, Versioned, View};
 use dogsled_storage::expiry::{self, ExpiryCommand};
-use dogsled_storage::lock::PENDING_SEQUENCE;
+use dogsled_storage::lock::{FencingToken, PENDING_SEQUENCE};
 use dogsled_storage::{
     Command, Error as StorageError, OwnedCommand, Reply, Result as StorageResult, TreeId, Write, owned,
 };
@@ -44,6 +44,8 @@ pub(super) struct State {
     ranges: Vec<RangeTrack>,
     /// Locks that must be held for the commit.
     fences: Vec<Fence>,
+    /// Locks of which this run was told that they are held.
+    seen_held: Vec<Fence>,
     /// Keys that a session owns by this transaction, and where that is written down.
     owned: BTreeMap<(TreeId, IVec), IVec>,
 }
@@ -198,6 +200,18 @@ impl Attempt {
         }
     }
 
+    /// The run was told that this lock is held under this token: where it is committed it must still be, or the run counts for
+    /// nothing, as if it had been told something that has changed. (The lock's record need not change for that: a lease
+    /// ends by itself.)
+    pub(super) fn has_seen_held(&self, lock: &IVec, token: FencingToken) {
+        let fence = Fence { lock: lock.clone(), token };
+        let seen = &mut self.state.borrow_mut().seen_held;
+        // What this transaction itself takes it holds only afterwards.
+        if token != FencingToken::PENDING && !seen.contains(&fence) {
+            seen.push(fence);
+        }
+    }
+
     pub(super) fn require_sync(&self) {
         self.must_be_synced.set(true);
     }
@@ -256,7 +270,7 @@ impl Attempt {
 
     /// Ends the attempt and applies its writes, if all that it read is still so.
     pub(super) fn commit(&self, durability: Option<Durability>) -> Result<Committed, StorageError> {
-        let State { trees, ranges, fences, .. } = self.end();
+        let State { trees, ranges, mut fences, seen_held, .. } = self.end();
         let engine = &self.database.engine;
         let durability = match durability {
             _ if self.must_be_synced.get() => Durability::Synced,
@@ -277,14 +291,22 @@ impl Attempt {
         }
         let ranges = ranges.into_iter().flat_map(RangeTrack::into_reads).collect();
         let command = Command::Transact { reads, ranges, writes, expiries: Vec::new() };
+        let demanded = fences.len();
+        fences.extend(seen_held);
         let reply = match fences.is_empty() {
-            true => self.database.execute(command, durability)?,
-            false => self.database.execute_fenced(&fences, command, durability)?,
+            true => self.database.execute(command, durability),
+            false => self.database.execute_fenced(&fences, command, durability),
         };
         match reply {
-            Reply::Done => Ok(Committed::Yes),
-            Reply::Conflict => Ok(Committed::Conflict),
-            other => unreachable!("a transaction was answered with {other:?}"),
+            Ok(Reply::Done) => Ok(Committed::Yes),
+            Ok(Reply::Conflict) => Ok(Committed::Conflict),
+            Err(StorageError::LockNotHeld { lock, token, .. })
+                if !fences[..demanded].iter().any(|fence| fence.lock == lock && fence.token == token) =>
+            {
+                Ok(Committed::Conflict)
+            }
+            Err(error) => Err(error),
+            Ok(other) => unreachable!("a transaction was answered with {other:?}"),
         }
     }
 

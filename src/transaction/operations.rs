@@ -186,6 +186,14 @@ impl TransactionalLock {
         }
     }
 
+    /// That it is held now is to be so at the commit.
+    fn noting(&self, token: FencingToken, is_held: bool) -> bool {
+        if is_held {
+            self.attempt.has_seen_held(&self.name, token);
+        }
+        is_held
+    }
+
     /// Takes the lock for `owner` if it is free; whether it was. A transaction that takes a lock
     /// is always synced.
     ///
@@ -208,7 +216,8 @@ impl TransactionalLock {
     }
 
     /// Whether `owner` holds the lock with that token. Within a transaction that also writes what
-    /// the lock guards, this is the check that a fencing token is for.
+    /// the lock guards, this is the check that a fencing token is for: if the lease ends before the transaction commits, the
+    /// closure is run again. Of at most 64 locks.
     ///
     /// # Errors
     /// Those of reading.
@@ -217,7 +226,9 @@ impl TransactionalLock {
         owner: impl AsRef<[u8]>,
         token: FencingToken,
     ) -> UnabortableTransactionResult<bool> {
-        Ok(self.holder()?.is_some_and(|holder| holder.owner == owner.as_ref() && holder.token == token))
+        let holder = self.holder()?;
+        let is_held = holder.is_some_and(|holder| holder.owner == owner.as_ref() && holder.token == token);
+        Ok(self.noting(token, is_held))
     }
 
     /// Who holds the lock.
@@ -248,7 +259,7 @@ impl TransactionalLock {
     ) -> UnabortableTransactionResult<bool> {
         let (name, owner) = (self.name.clone(), IVec::from(owner.as_ref()));
         match self.evaluate(LockCommand::Renew { name, owner, token, lease_ms: milliseconds(lease) })? {
-            LockReply::Renewed { .. } => Ok(true),
+            LockReply::Renewed { .. } => Ok(self.noting(token, true)),
             LockReply::NotHeld => Ok(false),
             other => unreachable!("renewing was answered with {other:?}"),
         }
@@ -265,7 +276,7 @@ impl TransactionalLock {
     ) -> UnabortableTransactionResult<bool> {
         let (name, owner) = (self.name.clone(), IVec::from(owner.as_ref()));
         match self.evaluate(LockCommand::Release { name, owner, token })? {
-            LockReply::Released => Ok(true),
+            LockReply::Released => Ok(self.noting(token, true)),
             LockReply::NotHeld => Ok(false),
             other => unreachable!("releasing was answered with {other:?}"),
         }

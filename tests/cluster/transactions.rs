@@ -576,6 +576,18 @@ async fn locks_are_taken_and_given_back_with_what_is_written_or_not_at_all() {
             .await;
         assert!(matches!(twice, Err(TransactionError::Cluster(Error::Invalid(_)))), "{twice:?}");
         assert_eq!(client.lock("{x}another").holder().await.unwrap(), None);
+        // Who goes on all the same has what was told of the first.
+        let first: TransactionResult<()> = client
+            .transaction(|tx| async move {
+                let other = tx.lock("{x}another");
+                assert!(other.try_acquire("ann", lease).await?);
+                assert!(other.try_acquire("ben", lease).await.is_err());
+                Ok(())
+            })
+            .await;
+        first.unwrap();
+        let taken_up = client.lock("{x}another").owner("ann").resume().await.unwrap();
+        taken_up.expect("ann has it").release().await.unwrap().unwrap();
     }
 }
 

@@ -82,6 +82,44 @@ fn what_a_session_owns_lives_while_it_does() {
 }
 
 #[test]
+fn a_lock_is_taken_up_only_as_what_it_lives_with() {
+    let db = open();
+    let (session, other) = (db.session(LEASE).unwrap(), db.session(LEASE).unwrap());
+    let lock = || db.lock("door").owner("ann");
+    lock().of_session(&session).acquire().unwrap().keep();
+    assert!(lock().resume().unwrap().is_none(), "its guard would not hear that the session ends");
+    assert!(lock().of_session(&other).resume().unwrap().is_none());
+    let taken_up = lock().of_session(&session).resume().unwrap().unwrap();
+    session.close().unwrap();
+    assert!(!taken_up.is_valid() && taken_up.wait_until_lost_for(Duration::ZERO));
+
+    // And one with a lease of its own is no session's.
+    lock().try_acquire(LEASE).unwrap().unwrap().keep();
+    assert!(lock().of_session(&other).resume().unwrap().is_none());
+    assert!(lock().resume().unwrap().is_some());
+}
+
+#[test]
+fn a_guard_that_was_given_back_is_not_told_that_its_session_ends() {
+    let db = open();
+    let session = db.session(LEASE).unwrap();
+    let guard = |name: &str| db.lock(name).of_session(&session).acquire().unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = |name: &'static str| {
+        let told = Arc::clone(&told);
+        move || told.lock().unwrap().push(name)
+    };
+    let (back, kept, held) = (guard("back"), guard("kept"), guard("held"));
+    back.when_lost(tell("back"));
+    kept.when_lost(tell("kept"));
+    held.when_lost(tell("held"));
+    back.release().unwrap().unwrap();
+    kept.keep();
+    session.close().unwrap();
+    assert_eq!(*told.lock().unwrap(), ["held"]);
+}
+
+#[test]
 fn who_waits_for_a_lock_of_a_session_hears_at_once_that_it_has_ended() {
     let db = open();
     let held = db.lock("door").acquire(LEASE).unwrap();

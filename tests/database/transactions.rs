@@ -363,6 +363,47 @@ fn a_lock_taken_in_a_transaction_carries_the_position_of_its_commit() {
 }
 
 #[test]
+fn a_lease_that_ends_while_the_closure_runs_counts_where_it_is_committed() {
+    let db = open();
+    let (lock, lease) = (db.lock("l").owner("me").without_renewal(), Duration::from_millis(200));
+    let token = |lease| {
+        let guard = lock.acquire(lease).unwrap();
+        let token = guard.token();
+        guard.keep();
+        token
+    };
+    type Check = fn(&dogsled::transaction::TransactionalLock, dogsled::FencingToken) -> bool;
+    let checks: [Check; 3] = [
+        |lock, token| lock.is_held("me", token).unwrap(),
+        |lock, token| lock.renew("me", token, Duration::from_secs(60)).unwrap(),
+        |lock, token| lock.release("me", token).unwrap(),
+    ];
+    for check in checks {
+        let (token, runs) = (token(lease), std::cell::Cell::new(0));
+        let written: TransactionResult<bool> = db.transaction(|tree| {
+            runs.set(runs.get() + 1);
+            if !check(&tree.lock("l"), token) {
+                return Ok(false);
+            }
+            std::thread::sleep(lease * 2);
+            tree.insert("k", "too late")?;
+            Ok(true)
+        });
+        assert_eq!((written, runs.get()), (Ok(false), 2));
+        assert!(db.is_empty() && db.lock("l").holder().unwrap().is_none());
+    }
+    // What is taken and checked within one transaction is held from then on.
+    let taken: TransactionResult<bool> = db.transaction(|tree| {
+        assert!(tree.lock("l").try_acquire("me", Duration::from_secs(60))?);
+        let token = tree.lock("l").holder()?.unwrap().token;
+        assert!(tree.lock("l").is_held("me", token)?);
+        tree.insert("k", "v")?;
+        Ok(tree.lock("l").renew("me", token, Duration::from_secs(60))?)
+    });
+    assert_eq!(taken, Ok(true));
+}
+
+#[test]
 fn counters_keep_their_bounds_under_contention() {
     let db = open();
     db.counter("seats").set(10).unwrap();

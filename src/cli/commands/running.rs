@@ -37,6 +37,8 @@ use crate::cli::remote::Remote;
 /// How often it is looked whether something has been started meanwhile by what was killed, and how long after each time.
 const KILLS: u32 = 50;
 const KILL_AGAIN: Duration = Duration::from_millis(10);
+/// How often it is looked how long what the command runs under is still held.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What a command runs under.
 pub(super) trait Held {
@@ -188,7 +190,10 @@ async fn stop(
     send(Signal::TERM, true);
     let too_late = async {
         held.lost().await;
-        tokio::time::sleep(held.remaining()).await;
+        // Looked at again and again: what is left grows less while the machine sleeps, and a timer does not notice that.
+        while !held.remaining().is_zero() {
+            tokio::time::sleep(held.remaining().min(LOOK)).await;
+        }
     };
     let ended = tokio::select! {
         ended = child.wait() => Some(ended),

@@ -13,12 +13,10 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Lock;
-use crate::cluster::until::{Asked, Until, look};
+use crate::cluster::until::{Asked, MARGIN, Until, look};
 use crate::cluster::{Error, Result, Session, ring};
 use crate::{FencingToken, IVec, NotHeld};
 
-/// The log's time may pass faster than this machine's by one part of 64: twice that is taken off.
-pub(super) const MARGIN: u32 = 32;
 /// The owner is told when only one part of so many is left of the lease.
 const WARNING: u32 = 6;
 
@@ -139,10 +137,8 @@ impl Lease {
             None => self.valid_until.lock().map(Until::instant),
             // The session may live on without the lock.
             Some((session, group)) => {
-                Some(match session.valid_until(*group).filter(|_| !*self.lost.borrow()) {
-                    Some((until, lease)) => until.checked_sub(lease / MARGIN).unwrap_or(until),
-                    None => Instant::now(),
-                })
+                let certain = session.valid_until(*group).filter(|_| !*self.lost.borrow());
+                Some(certain.map_or_else(Instant::now, |(until, _)| until))
             }
         }
     }

@@ -28,10 +28,9 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, sleep_until};
 
 use super::Lock;
-use super::guard::MARGIN;
 use crate::FencingToken;
 use crate::cluster::core::unexpected;
-use crate::cluster::until::Asked;
+use crate::cluster::until::{Asked, MARGIN};
 use crate::cluster::{Error, ReadFrom, Result};
 use crate::lock::milliseconds;
 

@@ -4,6 +4,7 @@
 //! transaction is committed, at the time of the log there: by that it must come to what this run was told, or the run
 //! counts for nothing and is repeated.
 
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use dogsled_storage::lock::{FencingToken, Holder, LockCommand, LockState, decode_state};
@@ -131,10 +132,17 @@ impl Transaction {
 impl TransactionLock {
     /// Notes what is to be done.
     fn does(&self, command: LockCommand) -> Result<()> {
-        let earlier = self.transaction.with(|sets| sets.locks.insert(self.name.clone(), command))?;
-        match earlier {
-            None => Ok(()),
-            Some(_) => Err(Error::Invalid(format!(
+        // What was told of the first is what happens.
+        let is_first = self.transaction.with(|sets| match sets.locks.entry(self.name.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(command);
+                true
+            }
+            Entry::Occupied(_) => false,
+        })?;
+        match is_first {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!(
                 "a transaction does one thing to a lock, and this one does a second to \"{}\"",
                 self.name.escape_ascii()
             ))),
