@@ -206,6 +206,10 @@ impl Subscriber {
     /// [`Event::Overflowed`]); before the first 0, or what was asked for. Events of one commit have the same:
     /// who goes on later, by [`Tree::watch_prefix_after`](crate::Tree::watch_prefix_after), does so after a
     /// commit that was told as a whole.
+    ///
+    /// What is told may not be durable yet. Whoever keeps this number elsewhere, to go on from it after a power cut, keeps only
+    /// what is up to [`Db::durable_sequence`](crate::Db::durable_sequence): what is lost then, others are numbered by
+    /// later.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }

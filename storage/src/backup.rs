@@ -42,6 +42,8 @@ impl Engine {
             let committer = shared.commit.lock();
             (self.snapshot_between(&committer).with_expired(), committer.time_ms, committer.next_id)
         };
+        // What follows this backup, by its sequence, must not be numbered anew after a power cut.
+        shared.wal.sync()?;
         let state = snapshot.state();
         let disk: &Arc<dyn Disk> = &shared.options.disk;
         let mut builder =

@@ -31,8 +31,8 @@
 //!
 //! # Errors
 //! An error of redb latches it: the checkpoint's failure is kept, writers that need room get it,
-//! and the WAL is poisoned so that nothing more is acknowledged. Everything acknowledged is in the
-//! WAL; reopening recovers it.
+//! and the WAL is poisoned so that nothing more is acknowledged; before that it is synced, as commits may have been
+//! acknowledged from memory. Everything acknowledged is in the WAL; reopening recovers it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -159,6 +159,9 @@ pub(crate) fn run(shared: &Arc<Shared>) {
         };
         folded = shared.wal.stats().bytes_written;
         let result = checkpoint(shared, || shared.progress.lock().closing);
+        if let Err(error) = &result {
+            shared.poison(&format!("a checkpoint failed: {error}"));
+        }
         let mut progress = shared.progress.lock();
         match result {
             // It may have been cut short; whoever waits is told that the database closes.
@@ -170,10 +173,7 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                     progress.wanted += 1;
                 }
             }
-            Err(error) => {
-                shared.poison(&format!("a checkpoint failed: {error}"));
-                progress.failed = Some(error);
-            }
+            Err(error) => progress.failed = Some(error),
         }
         shared.progressed.notify_all();
     }

@@ -75,12 +75,14 @@ impl Directory {
         new_id: impl FnOnce() -> u128,
     ) -> Result<Directory> {
         refuse_plain_file(&*disk, path)?;
-        if create_new && exists(&*disk, &path.join(MANIFEST))? {
-            return Err(Error::io(
+        let refuse_database = || match create_new && exists(&*disk, &path.join(MANIFEST))? {
+            true => Err(Error::io(
                 format!("creating {}", path.display()),
                 io::Error::new(io::ErrorKind::AlreadyExists, "there is a database already"),
-            ));
-        }
+            )),
+            false => Ok(()),
+        };
+        refuse_database()?;
         let had_place = exists(&*disk, path)?;
         if had_place {
             refuse_foreign(&*disk, path)?;
@@ -93,6 +95,8 @@ impl Directory {
             .lock(&lock_path)
             .map_err(|error| Error::io(format!("locking {}", lock_path.display()), error))?
             .ok_or_else(|| Error::InUse(path.to_owned()))?;
+        // Somebody else may have made one, and closed it, since that was looked at.
+        refuse_database()?;
         if exists(&*disk, &path.join(MANIFEST))? {
             let database_id = read_manifest(&*disk, path)?;
             if exists(&*disk, &path.join(CREATING))? {

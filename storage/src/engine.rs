@@ -525,7 +525,10 @@ impl Engine {
             self.shared.progressed.notify_all();
         }
         self.shared.due.close();
-        if let Some(thread) = self.expirer.lock().take() {
+        // What it wakes when a key ends is a stranger's, and may have had the last handle of the database: then it is this
+        // thread, and ends when it is through.
+        let expirer = self.expirer.lock().take();
+        if let Some(thread) = expirer.filter(|thread| thread.thread().id() != std::thread::current().id()) {
             let _ = thread.join();
         }
         if let Some(thread) = self.checkpointer.lock().take() {

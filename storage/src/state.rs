@@ -197,6 +197,11 @@ impl Ends {
         self.0.get(&tree).cloned().unwrap_or((Bound::Unbounded, Bound::Unbounded))
     }
 
+    /// The tree is no more.
+    pub(crate) fn forget(&mut self, tree: TreeId) {
+        self.0.remove(&tree);
+    }
+
     /// `key` is the first (or last) one.
     pub(crate) fn found(&mut self, tree: TreeId, last: bool, key: IVec) {
         let ends = self.0.entry(tree).or_insert((Bound::Unbounded, Bound::Unbounded));

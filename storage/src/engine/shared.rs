@@ -143,6 +143,7 @@ impl Shared {
                         self.has_quotas.store(true, Ordering::Relaxed);
                     }
                 }
+                Effect::DropTree { id } => committer.ends.forget(*id),
                 _ => {}
             }
         }
@@ -159,6 +160,18 @@ impl Shared {
     /// The newest value of a key, unless it has expired.
     #[cold]
     pub(crate) fn get_live(&self, tree: TreeId, key: &[u8], time_ms: u64) -> Result<Option<Versioned>> {
+        let (found, is_over) = self.get_live_now(tree, key, time_ms)?;
+        if !is_over || self.replica.is_some() {
+            return Ok(found);
+        }
+        // A commit that has begun before the key's end, and is being written, may prolong it: a reader who was told that the
+        // key is gone would find it again. One that begins later goes by the time that this reader has seen.
+        let _no_commit = self.commit.lock();
+        self.get_live_now(tree, key, time_ms).map(|(found, _)| found)
+    }
+
+    /// The value; and whether there is one that has expired.
+    fn get_live_now(&self, tree: TreeId, key: &[u8], time_ms: u64) -> Result<(Option<Versioned>, bool)> {
         let state = self.state.load();
         state.require_tree(tree)?;
         // The record first: see `expiry::is_over`.
@@ -168,8 +181,8 @@ impl Shared {
         };
         let found = state.get_latest(tree, key)?;
         match &found {
-            Some(entry) if expiry::is_over(record.as_ref(), entry.version, time_ms)? => Ok(None),
-            _ => Ok(found),
+            Some(entry) if expiry::is_over(record.as_ref(), entry.version, time_ms)? => Ok((None, true)),
+            _ => Ok((found, false)),
         }
     }
 
@@ -183,12 +196,27 @@ impl Shared {
 
     /// When a key expires; see [`Engine::expires`](crate::Engine::expires).
     pub(crate) fn expires(&self, tree: TreeId, key: &[u8]) -> Result<Option<Option<u64>>> {
+        let hide_ms = self.hide_at();
+        let (found, is_over) = self.expires_now(tree, key, hide_ms)?;
+        if !is_over || self.replica.is_some() {
+            return Ok(found);
+        }
+        // As for a value.
+        let _no_commit = self.commit.lock();
+        self.expires_now(tree, key, hide_ms).map(|(found, _)| found)
+    }
+
+    fn expires_now(
+        &self,
+        tree: TreeId,
+        key: &[u8],
+        hide_ms: Option<u64>,
+    ) -> Result<(Option<Option<u64>>, bool)> {
         loop {
-            let hide_ms = self.hide_at();
             let state = self.state.load();
             state.require_tree(tree)?;
             let record = state.get_latest(TreeId::EXPIRY, &expiry::record_key(tree, key))?;
-            let Some(found) = state.get_latest(tree, key)? else { return Ok(None) };
+            let Some(found) = state.get_latest(tree, key)? else { return Ok((None, false)) };
             if record != state.get_latest(TreeId::EXPIRY, &expiry::record_key(tree, key))? {
                 // Written between the two.
                 continue;
@@ -196,9 +224,9 @@ impl Shared {
             if let Some(time_ms) = hide_ms
                 && expiry::is_over(record.as_ref(), found.version, time_ms)?
             {
-                return Ok(None);
+                return Ok((None, true));
             }
-            return expiry::expires(record.as_ref(), found.version).map(Some);
+            return Ok((Some(expiry::expires(record.as_ref(), found.version)?), false));
         }
     }
 
@@ -213,12 +241,20 @@ impl Shared {
         }
     }
 
-    /// Nothing is acknowledged from here on; whoever waits is told.
+    /// Nothing is acknowledged from here on; whoever waits is told. Not to be called with the commit mutex held, or that of
+    /// the progress, which a commit takes within it.
     pub(crate) fn poison(&self, why: &str) {
         match &self.replica {
             // The other replicas of the node go on.
             Some(replica) => replica.fail(why),
-            None => self.wal.poison(why),
+            None => {
+                // What was acknowledged without a sync may be in memory only. The WAL is sound as far as anybody knows, so it is
+                // to have that before nothing is taken any more; and no commit comes in between.
+                let _no_commit = self.commit.lock();
+                // If it fails, it is poisoned already.
+                let _ = self.wal.sync();
+                self.wal.poison(why);
+            }
         }
         self.lock_waiters.notify_all();
     }

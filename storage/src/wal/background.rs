@@ -87,9 +87,9 @@ impl Shared {
                 let state = self.state.lock();
                 (state.pending_records > 0, state.group)
             };
+            // Nothing is written any more.
             if self.check_poison().is_err() {
-                idle_ticks = DORMANT_AFTER_TICKS;
-                continue;
+                return;
             }
             // Errors poison; there is nobody here to tell.
             if pending && (urgent || group == stale) {

@@ -209,6 +209,38 @@ fn many_transactions_beside_a_long_reader_leave_no_versions_behind() {
     assert!(stats.overlay_bytes < 4_000, "{stats:?}");
 }
 
+/// The B-tree's file fails, and the log does not.
+#[test]
+fn what_was_acknowledged_from_memory_is_in_the_log_when_a_checkpoint_fails() {
+    let (disk, clock) = (SimulatedDisk::new(9), TestClock::new(1_000));
+    let open = |disk: &SimulatedDisk| {
+        let mut options = small_options(disk, &clock);
+        options.background_threads = true;
+        Engine::open(options).expect("a sound directory")
+    };
+    let engine = open(&disk);
+    insert_many(&engine, 0..5_000);
+    engine.checkpoint().expect("a sound disk");
+    drop(engine);
+    let engine = open(&disk);
+    let (path, bytes) = files(&disk, "tree.redb").remove(0);
+    disk.make_unreadable(&path, 0..bytes.len() as u64);
+    let last = std::thread::scope(|scope| {
+        let engine = &engine;
+        let number = |number: &u32| insert(engine, &number.to_be_bytes()[..], "value").is_ok();
+        let writer = scope.spawn(move || (5_000..).take_while(number).last());
+        std::thread::sleep(Duration::from_millis(20));
+        engine.checkpoint().expect_err("what is to be changed cannot be read");
+        writer.join().expect("it does not panic").expect("some were taken")
+    });
+    let killed = disk.process_kill();
+    drop(engine);
+    let (path, bytes) = files(&killed, "tree.redb").remove(0);
+    killed.set_content(&path, bytes);
+    let engine = open(&killed);
+    assert_eq!(engine.snapshot().len(TreeId::DEFAULT).expect("a length"), u64::from(last) + 1);
+}
+
 /// The same few keys over and over: a long WAL, and little to fold.
 #[test]
 fn what_a_closed_database_takes_is_in_proportion_to_what_it_holds() {
