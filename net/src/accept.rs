@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::client_stream;
 use crate::endpoint::Shared;
-use crate::options::{LANES, lane_index, lane_priority};
+use crate::options::{LANES, WINDOWS, lane_index, lane_priority};
 use crate::peer::{CLOSED_NORMALLY, CLOSED_REFUSED, other_cluster};
 use crate::responder::{Limits, respond};
 use crate::tls::{explain, protocol, remote_names};
@@ -268,9 +268,9 @@ async fn peer(shared: Arc<Shared>, service: Arc<dyn Service>, connection: Connec
     let address = connection.remote_address();
     let certified = remote_names(&connection).nodes;
     let mut first: Option<(Hello, Arc<OwnedMutexGuard<()>>)> = None;
-    let mut seen = [false; 3];
+    let mut seen = [false; LANES.len()];
     let mut lanes = JoinSet::new();
-    while seen != [true; 3] {
+    while seen != [true; LANES.len()] {
         let (mut send, receive, greeting) = match greeted_stream(&shared, &connection).await {
             Ok(stream) => stream,
             Err(why) => {
@@ -443,7 +443,7 @@ async fn admit(
 async fn is_alive(shared: &Shared, connection: &Connection) -> bool {
     let before = connection.stats().udp_rx.datagrams;
     // A larger window has to be announced, and the announcement acknowledged.
-    let window = u64::from(shared.options.stream_window) * 4;
+    let window = u64::from(shared.options.stream_window) * u64::from(WINDOWS);
     if let (Ok(window), Ok(larger)) = (VarInt::from_u64(window), VarInt::from_u64(window + 65_536)) {
         connection.set_receive_window(larger);
         connection.set_receive_window(window);

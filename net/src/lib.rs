@@ -9,7 +9,7 @@
 //! | [`certs`] | who may speak, and as whom: authority, certificates, their files |
 //! | [`wire`] | greetings and frames, byte by byte |
 //! | `endpoint` | the UDP port, certificates in use, closing |
-//! | `peer` | the way out: one connection per peer with three lanes, redialled |
+//! | `peer` | the way out: one connection per peer with its lanes, redialled |
 //! | `accept` | the way in: handshakes, greetings, who takes whose place |
 //! | `requester`, `responder` | the two ends of a stream of requests |
 //! | [`resp`] | the protocol of Redis: requests in, replies out |

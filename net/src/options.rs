@@ -116,8 +116,8 @@ impl NetOptions {
     pub(crate) fn serving(&self) -> Arc<TransportConfig> {
         let mut config = self.common();
         // Besides the one of requests. More than a peer needs; see there.
-        config
-            .max_concurrent_bidi_streams(VarInt::from_u32(self.max_client_streams.saturating_add(1).max(4)));
+        let streams = self.max_client_streams.saturating_add(1).max(LANES.len() as u32 + 1);
+        config.max_concurrent_bidi_streams(VarInt::from_u32(streams));
         // The dialling side keeps it alive; whoever does not is gone.
         config.keep_alive_interval(None);
         Arc::new(config)
@@ -126,14 +126,14 @@ impl NetOptions {
     /// How much a client's connection may send ahead of its reader if there are so many.
     pub(crate) fn client_window(&self, connections: usize) -> u32 {
         let share = self.max_client_ahead / connections.max(1);
-        let most = self.stream_window.saturating_mul(4);
+        let most = self.stream_window.saturating_mul(WINDOWS);
         u32::try_from(share).unwrap_or(u32::MAX).clamp(LEAST_WINDOW.min(most), most)
     }
 
     fn common(&self) -> TransportConfig {
         // The windows of a whole connection must exceed what its streams can fill together, or
         // bulk that nobody reads would stop the control lane.
-        let connection_window = u64::from(self.stream_window) * 4;
+        let connection_window = u64::from(self.stream_window) * u64::from(WINDOWS);
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(self.datagram());
         // Nearly every packet is answered by one that can carry its acknowledgement; one for every second
@@ -163,14 +163,18 @@ const ACKNOWLEDGE_AFTER: u32 = 8;
 /// Less makes a client wait for the next round trip amid its request.
 const LEAST_WINDOW: u32 = 64 << 10;
 
+/// How many streams' windows fit into a connection's: those of all lanes, and one.
+pub(crate) const WINDOWS: u32 = LANES.len() as u32 + 1;
+
 /// All lanes, in the order of their importance.
-pub(crate) const LANES: [Lane; 3] = [Lane::Control, Lane::Data, Lane::Bulk];
+pub(crate) const LANES: [Lane; 4] = [Lane::Control, Lane::Data, Lane::Client, Lane::Bulk];
 
 pub(crate) fn lane_index(lane: Lane) -> usize {
     match lane {
         Lane::Control => 0,
         Lane::Data => 1,
-        Lane::Bulk => 2,
+        Lane::Client => 2,
+        Lane::Bulk => 3,
     }
 }
 
@@ -178,7 +182,8 @@ pub(crate) fn lane_index(lane: Lane) -> usize {
 pub(crate) fn lane_priority(lane: Lane) -> i32 {
     match lane {
         Lane::Control => 2,
-        Lane::Data => 1,
+        // They take turns.
+        Lane::Data | Lane::Client => 1,
         Lane::Bulk => 0,
     }
 }
@@ -190,8 +195,8 @@ mod tests {
     #[test]
     fn many_clients_share_what_few_may_send_ahead() {
         let options = NetOptions::default();
-        assert_eq!(options.client_window(1), 32 << 20);
-        assert_eq!(options.client_window(16), 32 << 20);
+        assert_eq!(options.client_window(1), 40 << 20);
+        assert_eq!(options.client_window(12), 40 << 20);
         assert_eq!(options.client_window(512), 1 << 20);
         assert_eq!(options.client_window(1_000_000), LEAST_WINDOW);
         let together = |count: usize| count as u64 * u64::from(options.client_window(count));

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!            ┌─ dial fails: refuse requests, back off ─┐
-//! addresses ─┴► dial ─► three lanes greeted ─► drive ──┴─ connection lost: dial again at once
+//! addresses ─┴► dial ─► all lanes greeted ─► drive ──┴─ connection lost: dial again at once
 //! ```
 //!
 //! While the first dial after a start or a loss is under way, requests wait; once one has failed
@@ -48,7 +48,7 @@ pub(crate) const CLOSED_REFUSED: u32 = 1;
 /// One peer, as seen from here.
 pub(crate) struct Peer {
     node: NodeId,
-    lanes: [RequestQueue; 3],
+    lanes: [RequestQueue; LANES.len()],
     addresses: watch::Sender<Vec<String>>,
     nudged: Notify,
     /// The incarnation that was last heard of, from the peer's own connection.
@@ -64,7 +64,7 @@ struct DialError {
 
 struct Dialled {
     connection: Connection,
-    lanes: [(SendStream, RecvStream); 3],
+    lanes: [(SendStream, RecvStream); LANES.len()],
     incarnation: u128,
     max_body: usize,
 }
@@ -78,7 +78,7 @@ impl Peer {
         };
         Peer {
             node,
-            lanes: [queue(), queue(), queue()],
+            lanes: std::array::from_fn(|_| queue()),
             addresses: watch::Sender::new(Vec::new()),
             nudged: Notify::new(),
             seen: Mutex::new(None),
@@ -265,8 +265,8 @@ impl Peer {
         &self,
         shared: &Shared,
         connection: &Connection,
-    ) -> Result<([(SendStream, RecvStream); 3], Answer), DialError> {
-        let mut opened = Vec::with_capacity(3);
+    ) -> Result<([(SendStream, RecvStream); LANES.len()], Answer), DialError> {
+        let mut opened = Vec::with_capacity(LANES.len());
         for lane in LANES {
             let (mut send, receive) =
                 connection.open_bi().await.map_err(|error| unreachable(&explain(&error)))?;
@@ -289,7 +289,7 @@ impl Peer {
             self.check(shared, &answer)?;
             last = Some(answer);
         }
-        match (<[_; 3]>::try_from(opened), last) {
+        match (<[_; LANES.len()]>::try_from(opened), last) {
             (Ok(lanes), Some(answer)) => Ok((lanes, answer)),
             _ => Err(unreachable("no lane was opened")),
         }

@@ -7,7 +7,7 @@
 //!
 //! # Greeting
 //!
-//! Between nodes the side that requests opens three bidirectional streams, one per [`Lane`](dogsled_replication::Lane), and
+//! Between nodes the side that requests opens four bidirectional streams, one per [`Lane`](dogsled_replication::Lane), and
 //! greets on each; a client greets on the first stream of its connection. The first twelve bytes of
 //! a greeting, and a whole answer, keep their layout in all versions to come, so that any two
 //! versions can tell each other why they part.
@@ -17,7 +17,7 @@
 //! | magic, `dogsled?` with `P` for a peer and `C` for a client | 8 |
 //! | wire version ([`WIRE_VERSION`]) | 2 |
 //! | length of the rest; the rest is the version's own | 2 |
-//! | *peer, 57:* cluster u128, node that speaks u64, node that it dialled u64, its incarnation u128, longest reply it accepts u64, lane u8 (0 control, 1 data, 2 bulk) | 57 |
+//! | *peer, 57:* cluster u128, node that speaks u64, node that it dialled u64, its incarnation u128, longest reply it accepts u64, lane u8 (0 control, 1 data, 2 bulk, 3 client) | 57 |
 //! | *client, 24:* cluster u128 (0: any), longest reply it accepts u64 | 24 |
 //!
 //! | answer | bytes |
@@ -73,8 +73,8 @@ pub use greeting::{
 pub const PEER_ALPN: &[u8] = b"dogsled-peer/1";
 /// ALPN of connections of clients.
 pub const CLIENT_ALPN: &[u8] = b"dogsled-client/1";
-/// Version of greetings and frames that this build speaks, the only one so far.
-pub const WIRE_VERSION: u16 = 1;
+/// Version of greetings and frames that this build speaks. Version 1 had no lane for clients' requests.
+pub const WIRE_VERSION: u16 = 2;
 
 /// Why bytes are not what they should be.
 #[derive(Clone, PartialEq, Eq, Debug)]

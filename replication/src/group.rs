@@ -237,6 +237,7 @@ impl Group {
                     self.raft.store(None);
                     // It only fails if openraft panicked, and then it has ended as well.
                     let _ = raft.shutdown().await;
+                    self.slot.until_machine_ended().await;
                     return true;
                 }
             }
@@ -247,6 +248,7 @@ impl Group {
         tracing::error!(group = self.id, why, "a group stopped; it will be opened again");
         *self.failure.lock() = Some(why);
         let _ = raft.shutdown().await;
+        self.slot.until_machine_ended().await;
         if began.elapsed() > REOPEN.1 * 4 {
             *wait = REOPEN.0;
         }
@@ -488,8 +490,23 @@ impl Group {
 
     async fn ask_quorum(&self) -> Round {
         let raft = self.running()?;
+        let confirmations = &self.network.confirmations;
+        let asked = confirmations.now();
         match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(linearizer) => Ok(position(linearizer.read_log_id().index())),
+            Ok(linearizer) => {
+                // Of the leadership in which it was given: that one's first entry is the least that it may be.
+                let read = *linearizer.read_log_id();
+                let metrics = raft.metrics();
+                let until = confirmations.until_confirmed(
+                    (self.network.node, *read.committed_leader_id(), asked),
+                    |is_confirmed| is_confirmed(metrics.borrow_watched().membership_config.membership()),
+                );
+                let patience = Duration::from_millis(self.config.election_timeout_max);
+                match tokio::time::timeout(patience, until).await {
+                    Ok(()) => Ok(position(read.index())),
+                    Err(_) => Err(ClusterError::Unavailable(format!("group {} has no quorum", self.id))),
+                }
+            }
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 Err(self.forward(&forward))
             }

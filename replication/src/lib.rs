@@ -33,6 +33,7 @@ mod blocking;
 pub mod client;
 mod codec;
 mod config;
+mod confirmations;
 mod convert;
 mod durability;
 mod error;

@@ -27,7 +27,8 @@
 //! dropped if they come: two messages and two wake-ups of Raft fewer at every follower for each batch. Nobody
 //! waits for it: who wrote is answered when the leader knows, and a read at a follower makes the leader ask its
 //! quorum, which tells them, too. (openraft does not need an answer to each request: what is known to match
-//! answers all requests up to there.)
+//! answers all requests up to there. Which of them a peer has answered is noted
+//! [here](crate::confirmations), for reads.)
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -48,6 +49,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
+use crate::confirmations::{Confirmations, Moment};
 use crate::fence::Fence;
 use crate::message::{
     Kind, PeerError, encode_append, encode_transfer, encode_vote, take_append_reply, take_reply,
@@ -58,7 +60,7 @@ use crate::runtime::together;
 use crate::snapshot::{SnapshotData, Snapshots};
 use crate::state_machine::{Machine, ReplicaSlot};
 use crate::transport::{Lane, NodeId, Transport, TransportError};
-use crate::types::{LogId, Member, SnapshotOf, TypeConfig, Vote};
+use crate::types::{LeaderId, LogId, Member, SnapshotOf, TypeConfig, Vote};
 
 /// Requests on their way to one follower for one group.
 const MAX_IN_FLIGHT: usize = 128;
@@ -83,6 +85,8 @@ pub(crate) struct Network {
     pub(crate) room: Arc<Room>,
     /// The replica whose state is sent.
     pub(crate) slot: Arc<ReplicaSlot>,
+    /// Who has confirmed that this node leads.
+    pub(crate) confirmations: Arc<Confirmations>,
     /// How long a request with entries may take: longer than a slow sync.
     pub(crate) append_deadline: Duration,
     /// The first and the last wait before a peer that was unreachable is tried again.
@@ -138,12 +142,22 @@ impl Connection {
         take_reply(reply).map_err(|error| self.refused(&error))
     }
 
+    /// The answer to a request of that leadership and moment.
     fn take_append_reply(
         &self,
         take: crate::codec::Take,
+        (leader, made): (LeaderId, Moment),
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         let (reply, is_low) = take_append_reply(take).map_err(unreadable)?;
         self.network.room.heard(self.to, is_low);
+        match reply {
+            AppendEntriesResponse::HigherVote(_) => {}
+            AppendEntriesResponse::Success
+            | AppendEntriesResponse::PartialSuccess(_)
+            | AppendEntriesResponse::Conflict => {
+                self.network.confirmations.confirmed(self.to, leader, made);
+            }
+        }
         Ok(reply)
     }
 
@@ -178,6 +192,8 @@ struct InFlight {
     bytes: usize,
     previous: Option<LogId>,
     last: Option<LogId>,
+    /// In which leadership, and when, it was made.
+    made: (LeaderId, Moment),
 }
 
 /// Sends what `input` gives as long as there is room; gives the answers in order.
@@ -260,11 +276,12 @@ where
         let connection = self.connection;
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
+        let made = (request.vote.leader_id, connection.network.confirmations.now());
         let body = encode_append(connection.network.cluster, connection.network.group, &request);
         let bytes = body.len();
         self.bytes += bytes;
         let request = connection.request(connection.lane, body, self.deadline);
-        self.in_flight.push_back(InFlight { request, bytes, previous, last });
+        self.in_flight.push_back(InFlight { request, bytes, previous, last, made });
     }
 }
 
@@ -287,13 +304,13 @@ where
             };
         };
         let Poll::Ready(reply) = oldest.request.poll_unpin(context) else { return Poll::Pending };
-        let (previous, last) = (oldest.previous, oldest.last);
+        let (previous, last, made) = (oldest.previous, oldest.last, oldest.made);
         this.bytes -= oldest.bytes;
         this.in_flight.pop_front();
         let result = reply
             .map_err(|error| this.connection.rpc_error(RPCTypes::AppendEntries, this.deadline, error))
             .and_then(|bytes| take_reply(bytes).map_err(|error| this.connection.refused(&error)))
-            .and_then(|take| this.connection.take_append_reply(take))
+            .and_then(|take| this.connection.take_append_reply(take, made))
             .and_then(|reply| match (&reply, &previous) {
                 // A follower of no entries at all cannot miss one; openraft relies on it.
                 (AppendEntriesResponse::Conflict, None) => {
@@ -316,9 +333,10 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        let made = (request.vote.leader_id, self.network.confirmations.now());
         let body = encode_append(self.network.cluster, self.network.group, &request);
         let take = self.ask(self.lane, RPCTypes::AppendEntries, body, option.soft_ttl()).await?;
-        self.take_append_reply(take)
+        self.take_append_reply(take, made)
     }
 
     fn stream_append<'s, S>(

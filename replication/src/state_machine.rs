@@ -252,6 +252,8 @@ pub(crate) struct ReplicaSlot {
     sending: AtomicU64,
     /// States that are held for clients.
     pub(crate) pins: Pins,
+    /// Held by the state machine of the Raft that runs, which may be at work for a while after that has ended.
+    machine: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Tells how old a stale read is.
@@ -307,6 +309,7 @@ impl ReplicaSlot {
             history: AtomicU64::new(history_of(leader.as_ref())),
             sending: AtomicU64::new(0),
             pins: Pins::default(),
+            machine: Arc::default(),
         })
     }
 
@@ -441,6 +444,14 @@ impl ReplicaSlot {
         freshness.level.map(|at| at.elapsed())
     }
 
+    /// Returns when the state machine of a Raft that was shut down has ended, too, which openraft does not wait for: what it
+    /// was doing, such as to put a snapshot into its place, is then done. Not before a Raft is shut down.
+    pub(crate) async fn until_machine_ended(&self) {
+        if tokio::time::timeout(MACHINE_ENDS, self.machine.lock()).await.is_err() {
+            tracing::error!("a state machine has not ended within {MACHINE_ENDS:?} after its Raft");
+        }
+    }
+
     pub(crate) fn close(&self) {
         if let Some(replica) = self.take() {
             // Closing cannot fail; what was not folded is in the WAL.
@@ -464,20 +475,28 @@ impl Drop for Sending {
 
 /// See the [module](self).
 pub(crate) struct Machine {
+    _at_work: tokio::sync::OwnedMutexGuard<()>,
     slot: Arc<ReplicaSlot>,
     leader: Option<LeaderId>,
     membership: StoredMembership,
 }
 
 impl Machine {
+    /// # Errors
+    /// What is noted in the replica cannot be read; or another has not [ended](ReplicaSlot::until_machine_ended).
     pub(crate) fn new(slot: Arc<ReplicaSlot>) -> io::Result<Machine> {
+        let at_work = Arc::clone(&slot.machine).try_lock_owned();
+        let at_work = at_work.map_err(|_| io::Error::other("the state machine before it has not ended"))?;
         let (last, membership) = decode_applied(&slot.open_replica()?.applied())?;
         let leader = last.map(|last| last.leader_id);
         slot.set_history(leader.as_ref());
-        Ok(Machine { slot, leader, membership })
+        Ok(Machine { _at_work: at_work, slot, leader, membership })
     }
 }
 
+/// How long a state machine may go on when its Raft has ended: longer than a snapshot's [place](crate::snapshot) is waited
+/// for.
+const MACHINE_ENDS: Duration = Duration::from_secs(60);
 /// Entries applied before other tasks get a turn.
 const APPLY_TURN: u32 = 128;
 

@@ -26,8 +26,12 @@ impl std::fmt::Display for NodeId {
 pub enum Lane {
     /// Votes and heartbeats, and all that must not wait behind data: small, few.
     Control,
-    /// Log entries, and requests passed on for clients.
+    /// Log entries, and what nodes ask of one another.
     Data,
+    /// Requests passed on for clients. Apart from the entries: a request is answered when its entry is on a quorum, and
+    /// two nodes that have as many requests of each other as may be under way would each keep from being read
+    /// what the other waits for. And one request may wait long for a transaction's end.
+    Client,
     /// Pieces of snapshots: large, and last in line for the link.
     Bulk,
 }

@@ -22,7 +22,7 @@ pub const MAX_REASON_LENGTH: usize = 512;
 /// The longest answer, in bytes.
 pub const MAX_ANSWER_LENGTH: usize = ANSWER_LENGTH + MAX_REASON_LENGTH;
 
-/// What a node says first on each of its three streams to a peer.
+/// What a node says first on each of its four streams to a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hello {
     /// The cluster that the node belongs to.
@@ -132,6 +132,7 @@ fn lane_code(lane: Lane) -> u8 {
         Lane::Control => 0,
         Lane::Data => 1,
         Lane::Bulk => 2,
+        Lane::Client => 3,
     }
 }
 
@@ -220,6 +221,7 @@ pub fn decode_greeting(bytes: &[u8]) -> Result<Option<(Greeting, usize)>, WireEr
                 0 => Lane::Control,
                 1 => Lane::Data,
                 2 => Lane::Bulk,
+                3 => Lane::Client,
                 _ => return Err(WireError::Malformed("a greeting names an unknown lane")),
             },
         })
@@ -283,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_nodes_greeting_has_golden_bytes() {
-        let mut golden = b"dogsledP\x01\x00\x39\x00".to_vec();
+        let mut golden = b"dogsledP\x02\x00\x39\x00".to_vec();
         golden.extend(0..=15);
         golden.extend_from_slice(b"\x03\0\0\0\0\0\0\0");
         golden.extend_from_slice(b"\x88\x77\x66\x55\x44\x33\x22\x11");
@@ -299,7 +301,7 @@ mod tests {
     #[test]
     fn a_clients_greeting_has_golden_bytes() {
         let hello = ClientHello { cluster: 7, max_body: 258 };
-        let mut golden = b"dogsledC\x01\x00\x18\x00".to_vec();
+        let mut golden = b"dogsledC\x02\x00\x18\x00".to_vec();
         golden.extend_from_slice(b"\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
         golden.extend_from_slice(b"\x02\x01\0\0\0\0\0\0");
         assert_eq!(encode_client_hello(&hello), golden);
@@ -309,7 +311,7 @@ mod tests {
     #[test]
     fn an_answer_has_golden_bytes() {
         let answer = Answer {
-            version: 1,
+            version: WIRE_VERSION,
             verdict: Verdict::Cluster,
             cluster: 1,
             node: NodeId(2),
@@ -317,7 +319,7 @@ mod tests {
             max_body: 4,
             reason: "no".to_owned(),
         };
-        let mut golden = b"dogsledA\x01\x00\x02\x00".to_vec();
+        let mut golden = b"dogsledA\x02\x00\x02\x00".to_vec();
         golden.extend_from_slice(b"\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
         golden.extend_from_slice(b"\x02\0\0\0\0\0\0\0");
         golden.extend_from_slice(b"\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 
 fn near_valid() -> impl Strategy<Value = Vec<u8>> {
     let seeds = prop_oneof![
-        Just(b"dogsledP\x01\x00\x39\x00".to_vec()),
-        Just(b"dogsledC\x01\x00\x18\x00".to_vec()),
-        Just(b"dogsledA\x01\x00\x00\x00".to_vec()),
+        Just(b"dogsledP\x02\x00\x39\x00".to_vec()),
+        Just(b"dogsledC\x02\x00\x18\x00".to_vec()),
+        Just(b"dogsledA\x02\x00\x00\x00".to_vec()),
         Just(b"\x05\0\0\0\x01\0\0\0\x08\x07\x06\x05\x04\x03\x02\x01".to_vec()),
         Just(b"\xff\xff\xff\xff\x01\0\0\0".to_vec()),
         Just(Vec::new()),

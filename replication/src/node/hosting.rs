@@ -169,6 +169,7 @@ impl Opener {
                     fence,
                     room,
                     slot,
+                    confirmations: Arc::default(),
                     append_deadline: timing.election.1 * 4,
                     backoff: (timing.heartbeat / 4, timing.election.1),
                 })

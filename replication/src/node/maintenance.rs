@@ -84,7 +84,7 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
         }
         let applied = |group| groups.get(&group).map_or(0, |group| group.slot.applied());
         node.snapshots.give_up_stale(applied).await;
-        let mut moves = 0;
+        let (mut moves, mut proposing) = (0, Vec::new());
         for group in groups.values() {
             node.checkpoint_without_threads(group);
             node.purge(group).await;
@@ -98,16 +98,25 @@ pub(super) async fn run(node: Weak<Inner>, mut stop: watch::Receiver<bool>) {
                 // Also before anybody has answered it for the first time: the voters may be gone since the election.
                 group.slot.clock.has_no_majority(term);
             } else {
-                if group.slot.clock.wants_stamp(term, STAMP_EVERY) {
-                    // If it does not come to be, there is the next turn.
-                    let _ = group.propose(&settle, node.config.timing.election.1).await;
-                }
-                node.expire_sessions(group, term).await;
+                proposing.push((group, term));
             }
             if node.config.balance_leaders && moves < MOVES && since.elapsed() >= SETTLE {
                 moves += usize::from(node.balance(group).await);
             }
         }
+        // Together, and not for long: a group whose commits are slow must not keep the others from being looked after.
+        let at_most = node.config.timing.election.1;
+        let proposals = proposing.into_iter().map(|(group, term)| {
+            let (node, settle) = (&node, &settle);
+            async move {
+                if group.slot.clock.wants_stamp(term, STAMP_EVERY) {
+                    // If it does not come to be, there is the next turn.
+                    let _ = group.propose(settle, at_most).await;
+                }
+                node.expire_sessions(group, term).await;
+            }
+        });
+        let _ = tokio::time::timeout(at_most * 4, futures_util::future::join_all(proposals)).await;
     }
 }
 

@@ -227,14 +227,19 @@ impl Inner {
     }
 
     /// Answers a node that wants to join: which cluster this is.
-    pub(super) fn welcome(&self, node: NodeId, addresses: Vec<String>) -> Bytes {
+    pub(super) async fn welcome(self: Arc<Self>, node: NodeId, addresses: Vec<String>) -> Bytes {
         let Some(cluster) = self.cluster.get() else {
             // It may in a moment.
             return encode_error(&PeerError::NoGroup("this node belongs to no cluster itself".to_owned()));
         };
         // Whoever asks has nothing yet. If it takes part already it has had what it promised on, and lost it:
-        // it would vote as if it had promised nothing.
-        let record = cluster.record();
+        // it would vote as if it had promised nothing. What this node has of the record may be old.
+        let record = match self.record_of_leader().await {
+            Ok(record) => record,
+            Err(error) => {
+                return encode_error(&PeerError::NoGroup(format!("who belongs to the cluster: {error}")));
+            }
+        };
         let taken = record.as_ref().and_then(|record| record.members.get(&node));
         if taken.is_some_and(|member| member.state != MemberState::Joining) {
             return encode_error(&PeerError::WrongCluster(format!(

@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dogsled_storage::codec::encode_group_command;
+use dogsled_storage::codec::{decode_group_read_reply, encode_group_command, encode_group_read};
 use dogsled_storage::group::{Answer, GroupCommand, GroupRead, GroupReadReply, Operation};
 use dogsled_storage::{Command, IVec, Reply, TreeId};
 use tokio::time::Instant;
@@ -157,6 +157,23 @@ impl Inner {
         }
     }
 
+    /// The newest record, as of now, whoever leads group 0; `None` as long as there is none.
+    pub(super) async fn record_of_leader(self: &Arc<Self>) -> Result<Option<Record>, ClusterError> {
+        let unavailable = |why: &dyn std::fmt::Display| ClusterError::Unavailable(why.to_string());
+        let read = encode_group_read(&read_record()).map_err(|error| unavailable(&error))?.into();
+        let (group, deadline) = (META_GROUP, Duration::ZERO);
+        let consistency = Consistency::Linearizable;
+        let served = self.served(ClientRequest::Read { group, deadline, consistency, read }).await;
+        match ClientReply::decode(served).map_err(|error| unavailable(&error))? {
+            ClientReply::Read { reply, .. } => {
+                let reply = decode_group_read_reply(&reply).map_err(|error| unavailable(&error))?;
+                Ok(decode(reply).map_err(ClusterError::Storage)?.map(|(record, _)| record))
+            }
+            ClientReply::Error(error) => Err(error),
+            _ => Err(unavailable(&"an answer to something else")),
+        }
+    }
+
     /// As leader of group 0: the newest record.
     pub(super) async fn newest_record(self: &Arc<Self>) -> Result<(Record, IVec), ClusterError> {
         let group = self.group(META_GROUP)?;
@@ -164,8 +181,8 @@ impl Inner {
         let ClientReply::Read { reply, .. } = read else {
             return Err(ClusterError::Unavailable("an answer to something else".to_owned()));
         };
-        let reply = dogsled_storage::codec::decode_group_read_reply(&reply)
-            .map_err(|error| ClusterError::Unavailable(error.to_string()))?;
+        let reply =
+            decode_group_read_reply(&reply).map_err(|error| ClusterError::Unavailable(error.to_string()))?;
         match decode(reply).map_err(ClusterError::Storage)? {
             Some(found) => Ok(found),
             None => Err(ClusterError::Unavailable("the cluster is still being made".to_owned())),

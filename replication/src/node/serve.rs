@@ -38,7 +38,7 @@ use crate::pin::RESTORE_TREE_NAME;
 use crate::ring::tree_hash::RESERVED;
 use crate::ring::{META_GROUP, TreeHash};
 use crate::transport::{ClientIdentity, Lane, NodeId, Service, TransportError};
-use crate::types::position;
+use crate::types::{LogId, position};
 
 /// Nodes that a request is passed on to, one after the other, before it is refused.
 const MAX_HOPS: usize = 4;
@@ -339,7 +339,7 @@ impl Inner {
                 if NodeId(node) != from {
                     return Err(PeerError::Malformed(format!("node {from} asks for node {node}")));
                 }
-                return Ok(std::future::ready(self.welcome(from, addresses)).boxed());
+                return Ok(Arc::clone(self).welcome(from, addresses).boxed());
             }
             _ => {}
         }
@@ -412,15 +412,18 @@ impl Inner {
                 let raft = running()?;
                 let committed = raft.data_metrics().borrow_watched().local_committed;
                 check_append(&request, committed).map_err(malformed)?;
-                let (arrived, committed) = (Instant::now(), request.leader_commit);
+                // A leader that has committed nothing of its own may not know yet what was acknowledged before it led.
+                let knows_all = |commit: &LogId| commit.leader_id == request.vote.leader_id;
+                let (arrived, committed) = (Instant::now(), request.leader_commit.filter(knows_all));
                 let (group, room) = (Arc::clone(group), Arc::clone(&self.room));
                 begun(async move {
                     match raft.append_entries(request).await {
                         Ok(reply) => {
                             // What one says who has been replaced without knowing is no news.
-                            if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
-                                let committed = committed.map_or(0, |commit| position(commit.index));
-                                group.slot.heard(committed, arrived);
+                            if let Some(committed) = committed
+                                && !matches!(reply, AppendEntriesResponse::HigherVote(_))
+                            {
+                                group.slot.heard(position(committed.index), arrived);
                             }
                             encode_append_reply(&reply, room.is_low())
                         }
@@ -610,16 +613,26 @@ impl Inner {
         ClientReply::Error(error).encode()
     }
 
-    /// Has another node answer a request.
+    /// Has another node answer a client's request.
     pub(super) async fn pass_on(
         &self,
         to: NodeId,
         body: Bytes,
         deadline: Duration,
     ) -> Result<Bytes, ClusterError> {
+        self.ask_node(to, Lane::Client, body, deadline).await
+    }
+
+    async fn ask_node(
+        &self,
+        to: NodeId,
+        lane: Lane,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, ClusterError> {
         let cluster = self.cluster.get().map_or(0, |cluster| cluster.number());
         let request = encode_forward(cluster, "", &body);
-        match self.transport.request(to, Lane::Data, request, deadline).await {
+        match self.transport.request(to, lane, request, deadline).await {
             Ok(reply) => match take_reply(reply) {
                 Ok(mut take) => Ok(take.rest()),
                 Err(
@@ -641,14 +654,14 @@ impl Inner {
         }
     }
 
-    /// As [`Inner::pass_on`], for what nodes ask of one another.
+    /// As [`Inner::pass_on`], for what nodes ask of one another: it does not wait for what clients want.
     pub(super) async fn forward(
         &self,
         to: NodeId,
         body: Bytes,
         deadline: Duration,
     ) -> Result<Bytes, ClusterError> {
-        self.pass_on(to, body, deadline).await
+        self.ask_node(to, Lane::Data, body, deadline).await
     }
 
     /// What a node says that was taken out.
