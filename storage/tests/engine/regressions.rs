@@ -219,26 +219,36 @@ fn what_was_acknowledged_from_memory_is_in_the_log_when_a_checkpoint_fails() {
         Engine::open(options).expect("a sound directory")
     };
     let engine = open(&disk);
-    insert_many(&engine, 0..5_000);
+    // More than is kept in memory.
+    for number in 0..5_000u32 {
+        insert(&engine, &number.to_be_bytes()[..], vec![7; 4_000]).expect("a sound disk");
+    }
     engine.checkpoint().expect("a sound disk");
     drop(engine);
     let engine = open(&disk);
     let (path, bytes) = files(&disk, "tree.redb").remove(0);
     disk.make_unreadable(&path, 0..bytes.len() as u64);
-    let last = std::thread::scope(|scope| {
+    let (taken, failed) = std::thread::scope(|scope| {
         let engine = &engine;
-        let number = |number: &u32| insert(engine, &number.to_be_bytes()[..], "value").is_ok();
-        let writer = scope.spawn(move || (5_000..).take_while(number).last());
+        // Everywhere among those that are there.
+        let key = |number: u32| [(number % 5_000).to_be_bytes(), number.to_be_bytes()].concat();
+        let take = move |number: &u32| {
+            // Without a look at the B-tree.
+            let put = Command::Put { tree: TreeId::DEFAULT, key: key(*number).into(), value: "value".into() };
+            engine.execute(put, Durability::Buffered).is_ok()
+        };
+        let writer = scope.spawn(move || (0..1_000_000).take_while(take).count());
         std::thread::sleep(Duration::from_millis(20));
-        engine.checkpoint().expect_err("what is to be changed cannot be read");
-        writer.join().expect("it does not panic").expect("some were taken")
+        let failed = engine.checkpoint();
+        (writer.join().expect("it does not panic"), failed)
     });
+    failed.expect_err("what is to be changed cannot be read");
     let killed = disk.process_kill();
     drop(engine);
     let (path, bytes) = files(&killed, "tree.redb").remove(0);
     killed.set_content(&path, bytes);
     let engine = open(&killed);
-    assert_eq!(engine.snapshot().len(TreeId::DEFAULT).expect("a length"), u64::from(last) + 1);
+    assert_eq!(engine.snapshot().len(TreeId::DEFAULT).expect("a length"), 5_000 + taken as u64);
 }
 
 /// The same few keys over and over: a long WAL, and little to fold.
