@@ -9,7 +9,7 @@
 
 mod cli_support;
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -67,7 +67,11 @@ fn ask(stream: &mut TcpStream, request: &str, expected: &str) {
 
 fn rest(mut stream: TcpStream) -> String {
     let mut bytes = Vec::new();
-    let _ = stream.read_to_end(&mut bytes);
+    if let Err(error) = stream.read_to_end(&mut bytes) {
+        // A connection that is closed with bytes unread is reset.
+        let is_end = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
+        assert!(is_end, "it was not ended: {error}, after \"{}\"", bytes.escape_ascii());
+    }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

@@ -31,10 +31,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use cli_support::Sandbox;
 use cli_support::load::{Load, Told, eventually, is_whole};
 use cli_support::mixed::Mixed;
 use cli_support::nodes::Served;
+use cli_support::{Sandbox, skipped};
 use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -190,8 +190,8 @@ impl Cluster {
         let network = match Network::new() {
             Ok(network) => network,
             Err(why) => {
-                say(&format!(
-                    "SKIPPED {test}: no network to cut. {why}. It needs iproute2, and root or CAP_SYS_ADMIN and \
+                skipped(&format!(
+                    "{test}: no network to cut. {why}. It needs iproute2, and root or CAP_SYS_ADMIN and \
                      CAP_NET_ADMIN, with network namespaces, veth and bridge in the kernel."
                 ));
                 return None;

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::cli_support::alone::Alone;
-use crate::cli_support::{Run, Sandbox, run, run_with_input};
+use crate::cli_support::{Run, Sandbox, run, run_with_input, skipped};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
 #[test]
@@ -76,7 +76,7 @@ fn the_command_is_stopped_when_the_lock_is_lost_or_the_runner_is_told_to_end() {
 fn at_a_terminal_what_the_command_has_started_is_stopped_with_it() {
     let alone = Alone::new();
     let Ok(script) = std::process::Command::new("script").arg("--version").output() else {
-        eprintln!("SKIPPED: there is no `script` to make a terminal with");
+        skipped("there is no `script` to make a terminal with");
         return;
     };
     assert!(script.status.success());

@@ -8,9 +8,9 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use crate::cli_support::Sandbox;
 use crate::cli_support::load::{Load, eventually, is_whole};
 use crate::cli_support::small_disk::{POOR, SmallDisk, three_nodes};
+use crate::cli_support::{Sandbox, skipped};
 use dogsled::cluster::{CertificateFiles, Client, ClientOptions, NodeId};
 
 const SIZE: u32 = 192;
@@ -34,8 +34,8 @@ fn a_node_whose_disk_fills_is_not_missed_and_catches_up_when_there_is_space() {
     let disk = match SmallDisk::new(&sandbox.path("small"), SIZE) {
         Ok(disk) => disk,
         Err(why) => {
-            return say(&format!(
-                "SKIPPED: no file system to fill. {why}. It needs util-linux, and root or CAP_SYS_ADMIN."
+            return skipped(&format!(
+                "no file system to fill. {why}. It needs util-linux, and root or CAP_SYS_ADMIN."
             ));
         }
     };

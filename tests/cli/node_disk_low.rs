@@ -5,14 +5,13 @@
 //! As in `node_disk_full`, the file system is a tmpfs in a mount namespace; where that is not permitted the
 //! tests say so on standard error, past the harness, and pass.
 
-use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use crate::cli_support::http::{Metrics, get};
 use crate::cli_support::load::{Load, eventually, is_whole};
 use crate::cli_support::nodes::{Served, free_address};
 use crate::cli_support::small_disk::{POOR, SmallDisk, three_nodes};
-use crate::cli_support::{Run, Sandbox, run};
+use crate::cli_support::{Run, Sandbox, run, skipped};
 use dogsled::cluster::{CertificateFiles, Client, ClientOptions, MemberStatus, NodeId, NodeStatus, Role};
 
 const MIB: u64 = 1 << 20;
@@ -23,18 +22,13 @@ const LOW: u64 = 48;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Past the harness, which keeps what passing tests print to itself.
-fn say(what: &str) {
-    let _ = writeln!(io::stderr(), "cli_node_disk_low: {what}");
-}
-
 fn small_disk(sandbox: &Sandbox) -> Option<SmallDisk> {
     std::fs::create_dir(sandbox.path("small")).expect("a directory");
     match SmallDisk::new(&sandbox.path("small"), SIZE) {
         Ok(disk) => Some(disk),
         Err(why) => {
-            say(&format!(
-                "SKIPPED: no file system to fill. {why}. It needs util-linux, and root or CAP_SYS_ADMIN."
+            skipped(&format!(
+                "no file system to fill. {why}. It needs util-linux, and root or CAP_SYS_ADMIN."
             ));
             None
         }

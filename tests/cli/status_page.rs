@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use crate::cli_support::http::{get, get_until};
 use crate::cli_support::nodes::{Served, free_address};
-use crate::cli_support::{Sandbox, run};
+use crate::cli_support::{Sandbox, run, skipped};
 use serde_json::Value;
 
 pub(crate) fn chromium() -> Option<PathBuf> {
@@ -106,8 +106,7 @@ pub(crate) fn prepare() -> Page {
 #[test]
 fn a_browser_shows_the_cluster_in_light_and_in_dark() {
     let Some(browser) = chromium() else {
-        println!("\n*** SKIPPED: no Chromium on this machine, the status page was not looked at ***");
-        eprintln!("\n*** SKIPPED: no Chromium on this machine, the status page was not looked at ***");
+        skipped("there is no Chromium; the status page was not looked at");
         return;
     };
     let Page { sandbox, http, nodes, .. } = prepare();

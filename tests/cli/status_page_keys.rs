@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::status_page::{chromium, prepare};
-use crate::cli_support::{Sandbox, run};
+use crate::cli_support::{Sandbox, run, skipped};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -136,7 +136,7 @@ impl Drop for Browser {
 #[test]
 fn the_keyboard_alone_reaches_everything_and_what_happens_is_shown() {
     let Some(program) = chromium() else {
-        println!("\n*** SKIPPED: no Chromium on this machine, no keys of the status page were pressed ***");
+        skipped("there is no Chromium; no keys of the status page were pressed");
         return;
     };
     let page = prepare();

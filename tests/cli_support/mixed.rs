@@ -53,7 +53,8 @@ pub(crate) struct Mixed {
     progress: Arc<AtomicU64>,
     transfers: Vec<JoinHandle<Done>>,
     locked: Vec<JoinHandle<Done>>,
-    others: Vec<JoinHandle<Done>>,
+    churn: Vec<JoinHandle<Done>>,
+    audit: JoinHandle<Done>,
     followed: Followed,
 }
 
@@ -96,9 +97,9 @@ impl Mixed {
         };
         let transfers = (0..3).map(|worker| tokio::spawn(transfer(shared(), worker))).collect();
         let locked = (0..2).map(|_| tokio::spawn(write_under_lock(shared()))).collect();
-        let churn = (0..2).map(|worker| tokio::spawn(come_and_go(shared(), worker)));
-        let others = churn.chain([tokio::spawn(audit(shared()))]).collect();
-        Mixed { client: client.clone(), stop, progress, transfers, locked, others, followed }
+        let churn = (0..2).map(|worker| tokio::spawn(come_and_go(shared(), worker))).collect();
+        let audit = tokio::spawn(audit(shared()));
+        Mixed { client: client.clone(), stop, progress, transfers, locked, churn, audit, followed }
     }
 
     pub(crate) fn carried_out(&self) -> u64 {
@@ -110,10 +111,17 @@ impl Mixed {
     pub(crate) async fn stop(self) -> (u64, u64, usize) {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Done::default();
-        for worker in self.transfers.into_iter().chain(self.others) {
-            let done = worker.await.expect("nothing was seen that must not be");
-            all.carried_out += done.carried_out;
-            all.refused += done.refused;
+        // Of each kind something must have been done, or it shows nothing.
+        for (kind, workers) in
+            [("transfers", self.transfers), ("churn", self.churn), ("audits", vec![self.audit])]
+        {
+            let before = all.carried_out;
+            for worker in workers {
+                let done = worker.await.expect("nothing was seen that must not be");
+                all.carried_out += done.carried_out;
+                all.refused += done.refused;
+            }
+            assert!(all.carried_out > before, "no {kind}: {all:?}");
         }
         let mut locked = Done::default();
         for worker in self.locked {
@@ -121,6 +129,7 @@ impl Mixed {
             locked.carried_out += done.carried_out;
             locked.perhaps += done.perhaps;
         }
+        assert!(locked.carried_out > 0, "nothing was written under a lock: {locked:?}");
         let stands = self.client.tree("register").get(REGISTER).await.expect("all nodes are well again");
         let stands = number(stands.as_ref());
         assert!(

@@ -9,6 +9,8 @@ pub(crate) mod load;
 pub(crate) mod mixed;
 pub(crate) mod nodes;
 pub(crate) mod redis_traffic;
+#[path = "../common/skipped.rs"]
+mod skipped;
 pub(crate) mod small_disk;
 
 use std::ffi::OsStr;
@@ -17,6 +19,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
+
+#[allow(unused_imports, reason = "each suite uses its part")]
+pub(crate) use self::skipped::skipped;
 
 /// What a run of the binary came to.
 #[derive(Debug)]

@@ -154,7 +154,9 @@ impl Shared {
 pub(crate) struct RedisTraffic {
     shared: Shared,
     counts: Vec<JoinHandle<Counted>>,
-    others: Vec<JoinHandle<u64>>,
+    moves: Vec<JoinHandle<u64>>,
+    churn: Vec<JoinHandle<u64>>,
+    audit: JoinHandle<u64>,
 }
 
 impl RedisTraffic {
@@ -167,10 +169,10 @@ impl RedisTraffic {
         }
         let shared = Shared { addresses: addresses.to_vec(), stop: Arc::default(), progress: Arc::default() };
         let counts = (0..3).map(|worker| tokio::spawn(count(shared.clone(), worker))).collect();
-        let moves = (0..2).map(|worker| tokio::spawn(move_money(shared.clone(), worker)));
-        let churn = (0..2).map(|worker| tokio::spawn(come_and_go(shared.clone(), worker)));
-        let others = moves.chain(churn).chain([tokio::spawn(audit(shared.clone()))]).collect();
-        RedisTraffic { shared, counts, others }
+        let moves = (0..2).map(|worker| tokio::spawn(move_money(shared.clone(), worker))).collect();
+        let churn = (0..2).map(|worker| tokio::spawn(come_and_go(shared.clone(), worker))).collect();
+        let audit = tokio::spawn(audit(shared.clone()));
+        RedisTraffic { shared, counts, moves, churn, audit }
     }
 
     /// Calls that were carried out.
@@ -188,10 +190,20 @@ impl RedisTraffic {
             counted.perhaps += one.perhaps;
         }
         let mut carried_out = counted.certainly;
-        for worker in self.others {
-            carried_out += worker.await.expect("nothing was seen that must not be");
+        // Of each kind something must have been done, or it shows nothing.
+        for (kind, workers) in [("moves", self.moves), ("churn", self.churn), ("audits", vec![self.audit])] {
+            let before = carried_out;
+            for worker in workers {
+                carried_out += worker.await.expect("nothing was seen that must not be");
+            }
+            assert!(carried_out > before, "no {kind}");
         }
-        let stands = match Redis::new(&self.shared.addresses, 0).ask(&[&["GET", COUNTER]]).await {
+        let mut redis = Redis::new(&self.shared.addresses, 0);
+        match redis.ask(&[&[&["MGET"], &ACCOUNTS[..]].concat()]).await {
+            Outcome::Done(Reply::Array(found)) => assert_eq!(sum(&found), TOTAL, "{found:?}"),
+            other => panic!("all nodes are well again: {other:?}"),
+        }
+        let stands = match redis.ask(&[&["GET", COUNTER]]).await {
             Outcome::Done(Reply::Bulk(Some(text))) => text.parse::<u64>().expect("a number"),
             other => panic!("all nodes are well again: {other:?}"),
         };
@@ -244,21 +256,22 @@ async fn move_money(shared: Shared, worker: usize) -> u64 {
     done
 }
 
+/// What is on all accounts.
+fn sum(values: &[Reply]) -> i64 {
+    let value = |reply: &Reply| match reply {
+        Reply::Bulk(Some(text)) => text.parse::<i64>().expect("a number"),
+        other => panic!("an account has {other:?}"),
+    };
+    values.iter().map(value).sum()
+}
+
 /// Adds up all accounts: money that is under way must never be seen.
 async fn audit(shared: Shared) -> u64 {
     let (mut redis, mut done) = (Redis::new(&shared.addresses, 2), 0);
     let accounts = [&["MGET"], &ACCOUNTS[..]].concat();
     while shared.goes_on().await {
         if let Outcome::Done(Reply::Array(values)) = redis.ask(&[&accounts]).await {
-            let value = |reply: &Reply| match reply {
-                Reply::Bulk(Some(text)) => text.parse::<i64>().expect("a number"),
-                other => panic!("an account has {other:?}"),
-            };
-            assert_eq!(
-                values.iter().map(value).sum::<i64>(),
-                TOTAL,
-                "an EXEC was seen half done: {values:?}"
-            );
+            assert_eq!(sum(&values), TOTAL, "an EXEC was seen half done: {values:?}");
             done += 1;
             shared.progress();
         }

@@ -3,6 +3,7 @@
 #![allow(clippy::unit_arg, reason = "`Ok(drop(…?))` is the shortest closure that only writes")]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
@@ -93,14 +94,26 @@ fn dropping_the_tree_ends_its_subscribers() {
 #[test]
 fn a_snapshot_and_the_events_after_it_have_no_gap_and_no_overlap() {
     let db = open();
+    /// Also of a test that fails: the scope waits for the writer.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let over = Over(&is_over);
         let writer = scope.spawn(|| {
-            for number in 0..20_000u32 {
+            for number in (0u32..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
                 db.insert((number % 100).to_be_bytes(), number.to_be_bytes()).unwrap();
+                if number % 256 == 0 {
+                    // Not so fast that a subscriber who is kept waiting falls off.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
             }
         });
-        let mut rounds = 0;
-        while !writer.is_finished() && rounds < 50 {
+        for _ in 0..50 {
             let (snapshot, mut subscriber) = db.snapshot_and_watch("");
             let mut known: BTreeMap<_, _> = snapshot.iter(&db).collect::<Result<_, _>>().unwrap();
             let first = snapshot.sequence() + 1;
@@ -108,7 +121,7 @@ fn a_snapshot_and_the_events_after_it_have_no_gap_and_no_overlap() {
             let mut last =
                 known.values().max().map(|value| u32::from_be_bytes(value[..].try_into().unwrap()));
             for sequence in first..first + 50 {
-                let Ok(event) = subscriber.next_timeout(Duration::from_secs(1)) else { break };
+                let event = subscriber.next_timeout(Duration::from_secs(20)).unwrap();
                 let Event::Insert { key, value } = event else { panic!("{event:?}") };
                 assert_eq!(subscriber.sequence(), sequence);
                 let number = u32::from_be_bytes(value[..].try_into().unwrap());
@@ -116,8 +129,8 @@ fn a_snapshot_and_the_events_after_it_have_no_gap_and_no_overlap() {
                 last = Some(number);
                 known.insert(key, value);
             }
-            rounds += 1;
         }
+        drop(over);
         writer.join().unwrap();
     });
 }

@@ -15,20 +15,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::cli_support::{dogsled, run};
+use crate::cli_support::{dogsled, run, skipped};
 
 /// A reason shorter than this explains nothing.
 const LEAST_REASON: usize = 12;
-
-/// Past the harness, which keeps what passing tests print to itself.
-fn say(what: &str) {
-    let _ = writeln!(io::stderr(), "documents: {what}");
-}
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -260,15 +254,15 @@ fn script(name: &str, page: &str) -> Option<String> {
         let at = format!("{name}:{}", block.line);
         let text = match &block.language[..] {
             "sh" if block.text.contains("redis-cli") && !is_installed("redis-cli") => {
-                say(&format!("SKIPPED {at}: redis-cli is not installed (apt-get install redis-tools)"));
+                skipped(&format!("{at}: redis-cli is not installed (apt-get install redis-tools)"));
                 continue;
             }
             "sh" => block.text,
             "python" => match python() {
                 Some(_) => format!("\"$PYTHON\" - <<'PROGRAM'\n{}PROGRAM\n", block.text),
                 None => {
-                    say(&format!(
-                        "SKIPPED {at}: no redis-py; pip install redis, or name a python with DOGSLED_PYTHON"
+                    skipped(&format!(
+                        "{at}: no redis-py; pip install redis, or name a python with DOGSLED_PYTHON"
                     ));
                     continue;
                 }

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 
+use crate::skipped::skipped;
 use crate::support::{Connection, Served, eventually};
 
 const SCRIPT: &str = include_str!("script.txt");
@@ -29,7 +30,7 @@ impl Redis {
         let child = match child {
             Ok(child) => child,
             Err(error) => {
-                eprintln!("SKIPPED: redis-server does not start ({error}); apt-get install redis-server");
+                skipped(&format!("redis-server does not start ({error}); apt-get install redis-server"));
                 return None;
             }
         };

@@ -14,6 +14,8 @@ mod notices;
 mod pubsub;
 mod quotas;
 mod random;
+#[path = "../common/skipped.rs"]
+mod skipped;
 mod slots;
 mod support;
 mod together;

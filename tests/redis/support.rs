@@ -1,7 +1,7 @@
 //! Nodes that Redis clients can talk to, and a client that shows every byte.
 #![allow(unreachable_pub, reason = "its modules are those of one test")]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -94,8 +94,12 @@ impl Connection {
 
     /// All that comes until the other side ends it.
     pub fn rest(&mut self) -> String {
-        // A connection that is closed with bytes unread is reset.
-        let _ = self.stream.read_to_end(&mut self.buffer);
+        match self.stream.read_to_end(&mut self.buffer) {
+            Ok(_) => {}
+            // A connection that is closed with bytes unread is reset.
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {}
+            Err(error) => panic!("it was not ended: {error}, after \"{}\"", escaped(&self.buffer)),
+        }
         escaped(&self.buffer)
     }
 

@@ -4,8 +4,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 
-use crate::cli_support::Sandbox;
 use crate::cli_support::nodes::{Served, free_address};
+use crate::cli_support::{Sandbox, skipped};
 
 /// A node that serves Redis clients, and the port for them.
 fn start(sandbox: &Sandbox, more: &[&str]) -> (Served, String) {
@@ -29,7 +29,7 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Option<Output> {
     let mut child = match child {
         Ok(child) => child,
         Err(error) => {
-            eprintln!("SKIPPED: {program} does not start: {error}; apt-get install {}", package(program));
+            skipped(&format!("{program} does not start: {error}; apt-get install {}", package(program)));
             return None;
         }
     };
@@ -116,10 +116,9 @@ fn python() -> Option<String> {
     if found.is_some_and(|output| output.status.success()) {
         return Some(python);
     }
-    eprintln!(
-        "SKIPPED: {python} has no redis-py; pip install -r tests/clients/requirements.txt, or name another with \
-         DOGSLED_PYTHON"
-    );
+    skipped(&format!(
+        "{python} has no redis-py; pip install -r tests/clients/requirements.txt, or name another with DOGSLED_PYTHON"
+    ));
     None
 }
 
@@ -134,9 +133,7 @@ fn what_tutorials_write_with_redis_py_runs_unchanged() {
 fn what_tutorials_write_with_ioredis_runs_unchanged() {
     let found = run("node", &["-e", "require('ioredis')"], "");
     if !found.is_some_and(|output| output.status.success()) {
-        eprintln!(
-            "SKIPPED: node does not find ioredis; npm install as tests/clients/package.json says, and NODE_PATH"
-        );
+        skipped("node does not find ioredis; npm install as tests/clients/package.json says, and NODE_PATH");
         return;
     }
     runs_its_course("node", "tutorial.js");
@@ -174,7 +171,7 @@ fn redis_cli_and_redis_py_publish_and_subscribe_at_two_nodes() {
         .stdout(Stdio::piped())
         .spawn();
     match child {
-        Err(error) => eprintln!("SKIPPED: redis-cli does not start: {error}; apt-get install redis-tools"),
+        Err(error) => skipped(&format!("redis-cli does not start: {error}; apt-get install redis-tools")),
         Ok(mut child) => {
             let mut told =
                 BufReader::new(child.stdout.take().expect("piped")).lines().map(|line| line.expect("text"));
@@ -248,9 +245,9 @@ fn redis_clients_from_elsewhere_come_within_tls_and_with_a_password() {
 #[test]
 fn what_users_of_redis_rs_write_runs_unchanged() {
     let Some(program) = std::env::var_os("DOGSLED_REDIS_RS") else {
-        eprintln!(
-            "SKIPPED: no DOGSLED_REDIS_RS; cargo build --locked --manifest-path tests/clients/redis-rs/Cargo.toml, and \
-             let it name the program"
+        skipped(
+            "no DOGSLED_REDIS_RS; cargo build --locked --manifest-path tests/clients/redis-rs/Cargo.toml, and \
+             let it name the program",
         );
         return;
     };
