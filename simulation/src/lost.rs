@@ -7,6 +7,8 @@
 //! - What was acknowledged **before** is there in the end if its group kept its quorum. Otherwise what is there is
 //!   what the log had up to some point: of two writes of one client, one after the other and both before anybody was
 //!   lost, never the second alone. (A later one may be of the new history, which begins before an operator hears of it.)
+//!   And what the best of those that are left had on its disk when the others were gone is there: that
+//!   is what the recovery is to go on with.
 //! - What was numbered in a session and is repeated after the recovery, as by a client that has not heard the answer, is
 //!   carried out once.
 //! - All survivors agree in the end, and no survivor's log goes back from the new history to the old one.
@@ -23,11 +25,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dogsled_replication::{ClientReply, ClientRequest, ClusterError, Consistency, NodeId, Record, Role};
+use dogsled_replication::{
+    ClientReply, ClientRequest, ClusterError, Consistency, EntryIdentity, GroupStatus, NodeId, Record, Role,
+};
 use dogsled_storage::codec::{
     decode_group_read_reply, decode_group_reply, encode_group_command, encode_group_read,
 };
 use dogsled_storage::counter::CounterCommand;
+use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::group::{SessionId, SessionTag};
 use dogsled_storage::{Command, GroupCommand, GroupRead, GroupReadReply, IVec, Operation, TreeId, Write};
 use parking_lot::Mutex;
@@ -35,6 +40,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Death, Setup};
 use crate::network::{Quality, SimulatedNetwork};
+use crate::planted::Planted;
 use crate::random::Random;
 use crate::run::{Options, PATIENCE, Report};
 use crate::trace::{Trace, event};
@@ -42,6 +48,8 @@ use crate::trace::{Trace, event};
 const STEP: Duration = Duration::from_millis(50);
 /// Terms of a new history are beyond this; see `dogsled_replication::recovery`.
 const NEW_HISTORY: u64 = 1 << 32;
+/// When the lost are gone, what they have sent arrives within this time, and is synced.
+const SETTLE: Duration = Duration::from_millis(200);
 /// For so long survivors may die, and the lost may come back.
 const TROUBLE: Duration = Duration::from_secs(12);
 const TREE: &str = "written";
@@ -52,6 +60,8 @@ struct Written {
     client: u64,
     group: u32,
     number: u64,
+    /// Of its entry in the group's log.
+    position: u64,
     /// It began after the recovery.
     after: bool,
     /// It was acknowledged before anybody was lost.
@@ -111,13 +121,11 @@ async fn ask(
     answer.ok().and_then(|bytes| ClientReply::decode(bytes).ok())
 }
 
-fn is_done(reply: Option<ClientReply>) -> bool {
-    match reply {
-        Some(ClientReply::Applied(bytes)) => {
-            decode_group_reply(&bytes).is_ok_and(|reply| reply.result.is_ok())
-        }
-        _ => false,
-    }
+/// The position at which it was done, if it was.
+fn done(reply: Option<ClientReply>) -> Option<u64> {
+    let Some(ClientReply::Applied(bytes)) = reply else { return None };
+    let reply = decode_group_reply(&bytes).ok()?;
+    reply.result.is_ok().then_some(reply.position)
 }
 
 /// Writes one key after the other, by way of any machine.
@@ -135,15 +143,16 @@ async fn write(
         number += 1;
         let group = random.between(1, u64::from(partitions)) as u32;
         let after = known.recovered.load(Ordering::Relaxed);
-        let mut written = Written { client, group, number, after, before: false };
+        let mut written = Written { client, group, number, position: 0, after, before: false };
         let node = *random.pick(&nodes);
         if let Some(request) = put(written.key(), group) {
-            match is_done(ask(&network, client, node, &request).await) {
-                true => {
+            match done(ask(&network, client, node, &request).await) {
+                Some(position) => {
+                    written.position = position;
                     written.before = !known.losing.load(Ordering::Relaxed);
                     known.written.lock().push(written);
                 }
-                false => *known.unknown.lock() += 1,
+                None => *known.unknown.lock() += 1,
             }
         }
         tokio::time::sleep(Duration::from_millis(random.between(1, 60))).await;
@@ -201,6 +210,7 @@ pub(crate) async fn live(options: &Options) -> Report {
     let network = SimulatedNetwork::new(Random::new(seed, 3), trace.clone());
     event!(trace, "seed {seed}: {setup:?}");
     let mut cluster = Cluster::new(seed, setup, &skews, network, trace.clone());
+    cluster.planted = options.planted;
     let known = Arc::new(Known::default());
     let mut faults = String::new();
     let violations = match go(seed, &mut cluster, &mut random, &known, &mut faults).await {
@@ -224,7 +234,7 @@ pub(crate) async fn live(options: &Options) -> Report {
         trace: digest,
         operations,
         faults,
-        counts: BTreeMap::new(),
+        counts: trace.counts(),
         recorded: Default::default(),
     }
 }
@@ -301,6 +311,79 @@ impl Looked {
     }
 }
 
+/// What was there of all groups' logs when some members were lost.
+#[derive(Default)]
+struct Left {
+    /// By group and position: what some node had applied, lost or not.
+    applied: BTreeMap<(u32, u64), EntryIdentity>,
+    /// By group: up to where some survivor had applied its log.
+    applied_to: BTreeMap<u32, u64>,
+    /// By group and position: what was applied, and is in the log of the survivor with the newest entry.
+    in_the_best_log: BTreeSet<(u32, u64)>,
+}
+
+impl Left {
+    /// Notes what was applied by now, while it is there to be asked.
+    fn note_applied(&mut self, cluster: &Cluster) -> Result<(), String> {
+        for (id, node) in cluster.nodes() {
+            for seen in node.status().groups {
+                let entries = node.entries(seen.group, seen.first, seen.applied);
+                let entries = entries.map_err(|error| format!("the log of node {id}: {error}"))?;
+                self.applied.extend(entries.into_iter().map(|entry| ((seen.group, entry.position), entry)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what the survivors have. Their disks are quiet by now: all that is in their logs is durable.
+    fn note_survivors(&mut self, cluster: &Cluster, survivors: &[NodeId]) -> Result<(), String> {
+        for group in 0..=cluster.setup.partitions {
+            let survivors = cluster.nodes().filter(|(id, _)| survivors.contains(id));
+            let seen: Vec<_> = survivors
+                .filter_map(|(id, node)| {
+                    let mut groups = node.status().groups.into_iter();
+                    Some((id, node, groups.find(|seen| seen.group == group)?))
+                })
+                .collect();
+            let applied_to = seen.iter().map(|(.., seen)| seen.applied).max();
+            self.applied_to.insert(group, applied_to.unwrap_or(0));
+            let newest = |(_, _, seen): &&(_, _, GroupStatus)| (seen.newest.term, seen.newest.position);
+            let Some((id, node, best)) = seen.iter().max_by_key(newest) else { continue };
+            let entries = node.entries(group, best.first, best.last);
+            let entries = entries.map_err(|error| format!("the log of node {id}: {error}"))?;
+            let was_applied = |entry: &EntryIdentity| {
+                self.applied.get(&(group, entry.position)).is_some_and(|applied| applied == entry)
+            };
+            let kept = entries.into_iter().filter(was_applied).map(|entry| (group, entry.position));
+            self.in_the_best_log.extend(kept);
+        }
+        Ok(())
+    }
+
+    /// Whether an acknowledged write has to be there after the recovery.
+    fn has(&self, write: &Written) -> bool {
+        let applied_to = self.applied_to.get(&write.group).copied().unwrap_or(0);
+        write.position <= applied_to || self.in_the_best_log.contains(&(write.group, write.position))
+    }
+}
+
+/// What every disk holds now, for a planted bug. A disk can only be copied when its node has ended.
+async fn copy_disks(cluster: &mut Cluster) -> Result<BTreeMap<NodeId, SimulatedDisk>, String> {
+    let mut copies = BTreeMap::new();
+    for id in cluster.ids() {
+        cluster.end(id, Death::Kill).await;
+        if let Some(machine) = cluster.machines.get_mut(&id) {
+            let copy = machine.disk.process_kill();
+            machine.disk = copy.process_kill();
+            copies.insert(id, copy);
+        }
+    }
+    for id in cluster.ids() {
+        cluster.start(id).await?;
+    }
+    Ok(copies)
+}
+
 async fn go(
     seed: u64,
     cluster: &mut Cluster,
@@ -321,6 +404,10 @@ async fn go(
         // Heard or not: it is asked for again.
         ask(&cluster.network, 98, ids[0], &request).await;
     }
+    let early = match cluster.planted {
+        Some(Planted::RecoverFromEarlier) => copy_disks(cluster).await?,
+        _ => BTreeMap::new(),
+    };
     for client in 1..=4 {
         let network = cluster.network.clone();
         tokio::spawn(write(client, seed, network, ids.clone(), partitions, Arc::clone(known)));
@@ -332,11 +419,22 @@ async fn go(
     *faults = format!("lost {lost:?}, of which {back:?} come back");
     event!(cluster.trace, "{faults}");
     known.losing.store(true, Ordering::Relaxed);
+    let mut left = Left::default();
     for id in &lost {
+        left.note_applied(cluster)?;
         cluster.end(*id, Death::PowerCut).await;
         if random.chance(500) {
             tokio::time::sleep(Duration::from_millis(random.between(1, 400))).await;
         }
+    }
+    tokio::time::sleep(SETTLE).await;
+    left.note_survivors(cluster, &survivors)?;
+    for (id, disk) in early.iter().filter(|(id, _)| survivors.contains(id)) {
+        cluster.end(*id, Death::Kill).await;
+        if let Some(machine) = cluster.machines.get_mut(id) {
+            machine.disk = disk.process_kill();
+        }
+        cluster.start(*id).await?;
     }
     for number in 1..=2 {
         let (network, trace) = (cluster.network.clone(), cluster.trace.clone());
@@ -369,7 +467,7 @@ async fn go(
     serves(cluster, &survivors, &mut looked, &lost).await?;
     let mut violations = counted_once(cluster, &survivors).await?;
     agree(cluster, &survivors).await?;
-    violations.extend(judge(cluster, &survivors, known));
+    violations.extend(judge(cluster, &survivors, known, &left));
     out_for_ever(cluster, &back).await?;
     Ok(violations)
 }
@@ -439,7 +537,7 @@ async fn serves(
     for id in survivors {
         for group in 1..=cluster.setup.partitions {
             let Some(request) = put(IVec::from(format!("served {group} by {id}")), group) else { continue };
-            while !is_done(ask(&cluster.network, 99, *id, &request).await) {
+            while done(ask(&cluster.network, 99, *id, &request).await).is_none() {
                 looked.look(cluster, lost)?;
                 if Instant::now() > end {
                     let status: Vec<_> = cluster.nodes().map(|(_, node)| node.status()).collect();
@@ -514,7 +612,7 @@ async fn agree(cluster: &Cluster, survivors: &[NodeId]) -> Result<(), String> {
     }
 }
 
-fn judge(cluster: &Cluster, survivors: &[NodeId], known: &Known) -> Vec<String> {
+fn judge(cluster: &Cluster, survivors: &[NodeId], known: &Known, left: &Left) -> Vec<String> {
     let mut violations = Vec::new();
     let mut written = known.written.lock().clone();
     written.sort_unstable();
@@ -522,12 +620,15 @@ fn judge(cluster: &Cluster, survivors: &[NodeId], known: &Known) -> Vec<String> 
     let mut gone: BTreeMap<(u64, u32), Written> = BTreeMap::new();
     let mut lost = 0;
     for write in written {
+        if write.after {
+            cluster.trace.count("written after the recovery", 1);
+        } else if left.has(&write) {
+            cluster.trace.count("left of what was written before", 1);
+        }
         let replicas = || {
             let nodes = cluster.nodes().filter(|(id, _)| survivors.contains(id));
             nodes.filter_map(|(_, node)| {
-                let leads = |seen: &dogsled_replication::GroupStatus| {
-                    seen.group == write.group && seen.role == Role::Leader
-                };
+                let leads = |seen: &GroupStatus| seen.group == write.group && seen.role == Role::Leader;
                 let status = node.status();
                 let term = status.groups.iter().find(|seen| leads(seen)).map(|seen| seen.term)?;
                 Some((term, node.replica(write.group)?))
@@ -559,11 +660,17 @@ fn judge(cluster: &Cluster, survivors: &[NodeId], known: &Known) -> Vec<String> 
                     violations.push(format!("{write:?} was acknowledged after the recovery, and is lost"));
                 } else if term < NEW_HISTORY {
                     violations.push(format!("{write:?} is lost, though its group was not recovered"));
+                } else if left.has(&write) {
+                    violations.push(format!("{write:?} is lost, and the best of those that are left had it"));
                 }
             }
         }
     }
     event!(cluster.trace, "{lost} acknowledged writes are lost");
+    cluster.trace.count("lost of what was written before", lost);
+    if !cluster.trace.counts().contains_key("written after the recovery") {
+        violations.push("no write was acknowledged after the recovery".to_owned());
+    }
     violations
 }
 

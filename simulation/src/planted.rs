@@ -5,7 +5,7 @@
 //!
 //! | seam | bug |
 //! |---|---|
-//! | the disk below a node | says that the WAL is synced, and has not |
+//! | the disk below a node | says that the WAL is synced, and has not; is an earlier one when a lost quorum is recovered |
 //! | the requests that reach a node | something is dropped from a command before it is proposed: a fence, its number, a delay, a time to live, an owner, bounds; a lock has one permit more; a read asks for less |
 //! | what a node proposes by itself | leases end by the leader's wall clock; aborts that nobody records; everybody's leases are renewed; who is first in line is thrown out |
 //!
@@ -64,10 +64,12 @@ pub enum Planted {
     RenewForever,
     /// Whoever is first in line for a lock is thrown out.
     ThrowOutTheFirst,
+    /// What is left of a lost quorum is recovered from what it had at its beginning.
+    RecoverFromEarlier,
 }
 
 /// All there are.
-const ALL: [Planted; 14] = [
+const ALL: [Planted; 15] = [
     Planted::AcknowledgeBeforeSync,
     Planted::DropFences,
     Planted::DropNumbers,
@@ -82,6 +84,7 @@ const ALL: [Planted; 14] = [
     Planted::ForgetAborts,
     Planted::RenewForever,
     Planted::ThrowOutTheFirst,
+    Planted::RecoverFromEarlier,
 ];
 
 impl std::str::FromStr for Planted {

@@ -5,6 +5,7 @@
 //! simulated time; the lines are hashed as they come, so that a difference anywhere shows in the
 //! end, and a trace of a hundred thousand lines need not be kept to compare it.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ struct Inner {
     events: u64,
     print: bool,
     line: String,
+    counts: BTreeMap<&'static str, u64>,
 }
 
 impl Trace {
@@ -32,6 +34,7 @@ impl Trace {
             events: 0,
             print,
             line: String::new(),
+            counts: BTreeMap::new(),
         };
         Trace(Arc::new(Mutex::new(inner)))
     }
@@ -59,6 +62,16 @@ impl Trace {
         if self.0.lock().print {
             println!("               # {what}");
         }
+    }
+
+    /// So much more of something, of which tests want to see enough. It is no part of the trace.
+    pub fn count(&self, what: &'static str, many: u64) {
+        *self.0.lock().counts.entry(what).or_default() += many;
+    }
+
+    /// How much there was of what.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.0.lock().counts.clone()
     }
 
     /// Hash and number of the lines so far.

@@ -93,6 +93,12 @@ fn a_waiter_who_is_thrown_out_of_the_line_is_caught() {
 }
 
 #[test]
+fn a_recovery_from_less_than_what_is_left_is_caught() {
+    let lives = [0, 1].map(Options::with_a_lost_quorum);
+    is_caught_among(Planted::RecoverFromEarlier, lives, &["the best of those that are left had it"]);
+}
+
+#[test]
 fn what_is_acknowledged_before_it_is_synced_is_caught() {
     // The disk has lost more than a power cut takes of what was synced, and the node says so before anything else can.
     is_caught(Planted::AcknowledgeBeforeSync, &[0, 1], &["does not start again: damaged data"]);
