@@ -120,7 +120,7 @@ impl Watchdog {
             }
             if status.applied > 0 && status.applied != record.fingerprinted {
                 record.fingerprinted = status.applied;
-                known.fingerprint(group, id, node)?;
+                known.fingerprint(&status, id, node)?;
             }
         }
         Ok(())
@@ -145,6 +145,24 @@ impl Watchdog {
     }
 }
 
+/// What a replica has said, unless it said that it has failed: what it says then is its own affair. Nothing else
+/// excuses one that cannot be read.
+fn sound<T, E: std::fmt::Display>(
+    said: Result<T, E>,
+    status: &GroupStatus,
+    node: &Node,
+) -> Result<Option<T>, String> {
+    match said {
+        Ok(said) => Ok(Some(said)),
+        Err(_) if status.failure.is_some() || node.status().failure.is_some() => Ok(None),
+        Err(error) => Err(format!(
+            "group {}: node {} has not failed, and cannot be read: {error}",
+            status.group,
+            node.id()
+        )),
+    }
+}
+
 fn under(entry: &EntryIdentity) -> Under {
     (entry.term, entry.leader.0)
 }
@@ -153,7 +171,8 @@ impl GroupRecord {
     /// Looks at the log of a leader that is seen for the first time in its term.
     fn leader_completeness(&self, status: &GroupStatus, id: NodeId, node: &Node) -> Result<(), String> {
         let (group, term) = (status.group, status.term);
-        let Ok(entries) = node.entries(group, status.first, status.last) else { return Ok(()) };
+        let entries = sound(node.entries(group, status.first, status.last), status, node)?;
+        let Some(entries) = entries else { return Ok(()) };
         let entries: BTreeMap<u64, EntryIdentity> =
             entries.into_iter().map(|entry| (entry.position, entry)).collect();
         for (position, (applied, by, known_term)) in self.applied.range(status.first..) {
@@ -204,11 +223,7 @@ impl GroupRecord {
         let GroupStatus { group, first, last, term, .. } = *status;
         // From one before, so that every entry is seen with its predecessor.
         let from = record.compared.max(first);
-        let entries = match node.entries(group, from, last) {
-            Ok(entries) => entries,
-            // Its disk has failed; what it says then is its own affair.
-            Err(_) => return Ok(()),
-        };
+        let Some(entries) = sound(node.entries(group, from, last), status, node)? else { return Ok(()) };
         let mut before: Option<&EntryIdentity> = None;
         for entry in &entries {
             if let Some(before) = before {
@@ -241,11 +256,13 @@ impl GroupRecord {
         Ok(())
     }
 
-    fn fingerprint(&mut self, group: u32, id: NodeId, node: &Node) -> Result<(), String> {
+    fn fingerprint(&mut self, status: &GroupStatus, id: NodeId, node: &Node) -> Result<(), String> {
+        let group = status.group;
+        // It is being opened, or a snapshot takes its place. That it is there in the end is seen to then.
         let Some(replica) = node.replica(group) else { return Ok(()) };
         let snapshot = replica.snapshot();
         let position = snapshot.applied().position;
-        let Ok(fingerprint) = snapshot.fingerprint() else { return Ok(()) };
+        let Some(fingerprint) = sound(snapshot.fingerprint(), status, node)? else { return Ok(()) };
         let (known, first_seen) = self.states.entry(position).or_insert((fingerprint, id));
         if *known != fingerprint {
             return Err(format!(

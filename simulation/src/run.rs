@@ -511,23 +511,42 @@ async fn serves_again(
     Ok(())
 }
 
-/// Waits until all replicas have applied the same.
+/// Waits until everybody who is to have a replica has it, and all replicas have applied the same and hold the same.
 async fn agree(cluster: &Cluster, watchdog: &mut Watchdog) -> Result<(), String> {
     let end = Instant::now() + PATIENCE;
     loop {
         watchdog.look(cluster)?;
-        let groups = cluster.nodes().flat_map(|(_, node)| node.status().groups);
-        let applied: BTreeSet<(u32, u64, u64)> =
-            groups.map(|group| (group.group, group.applied, group.last)).collect();
-        // One of each group.
-        if applied.len() == cluster.setup.partitions as usize + 1 {
+        let Err(why) = is_as_wanted(cluster).and_then(|()| is_alike(cluster)) else {
             event!(cluster.trace, "all replicas agree");
             return Ok(());
-        }
+        };
         if Instant::now() > end {
-            return Err(format!("{PATIENCE:?} after the last write the replicas differ: {applied:?}"));
+            return Err(format!("{PATIENCE:?} after the last write the replicas do not agree: {why}"));
         }
         tokio::time::sleep(STEP).await;
+    }
+}
+
+fn is_alike(cluster: &Cluster) -> Result<(), String> {
+    // By group: positions applied and of the last entry, and the state's fingerprint.
+    let mut states: BTreeMap<u32, BTreeSet<(u64, u64, u64)>> = BTreeMap::new();
+    for (id, node) in cluster.nodes() {
+        for status in node.status().groups {
+            let group = status.group;
+            let replica = node.replica(group);
+            let replica = replica.ok_or_else(|| format!("node {id} has no replica of group {group}"))?;
+            let snapshot = replica.snapshot();
+            let fingerprint = snapshot
+                .fingerprint()
+                .map_err(|error| format!("node {id}'s replica of group {group} cannot be read: {error}"))?;
+            let state = (snapshot.applied().position, status.last, fingerprint);
+            states.entry(group).or_default().insert(state);
+        }
+    }
+    let all = states.len() == cluster.setup.partitions as usize + 1;
+    match all && states.values().all(|states| states.len() == 1) {
+        true => Ok(()),
+        false => Err(format!("(applied, last, fingerprint) are {states:?}")),
     }
 }
 
