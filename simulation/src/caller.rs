@@ -18,6 +18,7 @@ use dogsled_storage::{GroupCommand, GroupRead, GroupReadReply, GroupReply, IVec,
 use parking_lot::Mutex;
 
 use crate::random::Random;
+use crate::trace::event;
 use crate::workload::Shared;
 
 /// For so long an answer is waited for.
@@ -88,10 +89,17 @@ impl Caller {
 
     async fn ask(&mut self, request: &ClientRequest) -> Option<ClientReply> {
         let answer = self.shared.network.ask(self.number, self.favourite, request.encode(), DEADLINE).await;
-        let reply = answer.ok().and_then(|bytes| ClientReply::decode(bytes).ok());
+        let reply = match answer {
+            Ok(bytes) => self.readable(ClientReply::decode(bytes)),
+            Err(_) => None,
+        };
         match reply {
             Some(ClientReply::Error(ClusterError::NotLeader { leader: Some(leader), .. })) => {
                 self.favourite = leader;
+                None
+            }
+            Some(ClientReply::Error(ClusterError::Invalid(what))) => {
+                self.violation(format!("node {} found a request invalid: {what}", self.favourite));
                 None
             }
             Some(ClientReply::Error(_)) | None => {
@@ -100,6 +108,17 @@ impl Caller {
             }
             reply => reply,
         }
+    }
+
+    fn violation(&self, what: String) {
+        event!(self.shared.trace, "caller {}: VIOLATION: {what}", self.number);
+        self.shared.violations.lock().push(format!("caller {}: {what}", self.number));
+    }
+
+    /// What was decoded. That it cannot be is not the world's fault: no way changes what it carries.
+    fn readable<T, E: std::fmt::Display>(&self, decoded: Result<T, E>) -> Option<T> {
+        let told = |error| self.violation(format!("an answer cannot be read: {error}"));
+        decoded.map_err(told).ok()
     }
 
     /// Has something done once; `None` if that is not heard of, whether it was done or not.
@@ -121,8 +140,13 @@ impl Caller {
             deadline: Duration::from_secs(2),
             command: encode_group_command(&command).ok()?.into(),
         };
-        let ClientReply::Applied(reply) = self.ask(&request).await? else { return None };
-        let reply = decode_group_reply(&reply).ok()?;
+        let reply = match self.ask(&request).await? {
+            ClientReply::Applied(reply) => self.readable(decode_group_reply(&reply))?,
+            other => {
+                self.violation(format!("a command was answered by {other:?}"));
+                return None;
+            }
+        };
         self.shared.log.note(group, &reply);
         Some(reply)
     }
@@ -170,8 +194,15 @@ impl Caller {
             consistency: Consistency::Linearizable,
             read: encode_group_read(read).ok()?.into(),
         };
-        let ClientReply::Read { reply, position, .. } = self.ask(&request).await? else { return None };
-        Some((decode_group_read_reply(&reply).ok()?, position))
+        match self.ask(&request).await? {
+            ClientReply::Read { reply, position, .. } => {
+                Some((self.readable(decode_group_read_reply(&reply))?, position))
+            }
+            other => {
+                self.violation(format!("a read was answered by {other:?}"));
+                None
+            }
+        }
     }
 }
 

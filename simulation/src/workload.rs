@@ -621,7 +621,8 @@ impl Client {
     pub async fn touch(&mut self, node: NodeId, group: u32) -> bool {
         let put = Command::Insert { tree: TreeId(0), key: "alive".into(), value: value_bytes(1) };
         let Some(request) = submit(group, &command(put)) else { return false };
-        matches!(self.ask(node, &request).await, Asked::Reply(ClientReply::Applied(_)))
+        let Asked::Reply(ClientReply::Applied(reply)) = self.ask(node, &request).await else { return false };
+        decode_group_reply(&reply).is_ok_and(|reply| reply.result.is_ok())
     }
 }
 
