@@ -361,12 +361,20 @@ impl SimulatedNetwork {
     /// after the other and as fast as they are taken; the stream breaks off when the node dies. Its
     /// time on the way is always the same, so that who only listens changes nothing for others.
     pub fn watch(&self, client: u64, to: NodeId, body: Bytes) -> Option<mpsc::Receiver<Bytes>> {
-        let node = self.state.lock().nodes.get(&to).cloned()?;
+        let (node, planted) = {
+            let state = self.state.lock();
+            (state.nodes.get(&to).cloned()?, state.planted)
+        };
         let (sender, receiver) = mpsc::channel(1);
         let identity = ClientIdentity { name: format!("watcher {client}"), administrator: false };
         node.process.spawn(async move {
             let mut stream = node.service.client_stream(&identity, body);
+            let mut number = 0;
             while let Some(message) = stream.next().await {
+                number += 1;
+                if planted.is_some_and(|planted| planted.drops(&message, number)) {
+                    continue;
+                }
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 if sender.send(message).await.is_err() {
                     return;

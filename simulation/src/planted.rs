@@ -7,6 +7,7 @@
 //! |---|---|
 //! | the disk below a node | says that the WAL is synced, and has not; is an earlier one when a lost quorum is recovered |
 //! | the requests that reach a node | something is dropped from a command before it is proposed: a fence, its number, a delay, a time to live, an owner, bounds; a lock has one permit more; a read asks for less |
+//! | the stream of changes that a node tells | some are left out |
 //! | what a node proposes by itself | leases end by the leader's wall clock; aborts that nobody records; everybody's leases are renewed; who is first in line is thrown out |
 //!
 //! `tests/lives/planted.rs` has each of them caught. Which bugs have no such seam, and how they are built in by hand, is said
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dogsled_replication::watch::WatchEvent;
 use dogsled_replication::{ClientRequest, Consistency, NodeId};
 use dogsled_storage::codec::{decode_group_command, encode_group_command};
 use dogsled_storage::counter::CounterCommand;
@@ -66,10 +68,12 @@ pub enum Planted {
     ThrowOutTheFirst,
     /// What is left of a lost quorum is recovered from what it had at its beginning.
     RecoverFromEarlier,
+    /// Some changes are not told to those who watch.
+    DropChanges,
 }
 
 /// All there are.
-const ALL: [Planted; 15] = [
+const ALL: [Planted; 16] = [
     Planted::AcknowledgeBeforeSync,
     Planted::DropFences,
     Planted::DropNumbers,
@@ -85,6 +89,7 @@ const ALL: [Planted; 15] = [
     Planted::RenewForever,
     Planted::ThrowOutTheFirst,
     Planted::RecoverFromEarlier,
+    Planted::DropChanges,
 ];
 
 impl std::str::FromStr for Planted {
@@ -123,6 +128,16 @@ impl Planted {
             }
             _ => body,
         }
+    }
+
+    /// Whether a message of that number is left out of the stream that tells somebody of changes.
+    pub(crate) fn drops(self, message: &Bytes, number: u64) -> bool {
+        let tells = |events: Vec<WatchEvent>| {
+            events.iter().any(|told| matches!(told, WatchEvent::Put { .. } | WatchEvent::Removed { .. }))
+        };
+        self == Planted::DropChanges
+            && number.is_multiple_of(5)
+            && WatchEvent::decode(message.clone()).is_ok_and(tells)
     }
 
     fn change(self, command: &mut GroupCommand) {

@@ -250,6 +250,7 @@ async fn live(options: &Options) -> Report {
     let mut counts = shared.ledger.counts();
     counts.extend(shared.held.counts());
     counts.extend(shared.owned.counts());
+    counts.extend(shared.watched.counts());
     let recorded = std::mem::take(&mut *shared.recorded.lock());
     Report { seed, violations, undecided, trace, operations, faults, counts, recorded }
 }

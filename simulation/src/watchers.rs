@@ -79,6 +79,13 @@ impl Watched {
         self.0.lock().acknowledged.push((group, ((position, key.to_vec()), value)));
     }
 
+    /// How much was judged.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let inner = self.0.lock();
+        let changes: usize = inner.stretches.iter().map(|stretch| stretch.changes.len()).sum();
+        [("stretches watched", inner.stretches.len() as u64), ("changes watched", changes as u64)].into()
+    }
+
     /// What must not be, in words.
     pub fn judge(&self) -> Vec<String> {
         let inner = self.0.lock();
@@ -290,5 +297,62 @@ impl Watcher {
     fn violation(&self, what: String) {
         event!(self.shared.trace, "watcher {}: VIOLATION: {what}", self.number);
         self.shared.violations.lock().push(format!("watcher {}: {what}", self.number));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that was told everything under "key" from 10 on, and these positions and values of one key.
+    fn stretch(watcher: u64, changes: &[(u64, Value)], last: u64, broken: bool) -> Stretch {
+        let changes = changes.iter().map(|(position, value)| ((*position, b"key1".to_vec()), *value));
+        let (node, prefix) = (NodeId(1), b"key".to_vec());
+        Stretch { watcher, node, group: 1, prefix, from: 10, changes: changes.collect(), last, broken }
+    }
+
+    /// What is said of them, when a writer was told that entry 12 put 5 into the key.
+    fn judged(stretches: impl IntoIterator<Item = Stretch>) -> Vec<String> {
+        let watched = Watched::default();
+        watched.acknowledged(1, 12, b"key1", 5);
+        watched.0.lock().stretches.extend(stretches);
+        watched.judge()
+    }
+
+    #[test]
+    fn a_change_that_is_not_told_is_missed() {
+        let all = [(12, 5), (15, 6)];
+        assert_eq!(judged([stretch(1, &all, 15, false), stretch(2, &all, 20, false)]), Vec::<String>::new());
+        // It knows of 12 by the writer, and of 15 by another watcher.
+        for some in [&all[..1], &all[1..]] {
+            let said = judged([stretch(1, &all, 15, false), stretch(2, some, 20, false)]);
+            assert!(said.len() == 1 && said[0].contains("watcher 2"), "{said:?}");
+        }
+        // What is in another group, under another prefix, or before the beginning, need not be told.
+        let silent = || stretch(1, &[], 20, false);
+        assert_eq!(judged([silent()]).len(), 1);
+        assert_eq!(judged([Stretch { group: 2, ..silent() }]), Vec::<String>::new());
+        assert_eq!(judged([Stretch { prefix: b"key2".to_vec(), ..silent() }]), Vec::<String>::new());
+        assert_eq!(judged([Stretch { from: 12, ..silent() }]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn one_entry_puts_one_value() {
+        for said in [
+            judged([stretch(1, &[(12, 6)], 12, false)]),
+            judged([stretch(1, &[(12, 5), (13, 7)], 13, false), stretch(2, &[(12, 5), (13, 0)], 13, false)]),
+        ] {
+            assert!(said.len() == 1 && said[0].contains("into key1 for watcher"), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn a_stretch_that_broke_off_tells_all_before_its_last_entry() {
+        // That entry itself may have been told in part.
+        for last in [11, 12] {
+            assert_eq!(judged([stretch(1, &[], last, true)]), Vec::<String>::new());
+        }
+        assert_eq!(judged([stretch(1, &[], 13, true)]).len(), 1);
+        assert_eq!(judged([stretch(1, &[], 11, false)]).len(), 1);
     }
 }

@@ -99,6 +99,11 @@ fn a_recovery_from_less_than_what_is_left_is_caught() {
 }
 
 #[test]
+fn a_change_that_is_not_told_to_who_watches_is_caught() {
+    is_caught(Planted::DropChanges, &[0, 1, 2, 3], &["was told everything under"]);
+}
+
+#[test]
 fn what_is_acknowledged_before_it_is_synced_is_caught() {
     // The disk has lost more than a power cut takes of what was synced, and the node says so before anything else can.
     is_caught(Planted::AcknowledgeBeforeSync, &[0, 1], &["does not start again: damaged data"]);

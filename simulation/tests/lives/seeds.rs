@@ -56,6 +56,8 @@ fn live(seeds: std::ops::Range<u64>) {
         ("keys of sessions", 15),
         ("looks at what has died", 15),
         ("numbered keys", 10),
+        ("stretches watched", 130),
+        ("changes watched", 500),
     ];
     judge_all(seeds.map(Options::new), &least);
 }
