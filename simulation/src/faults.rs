@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dogsled_replication::{Change, ClientRequest, NodeId};
+use dogsled_replication::{Change, ClientReply, ClientRequest, NodeId};
 use dogsled_storage::disk::{Fault, Operation};
 use tokio::time::Instant;
 
@@ -368,8 +368,7 @@ impl Faults {
                 let to = *random.pick(&ids);
                 let request = ClientRequest::TransferLeader { group, to };
                 let deadline = Duration::from_secs(1);
-                let asking = cluster.network.clone();
-                tokio::spawn(async move { asking.ask(0, node, request.encode(), deadline).await });
+                ask(cluster, node, request, deadline, "transfers");
             }
             Kind::Figure8 => {
                 let group = random.between(1, u64::from(cluster.setup.partitions)) as u32;
@@ -383,9 +382,7 @@ impl Faults {
                 // Refused if too few would be left; heard by nobody if the meta group has no leader.
                 let change = Change::Drain { node, on: random.chance(600) };
                 let request = ClientRequest::Change { epoch: 0, wait: false, change };
-                let (asking, asked) = (cluster.network.clone(), ids[0]);
-                let deadline = Duration::from_secs(2);
-                tokio::spawn(async move { asking.ask(0, asked, request.encode(), deadline).await });
+                ask(cluster, ids[0], request, Duration::from_secs(2), "drains");
             }
         }
     }
@@ -436,6 +433,19 @@ impl Faults {
         }
         Ok(())
     }
+}
+
+/// Asks a node for something, and counts whether that was accepted.
+fn ask(cluster: &Cluster, node: NodeId, request: ClientRequest, deadline: Duration, what: &'static str) {
+    let (network, trace) = (cluster.network.clone(), cluster.trace.clone());
+    tokio::spawn(async move {
+        let answer = network.ask(0, node, request.encode(), deadline).await;
+        if let Ok(Ok(reply)) = answer.map(ClientReply::decode)
+            && !matches!(reply, ClientReply::Error(_))
+        {
+            trace.count(what, 1);
+        }
+    });
 }
 
 fn pairs(ids: &[NodeId]) -> Vec<(NodeId, NodeId)> {

@@ -131,6 +131,9 @@ impl Figure8 {
 
     fn enter(&mut self, cluster: &Cluster, stage: Stage) {
         event!(cluster.trace, "figure 8 of group {}: {}", self.group, stage.name());
+        if let Stage::Overturn { leads: Some(_), .. } = stage {
+            cluster.trace.count("figure 8 played to its end", 1);
+        }
         self.stage = stage;
         self.until = Instant::now() + LIMIT;
     }

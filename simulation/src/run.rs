@@ -97,8 +97,8 @@ pub struct Report {
     pub operations: (usize, usize, usize),
     /// What was done to the cluster.
     pub faults: String,
-    /// How transactions over partitions ended, if there were any, and what came of locks, sessions and keys: how
-    /// often.
+    /// How transactions over partitions ended, if there were any, what came of locks, sessions, keys, watches and
+    /// some faults: how often.
     pub counts: BTreeMap<&'static str, u64>,
     /// The transactions that happened, if there were any.
     pub recorded: Recorded,
@@ -240,7 +240,7 @@ async fn live(options: &Options) -> Report {
     if options.trace && !violations.is_empty() {
         print_history(&shared.history);
     }
-    let trace = trace.digest();
+    let digest = trace.digest();
     // A node has the network and the network has it: left so, they and their disks would stay for ever,
     // and some thousand seeds fill the memory.
     for id in cluster.ids() {
@@ -250,9 +250,10 @@ async fn live(options: &Options) -> Report {
     let mut counts = shared.ledger.counts();
     counts.extend(shared.held.counts());
     counts.extend(shared.owned.counts());
+    counts.extend(trace.counts());
     counts.extend(shared.watched.counts());
     let recorded = std::mem::take(&mut *shared.recorded.lock());
-    Report { seed, violations, undecided, trace, operations, faults, counts, recorded }
+    Report { seed, violations, undecided, trace: digest, operations, faults, counts, recorded }
 }
 
 async fn go(

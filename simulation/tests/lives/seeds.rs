@@ -58,6 +58,7 @@ fn live(seeds: std::ops::Range<u64>) {
         ("numbered keys", 10),
         ("stretches watched", 130),
         ("changes watched", 500),
+        ("transfers", 2),
     ];
     judge_all(seeds.map(Options::new), &least);
 }
@@ -95,9 +96,8 @@ fn a_checkpoint_repeated_after_a_failed_sync_survives_a_power_cut() {
 /// Seeds that catch an entry of an old term that is committed by counting replicas, if that is built in.
 #[test]
 fn entries_of_old_terms_are_not_committed_by_counting() {
-    for seed in 0..3 {
-        judge(&Options { only: vec![Kind::Figure8], ..Options::new(seed) });
-    }
+    let lives = (0..3).map(|seed| Options { only: vec![Kind::Figure8], ..Options::new(seed) });
+    judge_all(lives, &[("figure 8 played to its end", 2)]);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn members_come_and_go_while_clients_work() {
 /// With five and six machines most have not all partitions: they move through whatever happens.
 #[test]
 fn partitions_move_while_machines_die_and_networks_are_cut() {
-    for seed in [3, 5, 8, 13, 21, 34, 55, 89] {
+    let lives = [3, 5, 8, 13, 21, 34, 55, 89].map(|seed| {
         let only = vec![
             Kind::Join,
             Kind::Leave,
@@ -123,8 +123,9 @@ fn partitions_move_while_machines_die_and_networks_are_cut() {
             Kind::Pause,
             Kind::Wipe,
         ];
-        judge(&Options { only, ..Options::new(seed) });
-    }
+        Options { only, ..Options::new(seed) }
+    });
+    judge_all(lives, &[("drains", 1)]);
 }
 
 #[test]
