@@ -182,7 +182,10 @@ impl Cluster {
         config.keep_entries = self.setup.keep_entries;
         config.request_deadline = Duration::from_secs(2);
         config.balance_leaders = self.setup.balance_leaders;
-        config.maintenance_every = self.setup.maintenance_every;
+        config.maintenance_every = match self.planted {
+            Some(Planted::LookAfterNothing) => Duration::from_secs(3_600),
+            _ => self.setup.maintenance_every,
+        };
         config
     }
 

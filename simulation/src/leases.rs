@@ -35,6 +35,8 @@ use crate::owners::{EPHEMERAL, session_in};
 pub const BOUND: Duration = Duration::from_secs(5);
 /// A leader that has heard from a majority within this time is in touch.
 const IN_TOUCH: Duration = Duration::from_millis(400);
+/// What is said of each part of a transaction.
+const PART: &str = "a part of transaction";
 /// So many of each kind are looked at.
 const LIMIT: usize = 10_000;
 
@@ -98,13 +100,18 @@ impl Leases {
             }
             // A leader's time goes on as time does.
             let now_ms = calm.latest.0 + calm.latest.1.elapsed().as_millis() as u64;
-            let Ok(things) = things(&replica, now_ms, calm.since.elapsed(), all_calm) else { continue };
+            let things = things(&replica, now_ms, calm.since.elapsed(), all_calm);
+            let things = things.map_err(|error| format!("group {group} of node {}: {error}", leader.0))?;
             let due: BTreeMap<String, Instant> = things
                 .into_iter()
                 .filter(|thing| thing.is_due)
                 .map(|thing| (calm.due.get(&thing.what).copied().unwrap_or(now), thing))
                 .map(|(since, thing)| (thing.what, since))
                 .collect();
+            // Parts of transactions are not looked at when some group is not calm.
+            let is_looked_at = |what: &str| all_calm || !what.starts_with(PART);
+            let gone = calm.due.keys().filter(|what| is_looked_at(what) && !due.contains_key(*what));
+            cluster.trace.count("due and gone", gone.count() as u64);
             calm.due = due;
             if let Some((what, since)) = calm.due.iter().find(|(_, since)| since.elapsed() > BOUND) {
                 return Err(format!(
@@ -220,7 +227,7 @@ fn things(
     }
     if with_transactions {
         for part in replica.expired_transactions(u64::MAX, None, LIMIT) {
-            let what = format!("a part of transaction {}, over at {}", part.transaction, part.expires_ms);
+            let what = format!("{PART} {}, over at {}", part.transaction, part.expires_ms);
             add(what, now_ms >= part.expires_ms, false);
         }
     }

@@ -104,6 +104,11 @@ fn a_change_that_is_not_told_to_who_watches_is_caught() {
 }
 
 #[test]
+fn leases_that_no_leader_ends_are_caught() {
+    is_caught(Planted::LookAfterNothing, &[1, 3, 5], &["after it was due, though node"]);
+}
+
+#[test]
 fn what_is_acknowledged_before_it_is_synced_is_caught() {
     // The disk has lost more than a power cut takes of what was synced, and the node says so before anything else can.
     is_caught(Planted::AcknowledgeBeforeSync, &[0, 1], &["does not start again: damaged data"]);

@@ -58,6 +58,7 @@ fn live(seeds: std::ops::Range<u64>) {
         ("numbered keys", 10),
         ("stretches watched", 130),
         ("changes watched", 500),
+        ("due and gone", 25),
         ("transfers", 2),
     ];
     judge_all(seeds.map(Options::new), &least);
