@@ -1,6 +1,8 @@
 //! Anomalies that are planted into the recorded history of a life are found: the judge is not blinded by all the
 //! rest of it.
 
+use std::sync::LazyLock;
+
 use dogsled_simulation::registers::Registers;
 use dogsled_simulation::serializability::{Anomaly, Key, Number, Transaction};
 use dogsled_simulation::workload::Recorded;
@@ -12,6 +14,8 @@ const FIRST: Number = 4_000_000_000;
 const UNUSED: Key = 900;
 
 /// A sound history with much in it, and a moment after all of it.
+static RECORDED: LazyLock<(Recorded, u64)> = LazyLock::new(recorded);
+
 fn recorded() -> (Recorded, u64) {
     let has_much = |recorded: &Recorded| {
         let writes = recorded.committed.iter().filter(|(_, registers)| !registers.writes.is_empty());
@@ -45,7 +49,7 @@ fn add_two(recorded: &mut Recorded, after: u64, reads: &[Key], appends: [Key; 2]
 
 #[test]
 fn anomalies_in_a_recorded_history_are_found() {
-    let (sound, after) = recorded();
+    let (sound, after) = RECORDED.clone();
 
     // One after the other, each with its own list, is well.
     let mut well = sound.clone();
@@ -82,7 +86,7 @@ fn anomalies_in_a_recorded_history_are_found() {
 
 #[test]
 fn a_lost_update_of_a_register_in_a_recorded_history_is_found() {
-    let (sound, after) = recorded();
+    let (sound, after) = RECORDED.clone();
     let (&key, &last) = sound.finals.registers.iter().find(|(_, last)| **last != 0).unwrap();
     let mut lost = sound;
     // Both replace the last value; the second one is there in the end.

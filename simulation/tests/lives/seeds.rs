@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use dogsled_simulation::faults::Kind;
 use dogsled_simulation::{Options, Report, run};
 
+use crate::{USUAL, WITH_A_LOST_QUORUM, WITH_TRANSACTIONS};
+
 fn judge(options: &Options) -> Report {
     let seed = options.seed;
     let names: Vec<String> = options.only.iter().map(|kind| format!("{kind:?}")).collect();
@@ -66,12 +68,12 @@ fn live(seeds: std::ops::Range<u64>) {
 
 #[test]
 fn clusters_keep_their_promises_through_faults_one() {
-    live(0..20);
+    live(USUAL.start..USUAL.end / 2);
 }
 
 #[test]
 fn clusters_keep_their_promises_through_faults_two() {
-    live(20..40);
+    live(USUAL.end / 2..USUAL.end);
 }
 
 /// These once left a replica behind for ever: its leader had purged the entry behind the snapshot that
@@ -140,7 +142,7 @@ fn transactions_over_partitions_are_strictly_serializable_through_faults() {
         ("died before the decision", 10),
         ("died after the decision", 10),
     ];
-    judge_all((0..20).map(Options::with_transactions), &least);
+    judge_all(WITH_TRANSACTIONS.map(Options::with_transactions), &least);
 }
 
 /// Seeds that catch a vote that is given before the new replica has everything, if that is built in.
@@ -161,5 +163,5 @@ fn what_is_left_of_a_lost_quorum_is_recovered_and_the_lost_stay_out() {
         ("left of what was written before", 800),
         ("lost of what was written before", 3),
     ];
-    judge_all((0..24).map(Options::with_a_lost_quorum), &least);
+    judge_all(WITH_A_LOST_QUORUM.map(Options::with_a_lost_quorum), &least);
 }
