@@ -247,7 +247,9 @@ async fn of_five_two_are_lost_and_only_what_they_took_with_them_is_given_up() {
             hosted == wanted
         })
     };
-    while !formed(&cluster) && began.elapsed() < Duration::from_secs(20) {
+    while !formed(&cluster) {
+        let statuses = || cluster.nodes.values().map(Node::status).collect::<Vec<_>>();
+        assert!(began.elapsed() < Duration::from_secs(20), "not formed: {:?}", statuses());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     fill(&cluster, "before", 1..=PARTITIONS).await;
