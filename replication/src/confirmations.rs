@@ -13,12 +13,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::transport::NodeId;
 use crate::types::{LeaderId, Membership};
+
+/// How often it is looked whether the members are others.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A moment of this account; one that is taken later is greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,7 +81,8 @@ impl Confirmations {
             if with_members(&is_confirmed) {
                 return;
             }
-            changed.await;
+            // Who the members are may change without a word from any of them.
+            let _ = tokio::time::timeout(LOOK, changed).await;
         }
     }
 }
@@ -148,7 +153,7 @@ mod tests {
         let read = confirmations.now();
         let wait = confirmations.until_confirmed((ME, leader(1), read), |is_confirmed| is_confirmed(&three));
         let mut wait = std::pin::pin!(wait);
-        let brief = std::time::Duration::from_millis(1);
+        let brief = Duration::from_millis(1);
         assert!(tokio::time::timeout(brief, &mut wait).await.is_err());
         confirmations.confirmed(NodeId(3), leader(1), confirmations.now());
         assert!(tokio::time::timeout(brief, wait).await.is_ok());

@@ -11,6 +11,7 @@
 
 mod call;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -35,7 +36,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use self::call::{Answered, BACK_OFF, Link, Repeat, this_process};
 use super::finishing::Finishing;
@@ -697,17 +698,28 @@ fn applied(reply: ClientReply) -> Result<GroupReply> {
 
 /// Renews the sessions that are used, and closes those that are not.
 async fn upkeep(core: std::sync::Weak<Core>, lease: Duration) {
-    let mut pause = lease / 3;
+    let third = lease / 3;
+    let soon = (lease / 20).max(Duration::from_millis(1));
+    let mut next = Instant::now() + third;
+    // What could not be renewed is tried again soon, and nothing else: a third later its lease might be over.
+    let mut failed: BTreeSet<u32> = BTreeSet::new();
     loop {
-        sleep(pause).await;
+        let again = Instant::now() + soon;
+        sleep_until(if failed.is_empty() { next } else { next.min(again) }).await;
+        let is_all = Instant::now() >= next;
+        if is_all {
+            next = Instant::now() + third;
+        }
         let Some(core) = core.upgrade().filter(|core| !core.is_closed()) else { return };
         let until = Instant::now() + lease / 3;
-        let due = core.sessions.upkeep(lease).into_iter().map(|due| async {
+        let (core, before) = (&core, &failed);
+        let due = core.sessions.upkeep(lease).into_iter().map(|due| async move {
             match due {
                 Upkeep::Close(group, session) => core.close_session(group, session).await,
+                Upkeep::Renew(group, _) if !is_all && !before.contains(&group) => {}
                 Upkeep::Renew(group, session) => {
                     let Ok(bytes) = encode_operation(Operation::RenewSession { session: session.id }) else {
-                        return true;
+                        return None;
                     };
                     let renewed = core.call_command(group, bytes, Repeat::Harmless, until).await;
                     let reply = renewed.and_then(|answered| applied(answered.reply));
@@ -716,14 +728,12 @@ async fn upkeep(core: std::sync::Weak<Core>, lease: Duration) {
                             core.sessions.place(group).forget(&session);
                         }
                         Ok(reply) => session.heard(reply.time_ms),
-                        Err(_) => return false,
+                        Err(_) => return Some(group),
                     }
                 }
             }
-            true
+            None
         });
-        // What could not be renewed is tried again soon: a third later its lease might be over.
-        let is_renewed = futures_util::future::join_all(due).await.into_iter().all(|is_renewed| is_renewed);
-        pause = if is_renewed { lease / 3 } else { lease / 20 };
+        failed = futures_util::future::join_all(due).await.into_iter().flatten().collect();
     }
 }

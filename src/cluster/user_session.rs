@@ -287,14 +287,14 @@ impl Drop for Inner {
     }
 }
 
-/// When a session is renewed next that is certain to be open until then: when a third of its lease has passed, or, if that
-/// could not be done, soon.
-fn renewed_at(certain: Option<Instant>, lease: Duration) -> Instant {
-    let (now, third) = (Instant::now(), lease / 3);
-    match certain.and_then(|certain| certain.checked_sub(lease - lease / MARGIN - third)) {
-        Some(due) => due.max(now + (lease / 20).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)),
-        None => now + third,
-    }
+/// When what is certain to be open until then is renewed: when a third of its lease has passed.
+fn due_at(certain: Instant, lease: Duration) -> Instant {
+    certain.checked_sub(lease - lease / MARGIN - lease / 3).unwrap_or(certain)
+}
+
+/// How long to wait before what could not be renewed is tried again.
+fn pause(lease: Duration) -> Duration {
+    (lease / 20).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
 /// Renews a session wherever it is open.
@@ -303,12 +303,16 @@ async fn renew(inner: Weak<Inner>, lease: Duration) {
         Some(inner) => inner.lost.subscribe(),
         None => return,
     };
-    let mut due = renewed_at(None, lease);
+    // Not before, however much is due.
+    let mut at_least = Instant::now();
     loop {
         // Not held while it waits: when nobody else holds it, the session ends.
         let Some(certain) = inner.upgrade().map(|inner| inner.certain_until()) else { return };
         // Nothing but what is done below makes it later, but a sleep of the machine brings it nearer.
-        let next = certain.map_or(due, |certain| due.min(look(certain)));
+        let next = match certain {
+            Some(certain) => look(due_at(certain, lease).max(at_least).min(certain)),
+            None => Instant::now() + lease / 3,
+        };
         tokio::select! {
             _ = lost.wait_for(|lost| *lost) => return,
             () = sleep_until(next) => {}
@@ -318,10 +322,21 @@ async fn renew(inner: Weak<Inner>, lease: Duration) {
             inner.lost.send_replace(true);
             return;
         }
-        if Instant::now() < due {
+        // Those that are due, or nearly.
+        let (now, soon) = (Instant::now(), Instant::now() + pause(lease));
+        if now < at_least {
             continue;
         }
-        let groups: Vec<u32> = inner.open.lock().keys().copied().collect();
+        let is_due = |until: &Until| due_at(until.instant(), lease) <= now;
+        let is_nearly = |until: &Until| due_at(until.instant(), lease) <= soon;
+        let groups: Vec<u32> = {
+            let open = inner.open.lock();
+            let due = open.iter().filter(|(_, until)| is_nearly(until)).map(|(group, _)| *group);
+            if open.values().any(is_due) { due.collect() } else { Vec::new() }
+        };
+        if groups.is_empty() {
+            continue;
+        }
         let renewals = groups.into_iter().map(|group| {
             let inner = &inner;
             async move {
@@ -347,7 +362,7 @@ async fn renew(inner: Weak<Inner>, lease: Duration) {
             }
             _ = futures_util::future::join_all(renewals) => {}
         }
-        due = renewed_at(inner.certain_until(), lease);
+        at_least = Instant::now() + pause(lease);
     }
 }
 
@@ -557,14 +572,11 @@ mod tests {
         let (lease, asked, begun) = (Duration::from_secs(60), Asked::now(), Instant::now());
         let certain = certain_until(asked, lease).instant();
         assert!(certain < begun + lease - lease / 64, "the log's time may be that much faster");
-        let due = renewed_at(Some(certain), lease);
-        assert_eq!(due, begun + lease / 3);
+        assert_eq!(due_at(certain, lease), begun + lease / 3);
         // It was tried for a third of the lease, in vain.
         tokio::time::advance(lease / 3 * 2).await;
-        let again = renewed_at(Some(certain), lease);
-        assert_eq!(again, Instant::now() + LONGEST_PAUSE);
-        assert!(again + lease / 5 < certain);
-        // One partition that was renewed does not put off the others.
-        assert_eq!(renewed_at(None, lease), Instant::now() + lease / 3);
+        assert!(due_at(certain, lease) < Instant::now());
+        assert_eq!(pause(lease), LONGEST_PAUSE);
+        assert!(Instant::now() + pause(lease) + lease / 5 < certain);
     }
 }

@@ -292,7 +292,9 @@ impl Attempt {
         let ranges = ranges.into_iter().flat_map(RangeTrack::into_reads).collect();
         let command = Command::Transact { reads, ranges, writes, expiries: Vec::new() };
         let demanded = fences.len();
-        fences.extend(seen_held);
+        let is_new = |fence: &Fence| !fences.contains(fence);
+        let seen: Vec<Fence> = seen_held.into_iter().filter(is_new).collect();
+        fences.extend(seen);
         let reply = match fences.is_empty() {
             true => self.database.execute(command, durability),
             false => self.database.execute_fenced(&fences, command, durability),

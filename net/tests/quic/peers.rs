@@ -27,11 +27,11 @@ async fn a_request_is_answered_in_both_directions() {
 async fn requests_of_a_lane_arrive_in_the_order_of_the_calls() {
     let (one, two) = (TestNode::node(1), TestNode::node(2));
     one.knows(2, &two);
-    let lanes = [Lane::Control, Lane::Data, Lane::Bulk];
+    let lanes = [Lane::Control, Lane::Data, Lane::Client, Lane::Bulk];
     let requests = (0..3000u32).map(|i| {
         // Every tenth is late, and overtaken.
         let body = if i % 10 == 0 { format!("late {i}") } else { format!("{i}") };
-        one.endpoint.request(NodeId(2), lanes[i as usize % 3], body.into(), 5 * SECOND)
+        one.endpoint.request(NodeId(2), lanes[i as usize % 4], body.into(), 5 * SECOND)
     });
     let replies = join_all(requests.collect::<Vec<_>>()).await;
     for (i, reply) in replies.into_iter().enumerate() {
@@ -48,7 +48,7 @@ async fn requests_of_a_lane_arrive_in_the_order_of_the_calls() {
                 text.trim_start_matches("late ").parse().expect("a number")
             })
             .collect();
-        let expected: Vec<usize> = (0..3000).filter(|i| i % 3 == index).collect();
+        let expected: Vec<usize> = (0..3000).filter(|i| i % 4 == index).collect();
         assert_eq!(numbers, expected, "{lane:?}");
     }
 }

@@ -30,6 +30,8 @@ use crate::transport::NodeId;
 
 /// The longest wait before the replica is looked at again.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long the leader of group 0 may take to say what it is: less than who joins waits for that.
+const ANSWERS: Duration = Duration::from_secs(2);
 /// While it cannot be read: it is being replaced by a snapshot.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -161,7 +163,7 @@ impl Inner {
     pub(super) async fn record_of_leader(self: &Arc<Self>) -> Result<Option<Record>, ClusterError> {
         let unavailable = |why: &dyn std::fmt::Display| ClusterError::Unavailable(why.to_string());
         let read = encode_group_read(&read_record()).map_err(|error| unavailable(&error))?.into();
-        let (group, deadline) = (META_GROUP, Duration::ZERO);
+        let (group, deadline) = (META_GROUP, ANSWERS);
         let consistency = Consistency::Linearizable;
         let served = self.served(ClientRequest::Read { group, deadline, consistency, read }).await;
         match ClientReply::decode(served).map_err(|error| unavailable(&error))? {

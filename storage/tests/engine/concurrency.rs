@@ -20,11 +20,15 @@ use crate::support::{Random, TestClock, Watchdog, for_each_seed, small_options};
 
 /// A database whose checkpoints run all the time, many transactions each.
 fn open(seed: u64, change: impl FnOnce(&mut Options)) -> Arc<Engine> {
-    let mut options = small_options(&SimulatedDisk::new(seed), &TestClock::new(1_000));
+    open_on(&SimulatedDisk::new(seed), change)
+}
+
+fn open_on(disk: &SimulatedDisk, change: impl FnOnce(&mut Options)) -> Arc<Engine> {
+    let mut options = small_options(disk, &TestClock::new(1_000));
     options.background_threads = true;
     options.checkpoint_slice_keys = 3;
     change(&mut options);
-    Engine::open(options).expect("a new disk")
+    Engine::open(options).expect("a sound disk")
 }
 
 /// Sets a flag when dropped, so that a panic stops the other threads too.
@@ -129,7 +133,8 @@ fn decode(bytes: Option<&IVec>) -> Vec<Number> {
 /// Runs transactions that read keys and ranges and append to lists, and gives back what was
 /// committed and the lists at the end.
 fn record_history(seed: u64, threads: u64, each: u64) -> (Vec<Transaction>, BTreeMap<Key, Vec<Number>>) {
-    let engine = open(seed, |options| options.segment_size = 256 << 10);
+    let disk = SimulatedDisk::new(seed);
+    let engine = open_on(&disk, |options| options.segment_size = 256 << 10);
     let trees = [TreeId::DEFAULT, create_tree(&engine, "other")];
     let (clock, stop, conflicts) = (AtomicU64::new(1), AtomicBool::new(false), AtomicU64::new(0));
     let mut history: Vec<Transaction> = std::thread::scope(|scope| {
@@ -147,6 +152,8 @@ fn record_history(seed: u64, threads: u64, each: u64) -> (Vec<Transaction>, BTre
     assert!(conflicts > each / 20, "only {conflicts} conflicts: these transactions hardly met");
     // What is there after reopening counts, not what memory says.
     engine.sync().expect("a sound disk");
+    drop(engine);
+    let engine = open_on(&disk, |options| options.segment_size = 256 << 10);
     let mut last = Transaction {
         number: Number::MAX,
         begun: clock.fetch_add(1, Ordering::SeqCst),
