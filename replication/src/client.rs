@@ -347,7 +347,8 @@ fn take_nodes(take: &mut Take) -> Result<Vec<(NodeId, Vec<String>)>, Malformed> 
 }
 
 impl ClientRequest {
-    /// Whether only an administrator may ask for it: it changes the cluster, not what the cluster holds.
+    /// Whether only an administrator may ask for it: it changes the cluster, not what the cluster holds, or
+    /// has a state of it held, for a backup.
     pub fn is_administrative(&self) -> bool {
         match self {
             // Whoever is limited by a quota must not lift it.
@@ -359,9 +360,6 @@ impl ClientRequest {
             | ClientRequest::Status
             | ClientRequest::Record
             | ClientRequest::Membership { .. }
-            | ClientRequest::Pin { .. }
-            | ClientRequest::ReadPinned { .. }
-            | ClientRequest::KeepPins { .. }
             | ClientRequest::Watch { .. } => false,
             ClientRequest::Change { change, .. } => !change.is_for_applications(),
             ClientRequest::Initialize { .. }
@@ -371,7 +369,11 @@ impl ClientRequest {
             | ClientRequest::ChangeGroup { .. }
             | ClientRequest::Recover { .. }
             | ClientRequest::Hold { .. }
-            | ClientRequest::GoOn { .. } => true,
+            | ClientRequest::GoOn { .. }
+            // Few states are held at a time, and each keeps space from being used again: others' backups would find none left.
+            | ClientRequest::Pin { .. }
+            | ClientRequest::ReadPinned { .. }
+            | ClientRequest::KeepPins { .. } => true,
         }
     }
 

@@ -49,6 +49,7 @@ use crate::command::{MAX_VALUE_LENGTH, TreeId};
 use crate::expiry::{SetIf, When};
 use crate::hashes::{self, Content, HashAction, HashId, HashSlot};
 
+pub use self::evaluate::Work;
 pub(crate) use self::evaluate::{effects_of_part, evaluate, of_nothing, read};
 use self::number::Number;
 pub use self::number::{is_number, parse_integer};

@@ -195,6 +195,25 @@ fn wrong_usage_is_told_in_json_where_json_is_asked_for() {
 }
 
 #[test]
+fn what_is_empty_moves_too_and_text_may_begin_with_a_mark_or_a_blank_line() {
+    let sandbox = Sandbox::new();
+    sandbox.run(&["put", "k", "v"]).ok();
+    sandbox.run(&["del", "k"]).ok();
+    for name in ["none.jsonl", "none.dogsled"] {
+        let file = sandbox.argument(name);
+        sandbox.run(&["export", &file]).ok();
+        let copy = Sandbox::new();
+        copy.run(&["import", &file]).ok();
+    }
+    for start in ["\u{feff}", "\n", "\u{feff}\n  "] {
+        let file = sandbox.file("some.txt", format!("{start}{{\"key\":\"a\",\"value\":\"1\"}}\n"));
+        let copy = Sandbox::new();
+        copy.run(&["import", &file]).ok();
+        assert_eq!(copy.run(&["get", "a"]).ok(), "1\n", "{start:?}");
+    }
+}
+
+#[test]
 fn times_to_live_are_carried_over_in_both_formats() {
     let sandbox = sample();
     let expire = |key: &str, seconds: &str| drop(sandbox.run(&["expire", key, seconds]).ok());

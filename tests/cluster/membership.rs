@@ -69,6 +69,9 @@ async fn only_an_administrator_changes_the_cluster() {
         assert!(refused.is_definite() && !refused.is_temporary());
     }
     assert_eq!(application.map().await.unwrap().members.len(), 2, "nothing of it was done");
+    // Nor has it a state of the cluster held, which others' backups would find no room beside.
+    let refused = application.moment().await.err().expect("it holds nothing").to_string();
+    assert!(refused.contains("application"), "{refused}");
 
     let administrator = connect(authority.administrator("operator", hour).unwrap()).await.unwrap();
     administrator.with_deadline(Duration::from_secs(60)).remove_member(second).await.unwrap();

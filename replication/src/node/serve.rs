@@ -226,7 +226,7 @@ impl Service for Node {
         };
         if request.is_administrative() && !client.administrator {
             let denied = ClusterError::Denied(format!(
-                "the certificate of \"{}\" is not an administrator's, and only they change the cluster",
+                "the certificate of \"{}\" is not an administrator's, and only they change the cluster or have its state held",
                 client.name
             ));
             self.inner.shared_log.metrics.failed(&denied);
@@ -515,7 +515,7 @@ impl Inner {
             && !forwarded
         {
             let passed_on = self.pass_on(node, body, deadline).await;
-            return passed_on.unwrap_or_else(|error| ClientReply::Error(error).encode());
+            return passed_on.unwrap_or_else(|error| self.answer_failed(error));
         }
         let repeatable = matches!(request, ClientRequest::Submit { .. } | ClientRequest::Read { .. });
         let error = match self.serve_here(request, deadline).await {
@@ -527,11 +527,14 @@ impl Inner {
                 let not_leader = ClusterError::NotLeader { group, leader, addresses };
                 self.pass_on_to_leader(group, leader, body, deadline, not_leader, repeatable).await
             }
-            error => {
-                self.shared_log.metrics.failed(&error);
-                ClientReply::Error(error).encode()
-            }
+            error => self.answer_failed(error),
         }
+    }
+
+    /// Answers with an error of this node's own, and counts it.
+    fn answer_failed(&self, error: ClusterError) -> Bytes {
+        self.shared_log.metrics.failed(&error);
+        ClientReply::Error(error).encode()
     }
 
     /// Has a request answered by the leader of a group. If it is not known who that is, whoever is to
@@ -547,7 +550,7 @@ impl Inner {
         repeatable: bool,
     ) -> Bytes {
         let me = self.config.node;
-        let Some(cluster) = self.cluster.get() else { return ClientReply::Error(error).encode() };
+        let Some(cluster) = self.cluster.get() else { return self.answer_failed(error) };
         // A replica that was given and then not taken into the group hears of no leader, however many there are.
         let here = cluster.group(group).filter(|group| !group.members().0.is_empty());
         let is_here = here.is_some();
@@ -593,7 +596,7 @@ impl Inner {
                     error = definite;
                     continue;
                 }
-                Err(unknown) => return ClientReply::Error(unknown).encode(),
+                Err(unknown) => return self.answer_failed(unknown),
             };
             match not_leader(&reply) {
                 None => {
@@ -610,7 +613,7 @@ impl Inner {
                 }
             }
         }
-        ClientReply::Error(error).encode()
+        self.answer_failed(error)
     }
 
     /// Has another node answer a client's request.

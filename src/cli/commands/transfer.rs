@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use dogsled_storage::strings::notices::EVENTS_TREE;
 use dogsled_storage::{COUNTERS_TREE_NAME, DEFAULT_TREE_NAME, LOCKS_TREE_NAME};
 use serde_json::json;
 
@@ -63,7 +64,9 @@ pub(crate) fn export(
         None => None,
     };
     let moment = database.moment()?;
-    let names = chosen.map_or_else(|| moment.trees().map(|name| name.to_vec()).collect(), |name| vec![name]);
+    // Which events Redis clients are told of is a setting of this cluster, one key in each of its partitions.
+    let all = || moment.trees().filter(|name| *name != EVENTS_TREE).map(|name| name.to_vec()).collect();
+    let names = chosen.map_or_else(all, |name| vec![name]);
     let Some(file) = file else {
         write_export(global, &moment, &names, format, OutputWriter(out), &|error| Failure::output(&error))?;
         moment.let_go();
@@ -275,10 +278,15 @@ impl Source {
         let length = file.metadata().map_err(unreadable)?.len();
         let mut start = Vec::new();
         (&mut file).take(8).read_to_end(&mut start).map_err(unreadable)?;
-        let format = format.unwrap_or(if archive::is_archive(&start) || !start.starts_with(b"{") {
-            ExportFormat::Archive
-        } else {
-            ExportFormat::JsonLines
+        // As `export` names it; of an empty tree there is nothing else to go by. A mark of the encoding, and blank lines, may
+        // come first.
+        let is_named_so =
+            path.extension().is_some_and(|extension| extension == "jsonl" || extension == "ndjson");
+        let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start).trim_ascii_start();
+        let is_text = text.starts_with(b"{") || is_named_so;
+        let format = format.unwrap_or(match is_text && !archive::is_archive(&start) {
+            true => ExportFormat::JsonLines,
+            false => ExportFormat::Archive,
         });
         Ok(Source { name, kind: SourceKind::File { file, length, format } })
     }
@@ -313,7 +321,8 @@ impl Source {
     ) -> Result<()> {
         let name = &self.name;
         let mut chosen = |item: Item| {
-            let wanted = only.is_none_or(|only| item.tree() == &only[..]);
+            // An export of an earlier build may have what is a cluster's own: see `export`.
+            let wanted = only.map_or(item.tree() != EVENTS_TREE, |only| item.tree() == &only[..]);
             if wanted { each(item) } else { Ok(()) }
         };
         match &mut self.kind {

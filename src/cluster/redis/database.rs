@@ -412,7 +412,7 @@ impl Database {
         }
         for (group, outcome, commands) in pending {
             let outcome = outcome.outcome().await;
-            if commands.len() > 1 && matches!(outcome, Err(Error::Invalid(_))) {
+            if commands.len() > 1 && is_for_one(&outcome) {
                 for (index, value) in self.write_each(group, &commands).await {
                     values[index] = value;
                 }
@@ -450,7 +450,7 @@ impl Database {
                 }
             };
             // Together they may tell too much; what was refused was not done.
-            if now.len() > 1 && matches!(outcome, Err(Error::Invalid(_))) {
+            if now.len() > 1 && is_for_one(&outcome) {
                 replies.extend(self.write_each(group, now).await);
                 continue;
             }
@@ -673,12 +673,31 @@ impl Database {
         if operations.iter().map(StringsOperation::bytes).sum::<usize>() > MAX_COMMAND_LENGTH {
             return Err(Value::error("ERR a transaction brings or makes at most 1 GiB; split it"));
         }
+        // What only reads has no place in the log, where what it was told would be remembered on every replica.
+        let only_reads = operations.iter().all(StringsOperation::is_read);
         match group_of_all(partitions, &operations, watched, fences) {
-            Some(group) => {
+            Some(group) if only_reads && watched.is_empty() && fences.is_empty() => {
+                self.read_together(group, operations).await.map(Some).map_err(|error| failed(&error))
+            }
+            Some(group) if !only_reads => {
                 let submitted = self.submit(group, watched.to_vec(), fences, operations);
                 submitted.await.map_err(|error| failed(&error))
             }
-            None => transaction::carry_out(self, watched, fences, &operations).await,
+            _ => transaction::carry_out(self, watched, fences, &operations).await,
+        }
+    }
+
+    /// The replies to operations of one group that read, of one moment, as much as one answer carries.
+    async fn read_together(
+        &self,
+        group: u32,
+        mut operations: Vec<StringsOperation>,
+    ) -> Result<Vec<StringsReply>, Error> {
+        let (trees, count) = (name_trees(&mut operations, &mut []), operations.len());
+        let read = GroupRead::Strings { trees, operations };
+        match self.client.core().read(group, &read, ReadFrom::Leader, self.client.until()).await?.reply {
+            GroupReadReply::Strings(StringsReplies(found)) if found.len() == count => Ok(found),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -714,6 +733,12 @@ pub(super) async fn submit(
         Reply::Conflict => Ok(None),
         other => Err(unexpected(&other)),
     }
+}
+
+/// Whether commands were refused together for what one of them wants: a reply that is too long, or space, which is not to
+/// keep those from being carried out that give some back.
+fn is_for_one(outcome: &Result<Vec<StringsReply>, Error>) -> bool {
+    matches!(outcome, Err(Error::Invalid(_) | Error::NoSpace(_)))
 }
 
 /// Whether it may remove a key or a field, or tells of something.

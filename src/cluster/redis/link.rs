@@ -90,6 +90,11 @@ impl Link {
         Ok(())
     }
 
+    /// How many bytes it has named itself and its library with.
+    pub(super) fn named(&self) -> usize {
+        self.name.len() + self.library.0.len() + self.library.1.len()
+    }
+
     /// What `CLIENT INFO` and `CLIENT LIST` say, in Redis's order, of the connection that asks: so it is not idle, and in no
     /// transaction but one that is being carried out.
     fn info(&self, subcommand: &str) -> String {

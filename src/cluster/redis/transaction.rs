@@ -18,7 +18,8 @@ use dogsled_storage::codec::Listed;
 use dogsled_storage::command::MAX_COMMAND_LENGTH;
 use dogsled_storage::hashes::{HashAction, HashId, Needs};
 use dogsled_storage::strings::{
-    Carried, KIND_HASH, Slot, StringAction, StringsFailure, StringsOperation, StringsReply, apply, difference,
+    Carried, KIND_HASH, Slot, StringAction, StringsFailure, StringsOperation, StringsReply, Work, apply,
+    difference,
 };
 use dogsled_storage::{Fence, TreeId};
 
@@ -38,6 +39,9 @@ type Key = (TreeId, IVec);
 
 /// So many keys are read at a time, so that it is seen in time when they are too much.
 const READ_TOGETHER: usize = 1024;
+const READ_FIRST: usize = 16;
+/// More are read together as long as those before had no more bytes than this.
+const READ_BYTES: usize = 4 << 20;
 
 /// What is written of one key is written by one command of its partition, which has 16 MiB by default.
 const LARGEST_PART: usize = 16 << 20;
@@ -96,15 +100,24 @@ async fn run(
         wanted.entry(tree).or_default().insert(key.clone());
     }
     let mut slots: BTreeMap<Key, Slot> = BTreeMap::new();
-    let mut read = 0;
+    let (mut read, collected) = (0, database.held.collect());
     for (number, keys) in wanted {
         let tree = client.tree(tree_name(number.0));
         let keys: Vec<IVec> = keys.into_iter().collect();
-        for keys in keys.chunks(READ_TOGETHER) {
+        let (mut rest, mut together) = (&keys[..], READ_FIRST);
+        while !rest.is_empty() {
+            let (keys, later) = rest.split_at(together.min(rest.len()));
+            rest = later;
             let values = tx.get_many(&tree, keys).await?;
-            read += values.iter().flatten().map(|value| value.len()).sum::<usize>();
-            if read > MOST_IN_REPLY {
-                return Err(too_much().into());
+            let bytes = values.iter().flatten().map(|value| value.len()).sum::<usize>();
+            // Nobody knows before how long they are.
+            together =
+                if bytes < READ_BYTES { (together * 2).min(READ_TOGETHER) } else { (together / 4).max(1) };
+            read += bytes;
+            if !collected.add(bytes) || read > MOST_IN_REPLY {
+                let why =
+                    "the keys have more than 512 MiB together, or than there is room for now; name fewer";
+                return Err(Error::Invalid(why.to_owned()).into());
             }
             let found = keys.iter().cloned().zip(values);
             slots.extend(found.map(|(key, value)| ((number, key), Slot::stored(value, None))));
@@ -115,7 +128,7 @@ async fn run(
     let before = slots.clone();
     let mut carried = Carried::default();
     let mut replies = Vec::with_capacity(operations.len());
-    let mut told = 0;
+    let (mut told, mut work) = (0, Work::default());
     for operation in operations {
         let place = (operation.tree, operation.key.clone());
         let mut slot = slots.remove(&place).expect("every key has a slot");
@@ -123,7 +136,12 @@ async fn run(
             StringAction::Transfer { tree, key, .. } => slots.get_mut(&(*tree, key.clone())),
             _ => None,
         };
-        let reply = apply(&operation.action, now_ms, &mut carried, &mut slot, other);
+        let reply = match work.is_too_much(&operation.action, &slot) {
+            true => StringsReply::Failed(StringsFailure::TooMuch),
+            false => apply(&operation.action, now_ms, &mut carried, &mut slot, other),
+        };
+        // What was long is copied here, of many that were queued.
+        tokio::task::consume_budget().await;
         // Until they are written down they share what was read, however often it is told.
         told += reply.bytes();
         if told > MOST_IN_REPLY {

@@ -27,6 +27,8 @@ use crate::cluster::{Entries, Error, Tree};
 /// The most places that are kept for `SCAN`, and their bytes.
 const MOST_CURSORS: usize = 16 << 10;
 const MOST_CURSOR_BYTES: usize = 8 << 20;
+/// About the bytes of keys that one part of `SCAN` tells.
+const MOST_SCANNED_BYTES: usize = 1 << 20;
 /// The most keys that one `SCAN` looks at.
 const MOST_SCANNED: i64 = 10_000;
 
@@ -233,8 +235,12 @@ impl Database {
             Wanted::Any | Wanted::Nothing => entries.keys_only(),
             Wanted::Strings | Wanted::Hashes => entries,
         };
-        let (mut found, mut last) = (Vec::new(), None);
+        let (mut found, mut last, mut bytes) = (Vec::new(), None, 0);
         for _ in 0..count.min(MOST_SCANNED) {
+            // It may tell fewer than it was asked for: long ones are told some at a time.
+            if bytes > MOST_SCANNED_BYTES {
+                break;
+            }
             let Some(entry) = entries.next().await else {
                 last = None;
                 break;
@@ -248,6 +254,7 @@ impl Database {
                 Wanted::Hashes => head(&value).is_some(),
             };
             if is_of_kind && pattern.is_none_or(|pattern| glob::selects(pattern, &key)) {
+                bytes += key.len();
                 found.push(bulk(key));
             }
         }

@@ -154,7 +154,7 @@ fn carry_out<V: View>(
         && notices.is_none();
     let mut keys: BTreeMap<Place, Looked> = BTreeMap::new();
     let mut carried = Carried::new(context.sequence);
-    let (mut copied, mut rewritten) = (0, 0);
+    let mut work = Work::default();
     let mut replies = Vec::with_capacity(operations.len());
     for operation in operations {
         if let StringAction::Suspect { .. } = operation.action {
@@ -193,25 +193,7 @@ fn carry_out<V: View>(
         let is_judged = is_limited(&mut growth, operation.tree)? || is_limited(&mut growth, other_tree)?;
         let before = is_judged.then(slots);
         let other_slot = other.as_ref().map(|other| &mut keys.get_mut(other).expect("looked at").slot);
-        let size = || {
-            let value = slot.value.as_ref().map_or(0, |value| value.len() as i64);
-            value + slot.hash.as_ref().map_or(0, fields_known)
-        };
-        // Some bytes of a command must not come to more than there is room, or time, for where it is applied. Only what does
-        // that is refused.
-        let is_too_much = match &operation.action {
-            _ if !is_bounded => false,
-            StringAction::Transfer { copy: true, .. } => {
-                copied += size();
-                copied > MOST_COPIED
-            }
-            StringAction::Append { .. } | StringAction::Overwrite { .. } => {
-                rewritten += size();
-                rewritten > MOST_REWRITTEN
-            }
-            _ => false,
-        };
-        let mut reply = match is_too_much {
+        let mut reply = match is_bounded && work.is_too_much(&operation.action, &slot) {
             true => StringsReply::Failed(StringsFailure::TooMuch),
             false => apply(&operation.action, context.time_ms, &mut carried, &mut slot, other_slot),
         };
@@ -272,6 +254,36 @@ fn may_grow<V: View>(growth: &mut Growth<'_, V>, changed: &[(&Place, &Slot, &Slo
         }
     }
     growth.allows(&sums)
+}
+
+/// What operations that are carried out together make of what is there: some bytes of a command must not come to more than there
+/// is room, or time, for where it is applied.
+#[derive(Debug, Default)]
+pub struct Work {
+    copied: i64,
+    rewritten: i64,
+}
+
+impl Work {
+    /// Whether this one, of what is there, is more than those before have left. Only what copies or rewrites is refused:
+    /// with [`StringsFailure::TooMuch`].
+    pub fn is_too_much(&mut self, action: &StringAction, slot: &Slot) -> bool {
+        let size = || {
+            let value = slot.value.as_ref().map_or(0, |value| value.len() as i64);
+            value + slot.hash.as_ref().map_or(0, fields_known)
+        };
+        match action {
+            StringAction::Transfer { copy: true, .. } => {
+                self.copied += size();
+                self.copied > MOST_COPIED
+            }
+            StringAction::Append { .. } | StringAction::Overwrite { .. } => {
+                self.rewritten += size();
+                self.rewritten > MOST_REWRITTEN
+            }
+            _ => false,
+        }
+    }
 }
 
 /// The bytes of those fields of a hash that are known.

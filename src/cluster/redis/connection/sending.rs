@@ -98,7 +98,8 @@ impl Connection {
         let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes);
         let names = self.subscriptions.as_ref().map_or(0, Subscriptions::held);
         let watched: usize = self.watched.iter().map(|watched| watched.key.len() + 64).sum();
-        let holds = self.reader.held() + queued + self.waiting + self.out.len() + names + watched;
+        let own = self.link.named();
+        let holds = self.reader.held() + queued + self.waiting + self.out.len() + names + watched + own;
         self.share.set(holds)
     }
 
