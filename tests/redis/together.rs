@@ -400,9 +400,9 @@ fn what_is_told_of_several_partitions_is_bounded_too() {
     for number in 0..140 {
         redis.ask(&format!("COPY {one} copy-{number}"));
     }
-    let copied = redis.says("EXEC");
-    assert_eq!((copied.matches(":1\\r\\n").count(), copied.matches("-ERR").count()), (8, 132), "{copied}");
-    assert_eq!(redis.says("DBSIZE"), ":9");
+    // 64 MiB are copied, and that is more than one partition takes at once.
+    assert!(redis.says("EXEC").starts_with("-ERR a command of "));
+    assert_eq!(redis.says("DBSIZE"), ":1");
 }
 
 /// Each partition numbers its hashes by itself, so two of them may have the same number.
