@@ -64,7 +64,7 @@ impl Cluster {
     /// The sum over all nodes of a figure of `INFO`.
     fn figure(&self, name: &str) -> u64 {
         let of = |port: &u16| {
-            let said = ask(*port, "INFO cluster");
+            let said = ask(*port, "INFO all");
             let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             line.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or_else(|| panic!("{said}"))
         };
@@ -75,6 +75,20 @@ impl Cluster {
     fn is_spread(&self) {
         eventually("the three share the slots", || {
             self.ports.values().all(|port| ask(*port, "CLUSTER INFO").contains("cluster_size:3"))
+        });
+    }
+
+    /// Waits until no leader has moved for some seconds: a client that knew one from before would have what it sends
+    /// passed on until it asks again.
+    fn is_settled(&self) {
+        let led = || self.ports.values().map(|port| ask(*port, "CLUSTER SLOTS")).collect::<Vec<_>>();
+        let (mut before, mut since) = (led(), Instant::now());
+        eventually("leaders stay where they are", || {
+            let now = led();
+            if now != before {
+                (before, since) = (now, Instant::now());
+            }
+            since.elapsed() > Duration::from_secs(3)
         });
     }
 
@@ -191,23 +205,32 @@ fn loses_nothing(moved: &'static str) {
     }
     let mut cluster = Cluster::start(moved);
     cluster.is_spread();
+    cluster.is_settled();
     let ports = cluster.all_ports();
     let counting: Vec<Counting> =
         clients.iter().map(|(program, script)| Counting::start(program, script, &ports)).collect();
     // Sessions are open, and the map is known: what comes now comes to the leaders.
-    let before = cluster.figure("dogsled_forwarded");
+    let figures = || ["dogsled_forwarded", "total_commands_processed"].map(|name| cluster.figure(name));
+    let before = figures();
     std::thread::sleep(Duration::from_secs(2));
-    let forwarded = cluster.figure("dogsled_forwarded") - before;
+    let after = figures();
+    let [forwarded, commands] = [0, 1].map(|figure| after[figure] - before[figure]);
     cluster.has_leaders_moved();
     for (counting, (_, script)) in counting.into_iter().zip(&clients) {
         let said = counting.finish();
         let counted: u64 = said.split(' ').find_map(|word| word.trim().parse().ok()).expect("a number");
-        println!("{script}, {moved}: {forwarded} passed on in two quiet seconds; {}", said.trim());
+        println!(
+            "{script}, {moved}: {forwarded} of {commands} passed on in two quiet seconds; {}",
+            said.trim()
+        );
         assert!(counted > 200, "{script}: {said}");
     }
-    // Renewals of sessions and the like are passed on, commands are not.
-    let most = 60 * clients.len() as u64;
-    assert!(forwarded < most, "{forwarded} requests were passed on though the clients knew the leaders");
+    // Renewals of sessions and the like are passed on, commands are not: of clients that know nothing two in three would be. A
+    // machine that is busy may have one of many leaders move, which not every client hears of.
+    assert!(
+        4 * forwarded < commands,
+        "{forwarded} of {commands} requests were passed on though the clients knew the leaders"
+    );
     if moved == "always" {
         assert!(cluster.figure("dogsled_moved") > 0, "nobody was sent to a new leader");
     }

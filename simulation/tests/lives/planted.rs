@@ -15,15 +15,21 @@ fn is_judged_elsewhere(options: &Options) -> bool {
     options.only.is_empty() && seeds.contains(&options.seed)
 }
 
-/// Lives through seeds with the bug until one of them is found out; it has to be for one of these reasons.
+/// How many seeds are tried: a change anywhere makes other lives of the same seeds, so that those which showed a bug quickly
+/// may not any more, but a bug that a life in forty does not show is one that the judges do not see.
+const TRIED: u64 = 40;
+
+/// Lives through seeds with the bug until one of them is found out; it has to be for one of these reasons. The seeds named
+/// are those that are known to show it, and come first.
 fn is_caught(planted: Planted, seeds: &[u64], reasons: &[&str]) {
-    is_caught_among(planted, seeds.iter().map(|&seed| Options::new(seed)), reasons);
+    is_caught_among(planted, seeds, Options::new, reasons);
 }
 
-fn is_caught_among(planted: Planted, lives: impl IntoIterator<Item = Options>, reasons: &[&str]) {
+fn is_caught_among(planted: Planted, seeds: &[u64], life: fn(u64) -> Options, reasons: &[&str]) {
     let mut all = Vec::new();
-    for sound in lives {
-        let seed = sound.seed;
+    let others = (0..TRIED).filter(|seed| !seeds.contains(seed));
+    for seed in seeds.iter().copied().chain(others) {
+        let sound = life(seed);
         let violations = run(&Options { planted: Some(planted), ..sound.clone() }).violations;
         let is_right = |violation: &String| reasons.iter().any(|reason| violation.contains(reason));
         if violations.iter().any(is_right) {
@@ -77,13 +83,16 @@ fn bounds_that_are_not_kept_are_caught() {
 
 #[test]
 fn a_lease_that_ends_by_the_wall_clock_of_a_leader_is_caught() {
-    is_caught(Planted::ExpireByWallClock, &[2, 9], &["left of its lease", "had ended without release"]);
+    let reasons =
+        ["left of its lease", "had ended without release", "within the lease of token", "too early"];
+    is_caught(Planted::ExpireByWallClock, &[19, 21], &reasons);
 }
 
 #[test]
 fn an_abort_that_home_forgets_is_caught() {
-    let lives = [2, 1].map(|seed| Options { transactions: true, ..Options::new(seed) });
-    is_caught_among(Planted::ForgetAborts, lives, &["the accounts hold", "seen accounts that hold"]);
+    let life = |seed| Options { transactions: true, ..Options::new(seed) };
+    let reasons = ["the accounts hold", "seen accounts that hold"];
+    is_caught_among(Planted::ForgetAborts, &[2, 1], life, &reasons);
 }
 
 #[test]
@@ -108,8 +117,8 @@ fn a_waiter_who_is_thrown_out_of_the_line_is_caught() {
 
 #[test]
 fn a_recovery_from_less_than_what_is_left_is_caught() {
-    let lives = [0, 1].map(Options::with_a_lost_quorum);
-    is_caught_among(Planted::RecoverFromEarlier, lives, &["the best of those that are left had it"]);
+    let reasons = ["the best of those that are left had it"];
+    is_caught_among(Planted::RecoverFromEarlier, &[0, 1], Options::with_a_lost_quorum, &reasons);
 }
 
 #[test]
