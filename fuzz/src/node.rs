@@ -217,6 +217,7 @@ fn client_requests() -> Vec<ClientRequest> {
         GroupRead::LockHolders { name: "l".into() },
         GroupRead::Sessions { after: None, limit: 9 },
         GroupRead::Quotas,
+        GroupRead::GetKinds { tree: "tree".into(), keys: vec![key(), "other".into()] },
     ];
     for (number, read) in reads.iter().enumerate() {
         let aged = Consistency::AtMostOld(Duration::from_millis(number as u64));

@@ -354,6 +354,7 @@ impl Asked {
         let tree = match read {
             GroupRead::Get { tree, .. }
             | GroupRead::GetMany { tree, .. }
+            | GroupRead::GetKinds { tree, .. }
             | GroupRead::Range { tree, .. }
             | GroupRead::Len { tree }
             | GroupRead::Expires { tree, .. } => Some(tree.clone()),

@@ -426,6 +426,14 @@ pub enum GroupRead {
         /// What the keys begin with.
         prefix: IVec,
     },
+    /// The versions of keys and of what kind their values are, as of one position, without the values. Reply:
+    /// [`GroupReadReply::Values`]: of a [hash](crate::hashes) its head, of everything else an empty value.
+    GetKinds {
+        /// The tree's name.
+        tree: IVec,
+        /// At most [`MAX_READ_KEYS`].
+        keys: Vec<IVec>,
+    },
 }
 
 /// The answer to a [`GroupRead`].

@@ -134,6 +134,7 @@ kinds! {
         SessionList = "session_list",
         QuotaList = "quota_list",
         NextNumber = "next_number",
+        GetKinds = "get_kinds",
     }
 }
 
@@ -490,6 +491,7 @@ impl ReadKind {
             GroupRead::Sessions { .. } => ReadKind::SessionList,
             GroupRead::Quotas => ReadKind::QuotaList,
             GroupRead::NextNumber { .. } => ReadKind::NextNumber,
+            GroupRead::GetKinds { .. } => ReadKind::GetKinds,
         }
     }
 }

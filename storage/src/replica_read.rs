@@ -11,6 +11,7 @@ use crate::engine::Committer;
 use crate::evaluate::{Context, Entry};
 use crate::expiry::LiveView;
 use crate::group::{GroupRead, GroupReadReply, MAX_PAGE_BYTES, MAX_READ_KEYS};
+use crate::hashes::head;
 use crate::owned::{self, check_prefix};
 use crate::replica::Replica;
 use crate::seal::seal_of;
@@ -90,6 +91,7 @@ impl Replica {
                 GroupReadReply::Transactions { prepared: prepared as u64, decided: decided as u64 }
             }
             GroupRead::GetMany { .. }
+            | GroupRead::GetKinds { .. }
             | GroupRead::Range { .. }
             | GroupRead::Trees
             | GroupRead::Strings { .. }
@@ -135,7 +137,13 @@ impl Replica {
         let snapshot = &moment.snapshot;
         Ok(match read {
             GroupRead::GetMany { tree, keys } => {
-                GroupReadReply::Values(get_many(snapshot, find(snapshot.state(), tree)?, keys)?)
+                GroupReadReply::Values(get_many(snapshot, find(snapshot.state(), tree)?, keys, |value| {
+                    value
+                })?)
+            }
+            GroupRead::GetKinds { tree, keys } => {
+                let kind = |value: IVec| if head(&value).is_some() { value } else { IVec::new() };
+                GroupReadReply::Values(get_many(snapshot, find(snapshot.state(), tree)?, keys, kind)?)
             }
             GroupRead::Range { tree, low, high, reverse, limit, limit_bytes, values } => {
                 match find(snapshot.state(), tree)? {
@@ -317,7 +325,13 @@ pub(crate) fn find(state: &Arc<State>, name: &IVec) -> Result<Option<TreeId>> {
     }
 }
 
-fn get_many(snapshot: &Snapshot, tree: Option<TreeId>, keys: &[IVec]) -> Result<Vec<Option<Versioned>>> {
+/// What is told of the values of keys, and their versions.
+fn get_many(
+    snapshot: &Snapshot,
+    tree: Option<TreeId>,
+    keys: &[IVec],
+    told: impl Fn(IVec) -> IVec,
+) -> Result<Vec<Option<Versioned>>> {
     let refuse = |what: String| Err(Error::InvalidRequest(format!("{what}; ask for fewer keys")));
     if keys.len() > MAX_READ_KEYS {
         return refuse(format!("{} keys are over the limit of {MAX_READ_KEYS}", keys.len()));
@@ -327,6 +341,7 @@ fn get_many(snapshot: &Snapshot, tree: Option<TreeId>, keys: &[IVec]) -> Result<
     let mut values = Vec::with_capacity(keys.len());
     for key in keys {
         let found = snapshot.get(tree, key)?;
+        let found = found.map(|found| Versioned { value: told(found.value), ..found });
         let before = bytes;
         bytes += found.as_ref().map_or(0, |found| found.value.len() as u64);
         // One value alone is told however long it is.

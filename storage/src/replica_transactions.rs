@@ -248,7 +248,7 @@ impl Replica {
             GroupRead::Get { tree, key } | GroupRead::Expires { tree, key } => {
                 against_read(tree_id(tree)?, key)
             }
-            GroupRead::GetMany { tree, keys } => {
+            GroupRead::GetMany { tree, keys } | GroupRead::GetKinds { tree, keys } => {
                 let tree = tree_id(tree)?;
                 keys.iter().find_map(|key| against_read(tree, key))
             }

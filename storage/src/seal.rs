@@ -84,6 +84,7 @@ mod tests {
             [
                 GroupRead::Get { tree: tree.clone(), key: key.clone() },
                 GroupRead::GetMany { tree: tree.clone(), keys: vec![key.clone()] },
+                GroupRead::GetKinds { tree: tree.clone(), keys: vec![key.clone()] },
                 GroupRead::Expires { tree: tree.clone(), key },
                 GroupRead::Len { tree: tree.clone() },
                 GroupRead::Validate {

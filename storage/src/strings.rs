@@ -338,6 +338,29 @@ impl StringsOperation {
         }
     }
 
+    /// Whether the bytes of its key's value have a part in what it does or tells, not only of what kind that is.
+    pub fn needs_value(&self) -> bool {
+        use StringAction::{
+            Add, AddFloat, Append, Clear, Delete, Exists, Expire, Expires, Get, GetAndExpire, Hash, Kind,
+            Length, Overwrite, Persist, Range, RequireAbsent, Set, Suspect, Take, Tell, Transfer,
+        };
+        match &self.action {
+            Get | Length | Range { .. } | Take | GetAndExpire { .. } => true,
+            Append { .. } | Overwrite { .. } | Add { .. } | AddFloat { .. } | Transfer { .. } => true,
+            Set { get, .. } => *get,
+            Exists
+            | Expires
+            | Kind
+            | RequireAbsent { .. }
+            | Delete
+            | Expire { .. }
+            | Persist
+            | Tell { .. } => false,
+            // Of hashes the head is known, and what else they need is asked for.
+            Hash(_) | Clear | Suspect { .. } => false,
+        }
+    }
+
     /// The trees that it names, to be replaced.
     pub fn trees_mut(&mut self) -> impl Iterator<Item = &mut TreeId> {
         let other = match &mut self.action {

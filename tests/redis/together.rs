@@ -405,6 +405,63 @@ fn what_is_told_of_several_partitions_is_bounded_too() {
     assert_eq!(redis.says("DBSIZE"), ":1");
 }
 
+#[test]
+fn what_does_not_look_at_values_is_done_over_partitions_however_long_they_are() {
+    let served = Served::with(1, 2, |options| options.max_held_bytes = 8 << 20);
+    let mut redis = served.connect(0);
+    let keys: Vec<String> = (0..20).map(|number| format!("long-{number}")).collect();
+    let (all, long) = (keys.join(" "), "x".repeat(1 << 20));
+    let fill = |redis: &mut Connection| {
+        for key in &keys {
+            assert_eq!(redis.says(&format!("SET {key} {long}")), "+OK");
+        }
+        assert_eq!(redis.says("HSET {1}h f v"), ":1");
+        assert_eq!(redis.says("HSET {2}h f v g w"), ":2");
+    };
+    fill(&mut redis);
+    let told = redis.says(&format!("MGET {all}"));
+    assert!(told.starts_with("-ERR the keys have more than 512 MiB"), "{:.200}", told);
+    assert_eq!(redis.says(&format!("EXISTS {all} none {{1}}h")), ":21");
+    assert_eq!(redis.says(&format!("TOUCH {all} none {{1}}h")), ":21");
+    let pairs = keys.iter().map(|key| format!("{key} 1")).collect::<Vec<_>>().join(" ");
+    assert_eq!(redis.says(&format!("MSETNX {pairs}")), ":0");
+    // Their values are not looked at, but that they change is seen.
+    assert_eq!(redis.says(&format!("WATCH {all}")), "+OK");
+    for line in ["MULTI".to_owned(), format!("DEL {all} none"), "EXISTS long-0 {2}h".to_owned()] {
+        redis.ask(&line);
+    }
+    assert_eq!(served.connect(0).says("APPEND long-7 y"), format!(":{}", (1 << 20) + 1));
+    assert_eq!(redis.says("EXEC"), "*-1");
+    for line in [
+        "MULTI".to_owned(),
+        "HSET long-0 f v".to_owned(),
+        "EXPIRE long-1 1000".to_owned(),
+        "SET long-2 now KEEPTTL".to_owned(),
+        "SET long-3 now XX".to_owned(),
+        "RENAME {2}h long-4".to_owned(),
+        "TYPE long-4".to_owned(),
+        "TYPE long-5".to_owned(),
+        "HGET long-4 g".to_owned(),
+        format!("DEL {all} none {{1}}h {{2}}h"),
+    ] {
+        redis.ask(&line);
+    }
+    let wrong = "-WRONGTYPE Operation against a key holding the wrong kind of value\\r\\n";
+    let done = format!(
+        "*9\\r\\n{wrong}:1\\r\\n+OK\\r\\n+OK\\r\\n+OK\\r\\n+hash\\r\\n+string\\r\\n$1\\r\\nw\\r\\n:21"
+    );
+    assert_eq!(redis.says("EXEC"), done);
+    assert_eq!(redis.says("DBSIZE"), ":0");
+    fill(&mut redis);
+    assert_eq!(redis.says(&format!("MSET {pairs} {{1}}h 1 {{2}}h 2")), "+OK");
+    assert_eq!(
+        redis.says("MGET long-0 long-19 {1}h {2}h"),
+        "*4\\r\\n$1\\r\\n1\\r\\n$1\\r\\n1\\r\\n$1\\r\\n1\\r\\n$1\\r\\n2"
+    );
+    assert_eq!(redis.says(&format!("DEL {all} {{1}}h {{2}}h")), ":22");
+    assert_eq!(redis.says("DBSIZE"), ":0");
+}
+
 /// Each partition numbers its hashes by itself, so two of them may have the same number.
 #[test]
 fn a_hash_that_is_renamed_to_one_of_another_partition_with_its_number_keeps_its_fields() {

@@ -1,7 +1,7 @@
 //! Operations on keys of several partitions, as one [transaction](crate::cluster::transaction).
 //!
-//! The same function as in the log says what they mean ([`apply`]), on slots that are read here: the value and the time to
-//! live, and of a hash the fields that the operations need. What the slots have become is then written by operations on
+//! The same function as in the log says what they mean ([`apply`]), on slots that are read here: the value, or where nobody
+//! needs that only of what kind it is, the time to live, and of a hash the fields that the operations need. What the slots have become is then written by operations on
 //! one key each ([`difference`]), which the partitions carry out where the transaction is committed.
 //!
 //! **What was read is so at the commit**, as the version of every key is looked at again there. Times to live and fields are
@@ -88,22 +88,15 @@ async fn run(
             return abort(Refused::NotHeld { lock: lock.clone(), token: *token });
         }
     }
-    for watched in watched {
-        let tree = client.tree(tree_name(watched.database.0));
-        if tx.version(&tree, &watched.key).await? != watched.version {
-            return abort(Refused::Changed);
-        }
-    }
-    // Also what is overwritten: it may be a hash.
-    let mut wanted: BTreeMap<TreeId, BTreeSet<IVec>> = BTreeMap::new();
-    for (tree, key) in operations.iter().flat_map(StringsOperation::keys) {
-        wanted.entry(tree).or_default().insert(key.clone());
-    }
     let mut slots: BTreeMap<Key, Slot> = BTreeMap::new();
     let (mut read, collected) = (0, database.held.collect());
-    for (number, keys) in wanted {
+    let (needed, mut seen) = (keys_needed(operations), keys_seen(operations));
+    for watched in watched {
+        seen.entry(watched.database).or_default().insert(watched.key.clone());
+    }
+    for (number, keys) in &needed {
         let tree = client.tree(tree_name(number.0));
-        let keys: Vec<IVec> = keys.into_iter().collect();
+        let keys: Vec<IVec> = keys.iter().cloned().collect();
         let (mut rest, mut together) = (&keys[..], READ_FIRST);
         while !rest.is_empty() {
             let (keys, later) = rest.split_at(together.min(rest.len()));
@@ -120,7 +113,22 @@ async fn run(
                 return Err(Error::Invalid(why.to_owned()).into());
             }
             let found = keys.iter().cloned().zip(values);
-            slots.extend(found.map(|(key, value)| ((number, key), Slot::stored(value, None))));
+            slots.extend(found.map(|(key, value)| ((*number, key), Slot::stored(value, None))));
+        }
+    }
+    for (number, keys) in seen {
+        let tree = client.tree(tree_name(number.0));
+        let is_needed = |key: &IVec| needed.get(&number).is_some_and(|needed| needed.contains(key));
+        let keys: Vec<IVec> = keys.into_iter().filter(|key| !is_needed(key)).collect();
+        for keys in keys.chunks(READ_TOGETHER) {
+            let found = keys.iter().cloned().zip(tx.kinds(&tree, keys).await?);
+            slots.extend(found.map(|(key, kind)| ((number, key), Slot::stored(kind, None))));
+        }
+    }
+    for watched in watched {
+        let tree = client.tree(tree_name(watched.database.0));
+        if tx.version_read(&tree, &watched.key)? != watched.version {
+            return abort(Refused::Changed);
         }
     }
     let now_ms = learn(database, &tx, operations, &mut slots).await?;
@@ -173,6 +181,24 @@ async fn run(
         }
     }
     Ok(replies)
+}
+
+/// The keys of whose values the operations need the bytes.
+fn keys_needed(operations: &[StringsOperation]) -> BTreeMap<TreeId, BTreeSet<IVec>> {
+    let mut needed: BTreeMap<TreeId, BTreeSet<IVec>> = BTreeMap::new();
+    for operation in operations.iter().filter(|operation| operation.needs_value()) {
+        needed.entry(operation.tree).or_default().insert(operation.key.clone());
+    }
+    needed
+}
+
+/// All their keys, also those that are overwritten: there may be a hash.
+fn keys_seen(operations: &[StringsOperation]) -> BTreeMap<TreeId, BTreeSet<IVec>> {
+    let mut seen: BTreeMap<TreeId, BTreeSet<IVec>> = BTreeMap::new();
+    for (tree, key) in operations.iter().flat_map(StringsOperation::keys) {
+        seen.entry(tree).or_default().insert(key.clone());
+    }
+    seen
 }
 
 /// Gives every hash an id that no other has here, nor any that is made or copied: those that it has in its group may be those

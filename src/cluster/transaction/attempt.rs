@@ -98,10 +98,9 @@ impl Transaction {
         Ok(self.get(tree, key).await?.is_some())
     }
 
-    /// The version of a key that this run has not written, which is read for that; 0: it is absent.
-    pub(in crate::cluster) async fn version(&self, tree: &Tree, key: &IVec) -> Result<u64> {
+    /// The version of a key that this run has read, and not written; 0: it is absent.
+    pub(in crate::cluster) fn version_read(&self, tree: &Tree, key: &IVec) -> Result<u64> {
         let stored = &tree.stored_name();
-        self.read(stored, key.clone()).await?;
         self.with(|sets| {
             let found = sets.trees.get(stored).and_then(|access| access.reads.get(key)?.as_ref());
             found.map_or(0, |found| found.version)
@@ -140,7 +139,29 @@ impl Transaction {
         self.read_many(&tree.stored_name(), keys).await
     }
 
+    /// Of what kind the values of keys are: a [hash](dogsled_storage::hashes)'s head, or an empty value in place of
+    /// anything else. That the values stay as they are is a part of what was read. What of them is asked for beside this is
+    /// asked for before: what this run knows already is told as it is, and what this tells is all that it knows then.
+    pub(in crate::cluster) async fn kinds<I>(&self, tree: &Tree, keys: I) -> Result<Vec<Option<IVec>>>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        let keys: Vec<IVec> = keys.into_iter().map(|key| IVec::from(key.as_ref())).collect();
+        let read = |tree, keys| GroupRead::GetKinds { tree, keys };
+        self.read_by(&tree.stored_name(), keys, read).await
+    }
+
     pub(super) async fn read_many(&self, name: &IVec, keys: Vec<IVec>) -> Result<Vec<Option<IVec>>> {
+        self.read_by(name, keys, |tree, keys| GroupRead::GetMany { tree, keys }).await
+    }
+
+    async fn read_by(
+        &self,
+        name: &IVec,
+        keys: Vec<IVec>,
+        read: fn(IVec, Vec<IVec>) -> GroupRead,
+    ) -> Result<Vec<Option<IVec>>> {
         let core = self.client.core();
         let unknown = self.with(|sets| {
             let sets = sets.named(name);
@@ -151,7 +172,7 @@ impl Transaction {
             by_group.entry(core.group_in(name, &key, self.until).await?).or_default().push(key);
         }
         let parts = by_group.iter().flat_map(|(group, keys)| {
-            keys.chunks(READ_AT_ONCE).map(|keys| self.read_part(name, *group, keys))
+            keys.chunks(READ_AT_ONCE).map(|keys| self.read_part(name, *group, keys, read))
         });
         try_join_all(parts.collect::<Vec<_>>()).await?;
         self.with(|sets| {
@@ -160,10 +181,16 @@ impl Transaction {
         })
     }
 
-    async fn read_part(&self, tree: &IVec, group: u32, keys: &[IVec]) -> Result<()> {
+    async fn read_part(
+        &self,
+        tree: &IVec,
+        group: u32,
+        keys: &[IVec],
+        read: fn(IVec, Vec<IVec>) -> GroupRead,
+    ) -> Result<()> {
         let mut left = vec![keys];
         while let Some(part) = left.pop() {
-            let read = GroupRead::GetMany { tree: tree.clone(), keys: part.to_vec() };
+            let read = read(tree.clone(), part.to_vec());
             match self.client.core().read(group, &read, ReadFrom::Leader, self.until).await {
                 Ok(ReadAnswer { reply: GroupReadReply::Values(values), position, .. })
                     if values.len() == part.len() =>

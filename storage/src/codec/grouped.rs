@@ -159,6 +159,7 @@ pub fn decode_group_read(bytes: &[u8]) -> Result<GroupRead> {
             14 => GroupRead::Sessions { after: body.next()?, limit: body.next()? },
             15 => GroupRead::Quotas,
             16 => GroupRead::NextNumber { tree: body.next()?, prefix: body.next()? },
+            17 => GroupRead::GetKinds { tree: body.next()?, keys: body.list()? },
             other => return Err(unknown("read", other)),
         })
     })

@@ -248,6 +248,8 @@ fn reads_of_a_group_have_the_bytes_they_always_had() {
         (GroupRead::LockHolders { name: "l".into() }, b"\x01\x0d\x01l"),
         (GroupRead::Sessions { after: Some(SessionId(3)), limit: 9 }, b"\x01\x0e\x01\x03\x09"),
         (GroupRead::Quotas, b"\x01\x0f"),
+        (GroupRead::NextNumber { tree: tree(), prefix: "p".into() }, b"\x01\x10\x01t\x01p"),
+        (GroupRead::GetKinds { tree: tree(), keys: vec!["k".into()] }, b"\x01\x11\x01t\x01\x01k"),
     ];
     for (read, bytes) in golden {
         let encoded = encode_group_read(&read).unwrap();
