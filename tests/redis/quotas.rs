@@ -65,3 +65,21 @@ fn a_transaction_over_partitions_is_refused_as_a_whole_where_one_of_them_is_full
     assert_eq!(redis.says("DEL foo {bar}full {bar}a"), ":3");
     assert_eq!(redis.says(&format!("MSET foo {value} {{bar}}full {value}")), "+OK");
 }
+
+#[test]
+fn the_fields_of_a_hash_that_is_renamed_count_once() {
+    let served = limited();
+    let mut redis = served.connect(0);
+    let value = "x".repeat(45);
+    for line in
+        ["MULTI", &format!("HSET {{j}}h f {value}"), "RENAME {j}h {j}g", "HSET {j}g f 2", "RENAME {j}g {j}h"]
+    {
+        redis.ask(line);
+    }
+    assert_eq!(redis.says("EXEC"), "*4\\r\\n:1\\r\\n+OK\\r\\n:0\\r\\n+OK");
+    assert_eq!(redis.says(&format!("HSET {{j}}h f {value}")), ":0");
+    assert_eq!(redis.says("RENAME {j}h {j}g"), "+OK");
+    // There is no room for what is more.
+    assert_eq!(redis.says(&format!("HSET {{j}}g h {value}")), FULL);
+    assert_eq!(redis.says("HGETALL {j}g"), format!("*2\\r\\n$1\\r\\nf\\r\\n$45\\r\\n{value}"));
+}

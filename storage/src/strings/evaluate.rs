@@ -248,9 +248,11 @@ fn may_grow<V: View>(growth: &mut Growth<'_, V>, changed: &[(&Place, &Slot, &Slo
         sum.0 += after_size.unwrap_or(0) - before_size.unwrap_or(0);
         sum.1 += i64::from(after_size.is_some()) - i64::from(before_size.is_some());
         if let Some(hash) = &after.hash {
-            let known =
-                |slot: &Slot| slot.hash.as_ref().filter(|known| known.id == hash.id).map_or(0, fields_known);
-            sum.0 += fields_known(hash) - known(before);
+            // Also of one that had another key of this tree before: its fields stay what they are.
+            let befores = changed.iter().filter(|((of, _), ..)| of == tree);
+            let known = befores.filter_map(|(_, before, _)| before.hash.as_ref());
+            let known = known.filter(|known| known.id == hash.id).map(fields_known).max();
+            sum.0 += fields_known(hash) - known.unwrap_or(0);
         }
     }
     growth.allows(&sums)
