@@ -98,7 +98,7 @@ impl SnapshotData {
             // It waits for a checkpoint that is under way.
             slot.blocking.run(move || replica.close()).await?.map_err(to_io)?;
         }
-        let began = Instant::now();
+        let (began, place) = (Instant::now(), Arc::clone(slot));
         let opened = loop {
             let slot = Arc::clone(slot);
             let attempt = slot.blocking.run({
@@ -118,7 +118,8 @@ impl SnapshotData {
             let (back, opened) = attempt.await?;
             installer = back;
             match opened {
-                Err(Error::InUse(_)) if began.elapsed() < DEADLINE => {
+                // A node that stops does not wait for reads that are under way: the leader sends it again.
+                Err(Error::InUse(_)) if began.elapsed() < DEADLINE && !place.is_to_end() => {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 other => break other,

@@ -24,7 +24,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -254,6 +254,8 @@ pub(crate) struct ReplicaSlot {
     pub(crate) pins: Pins,
     /// Held by the state machine of the Raft that runs, which may be at work for a while after that has ended.
     machine: Arc<tokio::sync::Mutex<()>>,
+    /// Somebody waits for that to end.
+    is_awaited: AtomicBool,
 }
 
 /// Tells how old a stale read is.
@@ -310,6 +312,7 @@ impl ReplicaSlot {
             sending: AtomicU64::new(0),
             pins: Pins::default(),
             machine: Arc::default(),
+            is_awaited: AtomicBool::default(),
         })
     }
 
@@ -447,9 +450,17 @@ impl ReplicaSlot {
     /// Returns when the state machine of a Raft that was shut down has ended, too, which openraft does not wait for: what it
     /// was doing, such as to put a snapshot into its place, is then done. Not before a Raft is shut down.
     pub(crate) async fn until_machine_ended(&self) {
+        self.is_awaited.store(true, Ordering::SeqCst);
         if tokio::time::timeout(MACHINE_ENDS, self.machine.lock()).await.is_err() {
             tracing::error!("a state machine has not ended within {MACHINE_ENDS:?} after its Raft");
         }
+        self.is_awaited.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether somebody [waits](ReplicaSlot::until_machine_ended) for the state machine to end: it is to give up what
+    /// may take a while and can be begun again.
+    pub(crate) fn is_to_end(&self) -> bool {
+        self.is_awaited.load(Ordering::SeqCst)
     }
 
     pub(crate) fn close(&self) {
