@@ -1,5 +1,6 @@
 //! Clusters of real nodes, over QUIC on loopback, seen through their clients.
 
+mod backups;
 mod coordination;
 mod expiring;
 mod failures;

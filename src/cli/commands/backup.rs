@@ -60,7 +60,7 @@ pub(crate) fn backup(
             let mut bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
             bar.get_or_insert_with(|| Progress::items(Some(total), "backing up", global.quiet)).set(done);
         };
-        let none = "no backup was made, and the same command begins anew";
+        let none = "no backup was made; the same command uses what was copied";
         match remote.wait(unless_interrupted(client.backup(directory, since, told))) {
             Some(Err(BackupError::Cluster(Error::Conflict(_)))) if attempt < ATTEMPTS => {}
             Some(Ok(report)) => break report,
@@ -71,15 +71,19 @@ pub(crate) fn backup(
     };
     out.summary(
         format_args!(
-            "{} of {} in {} backed up to {}",
+            "{} of {} in {} backed up to {}{}",
             output::count(report.records, if since.is_empty() { "key" } else { "change" }),
             output::count(report.partitions.into(), "partition"),
             output::size(report.bytes),
-            directory.display()
+            directory.display(),
+            match report.kept {
+                0 => String::new(),
+                kept => format!("; {kept} of them were there of one that was not finished"),
+            }
         ),
         json!({
             "backup": format!("{:032x}", report.backup), "records": report.records, "bytes": report.bytes,
-            "partitions": report.partitions, "target": directory.display().to_string(),
+            "partitions": report.partitions, "kept": report.kept, "target": directory.display().to_string(),
         }),
     )
 }

@@ -2,7 +2,7 @@
 //!
 //! A backup is a directory: a file for each partition, `partition-00001` and so on, and `MANIFEST`, which is written last,
 //! under another name, synced, and renamed. So a directory without one is a backup that was not finished. While it is made
-//! there is an empty file `LOCK` as well, which is locked.
+//! there is an empty file `LOCK` as well, which is locked, and [more](super::unfinished).
 //!
 //! Promise: a file that was cut short, changed in any bit, had a part taken out, doubled or moved, or belongs to another
 //! backup, is refused, and the place is named.
@@ -219,13 +219,24 @@ pub(super) struct Reader {
     in_section: u64,
     sections: u64,
     ended: bool,
-    expected: Sum,
+    /// `None`: nobody has said, because the file was not finished.
+    expected: Option<Sum>,
 }
 
 impl Reader {
     /// Opens the file that a manifest speaks of.
     pub(super) fn open(manifest: &Manifest, directory: &Path, partition: u32) -> Result<Reader, BackupError> {
         let path = partition_path(directory, partition);
+        let expected = manifest.partitions[partition as usize - 1].sum;
+        Reader::begin(path, partition, Some((manifest.backup, expected)))
+    }
+
+    /// Opens a file of a backup that was not finished, whichever that was. Where it was cut short an error comes.
+    pub(super) fn of_unfinished(path: &Path, partition: u32) -> Result<Reader, BackupError> {
+        Reader::begin(path.to_owned(), partition, None)
+    }
+
+    fn begin(path: PathBuf, partition: u32, expected: Option<(u128, Sum)>) -> Result<Reader, BackupError> {
         let file = File::open(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => damaged(&path, 0, "the file is missing"),
             _ => io(&path, error),
@@ -240,14 +251,15 @@ impl Reader {
             in_section: 0,
             sections: 0,
             ended: false,
-            expected: manifest.partitions[partition as usize - 1].sum,
+            expected: expected.map(|(_, sum)| sum),
             path,
         };
         let found = reader.read(HEADER as u64)?;
-        let (expected, check) = header(manifest.backup, partition);
         if found.len() < HEADER {
             return Err(reader.damaged(0, "cut short within the header"));
         }
+        let backup = u128::from_le_bytes(found[12..28].try_into().expect("16 bytes"));
+        let (expected, check) = header(expected.map_or(backup, |(backup, _)| backup), partition);
         if &found[..8] == MAGIC
             && u32_at(&found, 8) > VERSION
             && crc32fast::hash(&found[..32]) == u32_at(&found, 32)
@@ -338,7 +350,7 @@ impl Reader {
                 if !self.read(1)?.is_empty() {
                     return Err(self.damaged(self.sum.length, "bytes after the end"));
                 }
-                if self.sum != self.expected {
+                if self.expected.is_some_and(|expected| self.sum != expected) {
                     return Err(self.damaged(start, "it is not the file that the manifest speaks of"));
                 }
                 self.ended = true;
@@ -430,7 +442,12 @@ impl Manifest {
 
     /// Writes it, last, so that the backup is one.
     pub(super) fn write(&self, directory: &Path) -> Result<(), BackupError> {
-        let (aside, path) = (directory.join("MANIFEST.partial"), directory.join(MANIFEST));
+        self.write_as(directory, "MANIFEST.partial", MANIFEST)
+    }
+
+    /// Writes it under this name, as soon as it is whole.
+    pub(super) fn write_as(&self, directory: &Path, aside: &str, name: &str) -> Result<(), BackupError> {
+        let (aside, path) = (directory.join(aside), directory.join(name));
         let write = || {
             let mut file = File::create(&aside)?;
             file.write_all(&self.encode())?;

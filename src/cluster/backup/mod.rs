@@ -32,8 +32,9 @@
 //! complete one.
 //!
 //! **If something fails.** A backup that was not finished has no manifest; it is refused as a backup, and one that is made
-//! in the same directory takes its place; while it is still being made, another is refused. It cannot go on where it was,
-//! because its moment is gone. Neither writers nor nodes wait for a client that has died longer than a lease lasts:
+//! in the same directory takes its place; while it is still being made, another is refused. That is as of a new moment,
+//! because the old one is gone, but takes from the files that are there what has not changed since: only keys are read
+//! again. Neither writers nor nodes wait for a client that has died longer than a lease lasts:
 //! 10 seconds of the log's time for the locks, a minute for what is pinned.
 //!
 //! **Restoring** reads and checks all files before anything is written. It can be interrupted at any moment; called again,
@@ -51,6 +52,7 @@ mod restore;
 mod take;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -3,12 +3,13 @@
 //! A thread for each partition writes its file, and reads what earlier backups had. What it wants of the nodes it asks for
 //! where the network is waited for ([`Wanted`]); when nobody answers there any more, it ends.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dogsled_replication::meta::Record as ClusterRecord;
-use dogsled_replication::pin::{PinnedPage, PinnedRead};
+use dogsled_replication::pin::{PinnedPage, PinnedRead, PinnedState};
 use dogsled_storage::disk::{Disk, DiskLock, RealDisk};
 use dogsled_storage::pin::{PinnedEntry, PinnedPart};
 use futures_util::StreamExt;
@@ -19,6 +20,7 @@ use super::batches::Batches;
 use super::chain::{Chain, Merged};
 use super::format::{self, Manifest, PartitionEntry, Record, Section, Sum, Writer};
 use super::pinned::PinnedCluster;
+use super::unfinished::{self, Earlier, Kept};
 use super::{BackupError, MARKER_TREE, blocking, joined};
 use crate::IVec;
 use crate::cluster::{Client, Error};
@@ -44,6 +46,8 @@ pub struct BackupReport {
     pub bytes: u64,
     /// Partitions.
     pub partitions: u32,
+    /// Records that were there already, of a backup in the same directory that was not finished.
+    pub kept: u64,
 }
 
 /// What the thread of a partition wants.
@@ -62,7 +66,7 @@ impl Client {
     /// # Errors
     /// [`BackupError::Refused`] if the directory holds something, or the chain does not fit; [`BackupError::Damaged`] if
     /// that is damaged; [`BackupError::Cluster`] with [`Error::Conflict`] if a node that held a part of the state
-    /// stopped: begin anew. A backup that failed is none, and a new one can be made in its place.
+    /// stopped: ask again. A backup that failed is none; one that is made in its place uses what that has copied.
     pub async fn backup(
         &self,
         directory: &Path,
@@ -84,45 +88,63 @@ impl Client {
             let why = "the earlier backup has another number of partitions than the cluster";
             return Err(BackupError::Refused(format!("{why}: take a complete backup")));
         }
+        let made = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let partition = |state: &PinnedState, sum| PartitionEntry {
+            position: state.position,
+            time_ms: state.time_ms,
+            sum,
+        };
+        let planned = Manifest {
+            backup: pinned.under.0,
+            parent: chain.as_ref().map_or(0, |chain| chain.newest().backup),
+            cluster,
+            made_ms: made.as_millis() as u64,
+            partitions: pinned.states.values().map(|state| partition(state, Sum::default())).collect(),
+            trees: Vec::new(),
+            removed_members: removed_members(&record),
+        };
+        let (path, plan, beside) = (directory.to_owned(), planned.clone(), Arc::clone(&held));
+        let take_over = move || {
+            // Nobody else is to come before this has ended.
+            let _held = beside;
+            unfinished::take_over(&path, LOCK, &plan)
+        };
+        let earlier = blocking(self, take_over).await?;
         let total = pinned.states.values().flat_map(|state| &state.trees).map(|(_, keys)| keys).sum();
-        let copied =
-            self.copy(directory, &held, &pinned, &chain, &|done: u64| progress(done.min(total), total)).await;
+        let progress = |done: u64| progress(done.min(total), total);
+        let copied = self.copy(directory, &held, &pinned, &chain, earlier, &progress).await;
         pinned.let_go().await;
-        let sums = copied?;
+        let copies = copied?;
         // Not that of before: what was pinned may be in trees that came in between.
         let now = self.record().await?;
         if removed_members(&now) != removed_members(&record) {
             let what = "members were taken out of the cluster while it was backed up";
             return Err(Error::Conflict(what.to_owned()).into());
         }
-        let partition = |(group, sum): &(u32, Sum)| {
-            let state = &pinned.states[group];
-            PartitionEntry { position: state.position, time_ms: state.time_ms, sum: *sum }
-        };
-        let made = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let manifest = Manifest {
-            backup: pinned.under.0,
-            parent: chain.as_ref().map_or(0, |chain| chain.newest().backup),
-            cluster,
-            made_ms: made.as_millis() as u64,
-            partitions: sums.iter().map(partition).collect(),
+            partitions: copies
+                .iter()
+                .map(|copied| partition(&pinned.states[&copied.group], copied.sum))
+                .collect(),
             trees: now
                 .trees
                 .iter()
                 .filter(|(_, tree)| tree.in_force)
                 .map(|(name, tree)| tree.hash.stored_name(name))
                 .collect(),
-            removed_members: removed_members(&now),
+            ..planned
         };
         let report = BackupReport {
             backup: manifest.backup,
-            records: sums.iter().map(|(_, sum)| sum.records).sum(),
-            bytes: sums.iter().map(|(_, sum)| sum.length).sum(),
-            partitions: sums.len() as u32,
+            records: copies.iter().map(|copied| copied.sum.records).sum(),
+            bytes: copies.iter().map(|copied| copied.sum.length).sum(),
+            partitions: copies.len() as u32,
+            kept: copies.iter().map(|copied| copied.kept).sum(),
         };
         let path = directory.to_owned();
         let finish = move || {
             manifest.write(&path)?;
+            unfinished::forget(&path);
             held.leave();
             Ok(())
         };
@@ -160,26 +182,29 @@ impl Client {
         held: &Arc<Held>,
         pinned: &PinnedCluster,
         chain: &Option<Arc<Chain>>,
+        mut earlier: BTreeMap<u32, Earlier>,
         progress: &impl Fn(u64),
-    ) -> Result<Vec<(u32, Sum)>, BackupError> {
+    ) -> Result<Vec<Copied>, BackupError> {
         let (asks, mut asked) = mpsc::channel(2 * TOGETHER);
         let copies = pinned.states.iter().map(|(group, state)| {
             let (directory, chain, asks) = (directory.to_owned(), chain.clone(), asks.clone());
             let (group, backup, trees) = (*group, pinned.under.0, state.trees.clone());
-            let held = Arc::clone(held);
+            let (held, earlier) = (Arc::clone(held), earlier.remove(&group));
             let copy = move || {
                 // Nobody else is to write here before this has ended, be it that nobody waits for it any more.
                 let _held = held;
-                let mut copy = Copy::new(group, chain.as_deref(), asks)?;
+                let kept = earlier.map(Earlier::read).unwrap_or_default();
+                let mut copy = Copy::new(group, chain.as_deref(), kept, asks)?;
                 let sum = copy.run(&trees, Writer::create(&directory, backup, group)?)?;
-                Ok((group, sum))
+                copy.kept.remove();
+                Ok(Copied { group, sum, kept: copy.used })
             };
             async move { joined(self.runtime().spawn_blocking(copy).await) }
         });
         // Lazily: a thread begins when there is room for it.
         let (mut waiting, mut copies) = (copies, FuturesUnordered::new());
         copies.extend(waiting.by_ref().take(TOGETHER));
-        let (mut pages, mut sums, mut done) = (FuturesUnordered::new(), Vec::new(), 0);
+        let (mut pages, mut done_with, mut done) = (FuturesUnordered::new(), Vec::new(), 0);
         let failed = loop {
             tokio::select! {
                 Some(wanted) = asked.recv() => match wanted {
@@ -194,9 +219,9 @@ impl Client {
                 },
                 Some(()) = pages.next(), if !pages.is_empty() => {}
                 copied = copies.next() => match copied {
-                    Some(Ok(sum)) => {
-                        pinned.done_with(sum.0);
-                        sums.push(sum);
+                    Some(Ok(copied)) => {
+                        pinned.done_with(copied.group);
+                        done_with.push(copied);
                         copies.extend(waiting.next());
                     }
                     Some(Err(error)) => break Some(error),
@@ -210,9 +235,17 @@ impl Client {
             while copies.next().await.is_some() {}
             return Err(error);
         }
-        sums.sort_unstable_by_key(|(group, _)| *group);
-        Ok(sums)
+        done_with.sort_unstable_by_key(|copied| copied.group);
+        Ok(done_with)
     }
+}
+
+/// What the file of a partition came to.
+struct Copied {
+    group: u32,
+    sum: Sum,
+    /// Records of it that were there already.
+    kept: u64,
 }
 
 fn removed_members(record: &ClusterRecord) -> Vec<u64> {
@@ -235,13 +268,13 @@ impl Held {
     }
 }
 
-/// Makes the directory, or clears it of a backup that was not finished.
+/// Makes the directory; nothing is in it but what is left of a backup that was not finished.
 pub(super) fn prepare(directory: &Path) -> Result<Arc<Held>, BackupError> {
     let io = |error: std::io::Error| BackupError::Io { path: directory.to_owned(), error: error.to_string() };
     // With the names of what is made: a backup whose directory a power cut takes is none.
     RealDisk.create_directories(directory).map_err(io)?;
     // First: what is somebody else's gets no file of ours.
-    left_in(directory)?;
+    unfinished::check(directory, LOCK)?;
     let path = directory.join(LOCK);
     let lock = match RealDisk.lock(&path) {
         Ok(Some(lock)) => Some(lock),
@@ -255,7 +288,7 @@ pub(super) fn prepare(directory: &Path) -> Result<Arc<Held>, BackupError> {
         Err(error) => return Err(io(error)),
     };
     // Again: whoever had the lock before may have finished.
-    left_in(directory)?.into_iter().try_for_each(std::fs::remove_file).map_err(io)?;
+    unfinished::check(directory, LOCK)?;
     Ok(Arc::new(Held { path, _lock: lock }))
 }
 
@@ -264,35 +297,6 @@ fn knows_no_locks(error: &std::io::Error) -> bool {
     // ENOLCK, for which the standard library has no name.
     let no_locks = if cfg!(target_os = "linux") { 37 } else { 77 };
     error.kind() == std::io::ErrorKind::Unsupported || error.raw_os_error() == Some(no_locks)
-}
-
-/// The files of a backup that was not finished, if there is nothing else.
-fn left_in(directory: &Path) -> Result<Vec<PathBuf>, BackupError> {
-    let io = |error: std::io::Error| BackupError::Io { path: directory.to_owned(), error: error.to_string() };
-    let mut left = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        // By their exact names: they are removed.
-        let number = name.strip_prefix("partition-").unwrap_or_default();
-        if name == LOCK && entry.metadata().map_err(io)?.len() == 0 {
-            continue;
-        }
-        let is_partition = number.len() >= 5 && number.bytes().all(|byte| byte.is_ascii_digit());
-        if !is_partition && name != "MANIFEST.partial" {
-            let shown = directory.display();
-            return Err(BackupError::Refused(format!("{shown} holds {name} already: name a new directory")));
-        }
-        if is_partition && !format::is_ours_or_empty(&entry.path()).map_err(io)? {
-            let shown = directory.display();
-            return Err(BackupError::Refused(format!(
-                "{shown} holds {name}, which is no backup's: name a new directory"
-            )));
-        }
-        left.push(entry.path());
-    }
-    Ok(left)
 }
 
 /// What the backups before had in the partition, and where one is in it.
@@ -318,6 +322,10 @@ struct Copy {
     group: u32,
     since: u64,
     before: Before,
+    /// What was copied before it was interrupted.
+    kept: Kept,
+    /// Records that were taken from there.
+    used: u64,
     asks: mpsc::Sender<Wanted>,
 }
 
@@ -327,7 +335,12 @@ fn given_up() -> BackupError {
 }
 
 impl Copy {
-    fn new(group: u32, chain: Option<&Chain>, asks: mpsc::Sender<Wanted>) -> Result<Copy, BackupError> {
+    fn new(
+        group: u32,
+        chain: Option<&Chain>,
+        kept: Kept,
+        asks: mpsc::Sender<Wanted>,
+    ) -> Result<Copy, BackupError> {
         let (since, before) = match chain {
             Some(chain) => {
                 let since = chain.newest().partitions[group as usize - 1].position;
@@ -335,7 +348,7 @@ impl Copy {
             }
             None => (0, None),
         };
-        Ok(Copy { group, since, before: Before::new(before)?, asks })
+        Ok(Copy { group, since, before: Before::new(before)?, kept, used: 0, asks })
     }
 
     fn run(&mut self, trees: &[(IVec, u64)], mut writer: Writer) -> Result<Sum, BackupError> {
@@ -407,8 +420,10 @@ impl Copy {
     fn section(&mut self, section: &Section, writer: &mut Writer) -> Result<(), BackupError> {
         let mut after: Option<IVec> = None;
         loop {
-            let page = self.read(section, after.as_ref(), self.since, PAGE_BYTES)?;
-            let keys = page.entries.len() as u64;
+            // What was copied before has the values of what was not written since, as far as it goes.
+            let since = self.kept.more_as_of().map_or(self.since, |position| position.max(self.since));
+            let page = self.read(section, after.as_ref(), since, PAGE_BYTES)?;
+            let (mut keys, mut is_beyond) = (0, false);
             // Or it would never end.
             if let (Some(next), Some(after)) = (&page.next, &after)
                 && next <= after
@@ -417,15 +432,30 @@ impl Copy {
                 return Err(Error::Incompatible(what).into());
             }
             for PinnedEntry { key, version, expires_ms, mut value } in page.entries {
+                let kept = self.kept.value(section, &key, version);
                 while let Some(record) = self.removed(|other, before| other == section && before < &key)? {
                     writer.record(&record)?;
                 }
-                let is_known = matches!(&self.before.next, Some((other, before))
-                    if other == section && before.key == key);
-                let known = if is_known { self.before.take()? } else { None };
+                let known = self.before.next.as_ref();
+                let known = known.filter(|(other, before)| other == section && before.key == key);
+                let is_known = known.is_some();
                 let is_same = known
                     .is_some_and(|(_, before)| (before.version, before.expires_ms) == (version, expires_ms));
+                if !is_same && value.is_none() && kept.is_none() && since > self.since {
+                    // From here on with values, if it was copied no further than to here.
+                    is_beyond = self.kept.more_as_of().is_none();
+                    if is_beyond {
+                        break;
+                    }
+                }
+                if is_known {
+                    self.before.take()?;
+                }
                 if !is_same {
+                    if value.is_none() {
+                        self.used += u64::from(kept.is_some());
+                        value = kept;
+                    }
                     if value.is_none() {
                         // Only when it expires has changed, or that it dies with a session.
                         let one = self.read(section, after.as_ref(), 0, 1)?;
@@ -437,13 +467,14 @@ impl Copy {
                     };
                     writer.record(&Record { key: key.clone(), version, expires_ms, value: Some(value) })?;
                 }
-                after = Some(key);
+                (after, keys) = (Some(key), keys + 1);
             }
             if section.1 == format::KEYS {
                 self.asks.blocking_send(Wanted::Progress(keys)).map_err(|_| given_up())?;
             }
             // An empty page is not the end: so much was looked at that is in another section, or nowhere.
             match page.next {
+                _ if is_beyond => {}
                 Some(next) => after = Some(next),
                 None => return Ok(()),
             }

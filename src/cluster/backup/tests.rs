@@ -12,6 +12,7 @@ use super::format::{
     KEYS, MANIFEST, Manifest, NUMBERS, PartitionEntry, Reader, Record, Section, Sum, Writer,
 };
 use super::take::prepare;
+use super::unfinished::{Earlier, take_over};
 use crate::IVec;
 
 fn hex(bytes: &[u8]) -> String {
@@ -280,8 +281,13 @@ fn one_backup_is_made_in_a_directory_at_a_time() {
     // It came to nothing: another takes its place.
     drop(held);
     let held = prepare(&directory).unwrap();
-    assert_eq!(names(&directory), ["LOCK"]);
+    assert_eq!(names(&directory), ["LOCK", "partition-00001"]);
+    // Nobody says what it is of.
+    let manifest = Manifest { partitions: vec![PartitionEntry::default()], ..Manifest::default() };
+    assert!(take_over(&directory, "LOCK", &manifest).unwrap().is_empty());
+    assert_eq!(names(&directory), ["LOCK", "UNFINISHED"]);
     drop(held);
+    std::fs::remove_file(directory.join("UNFINISHED")).unwrap();
     // What is somebody else's stays as it is.
     std::fs::write(directory.join("LOCK"), b"mine").unwrap();
     refused(&directory, "holds LOCK");
@@ -289,4 +295,65 @@ fn one_backup_is_made_in_a_directory_at_a_time() {
     std::fs::write(directory.join("letter"), b"mine").unwrap();
     refused(&directory, "holds letter");
     assert_eq!(names(&directory), ["letter"]);
+}
+
+#[test]
+fn of_what_was_not_finished_the_longest_is_kept_with_its_own_position() {
+    let made = tempfile::tempdir().unwrap();
+    let directory = made.path();
+    let plan = |position: u64, cluster: u128| Manifest {
+        backup: position.into(),
+        cluster,
+        partitions: vec![PartitionEntry { position, ..PartitionEntry::default() }; 2],
+        ..Manifest::default()
+    };
+    let begin = |partition: u32, records: u64| {
+        let mut writer = Writer::create(directory, 9, partition).unwrap();
+        writer.begin(&section("t", KEYS)).unwrap();
+        for number in 0..records {
+            let key = format!("k{number:03}");
+            writer.record(&record(&key, number, None, Some("v"))).unwrap();
+        }
+        writer.end().unwrap();
+    };
+    let keys = |earlier: BTreeMap<u32, Earlier>| -> Vec<(u32, u64, u64)> {
+        let mut all = Vec::new();
+        for (partition, earlier) in earlier {
+            let mut kept = earlier.read();
+            let position = kept.more_as_of().unwrap_or_default();
+            let of = section("t", KEYS);
+            let is_there =
+                |number: &u64| kept.value(&of, &format!("k{number:03}")[..].into(), *number).is_some();
+            all.push((partition, position, (0..100).filter(is_there).count() as u64));
+        }
+        all
+    };
+    assert!(take_over(directory, "LOCK", &plan(5, 1)).unwrap().is_empty());
+    begin(1, 10);
+    begin(2, 3);
+    let found = take_over(directory, "LOCK", &plan(7, 1)).unwrap();
+    assert_eq!(keys(found), [(1, 5, 10), (2, 5, 3)]);
+    assert_eq!(names(directory), ["UNFINISHED", "earlier-00001-5", "earlier-00002-5"]);
+    // Now the first does not come as far, the second comes further.
+    begin(1, 4);
+    begin(2, 8);
+    let found = take_over(directory, "LOCK", &plan(8, 1)).unwrap();
+    assert_eq!(keys(found), [(1, 5, 10), (2, 7, 8)]);
+    assert_eq!(names(directory), ["UNFINISHED", "earlier-00001-5", "earlier-00002-7"]);
+    // Cut anywhere, what is before is there.
+    let path = directory.join("earlier-00001-5");
+    let whole = std::fs::read(&path).unwrap();
+    let mut before = 0;
+    for length in 0..whole.len() {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let found = keys(take_over(directory, "LOCK", &plan(9, 1)).unwrap());
+        let count = found.iter().find(|(partition, ..)| *partition == 1).map_or(0, |(.., count)| *count);
+        assert!(count == 0 || count == 10, "records of one block come together");
+        assert!(before <= count, "{length}");
+        before = count;
+    }
+    assert_eq!(before, 10);
+    // Of another cluster.
+    assert!(take_over(directory, "LOCK", &plan(9, 2)).unwrap().is_empty());
+    assert_eq!(names(directory), ["UNFINISHED"]);
 }
