@@ -7,11 +7,16 @@ use dogsled_storage::command::MAX_NAME_LENGTH;
 
 use crate::{Error, IVec, Lock, Result, Tree};
 
-/// The lock under which the value of a key is computed, of its tree alone, unless its name would be too long: then the trees
-/// share it.
+/// The lock under which the value of a key is computed, of its tree alone. Of what would be too long for a name only a part
+/// and a checksum are in it: keys that have both in common share a lock, and wait for each other.
 fn lock_name(tree: &[u8], key: &[u8]) -> IVec {
-    let name = [&b"compute:"[..], tree, b"\0", key].concat();
-    IVec::from(if name.len() > MAX_NAME_LENGTH { key } else { &name[..] })
+    let mut name = [&b"compute:"[..], &(tree.len() as u32).to_be_bytes(), tree, key].concat();
+    if name.len() > MAX_NAME_LENGTH {
+        let check = [crc32fast::hash(&name), name.len() as u32].map(u32::to_be_bytes);
+        name.truncate(MAX_NAME_LENGTH - check.as_flattened().len());
+        name.extend_from_slice(check.as_flattened());
+    }
+    IVec::from(name)
 }
 
 /// Computing what is not there.

@@ -191,9 +191,13 @@ impl Resolver {
 
     /// One of the instances that are such.
     pub fn pick_where(&self, how: Pick<'_>, is_fit: impl Fn(&Instance) -> bool) -> Option<Picked> {
-        let mut list = self.list.lock();
-        list.catch_up(&self.registry);
-        self.picker.pick(list.instances.values(), how, is_fit)
+        // A stranger's code must not meet the mutex.
+        let known: Vec<Known> = {
+            let mut list = self.list.lock();
+            list.catch_up(&self.registry);
+            list.instances.values().cloned().collect()
+        };
+        self.picker.pick(known.iter(), how, is_fit)
     }
 
     /// Those that are known, in the order of their ids.

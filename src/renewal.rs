@@ -70,6 +70,8 @@ impl LeaseState {
     fn renewed(&mut self, asked: Instant, length: Duration, expires_ms: u64) {
         self.expires_ms = expires_ms;
         self.length = length;
+        // Whoever was told in its last part that it may be lost has renewed it after all.
+        self.is_lost = false;
         self.valid_until = asked.checked_add(length - length / MARGIN);
     }
 }
@@ -159,6 +161,14 @@ impl Lease {
             }
         }
         if !*self.is_over.lock() {
+            let is_lost = {
+                let state = self.state.lock();
+                state.expires_ms == 0 || state.warn_at().is_some_and(|warn_at| warn_at <= Instant::now())
+            };
+            if !is_lost {
+                // It was renewed meanwhile by whoever holds the guard.
+                return self.due_at();
+            }
             self.lose();
         }
         None

@@ -118,7 +118,8 @@ impl Snapshot {
     /// # Errors
     /// As [`Snapshot::get`].
     pub fn is_empty(&self, tree: &Tree) -> Result<bool> {
-        Ok(self.len(tree)? == 0)
+        // What has expired counts in a length, and is not there.
+        Ok(self.iter(tree).next().transpose()?.is_none())
     }
 
     /// All keys and values of a tree, in key order.

@@ -55,6 +55,8 @@ struct TreeAccess {
     /// Keys read from the snapshot, with their versions; 0: absent.
     reads: BTreeMap<IVec, u64>,
     writes: BTreeMap<IVec, Option<IVec>>,
+    /// Up to which keys, from either end, everything was popped.
+    popped: [Option<IVec>; 2],
 }
 
 /// How committing ended.
@@ -70,7 +72,12 @@ impl State {
         let position = match self.trees.iter().position(|access| access.id == tree) {
             Some(position) => position,
             None => {
-                self.trees.push(TreeAccess { id: tree, reads: BTreeMap::new(), writes: BTreeMap::new() });
+                self.trees.push(TreeAccess {
+                    id: tree,
+                    reads: BTreeMap::new(),
+                    writes: BTreeMap::new(),
+                    popped: [None, None],
+                });
                 self.trees.len() - 1
             }
         };
@@ -140,7 +147,14 @@ impl Attempt {
     }
 
     fn keep(&self, tree: TreeId, key: IVec, value: Option<IVec>) {
-        self.state.borrow_mut().access(tree).writes.insert(key, value);
+        let mut state = self.state.borrow_mut();
+        let access = state.access(tree);
+        if value.is_some() {
+            let [front, back] = &mut access.popped;
+            front.take_if(|front| key <= *front);
+            back.take_if(|back| key >= *back);
+        }
+        access.writes.insert(key, value);
     }
 
     /// The time at which this began.
@@ -210,6 +224,19 @@ impl Attempt {
         if token != FencingToken::PENDING && !seen.contains(&fence) {
             seen.push(fence);
         }
+    }
+
+    /// Removes the first, or the last, key of a tree. What was popped before is not looked at again.
+    pub(super) fn pop(self: &Rc<Self>, tree: TreeId, last: bool) -> StorageResult<Option<(IVec, IVec)>> {
+        let popped = self.state.borrow_mut().access(tree).popped[usize::from(last)].clone();
+        let beyond = popped.map_or(Bound::Unbounded, Bound::Excluded);
+        let (low, high) = if last { (Bound::Unbounded, beyond) } else { (beyond, Bound::Unbounded) };
+        let found =
+            super::iter::MergedIter::new(Rc::clone(self), tree, low, high).advance(last).transpose()?;
+        let Some((key, found)) = found else { return Ok(None) };
+        self.write(tree, key.clone(), None)?;
+        self.state.borrow_mut().access(tree).popped[usize::from(last)] = Some(key.clone());
+        Ok(Some((key, found.value)))
     }
 
     pub(super) fn require_sync(&self) {
@@ -285,11 +312,11 @@ impl Attempt {
             return Ok(Committed::Yes);
         }
         let (mut reads, mut writes) = (Vec::new(), Vec::new());
-        for TreeAccess { id: tree, reads: read, writes: written } in trees {
+        for TreeAccess { id: tree, reads: read, writes: written, .. } in trees {
             reads.extend(read.into_iter().map(|(key, version)| KeyRead { tree, key, version }));
             writes.extend(written.into_iter().map(|(key, value)| Write { tree, key, value }));
         }
-        let ranges = ranges.into_iter().flat_map(RangeTrack::into_reads).collect();
+        let ranges = outermost(ranges.into_iter().flat_map(RangeTrack::into_reads).collect());
         let command = Command::Transact { reads, ranges, writes, expiries: Vec::new() };
         let demanded = fences.len();
         let is_new = |fence: &Fence| !fences.contains(fence);
@@ -327,6 +354,28 @@ enum Reach {
     /// To where the other end has come, or the end of the range: from the front an exclusive
     /// bound, from the back an inclusive one. `None`: the end of the tree.
     To(Option<IVec>),
+}
+
+/// Those ranges that are within no other. All are of one snapshot: if nothing has changed in the outer one, nothing has in it.
+fn outermost(mut ranges: Vec<RangeRead>) -> Vec<RangeRead> {
+    // One without an end comes before those that have one.
+    let end = |range: &RangeRead| (range.high.is_some(), range.high.clone().map(std::cmp::Reverse));
+    ranges.sort_by(|one, other| {
+        let begins = |range: &RangeRead| (range.tree, range.low.clone());
+        begins(one).cmp(&begins(other)).then_with(|| end(one).cmp(&end(other)))
+    });
+    let mut kept: Vec<RangeRead> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let is_within = kept.last().is_some_and(|outer| {
+            outer.tree == range.tree
+                && (outer.high.is_none()
+                    || range.high.as_ref().is_some_and(|high| Some(high) <= outer.high.as_ref()))
+        });
+        if !is_within {
+            kept.push(range);
+        }
+    }
+    kept
 }
 
 /// How far an iterator over `low..high` has gone, and which versions it met on the way.
@@ -460,7 +509,7 @@ impl View for AttemptView<'_> {
     }
 
     fn has_tree(&self, tree: TreeId) -> bool {
-        self.0.snapshot.len(tree).is_ok()
+        self.0.snapshot.has_tree(tree)
     }
 
     fn next_tree_id(&self) -> TreeId {

@@ -400,11 +400,8 @@ impl TransactionalTree {
     }
 
     fn pop(&self, last: bool) -> UnabortableTransactionResult<Option<(IVec, IVec)>> {
-        let found = if last { self.last()? } else { self.first()? };
-        if let Some((key, _)) = &found {
-            self.write(key.clone(), None)?;
-        }
-        Ok(found)
+        self.tree.check_writable().map_err(UnabortableTransactionError::Storage)?;
+        self.check(self.attempt.pop(self.tree.id, last))
     }
 
     /// How many keys there are. They are counted, and the transaction depends on all of them:

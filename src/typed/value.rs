@@ -26,6 +26,19 @@ type Configuration = bincode::config::Configuration<
     Limit<MAX_VALUE_LENGTH>,
 >;
 
+/// What is read of a value is counted as it is in memory, up to sixteen bytes for one that is stored. So a long one has
+/// another bound, which a short one that is damaged must not have: a length that it claims may be made room for.
+type LongConfiguration = bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    Limit<{ 16 * MAX_VALUE_LENGTH }>,
+>;
+const LONG: usize = MAX_VALUE_LENGTH / 16;
+
+fn long_configuration() -> LongConfiguration {
+    bincode::config::standard().with_limit::<{ 16 * MAX_VALUE_LENGTH }>()
+}
+
 fn configuration() -> Configuration {
     bincode::config::standard().with_limit::<MAX_VALUE_LENGTH>()
 }
@@ -77,7 +90,11 @@ pub fn decode<V: DeserializeOwned>(bytes: &[u8]) -> Result<V> {
             )));
         }
     };
-    let (value, used) = bincode::serde::decode_from_slice(payload, configuration())
+    let decoded = match payload.len() > LONG {
+        true => bincode::serde::decode_from_slice(payload, long_configuration()),
+        false => bincode::serde::decode_from_slice(payload, configuration()),
+    };
+    let (value, used) = decoded
         .map_err(|error| Error::Decode(format!("its {} bytes are no {name}: {error}", payload.len())))?;
     if used != payload.len() {
         return Err(Error::Decode(format!(

@@ -1,6 +1,7 @@
 //! What tells the time, so that tests and simulations can.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A clock. Commits are stamped with it, and the stamps never run backwards even if it does.
@@ -17,6 +18,38 @@ pub trait Clock: Debug + Send + Sync + 'static {
     /// What the system's clock shows, in milliseconds since 1970, where that is not [`Clock::now_ms`].
     fn wall_ms(&self) -> u64 {
         self.now_ms()
+    }
+}
+
+/// A clock that is ahead of another: the log's, of a database whose last commit was later than the clock shows when it is
+/// opened. Readers, leases and times to live go by the same as commits then, at the pace of the other.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    clock: Arc<dyn Clock>,
+    by_ms: u64,
+}
+
+impl Ahead {
+    /// At least as late as `last_ms`.
+    pub(crate) fn of(clock: Arc<dyn Clock>, last_ms: u64) -> Arc<dyn Clock> {
+        match last_ms.saturating_sub(clock.now_ms()) {
+            0 => clock,
+            by_ms => Arc::new(Ahead { clock, by_ms }),
+        }
+    }
+}
+
+impl Clock for Ahead {
+    fn now_ms(&self) -> u64 {
+        self.clock.now_ms().saturating_add(self.by_ms)
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        self.clock.elapsed_ms()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        self.clock.wall_ms()
     }
 }
 

@@ -40,6 +40,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
 use crate::base::Base;
+use crate::clock::Ahead;
 use crate::directory::Directory;
 use crate::evaluate::Outcome;
 use crate::fence::Fence;
@@ -91,7 +92,7 @@ impl Engine {
     }
 
     /// Opens an embedded database, or with the WAL of a node a replica.
-    pub(crate) fn open_with(options: Options, shared_wal: Option<Arc<Wal>>) -> Result<Arc<Engine>> {
+    pub(crate) fn open_with(mut options: Options, shared_wal: Option<Arc<Wal>>) -> Result<Arc<Engine>> {
         let is_replica = shared_wal.is_some();
         let capacity = usize::try_from(options.cache_capacity).unwrap_or(usize::MAX).max(8 << 20);
         let redb_cache = capacity / 8;
@@ -145,6 +146,9 @@ impl Engine {
             let retains = options.retain_changes_bytes > 0;
             recover(&wal, checkpoint, folding, base, &directory.wal_path(), retains)?
         };
+        if !is_replica {
+            options.clock = Ahead::of(options.clock, recovered.committer.time_ms);
+        }
         let sequence = recovered.committer.sequence;
         let state = Arc::new(recovered.state);
         let due = DueTimes::of(&state, sequence, options.clock.elapsed_ms())?;

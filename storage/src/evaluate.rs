@@ -324,6 +324,7 @@ pub(crate) fn evaluate_unhidden(view: &impl View, context: &Context, command: &C
                 ));
             }
             let mut effects = Effects::new();
+            owned::forget_numbers(view, id, &mut effects)?;
             effects.push(Effect::DropTree { id });
             Ok(Outcome { effects, reply: Reply::Dropped(true) })
         }

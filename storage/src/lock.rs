@@ -552,10 +552,12 @@ impl<'a, V: View> Evaluation<'a, V> {
     ) -> FencingToken {
         let sequence = self.context.sequence;
         let token = match self.state.last_token {
+            // Of a transaction that is still to be committed; and by its position no other is ahead then.
+            _ if sequence == PENDING_SEQUENCE => PENDING_SEQUENCE,
             0 => sequence,
             last => sequence.max(last + 1),
         };
-        self.state.last_token = token;
+        self.state.last_token = self.state.last_token.max(token);
         self.is_changed = true;
         let token = FencingToken(token);
         let LockRequest { permits, delay_ms, .. } = *request;

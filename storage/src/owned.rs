@@ -129,7 +129,10 @@ pub(crate) fn all_owned(snapshot: &Snapshot) -> Result<HashMap<(TreeId, IVec), u
         };
         let tree = TreeId(u32::from_be_bytes(tree.try_into().expect("four bytes")));
         if tree != TreeId::LOCKS {
-            owned.insert((tree, IVec::from(key)), version_owned(&stored)?);
+            // Of two sessions that list it, the later one has it.
+            let version = version_owned(&stored)?;
+            let latest = owned.entry((tree, IVec::from(key))).or_insert(version);
+            *latest = version.max(*latest);
         }
     }
     Ok(owned)
@@ -199,9 +202,9 @@ pub fn numbered_key(prefix: &[u8], number: u64) -> IVec {
     IVec::from([prefix, format!("{number:0DIGITS$}").as_bytes()].concat())
 }
 
-/// The number to begin with where none is written down. There may be keys already: they came from elsewhere, with an import,
-/// and none of them is to be overwritten.
-fn unused(view: &impl View, tree: TreeId, prefix: &[u8]) -> Result<u64> {
+/// The first number from this one on that no key has, nor one behind it, as far as that is easily found out. Keys that are
+/// there already came from elsewhere, with an import or as plain keys, and none of them is to be overwritten.
+fn unused(view: &impl View, tree: TreeId, prefix: &[u8], from: u64) -> Result<u64> {
     // Behind all digits.
     let end = [prefix, b":"].concat();
     let last = view.next_to(tree, &end, true)?;
@@ -210,7 +213,7 @@ fn unused(view: &impl View, tree: TreeId, prefix: &[u8]) -> Result<u64> {
         std::str::from_utf8(digits).ok()?.parse::<u64>().ok()
     });
     // Of those that were not the last, for something else comes behind them, none is overwritten either.
-    let mut next = number.map_or(0, |number| number.saturating_add(1));
+    let mut next = number.map_or(0, |number| number.saturating_add(1)).max(from);
     while next < u64::MAX && view.version(tree, &numbered_key(prefix, next))?.is_some() {
         next += 1;
     }
@@ -231,6 +234,24 @@ fn sequence_key(tree: TreeId, prefix: &[u8]) -> IVec {
     IVec::from([&tree.0.to_be_bytes()[..], prefix].concat())
 }
 
+/// How many prefixes of a tree that is dropped are forgotten: all work of a command is bounded. Of others a number stays
+/// written down that nobody reads.
+const MOST_FORGOTTEN: usize = 10_000;
+
+/// What is written down of the numbers of a tree goes with it.
+pub(crate) fn forget_numbers(view: &impl View, tree: TreeId, effects: &mut Effects) -> Result<()> {
+    let low = tree.0.to_be_bytes();
+    let high = (tree.0 + 1).to_be_bytes();
+    let (low, high) = (Bound::Included(&low[..]), Bound::Excluded(&high[..]));
+    let mut count = 0;
+    view.scan_values(TreeId::SEQUENCES, low, high, &mut |key, _| {
+        effects.push(Effect::Remove { tree: TreeId::SEQUENCES, key: IVec::from(key) });
+        count += 1;
+        count < MOST_FORGOTTEN
+    })?;
+    Ok(())
+}
+
 /// The number that the next key of a prefix gets, and whether one is written down.
 pub(crate) fn next_number(view: &impl View, tree: TreeId, prefix: &[u8]) -> Result<(u64, bool)> {
     match view.get(TreeId::SEQUENCES, &sequence_key(tree, prefix))? {
@@ -238,9 +259,14 @@ pub(crate) fn next_number(view: &impl View, tree: TreeId, prefix: &[u8]) -> Resu
             let next = stored.value[..].try_into().map_err(|_| {
                 Error::corrupt("the tree of sequences", None, "a number that is not of 8 bytes")
             })?;
-            Ok((u64::from_be_bytes(next), true))
+            let next = u64::from_be_bytes(next);
+            // It is not written down of keys that came after it.
+            match view.version(tree, &numbered_key(prefix, next))? {
+                Some(_) => Ok((unused(view, tree, prefix, next)?, true)),
+                None => Ok((next, true)),
+            }
         }
-        None => Ok((unused(view, tree, prefix)?, false)),
+        None => Ok((unused(view, tree, prefix, 0)?, false)),
     }
 }
 
@@ -352,9 +378,8 @@ pub(crate) fn evaluate(view: &impl View, command: &OwnedCommand) -> Result<Outco
                 check_open(view, *session)?;
                 own(view, *session, *tree, &key, &mut effects)?;
             }
-            // Somebody may have written it as a plain key.
-            let fresh = Some(view.version(*tree, &key)?.is_none());
-            effects.push(Effect::Put { tree: *tree, key: key.clone(), value: value.clone(), fresh });
+            let (value, fresh) = (value.clone(), Some(true));
+            effects.push(Effect::Put { tree: *tree, key: key.clone(), value, fresh });
             Ok(Outcome { effects, reply: Reply::Named { key } })
         }
     }

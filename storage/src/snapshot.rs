@@ -194,9 +194,16 @@ impl Snapshot {
             ];
             inner.contains(&id)
         };
-        let shown = |id: TreeId| !id.is_system() || (!is_inner(id) && !matches!(self.len(id), Ok(0)));
+        // Not counted: of what was put unseen that looks up each key.
+        let is_empty = |id| self.range(id, Bound::Unbounded, Bound::Unbounded).next().is_none();
+        let shown = |id: TreeId| !id.is_system() || (!is_inner(id) && !is_empty(id));
         let names = &state.catalog.names;
         names.iter().filter(|(_, id)| shown(**id)).map(|(name, id)| (name.clone(), *id)).collect()
+    }
+
+    /// Whether there is a tree of this number.
+    pub fn has_tree(&self, tree: TreeId) -> bool {
+        self.registration.state.catalog.ids.contains_key(&tree)
     }
 
     /// The number of a tree.

@@ -109,6 +109,11 @@ impl DueTimes {
         self.seen_ms.load(Ordering::SeqCst)
     }
 
+    /// Something was hidden, or found to be over, by this time.
+    pub(super) fn saw(&self, time_ms: u64) {
+        self.seen_ms.fetch_max(time_ms, Ordering::SeqCst);
+    }
+
     /// Call before the effects are visible.
     pub(crate) fn before(&self, effects: &[Effect]) {
         for effect in effects {
@@ -176,7 +181,7 @@ impl Shared {
             return None;
         }
         // What was hidden once stays so, though the clock be set back.
-        self.due.seen_ms.fetch_max(now_ms, Ordering::SeqCst);
+        self.due.saw(now_ms);
         Some(now_ms)
     }
 }

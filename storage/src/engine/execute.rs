@@ -73,6 +73,10 @@ impl Shared {
         let (reply, ticket, sequence) = loop {
             let mut committer = shared.commit.lock();
             let time_ms = committer.now_ms(&*shared.options.clock).max(shared.due.seen_ms());
+            if shared.due.keys() <= time_ms {
+                // What is over for a commit is so for readers: a transaction that found it would never be committed.
+                shared.due.saw(time_ms);
+            }
             let state = shared.state.load();
             let view = LatestView {
                 state: &state,

@@ -11,7 +11,7 @@ use dogsled_storage::counter::CounterCommand;
 use dogsled_storage::disk::SimulatedDisk;
 use dogsled_storage::lock::{FencingToken, LockCommand, LockReply};
 use dogsled_storage::model::ModelState;
-use dogsled_storage::{Command, Durability, Engine, Options, Reply, TreeId};
+use dogsled_storage::{Command, Durability, Engine, Options, OwnedCommand, Reply, TreeId};
 
 #[derive(Debug, Default)]
 struct SetClock(AtomicU64);
@@ -100,5 +100,32 @@ fn the_engine_counts_and_locks_as_the_model_does() {
             assert!(found.iter().map(|(key, entry)| (key, entry)).eq(expected), "seed {seed}: {found:?}");
             assert_eq!(snapshot.len(tree).unwrap(), model.len(tree), "seed {seed}");
         }
+    }
+}
+
+#[test]
+fn what_is_written_down_of_numbered_keys_goes_with_their_tree() {
+    let (disk, clock) = (SimulatedDisk::new(1), Arc::new(SetClock::default()));
+    let engine = open(&disk, &clock);
+    let execute = |command| engine.execute(command, Durability::Buffered).unwrap();
+    let make = |name: &str| match execute(Command::CreateTree { name: name.into() }) {
+        Reply::Tree { id, .. } => id,
+        other => panic!("{other:?}"),
+    };
+    let trees = ["before", "dropped", "behind"].map(make);
+    for tree in trees {
+        for number in 0..50 {
+            let (prefix, value) = (format!("{number:02}-").as_str().into(), "v".into());
+            execute(Command::Owned(OwnedCommand::InsertNext { tree, prefix, value, session: None }));
+        }
+        engine.checkpoint().unwrap();
+    }
+    assert_eq!(engine.len(TreeId::SEQUENCES).unwrap(), 150);
+    execute(Command::DropTree { name: "dropped".into() });
+    assert_eq!(engine.len(TreeId::SEQUENCES).unwrap(), 100);
+    for tree in [trees[0], trees[2]] {
+        let (prefix, value) = ("07-".into(), "v".into());
+        let next = execute(Command::Owned(OwnedCommand::InsertNext { tree, prefix, value, session: None }));
+        assert_eq!(next, Reply::Named { key: "07-00000000000000000001".into() });
     }
 }
