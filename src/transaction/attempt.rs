@@ -102,7 +102,7 @@ impl Attempt {
     }
 
     /// Views that escape from the closure must not take writes that go nowhere.
-    fn check_running(&self) -> StorageResult<()> {
+    pub(super) fn check_running(&self) -> StorageResult<()> {
         if self.is_over.get() {
             return Err(StorageError::InvalidRequest("the transaction of this view is over".to_owned()));
         }

@@ -25,6 +25,8 @@ pub(super) struct MergedIter {
     low: IVec,
     high: Option<IVec>,
     track: usize,
+    /// That the transaction is over, once.
+    is_told: bool,
 }
 
 impl MergedIter {
@@ -47,11 +49,14 @@ impl MergedIter {
         };
         let snapshot = attempt.snapshot.range(tree, Bound::Included(low.clone()), end);
         let track = attempt.track_range(tree, low.clone(), high.clone());
-        MergedIter { attempt, tree, snapshot, peeked: [None, None], low, high, track }
+        MergedIter { attempt, tree, snapshot, peeked: [None, None], low, high, track, is_told: false }
     }
 
     /// The next entry from either end.
     pub(super) fn advance(&mut self, from_back: bool) -> Option<StorageResult<Entry>> {
+        if let Err(error) = self.attempt.check_running() {
+            return (!std::mem::replace(&mut self.is_told, true)).then_some(Err(error));
+        }
         loop {
             let base = match self.next_of_snapshot(from_back).transpose() {
                 Ok(base) => base,

@@ -328,6 +328,9 @@ fn a_view_that_escapes_takes_no_writes() {
     ));
     assert!(escaped.get("k").is_err());
     assert!(escaped.counter("n").add(1).is_err());
+    assert!(escaped.first().is_err() && escaped.len().is_err() && escaped.pop_min().is_err());
+    let told: Vec<_> = escaped.range("a".."z").collect();
+    assert!(told.len() == 1 && told[0].is_err(), "{told:?}");
     assert_eq!(db.len(), 1);
 }
 
