@@ -96,7 +96,8 @@ pub struct NodeConfig {
     pub watch_bytes: u64,
     /// Entries of a group kept for followers that were away. Default 200,000.
     pub keep_entries: u64,
-    /// Entries are kept until all groups together have written this much after them. Default 256 MiB.
+    /// Entries are kept until the WAL, of all groups together and with its padding, has grown by this much after them: about
+    /// how large it gets, beside what the checkpoints have not covered yet. Default 512 MiB.
     pub keep_bytes: u64,
     /// Bytes of a second that snapshots, and entries for those who were away long, may take of the link, all
     /// together; if `None`, the default, what those leave who write meanwhile (it is less under a limit, too).
@@ -136,7 +137,7 @@ impl NodeConfig {
             log_cache_bytes: 64 << 20,
             watch_bytes: 64 << 20,
             keep_entries: 200_000,
-            keep_bytes: 256 << 20,
+            keep_bytes: 512 << 20,
             snapshot_bytes_per_second: None,
             max_command_bytes: 16 << 20,
             request_deadline: Duration::from_secs(10),

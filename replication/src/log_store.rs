@@ -23,7 +23,8 @@
 //! # What may be purged
 //!
 //! The WAL is shared: one old entry of an idle group keeps every segment since. So entries have an
-//! age, counted in bytes that *all* groups appended after them, and [`LogStore::purgeable`] gives
+//! age, counted in bytes that the WAL has grown by after them, whichever group wrote and with the padding of each sync
+//! (small synced entries are mostly padding), and [`LogStore::purgeable`] gives
 //! the last entry that is too old or too many to be kept for a follower that was away.
 
 use std::collections::VecDeque;
@@ -78,7 +79,7 @@ pub(crate) struct SharedLog {
     pub(crate) metrics: NodeMetrics,
     /// How fast state is copied to other nodes.
     pub(crate) pace: Pace,
-    /// Bytes that all groups have appended, the clock of [`LogStore::purgeable`].
+    /// Bytes of entries that all groups have appended.
     appended: AtomicU64,
 }
 
@@ -120,7 +121,7 @@ struct State {
     /// The newest entries, consecutive up to the last one.
     cache: VecDeque<Entry>,
     cache_bytes: usize,
-    /// Index and [`SharedLog::appended`] of some entries, in order.
+    /// Of some entries, in order: the index, and how much the WAL had written when it was appended.
     marks: VecDeque<(u64, u64)>,
 }
 
@@ -203,7 +204,7 @@ impl LogStore {
             last,
             cache: VecDeque::new(),
             cache_bytes: 0,
-            marks: VecDeque::from([(first, shared.appended.load(Ordering::Relaxed))]),
+            marks: VecDeque::from([(first, shared.wal.bytes_written())]),
         };
         let metrics = shared.metrics.group(stream.0);
         Ok(LogStore { inner: Arc::new(Inner { shared, stream, options, metrics, state: Mutex::new(state) }) })
@@ -214,7 +215,7 @@ impl LogStore {
     pub(crate) fn purgeable(&self, keep_entries: u64, keep_bytes: u64) -> Option<u64> {
         let mut state = self.inner.state.lock();
         let by_count = state.next().checked_sub(keep_entries + 1);
-        let now = self.inner.shared.appended.load(Ordering::Relaxed);
+        let now = self.inner.shared.wal.bytes_written();
         // Entries before the second mark are at least as old as that mark.
         while state.marks.len() >= 2 && state.marks[1].0 <= state.first {
             state.marks.pop_front();
@@ -515,9 +516,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 let Some(oldest) = state.cache.pop_front() else { break };
                 state.cache_bytes -= entry_memory(&oldest);
             }
-            let appended = inner.shared.appended.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            if state.marks.back().is_none_or(|(_, at)| appended - at >= MARK_EVERY) {
-                state.marks.push_back((state.next(), appended));
+            inner.shared.appended.fetch_add(bytes, Ordering::Relaxed);
+            let written = inner.shared.wal.bytes_written();
+            if state.marks.back().is_none_or(|(_, at)| written - at >= MARK_EVERY) {
+                state.marks.push_back((state.next(), written));
             }
             state.check_invariants();
         }

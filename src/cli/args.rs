@@ -97,6 +97,17 @@ pub(crate) struct Global {
     /// Whether variables name both a directory and a cluster, and no option says which.
     #[arg(skip)]
     ambiguous: bool,
+
+    /// Whether they were named on the command line.
+    #[arg(skip)]
+    given: Given,
+}
+
+/// Which options were given by whoever wrote the command, not by a variable.
+#[derive(Clone, Copy, Debug, Default)]
+struct Given {
+    dir: bool,
+    connect: bool,
 }
 
 impl Cli {
@@ -119,12 +130,21 @@ impl Cli {
         };
         let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        cli.global.given = Given { dir: given("dir"), connect: given("connect") };
         cli.global.settle(given("dir"), given("connect"))?;
         Ok(cli)
     }
 }
 
 impl Global {
+    pub(crate) fn is_dir_given(&self) -> bool {
+        self.given.dir
+    }
+
+    pub(crate) fn is_connect_given(&self) -> bool {
+        self.given.connect
+    }
+
     /// An option overrules the other one's variable.
     fn settle(&mut self, dir_given: bool, connect_given: bool) -> Result<()> {
         if self.dir.is_none() || self.connect.is_empty() {

@@ -14,7 +14,7 @@ use dogsled::{
 use dogsled_storage::strings::{
     StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
 };
-use dogsled_storage::{Command, DEFAULT_TREE_NAME, Reply};
+use dogsled_storage::{Command, DEFAULT_TREE_NAME, ExpiryCommand, Reply, SetIf, When};
 
 use super::args::{Global, ReadArgs, ReadFromArg};
 use super::bytes;
@@ -394,6 +394,9 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A key, its value unless that stays as it is, and when it expires.
+pub(crate) type Expiring = (IVec, Option<IVec>, u64);
+
 impl Keyspace {
     /// The tree's name.
     pub(crate) fn name(&self) -> IVec {
@@ -457,23 +460,34 @@ impl Keyspace {
         }
     }
 
-    /// Has keys that are there expire at times in milliseconds since 1970.
-    pub(crate) fn expire_at(&self, keys: &[(Vec<u8>, u64)]) -> Result<()> {
-        match self {
-            Keyspace::Directory(tree) => {
-                for (key, at_ms) in keys {
-                    tree.expire_at(key, UNIX_EPOCH + Duration::from_millis(*at_ms))?;
+    /// Sets keys, or what is there already where no value is given, to expire at times in milliseconds since 1970: those
+    /// that are over are not there. In one step each, so that none stays if that is interrupted.
+    pub(crate) fn put_until(&self, database: &Database, keys: Vec<Expiring>) -> Result<()> {
+        match (self, database) {
+            (Keyspace::Directory(tree), Database::Directory(db)) => {
+                let engine = db.engine();
+                let name = tree.name();
+                let Some(tree) = engine.tree_id(&name) else {
+                    return Err(dogsled::Error::CollectionNotFound(name).into());
+                };
+                for (key, value, at_ms) in keys {
+                    let (when, only) = (When::At(engine.log_time_at(at_ms)), SetIf::Always);
+                    let command = match value {
+                        Some(value) => ExpiryCommand::Insert { tree, key, value, when },
+                        None => ExpiryCommand::Set { tree, key, when, only },
+                    };
+                    let done = engine.execute(Command::Expiry(command), engine.durability());
+                    done.map_err(dogsled::Error::from)?;
                 }
             }
-            Keyspace::Cluster(remote, tree) => {
+            (Keyspace::Cluster(remote, tree), _) => {
                 for keys in keys.chunks(TOGETHER) {
-                    // By the log's time: this machine's clock may be another.
-                    let each = keys.iter().map(|(key, at_ms)| async move {
-                        tree.expire_at(key, UNIX_EPOCH + Duration::from_millis(*at_ms)).await.map(drop)
-                    });
+                    let each =
+                        keys.iter().cloned().map(|(key, value, at_ms)| tree.put_until(key, value, at_ms));
                     remote.wait(futures_util::future::try_join_all(each))?;
                 }
             }
+            (Keyspace::Directory(_), Database::Cluster(_)) => unreachable!("a tree of another database"),
         }
         Ok(())
     }

@@ -103,6 +103,11 @@ impl Failure {
         failure
     }
 
+    /// What came of telling something that the exit code tells as well: that nobody reads it is no failure then.
+    pub(crate) fn unless_hung_up(told: Result<()>) -> Result<()> {
+        told.or_else(|failure| if failure.hung_up { Ok(()) } else { Err(failure) })
+    }
+
     /// Puts more before the message.
     pub(crate) fn before(mut self, more: impl fmt::Display) -> Failure {
         self.message = format!("{more}: {}", self.message);

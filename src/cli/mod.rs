@@ -30,7 +30,7 @@ mod store;
 
 use std::process::ExitCode;
 
-use self::args::{Cli, Command, LockRun};
+use self::args::{Cli, Command, Global, LockRun};
 use self::bytes::ByteFormat;
 use self::exit::{Failure, Result};
 use self::output::Output;
@@ -56,6 +56,7 @@ fn run(cli: Cli) -> Result<()> {
             "--value-format file is for `put` and `cas`; `get --output FILE` writes to a file",
         ));
     }
+    refuse_ignored(&global, &command)?;
     let mut output = Output::new(global.json, global.key_form(), global.value_form());
     let out = &mut output;
     match command {
@@ -134,4 +135,47 @@ fn run(cli: Cli) -> Result<()> {
         Command::Demo(args) => demo::demo(out, &args),
     }?;
     output.finish()
+}
+
+/// Refuses options that a command would not look at, though whoever gives them counts on them: a restore of one tree
+/// would write all of them.
+fn refuse_ignored(global: &Global, command: &Command) -> Result<()> {
+    let chooses_no_tree = matches!(
+        command,
+        Command::Backup { .. }
+            | Command::Restore { .. }
+            | Command::Verify { .. }
+            | Command::Repair { .. }
+            | Command::Stats { .. }
+            | Command::Wal { .. }
+            | Command::Counter { .. }
+            | Command::Lock { .. }
+            | Command::ReadLock(_)
+            | Command::WriteLock(_)
+            | Command::Semaphore(_)
+            | Command::Election { .. }
+            | Command::Registry { .. }
+            | Command::Trees
+            | Command::Tree { .. }
+            | Command::Serve(_)
+            | Command::Certs { .. }
+            | Command::Status
+            | Command::Member { .. }
+            | Command::Drain { .. }
+            | Command::Rebalance(_)
+            | Command::Replicas { .. }
+            | Command::Recover { .. }
+            | Command::Demo(_)
+    );
+    if chooses_no_tree && global.tree.is_some() {
+        return Err(Failure::usage(
+            "--tree is for commands on keys of one tree; this one is not, and nothing was done",
+        ));
+    }
+    if matches!(command, Command::Serve(_)) && (global.is_dir_given() || global.is_connect_given()) {
+        return Err(Failure::usage(
+            "a node's data is in the directory given with --data, and --listen is its address",
+        ));
+    }
+    Ok(())
 }

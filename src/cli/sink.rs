@@ -26,8 +26,8 @@ pub(crate) struct Sink {
     target: Option<Target>,
     batch: Batch,
     batch_bytes: usize,
-    /// Keys of the batch, or written before, and when they expire.
-    expires: BTreeMap<Vec<u8>, u64>,
+    /// Keys that expire, which are written behind the batch; without a value, that were written before.
+    expires: BTreeMap<Vec<u8>, (Option<Vec<u8>>, u64)>,
     /// What makes hashes. Either this is empty, or the batch and what expires are, so that all is done in its order.
     actions: Vec<(IVec, StringAction)>,
     /// Fields that they set, and hashes that they begin.
@@ -141,15 +141,20 @@ impl Sink {
             self.add_hash(IVec::from(record.key), fields, continued, record.expires_ms);
             return Ok(());
         }
-        // Each record says all of its key: of those before, for the same key, nothing is left.
-        match record.expires_ms {
-            Some(expires_ms) => drop(self.expires.insert(record.key.clone(), expires_ms)),
-            None => drop(self.expires.remove(&record.key)),
-        }
-        match record.change {
-            Change::Put(value) => self.batch.insert(record.key, value),
-            Change::Remove => self.batch.remove(record.key),
-            Change::Expire | Change::Hash { .. } => {}
+        // Each record says all of its key: of those before, for the same key, nothing is left, but the value of one that only
+        // is to expire.
+        let before = self.expires.remove(&record.key);
+        match (record.change, record.expires_ms) {
+            (Change::Put(value), Some(at_ms)) => {
+                drop(self.expires.insert(record.key, (Some(value), at_ms)));
+            }
+            (Change::Put(value), None) => self.batch.insert(record.key, value),
+            (Change::Remove, _) => self.batch.remove(record.key),
+            (Change::Expire, Some(at_ms)) => {
+                let value = before.and_then(|(value, _)| value);
+                drop(self.expires.insert(record.key, (value, at_ms)));
+            }
+            (Change::Expire, None) | (Change::Hash { .. }, _) => {}
         }
         Ok(())
     }
@@ -186,6 +191,7 @@ impl Sink {
         let expires = std::mem::take(&mut self.expires);
         let actions = std::mem::take(&mut self.actions);
         let mut count = batch.len() as u64 + std::mem::take(&mut self.hashes);
+        count += expires.values().filter(|(value, _)| value.is_some()).count() as u64;
         self.fields = 0;
         if let (Some((fence, operations)), Some(target)) = (self.under.as_mut(), self.target.as_ref()) {
             let operations = std::mem::take(operations);
@@ -198,8 +204,10 @@ impl Sink {
                 target.current.1.apply_batch(batch)?;
             }
             if !expires.is_empty() {
-                let expires: Vec<(Vec<u8>, u64)> = expires.into_iter().collect();
-                target.current.1.expire_at(&expires)?;
+                let expires = expires
+                    .into_iter()
+                    .map(|(key, (value, at_ms))| (IVec::from(key), value.map(IVec::from), at_ms));
+                target.current.1.put_until(&target.database, expires.collect())?;
             }
             if !actions.is_empty() {
                 target.database.operate(&target.current.1.name(), &actions)?;

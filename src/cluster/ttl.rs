@@ -93,6 +93,18 @@ impl Tree {
         self.changed(&key, set).await
     }
 
+    /// Sets a key, or what is there already, to expire at a time of the log, in milliseconds since 1970: what is over by then
+    /// is not there. For what was read of another cluster; this machine's clock has no part in it.
+    #[doc(hidden)]
+    pub async fn put_until(&self, key: IVec, value: Option<IVec>, at_ms: u64) -> Result<()> {
+        let (tree, when, only) = (TreeId(0), When::At(at_ms), SetIf::Always);
+        let command = match value {
+            Some(value) => ExpiryCommand::Insert { tree, key: key.clone(), value, when },
+            None => ExpiryCommand::Set { tree, key: key.clone(), when, only },
+        };
+        self.execute(&key, Command::Expiry(command)).await.map(drop)
+    }
+
     /// Takes the time to live from a key, so that it stays; whether it had one.
     ///
     /// # Errors

@@ -237,6 +237,8 @@ fn times_to_live_are_carried_over_in_both_formats() {
             "forever
 "
         );
+        let text = |of: &Sandbox| of.run(&["export", "--format", "jsonl"]).ok();
+        assert_eq!(text(&copy), text(&sandbox), "to the millisecond");
     }
     // What is over when it is imported does not come back.
     let line = r#"{"key":"gone","value":"v","expires_ms":1}"#;
@@ -258,6 +260,74 @@ fn times_to_live_are_carried_over_in_both_formats() {
         "stays	v
 "
     );
+}
+
+/// A stream, block by block.
+fn archive(blocks: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = [&b"DGSLDEXP"[..], &1u32.to_le_bytes()].concat();
+    let mut check = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&check.to_le_bytes());
+    for (kind, payload) in blocks {
+        let block = [&[*kind][..], &(payload.len() as u32).to_le_bytes(), payload].concat();
+        check = crc32fast::hash(&[&check.to_le_bytes()[..], &block].concat());
+        bytes.extend_from_slice(&block);
+        bytes.extend_from_slice(&check.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn an_export_of_an_earlier_build_whose_times_come_behind_the_keys_is_imported_too() {
+    let tree = |kind: &str, name: &str| {
+        (b'T', [&(kind.len() as u32).to_le_bytes()[..], kind.as_bytes(), name.as_bytes()].concat())
+    };
+    let records = |pairs: &[(&str, &[u8])]| {
+        let record = |(key, value): &(&str, &[u8])| {
+            let lengths = [key.len() as u32, value.len() as u32].map(u32::to_le_bytes);
+            [lengths.as_flattened(), key.as_bytes(), value].concat()
+        };
+        (b'R', pairs.iter().flat_map(record).collect::<Vec<u8>>())
+    };
+    let end = |count: u64| (b'E', count.to_le_bytes().to_vec());
+    let whole = archive(&[
+        tree("tree", "t"),
+        records(&[("a", b"1"), ("b", b"2"), ("c", b"3")]),
+        end(3),
+        tree("times to live", "t"),
+        records(&[("a", &4_102_444_800_123u64.to_le_bytes()), ("b", &1u64.to_le_bytes())]),
+        end(2),
+        (b'Z', [2u64.to_le_bytes(), 5u64.to_le_bytes()].concat()),
+    ]);
+    let sandbox = Sandbox::new();
+    let file = sandbox.file("earlier.dogsled", whole);
+    let summary = sandbox.run(&["import", &file]).ok();
+    assert!(summary.starts_with("3 records of 1 tree imported"), "{summary}");
+    let text = sandbox.run(&["export", "--format", "jsonl", "-t", "t"]).ok();
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines.len(), 2, "what was over is gone: {text}");
+    assert!(lines[0].contains(r#""a""#) && lines[0].contains("4102444800123"), "{text}");
+    assert!(lines[1].contains(r#""c""#) && !lines[1].contains("expires"), "{text}");
+}
+
+#[test]
+fn options_that_a_command_would_not_look_at_are_refused() {
+    let sandbox = sample();
+    let copy = sandbox.argument("copy");
+    for arguments in [
+        &["backup", &copy][..],
+        &["verify"],
+        &["stats"],
+        &["trees"],
+        &["counter", "get", "c"],
+        &["wal", "verify"],
+        &["serve"],
+    ] {
+        let arguments = [&["-t", "nosuch"], arguments].concat();
+        sandbox.run(&arguments).fails_saying(2, &["--tree", "nothing was done"]);
+    }
+    sandbox.run(&["serve"]).fails_saying(2, &["--data"]);
+    assert!(!sandbox.path("copy").exists());
 }
 
 #[test]

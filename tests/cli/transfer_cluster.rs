@@ -173,3 +173,31 @@ fn an_export_amid_transfers_is_of_one_moment_and_carries_hashes_into_a_cluster_o
     sandbox.run_bare(&["-d", &one, "import", &sandbox.argument("last.dogsled"), "-t", "bank"]).ok();
     assert!(!sandbox.run_bare(&["-d", &one, "export", "--format", "jsonl"]).ok().contains("hash"));
 }
+
+#[test]
+fn times_to_live_go_into_a_cluster_to_the_millisecond() {
+    let sandbox = Sandbox::new();
+    sandbox.certificates(&[1]);
+    let (node, address) = node(&sandbox, 1, &["--partitions", "2", "--redis", "off"]);
+    let line = |key: u64| {
+        let at_ms = 4_102_444_800_000 + key;
+        format!(r#"{{"expires_ms":{at_ms},"key":"k{key}","tree":"__sled__default","value":"v"}}"#)
+    };
+    let over = r#"{"expires_ms":5,"key":"over","tree":"__sled__default","value":"v"}"#;
+    let stays = r#"{"key":"stays","tree":"__sled__default","value":"v"}"#;
+    let text: Vec<String> = (0..300).map(line).chain([over, stays].map(str::to_owned)).collect();
+    let file = sandbox.file("in.jsonl", text.join("\n"));
+    dogsled(&sandbox, &address, &["import", &file]).ok();
+    let there: Vec<&str> = text.iter().map(String::as_str).filter(|line| *line != over).collect();
+    for format in ["jsonl", "archive"] {
+        let file = sandbox.argument(&format!("out.{format}"));
+        dogsled(&sandbox, &address, &["export", &file, "--format", format]).ok();
+        let copy = Sandbox::new();
+        copy.run(&["import", &file, "--format", format]).ok();
+        let told = copy.run(&["export", "--format", "jsonl"]).ok();
+        let mut there = there.clone();
+        there.sort_unstable();
+        assert_eq!(lines(&told), there, "{format}");
+    }
+    assert_eq!(node.terminate(), 0);
+}

@@ -98,6 +98,14 @@ fn damage_is_found_and_the_rest_is_saved() {
     assert_eq!(found.code, 4, "{found:?}");
     assert!(found.stdout.contains("tree.redb at offset"), "{found:?}");
     assert!(found.stderr.contains("dogsled repair"), "{found:?}");
+    // Also where nobody reads what is said.
+    for arguments in [&["verify"][..], &["verify", "--json"]] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = dogsled();
+        command.args(["-d", &argument]).args(arguments).stdout(writer);
+        assert_eq!(command.stderr(std::process::Stdio::null()).status().expect("it runs").code(), Some(4));
+    }
     on_copy(&["get", "key010000"]).fails_saying(4, &["tree.redb", "offset"]);
     let damaged = contents(&copy);
 

@@ -117,7 +117,9 @@ pub(crate) fn restore(
     };
     let options = RestoreOptions::default().with(merge, no_check);
     let report = remote.wait(unless_interrupted(client.restore(directories, options, told)));
-    let has_begun = bar.take().is_some_and(|(stage, _)| stage != RestoreStage::Verifying);
+    let stage = bar.take().map(|(stage, _)| stage);
+    let has_begun = stage.is_some_and(|stage| stage != RestoreStage::Verifying);
+    let is_comparing = stage == Some(RestoreStage::Comparing);
     let unfinished = |why: &str| match has_begun {
         true => Failure::new(
             Code::OutcomeUnknown,
@@ -138,8 +140,14 @@ pub(crate) fn restore(
             return Err(Failure::from(error).adding("nothing was written"));
         }
         Some(Err(error)) => {
+            // Only what is compared in the end can differ.
+            let was_written = is_comparing && matches!(error, BackupError::Differs(_));
             let mut failure = Failure::from(error);
-            if has_begun {
+            if has_begun && was_written {
+                let ends = "all of it was written; if others wrote meanwhile, the same command with --merge or \
+                            --no-check ends it";
+                failure = failure.adding(ends);
+            } else if has_begun {
                 failure.message =
                     failure.message.replace("nothing was done, ", "").replace("nothing was done: ", "");
                 failure = failure.adding("a part was restored, and the same command goes on with it");

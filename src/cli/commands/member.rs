@@ -4,6 +4,7 @@ use dogsled::cluster::{Change, NodeId, Record};
 use serde_json::json;
 
 use crate::cli::args::{Global, MemberCommand};
+use crate::cli::commands::rebalance::go_on;
 use crate::cli::exit::{Code, Failure, Result};
 use crate::cli::output::Output;
 use crate::cli::remote::Remote;
@@ -23,7 +24,7 @@ pub(crate) fn member(global: &Global, out: &mut Output, command: &MemberCommand)
         MemberCommand::List => list(out, &record),
         MemberCommand::Add { id, addresses } => {
             let added = remote.wait(client.add_member(node_id(*id)?, addresses.clone()));
-            added.map_err(|error| Failure::from(error).adding("the same command goes on with it"))?;
+            added.map_err(go_on)?;
             out.summary(
                 format!("node {id} is a member at {}", addresses.join(", ")),
                 json!({ "node": id, "addresses": addresses }),
@@ -42,7 +43,7 @@ pub(crate) fn member(global: &Global, out: &mut Output, command: &MemberCommand)
                 return Err(Failure::refused(format!("node {id} is the only member of the cluster")));
             }
             let removed = remote.wait(client.change(record.epoch, true, Change::Remove { node }));
-            removed.map_err(|error| Failure::from(error).adding("the same command goes on with it"))?;
+            removed.map_err(go_on)?;
             out.summary(
                 format!("node {id} is no member any more; its id must never be used again"),
                 json!({ "removed": id }),
@@ -51,7 +52,7 @@ pub(crate) fn member(global: &Global, out: &mut Output, command: &MemberCommand)
         MemberCommand::Weight { id, weight, no_wait } => {
             let change = Change::Weight { node: node_id(*id)?, weight: *weight };
             let changed = remote.wait(client.change(record.epoch, !no_wait, change));
-            changed.map_err(|error| Failure::from(error).adding("the same command goes on with it"))?;
+            changed.map_err(go_on)?;
             out.summary(format!("node {id} has the weight {weight}"), json!({ "node": id, "weight": weight }))
         }
     }

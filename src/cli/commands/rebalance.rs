@@ -1,7 +1,7 @@
 //! `rebalance`, `drain`, `replicas`: what is to move between the members, how, and how far it is.
 
 use dogsled::cluster::report::{self, Movement};
-use dogsled::cluster::{Change, Client, NodeId, Record};
+use dogsled::cluster::{Change, Client, Error, NodeId, Record};
 use serde_json::json;
 
 use super::member::node_id;
@@ -15,8 +15,14 @@ const TIMEOUT: u64 = 600;
 /// Signs of a bar.
 const BAR: usize = 20;
 
-fn go_on(error: dogsled::cluster::Error) -> Failure {
-    Failure::from(error).adding("the same command goes on with it")
+/// Of what may have begun.
+pub(super) fn go_on(error: Error) -> Failure {
+    match error {
+        Error::Unavailable(_) | Error::OutcomeUnknown(_) => {
+            Failure::from(error).adding("the same command goes on with it")
+        }
+        other => other.into(),
+    }
 }
 
 pub(crate) fn drain(global: &Global, out: &mut Output, id: u64, cancel: bool, no_wait: bool) -> Result<()> {

@@ -1,9 +1,11 @@
 //! `export` and `import`: whole trees out of a database and into another.
 //!
 //! Times to live go along: in an archive, the keys of a tree that expire follow it as a collection of a kind of
-//! its own, with the time at which they do (milliseconds since 1970, 8 bytes, little-endian) as value; it is there
-//! only if there are such keys. In JSON Lines they are a field. The import of a key whose time is over by then
-//! removes it again.
+//! its own, with the time at which they do (milliseconds since 1970, 8 bytes, little-endian) before the value; it is there
+//! only if there are such keys. In JSON Lines they are a field. A key is set together with its time, so that one is never
+//! found that stays, nor one whose time was over, wherever an import is interrupted. (Exports of earlier builds have only
+//! the times there, and the keys among the others.) The times are those of the cluster or database that is imported into,
+//! whatever this machine's clock shows.
 //!
 //! Hashes of Redis clients go along, with all their fields: behind the trees, in records of bounded size
 //! ([`archive::hashes`], [`json_lines`]). They are made anew where they are imported, by the operations of Redis
@@ -42,6 +44,8 @@ use crate::cli::sink::Sink;
 const TREE_KIND: &[u8] = b"tree";
 /// The keys of the tree of the same name that expire, and when.
 const TIMES_KIND: &[u8] = b"times to live";
+/// Those keys of a tree that have one, behind the others: a value is the time, in 8 bytes, and the key's value.
+const EXPIRING_KIND: &[u8] = b"expiring";
 
 pub(crate) fn export(
     global: &Global,
@@ -119,23 +123,30 @@ fn write_export<W: Write>(
             let mut archive = Writer::new(writer).map_err(failed)?;
             for name in names {
                 archive.tree(TREE_KIND, name).map_err(failed)?;
-                let mut expiring = Vec::new();
+                let mut expire = false;
                 moment.for_each_key(name, &mut |record| {
+                    let Record { key, change: Change::Put(value), expires_ms: None, .. } = &record else {
+                        expire = true;
+                        return Ok(());
+                    };
                     count(&record);
-                    let Record { key, change, expires_ms, .. } = record;
-                    let Change::Put(value) = change else { unreachable!("keys that are there have values") };
-                    archive.record(&key, &value).map_err(failed)?;
-                    expiring.extend(expires_ms.map(|expires_ms| (key, expires_ms)));
-                    Ok(())
+                    archive.record(key, value).map_err(failed)
                 })?;
                 archive.end_tree().map_err(failed)?;
-                if !expiring.is_empty() {
-                    archive.tree(TIMES_KIND, name).map_err(failed)?;
-                    for (key, expires_ms) in expiring {
-                        archive.record(&key, &expires_ms.to_le_bytes()).map_err(failed)?;
-                    }
-                    archive.end_tree().map_err(failed)?;
+                if !expire {
+                    continue;
                 }
+                // The moment stays as it is: nothing need be kept in memory.
+                archive.tree(EXPIRING_KIND, name).map_err(failed)?;
+                moment.for_each_key(name, &mut |record| {
+                    let Record { key, change: Change::Put(value), expires_ms: Some(at_ms), .. } = &record
+                    else {
+                        return Ok(());
+                    };
+                    count(&record);
+                    archive.record(key, &[&at_ms.to_le_bytes()[..], value].concat()).map_err(failed)
+                })?;
+                archive.end_tree().map_err(failed)?;
             }
             let (mut hashes, mut has_begun) = (HashWriter::default(), false);
             moment.for_each_hash(names, &mut |record| {
@@ -408,6 +419,7 @@ fn read_archive(
                 collection = match &kind[..] {
                     TREE_KIND => Collection::Tree,
                     TIMES_KIND => Collection::Times,
+                    EXPIRING_KIND => Collection::Expiring,
                     HASHES_KIND => Collection::Hashes(HashReader::default()),
                     other => {
                         let shown = bytes::display_short(other);
@@ -427,6 +439,16 @@ fn read_archive(
                     Collection::Tree => {
                         Some(Record { tree, key, change: Change::Put(value), expires_ms: None })
                     }
+                    Collection::Expiring => {
+                        let Some((at_ms, value)) = value.split_first_chunk() else {
+                            let shown = bytes::display_short(&key);
+                            return Err(wrong(format!("the time to live of key {shown} is none")));
+                        };
+                        let (change, expires_ms) =
+                            (Change::Put(value.to_vec()), Some(u64::from_le_bytes(*at_ms)));
+                        Some(Record { tree, key, change, expires_ms })
+                    }
+                    // Of an export by an earlier build.
                     Collection::Times => {
                         let Ok(expires_ms) = value.try_into().map(u64::from_le_bytes) else {
                             let shown = bytes::display_short(&key);
@@ -456,6 +478,7 @@ fn read_archive(
 enum Collection {
     Tree,
     Times,
+    Expiring,
     Hashes(HashReader),
 }
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cli::args::{Global, TreeCommand};
 use crate::cli::bytes;
+use crate::cli::commands::rebalance::go_on;
 use crate::cli::database::Database;
 use crate::cli::exit::{Failure, Result};
 use crate::cli::output::{self, Output};
@@ -45,10 +46,7 @@ pub(crate) fn tree(global: &Global, out: &mut Output, command: &TreeCommand) -> 
     };
     remote.wait(client.set_tree_hash(&name, hash)).map_err(|error| match error {
         Error::Conflict(what) => Failure::refused(what),
-        error @ (Error::Unavailable(_) | Error::OutcomeUnknown(_)) => {
-            Failure::from(error).adding("the same command goes on with it")
-        }
-        other => other.into(),
+        other => go_on(other),
     })?;
     out.summary(
         format!("of the keys of {} {hash} is hashed", bytes::display(&name)),
@@ -76,12 +74,7 @@ fn quota(
             }
             Database::Cluster(remote) => {
                 let client = remote.patient_client(global, TIMEOUT);
-                remote.wait(client.set_tree_quota(name, limit)).map_err(|error| match error {
-                    error @ (Error::Unavailable(_) | Error::OutcomeUnknown(_)) => {
-                        Failure::from(error).adding("the same command goes on with it")
-                    }
-                    other => other.into(),
-                })?;
+                remote.wait(client.set_tree_quota(name, limit)).map_err(go_on)?;
             }
         }
         if limit.is_none() {

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dogsled_storage::disk::{Disk, RealDisk};
-use dogsled_storage::{LossKind, RepairOptions, is_own_directory, repair_with, verify_directory};
+use dogsled_storage::{
+    LossKind, RepairOptions, RepairReport, VerifyReport, is_own_directory, repair_with, verify_directory,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -81,32 +83,11 @@ pub(crate) fn verify(global: &Global, out: &mut Output, directory: Option<&PathB
     let progress = Progress::items(None, "verifying", global.quiet);
     let report = verify_directory(&RealDisk, directory).map_err(dogsled::Error::from)?;
     drop(progress);
-    if out.json {
-        let mut fields = to_json(&report);
-        fields["sound"] = report.is_sound().into();
-        out.document(&fields)?;
-    } else {
-        for damage in &report.damage {
-            out.line(format_args!("damaged: {damage}"))?;
-        }
-        for note in &report.notes {
-            out.line(format_args!("note: {note}"))?;
-        }
-        out.line(format_args!(
-            "B-tree: {} of {} in {}; log: {} in {}, with {} not in the B-tree yet; {}",
-            output::count(report.keys, "key"),
-            output::count(report.trees, "tree"),
-            output::count(report.tree_blocks, "block"),
-            output::count(report.wal_commits, "commit"),
-            output::count(report.wal_segments, "segment"),
-            output::count(report.wal_changes, "change"),
-            if report.is_sound() { "all sound" } else { "not all sound" }
-        ))?;
-    }
+    let told = tell_verified(out, &report);
     if report.is_sound() {
-        return Ok(());
+        return told;
     }
-    out.finish()?;
+    Failure::unless_hung_up(told.and_then(|()| out.finish()))?;
     Err(Failure::new(
         Code::Corrupt,
         format!(
@@ -114,6 +95,30 @@ pub(crate) fn verify(global: &Global, out: &mut Output, directory: Option<&PathB
             output::count(report.damage.len() as u64, "damaged place"),
             directory.display()
         ),
+    ))
+}
+
+fn tell_verified(out: &mut Output, report: &VerifyReport) -> Result<()> {
+    if out.json {
+        let mut fields = to_json(report);
+        fields["sound"] = report.is_sound().into();
+        return out.document(&fields);
+    }
+    for damage in &report.damage {
+        out.line(format_args!("damaged: {damage}"))?;
+    }
+    for note in &report.notes {
+        out.line(format_args!("note: {note}"))?;
+    }
+    out.line(format_args!(
+        "B-tree: {} of {} in {}; log: {} in {}, with {} not in the B-tree yet; {}",
+        output::count(report.keys, "key"),
+        output::count(report.trees, "tree"),
+        output::count(report.tree_blocks, "block"),
+        output::count(report.wal_commits, "commit"),
+        output::count(report.wal_segments, "segment"),
+        output::count(report.wal_changes, "change"),
+        if report.is_sound() { "all sound" } else { "not all sound" }
     ))
 }
 
@@ -133,31 +138,34 @@ pub(crate) fn repair(
         repair_with(&disk, source, target, options, &mut |done| progress.set(done.keys + done.commits))
             .map_err(dogsled::Error::from)?;
     drop(progress);
-    if out.json {
-        out.document(&to_json(&report))?;
-    } else {
-        for loss in &report.losses {
-            out.line(format_args!("lost: {loss}"))?;
-        }
-        for note in &report.notes {
-            out.line(format_args!("note: {note}"))?;
-        }
-        out.line(format_args!(
-            "{} ({}) of {} saved to {}, as of commit {}",
-            output::count(report.keys, "key"),
-            output::size(report.bytes),
-            output::count(report.trees, "tree"),
-            target.display(),
-            report.last_commit
-        ))?;
-    }
+    let told = tell_repaired(out, &report, target);
     // A write that was cut short is what every crash leaves behind, not a loss to act on.
     let losses = report.losses.iter().filter(|loss| loss.kind != LossKind::Tail).count() as u64;
     if losses == 0 {
-        return Ok(());
+        return told;
     }
-    out.finish()?;
+    Failure::unless_hung_up(told.and_then(|()| out.finish()))?;
     Err(Failure::new(Code::Corrupt, format!("{}; the rest is saved", output::count(losses, "loss"))))
+}
+
+fn tell_repaired(out: &mut Output, report: &RepairReport, target: &Path) -> Result<()> {
+    if out.json {
+        return out.document(&to_json(report));
+    }
+    for loss in &report.losses {
+        out.line(format_args!("lost: {loss}"))?;
+    }
+    for note in &report.notes {
+        out.line(format_args!("note: {note}"))?;
+    }
+    out.line(format_args!(
+        "{} ({}) of {} saved to {}, as of commit {}",
+        output::count(report.keys, "key"),
+        output::size(report.bytes),
+        output::count(report.trees, "tree"),
+        target.display(),
+        report.last_commit
+    ))
 }
 
 fn to_json(report: &impl Serialize) -> Value {

@@ -104,7 +104,7 @@ fn verify(out: &mut Output, wal: &Path) -> Result<()> {
     if damage.is_empty() {
         return if out.json { Ok(()) } else { out.line("sound") };
     }
-    out.finish()?;
+    Failure::unless_hung_up(out.finish())?;
     let places = output::count(damage.len() as u64, "damaged place");
     let groups = if lost > 0 { format!(", {} lost", output::count(lost, "group")) } else { String::new() };
     Err(Failure::new(Code::Corrupt, format!("{places}{groups}; `dogsled repair` saves what is sound")))
@@ -186,7 +186,7 @@ fn dump(out: &mut Output, wal: &Path, limit: u64) -> Result<()> {
     if places == 0 {
         return Ok(());
     }
-    out.finish()?;
+    Failure::unless_hung_up(out.finish())?;
     Err(Failure::new(Code::Corrupt, format!("{} in the log", output::count(places, "damaged place"))))
 }
 

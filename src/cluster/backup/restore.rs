@@ -113,7 +113,6 @@ impl Client {
                 }
                 // Before there is a mark: it may be refused, and then there is nothing to be finished.
                 self.set_hashes(&chain).await?;
-                progress(RestoreStage::Writing, 0, records);
                 let mark = IVec::from(0u64.to_be_bytes());
                 self.retry(|| marker.put(&key, mark.clone())).await?;
                 0

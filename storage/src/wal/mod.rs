@@ -459,6 +459,11 @@ impl Wal {
         self.shared.stats()
     }
 
+    /// Bytes written since opening, padding included: [`WalStats::bytes_written`], without waiting for anybody.
+    pub fn bytes_written(&self) -> u64 {
+        self.shared.bytes_written()
+    }
+
     /// Removes the spare segments that no waiting writer will miss, and has a short one stand ready
     /// behind the active one: the next burst of appends makes new ones beside it. Those that writers
     /// had waited on stay, or each checkpoint would make the next such writers share the disk with the

@@ -682,6 +682,10 @@ impl Shared {
         Ok(())
     }
 
+    pub(super) fn bytes_written(&self) -> u64 {
+        self.counters.bytes_written.load(Relaxed)
+    }
+
     pub(super) fn stats(&self) -> WalStats {
         let state = self.state.lock();
         let first = state.segments.keys().next().copied().unwrap_or(state.active.number);
