@@ -6,7 +6,7 @@
 //! use dogsled::cluster::{Client, ClientOptions};
 //!
 //! let options = ClientOptions::development("data")?;
-//! let client = Client::connect(["127.0.0.1:4077"], options).await?;
+//! let client = Client::connect(["127.0.0.1:7400"], options).await?;
 //!
 //! let users = client.tree("users");
 //! users.insert("ann", "admin").await?;

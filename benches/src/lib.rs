@@ -13,6 +13,7 @@ pub mod child;
 #[cfg(feature = "cluster")]
 pub mod cluster;
 pub mod compare;
+pub mod comparison;
 pub mod contestant;
 pub mod data;
 pub mod machine;

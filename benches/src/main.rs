@@ -16,7 +16,7 @@ use dogsled_benches::child::ChildTask;
 use dogsled_benches::contestant::Contestant;
 use dogsled_benches::results::{Effort, Report};
 use dogsled_benches::rows::Table;
-use dogsled_benches::{child, compare, peers, plot, readme, report, ring};
+use dogsled_benches::{child, compare, comparison, peers, plot, readme, report, ring};
 
 /// The nodes' is the one that the `dogsled` binary has. Embedded databases that are compared, some of them in C++,
 /// all have the system's.
@@ -56,6 +56,15 @@ enum Command {
         /// The file.
         #[arg(default_value = "benches/results/compare.json")]
         json: PathBuf,
+    },
+    /// Bring README's table up to date with the files that were written.
+    ReadmeComparison {
+        /// The document.
+        #[arg(default_value = "README.md")]
+        readme: PathBuf,
+        /// Where the files are.
+        #[arg(long, default_value = "benches/results")]
+        results: PathBuf,
     },
     #[command(hide = true)]
     Child {
@@ -275,6 +284,12 @@ fn main() -> Result<()> {
                 Err(_) => print!("{}", readme::table(&serde_json::from_str::<Report>(&text)?)),
             }
             Ok(())
+        }
+        Command::ReadmeComparison { readme, results } => {
+            let text =
+                fs::read_to_string(&readme).with_context(|| format!("reading {}", readme.display()))?;
+            let text = comparison::replaced(&text, &comparison::table(&results)?)?;
+            fs::write(&readme, text).with_context(|| format!("writing {}", readme.display()))
         }
         Command::Child { task } => child::run(task),
     }

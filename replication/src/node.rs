@@ -58,7 +58,7 @@ mod transactions;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -222,6 +222,7 @@ struct Inner {
     redis: Mutex<String>,
     /// Requests that were passed on to who leads.
     forwarded: AtomicU64,
+    is_stopping: AtomicBool,
     /// Until the node is stopped.
     lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
@@ -298,6 +299,7 @@ impl Node {
             loads: Mutex::default(),
             redis: Mutex::default(),
             forwarded: AtomicU64::new(0),
+            is_stopping: AtomicBool::new(false),
             lock: Mutex::new(Some(lock)),
             config,
         });
@@ -455,6 +457,7 @@ impl Node {
     /// # Errors
     /// What was found on closing the WAL.
     pub async fn shutdown(&self) -> Result<()> {
+        self.inner.is_stopping.store(true, Ordering::Relaxed);
         self.inner.give_up_leadership().await;
         self.inner.stop(true).await
     }

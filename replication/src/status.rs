@@ -181,7 +181,26 @@ pub(crate) fn take_ids<C: FromIterator<NodeId>>(take: &mut Take) -> Result<C, Ma
     (0..take.count(8)?).map(|_| Ok(NodeId(take.u64()?))).collect()
 }
 
+/// After how long a leader of whom nothing was heard, or that has heard from no majority, counts for nothing.
+const OUT_OF_TOUCH: Duration = Duration::from_secs(5);
+
 impl GroupStatus {
+    /// Whether the node that says this has heard in the last 5 s from those who decide in the group: as follower or learner
+    /// from its leader, and is level with it; as leader from a majority. Otherwise it may be cut off, and what it says of who
+    /// leads is from before.
+    pub fn is_in_touch(&self, node: NodeId) -> bool {
+        if self.role != Role::Leader {
+            return self.level.is_some_and(|age| age <= OUT_OF_TOUCH);
+        }
+        let has_heard = |voter: &&NodeId| {
+            let follower = self.followers.iter().find(|follower| follower.node == **voter);
+            // A majority has elected it: of whom it has not heard yet it may in a moment.
+            **voter == node
+                || follower.is_some_and(|follower| follower.heard.is_none_or(|heard| heard <= OUT_OF_TOUCH))
+        };
+        self.configs.iter().all(|voters| 2 * voters.iter().filter(has_heard).count() > voters.len())
+    }
+
     fn put(&self, bytes: &mut Vec<u8>) {
         bytes.put_u32(self.group);
         bytes.put_u8(match self.role {

@@ -69,7 +69,7 @@ impl Client {
     /// use dogsled::cluster::{CertificateFiles, Client, ClientOptions};
     /// let files = CertificateFiles::of_client("certs".as_ref(), "web");
     /// let options = ClientOptions::from_files(&files)?;
-    /// let client = Client::connect(["10.0.0.1:4077", "10.0.0.2:4077"], options).await?;
+    /// let client = Client::connect(["10.0.0.1:7400", "10.0.0.2:7400"], options).await?;
     /// client.tree("users").insert("ann", "admin").await?;
     /// # Ok(()) }
     /// ```

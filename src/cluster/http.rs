@@ -9,6 +9,8 @@
 //! | `/livez` | 200, or 503 if nothing but a restart will help |
 //! | `/readyz` | 200 while the node applies what its groups commit; 503 with the reasons otherwise |
 //!
+//! Before there is a node, [`Starting`] answers `/livez` with 200 and all else with 503.
+//!
 //! ```no_run
 //! # async fn run(node: dogsled::cluster::Node) -> std::io::Result<()> {
 //! use dogsled::cluster::http::{HttpOptions, HttpServer};
@@ -42,6 +44,9 @@ mod exposition;
 mod page;
 mod process;
 mod server;
+mod starting;
+
+pub use self::starting::Starting;
 
 use std::net::SocketAddr;
 use std::time::Duration;

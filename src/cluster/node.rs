@@ -120,7 +120,7 @@ pub fn default_partitions() -> u32 {
 /// ```no_run
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 /// use dogsled::cluster::{Node, NodeConfig};
-/// let node = Node::start(NodeConfig::new("data", 1, "127.0.0.1:4077".parse()?)).await?;
+/// let node = Node::start(NodeConfig::new("data", 1, "127.0.0.1:7400".parse()?)).await?;
 /// if node.cluster().is_none() {
 ///     // Of this node alone, for the time being.
 ///     node.create_cluster(dogsled::cluster::default_partitions(), Vec::new()).await?;

@@ -44,8 +44,12 @@ pub fn group_views(members: &[MemberStatus]) -> Vec<GroupView<'_>> {
             let seen = status.groups.iter().find(|group| group.group == number)?;
             Some((status.node, seen))
         });
-        let (node, seen) = views.max_by_key(|(_, seen)| (seen.role == Role::Leader, seen.term, seen.last))?;
-        Some(GroupView { leader: (seen.role == Role::Leader).then_some(node), seen })
+        // One that has heard from no majority lately leads nobody.
+        let leads = |node: NodeId, seen: &GroupStatus| seen.role == Role::Leader && seen.is_in_touch(node);
+        let (node, seen) = views.max_by_key(|(node, seen)| {
+            (leads(*node, seen), seen.role == Role::Leader, seen.term, seen.last)
+        })?;
+        Some(GroupView { leader: leads(node, seen).then_some(node), seen })
     };
     numbers.into_iter().filter_map(group).collect()
 }
@@ -80,6 +84,14 @@ pub fn complaints(status: &NodeStatus) -> Vec<String> {
         match (&group.failure, group.role) {
             (Some(failure), _) => complaints.push(format!("group {}: {failure}", group.group)),
             (None, Role::Down) => complaints.push(format!("group {} is being opened", group.group)),
+            // What is being filled is no loss to anybody yet.
+            (None, _) if !group.voters.contains(&status.node) => {}
+            (None, _) if group.leader.is_none() => {
+                complaints.push(format!("group {}: no leader is known", group.group));
+            }
+            (None, _) if !group.is_in_touch(status.node) => {
+                complaints.push(format!("group {} is behind its leader, or cut off", group.group));
+            }
             (None, _) => {}
         }
     }

@@ -88,13 +88,21 @@ impl NodeMetrics {
             "dogsled_commands_total",
             "Commands of clients, carried out by this node as their group's leader.",
         );
-        for (group, metrics) in self.groups.lock().iter() {
-            for (kind, count) in OperationKind::ALL.iter().zip(&metrics.commands) {
+        let groups = self.groups.lock();
+        let mut together = vec![0; OperationKind::ALL.len()];
+        for (group, metrics) in groups.iter() {
+            for ((kind, count), sum) in OperationKind::ALL.iter().zip(&metrics.commands).zip(&mut together) {
                 let count = count.load(Ordering::Relaxed);
-                if count > 0 {
+                *sum += count;
+                if count > 0 && groups.len() <= GROUPS_APART {
                     let labels = vec![("operation", kind.name().into()), ("group", group.to_string().into())];
                     family.add(labels, count);
                 }
+            }
+        }
+        if groups.len() > GROUPS_APART {
+            for (kind, sum) in OperationKind::ALL.iter().zip(together).filter(|(_, sum)| *sum > 0) {
+                family.add(vec![("operation", kind.name().into()), ("group", TOGETHER.into())], sum);
             }
         }
         family

@@ -21,6 +21,8 @@ use crate::transport::NodeId;
 
 /// How long a member may take to say how it is.
 const ANSWER: Duration = Duration::from_secs(3);
+/// The most quotas, of a tree in a group each, that are told of; `dogsled tree quota` has all.
+const MOST_QUOTAS: usize = 1_000;
 /// A replica that has not heard of its leader for so long, or not applied what that had, is behind.
 const BEHIND: Duration = Duration::from_secs(5);
 /// Up to how many sessions, locks and waiters of a group are counted.
@@ -136,6 +138,9 @@ impl Inner {
         if let Some(error) = self.shared_log.wal.poisoned() {
             return vec![format!("the WAL failed: {error}")];
         }
+        if self.is_stopping.load(Ordering::Relaxed) {
+            return vec!["the node is stopping".to_owned()];
+        }
         if self.cluster.get().is_none() {
             return vec!["the node belongs to no cluster yet".to_owned()];
         }
@@ -163,7 +168,7 @@ impl Inner {
         let mut families = self.shared_log.metrics.families();
         let status = self.status();
         families.extend(self.of_the_node(&status));
-        families.extend(of_groups(&status.groups));
+        families.extend(of_groups(status.node, &status.groups));
         families.extend(self.of_the_wal(&status));
         families.extend(self.of_engines());
         families.extend(self.of_sessions_and_locks().await);
@@ -267,7 +272,6 @@ impl Inner {
         ]
     }
 
-    /// Of the groups that this node leads, so that the sum over all nodes is that of the cluster.
     /// Of the groups that this node leads, so that a sum over all nodes counts each once.
     async fn of_quotas(&self) -> Vec<Family> {
         let led = self.hosted().into_iter().filter(|group| group.leads());
@@ -287,8 +291,14 @@ impl Inner {
             ),
             Family::gauge("dogsled_tree_quota_used_entries", "Keys of a tree that has a quota, in a group."),
         ];
+        // Whoever makes trees does not decide how much every scrape has to carry.
+        let mut told = 0;
         for (group, quotas) in read.await.unwrap_or_default() {
             for quota in quotas {
+                told += 1;
+                if told > MOST_QUOTAS {
+                    break;
+                }
                 let name = TreeHash::of_stored(&quota.tree).1.escape_ascii().to_string();
                 let values = [quota.limit.bytes, Some(quota.bytes), quota.limit.entries, Some(quota.entries)];
                 for (family, value) in families.iter_mut().zip(values) {
@@ -330,8 +340,8 @@ impl Inner {
     }
 }
 
-fn of_groups(groups: &[GroupStatus]) -> Vec<Family> {
-    let gauge = |name, help, value: fn(&GroupStatus) -> Option<u64>| {
+fn of_groups(node: NodeId, groups: &[GroupStatus]) -> Vec<Family> {
+    let gauge = |name, help, value: &dyn Fn(&GroupStatus) -> Option<u64>| {
         let mut family = Family::gauge(name, help);
         for group in groups {
             if let Some(value) = value(group) {
@@ -362,32 +372,34 @@ fn of_groups(groups: &[GroupStatus]) -> Vec<Family> {
         }
     }
     vec![
-        gauge("dogsled_group_leads", "Whether this node leads the group.", |group| {
-            Some(u64::from(group.role == Role::Leader))
-        }),
-        gauge("dogsled_group_down", "Whether the group does not run here.", |group| {
+        gauge(
+            "dogsled_group_leads",
+            "Whether this node leads the group, and has heard from a majority lately.",
+            &|group| Some(u64::from(group.role == Role::Leader && group.is_in_touch(node))),
+        ),
+        gauge("dogsled_group_down", "Whether the group does not run here.", &|group| {
             Some(u64::from(group.role == Role::Down))
         }),
-        gauge("dogsled_group_leader_id", "The node that leads the group; 0: none is known.", |group| {
-            Some(group.leader.map_or(0, |leader| leader.0))
+        gauge("dogsled_group_leader_id", "The node that leads the group; 0: none is known.", &|group| {
+            Some(group.leader.filter(|_| group.is_in_touch(node)).map_or(0, |leader| leader.0))
         }),
-        gauge("dogsled_group_term", "Raft's term of the group.", |group| Some(group.term)),
-        gauge("dogsled_group_voters", "Members of the group that vote.", |group| {
+        gauge("dogsled_group_term", "Raft's term of the group.", &|group| Some(group.term)),
+        gauge("dogsled_group_voters", "Members of the group that vote.", &|group| {
             Some(group.voters.len() as u64)
         }),
-        gauge("dogsled_group_entries", "Entries of the group's Raft log.", |group| {
+        gauge("dogsled_group_entries", "Entries of the group's Raft log.", &|group| {
             Some((group.last + 1).saturating_sub(group.first))
         }),
-        gauge("dogsled_group_last_index", "Position of the last entry.", |group| Some(group.last)),
+        gauge("dogsled_group_last_index", "Position of the last entry.", &|group| Some(group.last)),
         gauge(
             "dogsled_group_committed_index",
             "Position of the last entry known to be committed.",
-            |group| Some(group.committed),
+            &|group| Some(group.committed),
         ),
-        gauge("dogsled_group_applied_index", "Position of the last entry applied here.", |group| {
+        gauge("dogsled_group_applied_index", "Position of the last entry applied here.", &|group| {
             Some(group.applied)
         }),
-        gauge("dogsled_group_checkpointed_index", "Position that a restart begins at.", |group| {
+        gauge("dogsled_group_checkpointed_index", "Position that a restart begins at.", &|group| {
             Some(group.durable)
         }),
         lag,

@@ -21,7 +21,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use dogsled::cluster::http::{HttpOptions, HttpServer};
+use dogsled::cluster::http::{HttpOptions, HttpServer, Starting};
 use dogsled::cluster::redis::{Redirects, RedisOptions, RedisServer};
 use dogsled::cluster::{
     CertificateFiles, CertificateSource, ClientOptions, Node, NodeCertificates, NodeConfig, OpenError,
@@ -164,7 +164,11 @@ async fn run(settings: &Settings, out: &mut Output) -> Result<()> {
         // Given back: as long as there is no cluster, clients are to be refused rather than to wait.
         TcpListener::bind(address).map_err(|error| no_redis(address, &error))?;
     }
+    // Who looks whether it is well must not take one that reads a long log for one that hangs.
+    let starting = asked.as_ref().map(Starting::on).transpose();
+    let starting = starting.map_err(|error| Failure::io("listening for HTTP", &error))?;
     let node = start(config, &mut signals).await.map_err(|error| explain(error, settings))?;
+    drop(starting);
     let http = match settings.http {
         Port::IfFree(address) => listen_for_http_if_free(address),
         Port::Asked(_) | Port::Off => asked,
