@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::client_stream;
 use crate::endpoint::Shared;
-use crate::options::{LANES, WINDOWS, lane_index, lane_priority};
+use crate::options::{LANES, lane_index, lane_priority};
 use crate::peer::{CLOSED_NORMALLY, CLOSED_REFUSED, other_cluster};
 use crate::responder::{Limits, respond};
 use crate::tls::{explain, protocol, remote_names};
@@ -174,7 +174,10 @@ async fn connection(
         }
     };
     match protocol(&connection).as_deref() {
-        Some(PEER_ALPN) => peer(shared, service, connection, handshake).await,
+        Some(PEER_ALPN) => {
+            connection.set_receive_window(shared.options.connection_window());
+            peer(shared, service, connection, handshake).await;
+        }
         Some(CLIENT_ALPN) => match Arc::clone(&clients).try_acquire_owned() {
             Ok(_one) => {
                 let connections = shared.options.max_client_connections - clients.available_permits();
@@ -424,6 +427,10 @@ async fn admit(
             }
         }
         let mut current = peer.current.lock();
+        // What had arrived on one that has ended since comes all the same, perhaps after its successor's.
+        if let Some(reason) = connection.close_reason() {
+            return Err((Verdict::Malformed, format!("the connection has ended: {}", explain(&reason))));
+        }
         let id = |current: &Option<Current>| current.as_ref().map(|current| current.connection.stable_id());
         if id(&current) != id(&known) {
             // Another one was quicker: judge again.
@@ -443,8 +450,8 @@ async fn admit(
 async fn is_alive(shared: &Shared, connection: &Connection) -> bool {
     let before = connection.stats().udp_rx.datagrams;
     // A larger window has to be announced, and the announcement acknowledged.
-    let window = u64::from(shared.options.stream_window) * u64::from(WINDOWS);
-    if let (Ok(window), Ok(larger)) = (VarInt::from_u64(window), VarInt::from_u64(window + 65_536)) {
+    let window = shared.options.connection_window();
+    if let Ok(larger) = VarInt::from_u64(window.into_inner() + 65_536) {
         connection.set_receive_window(larger);
         connection.set_receive_window(window);
     }

@@ -43,6 +43,8 @@ pub(crate) async fn serve(
         // Given up before it began, or not begun in time.
         Ok(Ok(None)) | Err(_) => return Ok(()),
     };
+    // Nothing follows. What came all the same would be kept for as long as there are results.
+    drop(receive);
     let mut items = service.client_stream(&client, body);
     let mut writer = FrameWriter::default();
     let mut ended = false;

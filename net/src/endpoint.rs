@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::accept::{IncomingPeers, accept_loop};
-use crate::certs::{CertificateError, CertificateFiles, Certificates};
+use crate::certs::{CertificateError, CertificateFiles, Certificates, Fingerprint};
 use crate::figures::{Counters, Figures};
 use crate::options::NetOptions;
 use crate::peer::{CLOSED_NORMALLY, Peer};
@@ -195,6 +195,11 @@ impl Endpoint {
     pub fn open(config: EndpointConfig) -> Result<Arc<Endpoint>, OpenError> {
         let EndpointConfig { node, cluster, listen, certificates: source, options } = config;
         let source = source.absolute();
+        // Before they are read: what changes meanwhile is noticed the next time.
+        let known = match &source {
+            CertificateSource::Files(files) => Some(files.fingerprint()),
+            CertificateSource::Memory(_) => None,
+        };
         let certificates = load(&source, node)?;
         let peer_client = client_config(&certificates, PEER_ALPN, &options)?;
         let server = server_config(&certificates, &options)?;
@@ -231,8 +236,10 @@ impl Endpoint {
             local_address,
             tasks: Mutex::new(Vec::new()),
         });
-        if let (CertificateSource::Files(files), Some(interval)) = (&endpoint.source, poll) {
-            endpoint.spawn(poll_certificates(Arc::downgrade(&endpoint), files.clone(), interval));
+        if let (CertificateSource::Files(files), Some(known), Some(interval)) =
+            (&endpoint.source, known, poll)
+        {
+            endpoint.spawn(poll_certificates(Arc::downgrade(&endpoint), files.clone(), known, interval));
         }
         Ok(endpoint)
     }
@@ -354,8 +361,12 @@ fn load(source: &CertificateSource, node: NodeId) -> Result<Certificates, Certif
 }
 
 /// Reloads certificates whose files have changed.
-async fn poll_certificates(endpoint: Weak<Endpoint>, files: CertificateFiles, interval: Duration) {
-    let mut known = files.fingerprint();
+async fn poll_certificates(
+    endpoint: Weak<Endpoint>,
+    files: CertificateFiles,
+    mut known: Fingerprint,
+    interval: Duration,
+) {
     loop {
         tokio::time::sleep(interval).await;
         let Some(endpoint) = endpoint.upgrade() else { return };

@@ -104,12 +104,22 @@ impl NetOptions {
         self.max_datagram.clamp(MIN_DATAGRAM, MAX_DATAGRAM)
     }
 
-    /// For connections that this side dials, to peers or as a client.
-    pub(crate) fn dialling(&self) -> Arc<TransportConfig> {
+    /// For connections that this side dials as a peer.
+    pub(crate) fn dialling(&self) -> TransportConfig {
         let mut config = self.common();
         config.max_concurrent_bidi_streams(VarInt::from_u32(0));
         config.keep_alive_interval(Some(self.keep_alive));
-        Arc::new(config)
+        config
+    }
+
+    /// For connections that this side dials as a client.
+    pub(crate) fn dialling_as_client(&self) -> TransportConfig {
+        let mut config = self.dialling();
+        // Each stream has its own bound, and there are as many as this side opens. With one for all of them, streams of
+        // results that are not read would keep the replies to requests on the same connection from coming.
+        config.receive_window(VarInt::MAX);
+        config.stream_receive_window(VarInt::from_u32(self.stream_window.min(CLIENT_STREAM_WINDOW)));
+        config
     }
 
     /// For connections that arrive.
@@ -118,6 +128,8 @@ impl NetOptions {
         // Besides the one of requests. More than a peer needs; see there.
         let streams = self.max_client_streams.saturating_add(1).max(LANES.len() as u32 + 1);
         config.max_concurrent_bidi_streams(VarInt::from_u32(streams));
+        // Enough to greet. What was given cannot be taken back: more comes when it is known who it is.
+        config.receive_window(VarInt::from_u32(LEAST_WINDOW.min(self.stream_window)));
         // The dialling side keeps it alive; whoever does not is gone.
         config.keep_alive_interval(None);
         Arc::new(config)
@@ -130,10 +142,14 @@ impl NetOptions {
         u32::try_from(share).unwrap_or(u32::MAX).clamp(LEAST_WINDOW.min(most), most)
     }
 
+    /// The window of a peer's whole connection: more than its streams can fill together, or bulk that nobody reads would stop
+    /// the control lane.
+    pub(crate) fn connection_window(&self) -> VarInt {
+        VarInt::from_u64(u64::from(self.stream_window) * u64::from(WINDOWS)).unwrap_or(VarInt::MAX)
+    }
+
     fn common(&self) -> TransportConfig {
-        // The windows of a whole connection must exceed what its streams can fill together, or
-        // bulk that nobody reads would stop the control lane.
-        let connection_window = u64::from(self.stream_window) * u64::from(WINDOWS);
+        let connection_window = self.connection_window();
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(self.datagram());
         // Nearly every packet is answered by one that can carry its acknowledgement; one for every second
@@ -147,8 +163,8 @@ impl NetOptions {
                 IdleTimeout::try_from(self.idle_timeout).unwrap_or_else(|_| IdleTimeout::from(VarInt::MAX)),
             ))
             .stream_receive_window(VarInt::from_u32(self.stream_window))
-            .receive_window(VarInt::from_u64(connection_window).unwrap_or(VarInt::MAX))
-            .send_window(connection_window)
+            .receive_window(connection_window)
+            .send_window(connection_window.into_inner())
             .initial_rtt(self.initial_rtt)
             .ack_frequency_config(Some(acknowledgements))
             .mtu_discovery_config(Some(discovery))
@@ -159,6 +175,9 @@ impl NetOptions {
 
 /// Packets that the other side may receive before it has to acknowledge them at once.
 const ACKNOWLEDGE_AFTER: u32 = 8;
+
+/// What a client is sent ahead of its reader on a stream: it may have a stream for each partition.
+const CLIENT_STREAM_WINDOW: u32 = 2 << 20;
 
 /// Less makes a client wait for the next round trip amid its request.
 const LEAST_WINDOW: u32 = 64 << 10;

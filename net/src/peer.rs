@@ -141,6 +141,9 @@ impl Peer {
         let mut addresses = self.addresses.subscribe();
         let mut failures = 0;
         let mut reported = String::new();
+        // One that was begun anew because the peer was heard of comes to its end: two that dial each other would interrupt each
+        // other for ever, if what they say takes as long as this.
+        let mut was_nudged = false;
         loop {
             let known = addresses.borrow_and_update().clone();
             if known.is_empty() {
@@ -154,9 +157,13 @@ impl Peer {
             let dialled = tokio::select! {
                 dialled = self.dial(shared, &known) => dialled,
                 () = self.expire_waiting() => continue,
-                () = self.nudged_after(began + FRESH_DIAL) => continue,
+                () = self.nudged_after(began + FRESH_DIAL), if !was_nudged => {
+                    was_nudged = true;
+                    continue;
+                }
                 _ = addresses.changed() => continue,
             };
+            was_nudged = false;
             match dialled {
                 Ok(dialled) => {
                     reported.clear();

@@ -103,7 +103,8 @@ pub(crate) fn client_config(
     tls.enable_early_data = false;
     let tls = QuicClientConfig::try_from(tls).map_err(unusable)?;
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(options.dialling());
+    let transport = if alpn == CLIENT_ALPN { options.dialling_as_client() } else { options.dialling() };
+    config.transport_config(Arc::new(transport));
     Ok(config)
 }
 

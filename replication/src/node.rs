@@ -417,7 +417,7 @@ impl Node {
     /// What the answer would be if it is an error.
     pub async fn request(&self, request: ClientRequest) -> std::result::Result<ClientReply, ClusterError> {
         let body = request.encode();
-        let reply = Arc::clone(&self.inner).serve(request, body, false).await;
+        let reply = Arc::clone(&self.inner).serve(request, body, serve::Asker::Client).await;
         match ClientReply::decode(reply) {
             Ok(ClientReply::Error(error)) => Err(error),
             Ok(reply) => Ok(reply),

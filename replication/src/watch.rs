@@ -326,8 +326,9 @@ pub(crate) fn watch(
 /// Whether a tree of this name is not to be made here any more; see [`dogsled_storage::seal`].
 pub(crate) fn is_sealed(group: &Group, tree: &[u8]) -> bool {
     let Some(replica) = group.slot.replica() else { return false };
-    let name = IVec::from(tree);
-    matches!(replica.read(&GroupRead::Len { tree: name }), Err(dogsled_storage::Error::TreeSealed(_)))
+    // What costs least: this is asked where nobody may be kept waiting, and a length may have to be counted.
+    let read = GroupRead::Get { tree: IVec::from(tree), key: IVec::new() };
+    matches!(replica.read(&read), Err(dogsled_storage::Error::TreeSealed(_)))
 }
 
 impl Watch {

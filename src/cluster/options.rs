@@ -83,9 +83,8 @@ impl ClientOptions {
 /// a client.
 pub(super) fn net_options() -> NetOptions {
     NetOptions {
-        // A command of 16 MiB and what is around it.
-        max_peer_body: 17 << 20,
-        // A page of 16 MiB and the value of 16 MiB that overstepped it.
+        // A page of 16 MiB and the value of 16 MiB that overstepped it, be it passed on or not; commands are smaller.
+        max_peer_body: 34 << 20,
         max_client_body: 34 << 20,
         ..NetOptions::default()
     }

@@ -178,7 +178,8 @@ impl Authority {
             // Such a name would be another identity.
             let bad =
                 || CertificateError::BadName { name: address.clone(), rule: "a host name or an IP address" };
-            if address.ends_with(".dogsled") {
+            // Names have no case, and may end with a dot.
+            if address.to_ascii_lowercase().trim_end_matches('.').ends_with(".dogsled") {
                 return Err(bad());
             }
             params.subject_alt_names.push(match address.parse::<IpAddr>() {

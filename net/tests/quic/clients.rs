@@ -77,6 +77,33 @@ async fn a_stream_is_polled_no_faster_than_it_is_read_and_ends_when_it_is_droppe
 }
 
 #[tokio::test]
+async fn streams_that_nobody_reads_keep_no_request_on_their_connection_waiting() {
+    let node = TestNode::node(1);
+    let client = client(&node).await;
+    let mut streams = Vec::new();
+    for _ in 0..30 {
+        streams.push(client.open_stream("endless".into(), SECOND).await.expect("opens"));
+    }
+    let mut before = 0;
+    eventually("the service is held back", || {
+        let items = *node.service.items.lock();
+        let held = items == before;
+        before = items;
+        std::thread::sleep(Duration::from_millis(5));
+        held && items > 30 * 1000
+    })
+    .await;
+    for _ in 0..20 {
+        assert_eq!(client.request("on".into(), SECOND).await, Ok("on".into()));
+    }
+    let large = client.request("size 500000".into(), 5 * SECOND).await.expect("it is answered");
+    assert_eq!(large.len(), 500_000);
+    for stream in &mut streams {
+        stream.next().await.expect("an item").expect("sound");
+    }
+}
+
+#[tokio::test]
 async fn streams_and_connections_over_the_limit_are_refused() {
     let limited = EndpointConfig {
         options: NetOptions { max_client_streams: 4, max_client_connections: 1, ..options() },

@@ -80,7 +80,39 @@ fn on_its_own(
 
 /// Whether an encoded request only reads.
 fn is_read(body: &Bytes) -> bool {
-    matches!(ClientRequest::decode(body.clone()), Ok(ClientRequest::Read { .. }))
+    matches!(
+        ClientRequest::decode(body.clone()),
+        Ok(ClientRequest::Read { .. } | ClientRequest::ReadPinned { .. })
+    )
+}
+
+/// Who wants something done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    Client,
+    /// This node itself: what it has to do for its groups must not wait behind what clients want, and those perhaps for that.
+    Node,
+    /// Another one has passed it on: it is answered here, or not at all.
+    OtherNode,
+}
+
+impl Asker {
+    /// On which lane it may be passed on.
+    fn lane(self) -> Option<Lane> {
+        match self {
+            Asker::Client => Some(Lane::Client),
+            Asker::Node => Some(Lane::Data),
+            Asker::OtherNode => None,
+        }
+    }
+}
+
+/// A request on its way to another node.
+struct Passed {
+    body: Bytes,
+    lane: Lane,
+    deadline: Duration,
+    repeatable: bool,
 }
 
 /// The refusal of one who does not lead, or has no replica, if that is what the reply is.
@@ -246,7 +278,7 @@ impl Service for Node {
             _ => Vec::new(),
         };
         let is_administrative = request.is_administrative();
-        let serve = Arc::clone(&self.inner).serve(request, body, false);
+        let serve = Arc::clone(&self.inner).serve(request, body, Asker::Client);
         let serve = match unknown.is_empty() {
             true => Either::Left(serve),
             false => {
@@ -377,7 +409,7 @@ impl Inner {
                 return Err(refusal);
             }
             let goes_on = request.is_administrative() || is_internal(&request);
-            let serve = Arc::clone(self).serve(request, body, true);
+            let serve = Arc::clone(self).serve(request, body, Asker::OtherNode);
             let serve = async move { encode_forwarded(&serve.await) };
             // What is done in several steps goes on if whoever asks is gone: a group could stay closed half-way.
             return Ok(if goes_on { on_its_own(serve, failed) } else { begun(serve) });
@@ -484,17 +516,11 @@ impl Inner {
     /// Answers a request of this node's own. Boxed, because answering may come back to this.
     pub(super) fn served(self: &Arc<Self>, request: ClientRequest) -> BoxFuture<'static, Bytes> {
         let body = request.encode();
-        Arc::clone(self).serve(request, body, false).boxed()
+        Arc::clone(self).serve(request, body, Asker::Node).boxed()
     }
 
-    /// Answers a client's request; `body` is the same, to be passed on. `forwarded` if another node has
-    /// passed it on: then it is not passed on again.
-    pub(super) async fn serve(
-        self: Arc<Self>,
-        request: ClientRequest,
-        body: Bytes,
-        forwarded: bool,
-    ) -> Bytes {
+    /// Answers a request; `body` is the same, to be passed on as far as who asks for it permits.
+    pub(super) async fn serve(self: Arc<Self>, request: ClientRequest, body: Bytes, asker: Asker) -> Bytes {
         let deadline = match &request {
             ClientRequest::Submit { deadline, .. }
             | ClientRequest::Read { deadline, .. }
@@ -512,9 +538,9 @@ impl Inner {
         };
         if let ClientRequest::ReadPinned { node, .. } | ClientRequest::KeepPins { node, .. } = request
             && node != self.config.node
-            && !forwarded
+            && let Some(lane) = asker.lane()
         {
-            let passed_on = self.pass_on(node, body, deadline).await;
+            let passed_on = self.ask_node(node, lane, body, deadline).await;
             return passed_on.unwrap_or_else(|error| self.answer_failed(error));
         }
         let repeatable = matches!(request, ClientRequest::Submit { .. } | ClientRequest::Read { .. });
@@ -522,12 +548,13 @@ impl Inner {
             Ok(reply) => return reply.encode(),
             Err(error) => error,
         };
-        match error {
-            ClusterError::NotLeader { group, leader, addresses } if !forwarded => {
+        match (error, asker.lane()) {
+            (ClusterError::NotLeader { group, leader, addresses }, Some(lane)) => {
                 let not_leader = ClusterError::NotLeader { group, leader, addresses };
-                self.pass_on_to_leader(group, leader, body, deadline, not_leader, repeatable).await
+                let passed = Passed { body, lane, deadline, repeatable };
+                self.pass_on_to_leader(group, leader, passed, not_leader).await
             }
-            error => self.answer_failed(error),
+            (error, _) => self.answer_failed(error),
         }
     }
 
@@ -544,10 +571,8 @@ impl Inner {
         &self,
         group: u32,
         leader: Option<NodeId>,
-        body: Bytes,
-        deadline: Duration,
+        Passed { body, lane, deadline, repeatable }: Passed,
         mut error: ClusterError,
-        repeatable: bool,
     ) -> Bytes {
         let me = self.config.node;
         let Some(cluster) = self.cluster.get() else { return self.answer_failed(error) };
@@ -578,7 +603,7 @@ impl Inner {
             };
             let passed_on = tokio::select! {
                 biased;
-                reply = self.pass_on(to, body.clone(), deadline) => reply,
+                reply = self.ask_node(to, lane, body.clone(), deadline) => reply,
                 () = replaced => Err(ClusterError::OutcomeUnknown(format!(
                     "node {to}, which led group {group}, has not answered, and another node leads it now"
                 ))),

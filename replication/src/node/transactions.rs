@@ -191,7 +191,7 @@ impl Inner {
                 encode_group_command(&command).map_err(|error| ClusterError::Invalid(error.to_string()))?;
             let request = ClientRequest::Submit { group, deadline: Duration::ZERO, command: command.into() };
             let body = request.encode();
-            match ClientReply::decode(node.serve(request, body, false).await) {
+            match ClientReply::decode(node.serve(request, body, super::serve::Asker::Node).await) {
                 Ok(ClientReply::Applied(reply)) => decode_group_reply(&reply)
                     .map_err(|error| ClusterError::OutcomeUnknown(error.to_string())),
                 Ok(ClientReply::Error(error)) => Err(error),
