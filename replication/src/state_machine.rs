@@ -215,7 +215,8 @@ impl GroupClock {
         if time_ms > latest.time_ms {
             (latest.time_ms, latest.at) = (time_ms, now);
         }
-        if latest.applied.is_none_or(|(applied, _)| time_ms > applied) {
+        // Nought is no stamp: nothing was applied yet that has one.
+        if time_ms > 0 && latest.applied.is_none_or(|(applied, _)| time_ms > applied) {
             latest.applied = Some((time_ms, now));
             // What this node has stamped itself it has seen being made.
             latest.is_applied_bridged |= latest.leads.is_some() && time_ms > latest.led_from_ms;
@@ -225,8 +226,14 @@ impl GroupClock {
     /// This node follows a leader and has all that it has: what it sees from now on is at worst heard of
     /// late, and so it needs no wall clock any more to know how much time has passed since. What it saw last is at
     /// most as old as leaders [let it become](GroupClock::wants_stamp), so that much it may be behind; never ahead.
+    ///
+    /// Where no stamp was seen yet there is nothing to go on from: whoever leads first begins with the wall clock's time, or
+    /// the log's would begin in 1970, and all that is given for a time would end when it is set right.
     fn bridge(&self) {
         let mut latest = self.latest.lock();
+        if latest.applied.is_none() {
+            return;
+        }
         (latest.is_bridged, latest.is_applied_bridged) = (true, true);
     }
 }
@@ -653,6 +660,25 @@ mod tests {
         hand.0.store(5, Ordering::Relaxed);
         tokio::time::advance(Duration::from_millis(10)).await;
         assert_eq!(clock.stamp(3), 10_001_510);
+    }
+
+    /// As a follower of a new group that has only heard of its leader, before anybody has stamped anything.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_leads_first_begins_with_the_wall_clock_however_level_it_was_before() {
+        let hand = Arc::new(Hand::default());
+        hand.0.store(1_700_000_000_000, Ordering::Relaxed);
+        let clock = GroupClock::new(Arc::clone(&hand) as Arc<dyn Clock>);
+        clock.observe(0);
+        clock.bridge();
+        tokio::time::advance(Duration::from_millis(1_500)).await;
+        assert_eq!(clock.now(), 1_700_000_000_000);
+        assert_eq!(clock.stamp(2), 1_700_000_000_000);
+        // From then on no wall clock is needed.
+        clock.observe(1_700_000_000_000);
+        clock.bridge();
+        hand.0.store(5, Ordering::Relaxed);
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert_eq!(clock.stamp(3), 1_700_000_000_010);
     }
 
     /// Openraft asks for a snapshot again and again for a follower that it does not reach.

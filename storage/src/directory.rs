@@ -393,6 +393,11 @@ fn refuse_plain_file(disk: &dyn Disk, path: &Path) -> Result<()> {
     Err(Error::NotADatabase { path: path.to_owned(), what: what.to_owned() })
 }
 
+/// Refuses a node's directory, before what belongs to it is taken for damage.
+pub(crate) fn refuse_node_at(disk: &dyn Disk, path: &Path) -> Result<()> {
+    if exists(disk, &path.join(NODE))? { Err(node_directory(path)) } else { Ok(()) }
+}
+
 fn node_directory(path: &Path) -> Error {
     let what = "this is the directory of a node, not an embedded database; start it with `dogsled serve`";
     Error::NotADatabase { path: path.to_owned(), what: what.to_owned() }

@@ -57,7 +57,7 @@ use self::log::Replay;
 use self::save::Saver;
 use self::tree::Tree;
 use crate::bulk::BulkBuilder;
-use crate::directory::{is_own_directory, read_manifest, tree_path};
+use crate::directory::{is_own_directory, read_manifest, refuse_node_at, tree_path};
 use crate::disk::{Disk, DiskLock, OpenMode};
 use crate::meta::{Catalog, Checkpoint, SESSIONS_TREE_NAME, table_name};
 use crate::tree_file::TreeFile;
@@ -201,6 +201,7 @@ pub fn repair_with(
     if !is_own_directory(&**disk, source)? {
         return Err(nothing_of_ours(source));
     }
+    refuse_node_at(&**disk, source)?;
     let _lock = lock_source(&**disk, source)?;
     let mut repair = Repair {
         report: RepairReport::default(),

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, Serializer};
 
 use crate::codec::decode_effects;
-use crate::directory::{is_own_directory, read_manifest, tree_path, wal_path};
+use crate::directory::{is_own_directory, read_manifest, refuse_node_at, tree_path, wal_path};
 use crate::disk::{Disk, OpenMode};
 use crate::engine::EMBEDDED_STREAM;
 use crate::evaluate::Effect;
@@ -271,6 +271,7 @@ pub fn verify_directory(disk: &dyn Disk, directory: &Path) -> Result<VerifyRepor
         let what = "nothing in it was made by dogsled".to_owned();
         return Err(Error::NotADatabase { path: directory.to_owned(), what });
     }
+    refuse_node_at(disk, directory)?;
     // What another writes meanwhile would look like damage.
     let _lock = lock_source(disk, directory)?;
     let mut report = VerifyReport::default();

@@ -101,6 +101,9 @@ fn allow_descriptors(connections: u64) {
     }
 }
 
+/// Its number on Linux, macOS and the BSDs, for which the library of signals has no name.
+const SIGXFSZ: i32 = 25;
+
 /// What the operating system may want.
 struct Signals {
     terminate: Signal,
@@ -111,6 +114,9 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Signals> {
         let on = |kind| signal(kind).map_err(|error| Failure::io("listening for signals", &error));
+        // A file that may not grow (`ulimit -f`) is to be an error of the write, as a full disk is, not the end of the process.
+        // Once it was listened for it ends nothing any more.
+        on(SignalKind::from_raw(SIGXFSZ))?;
         Ok(Signals {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
@@ -412,6 +418,21 @@ fn explain(error: StartError, settings: &Settings) -> Failure {
     {
         let (node, certs) = (settings.node, certs.display());
         failure = failure.adding(format!("`dogsled certs node {node} --certs {certs}` makes one"));
+    }
+    // What is said of an embedded database is of no use to a node, which has others to ask.
+    if let Some(damage) = failure.message.strip_suffix("; `dogsled repair` saves what is sound") {
+        let instead = match damage.contains("/groups/") {
+            true => {
+                "put it back if you can, or move that replica's directory (groups/N) away: it is made anew from the log \
+                 and by the other nodes"
+            }
+            false => {
+                "put it back if you can; else this member has lost what it promised: take it out of the cluster, and \
+                 let a new one join"
+            }
+        };
+        failure.message = format!("{damage}; {instead}");
+        failure.code = Code::Corrupt;
     }
     if failure.code == Code::InUse && failure.message.contains("listen") {
         failure = failure.adding("give another with --listen");
