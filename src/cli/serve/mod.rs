@@ -116,7 +116,7 @@ impl Signals {
         let on = |kind| signal(kind).map_err(|error| Failure::io("listening for signals", &error));
         // A file that may not grow (`ulimit -f`) is to be an error of the write, as a full disk is, not the end of the process.
         // Once it was listened for it ends nothing any more.
-        on(SignalKind::from_raw(SIGXFSZ))?;
+        drop(on(SignalKind::from_raw(SIGXFSZ))?);
         Ok(Signals {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
