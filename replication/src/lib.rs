@@ -19,8 +19,8 @@
 //! | of | modules |
 //! |---|---|
 //! | a node | [`Node`] serves, and looks after its groups; [`NodeConfig`], `node_file` (whose a directory is), `convert` (of an embedded database) |
-//! | a group | `group`, `proposals` (batches), `log_store` (Raft's log on the shared WAL), `state_machine` (entries applied, and the log's time), `durability` (one sync for all groups), `types` |
-//! | reads | `read_index` (linearizable without an entry), `alone` (a node that is its own majority), [`watch`] (following keys), [`pin`] (a state held for who copies it) |
+//! | a group | `group`, `proposals` (batches), `log_store` (Raft's log on the shared WAL), `state_machine` (entries applied), `group_clock` (the log's time), `durability` (one sync for all groups), `types` |
+//! | reads | `read_index` and `confirmations` (linearizable without an entry), `alone` (a node that is its own majority), [`watch`] (following keys), [`pin`] (a state held for who copies it) |
 //! | peers | `network` (pipelines of openraft), `message` and `codec` (bytes), `snapshot` and `pace` (copying state, and how fast), [`transport`] (what carries it), [`memory`] (a network for tests) |
 //! | members and placement | [`meta`] (the record of the cluster), [`ring`] (whose a partition is), `reconcile` (what is to be done next), `fence` and `given_up` (who is not heard any more), `room` (full disks) |
 //! | loss of a quorum | [`recovery`] |
@@ -40,6 +40,7 @@ mod error;
 mod fence;
 mod given_up;
 mod group;
+mod group_clock;
 #[doc(hidden)]
 pub mod hostile;
 mod log_store;

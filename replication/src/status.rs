@@ -181,8 +181,8 @@ pub(crate) fn take_ids<C: FromIterator<NodeId>>(take: &mut Take) -> Result<C, Ma
     (0..take.count(8)?).map(|_| Ok(NodeId(take.u64()?))).collect()
 }
 
-/// After how long a leader of whom nothing was heard, or that has heard from no majority, counts for nothing.
-const OUT_OF_TOUCH: Duration = Duration::from_secs(5);
+/// After how long a node that has heard of no leader, or as leader from no majority, counts for nothing, and is not ready.
+pub(crate) const OUT_OF_TOUCH: Duration = Duration::from_secs(5);
 
 impl GroupStatus {
     /// Whether the node that says this has heard in the last 5 s from those who decide in the group: as follower or learner

@@ -16,15 +16,13 @@ use crate::client::{ClientReply, ClientRequest};
 use crate::group::Group;
 use crate::metrics::{Family, Figures, SlowCommand};
 use crate::ring::{META_GROUP, TreeHash};
-use crate::status::{GroupStatus, NodeStatus, Role};
+use crate::status::{GroupStatus, NodeStatus, OUT_OF_TOUCH, Role};
 use crate::transport::NodeId;
 
 /// How long a member may take to say how it is.
 const ANSWER: Duration = Duration::from_secs(3);
 /// The most quotas, of a tree in a group each, that are told of; `dogsled tree quota` has all.
 const MOST_QUOTAS: usize = 1_000;
-/// A replica that has not heard of its leader for so long, or not applied what that had, is behind.
-const BEHIND: Duration = Duration::from_secs(5);
 /// Up to how many sessions, locks and waiters of a group are counted.
 const COUNTED: usize = 10_000;
 /// How many holders and waiters of a lock are told.
@@ -156,7 +154,9 @@ impl Inner {
                 (None, Role::Down, _) => "it is being opened".to_owned(),
                 _ if !counts => return None,
                 (None, _, None) => "no leader is known".to_owned(),
-                (None, ..) if !group.is_in_touch(BEHIND) => "it is behind its leader, or cut off".to_owned(),
+                (None, ..) if !group.is_in_touch(OUT_OF_TOUCH) => {
+                    "it is behind its leader, or cut off".to_owned()
+                }
                 _ => return None,
             };
             Some(format!("group {}: {why}", group.id))
