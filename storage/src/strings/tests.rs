@@ -1,6 +1,7 @@
 //! What one operation makes of one key.
 
 use super::*;
+use crate::hashes::HashSlot;
 
 fn set(value: Option<&str>, action: StringAction) -> (StringsReply, Slot) {
     let mut slot = Slot::found(value.map(IVec::from), None);
