@@ -207,17 +207,26 @@ fn a_large_reply_is_counted_while_it_is_collected_and_sent_in_pieces() {
     (0..3).for_each(|_| drop(redis.reply()));
     assert!(redis.reply() == format!("*2\r\n*6\r\n{fields}+PONG\r\n").as_bytes());
     assert!(redis.ask("KEYS *").starts_with("*71\\r\\n"));
-    // Somebody else holds most of what may be held.
-    let mut greedy = served.connect(0);
-    greedy.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n");
+    // Others hold most of what may be held. Whoever is still sending while a reply is collected may have to leave for
+    // want of room; then they come again, and are given longer to have sent everything before it is asked.
     let part = [b"$8000000\r\n", &[b'x'; 7_900_000][..]].concat();
-    greedy.send(&part);
-    let mut other = served.connect(0);
-    other.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n");
-    other.send(&part[..7_000_000]);
-    eventually("there is no room", || redis.ask("KEYS *").starts_with("-ERR the reply would be larger than"));
+    let hold = |length: usize| {
+        let mut greedy = served.connect(0);
+        greedy.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n");
+        // An error is that it had to leave.
+        drop(greedy.stream.write_all(&part[..length]));
+        greedy
+    };
+    let mut held = None;
+    let mut patience = Duration::ZERO;
+    eventually("there is no room", || {
+        held = Some((hold(part.len()), hold(7_000_000)));
+        patience += Duration::from_millis(200);
+        std::thread::sleep(patience);
+        redis.ask("KEYS *").starts_with("-ERR the reply would be larger than")
+    });
     assert_eq!(redis.says("DBSIZE"), ":71");
-    drop((greedy, other));
+    drop(held);
     eventually("there is room again", || redis.ask("KEYS *").starts_with("*71\\r\\n"));
 }
 
