@@ -6,7 +6,8 @@
 //! storage, which is right: what a full disk or a failed checkpoint leaves is known only after
 //! opening anew. So when it stops, the supervisor waits, opens the replica again in its last durable
 //! state, and starts openraft over it and the log, which goes on from there. Meanwhile the group has
-//! no leader here: the others elect one, and requests are told to go there. Only a WAL that has
+//! no leader here: the others elect one, and requests are told to go there. So it is, too, with a
+//! replica whose files cannot be read when the node starts. Only a WAL that has
 //! failed is beyond that; then the whole node is down until it is restarted.
 //!
 //! # Proposals
@@ -21,10 +22,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use dogsled_storage::Clock;
 use dogsled_storage::group::GroupReply;
-use dogsled_storage::replica::{Replica, ReplicaOptions};
+use dogsled_storage::replica::ReplicaOptions;
 use dogsled_storage::wal::StreamId;
+use dogsled_storage::{Clock, Error};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::raft::Precondition;
@@ -78,6 +79,8 @@ pub(crate) struct Group {
     max_command_bytes: usize,
     raft: ArcSwapOption<Raft>,
     failure: Mutex<Option<String>>,
+    /// What its log has to reach again, and why it does not vote before; see [`crate::acknowledged`].
+    lacking: Mutex<Option<(u64, String)>>,
     proposals: Proposals,
     rounds: ReadRounds,
     /// For reads while another node leads.
@@ -93,13 +96,26 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// Opens what is on disk; may take long.
-    pub(crate) fn open(id: u32, shared_log: Arc<SharedLog>, options: GroupOptions) -> io::Result<Group> {
+    /// Opens what is on disk; may take long. `or_down`: if only the replica's own files cannot be read, the group is
+    /// down, and tried again by its [supervisor](Group::supervise).
+    pub(crate) fn open(
+        id: u32,
+        shared_log: Arc<SharedLog>,
+        options: GroupOptions,
+        or_down: bool,
+    ) -> io::Result<Group> {
         let wal = Arc::clone(&shared_log.wal);
         let metrics = shared_log.metrics.group(id);
         let slot =
-            ReplicaSlot::open(options.replica, wal, options.blocking, options.clock, Arc::clone(&metrics))
-                .map_err(crate::durability::to_io)?;
+            ReplicaSlot::empty(options.replica, wal, options.blocking, options.clock, Arc::clone(&metrics));
+        let failure = match slot.open() {
+            Ok(()) => None,
+            Err(error @ (Error::Corrupt(_) | Error::Io { .. })) if or_down => {
+                tracing::error!(group = id, %error, "a replica cannot be opened; the node's others serve");
+                Some(unopened(id, &error))
+            }
+            Err(error) => return Err(crate::durability::to_io(error)),
+        };
         let slot = Arc::new(slot);
         let network = (options.network)(Arc::clone(&slot));
         let log = LogStore::open(Arc::clone(&shared_log), StreamId(id), options.log)?;
@@ -112,7 +128,8 @@ impl Group {
             network,
             max_command_bytes: options.max_command_bytes,
             raft: ArcSwapOption::empty(),
-            failure: Mutex::new(None),
+            failure: Mutex::new(failure),
+            lacking: Mutex::new(None),
             proposals: Proposals::new(Arc::clone(&metrics)),
             metrics,
             rounds: ReadRounds::default(),
@@ -131,6 +148,31 @@ impl Group {
         {
             raft.runtime_config().elect(true);
         }
+    }
+
+    /// A leader says that this node lacks what it had acknowledged to it, up to `position`.
+    pub(crate) async fn forgotten(&self, leader: NodeId, position: u64) -> io::Result<()> {
+        if !self.log.has_to_reach(position).await? {
+            return Ok(());
+        }
+        if let Some(raft) = self.raft() {
+            raft.runtime_config().elect(false);
+        }
+        let why = format!(
+            "the log ends before entry {position}, which this node had acknowledged to node {leader}: its directory is an older copy \
+             of itself, or its disk lost what was synced. It does not vote before it has it again; let it join under another id"
+        );
+        if self.lacking.lock().replace((position, why.clone())).is_none() {
+            tracing::error!(group = self.id, why, "what was acknowledged is lost");
+        }
+        Ok(())
+    }
+
+    /// What was acknowledged and is lost, while that is so.
+    fn lacking(&self) -> Option<String> {
+        let mut lacking = self.lacking.lock();
+        lacking.take_if(|(position, _)| self.log.bounds().1 >= *position);
+        lacking.as_ref().map(|(_, why)| why.clone())
     }
 
     /// The running openraft, if it runs.
@@ -176,7 +218,8 @@ impl Group {
     pub(crate) async fn supervise(self: Arc<Self>, changed: impl Fn(&Group) + Send + Sync + 'static) {
         let mut stop = self.closing.subscribe();
         let mut wait = REOPEN.0;
-        let mut first = true;
+        // One that could not be opened before is tried again now.
+        let mut first = self.slot.replica().is_some();
         loop {
             let started = if std::mem::take(&mut first) { Ok(()) } else { self.reopen().await };
             let started = match started {
@@ -263,13 +306,11 @@ impl Group {
             if let Some(old) = slot.take() {
                 old.close()?;
             }
-            let replica = Replica::open(slot.options.clone(), Arc::clone(&slot.wal))?;
-            slot.replace(replica);
-            Ok(())
+            slot.open()
         });
         match reopened.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err::<(), dogsled_storage::Error>(error)) => Err(error.to_string()),
+            Ok(Err::<(), Error>(error)) => Err(unopened(self.id, &error)),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -673,7 +714,7 @@ impl Group {
             // Measured by the node.
             load: 0,
             followers: Vec::new(),
-            failure: self.failure.lock().clone(),
+            failure: self.failure.lock().clone().or_else(|| self.lacking()),
         };
         let Some(raft) = self.raft() else { return status };
         let metrics = raft.metrics();
@@ -711,6 +752,17 @@ impl Group {
             });
         }
         status
+    }
+}
+
+/// Why a replica cannot be opened, and what can be done: unlike a database, a replica can be had again from others.
+fn unopened(group: u32, error: &Error) -> String {
+    match error {
+        Error::Corrupt(damage) => format!(
+            "damaged data in {damage}; put it back if you can, or move the directory groups/{group} away: it is made anew from the log and by the \
+             other nodes"
+        ),
+        _ => error.to_string(),
     }
 }
 

@@ -28,6 +28,7 @@
 //! | looking | [`status`], [`metrics`] |
 //! | beneath | [`runtime`] (tokio, or a simulation), `blocking` (work that takes long), [`hostile`] (arbitrary bytes, for fuzzing) |
 
+mod acknowledged;
 mod alone;
 mod blocking;
 pub mod client;

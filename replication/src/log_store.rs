@@ -237,6 +237,22 @@ impl LogStore {
         state.next() >= state.register.hosted
     }
 
+    /// Has the log reach `position` again before it votes, if it does not; durable on return. Whether it does not.
+    pub(crate) async fn has_to_reach(&self, position: u64) -> io::Result<bool> {
+        let ticket = {
+            let mut state = self.inner.state.lock();
+            if state.next() >= position {
+                return Ok(false);
+            }
+            if state.register.hosted >= position {
+                return Ok(true);
+            }
+            self.set_register(&mut state, |register| register.hosted = position)?
+        };
+        self.inner.shared.durability.wait(ticket).await?;
+        Ok(true)
+    }
+
     /// Has the log be all that is asked of it before it votes, whatever that was; durable on return.
     pub(crate) async fn is_enough(&self) -> io::Result<()> {
         let ticket = {
@@ -537,6 +553,18 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         // Nothing comes after that.
         if last.is_some_and(|last| last.index + 1 >= state.next()) {
             return Ok(());
+        }
+        // What is committed may be applied, and can not be taken back. A leader that has something else in its place was
+        // elected by who had forgotten it (an older copy of a directory was put back): better one replica less than
+        // two that differ.
+        if let Some(committed) = state.register.committed
+            && last.is_none_or(|last| last.index < committed.index)
+        {
+            return Err(io::Error::other(format!(
+                "the leader's log lacks entry {}, which is committed here: another member has lost what it had acknowledged (its \
+                 directory may be an older copy of itself)",
+                position(committed.index)
+            )));
         }
         inner
             .shared

@@ -26,6 +26,8 @@
 //!   12 you are given a replica of this group
 //!                     position u64: of the membership that says so far whose it is; anew u8: whether
 //!                     that membership is without you, so that what you have of the group is to go
+//!   13 you lack what you had acknowledged
+//!                     vote of the leader, position u64: up to where
 //!
 //! reply      version u8 (1), 0 and the answer, or 1, kind u8, text to the end
 //!            answers:
@@ -82,6 +84,7 @@ pub(crate) enum Kind {
     Adopt = 10,
     Join = 11,
     Host = 12,
+    Forgotten = 13,
 }
 
 impl Kind {
@@ -100,6 +103,7 @@ impl Kind {
             Adopt,
             Join,
             Host,
+            Forgotten,
         ];
         match all.into_iter().find(|kind| *kind as u8 == byte) {
             Some(kind) => Ok(kind),
@@ -436,6 +440,20 @@ pub(crate) fn take_host(mut take: Take) -> Result<Host, Malformed> {
     let host = Host { position: take.u64()?, anew: take.flag()?, given_up: take_ids(&mut take)? };
     take.end()?;
     Ok(host)
+}
+
+/// A follower lacks what it had acknowledged to this leader, up to a position; see [`crate::acknowledged`].
+pub(crate) fn encode_forgotten(cluster: u64, group: u32, vote: &Vote, position: u64) -> Bytes {
+    let mut bytes = Header { kind: Kind::Forgotten, cluster, group }.encode(32);
+    put_vote(&mut bytes, vote);
+    bytes.put_u64(position);
+    bytes.into()
+}
+
+pub(crate) fn take_forgotten(mut take: Take) -> Result<(Vote, u64), Malformed> {
+    let forgotten = (take_vote(&mut take)?, take.u64()?);
+    take.end()?;
+    Ok(forgotten)
 }
 
 /// Why a peer did not answer a request.

@@ -49,18 +49,19 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
+use crate::acknowledged::Acknowledged;
 use crate::confirmations::{Confirmations, Moment};
 use crate::fence::Fence;
 use crate::message::{
-    Kind, PeerError, encode_append, encode_transfer, encode_vote, take_append_reply, take_reply,
-    take_vote_reply,
+    Kind, PeerError, encode_append, encode_forgotten, encode_transfer, encode_vote, take_append_reply,
+    take_reply, take_vote_reply,
 };
 use crate::room::Room;
 use crate::runtime::together;
 use crate::snapshot::{SnapshotData, Snapshots};
 use crate::state_machine::{Machine, ReplicaSlot};
 use crate::transport::{Lane, NodeId, Transport, TransportError};
-use crate::types::{LeaderId, LogId, Member, SnapshotOf, TypeConfig, Vote};
+use crate::types::{LeaderId, LogId, Member, SnapshotOf, TypeConfig, Vote, position};
 
 /// Requests on their way to one follower for one group.
 const MAX_IN_FLIGHT: usize = 128;
@@ -87,6 +88,8 @@ pub(crate) struct Network {
     pub(crate) slot: Arc<ReplicaSlot>,
     /// Who has confirmed that this node leads.
     pub(crate) confirmations: Arc<Confirmations>,
+    /// What the followers have acknowledged.
+    pub(crate) acknowledged: Arc<Acknowledged>,
     /// How long a request with entries may take: longer than a slow sync.
     pub(crate) append_deadline: Duration,
     /// The first and the last wait before a peer that was unreachable is tried again.
@@ -104,6 +107,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, _: &Member) -> Connection {
+        self.acknowledged.begin(NodeId(target));
         Connection { network: self.clone(), to: NodeId(target), lane: Lane::Data }
     }
 
@@ -142,14 +146,77 @@ impl Connection {
         take_reply(reply).map_err(|error| self.refused(&error))
     }
 
-    /// The answer to a request of that leadership and moment.
+    /// Sends entries, or asks for what is there; but to who has forgotten what it had acknowledged, only that.
+    fn append(
+        &self,
+        lane: Lane,
+        request: &AppendEntriesRequest<TypeConfig>,
+        deadline: Duration,
+    ) -> (Request, Asked, usize) {
+        let Network { node, group, cluster, confirmations, acknowledged, .. } = &self.network;
+        let leader = request.vote.leader_id;
+        let previous = request.prev_log_id;
+        let last = request.entries.last().map(|entry| entry.log_id).or(previous);
+        let asked = Asked { leader, made: confirmations.now(), previous, last };
+        let Some(position) = acknowledged.forgotten(self.to, leader) else {
+            let body = encode_append(*cluster, *group, request);
+            let bytes = body.len();
+            return (self.request(lane, body, deadline), asked, bytes);
+        };
+        let body = encode_forgotten(*cluster, *group, &request.vote, position);
+        let told = self.request(Lane::Control, body, deadline);
+        let why = format!(
+            "node {} lacks what it had acknowledged to node {node} in group {group}, up to entry {position}",
+            self.to
+        );
+        let refused = async move {
+            // Whether it has heard it or not, it is told again.
+            drop(told.await);
+            Err(TransportError::Unreachable(why))
+        };
+        (refused.boxed(), asked, 0)
+    }
+
+    /// The answer to what was asked.
     fn take_append_reply(
         &self,
         take: crate::codec::Take,
-        (leader, made): (LeaderId, Moment),
+        Asked { leader, made, previous, last }: Asked,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         let (reply, is_low) = take_append_reply(take).map_err(unreadable)?;
         self.network.room.heard(self.to, is_low);
+        let Network { acknowledged, confirmations, group, .. } = &self.network;
+        match (&reply, &previous) {
+            (AppendEntriesResponse::HigherVote(_), _) => {}
+            (AppendEntriesResponse::Success, _) => {
+                let last = last.map_or(0, |last| position(last.index));
+                acknowledged.has(self.to, leader, last, confirmations.now());
+            }
+            (AppendEntriesResponse::PartialSuccess(last), _) => {
+                let last = last.map_or(0, |last| position(last.index));
+                acknowledged.has(self.to, leader, last, confirmations.now());
+            }
+            // A follower of no entries at all cannot miss one; openraft relies on it.
+            (AppendEntriesResponse::Conflict, None) => {
+                return Err(unreadable(crate::codec::Malformed(
+                    "a conflict before the first entry".to_owned(),
+                )));
+            }
+            (AppendEntriesResponse::Conflict, Some(previous)) => {
+                let lacked = position(previous.index);
+                if acknowledged.lacks(self.to, leader, lacked, made) {
+                    tracing::error!(
+                        group,
+                        node = self.to.0,
+                        lacked,
+                        "a follower has lost what it had acknowledged; it gets nothing more of this leader, and does not vote. If its \
+                         directory is an older copy, take the node out and let it join under another id"
+                    );
+                    let why = format!("node {} has lost what it had acknowledged", self.to);
+                    return Err(RPCError::Unreachable(Unreachable::new(&TransportError::Unreachable(why))));
+                }
+            }
+        }
         match reply {
             AppendEntriesResponse::HigherVote(_) => {}
             AppendEntriesResponse::Success
@@ -187,13 +254,23 @@ fn unreadable(error: crate::codec::Malformed) -> RpcError {
 
 type Request = BoxFuture<'static, Result<Bytes, TransportError>>;
 
+/// What a follower was asked to have.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// In which leadership.
+    leader: LeaderId,
+    /// When.
+    made: Moment,
+    /// The entry before those that were sent.
+    previous: Option<LogId>,
+    /// The last one.
+    last: Option<LogId>,
+}
+
 struct InFlight {
     request: Request,
     bytes: usize,
-    previous: Option<LogId>,
-    last: Option<LogId>,
-    /// In which leadership, and when, it was made.
-    made: (LeaderId, Moment),
+    asked: Asked,
 }
 
 /// Sends what `input` gives as long as there is room; gives the answers in order.
@@ -273,15 +350,9 @@ where
     }
 
     fn send(&mut self, request: AppendEntriesRequest<TypeConfig>) {
-        let connection = self.connection;
-        let previous = request.prev_log_id;
-        let last = request.entries.last().map(|entry| entry.log_id).or(previous);
-        let made = (request.vote.leader_id, connection.network.confirmations.now());
-        let body = encode_append(connection.network.cluster, connection.network.group, &request);
-        let bytes = body.len();
+        let (request, asked, bytes) = self.connection.append(self.connection.lane, &request, self.deadline);
         self.bytes += bytes;
-        let request = connection.request(connection.lane, body, self.deadline);
-        self.in_flight.push_back(InFlight { request, bytes, previous, last, made });
+        self.in_flight.push_back(InFlight { request, bytes, asked });
     }
 }
 
@@ -304,21 +375,15 @@ where
             };
         };
         let Poll::Ready(reply) = oldest.request.poll_unpin(context) else { return Poll::Pending };
-        let (previous, last, made) = (oldest.previous, oldest.last, oldest.made);
+        let asked = oldest.asked;
         this.bytes -= oldest.bytes;
         this.in_flight.pop_front();
         let result = reply
             .map_err(|error| this.connection.rpc_error(RPCTypes::AppendEntries, this.deadline, error))
             .and_then(|bytes| take_reply(bytes).map_err(|error| this.connection.refused(&error)))
-            .and_then(|take| this.connection.take_append_reply(take, made))
-            .and_then(|reply| match (&reply, &previous) {
-                // A follower of no entries at all cannot miss one; openraft relies on it.
-                (AppendEntriesResponse::Conflict, None) => {
-                    Err(unreadable(crate::codec::Malformed("a conflict before the first entry".to_owned())))
-                }
-                _ => Ok(reply.into_stream_result(previous, last)),
-            });
-        let whole = matches!(&result, Ok(Ok(matching)) if *matching == last);
+            .and_then(|take| this.connection.take_append_reply(take, asked))
+            .map(|reply| reply.into_stream_result(asked.previous, asked.last));
+        let whole = matches!(&result, Ok(Ok(matching)) if *matching == asked.last);
         // What follows a request that failed, fails; what follows a part would leave a gap.
         this.ended = !whole;
         Poll::Ready(Some(result))
@@ -333,10 +398,11 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        let made = (request.vote.leader_id, self.network.confirmations.now());
-        let body = encode_append(self.network.cluster, self.network.group, &request);
-        let take = self.ask(self.lane, RPCTypes::AppendEntries, body, option.soft_ttl()).await?;
-        self.take_append_reply(take, made)
+        let deadline = option.soft_ttl();
+        let (reply, asked, _) = self.append(self.lane, &request, deadline);
+        let reply = reply.await.map_err(|error| self.rpc_error(RPCTypes::AppendEntries, deadline, error))?;
+        let take = take_reply(reply).map_err(|error| self.refused(&error))?;
+        self.take_append_reply(take, asked)
     }
 
     fn stream_append<'s, S>(

@@ -140,37 +140,42 @@ impl Freshness {
 }
 
 impl ReplicaSlot {
-    pub(crate) fn open(
+    /// A place for a replica that is not open yet.
+    pub(crate) fn empty(
         options: ReplicaOptions,
         wal: Arc<Wal>,
         blocking: Blocking,
         clock: Arc<dyn Clock>,
         metrics: Arc<GroupMetrics>,
-    ) -> dogsled_storage::Result<ReplicaSlot> {
-        let replica = Replica::open(options.clone(), Arc::clone(&wal))?;
-        let clock = GroupClock::new(clock);
-        clock.observe(replica.time_ms());
-        let last = replica.applied();
-        let applied = watch::Sender::new(last.position);
-        // What it cannot be read from is refused when the group is started.
-        let leader = decode_applied(&last).ok().and_then(|(last, _)| last).map(|last| last.leader_id);
-        Ok(ReplicaSlot {
+    ) -> ReplicaSlot {
+        ReplicaSlot {
             options,
             wal,
             blocking,
-            clock,
+            clock: GroupClock::new(clock),
             metrics,
-            current: ArcSwapOption::new(Some(replica)),
+            current: ArcSwapOption::empty(),
             held: Mutex::new(None),
-            applied,
+            applied: watch::Sender::new(0),
             freshness: Mutex::default(),
             generation: AtomicU64::new(0),
-            history: AtomicU64::new(history_of(leader.as_ref())),
+            history: AtomicU64::new(0),
             sending: AtomicU64::new(0),
             pins: Pins::default(),
             machine: Arc::default(),
             is_awaited: AtomicBool::default(),
-        })
+        }
+    }
+
+    /// Opens the replica, in its last durable state.
+    pub(crate) fn open(&self) -> dogsled_storage::Result<()> {
+        let replica = Replica::open(self.options.clone(), Arc::clone(&self.wal))?;
+        // What it cannot be read from is refused when the group is started.
+        if let Ok((Some(last), _)) = decode_applied(&replica.applied()) {
+            self.set_history(Some(&last.leader_id));
+        }
+        self.replace(replica);
+        Ok(())
     }
 
     pub(crate) fn replica(&self) -> Option<Arc<Replica>> {
@@ -506,8 +511,9 @@ mod tests {
         let options =
             ReplicaOptions { background_threads: false, disk, ..ReplicaOptions::new("groups/1", 42) };
         let clock: Arc<dyn Clock> = Arc::new(Hand::default());
-        let slot = ReplicaSlot::open(options, wal, Blocking::Inline, clock, NodeMetrics::default().group(1));
-        let slot = Arc::new(slot.unwrap());
+        let slot = ReplicaSlot::empty(options, wal, Blocking::Inline, clock, NodeMetrics::default().group(1));
+        slot.open().unwrap();
+        let slot = Arc::new(slot);
         let position = |slot: &ReplicaSlot| slot.hold().unwrap().applied().position;
         assert_eq!(position(&slot), 0);
         slot.open_replica().unwrap().skip(1, Some(b"note")).unwrap();

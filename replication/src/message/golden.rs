@@ -103,6 +103,11 @@ fn requests_about_the_cluster_keep_their_bytes() {
     let bytes = encode_host(CLUSTER, GROUP, &host);
     is(&bytes, "01 0c 0201000000000000 05000000 0900000000000000 01 01000000 0400000000000000");
     assert_eq!(take_host(body(&bytes, Kind::Host, CLUSTER, GROUP)).unwrap(), host);
+
+    let bytes = encode_forgotten(CLUSTER, GROUP, &Vote::new_committed(4, 2), 9);
+    is(&bytes, "01 0d 0201000000000000 05000000 02 0400000000000000 0200000000000000 0900000000000000");
+    let forgotten = take_forgotten(body(&bytes, Kind::Forgotten, CLUSTER, GROUP)).unwrap();
+    assert_eq!(forgotten, (Vote::new_committed(4, 2), 9));
 }
 
 #[test]

@@ -170,6 +170,7 @@ impl Opener {
                     room,
                     slot,
                     confirmations: Arc::default(),
+                    acknowledged: Arc::default(),
                     append_deadline: timing.election.1 * 4,
                     backoff: (timing.heartbeat / 4, timing.election.1),
                 })
@@ -180,13 +181,17 @@ impl Opener {
         }
     }
 
-    /// Opens groups; nothing of them runs yet.
-    async fn open(&self, groups: Vec<u32>) -> io::Result<BTreeMap<u32, Arc<Group>>> {
+    /// Opens groups; nothing of them runs yet. `or_down`: one whose own files cannot be read is down, and no reason not to
+    /// open the others. Not the meta group: who is a member, and who is not any more, has to be known first.
+    async fn open(&self, groups: Vec<u32>, or_down: bool) -> io::Result<BTreeMap<u32, Arc<Group>>> {
         let all: Vec<(u32, GroupOptions)> =
             groups.into_iter().map(|group| (group, self.options(group))).collect();
         let shared_log = Arc::clone(&self.node.shared_log);
         let opened = self.node.blocking.run(move || {
-            let open = |(id, options)| Ok((id, Arc::new(Group::open(id, Arc::clone(&shared_log), options)?)));
+            let open = |(id, options)| {
+                let or_down = or_down && id != META_GROUP;
+                Ok((id, Arc::new(Group::open(id, Arc::clone(&shared_log), options, or_down)?)))
+            };
             all.into_iter().map(open).collect()
         });
         opened.await?
@@ -222,7 +227,7 @@ impl Inner {
         let directory = self.config.directory.clone();
         let hosted = self.blocking.run(move || hosted(&shared_log, &*disk, &directory));
         let hosted = hosted.await.map_err(doing)?.map_err(doing)?;
-        let groups = Opener::new(self)?.open(hosted).await.map_err(doing)?;
+        let groups = Opener::new(self)?.open(hosted, true).await.map_err(doing)?;
         let cluster = self.cluster.get_or_init(|| Cluster::new(file.cluster, file.partitions, groups));
         // Whoever was taken out is known before any of them takes part in anything.
         self.look_at_record();
@@ -263,7 +268,7 @@ impl Inner {
         let opener = Opener::new(self).map_err(|error| error.to_string())?;
         let began = Instant::now();
         let opened = loop {
-            match opener.open(vec![id]).await {
+            match opener.open(vec![id], false).await {
                 Ok(opened) => break opened,
                 // Whoever still reads from the replica that was there before has its files.
                 Err(error) if began.elapsed() > READERS || *self.stop.borrow() => {

@@ -30,7 +30,7 @@ use crate::error::ClusterError;
 use crate::message::{
     Adoption, Header, Kind, PeerError, check_append, check_sender, encode_append_reply, encode_error,
     encode_forward, encode_forwarded, encode_position, encode_share, encode_vote_reply, ok, take_append,
-    take_host, take_join, take_reply, take_transfer, take_vote_request,
+    take_forgotten, take_host, take_join, take_reply, take_transfer, take_vote_request,
 };
 use crate::meta::{self, Change};
 use crate::metrics::Asked;
@@ -505,6 +505,15 @@ impl Inner {
                     }
                 }
                 .boxed()
+            }
+            Kind::Forgotten => {
+                let (vote, position) = take_forgotten(take).map_err(malformed)?;
+                check_sender(from, &vote)?;
+                let group = Arc::clone(group);
+                on_its_own(
+                    async move { group.forgotten(from, position).await.map_or_else(failed, |()| ok(0).into()) },
+                    failed,
+                )
             }
             Kind::SnapshotBegin | Kind::SnapshotPiece | Kind::SnapshotFinish => {
                 begun(self.snapshots.receive(group, running()?, from, header, take)?)

@@ -27,7 +27,7 @@ fn added(value: i64) -> Reply {
     Reply::Counter(CounterReply::Added { value })
 }
 
-async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain: {what}");

@@ -5,6 +5,7 @@ mod common;
 
 mod alone;
 mod cluster;
+mod disks;
 mod moves;
 mod pins;
 mod recover;

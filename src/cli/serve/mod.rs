@@ -423,7 +423,7 @@ fn explain(error: StartError, settings: &Settings) -> Failure {
     if let Some(damage) = failure.message.strip_suffix("; `dogsled repair` saves what is sound") {
         let instead = match damage.contains("/groups/") {
             true => {
-                "put it back if you can, or move that replica's directory (groups/N) away: it is made anew from the log \
+                "put it back if you can, or move that replica's directory (groups/0) away: it is made anew from the log \
                  and by the other nodes"
             }
             false => {
