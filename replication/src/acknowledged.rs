@@ -7,16 +7,22 @@
 //!
 //! - A follower says that it lacks an entry that it had acknowledged *before the request was made that it answers*. (An
 //!   answer that was under way may be older than what the follower has got since.)
-//! - From then on it is sent nothing but [`Kind::Forgotten`](crate::message::Kind::Forgotten), for as long as this
-//!   leadership lasts: openraft relies on it that this never happens, and would count what is not there.
+//! - From then on it is sent nothing but [`Kind::Forgotten`](crate::message::Kind::Forgotten), and openraft is not told:
+//!   it would take the follower back to the beginning at once.
 //! - The follower, being told, grants no vote and asks for none before its log is as long as it was: the same
 //!   safeguard, in the same durable register, as for one that is given a replica again (see
-//!   [`hosting`](crate::node::hosting)). And it says in its status what has happened.
+//!   [`hosting`](crate::node::hosting)). It says in its status what has happened, and counts it.
+//! - When it has answered that this is durable, openraft hears that it lacks the entry, and sends it everything. What was
+//!   committed with the help of what it acknowledged is not in danger any more: without the leader nobody is elected
+//!   who lacks it, for this follower's vote would be needed.
 //!
-//! A leader that is elected later does not know; it sends the follower what it lacks, and when that has come up to
-//! where it was, all is as before. What cannot be noticed is a directory that is put back while no leader knows better: hence
-//! never do that (`docs/operating.md`). The last line of defence is the log itself: it refuses to cut off what is
-//! committed, so two replicas that have applied different things do not go on as if they agreed.
+//! A follower that has its replica made anew, because the files of the old one are gone, comes the same way; so does one
+//! that has lost its disk before it was a voter, and joins again.
+//!
+//! A leader that is elected before the follower is back does not know. What cannot be noticed is a directory that is put
+//! back while no leader knows better: hence never do that (`docs/operating.md`). The last line of defence is the log
+//! itself: it refuses to cut off what is committed, so two replicas that have applied different things do not go on as if
+//! they agreed.
 
 use std::collections::BTreeMap;
 
@@ -43,9 +49,12 @@ pub(crate) struct Acknowledged {
 }
 
 impl Acknowledged {
-    /// Replication to a peer begins; it may be one that was taken out, has dropped everything, and is taken in again.
-    pub(crate) fn begin(&self, peer: NodeId) {
-        self.by_peer.lock().remove(&peer);
+    /// A peer that has forgotten it has made sure that it does not vote before it has it again.
+    pub(crate) fn is_told(&self, peer: NodeId, leader: LeaderId) {
+        let mut by_peer = self.by_peer.lock();
+        if by_peer.get(&peer).is_some_and(|known| known.leader == leader) {
+            by_peer.remove(&peer);
+        }
     }
 
     /// A peer has everything up to `position`, as is known since `now`.
@@ -116,7 +125,9 @@ mod tests {
         assert!(!account.lacks(PEER, leader(2), 9, clock.now()));
         account.has(PEER, leader(1), 20, clock.now());
         assert!(account.lacks(PEER, leader(2), 5, clock.now()), "an old leadership changes nothing");
-        account.begin(PEER);
+        account.is_told(PEER, leader(1));
+        assert_eq!(account.forgotten(PEER, leader(2)), Some(5), "it was told of another leadership");
+        account.is_told(PEER, leader(2));
         assert_eq!(account.forgotten(PEER, leader(2)), None);
         assert!(!account.lacks(PEER, leader(2), 5, clock.now()));
     }

@@ -194,6 +194,8 @@ pub(crate) fn raft_config(
         enable_pre_vote: Some(true),
         // A leader that was restarted asks for votes like everybody else.
         enable_leader_restore: Some(false),
+        // It hears of one only when that does no harm any more; see `crate::acknowledged`.
+        allow_log_reversion: Some(true),
         ..openraft::Config::default()
     }
     .validate()

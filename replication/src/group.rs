@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -32,6 +33,7 @@ use openraft::raft::Precondition;
 use openraft::vote::RaftLeaderId;
 use openraft::{ChangeMembers, Instant as _, ReadPolicy, ServerState};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::alone::Alone;
@@ -48,7 +50,7 @@ use crate::stamp::stamp;
 use crate::state_machine::{Machine, ReplicaSlot};
 use crate::status::{FollowerStatus, GroupStatus, MembershipId, Role};
 use crate::transport::NodeId;
-use crate::types::{LeaderId, LogId, Member, Proposal, TypeConfig, position};
+use crate::types::{LeaderId, LogId, Member, Proposal, TypeConfig, Vote, position};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
 
@@ -81,6 +83,10 @@ pub(crate) struct Group {
     failure: Mutex<Option<String>>,
     /// What its log has to reach again, and why it does not vote before; see [`crate::acknowledged`].
     lacking: Mutex<Option<(u64, String)>>,
+    /// A leader has been heard of while what is applied here did not reach the log's first entry.
+    may_begin_anew: AtomicBool,
+    /// Has the supervisor not wait any longer.
+    again: Notify,
     proposals: Proposals,
     rounds: ReadRounds,
     /// For reads while another node leads.
@@ -130,6 +136,8 @@ impl Group {
             raft: ArcSwapOption::empty(),
             failure: Mutex::new(failure),
             lacking: Mutex::new(None),
+            may_begin_anew: AtomicBool::new(false),
+            again: Notify::new(),
             proposals: Proposals::new(Arc::clone(&metrics)),
             metrics,
             rounds: ReadRounds::default(),
@@ -160,11 +168,11 @@ impl Group {
         }
         let why = format!(
             "the log ends before entry {position}, which this node had acknowledged to node {leader}: its directory is an older copy \
-             of itself, or its disk lost what was synced. It does not vote before it has it again; let it join under another id"
+             of itself, or its disk lost what was synced; it does not vote before it has everything again"
         );
-        if self.lacking.lock().replace((position, why.clone())).is_none() {
-            tracing::error!(group = self.id, why, "what was acknowledged is lost");
-        }
+        tracing::error!(group = self.id, why, "what was acknowledged is lost");
+        self.shared_log.metrics.lost_what_was_acknowledged();
+        *self.lacking.lock() = Some((position, why));
         Ok(())
     }
 
@@ -199,6 +207,7 @@ impl Group {
         let wal = Arc::clone(&self.slot.wal);
         let synced = self.slot.blocking.run(move || wal.sync()).await.map_err(|error| error.to_string())?;
         synced.map_err(|error| error.to_string())?;
+        self.bridge_a_gap().await?;
         let machine = Machine::new(Arc::clone(&self.slot)).map_err(|error| error.to_string())?;
         // Before it has what it has to have it does not ask for votes either. Openraft elects whoever is the only voter of
         // the newest membership that it has, at once: one that gets its log again may come past such a membership.
@@ -241,6 +250,7 @@ impl Group {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
+                () = self.again.notified() => {}
                 () = tokio::time::sleep(wait) => wait = (wait * 2).min(REOPEN.1),
             }
         }
@@ -296,6 +306,41 @@ impl Group {
             *wait = REOPEN.0;
         }
         false
+    }
+
+    /// The log may begin behind what is applied, if the files of a replica are gone: then what is between can only come
+    /// from others, and the entries here are of no use. They go when a leader has been heard of, who has everything
+    /// that was committed: without one they may be all that is left.
+    async fn bridge_a_gap(&self) -> Result<(), String> {
+        let applied = self.slot.replica().map_or(0, |replica| replica.applied().position);
+        let purged = self.log.purged();
+        if applied >= purged {
+            return Ok(());
+        }
+        if !self.may_begin_anew.swap(false, Ordering::SeqCst) {
+            return Err(format!(
+                "what was applied is gone (entries up to {purged}, which the log does not have any more; here are {applied}): it comes from \
+                 the other members as soon as one of them leads"
+            ));
+        }
+        tracing::warn!(
+            group = self.id,
+            purged,
+            applied,
+            "what was applied is gone; everything comes from the leader"
+        );
+        self.log.begin_anew().await.map_err(|error| error.to_string())
+    }
+
+    /// A leader speaks, and nothing runs here.
+    pub(crate) fn heard_while_down(&self, vote: &Vote) {
+        let is_current = vote.committed && self.log.vote().is_none_or(|own| *vote >= own);
+        if is_current
+            && self.slot.replica().is_some_and(|replica| replica.applied().position < self.log.purged())
+        {
+            self.may_begin_anew.store(true, Ordering::SeqCst);
+            self.again.notify_one();
+        }
     }
 
     /// Opens the replica again, in its last durable state.

@@ -237,20 +237,59 @@ impl LogStore {
         state.next() >= state.register.hosted
     }
 
-    /// Has the log reach `position` again before it votes, if it does not; durable on return. Whether it does not.
+    /// Has the log reach `position` again before it votes, if it does not; durable on return. Whether that is news.
     pub(crate) async fn has_to_reach(&self, position: u64) -> io::Result<bool> {
-        let ticket = {
+        let (ticket, is_news) = {
             let mut state = self.inner.state.lock();
             if state.next() >= position {
                 return Ok(false);
             }
-            if state.register.hosted >= position {
-                return Ok(true);
-            }
-            self.set_register(&mut state, |register| register.hosted = position)?
+            let is_news = state.register.hosted < position;
+            // If it is none it may still not be durable.
+            let ticket =
+                self.set_register(&mut state, |register| register.hosted = register.hosted.max(position))?;
+            (ticket, is_news)
         };
         self.inner.shared.durability.wait(ticket).await?;
-        Ok(true)
+        Ok(is_news)
+    }
+
+    /// Forgets all entries, but neither the vote nor how many they were: none is granted before there are as many again.
+    /// Durable on return.
+    pub(crate) async fn begin_anew(&self) -> io::Result<()> {
+        let inner = &self.inner;
+        let ticket = {
+            let mut guard = inner.state.lock();
+            let state = &mut *guard;
+            let register = Register {
+                committed: None,
+                purged: None,
+                hosted: state.register.hosted.max(state.next()),
+                ..state.register.clone()
+            };
+            let wal = &inner.shared.wal;
+            let ticket = wal.truncate_after_with_state(inner.stream, 0, &register.encode()).map_err(to_io)?;
+            *state = State {
+                register,
+                first: 0,
+                last: None,
+                cache: VecDeque::new(),
+                cache_bytes: 0,
+                marks: VecDeque::from([(0, wal.bytes_written())]),
+            };
+            ticket
+        };
+        inner.shared.durability.wait(ticket).await
+    }
+
+    /// Position up to which entries were purged.
+    pub(crate) fn purged(&self) -> u64 {
+        self.inner.state.lock().register.purged.map_or(0, |purged| position(purged.index))
+    }
+
+    /// The vote that was last granted, or asked for.
+    pub(crate) fn vote(&self) -> Option<Vote> {
+        self.inner.state.lock().register.vote
     }
 
     /// Has the log be all that is asked of it before it votes, whatever that was; durable on return.

@@ -261,6 +261,7 @@ pub(crate) struct NodeMetrics {
     refusals: [AtomicU64; REFUSALS.len()],
     reads: [Histogram; ReadKind::ALL.len()],
     failures: [AtomicU64; FAILURES.len()],
+    losses: AtomicU64,
     slow: SlowCommands,
     /// Those who count beside the node, while they are there.
     beside: Mutex<Vec<Weak<dyn Figures>>>,
@@ -274,6 +275,7 @@ impl Default for NodeMetrics {
             refusals: counters(),
             reads: std::array::from_fn(|_| Histogram::default()),
             failures: counters(),
+            losses: AtomicU64::new(0),
             slow: SlowCommands::default(),
             beside: Mutex::default(),
         }
@@ -328,6 +330,11 @@ impl NodeMetrics {
     /// A client is told this.
     pub(crate) fn failed(&self, error: &ClusterError) {
         self.failures[failure_number(error)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A group's log lacks what this node had acknowledged.
+    pub(crate) fn lost_what_was_acknowledged(&self) {
+        self.losses.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Has others told of, too, for as long as they are there.

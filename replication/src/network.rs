@@ -107,7 +107,6 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, _: &Member) -> Connection {
-        self.acknowledged.begin(NodeId(target));
         Connection { network: self.clone(), to: NodeId(target), lane: Lane::Data }
     }
 
@@ -165,13 +164,15 @@ impl Connection {
         };
         let body = encode_forgotten(*cluster, *group, &request.vote, position);
         let told = self.request(Lane::Control, body, deadline);
+        let (to, acknowledged) = (self.to, Arc::clone(acknowledged));
         let why = format!(
-            "node {} lacks what it had acknowledged to node {node} in group {group}, up to entry {position}",
-            self.to
+            "node {to} lacks what it had acknowledged to node {node} in group {group}, up to entry {position}"
         );
         let refused = async move {
-            // Whether it has heard it or not, it is told again.
-            drop(told.await);
+            // Otherwise it is told again with the next request.
+            if told.await.is_ok_and(|reply| take_reply(reply).is_ok()) {
+                acknowledged.is_told(to, leader);
+            }
             Err(TransportError::Unreachable(why))
         };
         (refused.boxed(), asked, 0)
@@ -205,12 +206,11 @@ impl Connection {
             (AppendEntriesResponse::Conflict, Some(previous)) => {
                 let lacked = position(previous.index);
                 if acknowledged.lacks(self.to, leader, lacked, made) {
-                    tracing::error!(
+                    tracing::warn!(
                         group,
                         node = self.to.0,
                         lacked,
-                        "a follower has lost what it had acknowledged; it gets nothing more of this leader, and does not vote. If its \
-                         directory is an older copy, take the node out and let it join under another id"
+                        "a follower lacks what it had acknowledged; it does not vote before it has it again"
                     );
                     let why = format!("node {} has lost what it had acknowledged", self.to);
                     return Err(RPCError::Unreachable(Unreachable::new(&TransportError::Unreachable(why))));

@@ -54,6 +54,13 @@ impl NodeMetrics {
             failed.add(vec![("reason", (*reason).into())], count.load(Ordering::Relaxed));
         }
         families.push(failed);
+        families.push(
+            Family::counter(
+                "dogsled_acknowledged_lost_total",
+                "Times that a log of this node lacked what the node had acknowledged to the group's leader.",
+            )
+            .of(self.losses.load(Ordering::Relaxed)),
+        );
         let beside: Vec<_> = self.beside.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
         families.extend(beside.iter().flat_map(|figures| figures.families()));
         families

@@ -441,7 +441,7 @@ impl Inner {
             Kind::Append => {
                 let request = take_append(take).map_err(malformed)?;
                 check_sender(from, &request.vote)?;
-                let raft = running()?;
+                let raft = running().inspect_err(|_| group.heard_while_down(&request.vote))?;
                 let committed = raft.data_metrics().borrow_watched().local_committed;
                 check_append(&request, committed).map_err(malformed)?;
                 // A leader that has committed nothing of its own may not know yet what was acknowledged before it led.
