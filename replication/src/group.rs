@@ -188,6 +188,11 @@ impl Group {
         self.raft.load_full()
     }
 
+    /// Whether nothing is known that would keep it from being opened.
+    pub(crate) fn has_not_failed(&self) -> bool {
+        self.failure.lock().is_none()
+    }
+
     fn down(&self) -> ClusterError {
         match &*self.failure.lock() {
             Some(failure) => ClusterError::Storage(format!("group {}: {failure}", self.id)),
@@ -781,6 +786,13 @@ impl Group {
             Some(log_id) => entry_id(*log_id),
         };
         status.settled = metrics.membership_config == metrics.committed_membership_config;
+        if status.failure.is_none() && status.voters == [self.network.node] && !self.log.may_vote() {
+            // Whoever went on with it alone was interrupted; to recover it again ends that.
+            status.failure = Some(format!(
+                "it has to have {} entries before it votes, and nobody else is there to get them from",
+                self.log.hosted()
+            ));
+        }
         let configs = membership.get_joint_config();
         status.joint = configs.len() > 1;
         status.configs = configs.iter().map(|voters| voters.iter().copied().map(NodeId).collect()).collect();

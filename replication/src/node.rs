@@ -194,6 +194,8 @@ struct Inner {
     adopting: tokio::sync::Mutex<()>,
     /// Only one at a time gives the node a group, or takes one from it.
     hosting: tokio::sync::Mutex<()>,
+    /// Something that was begun under it stopped half-way.
+    unfinished: AtomicBool,
     /// Wakes the [driver](drive).
     wake_driver: tokio::sync::Notify,
     /// What the driver has found last, while this node leads group 0.
@@ -287,6 +289,7 @@ impl Node {
             cluster: OnceLock::new(),
             adopting: tokio::sync::Mutex::new(()),
             hosting: tokio::sync::Mutex::new(()),
+            unfinished: AtomicBool::new(false),
             wake_driver: tokio::sync::Notify::new(),
             progress: runtime::watch::Sender::new(None),
             addresses: Mutex::default(),
@@ -417,7 +420,13 @@ impl Node {
     /// What the answer would be if it is an error.
     pub async fn request(&self, request: ClientRequest) -> std::result::Result<ClientReply, ClusterError> {
         let body = request.encode();
-        let reply = Arc::clone(&self.inner).serve(request, body, serve::Asker::Client).await;
+        let is_administrative = request.is_administrative();
+        let reply = Arc::clone(&self.inner).serve(request, body, serve::Asker::Client);
+        // What is done in several steps goes on if the caller does not wait for it.
+        let reply = match is_administrative {
+            true => serve::goes_on(reply).await,
+            false => reply.await,
+        };
         match ClientReply::decode(reply) {
             Ok(ClientReply::Error(error)) => Err(error),
             Ok(reply) => Ok(reply),
@@ -599,6 +608,9 @@ impl Inner {
             return Err("a cluster has an id and 1 to 4096 partitions".to_owned());
         }
         let _one_at_a_time = self.adopting.lock().await;
+        if *self.stop.borrow() {
+            return Err("the node is stopping".to_owned());
+        }
         if let Some(expected) = self.config.cluster.filter(|expected| *expected != adoption.cluster_id) {
             return Err(format!(
                 "node {} expects the cluster {expected:032x}, not {:032x}",
@@ -696,6 +708,8 @@ impl Inner {
 
     async fn stop(&self, orderly: bool) -> Result<()> {
         self.stop.send_replace(true);
+        // Whoever is making the node part of a cluster is through, and nobody begins to.
+        let _adopting = self.adopting.lock().await;
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {
             // A task that panicked has ended, too.

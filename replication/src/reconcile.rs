@@ -98,15 +98,17 @@ impl View {
     /// From what members say of themselves. Of two that believe to lead, the one of the later term does.
     pub(crate) fn of(statuses: &[NodeStatus], recently: Duration) -> View {
         let mut view = View::default();
-        let mut terms: BTreeMap<u32, u64> = BTreeMap::new();
+        // Of one term there may be two, of which the second was elected later.
+        let mut terms: BTreeMap<u32, (u64, NodeId)> = BTreeMap::new();
         for status in statuses {
             let hosted = status.groups.iter().map(|group| group.group).collect();
             view.hosts.insert(status.node, hosted);
             for group in &status.groups {
-                if group.role != Role::Leader || terms.get(&group.group).is_some_and(|at| *at > group.term) {
+                let term = (group.term, status.node);
+                if group.role != Role::Leader || terms.get(&group.group).is_some_and(|at| *at > term) {
                     continue;
                 }
-                terms.insert(group.group, group.term);
+                terms.insert(group.group, term);
                 view.loads.insert(group.group, group.load);
                 let mut level = BTreeSet::from([status.node]);
                 for follower in &group.followers {

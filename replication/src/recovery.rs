@@ -260,6 +260,14 @@ pub(crate) fn plan(
                 (seen.newest.position > 0).then_some((*node, seen))
             })
             .collect();
+        // Who is down has nothing that is missed as long as the others have their quorum: a membership that they do not
+        // know would have needed one of them.
+        let votes = |(_, seen): &&(NodeId, &GroupStatus)| seen.role != Role::Down && seen.failure.is_none();
+        let voting: BTreeSet<NodeId> = holders.iter().filter(votes).map(|(node, _)| *node).collect();
+        let best_voting = holders.iter().filter(votes).max_by_key(|(_, seen)| newest(seen));
+        if best_voting.is_some_and(|(_, best)| has_quorum(&best.configs, &voting)) {
+            continue;
+        }
         if let Some((node, down)) = holders.iter().find(|(_, seen)| seen.role == Role::Down) {
             let why = down.failure.as_deref().unwrap_or("it is being opened");
             return Err(format!(
@@ -294,9 +302,6 @@ pub(crate) fn plan(
             continue;
         };
         let has: BTreeSet<NodeId> = holders.iter().map(|(node, _)| *node).collect();
-        if has_quorum(&best.configs, &has) {
-            continue;
-        }
         groups.push(GroupRecovery {
             group,
             survivor: Some(survivor),

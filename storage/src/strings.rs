@@ -315,11 +315,30 @@ pub enum StringsFailure {
     TooMuch,
     /// The tree would be larger than its quota allows; see [`crate::quota`].
     OverQuota,
+    /// Together with what comes before it in its list it copies, or writes anew, more than one list may.
+    TooMuchWork,
 }
 
 /// The replies to a list of operations, in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode)]
 pub struct StringsReplies(pub Vec<StringsReply>);
+
+impl StringAction {
+    /// Whether the value that is there is written anew, however short the operation is: what follows it, moves it, or has
+    /// another time to live.
+    pub fn rewrites(&self) -> bool {
+        use StringAction::{Append, Expire, GetAndExpire, Overwrite, Persist, Transfer};
+        matches!(
+            self,
+            Append { .. }
+                | Overwrite { .. }
+                | Expire { .. }
+                | Persist
+                | GetAndExpire { .. }
+                | Transfer { .. }
+        )
+    }
+}
 
 impl StringsOperation {
     /// Whether it only reads.
@@ -580,7 +599,7 @@ pub fn apply(
             }
             // It is too large to be known as a whole.
             if *copy && slot.hash.as_ref().is_some_and(|hash| !hash.is_whole) {
-                return Failed(StringsFailure::TooMuch);
+                return Failed(StringsFailure::TooMuchWork);
             }
             other.value.clone_from(&slot.value);
             other.hash = match &slot.hash {

@@ -401,3 +401,72 @@ fn a_pipeline_of_short_requests_with_long_replies_is_answered_in_parts() {
     assert_eq!(client.says(&info(1025)), "-ERR at most 1024 commands are described at a time");
     serves(&served);
 }
+
+/// Much of what is short to say is done a little at a time.
+#[test]
+fn what_a_pipeline_copies_and_appends_is_done_however_much_it_comes_to() {
+    let served = Served::new(1, 2);
+    let mut redis = served.connect(0);
+    assert_eq!(redis.says(&format!("SET {{t}}long {}", "x".repeat(8 << 20))), "+OK");
+    let copies: Vec<u8> =
+        (0..10).flat_map(|to| request(&words(&format!("COPY {{t}}long {{t}}{to}")))).collect();
+    redis.send(&copies);
+    for to in 0..10 {
+        assert_eq!(redis.reply(), b":1\r\n", "{to}");
+    }
+    redis.send(&request(&words("APPEND {t}long x")).repeat(150));
+    for more in 1..=150 {
+        assert_eq!(redis.reply(), format!(":{}\r\n", (8 << 20) + more).as_bytes());
+    }
+    redis.send(&request(&words("PEXPIRE {t}long 1000000")).repeat(150));
+    for _ in 0..150 {
+        assert_eq!(redis.reply(), b":1\r\n");
+    }
+    // At once it is another matter.
+    redis.send(b"MULTI\r\n");
+    redis.reply();
+    redis.send(&copies);
+    (0..10).for_each(|_| drop(redis.reply()));
+    let refused = "$-ERR this copies, or writes anew, too much at once; do it in smaller steps";
+    let told = redis.says("EXEC");
+    assert!(told.contains(&refused[1..]), "{told}");
+    let gone = (0..10).map(|to| format!(" {{t}}{to}")).collect::<String>();
+    assert_eq!(redis.says(&format!("UNLINK{gone} {{t}}absent")), ":10");
+    assert_eq!(redis.says("EXISTS {t}0 {t}long"), ":1");
+}
+
+/// Every node that has the partition would be asked for it again after it had died of it.
+#[test]
+fn a_transaction_that_would_tell_more_than_there_is_memory_is_refused() {
+    let served = Served::new(1, 2);
+    let mut redis = served.connect(0);
+    let fields: String = (0..5_000).map(|field| format!(" field{field} value{field}")).collect();
+    assert_eq!(redis.says(&format!("HSET {{t}}hash{fields}")), ":5000");
+    redis.send(b"MULTI\r\n");
+    redis.send(&request(&words("SET {t}x 1")));
+    redis.send(&request(&words("HGETALL {t}hash")).repeat(20_000));
+    (0..20_002).for_each(|_| drop(redis.reply()));
+    let told = redis.says("EXEC");
+    assert!(told.contains("takes more than 16777216 bytes"), "{told}");
+    assert_eq!(redis.says("EXISTS {t}x"), ":0");
+    assert_eq!(redis.says("HLEN {t}hash"), ":5000");
+}
+
+#[test]
+fn a_random_key_is_every_key_in_turn() {
+    let served = Served::new(1, 2);
+    let mut redis = served.connect(0);
+    for count in [2, 100] {
+        for number in 0..count {
+            redis.says(&format!("SET key:{number:03} x"));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..10_000 {
+            seen.insert(redis.says("RANDOMKEY"));
+            if seen.len() == count {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), count, "{seen:?}");
+    }
+}

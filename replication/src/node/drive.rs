@@ -303,7 +303,8 @@ impl Inner {
         if !group.leads() {
             return Err(group.not_leader(group.leader()));
         }
-        if let GroupChange::Learners { nodes } = &change {
+        let mut change = change;
+        if let GroupChange::Learners { nodes } = &mut change {
             let (committed, members) = group.committed_members();
             // Whoever is to be added is out as of the newest membership, and that is committed: otherwise
             // what is asked for was decided upon something else.
@@ -313,9 +314,22 @@ impl Inner {
                     group.id
                 )));
             }
-            for (node, addresses) in nodes {
+            // Who cannot take it does not keep the others from it.
+            let given = nodes.iter().map(|(node, addresses)| {
                 self.set_addresses(*node, addresses.clone());
-                self.give(*node, group.id, committed, !members.contains(node)).await?;
+                self.give(*node, group.id, committed, !members.contains(node))
+            });
+            let mut given = futures_util::future::join_all(given).await.into_iter();
+            let mut failure = None;
+            nodes.retain(|_| match given.next() {
+                Some(Err(error)) => {
+                    failure = Some(error);
+                    false
+                }
+                _ => true,
+            });
+            if let (true, Some(error)) = (nodes.is_empty(), failure) {
+                return Err(error);
             }
             if nodes.iter().all(|(node, _)| members.contains(node)) {
                 return Ok(());

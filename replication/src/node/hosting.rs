@@ -46,6 +46,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dogsled_storage::disk::{Disk, DiskLock};
@@ -326,6 +327,15 @@ impl Inner {
     /// This node is given a group, as of the membership at `position`. `anew`: that membership is
     /// committed, and this node does not belong to it.
     pub(super) async fn host(self: &Arc<Self>, id: u32, position: u64, anew: bool) -> Result<(), String> {
+        let hosted = self.host_or_fail(id, position, anew).await;
+        if hosted.is_err() {
+            // It may have stopped half-way.
+            self.unfinished.store(true, Ordering::SeqCst);
+        }
+        hosted
+    }
+
+    async fn host_or_fail(self: &Arc<Self>, id: u32, position: u64, anew: bool) -> Result<(), String> {
         let cluster = self.cluster().map_err(|error| error.to_string())?;
         if id == META_GROUP || id > cluster.partitions {
             return match id {
@@ -338,10 +348,16 @@ impl Inner {
             return Err("the node is stopping".to_owned());
         }
         if let Some(group) = cluster.group(id) {
-            let Some(raft) = group.raft() else { return Err(format!("group {id} is being opened")) };
-            let is_news = |group: &Group, raft: &Raft| anew && is_out(group, raft, position);
-            if !is_news(&group, &raft) {
-                return Ok(());
+            let raft = group.raft();
+            if raft.is_none() && group.has_not_failed() {
+                return Err(format!("group {id} is being opened"));
+            }
+            let is_news = |group: &Group, raft: Option<&Raft>| anew && is_out(group, raft, position);
+            if !is_news(&group, raft.as_deref()) {
+                return match raft {
+                    Some(_) => Ok(()),
+                    None => Err(format!("group {id} cannot be opened")),
+                };
             }
             tracing::info!(group = id, position, "the group is given anew to this node");
             if !self.drop_replica(cluster, &group, raft, position, is_news).await? {
@@ -377,15 +393,15 @@ impl Inner {
         self: &Arc<Self>,
         cluster: &Cluster,
         group: &Arc<Group>,
-        raft: Arc<Raft>,
+        raft: Option<Arc<Raft>>,
         position: u64,
-        holds: impl Fn(&Group, &Raft) -> bool,
+        holds: impl Fn(&Group, Option<&Raft>) -> bool,
     ) -> Result<bool, String> {
         let id = group.id;
         cluster.remove(id);
         group.close().await;
         // What a Raft knew last can still be asked of it.
-        if !holds(group, &raft) {
+        if !holds(group, raft.as_deref()) {
             group.slot.close();
             self.open_one(cluster, id).await?;
             return Ok(false);
@@ -452,12 +468,15 @@ impl Inner {
         if *self.stop.borrow() {
             return Ok(());
         }
-        let Some(raft) = group.raft() else { return Ok(()) };
-        let may_go = |group: &Group, raft: &Raft| {
+        let raft = group.raft();
+        if raft.is_none() && group.has_not_failed() {
+            return Ok(());
+        }
+        let may_go = |group: &Group, raft: Option<&Raft>| {
             let nothing_acknowledged = group.log.bounds().1 == 0 && position >= group.log.hosted();
             nothing_acknowledged || is_out(group, raft, position)
         };
-        if may_go(group, &raft) {
+        if may_go(group, raft.as_deref()) {
             self.drop_replica(cluster, group, raft, position, may_go).await?;
         }
         Ok(())
@@ -465,15 +484,18 @@ impl Inner {
 }
 
 /// Whether a committed membership at `position`, which is without this node, is not older than anything
-/// that this node knows of its belonging to the group.
-fn is_out(group: &Group, raft: &Raft, position: u64) -> bool {
-    let (newest, is_member) = newest_membership(raft);
+/// that this node knows of its belonging to the group. Of one that cannot be opened only the log is known, which has no
+/// membership behind its end.
+fn is_out(group: &Group, raft: Option<&Raft>, position: u64) -> bool {
+    let (newest, is_member) = match raft {
+        Some(raft) => newest_membership(raft),
+        None => (group.log.bounds().1, true),
+    };
     position > group.log.hosted() && (position > newest || (position == newest && !is_member))
 }
 
 /// Looks after what the node hosts: what it is to let go, goes.
 async fn tend(node: std::sync::Weak<Inner>, mut stop: runtime::watch::Receiver<bool>) {
-    let mut unfinished = false;
     loop {
         let every = match node.upgrade() {
             Some(node) => node.config.maintenance_every,
@@ -486,9 +508,9 @@ async fn tend(node: std::sync::Weak<Inner>, mut stop: runtime::watch::Receiver<b
         }
         let Some(node) = node.upgrade() else { return };
         let Some(cluster) = node.cluster.get() else { continue };
-        if unfinished {
-            // Never left half-way: what runs on a thread of its own would go on in a WAL that is closed.
-            unfinished = !node.finish_what_was_begun(cluster).await;
+        // Never left half-way: what runs on a thread of its own would go on in a WAL that is closed.
+        if node.unfinished.swap(false, Ordering::SeqCst) && !node.finish_what_was_begun(cluster).await {
+            node.unfinished.store(true, Ordering::SeqCst);
         }
         for group in node.unwanted(cluster) {
             let asked = tokio::select! {
@@ -498,7 +520,7 @@ async fn tend(node: std::sync::Weak<Inner>, mut stop: runtime::watch::Receiver<b
             };
             let Some((position, members)) = asked else { continue };
             if let Err(error) = node.drop_if_out(cluster, &group, position, &members).await {
-                unfinished = true;
+                node.unfinished.store(true, Ordering::SeqCst);
                 tracing::warn!(group = group.id, %error, "a replica that is not needed is still there");
             }
         }

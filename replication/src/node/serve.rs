@@ -78,6 +78,11 @@ fn on_its_own(
     async move { task.await.unwrap_or_else(|_| lost("the node is stopping".to_owned())) }.boxed()
 }
 
+/// What serves a client goes on if the client does not wait for it.
+pub(super) fn goes_on(serve: impl Future<Output = Bytes> + Send + 'static) -> BoxFuture<'static, Bytes> {
+    on_its_own(serve, |why| ClientReply::Error(ClusterError::OutcomeUnknown(why)).encode())
+}
+
 /// Whether an encoded request only reads.
 fn is_read(body: &Bytes) -> bool {
     matches!(
@@ -292,7 +297,7 @@ impl Service for Node {
             }
         };
         let serve = match is_administrative {
-            true => on_its_own(serve, |why| ClientReply::Error(ClusterError::OutcomeUnknown(why)).encode()),
+            true => goes_on(serve),
             false => serve.boxed(),
         };
         let Some(known) = known else { return begun(serve) };

@@ -12,7 +12,7 @@ use dogsled_storage::strings::{
     KIND_HASH, KIND_STRING, StringAction, StringsFailure, StringsOperation, StringsReplies, StringsReply,
 };
 use dogsled_storage::{Command, Fence, GroupRead, GroupReadReply, Reply, TreeId, When};
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 
 use super::config::Parameters;
 use super::entry::{ENTRY_OPERATIONS, entry, group_of_all, group_of_key, name_trees, operations_of};
@@ -221,6 +221,9 @@ pub(super) fn plain(reply: &StringsReply) -> Value {
             StringsFailure::FieldNotAFloat => "ERR hash value is not a float",
             StringsFailure::TooMuch => "ERR the hash is too large for one reply; use HSCAN",
             StringsFailure::OverQuota => OVER_QUOTA,
+            StringsFailure::TooMuchWork => {
+                "ERR this copies, or writes anew, too much at once; do it in smaller steps"
+            }
         }),
         StringsReply::Values(values) => {
             Value::Array(values.0.iter().map(|value| value.clone().map_or(Value::Null, bulk)).collect())
@@ -230,9 +233,23 @@ pub(super) fn plain(reply: &StringsReply) -> Value {
     }
 }
 
-/// Bytes of the database, not copied.
+/// Bytes of the database, not copied unless they are so few that this takes less than sharing them.
 pub(super) fn bulk(value: IVec) -> Value {
-    Value::Bulk(Bytes::from_owner(value))
+    Value::Bulk(match value.len() {
+        0..=64 => Bytes::copy_from_slice(&value),
+        _ => Bytes::from_owner(value),
+    })
+}
+
+/// About how many bytes a reply takes until it is written down, of which short values have the least part.
+fn memory(reply: &StringsReply) -> usize {
+    const EACH: usize = 160;
+    let values = match reply {
+        StringsReply::Values(values) => values.0.len(),
+        StringsReply::Pairs { pairs, .. } => 2 * pairs.0.len(),
+        _ => 1,
+    };
+    reply.bytes() + values * EACH
 }
 
 /// -2: there is no such key; -1: it stays.
@@ -531,21 +548,23 @@ impl Database {
     ) -> Vec<Placed> {
         let operations: Vec<&StringsOperation> =
             run.iter().flat_map(|placed| placed.data.operations.iter()).collect();
-        let told = match self.look(partitions, from, &operations, MOST_AT_ONCE).await {
-            Ok(told) => told,
-            // What one of them asks for is not to be the failure of others.
-            Err(Error::Invalid(_)) if run.len() > 1 => vec![None; operations.len()],
-            Err(error) => {
-                values.extend(run.iter().map(|_| failed(&error)));
-                return Vec::new();
-            }
-        };
-        let (before, mut told) = (values.len(), told.into_iter());
+        let told = self.look_each(partitions, from, &operations, MOST_AT_ONCE).await;
+        let (before, mut told) = (values.len(), &told[..]);
+        let is_one = run.len() == 1;
         let mut run = run.into_iter();
         while let Some(next) = run.as_slice().first() {
-            let own: Option<Vec<StringsReply>> = told.by_ref().take(next.data.operations.len()).collect();
-            let Some(own) = own else { break };
-            values.push(next.data.reply(self, &own));
+            let (own, later) = told.split_at(next.data.operations.len());
+            let own: Result<Option<Vec<StringsReply>>, Error> =
+                own.iter().cloned().map(Result::transpose).collect::<Option<_>>().transpose();
+            match own {
+                Ok(Some(own)) => values.push(next.data.reply(self, &own)),
+                Ok(None) => break,
+                // What one of them asks for is not to be the failure of others: each is asked for alone.
+                Err(Error::Invalid(_)) if !is_one => break,
+                // Others may be where there is a leader.
+                Err(error) => values.push(failed(&error)),
+            }
+            told = later;
             run.next();
         }
         if values.len() == before
@@ -563,8 +582,7 @@ impl Database {
         run.collect()
     }
 
-    /// The replies to operations that read, each of one group; `None` for those before which there were about so many
-    /// bytes already.
+    /// As [`Database::look_each`], or the first error.
     async fn look(
         &self,
         partitions: u32,
@@ -572,6 +590,18 @@ impl Database {
         operations: &[&StringsOperation],
         most: usize,
     ) -> Result<Vec<Option<StringsReply>>, Error> {
+        self.look_each(partitions, from, operations, most).await.into_iter().collect()
+    }
+
+    /// The replies to operations that read, each of one group; `None` for those before which there were about so many
+    /// bytes already.
+    async fn look_each(
+        &self,
+        partitions: u32,
+        from: ReadFrom,
+        operations: &[&StringsOperation],
+        most: usize,
+    ) -> Vec<Result<Option<StringsReply>, Error>> {
         let mut by_group: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for (index, operation) in operations.iter().enumerate() {
             by_group.entry(group_of_key(&operation.key, partitions)).or_default().push(index);
@@ -581,15 +611,20 @@ impl Database {
         let parts = by_group.into_iter().map(|(group, indices)| async move {
             let asked: Vec<StringsOperation> =
                 indices.iter().map(|index| operations[*index].clone()).collect();
-            Ok::<_, Error>((indices, self.look_in(group, from, asked, left, collected).await?))
+            (indices, self.look_in(group, from, asked, left, collected).await)
         });
-        let mut replies = vec![None; operations.len()];
-        for (indices, found) in try_join_all(parts).await? {
-            for (index, reply) in indices.into_iter().zip(found) {
-                replies[index] = Some(reply);
+        let mut replies = vec![Ok(None); operations.len()];
+        for (indices, found) in join_all(parts).await {
+            match found {
+                Ok(found) => {
+                    for (index, reply) in indices.into_iter().zip(found) {
+                        replies[index] = Ok(Some(reply));
+                    }
+                }
+                Err(error) => indices.into_iter().for_each(|index| replies[index] = Err(error.clone())),
             }
         }
-        Ok(replies)
+        replies
     }
 
     /// The replies to all operations that read.
@@ -631,7 +666,7 @@ impl Database {
                         let bytes: usize = found.iter().map(StringsReply::bytes).sum();
                         let less = |left: usize| Some(left.saturating_sub(bytes));
                         let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-                        if !collected.add(bytes) {
+                        if !collected.add(found.iter().map(memory).sum()) {
                             return Err(too_much());
                         }
                         replies.extend(found);

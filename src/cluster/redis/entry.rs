@@ -3,7 +3,7 @@
 
 use dogsled_replication::ring::{self, slots};
 use dogsled_storage::command::KeyRead;
-use dogsled_storage::strings::StringsOperation;
+use dogsled_storage::strings::{StringAction, StringsOperation};
 use dogsled_storage::{Fence, TreeId};
 
 use super::database::{Data, Watched};
@@ -13,7 +13,49 @@ use crate::IVec;
 
 /// The most operations, and about the most bytes, of one entry that a pipeline becomes.
 pub(super) const ENTRY_OPERATIONS: usize = 1024;
-pub(super) const ENTRY_BYTES: usize = 4 << 20;
+const ENTRY_BYTES: usize = 4 << 20;
+
+/// The most operations of one entry that write anew what is there: so many values of any length are not too much for a list
+/// ([`Work`](dogsled_storage::strings::Work)), so that nothing is refused for what is done with it.
+const ENTRY_REWRITES: usize = 64;
+
+/// What goes into one entry, in this order.
+#[derive(Default)]
+pub(super) struct Filling {
+    operations: usize,
+    bytes: usize,
+    rewrites: usize,
+    is_full: bool,
+}
+
+impl Filling {
+    /// Whether these operations, of so many bytes, still fit. What comes first does.
+    pub(super) fn fits(&mut self, operations: &[StringsOperation], bytes: usize) -> bool {
+        let is_copy = |operation: &StringsOperation| {
+            matches!(operation.action, StringAction::Transfer { copy: true, .. })
+        };
+        // How much that comes to nobody knows.
+        let is_alone = operations.iter().any(is_copy);
+        let rewrites = operations.iter().filter(|operation| operation.action.rewrites()).count();
+        let first = self.operations == 0;
+        let after = Filling {
+            operations: self.operations + operations.len(),
+            bytes: self.bytes + bytes,
+            rewrites: self.rewrites + rewrites,
+            is_full: is_alone,
+        };
+        let is_too_much = self.is_full
+            || is_alone
+            || after.operations > ENTRY_OPERATIONS
+            || after.bytes > ENTRY_BYTES
+            || after.rewrites > ENTRY_REWRITES;
+        if is_too_much && !first {
+            return false;
+        }
+        *self = after;
+        true
+    }
+}
 
 /// The group of a key, in whichever database.
 pub(super) fn group_of_key(key: &[u8], partitions: u32) -> u32 {
@@ -45,14 +87,8 @@ pub(super) fn group_of_all(
 
 /// How many of these commands, of one group, fit into one entry; and their operations, if others may share it.
 pub(super) fn entry(commands: &[(usize, Data)]) -> (usize, Option<Vec<StringsOperation>>) {
-    let (mut operations, mut bytes, mut count) = (0, 0, 0);
-    for (_, data) in commands {
-        let (more, larger) = (data.operations.len(), data.bytes());
-        if count > 0 && (operations + more > ENTRY_OPERATIONS || bytes + larger > ENTRY_BYTES) {
-            break;
-        }
-        (operations, bytes, count) = (operations + more, bytes + larger, count + 1);
-    }
+    let mut filling = Filling::default();
+    let count = commands.iter().take_while(|(_, data)| filling.fits(&data.operations, data.bytes())).count();
     let commands = &commands[..count];
     let is_shared = commands.iter().all(|(_, data)| data.operations.iter().all(may_share));
     (count, is_shared.then(|| operations_of(commands)))

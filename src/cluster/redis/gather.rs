@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::database::submit;
-use super::entry::{ENTRY_BYTES, ENTRY_OPERATIONS};
+use super::entry::Filling;
 use crate::cluster::{Client, Error};
 
 /// The longest that a command waits for those before it.
@@ -94,14 +94,9 @@ impl Gatherer {
             queue.is_running = !is_idle;
             return if is_idle { Next::Done } else { Next::Wait };
         }
-        let (mut operations, mut bytes, mut count) = (0, 0, 0);
-        for wanted in &queue.waiting {
-            let (more, larger) = (wanted.operations.len(), wanted.bytes);
-            if count > 0 && (operations + more > ENTRY_OPERATIONS || bytes + larger > ENTRY_BYTES) {
-                break;
-            }
-            (operations, bytes, count) = (operations + more, bytes + larger, count + 1);
-        }
+        let mut filling = Filling::default();
+        let fits = |wanted: &&Wanted| filling.fits(&wanted.operations, wanted.bytes);
+        let count = queue.waiting.iter().take_while(fits).count();
         let later = queue.waiting.split_off(count);
         Next::Entry(std::mem::replace(&mut queue.waiting, later))
     }

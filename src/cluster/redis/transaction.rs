@@ -145,7 +145,7 @@ async fn run(
             _ => None,
         };
         let reply = match work.is_too_much(&operation.action, &slot) {
-            true => StringsReply::Failed(StringsFailure::TooMuch),
+            true => StringsReply::Failed(StringsFailure::TooMuchWork),
             false => apply(&operation.action, now_ms, &mut carried, &mut slot, other),
         };
         // What was long is copied here, of many that were queued.

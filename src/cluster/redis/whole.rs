@@ -309,7 +309,11 @@ async fn keys_of(tree: &Tree, pattern: &[u8], collected: &Collected) -> Result<V
     Ok(Value::Array(keys))
 }
 
-/// The first key behind a place by chance between the first and the last. Keys behind gaps come more often.
+/// So many keys are looked at for a random one.
+const LOOKED_AT: usize = 16;
+
+/// One of some keys behind a place by chance between the first and the last; behind the last comes the first. Keys behind gaps,
+/// and those shortly after them, come more often.
 async fn random(tree: &Tree) -> Result<Option<IVec>, Error> {
     let (Some((first, _)), Some((last, _))) = (first_key(tree, false).await?, first_key(tree, true).await?)
     else {
@@ -325,13 +329,26 @@ async fn random(tree: &Tree) -> Result<Option<IVec>, Error> {
     };
     // They were read one after the other: by the second time what was first may be gone.
     let (low, high) = (number(&first).min(number(&last)), number(&first).max(number(&last)));
-    let span = u128::from(high - low) + 1;
-    let between = low + ((u128::from(random_u64()) * span) >> 64) as u64;
-    let place = IVec::from([&first[..common], &between.to_be_bytes()].concat());
-    let mut behind = tree.range::<IVec, _>((Bound::Included(place), Bound::Unbounded)).keys_only();
-    match behind.next().await.transpose()? {
-        Some((key, _)) => Ok(Some(key)),
-        None => Ok(Some(first)),
+    let place = IVec::from([&first[..common], &(low + below((high - low).wrapping_add(1))).to_be_bytes()].concat());
+    let behind = (Bound::Included(place.clone()), Bound::Unbounded);
+    let mut some = Vec::with_capacity(LOOKED_AT);
+    for range in [behind, (Bound::Unbounded, Bound::Excluded(place))] {
+        let mut keys = tree.range::<IVec, _>(range).keys_only();
+        while some.len() < LOOKED_AT
+            && let Some((key, _)) = keys.next().await.transpose()?
+        {
+            some.push(key);
+        }
+    }
+    let one = below(some.len() as u64) as usize;
+    Ok(some.into_iter().nth(one))
+}
+
+/// A random number below a limit, of which 0 means 2^64.
+fn below(limit: u64) -> u64 {
+    match limit {
+        0 => random_u64(),
+        _ => ((u128::from(random_u64()) * u128::from(limit)) >> 64) as u64,
     }
 }
 

@@ -24,6 +24,8 @@ use crate::{IVec, Result};
 
 const ONE: u8 = 1;
 const ALL: u8 = 2;
+/// With so many effects no more fields are removed at once.
+const AT_ONCE: usize = 4096;
 /// How many hashes of a tree are looked at in one step.
 const LOOKED_AT: usize = 256;
 
@@ -37,10 +39,17 @@ fn mark_all(at_ms: u64, tree: TreeId, from: HashId) -> IVec {
 
 fn put_mark(view: &impl View, key: IVec, effects: &mut Effects) -> Result<()> {
     let known = |effect: &Effect| matches!(effect, Effect::Put { tree: TreeId::EXPIRY, key: known, .. } if *known == key);
-    if effects.iter().any(known) || view.version(TreeId::EXPIRY, &key)?.is_some() {
+    if effects.iter().any(known) {
         return Ok(());
     }
-    effects.push(Effect::Put { tree: TreeId::EXPIRY, key, value: IVec::new(), fresh: Some(true) });
+    put_new_mark(view, key, effects)
+}
+
+/// One that none of `effects` is.
+fn put_new_mark(view: &impl View, key: IVec, effects: &mut Effects) -> Result<()> {
+    if view.version(TreeId::EXPIRY, &key)?.is_none() {
+        effects.push(Effect::Put { tree: TreeId::EXPIRY, key, value: IVec::new(), fresh: Some(true) });
+    }
     Ok(())
 }
 
@@ -54,8 +63,8 @@ pub(crate) fn suspect_all(view: &impl View, at_ms: u64, tree: TreeId, effects: &
     put_mark(view, mark_all(at_ms, tree, HashId::default()), effects)
 }
 
-/// Removes a hash that its key does not hold any more, or has that done if it is large. `count` is how
-/// many fields its head told.
+/// Removes a hash that its key does not hold any more, or has that done if it is large, or if there is much to be done
+/// already. `count` is how many fields its head told. It is not among those that `effects` are about yet.
 pub(crate) fn discard(
     view: &impl View,
     time_ms: u64,
@@ -63,12 +72,9 @@ pub(crate) fn discard(
     count: u64,
     effects: &mut Effects,
 ) -> Result<()> {
-    if count > SMALL {
-        return suspect(view, time_ms, id, effects);
-    }
-    if !remove(view, id, SMALL as usize, effects)? {
-        // It has more than it said.
-        suspect(view, time_ms, id, effects)?;
+    // Otherwise it has more than it said.
+    if count > SMALL || effects.len() > AT_ONCE || !remove(view, id, SMALL as usize, effects)? {
+        put_new_mark(view, mark_one(time_ms, id), effects)?;
     }
     Ok(())
 }

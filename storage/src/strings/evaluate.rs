@@ -1,6 +1,6 @@
 //! [`evaluate()`]: lists of operations on the state; see [`super`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::notices::{Before, Notices};
 use super::{
@@ -21,9 +21,13 @@ const SUSPECTED_FOR_MS: u64 = 60_000;
 /// How many bytes one list copies to other keys, at most. What it carries says nothing about how much that is, and all of
 /// it goes to the disk at once.
 const MOST_COPIED: i64 = 64 << 20;
-/// How many bytes are written anew for what one list appends or overwrites, at most: by that it is bounded how long
-/// whoever applies it is busy with it alone.
+/// How many bytes are written anew for what one list appends, overwrites, moves, or gives another time to live, at most: by that it
+/// is bounded how long whoever applies it is busy with it alone.
 const MOST_REWRITTEN: i64 = 1 << 30;
+/// How many bytes of values one list looks at, at most: they are in memory together.
+const MOST_SEEN: usize = 2 << 30;
+/// Values up to this length are kept though only their kind matters.
+const SHORT: usize = 64;
 
 /// A key that operations have looked at.
 struct Looked {
@@ -34,6 +38,15 @@ struct Looked {
     record: Option<Versioned>,
     /// That its time was over before it is written anew.
     is_told_expired: bool,
+}
+
+impl Looked {
+    /// Only of what kind it is matters.
+    fn forget_value(&mut self) {
+        for slot in [&mut self.slot, &mut self.before] {
+            slot.value.take_if(|value| value.len() > SHORT).map(|_| slot.value = Some(IVec::new()));
+        }
+    }
 }
 
 type Place = (TreeId, IVec);
@@ -48,18 +61,71 @@ pub(crate) fn evaluate(
 ) -> Result<Outcome> {
     let growth = Growth::new(view)?;
     let outcome = evaluate_judged(view, context, watched, operations, growth, true)?;
-    if let Reply::Strings(StringsReplies(replies)) = &outcome.reply {
-        // Before anybody tries to write them down; until here they share what is kept. Of a part nothing is told, and once
-        // it is prepared it must not be refused any more. What several come to could not be told by another node: it would
-        // be done, and nobody would have what it has taken.
-        let most = if operations.len() > 1 { MAX_TOLD_TOGETHER } else { MAX_TOLD };
-        if replies.iter().map(StringsReply::encoded_bytes).sum::<usize>() > most {
-            return Err(Error::InvalidRequest(format!(
-                "what is asked for takes more than {most} bytes; ask for less at a time"
-            )));
+    Ok(outcome)
+}
+
+/// What a list tells and looks at, which must not come to more than there is room for. Of a part nothing is told, and once it
+/// is prepared it must not be refused any more.
+struct Bounds {
+    is_bounded: bool,
+    told: usize,
+    most_told: usize,
+    seen: usize,
+}
+
+impl Bounds {
+    fn new(operations: &[StringsOperation], is_bounded: bool) -> Bounds {
+        // What several come to could not be told by another node: it would be done, and nobody would have what it has
+        // taken.
+        let most_told = if operations.len() > 1 { MAX_TOLD_TOGETHER } else { MAX_TOLD };
+        Bounds { is_bounded, told: 0, most_told, seen: 0 }
+    }
+
+    /// Adds a reply, before there are more of them than there is room for.
+    fn tell(&mut self, reply: StringsReply, replies: &mut Vec<StringsReply>) -> Result<()> {
+        if !self.is_bounded {
+            return Ok(());
+        }
+        self.told = self.told.saturating_add(reply.encoded_bytes());
+        replies.push(reply);
+        match self.told > self.most_told {
+            true => Err(Error::InvalidRequest(format!(
+                "what is asked for takes more than {} bytes; ask for less at a time",
+                self.most_told
+            ))),
+            false => Ok(()),
         }
     }
-    Ok(outcome)
+
+    fn see(&mut self, slot: &Slot) -> Result<()> {
+        self.seen = self.seen.saturating_add(slot.value.as_ref().map_or(0, |value| value.len()));
+        match self.is_bounded && self.seen > MOST_SEEN {
+            true => Err(Error::InvalidRequest(format!(
+                "what is to be looked at takes more than {MOST_SEEN} bytes; ask for less at a time"
+            ))),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The keys of which a list needs more than their kind, where that is not so of all.
+fn wanted_values(operations: &[StringsOperation]) -> Option<HashSet<(TreeId, &IVec)>> {
+    if !operations.iter().any(is_of_kind) {
+        return None;
+    }
+    let others = operations.iter().filter(|operation| !is_of_kind(operation));
+    Some(others.flat_map(StringsOperation::keys).collect())
+}
+
+/// Whether what a key holds has no part in what the operation does, tells, or leaves there: only its kind has. (Another time
+/// to live is written together with the value.)
+fn is_of_kind(operation: &StringsOperation) -> bool {
+    use StringAction::{Delete, Exists, Expires, Kind, RequireAbsent, Set};
+    match &operation.action {
+        Exists | Expires | RequireAbsent { .. } | Delete | Kind => true,
+        Set { get, .. } => !get,
+        _ => false,
+    }
 }
 
 /// What operations do that are a part of something larger, which is refused or carried out as a whole: whoever asks has
@@ -154,11 +220,12 @@ fn carry_out<V: View>(
         && notices.is_none();
     let mut keys: BTreeMap<Place, Looked> = BTreeMap::new();
     let mut carried = Carried::new(context.sequence);
-    let mut work = Work::default();
+    let (mut work, mut bounds) = (Work::default(), Bounds::new(operations, is_bounded));
+    let wanted = wanted_values(operations);
     let mut replies = Vec::with_capacity(operations.len());
     for operation in operations {
         if let StringAction::Suspect { .. } = operation.action {
-            replies.push(StringsReply::Done);
+            bounds.tell(StringsReply::Done, &mut replies)?;
             continue;
         }
         for (tree, key) in operation.keys() {
@@ -166,8 +233,14 @@ fn carry_out<V: View>(
             if let std::collections::btree_map::Entry::Vacant(entry) = keys.entry(place) {
                 expiry::check_tree(view, tree)?;
                 // Of a tree with a quota it has to be known how long that is.
-                let is_blind = may_be_blind && operation.is_blind() && !is_limited(&mut growth, tree)?;
-                entry.insert(look(view, tree, key, is_blind, may_expire)?);
+                let is_limited = is_limited(&mut growth, tree)?;
+                let is_blind = may_be_blind && operation.is_blind() && !is_limited;
+                let mut looked = look(view, tree, key, is_blind, may_expire)?;
+                if !is_limited && wanted.as_ref().is_some_and(|wanted| !wanted.contains(&(tree, key))) {
+                    looked.forget_value();
+                }
+                bounds.see(&looked.slot)?;
+                entry.insert(looked);
             }
         }
         let place = (operation.tree, operation.key.clone());
@@ -194,7 +267,7 @@ fn carry_out<V: View>(
         let before = is_judged.then(slots);
         let other_slot = other.as_ref().map(|other| &mut keys.get_mut(other).expect("looked at").slot);
         let mut reply = match is_bounded && work.is_too_much(&operation.action, &slot) {
-            true => StringsReply::Failed(StringsFailure::TooMuch),
+            true => StringsReply::Failed(StringsFailure::TooMuchWork),
             false => apply(&operation.action, context.time_ms, &mut carried, &mut slot, other_slot),
         };
         if let (Some(growth), Some((before, other_before))) = (&mut growth, before) {
@@ -223,7 +296,7 @@ fn carry_out<V: View>(
             }
             notices.operation((place.0, &place.1), &operation.action, &reply, told_before, &slot);
         }
-        replies.push(reply);
+        bounds.tell(reply, &mut replies)?;
         keys.get_mut(&place).expect("looked at").slot = slot;
     }
     Ok((replies, keys))
@@ -270,21 +343,16 @@ impl Work {
     /// Whether this one, of what is there, is more than those before have left. Only what copies or rewrites is refused:
     /// with [`StringsFailure::TooMuch`].
     pub fn is_too_much(&mut self, action: &StringAction, slot: &Slot) -> bool {
-        let size = || {
-            let value = slot.value.as_ref().map_or(0, |value| value.len() as i64);
-            value + slot.hash.as_ref().map_or(0, fields_known)
-        };
-        match action {
-            StringAction::Transfer { copy: true, .. } => {
-                self.copied += size();
-                self.copied > MOST_COPIED
-            }
-            StringAction::Append { .. } | StringAction::Overwrite { .. } => {
-                self.rewritten += size();
-                self.rewritten > MOST_REWRITTEN
-            }
-            _ => false,
+        let value = || slot.value.as_ref().map_or(0, |value| value.len() as i64);
+        if let StringAction::Transfer { copy: true, .. } = action {
+            self.copied += value() + slot.hash.as_ref().map_or(0, fields_known);
+            return self.copied > MOST_COPIED;
         }
+        if action.rewrites() {
+            self.rewritten += value();
+            return self.rewritten > MOST_REWRITTEN;
+        }
+        false
     }
 }
 

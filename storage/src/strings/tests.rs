@@ -19,7 +19,7 @@ fn a_hash_of_which_not_all_is_known_is_not_copied_and_what_a_range_makes_counts(
         apply(&copy(replace), 1_000, &mut Carried::default(), &mut slot, Some(other))
     };
     assert_eq!(carry(false, &mut other), StringsReply::Integer(0));
-    assert_eq!(carry(true, &mut other), StringsReply::Failed(StringsFailure::TooMuch));
+    assert_eq!(carry(true, &mut other), StringsReply::Failed(StringsFailure::TooMuchWork));
     assert_eq!(other, Slot::found(Some("old".into()), None));
 
     let action = StringAction::Overwrite { offset: 1_000, value: "x".into() };
