@@ -342,7 +342,11 @@ impl Snapshots {
                 tracing::debug!(why, "a piece of a snapshot was refused");
             }
             // It is not to be gone on with: whoever begins again, begins at the beginning.
-            Err(error) => return Err(failed(error)),
+            Err(error) => {
+                // What is there of it may be what fills the disk. What cannot be removed is when the next one begins.
+                let _ = self.blocking.run(move || installer.abandon()).await;
+                return Err(failed(error));
+            }
         }
         let place = place_answer(installer.position());
         *guard = Some(installer);

@@ -79,6 +79,26 @@ impl std::fmt::Debug for Engine {
     }
 }
 
+const EXPIRY_THREAD: &str = "dogsled-expiry";
+
+/// Keeps redb from tidying up when what it has opened turns out not to be opened: it would commit anew, and take the place
+/// of the commit before the last, which is what [repair](crate::repair()) falls back on.
+struct Unchanged(Option<crate::tree_file::TreeFile>);
+
+impl Unchanged {
+    fn is_open(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unchanged {
+    fn drop(&mut self) {
+        if let Some(file) = &self.0 {
+            file.refuse_writes();
+        }
+    }
+}
+
 impl Engine {
     /// Opens the database in a directory, making one if there is none, and recovers what was
     /// acknowledged.
@@ -114,6 +134,7 @@ impl Engine {
         let tree_path = directory.tree_path();
         let (database, file) =
             open_redb_and_file(&*directory.disk, &tree_path, directory.database_id, redb_cache as u64)?;
+        let unchanged = Unchanged(Some(file.clone()));
         let (mut checkpoint, folding) = read_checkpoint(&database, &tree_path)?;
         crate::replica::check_kind(&directory, &mut checkpoint, is_replica)?;
         let wal = match shared_wal {
@@ -183,17 +204,19 @@ impl Engine {
             stalls: AtomicUsize::new(0),
             room: room::Room::default(),
             closed: AtomicBool::new(false),
+            closing: Mutex::default(),
             redb_cache,
             dropped_under_lock: Mutex::default(),
             directory,
             options,
         });
+        unchanged.is_open();
         let engine =
             Engine { shared: Arc::clone(&shared), checkpointer: Mutex::new(None), expirer: Mutex::new(None) };
         if shared.options.background_threads && !is_replica {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new()
-                .name("dogsled-expiry".to_owned())
+                .name(EXPIRY_THREAD.to_owned())
                 .spawn(move || due::run(&shared))
                 .map_err(|error| Error::io("starting the thread that removes expired keys", error))?;
             *engine.expirer.lock() = Some(thread);
@@ -518,11 +541,22 @@ impl Engine {
     pub fn close(&self) -> Result<()> {
         // Under the commit mutex: no commit is between its check and its append to the WAL.
         let committer = self.shared.commit.lock();
-        let was_closed = self.shared.closed.swap(true, Ordering::AcqRel);
-        drop(committer);
-        if was_closed {
-            return Ok(());
+        if self.shared.closed.swap(true, Ordering::AcqRel) {
+            drop(committer);
+            // By another, perhaps only just; that may be waiting for this thread, if it is one of the database's own.
+            if std::thread::current().name().is_some_and(|name| name == EXPIRY_THREAD) {
+                return Ok(());
+            }
+            return self.shared.closing.lock().clone().map_or(Ok(()), Err);
         }
+        let mut closing = self.shared.closing.lock();
+        drop(committer);
+        let closed = self.close_once();
+        *closing = closed.as_ref().err().cloned();
+        closed
+    }
+
+    fn close_once(&self) -> Result<()> {
         {
             let mut progress = self.shared.progress.lock();
             progress.closing = true;

@@ -32,7 +32,7 @@ impl Replica {
             GroupRead::Get { tree, key } => {
                 let state = shared.state.load();
                 GroupReadReply::Value(match find(&state, tree)? {
-                    Some(id) => shared.get(id, key)?,
+                    Some(id) => or_dropped(shared.get(id, key))?,
                     None => None,
                 })
             }
@@ -74,7 +74,7 @@ impl Replica {
                 // The state is no older than the time.
                 let now_ms = self.time_ms();
                 let at_ms = match find(&shared.state.load(), tree)? {
-                    Some(id) => shared.expires(id, key)?,
+                    Some(id) => or_dropped(shared.expires(id, key))?,
                     None => None,
                 };
                 GroupReadReply::Expires { at_ms, now_ms }
@@ -308,6 +308,14 @@ pub(crate) fn view<'a>(snapshot: &'a Snapshot, ends: &'a Ends) -> LatestView<'a>
         earliest_due: u64::MAX,
         // Nothing is written here.
         has_quotas: false,
+    }
+}
+
+/// What is found in a tree; nothing, if it has been dropped since it was looked for.
+fn or_dropped<T>(found: Result<Option<T>>) -> Result<Option<T>> {
+    match found {
+        Err(Error::TreeNotFound(_)) => Ok(None),
+        found => found,
     }
 }
 

@@ -494,6 +494,11 @@ impl TreeFile {
         Ok(())
     }
 
+    /// Nothing is written any more: as if a sync had failed.
+    pub(crate) fn refuse_writes(&self) {
+        self.0.sync_failed.store(true, Ordering::Release);
+    }
+
     fn check_sync_failed(&self) -> io::Result<()> {
         if self.0.sync_failed.load(Ordering::Acquire) {
             return Err(io::Error::other(format!(

@@ -329,7 +329,8 @@ async fn random(tree: &Tree) -> Result<Option<IVec>, Error> {
     };
     // They were read one after the other: by the second time what was first may be gone.
     let (low, high) = (number(&first).min(number(&last)), number(&first).max(number(&last)));
-    let place = IVec::from([&first[..common], &(low + below((high - low).wrapping_add(1))).to_be_bytes()].concat());
+    let place =
+        IVec::from([&first[..common], &(low + below((high - low).wrapping_add(1))).to_be_bytes()].concat());
     let behind = (Bound::Included(place.clone()), Bound::Unbounded);
     let mut some = Vec::with_capacity(LOOKED_AT);
     for range in [behind, (Bound::Unbounded, Bound::Excluded(place))] {

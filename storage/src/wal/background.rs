@@ -105,8 +105,9 @@ impl Shared {
                 && unsynced
                 && last_sync.elapsed() >= every
             {
-                let _ = self.wait_durable(Ticket(self.last_group()));
+                // What is written while this one runs waits from here on.
                 last_sync = Instant::now();
+                let _ = self.wait_durable(Ticket(self.last_group()));
             }
             let waits_for_sync = unsynced && self.options.flush_every.is_some();
             idle_ticks = if pending || waits_for_sync { 0 } else { idle_ticks + 1 };

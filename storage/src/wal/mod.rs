@@ -503,6 +503,7 @@ impl Wal {
         self.shared.state.lock().stopping = true;
         self.shared.files.stop();
         self.shared.maintenance.notify_all();
+        self.shared.room.notify_all();
         self.shared.flusher.stop();
         for thread in self.threads.lock().drain(..) {
             if thread.join().is_err() {

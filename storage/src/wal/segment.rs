@@ -257,7 +257,13 @@ impl Files {
     /// left, its header durable, its name durable.
     pub(super) fn prepare(&self, number: u64, size: u64) -> Result<Arc<Segment>, PrepareError> {
         assert!(size.is_multiple_of(BLOCK_SIZE as u64), "a segment of {size} bytes is not whole blocks");
-        let spare = if size == self.segment_size { self.spares.lock().pop() } else { None };
+        let mut spare = if size == self.segment_size { self.spares.lock().pop() } else { None };
+        // After a crash two of one name may have been found.
+        while let Some(path) = spare.as_ref().map(|spare| &spare.path)
+            && matches!(self.disk.exists(path), Ok(false))
+        {
+            spare = self.spares.lock().pop();
+        }
         let path = match spare {
             Some(spare) => spare.path,
             None => self.fill(number, size)?,

@@ -380,6 +380,9 @@ impl Shared {
             self.maintenance.notify_all();
             while !state.has_room(length, releases) && state.failures == failures {
                 self.check_poison()?;
+                if state.stopping {
+                    return Err(Error::InvalidRequest("the WAL is closed".to_owned()));
+                }
                 self.room.wait(&mut state);
             }
         } else {

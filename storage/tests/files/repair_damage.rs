@@ -6,6 +6,8 @@ use std::sync::Arc;
 use crate::support::Random;
 use crate::support::database::*;
 use dogsled_storage::disk::{Disk, SimulatedDisk};
+use dogsled_storage::replica::{Replica, ReplicaOptions};
+use dogsled_storage::wal::{Wal, WalOptions};
 use dogsled_storage::{
     Engine, Error, KeyRange, LossKind, Options, RepairOptions, RepairReport, repair, repair_with,
     verify_directory,
@@ -424,7 +426,18 @@ fn a_lost_branch_page_is_made_up_for_by_the_commit_before() {
     let disk = SimulatedDisk::new(1);
     let (engine, history) = build(&disk, 5, 150, &[80, 100, 110]);
     let sound = disk.duplicate();
+    let id = engine.database_id();
     drop(engine);
+    // Whoever is refused takes nothing of it.
+    let shared: Arc<dyn Disk> = Arc::new(sound.clone());
+    let before = sound.content(Path::new("db/tree.redb"));
+    let wal = WalOptions { threads: false, ..WalOptions::new("other", id) };
+    let wal = Arc::new(Wal::open(Arc::clone(&shared), wal).unwrap());
+    let as_replica =
+        ReplicaOptions { disk: shared, background_threads: false, ..ReplicaOptions::new(DIRECTORY, id) };
+    Replica::open(as_replica, wal).map(drop).expect_err("it is no replica");
+    let after = sound.content(Path::new("db/tree.redb")).unwrap();
+    assert_eq!(after.len(), before.unwrap().len());
     let tree = Path::new("db/tree.redb");
     let blocks = sound.content(tree).unwrap().len() / 4096;
     let whole = history.state_at(history.last());
