@@ -86,7 +86,7 @@ const EXPIRY_THREAD: &str = "dogsled-expiry";
 struct Unchanged(Option<crate::tree_file::TreeFile>);
 
 impl Unchanged {
-    fn is_open(mut self) {
+    fn opened(mut self) {
         self.0 = None;
     }
 }
@@ -210,7 +210,7 @@ impl Engine {
             directory,
             options,
         });
-        unchanged.is_open();
+        unchanged.opened();
         let engine =
             Engine { shared: Arc::clone(&shared), checkpointer: Mutex::new(None), expirer: Mutex::new(None) };
         if shared.options.background_threads && !is_replica {

@@ -210,7 +210,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("hlen", 2, READ, ONE, "2.0.0", "hash", plan(hashes::length), Full, "Returns the number of fields in a hash."),
     row("hmget", -3, READ, ONE, "2.0.0", "hash", plan(hashes::get_many), Full, "Returns the values of all fields asked for."),
     row("hmset", -4, FAST, ONE, "2.0.0", "hash", plan(hashes::set_many), Full, "Sets the values of multiple fields."),
-    row("hscan", -3, "readonly", ONE, "2.8.0", "hash", plan(hashes::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384, others are errors; COUNT counts up to 10,000; none is given within MULTI"), "Iterates over fields and values of a hash."),
+    row("hscan", -3, "readonly", ONE, "2.8.0", "hash", plan(hashes::scan), Partial("a cursor is known to the node that gave it, as one of its latest 16,384, others are errors; COUNT counts up to 10,000; within MULTI over several partitions all is told at once"), "Iterates over fields and values of a hash."),
     row("hset", -4, FAST, ONE, "2.0.0", "hash", plan(hashes::set), Full, "Creates or modifies the value of a field in a hash."),
     row("hsetnx", 4, FAST, ONE, "2.0.0", "hash", plan(hashes::set_if_absent), Full, "Sets the value of a field in a hash only when the field doesn't exist."),
     row("hstrlen", 3, READ, ONE, "3.2.0", "hash", plan(hashes::value_length), Full, "Returns the length of the value of a field."),
@@ -236,7 +236,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     row("pubsub", -2, "", NONE, "2.8.0", "pubsub", link(link::pubsub), Partial("CHANNELS, NUMSUB, NUMPAT, of this node"), "Commands on subscriptions."),
     row("punsubscribe", -1, LISTEN, NONE, "2.0.0", "pubsub", plan(pubsub::unsubscribe_from_patterns), Partial(NOT_IN_MULTI), "Stops listening to messages published to channels that match one or more patterns."),
     row("quit", -1, FREE, NONE, "1.0.0", "connection", link(link::quit), Full, "Closes the connection."),
-    row("randomkey", 1, "readonly", NONE, "1.0.0", "generic", plan(whole::random_key), Partial("keys behind gaps come more often; within MULTI as KEYS"), "Returns a random key name from the database."),
+    row("randomkey", 1, "readonly", NONE, "1.0.0", "generic", plan(whole::random_key), Partial("where there are many, keys near gaps come more often; within MULTI as KEYS"), "Returns a random key name from the database."),
     row("readonly", 1, "loading stale fast", NONE, "3.0.0", "cluster", link(slots::read_only), Partial("the node that the connection is to answers what only reads keys, as its replica has them: they may be old, of several keys each for itself; if it has none of the partition, another node's; `KEYS`, `SCAN`, `DBSIZE`, `WATCH`, `MULTI` and what writes stay as they are; not with `--redis-moved off`"), "Enables read-only queries for a connection to a Redis Cluster replica node."),
     row("readwrite", 1, "loading stale fast", NONE, "3.0.0", "cluster", link(slots::read_write), Full, "Enables read-write queries for a connection to a Redis Cluster replica node."),
     row("rename", 3, "write", TWO, "1.0.0", "generic", plan(keys::rename), CARRIED, "Renames a key and overwrites the destination."),
@@ -420,7 +420,8 @@ tells: so many fit one command of a partition, which has 16 MiB, with their key.
 `MSET`, `HSET` or `EXEC` that brings more than 16 MiB for one partition. An argument of more than 17 MiB is a protocol error, and the connection is
 closed. What `EXEC` answers with: 16 MiB of one partition, else it is refused and nothing is done. A command, or all of a `MULTI`: 256 MiB
 together. A command: 1,048,576 arguments. `MULTI`: 65,536 commands. A
-pipeline may be sent as a whole before its replies are read; of what is not answered yet, 64 MiB are taken, the rest when replies are read. `WATCH`: 16,384 keys. What one `MULTI` copies with `COPY`: 64 MiB; what its `APPEND` and `SETRANGE` write anew: 1 GiB.
+pipeline may be sent as a whole before its replies are read; of what is not answered yet, 64 MiB are taken, the rest when replies are read. `WATCH`: 16,384 keys. What one `MULTI` copies with `COPY`: 64 MiB; what it
+writes anew, by `APPEND` and `SETRANGE`, by `RENAME`, and by giving a string another time to live: 1 GiB; what all of its commands look at: 2 GiB.
 Patterns of `KEYS`, `SCAN` and `HSCAN`: 1 KiB. Channels: 4 KiB; patterns of `PSUBSCRIBE`: 256 bytes, 16 KiB together; a connection: 16,384
 subscriptions, whose names have 1 MiB together. `SCAN` and `HSCAN` look at 10,000 keys at a time, whatever `COUNT` says.
 
