@@ -82,6 +82,8 @@ pub(crate) struct Fence {
     /// By the record.
     removed: ArcSwap<BTreeSet<NodeId>>,
     given_up: ArcSwap<BTreeSet<NodeId>>,
+    /// Those without whom this node is about to go on.
+    about_to_be: ArcSwap<BTreeSet<NodeId>>,
     hold: Mutex<Option<Hold>>,
     own: Mutex<Authority>,
     /// The own record says that this node was taken out.
@@ -97,6 +99,7 @@ impl Fence {
         Fence {
             removed: ArcSwap::default(),
             given_up: ArcSwap::default(),
+            about_to_be: ArcSwap::default(),
             hold: Mutex::default(),
             own: Mutex::default(),
             knows: AtomicBool::new(false),
@@ -118,6 +121,13 @@ impl Fence {
     /// These are given up for ever, as the file says.
     pub(crate) fn set_given_up(&self, given_up: BTreeSet<NodeId>) {
         self.given_up.store(given_up.into());
+        self.about_to_be.store(BTreeSet::new().into());
+    }
+
+    /// These will be, as soon as the log says that this node goes on without them: until then they are not heard, but
+    /// nor told that they were taken out, for if nothing comes of it they were not.
+    pub(crate) fn is_about_to_give_up(&self, nodes: BTreeSet<NodeId>) {
+        self.about_to_be.store(nodes.into());
     }
 
     /// Those that were given up for ever.
@@ -137,7 +147,8 @@ impl Fence {
 
     fn is_held(&self, node: NodeId) -> bool {
         let hold = self.hold.lock();
-        hold.as_ref().is_some_and(|hold| hold.until > Instant::now() && hold.lost.contains(&node))
+        self.about_to_be.load().contains(&node)
+            || hold.as_ref().is_some_and(|hold| hold.until > Instant::now() && hold.lost.contains(&node))
     }
 
     /// The refusal of a node that is shut out.
@@ -287,6 +298,18 @@ mod tests {
         assert!(fence.holds(2), "the other one's");
         fence.set_given_up(lost);
         fence.release(2);
+        assert!(matches!(fence.refusal(NodeId(3)), Some(PeerError::Removed(..))));
+    }
+
+    #[test]
+    fn who_is_about_to_be_given_up_is_not_heard_nor_told_that_it_is() {
+        let fence = fence(authority(7, 2, 40));
+        fence.is_about_to_give_up(BTreeSet::from([NodeId(3)]));
+        assert!(
+            fence.is_shut_out(NodeId(3)) && !fence.is_removed(NodeId(3)) && !fence.is_shut_out(NodeId(2))
+        );
+        assert!(matches!(fence.refusal(NodeId(3)), Some(PeerError::NoGroup(_))));
+        fence.set_given_up(BTreeSet::from([NodeId(3)]));
         assert!(matches!(fence.refusal(NodeId(3)), Some(PeerError::Removed(..))));
     }
 }

@@ -11,13 +11,13 @@ use crate::engine::Committer;
 use crate::evaluate::{Context, Entry};
 use crate::expiry::LiveView;
 use crate::group::{GroupRead, GroupReadReply, MAX_PAGE_BYTES, MAX_READ_KEYS};
-use crate::hashes::head;
+use crate::hashes::{Content, head};
 use crate::owned::{self, check_prefix};
 use crate::replica::Replica;
 use crate::seal::seal_of;
 use crate::snapshot::Snapshot;
 use crate::state::{Ends, LatestView, State};
-use crate::strings::{self, StringsOperation, StringsReplies, StringsReply};
+use crate::strings::{self, StringAction, StringsOperation, StringsReplies, StringsReply};
 use crate::{Error, IVec, Result, TreeId, Versioned, counter, lock, open_sessions, quota, session};
 
 impl Replica {
@@ -90,11 +90,14 @@ impl Replica {
                 let (prepared, decided) = self.transaction_counts();
                 GroupReadReply::Transactions { prepared: prepared as u64, decided: decided as u64 }
             }
+            GroupRead::Strings { trees, operations } => match self.text(trees, operations)? {
+                Some(reply) => GroupReadReply::Strings(StringsReplies(vec![reply])),
+                None => self.read_from(&self.moment(), read)?,
+            },
             GroupRead::GetMany { .. }
             | GroupRead::GetKinds { .. }
             | GroupRead::Range { .. }
             | GroupRead::Trees
-            | GroupRead::Strings { .. }
             | GroupRead::Sessions { .. }
             | GroupRead::Quotas
             | GroupRead::NextNumber { .. }
@@ -233,6 +236,27 @@ impl Replica {
     /// Those of reading.
     pub fn is_any_session_over(&self, time_ms: u64, led_ms: u64) -> Result<bool> {
         session::is_any_over(&view(&self.moment().snapshot, &Ends::default()), time_ms, led_ms)
+    }
+
+    /// What a list is answered that only gets one key, if that holds no hash: one key is of one moment anyway, and none has
+    /// to be kept for it.
+    fn text(&self, trees: &[IVec], operations: &[StringsOperation]) -> Result<Option<StringsReply>> {
+        let ([tree], [StringsOperation { tree: TreeId(0), key, action: StringAction::Get }]) =
+            (trees, operations)
+        else {
+            return Ok(None);
+        };
+        let shared = &*self.engine().shared;
+        let found = match find(&shared.state.load(), tree)? {
+            Some(id) => or_dropped(shared.get(id, key))?,
+            None => None,
+        };
+        let value = match found.map(|found| Content::of(found.value)) {
+            None => None,
+            Some(Content::Text(text)) if text.len() <= strings::MAX_TOLD => Some(text),
+            Some(_) => return Ok(None),
+        };
+        Ok(Some(StringsReply::Value(value)))
     }
 
     /// Operations that only read, in turn.

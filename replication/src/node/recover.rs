@@ -328,7 +328,8 @@ impl Inner {
         let leader_id = LeaderId::new(known + TERM_LEAP, me.0);
         if id == META_GROUP {
             // No record says so yet, and from the next entry on they must not be heard, whatever comes between.
-            self.give_up(leader_id.term, lost.iter().copied()).await?;
+            self.write_given_up(|file| file.add(leader_id.term, lost.iter().copied())).await?;
+            self.fence.is_about_to_give_up(lost.iter().copied().collect());
         }
         // First, and not as if it had been elected: a crash leaves one who votes for nobody of the past.
         log.save_vote(&Vote { leader_id, committed: false }).await.map_err(storage)?;
@@ -343,6 +344,9 @@ impl Inner {
         match is_flushed.await {
             Ok(durable) => durable.map_err(storage)?,
             Err(_) => return Err(ClusterError::Storage(format!("group {id}: the WAL was closed"))),
+        }
+        if id == META_GROUP {
+            self.give_up(leader_id.term, lost.iter().copied()).await?;
         }
         // It may have been one that was getting its log again: there is nobody left to get the rest from.
         log.is_enough().await.map_err(storage)
