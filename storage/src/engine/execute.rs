@@ -5,10 +5,24 @@ use std::sync::atomic::Ordering;
 
 use super::commands::says_it_is_so;
 use super::{Durability, Shared, prefetch, touches_locks};
-use crate::evaluate::{Context, Effects, evaluate};
+use crate::evaluate::{Context, Effect, Effects, evaluate};
 use crate::fence::{self, Fence};
 use crate::state::{LatestView, Prefetched, State};
 use crate::{Command, Error, Reply, Result};
+
+/// From so many bytes on a write makes sure that the log has room before it takes the commit mutex for good.
+const RESERVED_FROM: usize = 256 << 10;
+
+/// About how many bytes an effect takes in the log.
+fn bytes_of(effect: &Effect) -> usize {
+    const OTHERS: usize = 32;
+    OTHERS
+        + match effect {
+            Effect::Put { key, value, .. } | Effect::Tell { key, value, .. } => key.len() + value.len(),
+            Effect::Remove { key, .. } => key.len(),
+            _ => 0,
+        }
+}
 
 /// Effects, and what the caller is told.
 pub(super) type Done<R> = (Effects, R);
@@ -70,6 +84,7 @@ impl Shared {
             shared.wait_for_room()?;
         }
         let mut prefetched: Option<Prefetched> = None;
+        let mut has_reserved = false;
         let (reply, ticket, sequence) = loop {
             let mut committer = shared.commit.lock();
             let time_ms = committer.now_ms(&*shared.options.clock).max(shared.due.seen_ms());
@@ -110,6 +125,15 @@ impl Shared {
                             shared.wal.sync()?;
                         }
                         return Ok(reply);
+                    }
+                    let bytes = if has_reserved { 0 } else { effects.iter().map(bytes_of).sum() };
+                    if bytes > RESERVED_FROM {
+                        // A segment that has room for it may have to be made first, and that takes as long as to write it:
+                        // nobody else is to wait for that, least of all who renews a lease.
+                        drop(committer);
+                        shared.wal.reserve(bytes)?;
+                        has_reserved = true;
+                        continue;
                     }
                     let committed = shared.commit(&mut committer, &state, &context, &effects);
                     drop(committer);

@@ -349,6 +349,15 @@ impl Wal {
         self.shared.record(Kind::Append, stream, index, parts)
     }
 
+    /// Returns when an entry of `length` bytes has room, so that the next [`Wal::append`] need not wait for a segment to be
+    /// made, unless others have taken it meanwhile.
+    ///
+    /// # Errors
+    /// As [`Wal::append`].
+    pub fn reserve(&self, length: usize) -> Result<()> {
+        self.shared.reserve(length)
+    }
+
     /// Removes the entries after `index` from a stream.
     pub fn truncate_after(&self, stream: StreamId, index: u64) -> Result<Ticket> {
         self.shared.record(Kind::TruncateAfter, stream, index, &[])

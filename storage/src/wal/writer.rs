@@ -350,6 +350,20 @@ impl Shared {
         Ok(Ticket(group))
     }
 
+    /// Returns when records of together `length` bytes have room, so that whoever appends them next need not wait for it.
+    pub(super) fn reserve(&self, length: usize) -> Result<()> {
+        let length = length.min(MAX_RECORD) + RECORD_HEADER_SIZE + super::format::OPENING_PER_STREAM;
+        let mut state = self.state.lock();
+        while !state.has_room(length, false) {
+            self.check_poison()?;
+            if state.stopping {
+                return Err(Error::InvalidRequest("the log has been closed".to_owned()));
+            }
+            state = self.make_room(state, length, false)?;
+        }
+        Ok(())
+    }
+
     /// Makes it more likely that a record of `length` fits; the caller looks again. Fails, with
     /// nothing appended, when the disk has no room for another segment.
     #[cold]
