@@ -169,6 +169,35 @@ fn a_replica_that_does_not_run_is_no_ground_to_give_up_the_others() {
 }
 
 #[test]
+fn a_replica_that_does_not_run_is_not_needed_where_the_others_have_their_quorum() {
+    let record = record(5, 1);
+    let meta = group(0, &ids([1, 4, 5]), (2, 10));
+    let (sound, mut down) = (group(1, &ids([1, 2, 3]), (2, 10)), group(1, &[], (9, 99)));
+    (down.role, down.configs, down.failure) =
+        (Role::Down, Vec::new(), Some("its file is damaged".to_owned()));
+    // Of those who vote in the meta group one is left, so something is to be recovered; of group 1 all but the one that is
+    // down.
+    let answers = |others: &[u64]| {
+        let others = others.iter().map(|node| status(*node, vec![meta.clone(), sound.clone()]));
+        others.chain([status(3, vec![meta.clone(), down.clone()])]).collect::<BTreeMap<_, _>>()
+    };
+    let planned = plan(&record, &answers(&[1, 2]), &named(&[4, 5])).unwrap();
+    assert_eq!(planned.groups.iter().map(|group| group.group).collect::<Vec<_>>(), [0]);
+    let error = plan(&record, &answers(&[1]), &named(&[2, 4, 5])).unwrap_err();
+    assert!(error.contains("file is damaged"), "{error}");
+    // One that has to have more before it votes is no majority of its own.
+    let mut lone = group(1, &ids([1]), (2, 10));
+    lone.failure = Some("it has to have 20 entries".to_owned());
+    let answers = (1..=3).map(|node| {
+        let mut groups = vec![meta.clone()];
+        groups.extend((node == 1).then(|| lone.clone()));
+        status(node, groups)
+    });
+    let planned = plan(&record, &answers.collect(), &named(&[4, 5])).unwrap();
+    assert_eq!(planned.groups.iter().map(|group| group.group).collect::<Vec<_>>(), [0, 1]);
+}
+
+#[test]
 fn what_could_be_lost_is_said_in_words() {
     let mut one = GroupRecovery {
         group: 3,
