@@ -318,9 +318,9 @@ impl NodeMetrics {
         all
     }
 
-    /// This node has answered a read.
-    pub(crate) fn answered(&self, asked: &Asked, took: Duration, now_ms: impl FnOnce() -> u64) {
-        self.reads[asked.kind as usize].observe(took);
+    /// This node has answered a read, or so many of its kind together.
+    pub(crate) fn answered(&self, asked: &Asked, count: u64, took: Duration, now_ms: impl FnOnce() -> u64) {
+        self.reads[asked.kind as usize].observe_many(took, count);
         if self.slow.is_slow(took) {
             let tree = asked.tree.as_deref();
             self.slow.add(SlowCommand::new(asked.kind.name(), asked.group, tree, took, now_ms()));
@@ -351,9 +351,9 @@ impl NodeMetrics {
 
 /// What was asked for, without keys.
 pub(crate) struct Asked {
-    group: u32,
-    kind: ReadKind,
-    tree: Option<dogsled_storage::IVec>,
+    pub(crate) group: u32,
+    pub(crate) kind: ReadKind,
+    pub(crate) tree: Option<dogsled_storage::IVec>,
 }
 
 impl Asked {

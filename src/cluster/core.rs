@@ -576,6 +576,15 @@ impl Core {
         Some(ReadAnswer { reply, position, age: None })
     }
 
+    /// As [`Core::read_at_once`] of strings of Redis's, by group and tree.
+    pub(super) fn texts_at_once<'a>(
+        &self,
+        asked: impl Iterator<Item = (u32, &'a IVec, &'a IVec)>,
+    ) -> Option<Vec<Option<IVec>>> {
+        let Reach::Here { node, .. } = &self.reach else { return None };
+        if self.is_closed() { None } else { node.texts_at_once(asked) }
+    }
+
     async fn read_of(
         &self,
         group: u32,

@@ -246,17 +246,21 @@ impl Replica {
         else {
             return Ok(None);
         };
+        Ok(self.text_of(tree, key)?.map(StringsReply::Value))
+    }
+
+    /// The value of a key of Redis's, or that there is none; `None` if it is no string.
+    pub(crate) fn text_of(&self, tree: &IVec, key: &IVec) -> Result<Option<Option<IVec>>> {
         let shared = &*self.engine().shared;
         let found = match find(&shared.state.load(), tree)? {
             Some(id) => or_dropped(shared.get(id, key))?,
             None => None,
         };
-        let value = match found.map(|found| Content::of(found.value)) {
-            None => None,
-            Some(Content::Text(text)) if text.len() <= strings::MAX_TOLD => Some(text),
-            Some(_) => return Ok(None),
-        };
-        Ok(Some(StringsReply::Value(value)))
+        Ok(match found.map(|found| Content::of(found.value)) {
+            None => Some(None),
+            Some(Content::Text(text)) if text.len() <= strings::MAX_TOLD => Some(Some(text)),
+            Some(_) => None,
+        })
     }
 
     /// Operations that only read, in turn.

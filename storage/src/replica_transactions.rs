@@ -85,6 +85,18 @@ impl Engine {
 }
 
 impl Replica {
+    /// What [`GroupRead::Strings`] tells of one key that is only [got](crate::strings::StringAction::Get); `None` if it is
+    /// no string, or has to be read by [`Replica::read_settled`] because transactions are prepared.
+    ///
+    /// # Errors
+    /// As [`Replica::read`].
+    pub fn text_settled(&self, tree: &IVec, key: &IVec) -> Result<Option<Option<IVec>>> {
+        let prepared = &self.state().prepared;
+        let Some(begun) = prepared.none() else { return Ok(None) };
+        let text = self.text_of(tree, key)?;
+        Ok(text.filter(|_| prepared.still(begun)))
+    }
+
     /// As [`Replica::read`], unless the answer would show a key that a transaction has locked for
     /// writing: it may have been committed already, and its writes are not there yet.
     ///

@@ -751,7 +751,7 @@ impl Inner {
                 match tokio::time::timeout(deadline, read).await {
                     Ok(answer) => {
                         let (metrics, now_ms) = (&self.shared_log.metrics, || self.config.clock.now_ms());
-                        answer.inspect(|_| metrics.answered(&asked, began.elapsed(), now_ms))
+                        answer.inspect(|_| metrics.answered(&asked, 1, began.elapsed(), now_ms))
                     }
                     Err(_) => Err(ClusterError::Unavailable("no answer before the deadline".to_owned())),
                 }

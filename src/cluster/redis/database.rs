@@ -500,6 +500,9 @@ impl Database {
     /// otherwise they are for [`Database::run`].
     pub(super) fn read_at_once(&self, commands: &[(usize, Data)]) -> Option<Vec<Value>> {
         let partitions = self.known_partitions()?;
+        if let Some(values) = self.get_at_once(partitions, commands) {
+            return Some(values);
+        }
         let mut asked: Vec<(u32, &StringsOperation)> = Vec::with_capacity(commands.len());
         for (_, data) in commands {
             // What it fails by is not to be the failure of others.
@@ -536,6 +539,29 @@ impl Database {
             values.push(data.reply(self, own));
         }
         Some(values)
+    }
+
+    /// As [`Database::read_at_once`] of commands each of which gets one string.
+    fn get_at_once(&self, partitions: u32, commands: &[(usize, Data)]) -> Option<Vec<Value>> {
+        let first = &commands.first()?.1.operations;
+        let database = first.first()?.tree;
+        let is_get = |data: &Data| {
+            let [StringsOperation { tree, action: StringAction::Get, .. }] = &data.operations[..] else {
+                return false;
+            };
+            *tree == database && data.fence.is_none() && data.shape == Shape::Plain
+        };
+        if commands.len() > ENTRY_OPERATIONS || !commands.iter().all(|(_, data)| is_get(data)) {
+            return None;
+        }
+        let tree = tree_name(database.0);
+        let keys = commands.iter().map(|(_, data)| &data.operations[0].key);
+        let texts =
+            self.client.core().texts_at_once(keys.map(|key| (group_of_key(key, partitions), &tree, key)))?;
+        if texts.iter().flatten().map(|text| text.len()).sum::<usize>() > MOST_AT_ONCE {
+            return None;
+        }
+        Some(texts.into_iter().map(|text| text.map_or(Value::Null, bulk)).collect())
     }
 
     /// Commands that read, each within one group; those that were not carried out, because there is enough to be told.
