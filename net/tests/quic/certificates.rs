@@ -133,7 +133,7 @@ async fn a_client_uses_replaced_files_for_its_next_connection() {
     assert!(reached().await.is_err());
     authority().client("alice", YEAR).expect("issued").replace(directory.path()).expect("replaced");
     let connection = reached().await.expect("the new ones are used");
-    assert_eq!(connection.request("on".into(), SECOND).await, Ok("on".into()));
+    assert_eq!(connection.request("on".into(), PATIENCE).await, Ok("on".into()));
 
     // What cannot be used, or is of another cluster, takes the place of nothing.
     let other = Authority::generate("other").expect("generated");
@@ -146,6 +146,6 @@ async fn a_client_uses_replaced_files_for_its_next_connection() {
     std::fs::rename(directory.path().join("client-bob.key"), &files.key).expect("renamed");
     std::fs::rename(directory.path().join("client-bob.crt"), &files.certificate).expect("renamed");
     let connection = reached().await.expect("the newest are used");
-    assert_eq!(connection.request("on".into(), SECOND).await, Ok("on".into()));
+    assert_eq!(connection.request("on".into(), PATIENCE).await, Ok("on".into()));
     assert_eq!(*node.service.clients.lock(), ["alice", "bob"]);
 }

@@ -35,7 +35,7 @@ async fn a_stream_brings_all_its_items_and_then_ends() {
     let client = client(&node).await;
     let mut streams = Vec::new();
     for _ in 0..10 {
-        streams.push(client.open_stream("count 5000".into(), SECOND).await.expect("opens"));
+        streams.push(client.open_stream("count 5000".into(), PATIENCE).await.expect("opens"));
     }
     for mut stream in streams {
         for i in 0..5000 {
@@ -43,7 +43,7 @@ async fn a_stream_brings_all_its_items_and_then_ends() {
         }
         assert_eq!(stream.next().await, None);
     }
-    let mut drip = client.open_stream("drip 3".into(), SECOND).await.expect("opens");
+    let mut drip = client.open_stream("drip 3".into(), PATIENCE).await.expect("opens");
     // A stream keeps its connection.
     drop(client);
     for i in 0..3 {
@@ -57,7 +57,7 @@ async fn a_stream_brings_all_its_items_and_then_ends() {
 async fn a_stream_is_polled_no_faster_than_it_is_read_and_ends_when_it_is_dropped() {
     let node = TestNode::node(1);
     let client = client(&node).await;
-    let mut stream = client.open_stream("endless".into(), SECOND).await.expect("opens");
+    let mut stream = client.open_stream("endless".into(), PATIENCE).await.expect("opens");
     stream.next().await.expect("an item").expect("sound");
     let mut before = 0;
     eventually("the service is held back", || {
@@ -70,10 +70,10 @@ async fn a_stream_is_polled_no_faster_than_it_is_read_and_ends_when_it_is_droppe
     .await;
     // The two windows, and what is gathered for a write.
     assert!(before < 40_000, "{before} items of 1000 bytes");
-    assert_eq!(client.request("on".into(), SECOND).await, Ok("on".into()));
+    assert_eq!(client.request("on".into(), PATIENCE).await, Ok("on".into()));
     drop(stream);
     eventually("the service's stream is dropped", || *node.service.streams.lock() == 0).await;
-    assert_eq!(client.request("on".into(), SECOND).await, Ok("on".into()));
+    assert_eq!(client.request("on".into(), PATIENCE).await, Ok("on".into()));
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn streams_that_nobody_reads_keep_no_request_on_their_connection_waiting()
     let client = client(&node).await;
     let mut streams = Vec::new();
     for _ in 0..30 {
-        streams.push(client.open_stream("endless".into(), SECOND).await.expect("opens"));
+        streams.push(client.open_stream("endless".into(), PATIENCE).await.expect("opens"));
     }
     let mut before = 0;
     eventually("the service is held back", || {
@@ -94,7 +94,7 @@ async fn streams_that_nobody_reads_keep_no_request_on_their_connection_waiting()
     })
     .await;
     for _ in 0..20 {
-        assert_eq!(client.request("on".into(), SECOND).await, Ok("on".into()));
+        assert_eq!(client.request("on".into(), PATIENCE).await, Ok("on".into()));
     }
     let large = client.request("size 500000".into(), 5 * SECOND).await.expect("it is answered");
     assert_eq!(large.len(), 500_000);
@@ -113,12 +113,12 @@ async fn streams_and_connections_over_the_limit_are_refused() {
     let first = client(&node).await;
     let mut streams = Vec::new();
     for _ in 0..4 {
-        streams.push(first.open_stream("endless".into(), SECOND).await.expect("opens"));
+        streams.push(first.open_stream("endless".into(), PATIENCE).await.expect("opens"));
     }
     let over = first.open_stream("count 1".into(), Duration::from_millis(100)).await;
     assert!(matches!(&over, Err(TransportError::Unreachable(why)) if why.contains("no more streams")));
     streams.pop();
-    let mut stream = first.open_stream("count 1".into(), SECOND).await.expect("there is room again");
+    let mut stream = first.open_stream("count 1".into(), PATIENCE).await.expect("there is room again");
     assert_eq!(stream.next().await, Some(Ok("0".into())));
     let endpoint = ClientEndpoint::new(&client_certificates("bob"), options()).expect("a socket");
     let second = endpoint.connect(&[node.address()], 0).await.expect_err("refused").to_string();
@@ -135,7 +135,7 @@ async fn a_node_that_goes_down_loses_what_is_under_way_and_refuses_the_rest() {
     let node = TestNode::node(1);
     let client = client(&node).await;
     let hanging = client.request("hang".into(), 60 * SECOND);
-    let mut stream = client.open_stream("endless".into(), SECOND).await.expect("opens");
+    let mut stream = client.open_stream("endless".into(), PATIENCE).await.expect("opens");
     stream.next().await.expect("an item").expect("sound");
     eventually("it arrives", || node.service.clients.lock().len() == 1).await;
     node.endpoint.close().await;
@@ -167,7 +167,7 @@ async fn a_node_killed_and_started_again_tells_its_clients_at_their_next_word() 
     };
     let address = node.endpoint.local_address();
     let client = client(&node).await;
-    assert_eq!(client.request("on".into(), SECOND).await, Ok("on".into()));
+    assert_eq!(client.request("on".into(), PATIENCE).await, Ok("on".into()));
     runtime.shutdown_background();
     drop(node);
     let began = Instant::now();
@@ -184,7 +184,8 @@ async fn a_node_killed_and_started_again_tells_its_clients_at_their_next_word() 
     let began = Instant::now();
     let lost = client.request("anyone?".into(), 60 * SECOND).await;
     assert!(matches!(lost, Err(TransportError::Lost(_) | TransportError::Unreachable(_))), "{lost:?}");
-    assert!(began.elapsed() < SECOND, "it took {:?}", began.elapsed());
+    // Well before the connection would be found idle.
+    assert!(began.elapsed() < 15 * SECOND, "it took {:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ async fn a_request_is_answered_in_both_directions() {
     let began = Instant::now();
     one.endpoint.close().await;
     two.endpoint.close().await;
-    assert!(began.elapsed() < SECOND, "closing took {:?}", began.elapsed());
+    assert!(began.elapsed() < 10 * SECOND, "closing took {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,15 +85,21 @@ async fn a_request_to_a_node_without_address_is_unreachable() {
 
 #[tokio::test]
 async fn a_deadline_that_passes_unsent_is_unreachable_and_then_refusals_are_immediate() {
-    let one = TestNode::node(1);
+    let patient = dogsled_net::EndpointConfig {
+        options: NetOptions { connect_timeout: 2 * SECOND, max_back_off: 60 * SECOND, ..options() },
+        ..config(1)
+    };
+    let one = TestNode::start(patient);
     // Bound, and never answering.
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("binds");
     one.endpoint.set_addresses(NodeId(2), vec![silent.local_addr().expect("bound").to_string()]);
     let began = Instant::now();
     let asked = one.endpoint.request(NodeId(2), Lane::Data, "x".into(), Duration::from_millis(200));
     let reply = asked.await;
-    assert!(matches!(&reply, Err(TransportError::Unreachable(_))), "{reply:?}");
-    assert!((150..1000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    // And not when the dial has failed.
+    let is_expired = |why: &str| why.contains("before the deadline");
+    assert!(matches!(&reply, Err(TransportError::Unreachable(why)) if is_expired(why)), "{reply:?}");
+    assert!(began.elapsed() >= Duration::from_millis(150), "{:?}", began.elapsed());
     // Once the dial has failed, nobody waits.
     let reply = one.endpoint.request(NodeId(2), Lane::Data, "x".into(), 60 * SECOND).await;
     assert!(
@@ -104,7 +110,8 @@ async fn a_deadline_that_passes_unsent_is_unreachable_and_then_refusals_are_imme
     for _ in 0..100 {
         assert!(matches!(one.ask(2, "x").await, Err(TransportError::Unreachable(_))));
     }
-    assert!(began.elapsed() < SECOND / 2);
+    // Less than ten of them would wait for a dial.
+    assert!(began.elapsed() < 20 * SECOND, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -112,15 +119,14 @@ async fn a_deadline_that_passes_after_sending_is_an_unknown_outcome() {
     let (one, two) = (TestNode::node(1), TestNode::node(2));
     one.knows(2, &two);
     one.ask(2, "warm").await.expect("answered");
-    let began = Instant::now();
-    let hang = one.endpoint.request(NodeId(2), Lane::Data, "hang".into(), Duration::from_millis(100));
-    let late = one.endpoint.request(NodeId(2), Lane::Data, "late".into(), 5 * SECOND);
-    let early = one.endpoint.request(NodeId(2), Lane::Data, "late too".into(), Duration::from_millis(20));
+    let hang = one.endpoint.request(NodeId(2), Lane::Data, "hang".into(), SECOND);
+    let mut late = one.endpoint.request(NodeId(2), Lane::Data, "later 5000".into(), PATIENCE);
+    let early = one.endpoint.request(NodeId(2), Lane::Data, "later 4000".into(), SECOND);
     assert_eq!(early.await, Err(TransportError::TimedOut));
-    assert!(began.elapsed() < Duration::from_millis(80), "{:?}", began.elapsed());
-    assert_eq!(late.await, Ok("late".into()));
+    assert!(futures_util::poll!(&mut late).is_pending(), "the deadline was not kept");
+    assert_eq!(late.await, Ok("later 5000".into()));
     assert_eq!(hang.await, Err(TransportError::TimedOut));
-    // The reply to "late too" came, to nobody; the slot is reused without confusion.
+    // The reply to the early one came, to nobody; the slot is reused without confusion.
     for i in 0..100 {
         let body = format!("again {i}");
         assert_eq!(one.ask(2, body.clone()).await, Ok(body.into()));
@@ -165,12 +171,13 @@ async fn control_is_not_delayed_while_data_and_bulk_saturate() {
             let (endpoint, stop) = (one.endpoint.clone(), stop.clone());
             loads.push(tokio::spawn(async move {
                 let body = Bytes::from(vec![1; size]);
-                let mut bytes = 0;
+                let mut times = Vec::new();
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    endpoint.request(NodeId(2), lane, body.clone(), 30 * SECOND).await.expect("answered");
-                    bytes += size;
+                    let began = Instant::now();
+                    endpoint.request(NodeId(2), lane, body.clone(), 60 * SECOND).await.expect("answered");
+                    times.push(began.elapsed());
                 }
-                bytes
+                (lane, size, times)
             }));
         }
     }
@@ -178,17 +185,31 @@ async fn control_is_not_delayed_while_data_and_bulk_saturate() {
     let mut times = Vec::new();
     for _ in 0..100 {
         let began = Instant::now();
-        one.endpoint.request(NodeId(2), Lane::Control, "beat".into(), 5 * SECOND).await.expect("answered");
+        one.endpoint.request(NodeId(2), Lane::Control, "beat".into(), PATIENCE).await.expect("answered");
         times.push(began.elapsed());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let bytes: usize = join_all(loads).await.into_iter().map(|load| load.expect("ran")).sum();
+    let (mut bytes, mut bulk) = (0, Vec::new());
+    for load in join_all(loads).await {
+        let (lane, size, times) = load.expect("ran");
+        bytes += size * times.len();
+        if lane == Lane::Bulk {
+            bulk.extend(times);
+        }
+    }
     times.sort();
-    println!("{} MiB beside; control p50 {:?}, max {:?}", bytes >> 20, times[50], times[99]);
+    bulk.sort();
+    let median = bulk[bulk.len() / 2];
+    println!(
+        "{} MiB beside, bulk p50 {median:?}; control p50 {:?}, max {:?}",
+        bytes >> 20,
+        times[50],
+        times[99]
+    );
     assert!(bytes > 16 << 20, "no saturation: {bytes} bytes");
-    // What bulk alone has in flight would take longer if control queued behind it on a slow machine.
-    assert!(times[90] < SECOND / 4, "control is delayed: {:?}", &times[80..]);
+    // If control queued behind bulk it would take as long, be the machine fast or slow.
+    assert!(times[50] < median / 2, "control is delayed: {:?}, bulk takes {median:?}", times[50]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -257,7 +278,7 @@ async fn a_peer_that_comes_back_is_redialled_at_once_when_it_dials_itself() {
         options: NetOptions {
             min_back_off: 60 * SECOND,
             max_back_off: 60 * SECOND,
-            connect_timeout: SECOND / 2,
+            connect_timeout: 3 * SECOND,
             ..options()
         },
         ..config_at(node, listen)
@@ -279,7 +300,8 @@ async fn a_peer_that_comes_back_is_redialled_at_once_when_it_dials_itself() {
     two.knows(1, &one);
     let began = Instant::now();
     while one.ask(2, "again").await.is_err() {
-        assert!(began.elapsed() < 3 * SECOND, "not redialled");
+        // Less than the pause.
+        assert!(began.elapsed() < 40 * SECOND, "not redialled");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -292,7 +314,7 @@ async fn a_peer_without_addresses_is_forgotten() {
     one.endpoint.set_addresses(NodeId(2), Vec::new());
     let began = Instant::now();
     while one.ask(2, "x").await.is_ok() {
-        assert!(began.elapsed() < 3 * SECOND, "still connected");
+        assert!(began.elapsed() < PATIENCE, "still connected");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     one.knows(2, &two);

@@ -178,7 +178,7 @@ async fn a_peer_that_breaks_the_protocol_is_cut_off_and_others_go_on() {
         let (send, _) = &mut streams[2];
         send.write_all(&bytes).await.expect("written");
         // Before a lane that was not greeted on would be the reason.
-        let closed = tokio::time::timeout(SECOND, connection.closed()).await;
+        let closed = tokio::time::timeout(5 * SECOND, connection.closed()).await;
         assert!(closed.is_ok(), "{what} is tolerated");
         assert_eq!(one.ask(2, "still").await, Ok("still".into()), "after {what}");
     }
@@ -187,16 +187,13 @@ async fn a_peer_that_breaks_the_protocol_is_cut_off_and_others_go_on() {
 
 #[tokio::test]
 async fn who_connects_and_says_nothing_is_dropped() {
-    let quick = EndpointConfig {
-        options: NetOptions { connect_timeout: Duration::from_millis(300), ..options() },
-        ..config(2)
-    };
+    let quick =
+        EndpointConfig { options: NetOptions { connect_timeout: 2 * SECOND, ..options() }, ..config(2) };
     let two = TestNode::start(quick);
     for alpn in [wire::PEER_ALPN, wire::CLIENT_ALPN] {
         let connection = connect(&two, &of_node(1), alpn).await.expect("connects");
-        let began = Instant::now();
-        connection.closed().await;
-        assert!(began.elapsed() < 2 * SECOND);
+        let closed = tokio::time::timeout(PATIENCE, connection.closed()).await.expect("it is closed");
+        assert!(matches!(closed, quinn::ConnectionError::ApplicationClosed(_)), "{closed}");
     }
 }
 
@@ -253,5 +250,5 @@ async fn a_clients_frames_are_limited_too() {
     let header = FrameHeader { length: 1001, kind: FrameKind::Request, id: 0 };
     send.write_all(&wire::encode_header(&header)).await.expect("written");
     assert!(tokio::time::timeout(5 * SECOND, raw.closed()).await.is_ok());
-    assert_eq!(client.request("on".into(), SECOND).await, Ok("on".into()));
+    assert_eq!(client.request("on".into(), PATIENCE).await, Ok("on".into()));
 }

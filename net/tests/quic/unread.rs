@@ -70,19 +70,30 @@ async fn is_served(node: &TestNode) {
 async fn a_client_that_never_reads_holds_a_bounded_amount_of_memory_until_it_is_cut_off() {
     let (log, _guard) = Log::capture();
     for kind in ["made", "elsewhere"] {
-        let node = patient_for(2 * SECOND);
-        let mut lazy = Raw::greeted(&node).await;
-        lazy.ask(0, (0..600).map(|_| format!("{kind} {REPLY}"))).await;
-        eventually("replies wait", || node.service.held.now() > REPLY).await;
-        let began = Instant::now();
-        while began.elapsed() < SECOND / 2 {
-            is_served(&node).await;
-        }
-        let peak = node.service.held.peak();
-        assert!(peak > 1 << 20, "{kind}: it holds only {peak} bytes, so this shows nothing");
-        // Beside the two of the other client.
-        assert!(peak < BOUND + 2 * REPLY, "{kind}: {peak} bytes");
-        assert_eq!(node.endpoint.figures().stalled, 0);
+        let mut attempts = 0;
+        let (node, lazy) = loop {
+            let node = patient_for(2 * SECOND);
+            let mut lazy = Raw::greeted(&node).await;
+            let began = Instant::now();
+            lazy.ask(0, (0..600).map(|_| format!("{kind} {REPLY}"))).await;
+            eventually("replies wait", || node.service.held.now() > REPLY).await;
+            let waiting = Instant::now();
+            while waiting.elapsed() < SECOND / 2 {
+                is_served(&node).await;
+            }
+            let peak = node.service.held.peak();
+            assert!(peak > 1 << 20, "{kind}: it holds only {peak} bytes, so this shows nothing");
+            // Beside the two of the other client.
+            assert!(peak < BOUND + 2 * REPLY, "{kind}: {peak} bytes");
+            let stalled = node.endpoint.figures().stalled;
+            if began.elapsed() < 2 * SECOND {
+                assert_eq!(stalled, 0);
+                break (node, lazy);
+            }
+            // All this took longer than its patience, so that nothing can be said.
+            attempts += 1;
+            assert!(attempts < 5, "the node is never asked in time");
+        };
         let why = lazy.connection.closed().await.to_string();
         assert!(why.contains("of replies was taken for 2s"), "{kind}: {why}");
         assert_eq!(node.endpoint.figures().stalled, 1);
@@ -122,7 +133,7 @@ async fn what_begins_and_does_not_go_on_is_given_up() {
 
 #[tokio::test]
 async fn a_client_that_reads_slowly_gets_every_reply() {
-    let patience = Duration::from_millis(1500);
+    let patience = 5 * SECOND;
     let node = patient_for(patience);
     let mut slow = Raw::greeted(&node).await;
     let asked = |id: u64| match id % 8 {
@@ -136,7 +147,7 @@ async fn a_client_that_reads_slowly_gets_every_reply() {
     let mut piece = vec![0; 64 << 10];
     let mut lengths = HashMap::new();
     while lengths.len() < 240 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         let read = slow.receive.read(&mut piece).await.expect("readable").expect("more");
         reader.push(Bytes::copy_from_slice(&piece[..read]));
         while let Some((header, body)) = reader.next_frame().expect("sound") {
@@ -161,7 +172,7 @@ async fn requests_that_wait_for_room_for_long_replies_hold_up_no_others() {
     let began = Instant::now();
     for i in 0..2000 {
         let body = Bytes::from(format!("{i}"));
-        assert_eq!(client.request(body.clone(), SECOND).await, Ok(body));
+        assert_eq!(client.request(body.clone(), PATIENCE).await, Ok(body));
     }
     assert!(waits.await.is_err(), "after {:?}", began.elapsed());
     drop(hangs);

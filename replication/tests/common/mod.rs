@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dogsled_replication::memory::MemoryNetwork;
-use dogsled_replication::{ClusterError, Consistency, Node, NodeConfig, NodeId, Timing};
+use dogsled_replication::{Change, ClusterError, Consistency, Node, NodeConfig, NodeId, Timing};
 use dogsled_storage::group::{
     Answer, GroupCommand, GroupRead, GroupReadReply, GroupReply, Operation, SessionId, SessionTag,
 };
@@ -106,6 +106,16 @@ impl Cluster {
         panic!("never carried out: {last:?}");
     }
 
+    /// Changes the cluster by way of a node, which may be asked twice for the same.
+    pub async fn change(&self, node: u64, wait: bool, change: Change) -> Result<(), ClusterError> {
+        done(async || self.nodes[&node].change(0, wait, change.clone()).await).await
+    }
+
+    /// Takes out a member by way of a node.
+    pub async fn remove_member(&self, node: u64, member: u64) -> Result<(), ClusterError> {
+        done(async || self.nodes[&node].remove_member(NodeId(member)).await).await
+    }
+
     pub async fn put(&self, group: u32, key: &str, value: &str) {
         let reply = self.submit(group, &insert(key, value)).await;
         reply.result.unwrap();
@@ -127,6 +137,19 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("never read: {last:?}");
+    }
+}
+
+/// Asks again as long as the answer depends on who leads just now.
+pub async fn done(attempt: impl AsyncFn() -> Result<(), ClusterError>) -> Result<(), ClusterError> {
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        match attempt().await {
+            Ok(()) => return Ok(()),
+            Err(error @ (ClusterError::Invalid(_) | ClusterError::Conflict(_))) => return Err(error),
+            Err(error) if Instant::now() > until => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
     }
 }
 

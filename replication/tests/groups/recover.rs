@@ -326,8 +326,15 @@ async fn whoever_was_told_that_it_is_out_knows_it_when_it_is_started_again_and_h
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    // It is written down in a moment.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // It is written down in a moment: a flag, see `node_file`.
+    let began = Instant::now();
+    for node in [2, 3] {
+        let file = cluster.config(node).directory.join("node");
+        while std::fs::read(&file).unwrap()[56] & 2 == 0 {
+            assert!(began.elapsed() < Duration::from_secs(30), "node {node} does not write it down");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
     cluster.kill(2).await;
     cluster.kill(3).await;
     cluster.network.isolate(NodeId(1));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::common::Cluster;
 use bytes::Bytes;
 use dogsled_replication::memory::MemoryNetwork;
-use dogsled_replication::{ClientIdentity, Lane, Node, NodeId, Service};
+use dogsled_replication::{ClientIdentity, Lane, Node, NodeId, Service, Timing};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
@@ -75,10 +75,26 @@ async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+fn term(cluster: &Cluster) -> u64 {
+    let terms = cluster.nodes.values().map(|node| node.status().groups[GROUP as usize].term);
+    terms.max().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_broke_off_goes_on_where_it_was() {
+    for _ in 0..5 {
+        if attempt().await.is_some() {
+            return;
+        }
+    }
+    panic!("another leader each time");
+}
+
+/// `None` if there was another leader, who sends another snapshot, so that this shows nothing.
+async fn attempt() -> Option<()> {
     const CUTS: usize = 3;
     let mut cluster = Cluster::made(3, 1, |config| {
+        config.timing = Timing::WAN;
         config.keep_entries = 10;
         config.maintenance_every = Duration::from_millis(50);
         config.balance_leaders = false;
@@ -101,6 +117,7 @@ async fn a_snapshot_that_broke_off_goes_on_where_it_was() {
     })
     .await;
 
+    let before = term(&cluster);
     let heard = Arc::new(Mutex::new(Heard { cut_at: 25, ..Heard::default() }));
     let network = cluster.network.clone();
     let node = Node::start(cluster.config(away), network.transport(NodeId(away))).await.unwrap();
@@ -128,8 +145,9 @@ async fn a_snapshot_that_broke_off_goes_on_where_it_was() {
         cluster.nodes[&away].status().groups[GROUP as usize].first > 300,
         "the log would have been replayed"
     );
-    assert_eq!(cluster.leader(GROUP).await, leader, "another leader would send another snapshot");
-
+    if term(&cluster) != before {
+        return None;
+    }
     let heard = heard.lock();
     let (different, again) = (heard.different.len(), heard.pieces - heard.different.len());
     println!("begun {} times; {different} pieces, {again} of them sent again", heard.begun);
@@ -137,4 +155,5 @@ async fn a_snapshot_that_broke_off_goes_on_where_it_was() {
     assert!(different > (CUTS + 1) * 20, "{different} pieces are too few to tell");
     // Only what was on its way when it was cut may come twice.
     assert!(again <= CUTS * WINDOW, "{again} of {different} pieces were sent again");
+    Some(())
 }

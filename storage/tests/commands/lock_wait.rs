@@ -84,16 +84,25 @@ impl Database {
         }
     }
 
-    /// Starts a thread that waits for the lock, and returns once it stands in the queue.
+    fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Database) -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
+        let database = self.clone();
+        let builder = thread::Builder::new().stack_size(256 << 10);
+        builder.spawn(move || work(&database)).unwrap()
+    }
+
+    /// Starts a thread that waits for the lock, and returns once it stands in the queue, or has given up.
     fn queue_up<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Database) -> T + Send + 'static,
     ) -> thread::JoinHandle<T> {
         let waiting = self.waiters.waiting();
-        let database = self.clone();
-        let builder = thread::Builder::new().stack_size(256 << 10);
-        let thread = builder.spawn(move || work(&database)).unwrap();
-        self.wait_for_waiters(waiting + 1);
+        let thread = self.spawn(work);
+        while self.waiters.waiting() <= waiting && !thread.is_finished() {
+            thread::sleep(Duration::from_millis(1));
+        }
         thread
     }
 }
@@ -191,18 +200,31 @@ fn a_shortened_lease_is_noticed() {
 #[test]
 fn who_gives_up_passes_the_turn_on() {
     within(MINUTE, || {
-        let database = Database::new();
-        let ann = database.acquire("ann", FOR_EVER, None).unwrap().unwrap();
-        let soon = Instant::now() + Duration::from_millis(100);
-        let ben = database.queue_up(move |database| database.acquire("ben", FOR_EVER, Some(soon)).unwrap());
-        let cat = database.queue_up(move |database| database.acquire("cat", FOR_EVER, Some(soon)).unwrap());
-        let dan = database.queue_up(|database| database.acquire("dan", FOR_EVER, None).unwrap());
-        assert_eq!(ben.join().unwrap(), None, "the head's deadline");
-        assert_eq!(cat.join().unwrap(), None, "the deadline of one in the middle");
-        assert!(Instant::now() >= soon);
-        assert_eq!(database.waiters.waiting(), 1);
-        database.release("ann", ann.token);
-        assert!(dan.join().unwrap().is_some());
+        // Threads that start late find that others have given up already, which shows nothing.
+        for _ in 0..10 {
+            let database = Database::new();
+            let ann = database.acquire("ann", FOR_EVER, None).unwrap().unwrap();
+            let soon = Instant::now() + Duration::from_secs(2);
+            let until_soon =
+                |owner| move |database: &Database| database.acquire(owner, FOR_EVER, Some(soon)).unwrap();
+            let ben = database.queue_up(until_soon("ben"));
+            let cat = database.queue_up(until_soon("cat"));
+            let dan = database.spawn(|database| database.acquire("dan", FOR_EVER, None).unwrap());
+            while database.waiters.waiting() < 3 && Instant::now() < soon {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let have_all_waited = database.waiters.waiting() == 3;
+            assert_eq!(ben.join().unwrap(), None, "the head's deadline");
+            assert_eq!(cat.join().unwrap(), None, "the deadline of one in the middle");
+            assert!(Instant::now() >= soon);
+            database.wait_for_waiters(1);
+            database.release("ann", ann.token);
+            assert!(dan.join().unwrap().is_some());
+            if have_all_waited {
+                return;
+            }
+        }
+        panic!("they never stood in the queue together");
     });
 }
 

@@ -237,8 +237,11 @@ fn what_was_acknowledged_from_memory_is_in_the_log_when_a_checkpoint_fails() {
             let put = Command::Put { tree: TreeId::DEFAULT, key: key(*number).into(), value: "value".into() };
             engine.execute(put, Durability::Buffered).is_ok()
         };
+        let before = engine.sequence();
         let writer = scope.spawn(move || (0..1_000_000).take_while(take).count());
-        std::thread::sleep(Duration::from_millis(20));
+        while engine.sequence() < before + 200 && !writer.is_finished() {
+            std::thread::yield_now();
+        }
         let failed = engine.checkpoint();
         (writer.join().expect("it does not panic"), failed)
     });
