@@ -408,7 +408,7 @@ fn what_a_list_copies_or_writes_anew_is_bounded_by_what_that_makes() {
     let mut replies = run(&mut state, 2, (0..80).map(copy).chain(others).collect());
     assert_eq!(replies.split_off(80)[1], value("v"), "what copies nothing is no business of that");
     assert_eq!(replies.iter().filter(|reply| **reply == StringsReply::Integer(1)).count(), 64);
-    assert_eq!(replies[64], StringsReply::Failed(StringsFailure::TooMuch));
+    assert_eq!(replies[64], StringsReply::Failed(StringsFailure::TooMuchWork));
     assert!(state.get(TREE, b"copy 63").unwrap().is_some());
     assert!(state.get(TREE, b"copy 64").unwrap().is_none());
 
@@ -416,7 +416,59 @@ fn what_a_list_copies_or_writes_anew_is_bounded_by_what_that_makes() {
     let replies = run(&mut state, 3, (0..1_100).map(|_| append()).collect());
     let done = replies.iter().filter(|reply| matches!(reply, StringsReply::Integer(_))).count();
     assert!((1_000..1_100).contains(&done), "{done}");
-    assert_eq!(replies.last(), Some(&StringsReply::Failed(StringsFailure::TooMuch)));
+    assert_eq!(replies.last(), Some(&StringsReply::Failed(StringsFailure::TooMuchWork)));
     // The next list has as much again.
     assert!(matches!(run(&mut state, 4, vec![append()])[..], [StringsReply::Integer(_)]));
+
+    // Another time to live is written together with the value.
+    let expire = |_| {
+        let action =
+            StringAction::Expire { when: When::After(1_000_000), only: SetIf::Always, only_some: false };
+        on("long", action)
+    };
+    let replies = run(&mut state, 5, (0..1_100).map(expire).collect());
+    let done = replies.iter().filter(|reply| **reply == StringsReply::Integer(1)).count();
+    assert!((1_000..1_100).contains(&done), "{done}");
+    assert_eq!(replies.last(), Some(&StringsReply::Failed(StringsFailure::TooMuchWork)));
+}
+
+/// Where only their kind matters values are not kept, and what comes of a list is the same.
+#[test]
+fn what_does_not_look_at_values_leaves_them_as_they_are() {
+    let long = |byte: u8| IVec::from(vec![byte; 100]);
+    let put = |key: &str, byte: u8| {
+        let value = long(byte);
+        on(key, StringAction::Set { value, only: SetOnly::Always, when: None, get: false })
+    };
+    let absent = |key: &str| {
+        let value = long(b'z');
+        on(key, StringAction::Set { value, only: SetOnly::Absent, when: None, get: false })
+    };
+    let mut state = ModelState::new();
+    run(&mut state, 1, vec![put("a", b'a'), put("b", b'b'), put("c", b'c')]);
+    let list = vec![
+        on("a", StringAction::Exists),
+        on("a", StringAction::Kind),
+        on("b", StringAction::Delete),
+        absent("a"),
+        absent("b"),
+        on("c", StringAction::Exists),
+        on("c", StringAction::Append { value: "!".into() }),
+    ];
+    let replies = run(&mut state, 2, list);
+    let number = StringsReply::Integer;
+    let expected = [
+        number(1),
+        number(1),
+        number(1),
+        StringsReply::Unchanged,
+        StringsReply::Done,
+        number(1),
+        number(101),
+    ];
+    assert_eq!(replies, expected);
+    let text = |bytes: &[u8]| StringsReply::Value(Some(bytes.into()));
+    let gets = ["a", "b", "c"].map(|key| on(key, StringAction::Get));
+    let expected = [text(&[b'a'; 100]), text(&[b'z'; 100]), text(&[&[b'c'; 100][..], b"!"].concat())];
+    assert_eq!(run(&mut state, 3, gets.into()), expected);
 }
