@@ -91,7 +91,13 @@ async fn a_replica_that_cannot_be_read_is_down_alone_and_is_made_anew_when_its_f
             for number in 0..100 {
                 cluster.put(1, "k", &number.to_string()).await;
             }
-            wait_for("the log has lost its beginning", || status_of(&cluster.nodes[&2], 1).first > 1).await;
+            // Which a checkpoint comes before.
+            wait_for("the log has lost its beginning", || {
+                let replica = cluster.nodes[&2].replica(1);
+                replica.is_none_or(|replica| replica.checkpoint().is_ok())
+                    && status_of(&cluster.nodes[&2], 1).first > 1
+            })
+            .await;
         }
         cluster.stop(2).await;
         let directory = cluster.config(2).directory.join("groups/1");
