@@ -72,6 +72,8 @@ pub(crate) struct Group {
     max_command_bytes: usize,
     raft: ArcSwapOption<Raft>,
     failure: Mutex<Option<String>>,
+    /// The term in which this node was last seen to lead, and since when.
+    led: Mutex<Option<(u64, tokio::time::Instant)>>,
     /// What its log has to reach again, and why it does not vote before; see [`crate::acknowledged`].
     lacking: Mutex<Option<(u64, String)>>,
     /// A leader has been heard of while what is applied here did not reach the log's first entry.
@@ -126,6 +128,7 @@ impl Group {
             max_command_bytes: options.max_command_bytes,
             raft: ArcSwapOption::empty(),
             failure: Mutex::new(failure),
+            led: Mutex::new(None),
             lacking: Mutex::new(None),
             may_begin_anew: AtomicBool::new(false),
             again: Notify::new(),
@@ -227,7 +230,21 @@ impl Group {
         let metrics = metrics.borrow_watched();
         // Who is a majority alone hears from nobody.
         let alone = metrics.membership_config.membership().voter_ids().eq([self.network.node.0]);
-        alone || metrics.last_quorum_acked.is_some_and(|heard| heard.elapsed() <= limit)
+        alone
+            || match metrics.last_quorum_acked {
+                Some(heard) => heard.elapsed() <= limit,
+                // It was elected by one; since when is known here only from the first look on.
+                None => self.leads_since(metrics.current_term).elapsed() <= limit,
+            }
+    }
+
+    /// When it was first seen here that this node leads in a term.
+    fn leads_since(&self, term: u64) -> tokio::time::Instant {
+        let mut led = self.led.lock();
+        match *led {
+            Some((known, since)) if known == term => since,
+            _ => led.insert((term, tokio::time::Instant::now())).1,
+        }
     }
 
     /// As leader: how long ago it last heard from a majority, if that is longer than `limit`. There may be

@@ -11,7 +11,8 @@ use crate::disk::{Disk, RealDisk};
 pub enum Durability {
     /// When it would survive power loss.
     Synced,
-    /// When it is visible; it survives power loss after at most `flush_every_ms`.
+    /// When it is visible; it survives power loss after the next sync, which begins within
+    /// `flush_every_ms`.
     #[default]
     Buffered,
 }

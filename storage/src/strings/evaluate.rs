@@ -44,7 +44,9 @@ impl Looked {
     /// Only of what kind it is matters.
     fn forget_value(&mut self) {
         for slot in [&mut self.slot, &mut self.before] {
-            slot.value.take_if(|value| value.len() > SHORT).map(|_| slot.value = Some(IVec::new()));
+            if slot.value.as_ref().is_some_and(|value| value.len() > SHORT) {
+                slot.value = Some(IVec::new());
+            }
         }
     }
 }
