@@ -540,6 +540,8 @@ pub(crate) fn open_directory(config: &NodeConfig) -> Result<Opened> {
         ..WalOptions::new(directory.join("wal"), file.database_id)
     };
     let wal = Arc::new(Wal::open(Arc::clone(disk), options)?);
+    // A process that was ended just when it had made `wal` may have left a name that is not durable yet.
+    disk.sync_directory(directory).map_err(|error| Error::io(doing("syncing"), error))?;
     let durability = match config.threads {
         true => Durability::threaded(Arc::clone(&wal))
             .map_err(|error| Error::io("starting the thread that waits for the disk", error))?,
