@@ -28,7 +28,7 @@ fn memory(reply: &StringsReply) -> usize {
 }
 
 impl Database {
-    /// The replies to commands if all of them read, and this node has what they read [alone](Core::read_at_once);
+    /// The replies to commands if all of them read, and this node has what they read [alone](crate::cluster::core::Core::read_at_once);
     /// otherwise they are for [`Database::run`].
     pub(in crate::cluster::redis) fn read_at_once(&self, commands: &[(usize, Data)]) -> Option<Vec<Value>> {
         let partitions = self.known_partitions()?;
