@@ -131,7 +131,9 @@ fn candidates_lead_one_after_the_other_and_who_observes_hears_of_each() {
 
     let campaign = |value: &str, lease: &str| {
         let shown = alone.sandbox.path(value);
-        let script = format!("trap 'echo told > {}; exit 3' TERM; sleep 60 & wait", shown.display());
+        let shown = shown.display();
+        let script =
+            format!("trap 'echo told > {shown}; exit 3' TERM; touch {shown}-listens; sleep 60 & wait");
         alone.start(&["election", "campaign", "cron", value, "--lease", lease, "--", "sh", "-c", &script])
     };
     let ann = campaign("ann", "10");
@@ -145,7 +147,7 @@ fn candidates_lead_one_after_the_other_and_who_observes_hears_of_each() {
 
     let ben = campaign("ben", "2");
     // It is told to end, so its command is, whose code passes through; and the next leads.
-    std::thread::sleep(Duration::from_millis(500));
+    alone.eventually("the command listens", || alone.sandbox.path("ann-listens").exists());
     ann.signal(Signal::TERM);
     assert_eq!(ann.code(), Some(3));
     let token = |line: &str| line.rsplit(' ').next().and_then(|token| token.parse::<u64>().ok());
@@ -192,10 +194,10 @@ fn what_a_session_owns_dies_with_it_and_lives_while_it_is_renewed() {
     alone.run(&["put", "worker/1", "idle", "--session", &id]).fails(1);
 
     // Renewed, it outlives its lease; not renewed, it does not.
-    let id = open("3");
+    let id = open("5");
     alone.run(&["put", "short", "lived", "--session", &id]).ok();
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(5) {
+    while began.elapsed() < Duration::from_secs(7) {
         alone.run(&["session", "renew", &id]).ok();
         assert!(there("short"));
         std::thread::sleep(Duration::from_millis(500));
@@ -207,16 +209,18 @@ fn what_a_session_owns_dies_with_it_and_lives_while_it_is_renewed() {
     let binary = env!("CARGO_BIN_EXE_dogsled");
     let put = format!("{binary} --connect {} put during run --session $DOGSLED_SESSION", alone.address);
     let get = format!("{binary} --connect {} get during", alone.address);
-    let script = format!("{put} && sleep 3 && {get}; exit 5");
-    let run = alone.run(&["session", "run", "--lease", "2", "--", "sh", "-c", &script]);
+    let script = format!("{put} && sleep 10 && {get}; exit 5");
+    let run = alone.run(&["session", "run", "--lease", "7", "--", "sh", "-c", &script]);
     assert_eq!((run.code, run.stdout.as_str(), run.stderr.as_str()), (5, "run\n", ""));
     assert!(!there("during"));
 
     // The command is stopped when the session is lost.
     let shown = alone.sandbox.path("told");
-    let script = format!("trap 'echo told > {}; exit 3' TERM; sleep 60 & wait", shown.display());
-    let running = alone.start(&["session", "run", "--lease", "1", "--", "sh", "-c", &script]);
-    std::thread::sleep(Duration::from_millis(700));
+    let ready = alone.sandbox.path("ready");
+    let (told, listens) = (shown.display(), ready.display());
+    let script = format!("trap 'echo told > {told}; exit 3' TERM; touch {listens}; sleep 60 & wait");
+    let running = alone.start(&["session", "run", "--lease", "3", "--", "sh", "-c", &script]);
+    alone.eventually("the command listens", || ready.exists());
     alone.served.signal(Signal::STOP);
     alone.eventually("the command is told", || shown.exists());
     alone.served.signal(Signal::CONT);
@@ -236,7 +240,7 @@ fn an_instance_is_known_while_its_command_runs() {
     let (_following, heard) = alone.listen(&["registry", "follow", "billing"]);
     alone.run(&["registry", "pick", "billing"]).fails_saying(1, &["no such instance"]);
     let register = |address: &str, more: &[&str]| {
-        let command = ["registry", "register", "billing", address, "--lease", "2"];
+        let command = ["registry", "register", "billing", address, "--lease", "7"];
         alone.start(&[&command[..], more, &["--", "sleep", "60"]].concat())
     };
     let east = register("10.0.0.1:80", &["--id", "1", "--tag", "zone=east", "--tag", "v2"]);

@@ -43,7 +43,9 @@ fn one_command_at_a_time_runs_and_the_next_waits_for_it() {
 fn the_command_is_stopped_when_the_lock_is_lost_or_the_runner_is_told_to_end() {
     let alone = Alone::new();
     let shown = alone.sandbox.path("stopped");
-    let script = format!("trap 'echo told > {0}; exit 3' TERM; sleep 60 & wait", shown.display());
+    let ready = alone.sandbox.path("ready");
+    let (told, listens) = (shown.display(), ready.display());
+    let script = format!("trap 'echo told > {told}; exit 3' TERM; touch {listens}; sleep 60 & wait");
     let run = |lease: &str| {
         alone.command(&["lock", "job", "--lease", lease, "--", "sh", "-c", &script]).spawn().unwrap()
     };
@@ -52,8 +54,8 @@ fn the_command_is_stopped_when_the_lock_is_lost_or_the_runner_is_told_to_end() {
 
     // The runner is told to end: the command is, too, and its code passes through.
     let mut child = run("10");
-    alone.eventually("the lock is held", held);
-    std::thread::sleep(Duration::from_millis(300));
+    alone.eventually("the command listens", || ready.exists());
+    assert!(held());
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(3));
     assert_eq!(std::fs::read_to_string(&shown).unwrap(), "told\n");
@@ -61,14 +63,14 @@ fn the_command_is_stopped_when_the_lock_is_lost_or_the_runner_is_told_to_end() {
 
     // The node is gone, so the lease cannot be renewed.
     std::fs::remove_file(&shown).unwrap();
-    let mut child = run("2");
-    alone.eventually("the lock is held", held);
-    std::thread::sleep(Duration::from_millis(300));
+    std::fs::remove_file(&ready).unwrap();
+    let mut child = run("7");
+    alone.eventually("the command listens", || ready.exists());
     alone.served.signal(Signal::STOP);
     let began = Instant::now();
     assert_eq!(child.wait().unwrap().code(), Some(8));
     alone.served.signal(Signal::CONT);
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_eq!(std::fs::read_to_string(&shown).unwrap(), "told\n");
 }
 
@@ -82,7 +84,7 @@ fn at_a_terminal_what_the_command_has_started_is_stopped_with_it() {
     assert!(script.status.success());
     let file = alone.sandbox.path("grandchild");
     let shell = format!("sleep 1000 & echo $! > {}; wait", file.display());
-    let lock = alone.command(&["lock", "job", "--lease", "2", "--", "sh", "-c", &shell]);
+    let lock = alone.command(&["lock", "job", "--lease", "7", "--", "sh", "-c", &shell]);
     let mut words = vec![lock.get_program().to_string_lossy().into_owned()];
     words.extend(lock.get_args().map(|word| format!("'{}'", word.to_string_lossy())));
     let mut terminal = std::process::Command::new("script");
@@ -111,7 +113,7 @@ fn what_has_left_the_group_of_the_command_is_stopped_with_it() {
     let left = "trap '' TERM; sleep 1000 & echo $! > \"$1\"; wait";
     let shell = format!("setsid sh -c '{}' - {} & wait", left.replace('\'', "'\\''"), file.display());
     let mut lock =
-        alone.command(&["lock", "job", "--lease", "2", "--kill-after", "1", "--", "sh", "-c", &shell]);
+        alone.command(&["lock", "job", "--lease", "7", "--kill-after", "1", "--", "sh", "-c", &shell]);
     let mut lock = lock.spawn().unwrap();
     alone.eventually("the command has started something", || {
         std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'))
@@ -328,7 +330,7 @@ fn a_holder_that_stood_still_beyond_its_lease_writes_nothing_and_is_stopped_when
         ),
     );
     let run = |script: &str| {
-        let command = ["lock", "job", "--lease", "5", "--", "sh", script];
+        let command = ["lock", "job", "--lease", "7", "--", "sh", script];
         alone.command(&command).spawn().expect("the binary starts")
     };
     let mut holder = run(&ann);

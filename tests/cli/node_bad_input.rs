@@ -73,16 +73,15 @@ fn certificates_that_are_wrong_are_refused() {
     sandbox.run_bare(&["--certs", "other", "certs", "client"]).ok();
     sandbox.run_bare(&["--certs", "other", "certs", "node", "2"]).ok();
     let (_served, address) = one_node(&sandbox);
-    let connect = ["--connect", &address, "--timeout", "2"];
-    let with = |more: &[&str]| sandbox.run_bare(&[&connect[..], more].concat());
-    with(&["--certs", "other", "get", "key"]).fails_saying(9, &["certificate"]);
+    let with = |more: &[&str]| sandbox.run_bare(&[&["--connect", &address][..], more].concat());
+    with(&["--timeout", "5", "--certs", "other", "get", "key"]).fails_saying(9, &["certificate"]);
     with(&["--certs", "certs", "put", "key", "value"]).ok();
     with(&["get", "key"]).fails_saying(11, &["dev-certs", "--certs"]);
     sandbox.run_bare(&["certs", "client", "web"]).ok();
     with(&["--certs", "certs", "get", "key"]).fails_saying(2, &["admin, web", "--client"]);
     assert_eq!(with(&["--certs", "certs", "--client", "web", "get", "key"]).ok(), "value\n");
     let arguments =
-        ["--certs", "other", "--node", "2", "--listen", "127.0.0.1:0", "--join", &address, "--timeout", "1"];
+        ["--certs", "other", "--node", "2", "--listen", "127.0.0.1:0", "--join", &address, "--timeout", "5"];
     gives_up(serve(&sandbox, &arguments), 9, &["not become a member", "certificate"]);
     std::fs::copy(sandbox.path("other/ca.crt"), sandbox.path("certs/ca.crt")).expect("a copy");
     serve(&sandbox, &["--certs", "certs", "--node", "2"]).fails_saying(11, &["not signed by the trusted"]);

@@ -153,13 +153,20 @@ fn one_of_three_that_is_low_leads_nothing_and_no_writer_notices() {
         })
         .await;
         load.goes_on(200).await;
-        // It follows all the same, and is not chosen again by those who spread leadership.
+        // It follows all the same, and is not chosen again by those who spread leadership. It may win an election, and
+        // hands over what it leads at once.
+        let mut looks = 0;
         for _ in 0..30 {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let members = client.status().await.expect("they answer");
-            let led = poor(&members).map_or(0, leads);
-            assert!(led == 0, "it leads {led} groups again");
+            looks += u32::from(poor(&members).is_some_and(|poor| leads(poor) > 0));
         }
+        assert!(looks <= 10, "it leads some group again, in {looks} of 30 looks");
+        eventually("it leads nothing", async || {
+            let members = client.status().await.unwrap_or_default();
+            poor(&members).is_some_and(|poor| leads(poor) == 0)
+        })
+        .await;
         eventually("it is level", || is_whole(&client, 100)).await;
         load.goes_on(100).await;
 

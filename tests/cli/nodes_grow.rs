@@ -56,7 +56,7 @@ impl Cluster {
             if status["movement"]["settled"] == true {
                 return status;
             }
-            assert!(began.elapsed() < Duration::from_secs(30), "{status:#}");
+            assert!(began.elapsed() < Duration::from_secs(120), "{status:#}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }

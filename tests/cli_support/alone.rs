@@ -36,7 +36,7 @@ impl Alone {
 
     #[track_caller]
     pub(crate) fn eventually(&self, what: &str, done: impl Fn() -> bool) {
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(60);
         while !done() {
             assert!(Instant::now() < until, "never: {what}");
             std::thread::sleep(Duration::from_millis(20));

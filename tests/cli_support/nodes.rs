@@ -1,9 +1,10 @@
 //! Nodes as processes of the real binary, on loopback.
 
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,18 @@ use super::{Run, Sandbox, dogsled, run};
 /// How long a node may take for anything that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An address whose port was free a moment ago.
+/// An address below those that the system gives away by itself: while a node is down, nobody else takes its port. It is
+/// free for UDP and TCP, and so is the one 80 above for TCP, where the node's HTTP goes.
 pub(crate) fn free_address() -> String {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-    socket.local_addr().expect("it is bound").to_string()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 16_000 + (std::process::id() % 8_000) as u16;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 8_000;
+        let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() && is_free(port) && is_free(port + 80) {
+            return format!("127.0.0.1:{port}");
+        }
+    }
 }
 
 /// A process of `dogsled serve`, which is killed in the end if it still runs.

@@ -92,12 +92,23 @@ async fn a_thousand_wait_without_asking_and_are_served_in_order() {
             tokio::time::sleep(Duration::from_micros(200)).await;
         }
     }
-    let (before, began) = (requests(&cluster).await, Instant::now());
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let (asked, waited) = (requests(&cluster).await - before, began.elapsed().as_secs_f64());
-    // Twice what they say, and what sessions and the holder's lease take.
-    let most = WAITERS as f64 * (waited / 10.0 * 2.0) + 100.0;
-    assert!((asked as f64) < most, "{asked} requests in {waited} s");
+    let terms = || -> Vec<u64> {
+        let groups = cluster.nodes.values().flat_map(|node| node.replication().status().groups);
+        groups.filter(|group| group.group == 1).map(|group| group.term).collect()
+    };
+    for left in (0..5).rev() {
+        let (term, before, began) = (terms(), requests(&cluster).await, Instant::now());
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let (asked, waited) = (requests(&cluster).await - before, began.elapsed().as_secs_f64());
+        // Twice what they say, and what sessions and the holder's lease take.
+        let most = WAITERS as f64 * (waited / 10.0 * 2.0) + 100.0;
+        if (asked as f64) < most {
+            break;
+        }
+        // All of them ask a new leader anew, which says nothing.
+        assert!(left > 0 && terms() != term, "{asked} requests in {waited} s");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
 
     first.release().await.unwrap().unwrap();
     for task in tasks {
@@ -124,7 +135,7 @@ async fn a_waiter_survives_the_loss_of_the_leader_and_one_that_gives_up_is_passe
     // Its future is dropped: it leaves the queue.
     gone.abort();
     assert!(two.lock("job").acquire_timeout(LEASE, Duration::from_millis(50)).await.unwrap().is_none());
-    let leader = cluster.nodes[&1].replication().map().leaders[1].unwrap().0;
+    let leader = cluster.leader(1).await;
     cluster.halt(leader).await;
     let survivor = [1, 2, 3].into_iter().find(|node| *node != leader).unwrap();
     let token = guard.token();
@@ -139,10 +150,11 @@ async fn a_waiter_survives_the_loss_of_the_leader_and_one_that_gives_up_is_passe
 async fn a_guard_renews_its_lease_and_tells_when_the_lock_is_lost() {
     let cluster = Cluster::made(3, 1).await;
     let (ann, ben) = (cluster.client(1).await, cluster.client(2).await);
-    let lease = Duration::from_millis(900);
+    // Renewed at a third of it, so that a machine may stand still for some seconds.
+    let lease = Duration::from_secs(7);
     let guard = ann.lock("job").owner("ann").acquire(lease).await.unwrap();
     let began = Instant::now();
-    while began.elapsed() < lease * 3 {
+    while began.elapsed() < lease * 3 / 2 {
         assert!(guard.is_valid(), "after {:?}", began.elapsed());
         assert!(ben.lock("job").try_acquire(lease).await.unwrap().is_none(), "after {:?}", began.elapsed());
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -150,13 +162,27 @@ async fn a_guard_renews_its_lease_and_tells_when_the_lock_is_lost() {
     // Somebody with its name gives it away.
     let stolen = ben.lock("job").owner("ann").resume().await.unwrap().unwrap();
     stolen.release().await.unwrap().unwrap();
-    tokio::time::timeout(lease, guard.lost()).await.expect("it hears of it at the next renewal");
+    let told = tokio::time::timeout(Duration::from_secs(30), guard.lost()).await;
+    told.expect("it hears of it at the next renewal");
     assert!(!guard.is_valid());
 
-    // Without renewal it is told before the lease ends.
-    let guard = ann.lock("job").without_renewal().acquire(lease).await.unwrap();
-    guard.lost().await;
-    assert!(guard.is_valid() && guard.remaining() < lease / 4, "{:?}", guard.remaining());
+    // Without renewal it is told before the lease ends; once more if this thread was not woken in time.
+    let lease = Duration::from_secs(3);
+    let mut tries = 0;
+    let guard = loop {
+        let asked = Instant::now();
+        let guard = ann.lock("job").without_renewal().acquire(lease).await.unwrap();
+        guard.lost().await;
+        if asked.elapsed() < lease * 9 / 10 {
+            let left = guard.remaining();
+            assert!(left < lease / 4, "{left:?}");
+            assert!(guard.is_valid() || asked.elapsed() >= lease, "{left:?}");
+            break guard;
+        }
+        tries += 1;
+        assert!(tries < 5, "told too late each time");
+        guard.release().await.ok();
+    };
     eventually("the lease ends", || std::future::ready(!guard.is_valid())).await;
     let next = ben.lock("job").acquire(lease).await.unwrap();
     assert!(next.token() > guard.token());
@@ -166,11 +192,11 @@ async fn a_guard_renews_its_lease_and_tells_when_the_lock_is_lost() {
 async fn the_end_of_a_dead_holders_lease_wakes_who_waits() {
     let cluster = Cluster::made(3, 1).await;
     let client = cluster.client(1).await;
-    client.lock("job").try_acquire(Duration::from_millis(500)).await.unwrap().unwrap().keep();
     let began = Instant::now();
+    client.lock("job").try_acquire(Duration::from_millis(500)).await.unwrap().unwrap().keep();
     let guard = client.lock("job").acquire(LEASE).await.unwrap();
     let waited = began.elapsed();
-    assert!(waited > Duration::from_millis(350) && waited < Duration::from_secs(3), "{waited:?}");
+    assert!(waited > Duration::from_millis(450) && waited < Duration::from_secs(20), "{waited:?}");
     assert!(guard.is_valid());
 }
 
@@ -249,7 +275,7 @@ async fn keys_expire_although_nobody_writes() {
     let pages = client.tree("pages");
     pages.insert("stays", "1").await.unwrap();
     let mut events = pages.watch_prefix("").await.unwrap();
-    let ttl = Duration::from_millis(400);
+    let ttl = Duration::from_secs(6);
     let began = Instant::now();
     assert_eq!(pages.insert_with_ttl("goes", "1", ttl).await.unwrap(), None);
     pages.insert_with_ttl("kept", "1", ttl).await.unwrap();
@@ -261,7 +287,7 @@ async fn keys_expire_although_nobody_writes() {
     assert_eq!(pages.ttl("kept").await.unwrap(), Ttl::Forever);
     eventually("the key expires", || async { pages.get("goes").await.unwrap().is_none() }).await;
     let took = began.elapsed();
-    assert!(took > ttl - ttl / 32 && took < ttl + Duration::from_secs(2), "{took:?}");
+    assert!(took > ttl - ttl / 32 && took < ttl + Duration::from_secs(20), "{took:?}");
     assert_eq!(pages.ttl("goes").await.unwrap(), Ttl::NoKey);
     for key in ["stays", "kept", "written"] {
         assert!(pages.get(key).await.unwrap().is_some(), "{key}");
@@ -403,7 +429,7 @@ async fn what_a_session_owns_dies_with_it_and_numbers_are_given_once() {
     let client = cluster.client(1).await;
     let workers = client.tree("workers");
     workers.insert("stays", "1").await.unwrap();
-    let lease = Duration::from_millis(900);
+    let lease = Duration::from_secs(7);
     let session = client.session(lease);
     for number in 0..6 {
         session.insert(&workers, format!("worker {number}"), "alive").await.unwrap();
@@ -412,7 +438,7 @@ async fn what_a_session_owns_dies_with_it_and_numbers_are_given_once() {
     assert_eq!(workers.insert_next("{jobs}:", "b").await.unwrap(), "{jobs}:00000000000000000001");
     assert!(matches!(workers.insert_next("jobs:", "b").await, Err(Error::Invalid(_))));
     // For longer than its lease, because it is renewed.
-    tokio::time::sleep(lease * 2).await;
+    tokio::time::sleep(lease * 3 / 2).await;
     assert_eq!(workers.len().await.unwrap(), 9);
     session.close().await.unwrap();
     assert_eq!(workers.len().await.unwrap(), 2);
@@ -421,6 +447,7 @@ async fn what_a_session_owns_dies_with_it_and_numbers_are_given_once() {
 
     // One whose client is gone without a word: its runtime has ended.
     let (address, options) = (cluster.address(2), cluster.options());
+    let (lease, began) = (Duration::from_secs(3), Instant::now());
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
@@ -433,7 +460,8 @@ async fn what_a_session_owns_dies_with_it_and_numbers_are_given_once() {
     })
     .join()
     .unwrap();
-    assert!(workers.contains_key("worker 9").await.unwrap());
+    let is_there = workers.contains_key("worker 9").await.unwrap();
+    assert!(is_there || began.elapsed() >= lease, "its key went before its lease");
     eventually("its key is gone", || async { !workers.contains_key("worker 9").await.unwrap() }).await;
     assert_eq!(workers.len().await.unwrap(), 2);
 }

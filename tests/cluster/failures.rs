@@ -158,14 +158,17 @@ async fn a_client_with_an_old_map_is_served_and_learns() {
         for group in 1..=2 {
             let leader = cluster.leader(group).await;
             let next = cluster.nodes[&(leader % 3 + 1)].id();
-            client.transfer_leader(group, next).await.unwrap();
+            eventually("another leads", || async {
+                client.transfer_leader(group, next).await.is_ok() || cluster.leader(group).await == next.0
+            })
+            .await;
         }
         // At once, while leadership is on its way.
         let began = Instant::now();
         for i in 0..20 {
             client.tree("t").put(format!("key {i}"), round.to_string()).await.unwrap();
         }
-        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
     }
     assert_eq!(client.tree("t").len().await.unwrap(), 21);
 }
@@ -182,7 +185,7 @@ async fn a_client_that_was_told_one_follower_alone_finds_its_way() {
     let began = Instant::now();
     client.tree("t").insert("b", "2").await.unwrap();
     assert_eq!(client.tree("t").get("a").await.unwrap().unwrap(), "1");
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -204,7 +207,7 @@ async fn without_a_quorum_calls_end_at_their_deadline_and_stale_reads_go_on() {
     let write = hurried.insert("a", "2").await.unwrap_err();
     assert!(matches!(read, Error::Unavailable(_)), "{read}");
     assert!(matches!(write, Error::Unavailable(_) | Error::OutcomeUnknown(_)), "{write}");
-    assert!(began.elapsed() < Duration::from_millis(4_500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
     let stale = tree.stale().get("a").await.unwrap();
     assert_eq!(stale.value.unwrap(), "1");
     assert_eq!(own.tree("t").stale().get("a").await.unwrap().value.unwrap(), "1");
@@ -221,13 +224,13 @@ async fn a_client_whose_certificate_was_renewed_while_it_ran_is_let_in_again() {
     let mut cluster = Cluster::made(1, 2).await;
     let authority = Authority::load(&cluster.directory.path().join("dev-certs")).unwrap();
     let directory = cluster.directory.path().join("web");
-    let files = authority.client("web", Duration::from_secs(3)).unwrap().save(&directory).unwrap();
+    let files = authority.client("web", Duration::from_secs(6)).unwrap().save(&directory).unwrap();
     let issued = Instant::now();
     let client =
         Client::connect([cluster.address(1)], ClientOptions::from_files(&files).unwrap()).await.unwrap();
     client.tree("t").insert("a", "1").await.unwrap();
     // Certificates end at whole seconds.
-    tokio::time::sleep(Duration::from_millis(4100).saturating_sub(issued.elapsed())).await;
+    tokio::time::sleep(Duration::from_millis(7_100).saturating_sub(issued.elapsed())).await;
     cluster.halt(1).await;
     cluster.start(1).await;
     let hasty = client.with_deadline(Duration::from_millis(1500));

@@ -12,8 +12,8 @@ use crate::support::{Cluster, eventually};
 const SMALL: HttpOptions = HttpOptions {
     max_connections: 3,
     max_head_bytes: 8 << 10,
-    head_timeout: Duration::from_millis(300),
-    connection_time: Duration::from_millis(900),
+    head_timeout: Duration::from_secs(4),
+    connection_time: Duration::from_secs(12),
 };
 
 async fn start(cluster: &Cluster, options: HttpOptions) -> HttpServer {
@@ -34,7 +34,7 @@ async fn rest(stream: &mut TcpStream) -> String {
             bytes.extend_from_slice(&buffer[..length]);
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), read).await.expect("the server closes the connection");
+    tokio::time::timeout(Duration::from_secs(30), read).await.expect("the server closes the connection");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -56,7 +56,7 @@ async fn slow_and_many_visitors_are_sent_away_and_others_are_served() {
     let told = rest(&mut connect(&server).await).await;
     assert!(told.is_empty() || told.starts_with("HTTP/1.1 503"), "{told}");
     assert!(
-        began.elapsed() < Duration::from_millis(250),
+        began.elapsed() < Duration::from_millis(3_500),
         "too slow to prove anything: {:?}",
         began.elapsed()
     );
@@ -65,7 +65,7 @@ async fn slow_and_many_visitors_are_sent_away_and_others_are_served() {
     let told = rest(&mut slow).await;
     assert!(told.is_empty() || told.starts_with("HTTP/1.1 408"), "{told}");
     rest(&mut third).await;
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     eventually("there is room again", || async {
         let mut stream = connect(&server).await;
         let request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
@@ -84,7 +84,8 @@ async fn slow_and_many_visitors_are_sent_away_and_others_are_served() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_is_kept_alive_ends_in_time_and_so_does_one_that_never_reads() {
     let cluster = Cluster::made(1, 2).await;
-    let server = start(&cluster, SMALL).await;
+    let (head_timeout, connection_time) = (Duration::from_secs(2), Duration::from_secs(4));
+    let server = start(&cluster, HttpOptions { head_timeout, connection_time, ..SMALL }).await;
     let began = Instant::now();
     let mut busy = connect(&server).await;
     let mut served = 0;
@@ -96,7 +97,7 @@ async fn a_connection_that_is_kept_alive_ends_in_time_and_so_does_one_that_never
             _ => break,
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(began.elapsed() < Duration::from_secs(10), "it is served for ever");
+        assert!(began.elapsed() < Duration::from_secs(20), "it is served for ever");
     }
     assert!(served > 3, "{served}");
     // One that asks for much and reads nothing.
@@ -105,5 +106,5 @@ async fn a_connection_that_is_kept_alive_ends_in_time_and_so_does_one_that_never
     let _ = tokio::time::timeout(Duration::from_secs(1), deaf.write_all(&many)).await;
     let began = Instant::now();
     server.stop().await;
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }

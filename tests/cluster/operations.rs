@@ -196,8 +196,8 @@ async fn every_operation_works_by_the_short_way() {
 async fn sessions_are_renewed_while_used_and_closed_when_idle_or_dropped() {
     let cluster = Cluster::made(1, 1).await;
     let mut options = cluster.options();
-    options.session_lease = Duration::from_secs(1);
-    let client = Client::connect([cluster.address(1)], options).await.unwrap();
+    options.session_lease = Duration::from_secs(4);
+    let client = Client::connect([cluster.address(1)], options.clone()).await.unwrap();
     let replica = cluster.nodes[&1].replication().replica(1).unwrap();
     let expiry = || match replica.read(&dogsled::storage::GroupRead::EarliestSessionExpiry).unwrap() {
         dogsled::storage::GroupReadReply::Time(time) => time,
@@ -205,14 +205,18 @@ async fn sessions_are_renewed_while_used_and_closed_when_idle_or_dropped() {
     };
     for i in 1..=12 {
         assert_eq!(client.counter("c").add(1).await.unwrap(), i);
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Also of the last, for longer than the lease.
+        assert!(expiry().is_some());
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    assert!(expiry().is_some());
     eventually("an idle session is closed", || std::future::ready(expiry().is_none())).await;
+    drop(client);
+    options.session_lease = Duration::from_secs(60);
+    let client = Client::connect([cluster.address(1)], options).await.unwrap();
     assert_eq!(client.counter("c").add(1).await.unwrap(), 13);
     assert!(expiry().is_some());
     drop(client);
     let dropped = Instant::now();
     eventually("a dropped client's session is closed", || std::future::ready(expiry().is_none())).await;
-    assert!(dropped.elapsed() < Duration::from_millis(900), "it was not the lease that ended it");
+    assert!(dropped.elapsed() < Duration::from_secs(20), "it was not the lease that ended it");
 }

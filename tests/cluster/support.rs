@@ -21,13 +21,13 @@ pub struct Cluster {
 
 /// An address below those that the system gives away by itself: while a node is down, no client of
 /// another test takes its port.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = 16_000 + (std::process::id() % 8_000) as u16;
     loop {
         let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 8_000;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        if std::net::UdpSocket::bind(address).is_ok() {
+        if std::net::UdpSocket::bind(address).is_ok() && std::net::TcpListener::bind(address).is_ok() {
             return address;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dogsled::Batch;
 use dogsled::cluster::transaction::{TransactionError, TransactionResult, abort};
@@ -176,12 +176,13 @@ async fn transfers_between_partitions_keep_the_total_while_leaders_die() {
         client.tree("accounts").put(key, "100").await.unwrap();
     }
     let stop = Arc::new(AtomicBool::new(false));
+    let done: Arc<Vec<AtomicU32>> = Arc::new((0..4).map(|_| AtomicU32::new(0)).collect());
     let mut tasks = Vec::new();
     for worker in 0..4u64 {
         let client = cluster.client(1 + worker % 3).await.with_deadline(Duration::from_secs(20));
-        let (keys, stop) = (Arc::clone(&keys), Arc::clone(&stop));
+        let (keys, stop, done) = (Arc::clone(&keys), Arc::clone(&stop), Arc::clone(&done));
         tasks.push(tokio::spawn(async move {
-            let (mut done, mut round) = (0, worker);
+            let (done, mut round) = (&done[worker as usize], worker);
             while !stop.load(Ordering::Relaxed) {
                 round = round.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let at = |shift: u32| (round >> shift) as usize % keys.len();
@@ -189,18 +190,17 @@ async fn transfers_between_partitions_keep_the_total_while_leaders_die() {
                     match total(&client, &keys).await {
                         Ok(total) => {
                             assert_eq!(total, 400, "what was read was never so");
-                            done += 1;
+                            done.fetch_add(1, Ordering::Relaxed);
                         }
                         Err(error) => {
                             assert!(!matches!(error, TransactionError::Cluster(Error::Invalid(_))), "{error}")
                         }
                     }
                 } else if at(33) != at(40) {
-                    done +=
-                        u32::from(transfer(&client, &keys[at(33)], &keys[at(40)], round >> 60).await.is_ok());
+                    let told = transfer(&client, &keys[at(33)], &keys[at(40)], round >> 60).await;
+                    done.fetch_add(u32::from(told.is_ok()), Ordering::Relaxed);
                 }
             }
-            done
         }));
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -209,13 +209,17 @@ async fn transfers_between_partitions_keep_the_total_while_leaders_die() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     cluster.start(leader).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    stop.store(true, Ordering::Relaxed);
-    let mut done = Vec::new();
-    for task in tasks {
-        done.push(task.await.unwrap());
+    // Who reads everything is in everybody's way, and they in his: each may take its time.
+    let until = Instant::now() + Duration::from_secs(60);
+    while done.iter().any(|done| done.load(Ordering::Relaxed) <= 5) {
+        assert!(Instant::now() < until, "{done:?}");
+        assert!(tasks.iter().all(|task| !task.is_finished()), "one of them has failed: {done:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // Who reads everything is in everybody's way, and they in his.
-    assert!(done.iter().all(|done| *done > 5), "{done:?}");
+    stop.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.await.unwrap();
+    }
     let client = cluster.client(leader % 3 + 1).await;
     assert_eq!(total(&client, &keys).await.unwrap(), 400);
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dogsled::transaction::{TransactionError, TransactionResult, Transactional};
 use dogsled::{Batch, Compare, Config, Db, Error, FencingToken, Ttl};
@@ -70,7 +70,8 @@ fn an_export_carries_times_to_live_into_another_database() {
     users.insert_with_ttl("for a while", "2", LEASE).unwrap();
     users.insert_with_ttl("rewritten", "3", LEASE).unwrap();
     users.insert("rewritten", "4").unwrap();
-    db.insert_with_ttl("soon", "5", Duration::from_millis(60)).unwrap();
+    let ttl = Duration::from_secs(4);
+    db.insert_with_ttl("soon", "5", ttl).unwrap();
     let names: Vec<_> = db.tree_names();
     assert_eq!(names.len(), 2, "the tree of times to live is not shown: {names:?}");
     let copy = open();
@@ -80,16 +81,17 @@ fn an_export_carries_times_to_live_into_another_database() {
     assert_eq!(users.ttl("rewritten").unwrap(), Ttl::Forever);
     assert!(matches!(users.ttl("for a while").unwrap(), Ttl::In(left) if left <= LEASE));
     assert_eq!(copy.checksum().unwrap(), db.checksum().unwrap());
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(ttl + Duration::from_millis(100));
     assert_eq!((db.get("soon").unwrap(), copy.get("soon").unwrap()), (None, None));
 }
 
 #[test]
 fn a_snapshot_shows_what_there_was_when_it_was_made() {
     let db = open();
-    db.insert_with_ttl("k", "v", Duration::from_millis(60)).unwrap();
+    let ttl = Duration::from_secs(4);
+    db.insert_with_ttl("k", "v", ttl).unwrap();
     let snapshot = db.snapshot();
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(ttl + Duration::from_millis(100));
     assert_eq!(db.get("k").unwrap(), None);
     assert_eq!(db.iter().count(), 0);
     assert_eq!(snapshot.get(&db, "k").unwrap().unwrap(), "v");
@@ -117,6 +119,11 @@ fn threads_wait_for_read_write_locks_and_semaphores() {
                 let reader = db.read_lock("book").acquire(LEASE).unwrap();
                 let seat = db.semaphore("seats", 2).acquire(LEASE).unwrap();
                 most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                // Until two were there at the same time.
+                let until = Instant::now() + Duration::from_secs(5);
+                while most.load(Ordering::SeqCst) < 2 && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
                 std::thread::sleep(Duration::from_millis(20));
                 inside.fetch_sub(1, Ordering::SeqCst);
                 seat.release().unwrap().unwrap();
@@ -138,8 +145,8 @@ fn threads_wait_for_read_write_locks_and_semaphores() {
 fn after_an_unclean_end_a_lock_is_delayed() {
     let db = open();
     let (lease, delay) = (Duration::from_millis(40), Duration::from_millis(150));
+    let began = Instant::now();
     let guard = db.lock("job").delay(delay).acquire(lease).unwrap();
-    let began = std::time::Instant::now();
     guard.keep();
     let next = db.lock("job").acquire(LEASE).unwrap();
     assert!(began.elapsed() > delay, "{:?}", began.elapsed());
@@ -163,14 +170,15 @@ fn several_counters_are_added_to_together_or_not_at_all() {
 #[test]
 fn a_guard_renews_its_lease_until_it_is_given_back_or_kept() {
     let db = open();
-    let lease = Duration::from_millis(600);
+    // Renewed at a third of it, so that a machine may stand still for some seconds.
+    let lease = Duration::from_secs(7);
     // Many guards, and one thread.
     let guards: Vec<_> = (0..50).map(|i| db.lock(format!("job {i}")).acquire(lease).unwrap()).collect();
     let (told, hears) = std::sync::mpsc::channel();
     guards[0].when_lost(move || told.send(()).unwrap());
-    assert!(!guards[0].wait_until_lost_for(Duration::from_millis(1500)), "two leases and a half");
+    assert!(!guards[0].wait_until_lost_for(lease * 3 / 2), "a lease and a half");
     for (i, guard) in guards.iter().enumerate() {
-        assert!(guard.is_valid() && guard.remaining() > lease / 3);
+        assert!(guard.is_valid());
         assert!(db.lock(format!("job {i}")).try_acquire(lease).unwrap().is_none());
         db.under(guard).insert("done", "yes").unwrap();
     }
@@ -187,8 +195,8 @@ fn a_guard_renews_its_lease_until_it_is_given_back_or_kept() {
 #[test]
 fn a_guard_tells_in_time_that_its_lock_may_be_lost() {
     let db = open();
-    let lease = Duration::from_millis(600);
-    let began = std::time::Instant::now();
+    let lease = Duration::from_secs(7);
+    let began = Instant::now();
     let guard = db.lock("job").without_renewal().acquire(lease).unwrap();
     let (told, hears) = std::sync::mpsc::channel();
     guard.when_lost(move || told.send(()).unwrap());
@@ -197,11 +205,12 @@ fn a_guard_tells_in_time_that_its_lock_may_be_lost() {
     let waited = began.elapsed();
     assert!(waited >= lease / 2, "{waited:?}");
     if waited < lease * 9 / 10 {
-        assert!(db.lock("job").try_acquire(lease).unwrap().is_none(), "told before the lease has ended");
+        let rival = db.lock("job").try_acquire(lease).unwrap();
+        assert!(rival.is_none() || began.elapsed() >= lease, "told before the lease has ended");
     }
     hears.recv_timeout(Duration::from_secs(20)).expect("it is told in both ways");
     // Somebody else takes it away: the next renewal finds out.
-    let guard = db.lock("taken").acquire(Duration::from_secs(3)).unwrap();
+    let guard = db.lock("taken").acquire(lease).unwrap();
     let (told, hears) = std::sync::mpsc::channel();
     guard.when_lost(move || told.send(()).unwrap());
     let thief = db.lock("taken").owner(guard.owner()).resume().unwrap().unwrap();

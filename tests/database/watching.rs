@@ -3,7 +3,7 @@
 #![allow(clippy::unit_arg, reason = "`Ok(drop(…?))` is the shortest closure that only writes")]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
@@ -102,13 +102,19 @@ fn a_snapshot_and_the_events_after_it_have_no_gap_and_no_overlap() {
         }
     }
     let is_over = AtomicBool::new(false);
+    let seen = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let over = Over(&is_over);
         let writer = scope.spawn(|| {
             for number in (0u32..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                // Not so far ahead that a subscriber who is kept waiting falls off.
+                while db.sequence() > seen.load(Ordering::Relaxed) + 10_000
+                    && !is_over.load(Ordering::Relaxed)
+                {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 db.insert((number % 100).to_be_bytes(), number.to_be_bytes()).unwrap();
                 if number % 256 == 0 {
-                    // Not so fast that a subscriber who is kept waiting falls off.
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
@@ -117,6 +123,7 @@ fn a_snapshot_and_the_events_after_it_have_no_gap_and_no_overlap() {
             let (snapshot, mut subscriber) = db.snapshot_and_watch("");
             let mut known: BTreeMap<_, _> = snapshot.iter(&db).collect::<Result<_, _>>().unwrap();
             let first = snapshot.sequence() + 1;
+            seen.store(first, Ordering::Relaxed);
             // Each write sets the next number: a gap or an overlap would show.
             let mut last =
                 known.values().max().map(|value| u32::from_be_bytes(value[..].try_into().unwrap()));
@@ -124,6 +131,7 @@ fn a_snapshot_and_the_events_after_it_have_no_gap_and_no_overlap() {
                 let event = subscriber.next_timeout(Duration::from_secs(20)).unwrap();
                 let Event::Insert { key, value } = event else { panic!("{event:?}") };
                 assert_eq!(subscriber.sequence(), sequence);
+                seen.store(sequence, Ordering::Relaxed);
                 let number = u32::from_be_bytes(value[..].try_into().unwrap());
                 assert_eq!(number, last.map_or(0, |last| last + 1));
                 last = Some(number);

@@ -76,15 +76,9 @@ fn what_all_together_hold_is_bounded() {
             redis
         })
         .collect();
-    let mut greedy: Vec<Connection> = Vec::new();
-    let mut refused = 0;
-    for mut redis in sent {
-        match is_closed(&mut redis) {
-            true => refused += 1,
-            false => greedy.push(redis),
-        }
-    }
-    assert!(refused >= 2 && greedy.len() <= 2, "{refused} refused");
+    eventually("two are refused", || sent.iter().filter(|redis| is_closed(redis)).count() >= 2);
+    let greedy: Vec<Connection> = sent.into_iter().filter(|redis| !is_closed(redis)).collect();
+    assert!(greedy.len() <= 2, "{} hold more than there is", greedy.len());
     serves(&served);
     drop(greedy);
     eventually("there is room again", || {
@@ -99,10 +93,12 @@ fn what_all_together_hold_is_bounded() {
     assert_eq!(redis.rest(), "-ERR Protocol error: too big request\\r\\n");
 }
 
-/// Whether it is told something, or its end, within half a second.
-fn is_closed(redis: &mut Connection) -> bool {
-    redis.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    match redis.stream.peek(&mut [0; 20]) {
+/// Whether it was told something, or its end, by now.
+fn is_closed(redis: &Connection) -> bool {
+    redis.stream.set_nonblocking(true).unwrap();
+    let told = redis.stream.peek(&mut [0; 20]);
+    redis.stream.set_nonblocking(false).unwrap();
+    match told {
         Ok(_) => true,
         Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
     }
@@ -139,7 +135,7 @@ fn those_that_hold_most_make_room_for_others() {
 
 #[test]
 fn one_that_has_sent_much_and_then_nothing_is_closed_however_long_it_may_take() {
-    let served = Served::with(1, 1, |options| options.request_time = Duration::from_millis(600));
+    let served = Served::with(1, 1, |options| options.request_time = Duration::from_secs(4));
     let mut idle = served.connect(0);
     assert_eq!(idle.says("MULTI"), "+OK");
     assert_eq!(idle.says("SET little 1"), "+QUEUED");
@@ -149,7 +145,8 @@ fn one_that_has_sent_much_and_then_nothing_is_closed_however_long_it_may_take() 
     assert_eq!(queued.reply(), b"+QUEUED\r\n");
     // It brings so much that minutes would be its own, if it went on.
     let mut half = served.connect(0);
-    half.send(&setting("half", 8 << 20)[..6 << 20]);
+    // It may be closed amid this, if the machine stands still.
+    drop(half.stream.write_all(&setting("half", 8 << 20)[..6 << 20]));
     let began = std::time::Instant::now();
     for told in [queued.rest(), half.rest()] {
         assert!(told.starts_with("-ERR the command, or the password, took too long to come"), "{told}");
@@ -271,7 +268,7 @@ fn a_client_that_does_not_read_is_not_read_from_and_closed_in_the_end() {
 
 #[test]
 fn a_command_that_comes_too_slowly_and_a_password_that_does_not_come_end_the_connection() {
-    let served = Served::with(1, 1, |options| options.request_time = Duration::from_millis(600));
+    let served = Served::with(1, 1, |options| options.request_time = Duration::from_millis(3_500));
     let mut idle = served.connect(0);
     assert_eq!(idle.says("PING"), "+PONG");
     let mut slow = served.connect(0);
@@ -290,7 +287,7 @@ fn a_command_that_comes_too_slowly_and_a_password_that_does_not_come_end_the_con
     // Between commands there is no hurry.
     assert_eq!(idle.says("PING"), "+PONG");
     let guarded = Served::with(1, 1, |options| {
-        options.request_time = Duration::from_millis(600);
+        options.request_time = Duration::from_millis(3_500);
         options.password = Some("secret".to_owned());
     });
     let mut stranger = guarded.connect(0);
@@ -298,7 +295,7 @@ fn a_command_that_comes_too_slowly_and_a_password_that_does_not_come_end_the_con
     assert!(stranger.rest().contains("took too long to come"));
     let mut known = guarded.connect(0);
     assert_eq!(known.says("AUTH secret"), "+OK");
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(Duration::from_millis(4_500));
     assert_eq!(known.says("PING"), "+PONG");
 }
 
@@ -320,7 +317,7 @@ fn connections_are_capped() {
 #[test]
 fn a_client_that_never_pauses_and_one_that_is_reset_are_not_taken_for_slow() {
     let served = Served::with(1, 1, |options| {
-        options.request_time = Duration::from_millis(500);
+        options.request_time = Duration::from_millis(3_500);
         options.password = Some("secret".into());
     });
     let mut pool = served.connect(0);
@@ -331,13 +328,13 @@ fn a_client_that_never_pauses_and_one_that_is_reset_are_not_taken_for_slow() {
     let request = request(&words(&format!("SET k {}", "x".repeat(100_000))));
     let (began, mut sent) = (std::time::Instant::now(), 0);
     busy.send(&request[..50_000]);
-    while began.elapsed() < Duration::from_millis(1_500) {
+    while began.elapsed() < Duration::from_millis(7_500) {
         busy.send(&request[50_000..]);
         busy.send(&request[..50_000]);
         assert_eq!(busy.reply(), b"+OK\r\n");
         sent += 1;
     }
-    assert!(sent > 10, "{sent} in a second and a half");
+    assert!(sent > 3, "{sent} in seven seconds and a half");
     // It has been there for longer than one may be without a password.
     assert_eq!(pool.says("RESET"), "+RESET");
     std::thread::sleep(Duration::from_millis(100));

@@ -86,7 +86,11 @@ impl Connection {
                 return self.buffer.drain(..length).collect();
             }
             let mut piece = [0; 64 << 10];
-            let read = self.stream.read(&mut piece).unwrap();
+            let read = match self.stream.read(&mut piece) {
+                // This process was stopped for a while.
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                read => read.unwrap(),
+            };
             assert!(read > 0, "the connection ended within \"{}\"", self.buffer.escape_ascii());
             self.buffer.extend_from_slice(&piece[..read]);
         }
