@@ -20,9 +20,9 @@
 //! that has lost its disk before it was a voter, and joins again.
 //!
 //! A leader that is elected before the follower is back does not know. What cannot be noticed is a directory that is put
-//! back while no leader knows better: hence never do that (`docs/operating.md`). The last line of defence is the log
-//! itself: it refuses to cut off what is committed, so two replicas that have applied different things do not go on as if
-//! they agreed.
+//! back while no leader knows better: hence never do that (`docs/operating.md`). The last line of defence are
+//! [`check_append`](crate::message::check_append), which refuses entries that contradict what is committed, and the log, which refuses
+//! to cut that off: two replicas that have applied different things do not go on as if they agreed.
 
 use std::collections::BTreeMap;
 

@@ -68,6 +68,11 @@ impl GivenUp {
         }
     }
 
+    /// Those do not who were to count from this term on.
+    pub(crate) fn take_back(&mut self, term: u64) {
+        self.nodes.retain(|_, from| *from != term);
+    }
+
     /// Reads a directory's; nobody, if there is none.
     pub(crate) fn read(disk: &dyn Disk, directory: &Path) -> Result<GivenUp> {
         let path = directory.join("given-up");

@@ -79,7 +79,7 @@ use crate::codec::{Malformed, Put, Take};
 use crate::meta::Record;
 use crate::ring::META_GROUP;
 use crate::status::{
-    GroupStatus, MembershipId, NodeStatus, Role, put_duration, put_ids, take_duration, take_ids,
+    GroupStatus, MembershipId, NodeStatus, OUT_OF_TOUCH, Role, put_duration, put_ids, take_duration, take_ids,
 };
 use crate::transport::NodeId;
 use crate::types::LeaderId;
@@ -263,10 +263,19 @@ pub(crate) fn plan(
         // Who is down has nothing that is missed as long as the others have their quorum: a membership that they do not
         // know would have needed one of them.
         let votes = |(_, seen): &&(NodeId, &GroupStatus)| seen.role != Role::Down && seen.failure.is_none();
-        let voting: BTreeSet<NodeId> = holders.iter().filter(votes).map(|(node, _)| *node).collect();
-        let best_voting = holders.iter().filter(votes).max_by_key(|(_, seen)| newest(seen));
-        if best_voting.is_some_and(|(_, best)| has_quorum(&best.configs, &voting)) {
-            continue;
+        let mut voting: BTreeSet<NodeId> = holders.iter().filter(votes).map(|(node, _)| *node).collect();
+        if let Some((_, best)) = holders.iter().filter(votes).max_by_key(|(_, seen)| newest(seen)) {
+            // Who would not vote, for it lacks something, acknowledges to the leader that there is.
+            let is_heard = |node: &NodeId| {
+                let heard = best.followers.iter().find(|follower| follower.node == *node);
+                let heard = heard.and_then(|follower| follower.heard);
+                best.role == Role::Leader && heard.is_some_and(|heard| heard < OUT_OF_TOUCH)
+            };
+            let running = holders.iter().filter(|(_, seen)| seen.role != Role::Down);
+            voting.extend(running.map(|(node, _)| *node).filter(is_heard));
+            if has_quorum(&best.configs, &voting) {
+                continue;
+            }
         }
         if let Some((node, down)) = holders.iter().find(|(_, seen)| seen.role == Role::Down) {
             let why = down.failure.as_deref().unwrap_or("it is being opened");

@@ -52,14 +52,21 @@ pub(super) async fn run(core: Weak<Core>) {
     }
 }
 
-/// The first map: fails if no node can be reached.
+/// The first map: fails if no node can be reached. One that accepts a connection and does not answer at once may only be
+/// busy: it is asked again.
 pub(super) async fn first(core: &Core, pool: &Pool) -> Result<(), TransportError> {
-    let node = pool.any().await?;
-    let map = ask(pool, node, ROUND * 10).await.ok_or_else(|| {
-        TransportError::Unreachable(format!("node {node} accepted the connection and then did not answer"))
-    })?;
-    adopt(core, pool, map);
-    Ok(())
+    const ATTEMPTS: usize = 3;
+    let mut silent = None;
+    for _ in 0..ATTEMPTS {
+        let node = pool.any().await?;
+        if let Some(map) = ask(pool, node, ROUND * 10).await {
+            adopt(core, pool, map);
+            return Ok(());
+        }
+        silent = Some(node);
+    }
+    let node = silent.expect("it was asked");
+    Err(TransportError::Unreachable(format!("node {node} accepted the connection and then did not answer")))
 }
 
 async fn ask(pool: &Pool, node: NodeId, limit: Duration) -> Option<ClusterMap> {

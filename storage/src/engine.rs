@@ -205,6 +205,7 @@ impl Engine {
             room: room::Room::default(),
             closed: AtomicBool::new(false),
             closing: Mutex::default(),
+            closer: Mutex::default(),
             redb_cache,
             dropped_under_lock: Mutex::default(),
             directory,
@@ -543,16 +544,21 @@ impl Engine {
         let committer = self.shared.commit.lock();
         if self.shared.closed.swap(true, Ordering::AcqRel) {
             drop(committer);
-            // By another, perhaps only just; that may be waiting for this thread, if it is one of the database's own.
-            if std::thread::current().name().is_some_and(|name| name == EXPIRY_THREAD) {
+            // By another, perhaps only just. That may be waiting for this thread, if it is one of the database's own, or be this
+            // very thread, in somebody's code that it has woken.
+            let this = std::thread::current();
+            let is_own = this.name().is_some_and(|name| name == EXPIRY_THREAD);
+            if is_own || *self.shared.closer.lock() == Some(this.id()) {
                 return Ok(());
             }
             return self.shared.closing.lock().clone().map_or(Ok(()), Err);
         }
         let mut closing = self.shared.closing.lock();
+        *self.shared.closer.lock() = Some(std::thread::current().id());
         drop(committer);
         let closed = self.close_once();
         *closing = closed.as_ref().err().cloned();
+        *self.shared.closer.lock() = None;
         closed
     }
 

@@ -32,16 +32,27 @@ impl Group {
             && self.log.may_vote()
         {
             raft.runtime_config().elect(true);
+            // It may have been told meanwhile that it lacks something.
+            self.let_elect_no_more(&raft);
+        }
+    }
+
+    /// Whoever does not have what it has to have stands for no election.
+    fn let_elect_no_more(&self, raft: &Raft) {
+        if !self.log.may_vote() {
+            raft.runtime_config().elect(false);
         }
     }
 
     /// A leader says that this node lacks what it had acknowledged to it, up to `position`.
     pub(crate) async fn forgotten(&self, leader: NodeId, position: u64) -> io::Result<()> {
-        if !self.log.has_to_reach(position).await? {
-            return Ok(());
-        }
+        let is_news = self.log.has_to_reach(position).await?;
+        // One that is only being started looks when it has been.
         if let Some(raft) = self.raft() {
-            raft.runtime_config().elect(false);
+            self.let_elect_no_more(&raft);
+        }
+        if !is_news {
+            return Ok(());
         }
         let why = format!(
             "the log ends before entry {position}, which this node had acknowledged to node {leader}: its directory is an older copy \
@@ -78,7 +89,10 @@ impl Group {
         };
         let raft = Raft::new(self.network.node.0, config, self.network.clone(), self.log.clone(), machine);
         let raft = raft.await.map_err(|error| error.to_string())?;
-        self.raft.store(Some(Arc::new(raft)));
+        let raft = Arc::new(raft);
+        self.raft.store(Some(Arc::clone(&raft)));
+        // What it has to have may have become more while it was started, which takes as long as to apply what is committed.
+        self.let_elect_no_more(&raft);
         *self.failure.lock() = None;
         Ok(())
     }

@@ -269,9 +269,10 @@ impl Inner {
         let opener = Opener::new(self).map_err(|error| error.to_string())?;
         let began = Instant::now();
         let opened = loop {
-            match opener.open(vec![id], false).await {
+            // Whoever still reads from the replica that was there before has its files. What cannot be opened otherwise is down,
+            // and looked after as one that was found so when the node was started.
+            match opener.open(vec![id], true).await {
                 Ok(opened) => break opened,
-                // Whoever still reads from the replica that was there before has its files.
                 Err(error) if began.elapsed() > READERS || *self.stop.borrow() => {
                     return Err(error.to_string());
                 }

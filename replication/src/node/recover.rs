@@ -247,6 +247,7 @@ impl Inner {
         if *self.stop.borrow() {
             return Err(ClusterError::Unavailable("the node is stopping".to_owned()));
         }
+        let mut failure = None;
         for (id, term, expected) in groups {
             if !self.fence.holds(operation) {
                 return Err(ClusterError::Conflict(
@@ -254,8 +255,13 @@ impl Inner {
                 ));
             }
             let group = self.group(id)?;
-            if self.go_on_with(&group, term, expected, &lost).await? {
-                started.push(group);
+            match self.go_on_with(&group, term, expected, &lost).await {
+                Ok(true) => started.push(group),
+                Ok(false) => {}
+                // Nothing goes on before the meta group does, which says who is lost.
+                Err(error) if id == META_GROUP => return Err(error),
+                // The others are not the worse for that.
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
         drop(hosting);
@@ -271,7 +277,7 @@ impl Inner {
                 tokio::time::sleep(LOOK).await;
             }
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
     /// Whether this node has the group alone now.
@@ -331,25 +337,45 @@ impl Inner {
             self.write_given_up(|file| file.add(leader_id.term, lost.iter().copied())).await?;
             self.fence.is_about_to_give_up(lost.iter().copied().collect());
         }
+        let appended = self.append_membership(group, leader_id, last.index + 1).await;
+        if id == META_GROUP {
+            if appended.is_ok() {
+                self.give_up(leader_id.term, lost.iter().copied()).await?;
+            } else if log.last().is_some_and(|now| now == last) {
+                // Nothing came of it.
+                self.write_given_up(|file| file.take_back(leader_id.term)).await?;
+                self.fence.is_about_to_give_up(BTreeSet::new());
+            }
+        }
+        appended?;
+        // It may have been one that was getting its log again: there is nobody left to get the rest from.
+        log.is_enough().await.map_err(storage)
+    }
+
+    /// The entry that makes this node the only member of a group, in a leadership of its own.
+    async fn append_membership(
+        &self,
+        group: &Group,
+        leader_id: LeaderId,
+        index: u64,
+    ) -> Result<(), ClusterError> {
+        let (me, id) = (self.config.node, group.id);
+        let storage = |error: std::io::Error| ClusterError::Storage(format!("group {id}: {error}"));
+        let mut log = group.log.clone();
         // First, and not as if it had been elected: a crash leaves one who votes for nobody of the past.
         log.save_vote(&Vote { leader_id, committed: false }).await.map_err(storage)?;
         let member = Member { addresses: self.config.addresses.clone() };
         let membership = Membership::new(vec![BTreeSet::from([me.0])], BTreeMap::from([(me.0, member)]))
             .map_err(|error| ClusterError::Invalid(error.to_string()))?;
-        let log_id = LogId::new(leader_id, last.index + 1);
+        let log_id = LogId::new(leader_id, index);
         tracing::warn!(group = id, %log_id, "this node goes on with the group alone");
         let (flushed, is_flushed) = TypeConfig::oneshot();
         let entries = vec![Entry { log_id, payload: Payload::Membership(membership) }];
         log.append(entries, IOFlushed::signal(flushed)).await.map_err(storage)?;
         match is_flushed.await {
-            Ok(durable) => durable.map_err(storage)?,
-            Err(_) => return Err(ClusterError::Storage(format!("group {id}: the WAL was closed"))),
+            Ok(durable) => durable.map_err(storage),
+            Err(_) => Err(ClusterError::Storage(format!("group {id}: the WAL was closed"))),
         }
-        if id == META_GROUP {
-            self.give_up(leader_id.term, lost.iter().copied()).await?;
-        }
-        // It may have been one that was getting its log again: there is nobody left to get the rest from.
-        log.is_enough().await.map_err(storage)
     }
 }
 
@@ -470,10 +496,20 @@ impl Inner {
     pub(super) async fn load_given_up(&self, cluster: &Cluster) -> dogsled_storage::Result<()> {
         let (disk, directory) = (Arc::clone(&self.config.disk), self.config.directory.clone());
         let read = self.blocking.run(move || GivenUp::read(&*disk, &directory)).await;
-        let found = read.map_err(|error| dogsled_storage::Error::io("reading who was given up", error))??;
-        let last = cluster.group(META_GROUP).and_then(|group| group.log.last());
-        // Others were to be given up by one who died before it went on without them, and has not.
-        self.fence.set_given_up(found.as_of(last.map_or(0, |last| last.leader_id.term)));
+        let mut found =
+            read.map_err(|error| dogsled_storage::Error::io("reading who was given up", error))??;
+        let meta = cluster.group(META_GROUP);
+        let term = meta.as_ref().and_then(|group| group.log.last()).map_or(0, |last| last.leader_id.term);
+        // Others were to be given up by one who died before it went on without them, and has not: nor are they later, when the
+        // log comes to such a term by other means. Where the log itself has to come from others that is not known.
+        if meta.is_some_and(|group| group.log.may_vote()) && found.nodes.values().any(|from| *from > term) {
+            found.nodes.retain(|_, from| *from <= term);
+            let (disk, directory) = (Arc::clone(&self.config.disk), self.config.directory.clone());
+            let without = found.clone();
+            let written = self.blocking.run(move || without.write(&*disk, &directory)).await;
+            written.map_err(|error| dogsled_storage::Error::io("writing who was given up", error))??;
+        }
+        self.fence.set_given_up(found.as_of(term));
         if let Some(Held { operation, lost, until_ms }) = found.held.clone() {
             let left = Duration::from_millis(until_ms.saturating_sub(self.config.clock.now_ms()));
             self.fence.hold_still(operation, lost, left);

@@ -398,3 +398,25 @@ async fn of_two_operators_at_once_one_recovers_and_the_other_hears_of_it() {
         check(&cluster, node, "after", 1..=PARTITIONS).await;
     }
 }
+
+/// As one leaves it who dies between writing down whom it is about to give up and the entry that gives them up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_only_about_to_be_given_up_is_not_when_the_log_comes_to_that_term() {
+    let mut cluster = Cluster::made(3, 1, |_| {}).await;
+    cluster.put(1, "k", "1").await;
+    cluster.stop(1).await;
+    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let of_node = |node: u64| {
+        // Version 1, one node, nobody held; the node, and the term from which on it counts.
+        let mut bytes = [&b"doglost\0"[..], &words(&[1 | 1 << 32, 0, 0, 0, 0, node, 1 << 40])].concat();
+        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+        bytes
+    };
+    let path = cluster.config(1).directory.join("given-up");
+    std::fs::write(&path, of_node(2)).unwrap();
+    cluster.start(1).await;
+    let left = std::fs::read(&path).unwrap();
+    assert!(left.len() < of_node(2).len(), "node 2 is still written down: {left:?}");
+    cluster.put(1, "k", "2").await;
+    assert_eq!(cluster.get(1, 1, "k").await.as_deref(), Some("2"));
+}

@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     pub(super) closed: AtomicBool,
     /// Held while it is being closed; the error that it ended with.
     pub(super) closing: Mutex<Option<Error>>,
+    /// The thread that is closing it.
+    pub(super) closer: Mutex<Option<std::thread::ThreadId>>,
     pub(crate) redb_cache: usize,
     /// See [`Engine::drop_under_lock`](crate::Engine::drop_under_lock).
     pub(super) dropped_under_lock: Mutex<Vec<Box<dyn Any + Send>>>,
