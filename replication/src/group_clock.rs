@@ -159,13 +159,14 @@ impl GroupClock {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
 
+    /// A clock that stands where it is put.
     #[derive(Debug, Default)]
-    struct Hand(AtomicU64);
+    pub(crate) struct Hand(AtomicU64);
 
     impl Clock for Hand {
         fn now_ms(&self) -> u64 {

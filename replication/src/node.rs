@@ -47,6 +47,7 @@ pub(crate) mod hosting;
 mod load;
 mod maintenance;
 mod members;
+mod peer;
 mod pins;
 mod reads;
 pub(crate) mod record;

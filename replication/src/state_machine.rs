@@ -485,22 +485,12 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointLooker {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use dogsled_storage::disk::{Disk, SimulatedDisk};
     use dogsled_storage::wal::WalOptions;
 
     use super::*;
+    use crate::group_clock::tests::Hand;
     use crate::metrics::NodeMetrics;
-
-    #[derive(Debug, Default)]
-    struct Hand(AtomicU64);
-
-    impl Clock for Hand {
-        fn now_ms(&self) -> u64 {
-            self.0.load(Ordering::Relaxed)
-        }
-    }
 
     /// Openraft asks for a snapshot again and again for a follower that it does not reach.
     #[tokio::test(start_paused = true)]
